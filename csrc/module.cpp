@@ -1,0 +1,13 @@
+// The Python module pagoda._native. Each source file binds what it holds.
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+namespace pagoda {
+void bind_sampler(nb::module_ &m);
+}  // namespace pagoda
+
+NB_MODULE(_native, m) {
+    m.doc() = "Pagoda's native kernels.";
+    pagoda::bind_sampler(m);
+}

@@ -1,0 +1,155 @@
+"""What a backend is: a short list of ops, and a loaded model that runs batches.
+
+A model file (`pagoda.models`) states its forward pass once, in `Ops`. The reference backend computes each op at
+once in numpy; the CPU backend records them into a native program; handles are opaque to the model.
+
+Letters: T tokens of the step, E hidden size, F feed-forward size, H query heads, K KV heads, D head size, V vocabulary,
+R rows whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda.types import Batch, FloatArray
+
+Handle = Any  # numpy array in the reference backend, a buffer id in recorded programs
+
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+RopeStyle = Literal["interleaved", "neox"]  # pairs (2i, 2i+1), or (i, i + D/2)
+KVType = Literal["f16", "bf16", "f32", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary embedding of one layer kind: angle of pair i at position p is p * inv_freq[i]; q and k are scaled by `scale`."""
+
+    style: RopeStyle
+    inv_freq: FloatArray  # [rotary_dim / 2], scaling (linear, llama3, yarn, longrope) already applied
+    scale: float = 1.0  # attention factor of yarn and longrope
+
+    @property
+    def rotary_dim(self) -> int:
+        return 2 * int(self.inv_freq.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """Causal attention of one layer. `window`: a query at p sees keys in (p - window, p]; None: all up to p."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None  # scores become softcap * tanh(scores / softcap)
+
+
+@dataclass(frozen=True, slots=True)
+class KVGroup:
+    """Layers that share block tables: same window. One block of the group holds 16 tokens of all its layers."""
+
+    layers: tuple[int, ...]
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """A tensor as it lies in a file: `data` is a memory-mapped uint8 view of `type` blocks, row-major.
+
+    shape is (rows, columns) or (n,), the last dimension contiguous: a linear layer's weight is (out, in).
+    """
+
+    name: str
+    type: str  # key into pagoda.formats.blocks.BLOCK_TYPES
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]
+
+
+class Ops(Protocol):
+    """The ops a forward pass is made of. Weights are RawTensors; equal names mean the same weight."""
+
+    def embed(self, table: RawTensor, scale: float = 1.0) -> Handle:
+        """Rows of `table` (V, E) for the batch's tokens, times scale. → [T, E]"""
+
+    def rms_norm(self, x: Handle, weight: RawTensor, eps: float) -> Handle:
+        """x / sqrt(mean(x²) + eps) * weight, over the last dimension. → [T, E]"""
+
+    def head_norm(self, x: Handle, weight: RawTensor, eps: float, num_heads: int) -> Handle:
+        """rms_norm over each head of x [T, num_heads * D] with weight (D,)."""
+
+    def linear(self, x: Handle, weight: RawTensor, bias: RawTensor | None = None) -> Handle:
+        """x @ weight.T + bias. → [T, out]"""
+
+    def rope(self, x: Handle, num_heads: int, spec: RopeSpec) -> Handle:
+        """Rotate the first rotary_dim of each head of x [T, num_heads * D] by the tokens' positions."""
+
+    def attention(self, layer: int, q: Handle, k: Handle, v: Handle, spec: AttentionSpec) -> Handle:
+        """Store k, v [T, K * D] in the layer's KV blocks, then attend q [T, H * D] to them. → [T, H * D]"""
+
+    def gated(self, gate: Handle, up: Handle, activation: Activation) -> Handle:
+        """activation(gate) * up. → [T, F]"""
+
+    def add(self, x: Handle, y: Handle) -> Handle:
+        """x + y. A recorded program may write the sum over x; x is not to be used afterwards."""
+
+    def logits(
+        self, x: Handle, weight: RawTensor, scale: float = 1.0, softcap: float | None = None
+    ) -> Handle:
+        """Output head for the wanted rows only: scale * (x[logit_rows] @ weight.T), soft-capped. → [R, V]"""
+
+
+class ForwardModel(Protocol):
+    """What a model file gives a backend. Attributes beyond these are the model's own."""
+
+    vocab_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    max_context: int
+    kv_groups: tuple[KVGroup, ...]
+
+    def forward(self, ops: Ops) -> Handle:
+        """State the forward pass; returns what `ops.logits` returned."""
+
+
+class LoadedModel(Protocol):
+    """A model whose weights are in place. One thread uses it at a time."""
+
+    weight_bytes: int  # resident bytes of weights
+    buffer_bytes: int  # resident bytes of working buffers for max_batch_tokens
+
+    def block_bytes(self, group: int) -> int:
+        """Bytes of one block of KV group `group`, all its layers, K and V."""
+
+    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
+        """Allocate the KV pool, a count per group. Blocks are numbered from 0. Called once, before forward."""
+
+    def forward(self, batch: Batch) -> FloatArray:
+        """Run one step. → logits [R, V] float32, valid until the next call."""
+
+    def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
+        """Copy KV blocks: pairs [N, 2] of (source, destination)."""
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+
+
+class Backend(Protocol):
+    """A device kind that loads models."""
+
+    name: str
+
+    def load(
+        self,
+        model: ForwardModel,
+        *,
+        max_batch_tokens: int,
+        max_batch_seqs: int,
+        kv_type: KVType,
+    ) -> LoadedModel:
+        """Put the model's weights in place, ready for allocate_kv."""

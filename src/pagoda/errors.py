@@ -1,0 +1,78 @@
+"""Everything that Pagoda raises on purpose, as one tree.
+
+    PagodaError
+    ├── ConfigError          a flag, environment variable or settings file is wrong
+    ├── SourceError          a model name leads nowhere, a download failed or has the wrong digest
+    ├── FormatError          a file is truncated, hostile or inconsistent; says at which offset
+    ├── UnsupportedError     well-formed, but this architecture, tensor type or feature is not supported
+    ├── CapacityError        it does not fit in memory; says by how much and what would fit
+    ├── RequestError         a request is invalid (HTTP 400); names the parameter
+    │   └── ContextLengthError   prompt + max_tokens exceed the context
+    ├── OverloadedError      the queue is full (HTTP 429); says when to come back
+    └── EngineError          the engine has stopped; says why
+
+Users cause these, so each message carries the offending value and the remedy. What only our own mistake can
+cause is an `assert`.
+"""
+
+from __future__ import annotations
+
+
+class PagodaError(Exception):
+    """Base of all errors that Pagoda raises on purpose."""
+
+
+class ConfigError(PagodaError):
+    """A flag, an environment variable or a settings file is wrong."""
+
+
+class SourceError(PagodaError):
+    """A model name cannot be turned into local files."""
+
+
+class FormatError(PagodaError):
+    """A file breaks its format. `offset` is the byte at which it does, where that is known."""
+
+    def __init__(self, message: str, *, path: str | None = None, offset: int | None = None) -> None:
+        where = "".join(
+            [f"{path}: " if path is not None else "", f"at byte {offset}: " if offset is not None else ""]
+        )
+        super().__init__(where + message)
+        self.path = path
+        self.offset = offset
+
+
+class UnsupportedError(PagodaError):
+    """Well-formed input that Pagoda does not support."""
+
+
+class CapacityError(PagodaError):
+    """Something does not fit in memory."""
+
+
+class RequestError(PagodaError):
+    """A request is invalid. `param` names the field, `code` is a short machine-readable reason."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextLengthError(RequestError):
+    """Prompt and requested output do not fit in the model's context."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class OverloadedError(PagodaError):
+    """The queue is full. `retry_after` is in seconds, from the measured drain rate."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineError(PagodaError):
+    """The engine has stopped and can serve nothing more."""

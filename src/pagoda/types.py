@@ -1,0 +1,165 @@
+"""The values that flow through Pagoda: Request → Sequence → StepPlan → Batch → StepResult → Delta.
+
+Each is small and says what it owns. `Sequence`, which lives in the engine, is the only mutable one and is
+defined there (`pagoda.engine.sequence`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+BLOCK_SIZE = 16  # tokens in one KV block
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to pick tokens. Field names and defaults are vLLM's; validated by `pagoda.sampling.params.validate`."""
+
+    n: int = 1
+    max_tokens: int | None = 16  # None: until the context is full
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0  # over output
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    logprobs: int | None = None  # None: none; 0: only the sampled token's; k: the k likeliest too
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to be continued, `params.n` times."""
+
+    id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    arrival: float  # time.monotonic() seconds
+    priority: int = 0  # lower is served first, as in vLLM
+    tenant: str = ""  # fairness is between tenants
+    cache_salt: str = ""  # prefix blocks are shared only between equal salts
+    adapter: str | None = None  # LoRA adapter, None: the base model
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """One candidate token at one position. `rank` is 1 for the likeliest."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The chosen token at one position and the likeliest candidates there, likeliest first."""
+
+    chosen: Logprob
+    top: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward pass over T tokens of B sequences, as the backend sees it.
+
+    Sequence b owns tokens [seq_starts[b], seq_starts[b+1]), which stand at consecutive positions; after the step
+    its KV holds context_lens[b] tokens. Position p of sequence b lives in block block_tables[g][b, p // 16], slot
+    p % 16, of KV group g. Entries of blocks that a sliding window has given back are -1.
+    """
+
+    tokens: Int32Array  # [T]
+    positions: Int32Array  # [T]
+    seq_starts: Int32Array  # [B + 1]
+    context_lens: Int32Array  # [B]
+    block_tables: tuple[Int32Array, ...]  # a KV group each: [B, max_blocks]
+    logit_rows: Int32Array  # [R] indices into tokens whose logits are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of a finished request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # prompt tokens whose KV came from the prefix cache
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step added to choice `index` of a request; the last one of a choice has a finish_reason.
+
+    `text` is what may be shown: whole characters only, nothing that may still become a stop string.
+    `token_ids` and `logprobs` are those of this step's tokens, whether or not their text is out yet.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None  # the stop token id or stop string that ended it
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # on the first delta, when asked for
+    usage: Usage | None = None  # of this choice, with finish_reason
+    error: str | None = None  # with finish_reason "error"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """Times of a choice that has ended, in time.monotonic() seconds."""
+
+    request_id: str
+    tenant: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    arrival: float
+    first_scheduled: float | None
+    first_token: float | None
+    finished: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The facts of one engine step; `pagoda.observe` turns them into series. Counts are of this step alone."""
+
+    deltas: tuple[Delta, ...] = ()
+    finished: tuple[FinishedRequest, ...] = ()
+    ttft_s: tuple[float, ...] = ()  # of choices that got their first token in this step
+    inter_token_s: tuple[float, ...] = ()  # of choices that got a further token
+    queue_s: tuple[float, ...] = ()  # of requests scheduled for the first time
+    num_running: int = 0
+    num_waiting: int = 0
+    num_preempted: int = 0
+    num_prompt_tokens: int = 0  # computed, not taken from the cache
+    num_generation_tokens: int = 0
+    prefix_queries: int = 0  # tokens looked up in the prefix cache
+    prefix_hits: int = 0  # tokens found there
+    kv_blocks_total: int = 0
+    kv_blocks_used: int = 0  # held by sequences, cached free ones not counted
+    kv_slots_wasted: int = 0  # slots of used blocks that hold no token
+    step_s: float = 0.0  # wall time of the whole step
+    forward_s: float = 0.0  # of the backend's forward pass
+    sample_s: float = 0.0
