@@ -34,9 +34,7 @@ class FormatError(PagodaError):
     """A file breaks its format. `offset` is the byte at which it does, where that is known."""
 
     def __init__(self, message: str, *, path: str | None = None, offset: int | None = None) -> None:
-        where = "".join(
-            [f"{path}: " if path is not None else "", f"at byte {offset}: " if offset is not None else ""]
-        )
+        where = "".join([f"{path}: " if path is not None else "", f"at byte {offset}: " if offset is not None else ""])
         super().__init__(where + message)
         self.path = path
         self.offset = offset

@@ -3,8 +3,8 @@
 A model file (`pagoda.models`) states its forward pass once, in `Ops`. The reference backend computes each op at
 once in numpy; the CPU backend records them into a native program; handles are opaque to the model.
 
-Letters: T tokens of the step, E hidden size, F feed-forward size, H query heads, K KV heads, D head size, V vocabulary,
-R rows whose logits are wanted.
+Letters: T tokens of the step, E hidden size, F feed-forward size, H query heads, K KV heads, D head size,
+V vocabulary, R rows whose logits are wanted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KVType = Literal["f16", "bf16", "f32", "int8"]
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary embedding of one layer kind: angle of pair i at position p is p * inv_freq[i]; q and k are scaled by `scale`."""
+    """Rotary embedding of one layer kind: pair i turns by position * inv_freq[i]; q and k are scaled by `scale`."""
 
     style: RopeStyle
     inv_freq: FloatArray  # [rotary_dim / 2], scaling (linear, llama3, yarn, longrope) already applied
@@ -97,9 +97,7 @@ class Ops(Protocol):
     def add(self, x: Handle, y: Handle) -> Handle:
         """x + y. A recorded program may write the sum over x; x is not to be used afterwards."""
 
-    def logits(
-        self, x: Handle, weight: RawTensor, scale: float = 1.0, softcap: float | None = None
-    ) -> Handle:
+    def logits(self, x: Handle, weight: RawTensor, scale: float = 1.0, softcap: float | None = None) -> Handle:
         """Output head for the wanted rows only: scale * (x[logit_rows] @ weight.T), soft-capped. → [R, V]"""
 
 

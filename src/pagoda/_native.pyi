@@ -1,0 +1,1 @@
+"""Types of the native module. Each csrc file that binds something states it here."""
