@@ -163,3 +163,16 @@ class StepResult:
     step_s: float = 0.0  # wall time of the whole step
     forward_s: float = 0.0  # of the backend's forward pass
     sample_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """A tensor as it lies in a file: `data` is a memory-mapped uint8 view of `type` blocks, row-major.
+
+    shape is (rows, columns) or (n,), the last dimension contiguous: a linear layer's weight is (out, in).
+    """
+
+    name: str
+    type: str  # key into pagoda.formats.blocks.BLOCK_TYPES
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]

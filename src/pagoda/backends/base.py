@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda.types import Batch, FloatArray
+from pagoda.types import RawTensor as RawTensor  # part of this interface
 
 Handle = Any  # numpy array in the reference backend, a buffer id in recorded programs
 
@@ -55,19 +56,6 @@ class KVGroup:
 
     layers: tuple[int, ...]
     window: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class RawTensor:
-    """A tensor as it lies in a file: `data` is a memory-mapped uint8 view of `type` blocks, row-major.
-
-    shape is (rows, columns) or (n,), the last dimension contiguous: a linear layer's weight is (out, in).
-    """
-
-    name: str
-    type: str  # key into pagoda.formats.blocks.BLOCK_TYPES
-    shape: tuple[int, ...]
-    data: npt.NDArray[np.uint8]
 
 
 class Ops(Protocol):
