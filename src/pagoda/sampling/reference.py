@@ -1,0 +1,175 @@
+"""Sampling in plain numpy, by sorting: slow, and the truth that the native sampler is tested against.
+
+Order, as vLLM's: allowed ids, masks, bad words, min_tokens, bias, penalties, temperature, min_p, top_k, top_p, draw.
+Tokens rank by logit, ties by id, lower first. The draw walks the kept tokens by id.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda.sampling.base import Sampled, SamplerState, TokenMasks, TokenSequences, UInt32Array
+from pagoda.sampling.philox import uniform
+from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs
+
+Float64Array = npt.NDArray[np.float64]
+
+NOT_FINITE = "the model's logits hold NaN or +inf"
+NOTHING_ALLOWED = "every token is ruled out by masks, allowed_token_ids, bad_words or min_tokens together"
+
+
+class ReferenceState:
+    """Everything is recomputed from the token lists whenever it is needed."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        choice_index: int,
+        seed: int,
+        stop_token_ids: Sequence[int],
+        bad_words: TokenSequences,
+    ) -> None:
+        self.params = params
+        self.prompt_token_ids = tuple(prompt_token_ids)
+        self.choice_index = choice_index
+        self.seed = seed
+        self.stop_token_ids = tuple(stop_token_ids)
+        self.bad_words = tuple(tuple(word) for word in bad_words)
+        self.output_token_ids: list[int] = []
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.output_token_ids)
+
+    def accept(self, token_id: int) -> None:
+        self.output_token_ids.append(token_id)
+
+    def rewind(self, num_outputs: int) -> None:
+        assert num_outputs <= self.num_outputs
+        del self.output_token_ids[num_outputs:]
+
+    def adjust(self, raw: FloatArray, mask: UInt32Array | None) -> FloatArray:
+        """The logits that this sequence's params make of the model's. → [V] float32, banned tokens -inf"""
+        banned = self._banned(raw.shape[0], mask)
+        logits = np.where(banned, np.float32(-np.inf), raw)
+        for token_id, bias in self.params.logit_bias.items():
+            logits[token_id] += np.float32(bias)
+        return self._penalised(logits)
+
+    def _banned(self, vocab_size: int, mask: UInt32Array | None) -> npt.NDArray[np.bool_]:
+        banned = np.zeros(vocab_size, dtype=np.bool_)
+        if self.params.allowed_token_ids is not None:
+            banned[:] = True
+            banned[list(self.params.allowed_token_ids)] = False
+        if mask is not None:
+            banned |= np.unpackbits(mask.view(np.uint8), bitorder="little")[:vocab_size] == 0
+        for *prefix, last in self.bad_words:
+            if self.output_token_ids[self.num_outputs - len(prefix) :] == prefix:
+                banned[last] = True
+        if self.num_outputs < self.params.min_tokens:
+            banned[list(self.stop_token_ids)] = True
+        return banned
+
+    def _penalised(self, logits: FloatArray) -> FloatArray:
+        outputs = Counter(self.output_token_ids)
+        repetition = np.float32(self.params.repetition_penalty)
+        for token_id in {*self.prompt_token_ids, *outputs}:
+            logit = logits[token_id]
+            logits[token_id] = logit / repetition if logit > 0 else logit * repetition
+        for token_id, count in outputs.items():
+            logits[token_id] -= np.float32(self.params.frequency_penalty) * np.float32(count)
+            logits[token_id] -= np.float32(self.params.presence_penalty)
+        return logits
+
+
+class ReferenceSampler:
+    """See `pagoda.sampling.base.SamplerProtocol`."""
+
+    def open(
+        self,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        choice_index: int,
+        seed: int,
+        *,
+        stop_token_ids: Sequence[int] = (),
+        bad_words: TokenSequences = (),
+    ) -> ReferenceState:
+        return ReferenceState(params, prompt_token_ids, choice_index, seed, stop_token_ids, bad_words)
+
+    def sample(
+        self,
+        logits: FloatArray,
+        states: Sequence[SamplerState],
+        *,
+        rows: Int32Array | None = None,
+        masks: TokenMasks | None = None,
+    ) -> Sampled:
+        token_ids = np.zeros(len(states), dtype=np.int32)
+        logprobs: list[TokenLogprobs | None] = [None] * len(states)
+        errors: dict[int, str] = {}
+        mask_of = {} if masks is None else dict(zip(masks.rows.tolist(), masks.allowed, strict=True))
+        for n, state in enumerate(states):
+            assert isinstance(state, ReferenceState)
+            raw = logits[n if rows is None else rows[n]]
+            adjusted = state.adjust(raw, mask_of.get(n))
+            if error := find_error(raw, adjusted):
+                errors[n] = error
+                continue
+            token_ids[n] = pick(adjusted, state)
+            if state.params.logprobs is not None:
+                logprobs[n] = token_logprobs(raw, int(token_ids[n]), state.params.logprobs)
+        return Sampled(token_ids, logprobs, errors)
+
+    def prompt_logprobs(self, logits: FloatArray, targets: Int32Array, num_top: int) -> list[TokenLogprobs]:
+        return [token_logprobs(row, int(target), num_top) for row, target in zip(logits, targets, strict=True)]
+
+
+def find_error(raw: FloatArray, adjusted: FloatArray) -> str | None:
+    """Why no token can be chosen from this row, if so."""
+    if np.isnan(raw).any() or np.isposinf(raw).any():
+        return NOT_FINITE
+    return NOTHING_ALLOWED if np.isneginf(adjusted).all() else None
+
+
+def pick(adjusted: FloatArray, state: ReferenceState) -> int:
+    """Greedy, or one draw from the distribution."""
+    if state.params.temperature == 0:
+        return int(np.argmax(adjusted))
+    ids, probs = distribution(adjusted, state.params)
+    cumulative = np.cumsum(probs)
+    target = uniform(state.seed, state.choice_index, state.num_outputs) * cumulative[-1]
+    return int(ids[np.searchsorted(cumulative, target, side="right")])
+
+
+def distribution(adjusted: FloatArray, params: SamplingParams) -> tuple[Int32Array, Float64Array]:
+    """The tokens that may be drawn, by id, and their probabilities. → ([N] int32, [N] float64)"""
+    order = np.lexsort((np.arange(adjusted.shape[0]), -adjusted))
+    scaled = (adjusted[order] - adjusted[order[0]]).astype(np.float64) / params.temperature
+    weights = np.exp(scaled)
+    keep = weights >= params.min_p
+    keep &= weights > 0
+    if params.top_k > 0:
+        keep[params.top_k :] = False
+    order, weights = order[keep], weights[keep]
+    if params.top_p < 1.0:
+        mass_before = np.cumsum(weights) - weights
+        keep = mass_before < params.top_p * weights.sum()
+        order, weights = order[keep], weights[keep]
+    by_id = np.argsort(order)
+    return order[by_id].astype(np.int32), weights[by_id] / weights.sum()
+
+
+def token_logprobs(raw: FloatArray, token_id: int, num_top: int) -> TokenLogprobs:
+    """Of the model's own distribution: before penalties, masks and temperature."""
+    logits = raw.astype(np.float64)
+    logprobs = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    order = np.lexsort((np.arange(raw.shape[0]), -raw))[:num_top]
+    top = tuple(Logprob(int(i), float(logprobs[i]), rank) for rank, i in enumerate(order, start=1))
+    chosen = Logprob(token_id, float(logprobs[token_id]), 1 + int((raw > raw[token_id]).sum()))
+    return TokenLogprobs(chosen, top)
