@@ -1,0 +1,306 @@
+"""Which blocks a sequence's tokens live in: block tables over pools, shared by prefix and by fork.
+
+Every KV group has its own pool, prefix index and table; logical block i of a sequence holds its tokens
+[16 i, 16 i + 16) in every group. Invariant between steps, for a sequence with c computed tokens:
+
+    blocks [0, first)         given back, -1 in the table      (sliding-window groups only)
+    blocks [first, published) full, findable by other requests, never written again
+    blocks [published, end)   private, or shared with forks: copied before the first write
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from pagoda.kv.blocks import BlockPool
+from pagoda.kv.prefix import PrefixCache, extend_keys, first_needed_block, longest_match
+from pagoda.types import BLOCK_SIZE, Int32Array
+
+CopyBlocks = Callable[[int, Int32Array], None]  # (group, pairs [N, 2] of source and destination)
+
+GIVEN_BACK = -1
+
+
+def blocks_for(num_tokens: int) -> int:
+    """Blocks that num_tokens tokens stand in."""
+    return -(-num_tokens // BLOCK_SIZE)
+
+
+def peak_blocks(num_tokens: int, window: int | None, chunk: int) -> int:
+    """The most blocks of a group that a sequence of num_tokens ever holds, computed `chunk` at a time."""
+    if window is None:
+        return blocks_for(num_tokens)
+    return min(blocks_for(num_tokens), blocks_for(window + chunk) + 1)
+
+
+class BlockTable:
+    """The blocks of one sequence: a row of every group's table."""
+
+    __slots__ = ("blocks", "first", "keys", "num_blocks", "num_published", "num_tokens", "root", "row", "tail_shared")
+
+    def __init__(self, row: int, num_groups: int, root: bytes, keys: list[bytes]) -> None:
+        self.row = row
+        self.root = root
+        self.keys = keys  # of the full blocks, as far as they were asked for
+        self.blocks: list[list[int]] = [[] for _ in range(num_groups)]  # [G][num_blocks]
+        self.num_blocks = 0
+        self.num_tokens = 0  # computed; the last block may have room for more
+        self.first = [0] * num_groups  # blocks before it are given back
+        self.num_published = 0
+        self.tail_shared = False  # a fork may hold the last block too, and it is not full
+
+
+class _Group:
+    """Pool, prefix index and table rows of one KV group."""
+
+    def __init__(self, window: int | None, num_blocks: int, max_seqs: int, max_blocks: int) -> None:
+        self.window = window
+        self.pool = BlockPool(num_blocks)
+        self.prefix = PrefixCache(window)
+        self.rows: Int32Array = np.full((max_seqs, max_blocks), GIVEN_BACK, np.int32)
+
+    def take(self) -> int:
+        block, was_kept = self.pool.allocate()
+        if was_kept:
+            self.prefix.forget(block)
+        return block
+
+    def release(self, blocks: Iterable[int]) -> None:
+        pool, prefix = self.pool, self.prefix
+        for block in blocks:
+            pool.release(block, keep=block in prefix)
+
+
+class KVCache:
+    """Block tables of up to `max_seqs` sequences of up to `max_context` tokens.
+
+    windows[g] and num_blocks[g] describe the groups; `copy` is `LoadedModel.copy_blocks`.
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[int | None],
+        num_blocks: Sequence[int],
+        *,
+        max_seqs: int,
+        max_context: int,
+        copy: CopyBlocks,
+        prefix_caching: bool = True,
+    ) -> None:
+        self.max_blocks = blocks_for(max_context)
+        self.prefix_caching = prefix_caching
+        self._groups = [_Group(w, n, max_seqs, self.max_blocks) for w, n in zip(windows, num_blocks, strict=True)]
+        self._copy = copy
+        self._free_rows = list(range(max_seqs - 1, -1, -1))
+        self._tables: dict[int, BlockTable] = {}  # by row
+
+    # What there is
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return tuple(group.window for group in self._groups)
+
+    @property
+    def num_blocks(self) -> tuple[int, ...]:
+        return tuple(group.pool.num_blocks for group in self._groups)
+
+    @property
+    def num_free_blocks(self) -> tuple[int, ...]:
+        return tuple(group.pool.num_free for group in self._groups)
+
+    @property
+    def num_free_rows(self) -> int:
+        return len(self._free_rows)
+
+    def rows(self, tables: Sequence[BlockTable]) -> tuple[Int32Array, ...]:
+        """Block tables of a batch, a group each: [B, widest]."""
+        index = [table.row for table in tables]
+        width = max(table.num_blocks for table in tables)
+        return tuple(group.rows[:, :width].take(index, axis=0) for group in self._groups)
+
+    # Coming: match, can_open / open
+
+    def match(self, root: bytes, keys: list[bytes], tokens: array[int], num_tokens: int) -> int:
+        """How many leading full blocks of tokens[:num_tokens] are cached; at least one token is left to compute."""
+        if not self.prefix_caching:
+            return 0
+        extend_keys(keys, root, tokens, num_tokens)
+        return longest_match([group.prefix for group in self._groups], keys[: (num_tokens - 1) // BLOCK_SIZE])
+
+    def can_open(
+        self, keys: Sequence[bytes], num_cached: int, num_tokens: int, chunk: int, spare: Sequence[int]
+    ) -> bool:
+        """Whether a new sequence can get to num_tokens without taking blocks from the running ones.
+
+        `spare` is how many blocks a group are promised to others.
+        """
+        if not self._free_rows:
+            return False
+        for group, promised in zip(self._groups, spare, strict=True):
+            first = first_needed_block(num_cached * BLOCK_SIZE, group.window)
+            revived = sum(group.pool.refs(block) == 0 for block in self._cached(group, keys, first, num_cached))
+            held = num_cached - first
+            needed = max(0, min(blocks_for(num_tokens) - first, self._peak(group, num_tokens, chunk)) - held)
+            if group.pool.num_free - revived - promised < needed:
+                return False
+        return True
+
+    def open(self, root: bytes, keys: list[bytes], num_cached: int) -> BlockTable:
+        """A table whose first num_cached blocks come from the prefix cache."""
+        table = BlockTable(self._free_rows.pop(), len(self._groups), root, keys)
+        self._tables[table.row] = table
+        table.num_blocks = table.num_published = num_cached
+        table.num_tokens = num_cached * BLOCK_SIZE
+        for g, group in enumerate(self._groups):
+            first = table.first[g] = first_needed_block(num_cached * BLOCK_SIZE, group.window)
+            shared = self._cached(group, keys, first, num_cached)
+            for block in shared:
+                group.pool.share(block)
+            table.blocks[g] = [GIVEN_BACK] * first + shared
+            group.rows[table.row, :num_cached] = table.blocks[g]
+        return table
+
+    # Growing: num_missing / can_grow / grow, then commit
+
+    def num_missing(self, table: BlockTable, num_tokens: int, chunk: int) -> list[int]:
+        """Blocks a group that the table still has to take to get to num_tokens."""
+        missing = blocks_for(num_tokens) - table.num_blocks
+        copied = int(self._must_copy(table))
+        if missing <= 0 and not copied:
+            return [0] * len(self._groups)
+        return [
+            max(0, min(missing, self._peak(group, num_tokens, chunk) - (table.num_blocks - table.first[g]))) + copied
+            for g, group in enumerate(self._groups)
+        ]
+
+    def can_grow(self, table: BlockTable, num_tokens: int) -> bool:
+        """Whether the next step can write up to token num_tokens."""
+        needed = blocks_for(num_tokens) - table.num_blocks
+        if needed <= 0 and not table.tail_shared:
+            return True
+        for g, group in enumerate(self._groups):
+            copied = table.tail_shared and group.pool.refs(table.blocks[g][-1]) > 1
+            if group.pool.num_free < needed + copied:
+                return False
+        return True
+
+    def grow(self, table: BlockTable, num_tokens: int) -> None:
+        """Take the blocks that `can_grow` promised; a last block shared with a fork is copied."""
+        needed = blocks_for(num_tokens) - table.num_blocks
+        if table.tail_shared:
+            self._own_tail(table)
+        if needed <= 0:
+            return
+        start, end = table.num_blocks, table.num_blocks + needed
+        for g, group in enumerate(self._groups):
+            taken = [group.take() for _ in range(needed)]
+            table.blocks[g].extend(taken)
+            group.rows[table.row, start:end] = taken
+        table.num_blocks = end
+
+    def commit(self, table: BlockTable, tokens: array[int], num_computed: int) -> None:
+        """tokens[:num_computed] are in the cache: publish full blocks, give back those out of the window."""
+        table.num_tokens = num_computed
+        if self.prefix_caching and num_computed // BLOCK_SIZE > table.num_published:
+            self._publish(table, tokens, num_computed)
+        for g, group in enumerate(self._groups):
+            if group.window is not None:
+                self._give_back(g, table, first_needed_block(num_computed, group.window))
+
+    # Sharing and going: fork, free
+
+    def fork(self, table: BlockTable) -> BlockTable | None:
+        """A second table over the same blocks; None: no row is free."""
+        if not self._free_rows:
+            return None
+        child = BlockTable(self._free_rows.pop(), len(self._groups), table.root, list(table.keys))
+        self._tables[child.row] = child
+        child.num_blocks, child.num_published, child.num_tokens = (
+            table.num_blocks,
+            table.num_published,
+            table.num_tokens,
+        )
+        child.first = list(table.first)
+        child.blocks = [list(blocks) for blocks in table.blocks]
+        for g, group in enumerate(self._groups):
+            for block in table.blocks[g][table.first[g] :]:
+                group.pool.share(block)
+            group.rows[child.row, : table.num_blocks] = table.blocks[g]
+        table.tail_shared = child.tail_shared = table.num_tokens % BLOCK_SIZE != 0
+        return child
+
+    def free(self, table: BlockTable) -> None:
+        """Release the row and all blocks; of a prefix, the tail is to be evicted first."""
+        for g, group in enumerate(self._groups):
+            group.release(reversed(table.blocks[g][table.first[g] :]))
+        del self._tables[table.row]
+        self._free_rows.append(table.row)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the published blocks that nobody holds."""
+        for group in self._groups:
+            for block in group.pool.drop_kept():
+                group.prefix.forget(block)
+
+    # Inside
+
+    def _peak(self, group: _Group, num_tokens: int, chunk: int) -> int:
+        return peak_blocks(num_tokens, group.window, chunk)
+
+    def _cached(self, group: _Group, keys: Sequence[bytes], first: int, end: int) -> list[int]:
+        return [group.prefix.block(key) for key in keys[first:end]]
+
+    def _must_copy(self, table: BlockTable) -> bool:
+        return table.tail_shared and any(
+            group.pool.refs(table.blocks[g][-1]) > 1 for g, group in enumerate(self._groups)
+        )
+
+    def _own_tail(self, table: BlockTable) -> None:
+        """Copy-on-write of the last block, when somebody else holds it too."""
+        table.tail_shared = False
+        last = table.num_blocks - 1
+        for g, group in enumerate(self._groups):
+            shared = table.blocks[g][last]
+            if group.pool.refs(shared) > 1:
+                own = group.take()
+                self._copy(g, np.array([[shared, own]], np.int32))
+                group.release([shared])
+                table.blocks[g][last] = own
+                group.rows[table.row, last] = own
+
+    def _publish(self, table: BlockTable, tokens: array[int], num_computed: int) -> None:
+        extend_keys(table.keys, table.root, tokens, num_computed)
+        start, end = table.num_published, num_computed // BLOCK_SIZE
+        for g, group in enumerate(self._groups):
+            for i in range(max(start, table.first[g]), end):
+                group.prefix.publish(table.keys[i], table.blocks[g][i])
+        table.num_published = end
+
+    def _give_back(self, g: int, table: BlockTable, first: int) -> None:
+        start = table.first[g]
+        if first <= start:
+            return
+        group, blocks = self._groups[g], table.blocks[g]
+        group.release(reversed(blocks[start:first]))
+        blocks[start:first] = [GIVEN_BACK] * (first - start)
+        group.rows[table.row, start:first] = GIVEN_BACK
+        table.first[g] = first
+
+    def check(self) -> None:
+        """Reference counts are exactly the tables' entries; rows say what tables say."""
+        assert sorted([*self._free_rows, *self._tables]) == list(range(len(self._free_rows) + len(self._tables)))
+        for g, group in enumerate(self._groups):
+            group.pool.check()
+            group.prefix.check(group.pool.num_blocks)
+            refs = [0] * group.pool.num_blocks
+            for row, table in self._tables.items():
+                blocks = table.blocks[g]
+                assert len(blocks) == table.num_blocks
+                assert group.rows[row, : table.num_blocks].tolist() == blocks
+                assert all((block == GIVEN_BACK) == (i < table.first[g]) for i, block in enumerate(blocks))
+                for block in blocks[table.first[g] :]:
+                    refs[block] += 1
+            assert refs == [group.pool.refs(block) for block in range(group.pool.num_blocks)]
