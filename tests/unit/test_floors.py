@@ -9,8 +9,8 @@ import pagoda
 
 SOURCE = Path(pagoda.__file__).parent
 
-FLOORS: dict[str, int] = {
-    "errors": 0, "config": 0, "types": 0, "version": 0,
+FLOORS: dict[str, float] = {
+    "errors": 0, "types": 0, "settings": 0.1, "config": 0.2,
     "formats": 1, "text": 1, "sources": 1, "_native": 1,
     "backends": 2,
     "kv": 3, "sampling": 3, "models": 3,

@@ -1,0 +1,5 @@
+"""`python -m pagoda` is `pagoda`."""
+
+from pagoda.cli.main import main
+
+main()

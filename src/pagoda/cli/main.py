@@ -1,0 +1,110 @@
+"""The `pagoda` command: a table of verbs, each imported only when it is used, and one place that shows errors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+import pagoda
+from pagoda.config import debug
+from pagoda.errors import ConfigError, PagodaError
+
+FOOTER = (
+    "Every flag may also stand in pagoda.toml (threads = 4) or in the environment (PAGODA_THREADS=4); the flag wins."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """Where a verb's function lives and what it is for."""
+
+    target: str  # module:function
+    help: str
+    example: str
+
+
+VERBS = {
+    "serve": Verb("pagoda.cli.serve:serve", "Answer OpenAI API requests over HTTP.", "pagoda serve --port 8080"),
+    "chat": Verb("pagoda.cli.chat:chat", "Talk to a model in the terminal.", "pagoda chat smollm2-135m"),
+    "generate": Verb(
+        "pagoda.cli.generate:generate",
+        "Answer a JSONL file of prompts into another.",
+        "pagoda generate prompts.jsonl -o answers.jsonl --max-tokens 64",
+    ),
+    "pull": Verb("pagoda.cli.pull:pull", "Download a model into the cache.", "pagoda pull smollm2-135m"),
+    "inspect": Verb("pagoda.cli.inspect:inspect", "Show what a model file holds.", "pagoda inspect model.gguf"),
+    "doctor": Verb("pagoda.cli.doctor:doctor", "Check what this machine has to run models.", "pagoda doctor"),
+    "bench": Verb(
+        "pagoda.cli.bench:bench",
+        "Measure the engine; `bench serve` measures a server.",
+        "pagoda bench model.gguf --prompt 512 --gen 128 --batch 1,16",
+    ),
+    "bench serve": Verb(
+        "pagoda.cli.bench_serve:bench_serve",
+        "Load any OpenAI-compatible server and time its answers.",
+        "pagoda bench serve --url http://127.0.0.1:8000 --concurrency 16",
+    ),
+}
+
+
+class Verbs(TyperGroup):
+    """Imports the verb that is called; the list of verbs needs no import. A verb may have two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        words = 2 if " ".join(args[:2]) in VERBS else 1
+        name = " ".join(args[:words])
+        if name not in VERBS:
+            return super().resolve_command(ctx, args)  # fails, with a suggestion
+        return name, _load(name), args[words:]
+
+
+def _load(name: str) -> Any:
+    module, function = VERBS[name].target.split(":")
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name, epilog=f"Example: {VERBS[name].example}")(getattr(importlib.import_module(module), function))
+    return typer.main.get_command(single)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pagoda {pagoda.__version__}")
+        raise typer.Exit()
+
+
+app = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+for _name, _verb in VERBS.items():
+    app.command(_name, help=_verb.help, hidden=" " in _name)(lambda: None)
+
+
+@app.callback(epilog=FOOTER)
+def start(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors; or set PAGODA_DEBUG=1.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Pagoda takes a language model from a file to a production service on the hardware you have.
+
+    Example: pagoda chat
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line. Exits with 2 for wrong settings, 1 for other errors, 130 after Ctrl-C."""
+    show_tracebacks = debug() or "--debug" in sys.argv
+    try:
+        typer.main.get_command(app).main(prog_name="pagoda")
+        sys.exit(0)
+    except PagodaError as error:
+        if show_tracebacks:
+            raise
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)

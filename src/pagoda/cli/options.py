@@ -1,0 +1,96 @@
+"""Flags come from settings classes, so that a setting is stated once.
+
+    @with_settings
+    def serve(engine: EngineSettings, server: ServerSettings) -> None: ...
+
+is a typer command with a flag for each field of both classes, and `--config FILE`. Parameters that are not
+settings stay what typer makes of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pagoda.config import load_settings
+from pagoda.settings import Field, Settings, fields
+
+PANELS = {"EngineSettings": "Engine", "ServerSettings": "Server"}
+CONFIG_HELP = "TOML file with settings, a line each: threads = 4. By default ./pagoda.toml, if there is one."
+
+
+def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the flags of every settings class among its parameters, and `--config`."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    classes = {name: hint for name, hint in hints.items() if inspect.isclass(hint) and issubclass(hint, Settings)}
+    kept = [p.replace(annotation=hints[p.name]) for p in inspect.signature(function).parameters.values()]
+    kept = [p for p in kept if p.name not in classes]
+
+    def command(*, config: Path | None = None, **values: Any) -> Any:
+        settings = {
+            name: load_settings(cls, {f.name: values.pop(f.name) for f in fields(cls)}, config=config)
+            for name, cls in classes.items()
+        }
+        return function(**settings, **values)
+
+    options = [_parameter(field, PANELS.get(cls.__name__)) for cls in classes.values() for field in fields(cls)]
+    _disguise(command, function, [*kept, *options, _config_parameter()])
+    return command
+
+
+def _parameter(field: Field, panel: str | None) -> inspect.Parameter:
+    """The flag of one setting. It stays text, or None: `load_settings` parses every source alike."""
+    about = field.about
+    text = f"{about.help} [default: {_shown(field)}]" if _shown(field) else about.help
+    common: dict[str, Any] = {"help": text, "metavar": _metavar(field), "show_default": False}
+    hint: Any
+    if about.positional:
+        hint = Annotated[str | None, typer.Argument(**common)]
+    elif field.type is bool:
+        names = f"--{field.key}/--no-{field.key}"
+        hint = Annotated[bool | None, typer.Option(names, help=text, show_default=False, rich_help_panel=panel)]
+    else:
+        shape = list[str] if field.many and field.type is str else str
+        hint = Annotated[shape | None, typer.Option(f"--{field.key}", rich_help_panel=panel, **common)]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+
+
+def _metavar(field: Field) -> str:
+    if field.about.positional:
+        return field.key.upper()
+    if field.choices:
+        return "|".join(field.choices)
+    kind = "SIZE" if field.about.size else {int: "INT", float: "NUMBER", Path: "FILE"}.get(field.type, "TEXT")
+    return f"{kind},..." if field.many and field.type is not str else kind
+
+
+def _shown(field: Field) -> str:
+    """The default as help shows it; empty where it says nothing."""
+    default = field.default
+    if default is None or default is MISSING or default is False or default in ((), ""):
+        return ""
+    if default is True:
+        return "yes"
+    if field.about.size:
+        return f"{default / 2**20:g}MiB"
+    return ",".join(map(str, default)) if field.many else str(default)
+
+
+def _config_parameter() -> inspect.Parameter:
+    hint = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE", show_default=False)]
+    return inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+
+
+def _disguise(command: Callable[..., Any], function: Callable[..., Any], params: list[inspect.Parameter]) -> None:
+    """Make typer see `function` with `params`."""
+    command.__name__ = function.__name__
+    command.__doc__ = function.__doc__
+    command.__module__ = function.__module__
+    command.__annotations__ = {p.name: p.annotation for p in params}
+    command.__signature__ = inspect.Signature(params)  # type: ignore[attr-defined]
