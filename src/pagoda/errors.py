@@ -7,8 +7,10 @@
     ├── UnsupportedError     well-formed, but this architecture, tensor type or feature is not supported
     ├── CapacityError        it does not fit in memory; says by how much and what would fit
     ├── RequestError         a request is invalid (HTTP 400); names the parameter
-    │   └── ContextLengthError   prompt + max_tokens exceed the context
+    │   ├── ContextLengthError   prompt + max_tokens exceed the context
+    │   └── ModelNotFoundError   the model named is not served here (HTTP 404)
     ├── OverloadedError      the queue is full (HTTP 429); says when to come back
+    ├── UnavailableError     starting up or shutting down (HTTP 503); says when to come back
     └── EngineError          the engine has stopped; says why
 
 Users cause these, so each message carries the offending value and the remedy. What only our own mistake can
@@ -64,8 +66,23 @@ class ContextLengthError(RequestError):
         super().__init__(message, param=param, code="context_length_exceeded")
 
 
+class ModelNotFoundError(RequestError):
+    """A request names a model that is not served here."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model", code="model_not_found")
+
+
 class OverloadedError(PagodaError):
     """The queue is full. `retry_after` is in seconds, from the measured drain rate."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UnavailableError(PagodaError):
+    """Not now: starting up or shutting down. `retry_after` is in seconds."""
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
