@@ -1,0 +1,204 @@
+"""One view of a model's files, the same for GGUF (split or whole) and for Hugging Face folders.
+
+`open_checkpoint` takes a .gguf file, a folder with config.json and safetensors, or a folder with one GGUF model.
+Tensors are views of memory-mapped files: opening costs the header, and the OS reads pages when they are touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from pagoda.errors import FormatError
+from pagoda.formats.gguf import MAGIC, GGUFHeader, parse_gguf
+from pagoda.formats.mapped import MappedFile, TensorInfo
+from pagoda.formats.safetensors import parse_safetensors, read_json
+from pagoda.types import RawTensor
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+Part = tuple[MappedFile, tuple[TensorInfo, ...]]
+
+
+class Checkpoint:
+    """A model's settings and tensors as they lie in its files. Also a context manager that closes it.
+
+    architecture is GGUF's `general.architecture` or config.json's `model_type` without a `_text` suffix; metadata
+    is what GGUF's keys or config.json say, as it stands; tensors go by the file's own names, their bytes need not
+    be aligned in safetensors files.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["gguf", "safetensors"],
+        path: Path,
+        architecture: str,
+        metadata: Mapping[str, Any],
+        parts: Iterable[Part],
+    ) -> None:
+        self.kind = kind
+        self.path = path
+        self.architecture = architecture
+        self.metadata = metadata
+        self.file_bytes = 0
+        self.tensors: dict[str, RawTensor] = {}
+        self._files: list[MappedFile] = []
+        self._places: dict[str, tuple[MappedFile, TensorInfo]] = {}
+        for file, tensors in parts:
+            self._add(file, tensors)
+
+    def _add(self, file: MappedFile, tensors: tuple[TensorInfo, ...]) -> None:
+        self._files.append(file)
+        self.file_bytes += file.size
+        for info in tensors:
+            if info.name in self._places:
+                other = self._places[info.name][0].path
+                raise FormatError(f"tensor {info.name!r} stands in {other.name} too", path=str(file.path))
+            self._places[info.name] = file, info
+            data = file.view(info.offset, info.num_bytes)
+            self.tensors[info.name] = RawTensor(info.name, info.type, info.shape, data)
+
+    def release(self, name: str) -> None:
+        """Let the OS take back the pages of tensor `name`: for tensors that have been copied. Views stay valid."""
+        file, info = self._places[name]
+        file.release(info.offset, info.num_bytes)
+
+    def close(self) -> None:
+        """Forget the tensors; files are unmapped when the last view of them is gone. Idempotent."""
+        self.tensors.clear()
+        self._places.clear()
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Open a model's files. FormatError if there is no model at `path` or it is damaged; UnsupportedError if it is
+    of a kind that Pagoda does not read."""
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix == ".gguf" or _starts_with_magic(path):
+        return _open_gguf(path)
+    if path.suffix == ".safetensors":
+        raise FormatError("weights alone are no model; name the folder that holds config.json too", path=str(path))
+    raise FormatError("neither a GGUF file nor a folder with config.json and *.safetensors", path=str(path))
+
+
+def _starts_with_magic(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == MAGIC
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror or error}", path=str(path)) from error
+
+
+def _open_folder(path: Path) -> Checkpoint:
+    ggufs = sorted(path.glob("*.gguf"))
+    if (path / CONFIG).is_file() and any(path.glob("*.safetensors")):
+        return _open_safetensors(path)
+    models = {match["stem"] if (match := _SPLIT_NAME.fullmatch(file.name)) else file.name for file in ggufs}
+    if len(models) == 1:
+        return _open_gguf(ggufs[0])
+    if models:
+        names = ", ".join(file.name for file in ggufs)
+        raise FormatError(f"the folder holds several GGUF models, name one of them: {names}", path=str(path))
+    raise FormatError("the folder holds neither config.json with *.safetensors nor a .gguf file", path=str(path))
+
+
+# GGUF
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = MappedFile(path)
+    header = parse_gguf(file.buffer, str(path))
+    count = header.metadata.get("split.count", 1)
+    parts = [(file, header)] if count in (0, 1) else _open_split(path, count)
+    metadata = parts[0][1].metadata
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise FormatError("general.architecture is missing; this is not a model", path=str(path))
+    return Checkpoint("gguf", path, architecture, metadata, [(file, header.tensors) for file, header in parts])
+
+
+def _open_split(path: Path, count: Any) -> list[tuple[MappedFile, GGUFHeader]]:
+    """All parts of the split model that `path` is one part of, in order."""
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if match is None or int(match["count"]) != count:
+        message = f"is one of {count!r} parts, so it must be named NAME-00001-of-{count!r:0>5}.gguf and the like"
+        raise FormatError(message, path=str(path))
+    parts = []
+    for number in range(count):
+        part_path = path.with_name(f"{match['stem']}-{number + 1:05}-of-{count:05}.gguf")
+        if not part_path.is_file():
+            raise FormatError(f"part {number + 1} of {count} is missing: {part_path.name}", path=str(path))
+        file = MappedFile(part_path)
+        header = parse_gguf(file.buffer, str(part_path))
+        if (header.metadata.get("split.no"), header.metadata.get("split.count")) != (number, count):
+            raise FormatError(f"does not say that it is part {number + 1} of {count}", path=str(part_path))
+        parts.append((file, header))
+    found, wanted = sum(len(header.tensors) for _, header in parts), parts[0][1].metadata.get("split.tensors.count")
+    if wanted not in (None, found):
+        raise FormatError(f"the parts hold {found} tensors, but split.tensors.count is {wanted!r}", path=str(path))
+    return parts
+
+
+# safetensors
+
+
+def _open_safetensors(path: Path) -> Checkpoint:
+    config = read_json(path / CONFIG)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise FormatError("model_type is missing", path=str(path / CONFIG))
+    parts = _open_shards(path) if (path / INDEX).is_file() else _open_unindexed(path)
+    return Checkpoint("safetensors", path, model_type.removesuffix("_text"), config, parts)
+
+
+def _open_weights(path: Path) -> Part:
+    file = MappedFile(path)
+    return file, parse_safetensors(file.buffer, str(path))
+
+
+def _open_unindexed(path: Path) -> list[Part]:
+    """model.safetensors, or else the only *.safetensors there is."""
+    files = [path / WEIGHTS] if (path / WEIGHTS).is_file() else sorted(path.glob("*.safetensors"))
+    if len(files) > 1:
+        raise FormatError(f"{len(files)} *.safetensors files, but no {INDEX} that orders them", path=str(path))
+    return [_open_weights(files[0])]
+
+
+def _open_shards(path: Path) -> list[Part]:
+    """The tensors that the index lists, each from the shard where the index says it is."""
+    index_path = path / INDEX
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(_is_file_name(name) for name in weight_map.values()):
+        raise FormatError("weight_map must map tensor names to file names in the same folder", path=str(index_path))
+    parts = []
+    for shard in sorted(set(weight_map.values())):
+        file, tensors = _open_weights(path / shard)
+        listed = tuple(tensor for tensor in tensors if weight_map.get(tensor.name) == shard)
+        parts.append((file, listed))
+    missing = weight_map.keys() - {tensor.name for _, tensors in parts for tensor in tensors}
+    if missing:
+        example = min(missing)
+        message = f"{len(missing)} listed tensors are missing, such as {example!r} in {weight_map[example]}"
+        raise FormatError(message, path=str(index_path))
+    return parts
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\\" not in name

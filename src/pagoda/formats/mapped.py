@@ -1,0 +1,79 @@
+"""A file mapped read-only into memory, and where tensors lie in it."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda.errors import FormatError
+
+Buffer = bytes | mmap.mmap  # what parsers read: slices of either are bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies. `shape` is row-major; `offset` counts from the start of the file."""
+
+    name: str
+    type: str  # key into BLOCK_TYPES; safetensors files may hold further ones
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+def check_apart(tensors: Iterable[TensorInfo], path: str) -> None:
+    """FormatError unless names are unique and no two tensors share a byte."""
+    names: set[str] = set()
+    end, previous = 0, ""
+    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+        if tensor.name in names:
+            raise FormatError(f"tensor {tensor.name!r} stands twice", path=path, offset=tensor.offset)
+        if tensor.offset < end:
+            message = f"tensors {previous!r} and {tensor.name!r} overlap"
+            raise FormatError(message, path=path, offset=tensor.offset)
+        names.add(tensor.name)
+        end, previous = tensor.offset + tensor.num_bytes, tensor.name
+
+
+class MappedFile:
+    """`buffer` for parsers, `view` for tensors. The mapping lives until the last view of it is gone.
+
+    Raises FormatError if the file cannot be read or is empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise FormatError("the file is empty", path=str(path), offset=0) from error
+        except OSError as error:
+            raise FormatError(f"cannot be read: {error.strerror or error}", path=str(path)) from error
+        self.size = len(self.buffer)
+        self._bytes = np.frombuffer(self.buffer, np.uint8)
+
+    def view(self, start: int, length: int) -> npt.NDArray[np.uint8]:
+        """Bytes [start, start + length), not copied, read-only."""
+        assert 0 <= start <= start + length <= self.size
+        return self._bytes[start : start + length]
+
+    def release(self, start: int, length: int) -> None:
+        """Let the OS take back the pages of [start, start + length); they are read again from disk if touched."""
+        if not length or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        first = start - start % mmap.PAGESIZE
+        with suppress(OSError, ValueError):  # only advice
+            self.buffer.madvise(mmap.MADV_DONTNEED, first, start + length - first)
+
+    def close(self) -> None:
+        """Unmap, now or when the last view is gone. Idempotent; no views may be taken afterwards."""
+        self._bytes = np.empty(0, np.uint8)
+        with suppress(BufferError):
+            self.buffer.close()
