@@ -12,7 +12,7 @@ import json
 import struct
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from pagoda.errors import FormatError
 from pagoda.formats.mapped import Buffer, TensorInfo
@@ -78,9 +78,7 @@ def _header_bytes(buffer: Buffer, path: str) -> int:
         raise FormatError(f"a safetensors file starts with 8 bytes of length, not {len(buffer)}", path=path, offset=0)
     header_bytes = int(struct.unpack_from("<Q", buffer)[0])
     if header_bytes > MAX_HEADER_BYTES:
-        message = (
-            f"a header of {header_bytes} bytes is larger than {MAX_HEADER_BYTES >> 20} MiB; not a safetensors file"
-        )
+        message = f"a header of {header_bytes} bytes is larger than {MAX_HEADER_BYTES >> 20} MiB; is it safetensors?"
         raise FormatError(message, path=path, offset=0)
     if header_bytes > len(buffer) - 8:
         message = f"a header of {header_bytes} bytes runs past the end at {len(buffer)}; the file is truncated"
@@ -107,7 +105,7 @@ def _place(name: str, entry: Any, data_offset: int, path: str) -> TensorInfo:
     return TensorInfo(name, dtype, tuple(shape) or (1,), data_offset + begin, end - begin)
 
 
-def _is_counts(value: Any) -> bool:
+def _is_counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 64 for item in value)
 
 
