@@ -92,12 +92,18 @@ class Ops(Protocol):
 class ForwardModel(Protocol):
     """What a model file gives a backend. Attributes beyond these are the model's own."""
 
-    vocab_size: int
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    max_context: int
-    kv_groups: tuple[KVGroup, ...]
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def kv_groups(self) -> tuple[KVGroup, ...]: ...
 
     def forward(self, ops: Ops) -> Handle:
         """State the forward pass; returns what `ops.logits` returned."""

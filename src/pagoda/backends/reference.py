@@ -1,0 +1,271 @@
+"""The oracle: every op in plain numpy, at once, in float32; slow and right.
+
+A token's numbers do not depend on what else is in the batch, bit for bit: matrix products run in tiles of a fixed
+number of rows, attention goes token by token. KV is stored in float32 whatever `kv_type` asks for.
+
+The functions at the top are the truth that kernels are tested against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda.backends.base import (
+    Activation,
+    AttentionSpec,
+    ForwardModel,
+    KVGroup,
+    KVType,
+    Ops,
+    RopeSpec,
+)
+from pagoda.formats.blocks import dequantize
+from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, RawTensor
+
+TILE = 16  # rows of one matrix product
+
+
+def rms_norm(x: FloatArray, weight: FloatArray, eps: float) -> FloatArray:
+    """x / sqrt(mean(x²) + eps) * weight over the last dimension."""
+    mean_square = np.mean(np.square(x, dtype=np.float32), axis=-1, keepdims=True, dtype=np.float32)
+    return np.asarray(x / np.sqrt(mean_square + np.float32(eps)) * weight, dtype=np.float32)
+
+
+def linear(x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> FloatArray:
+    """x [T, in] @ weight [out, in].T + bias [out], TILE rows at a time so that no row's sum depends on T."""
+    num_rows = x.shape[0]
+    padded = np.zeros((-num_rows % TILE + num_rows, x.shape[1]), dtype=np.float32)
+    padded[:num_rows] = x
+    tiles = [padded[i : i + TILE] @ weight.T for i in range(0, len(padded), TILE)]
+    out = np.concatenate(tiles)[:num_rows] if tiles else np.zeros((0, weight.shape[0]), dtype=np.float32)
+    return out if bias is None else out + bias
+
+
+def rope_angles(positions: Int32Array, spec: RopeSpec) -> tuple[FloatArray, FloatArray]:
+    """cos and sin, times the spec's scale, of each token and pair. → two of [T, rotary_dim / 2]"""
+    angles = positions.astype(np.float64)[:, None] * spec.inv_freq.astype(np.float64)
+    return (np.cos(angles) * spec.scale).astype(np.float32), (np.sin(angles) * spec.scale).astype(np.float32)
+
+
+def rope(x: FloatArray, positions: Int32Array, num_heads: int, spec: RopeSpec) -> FloatArray:
+    """Rotate the first rotary_dim elements of each head of x [T, num_heads * D]."""
+    out = x.reshape(x.shape[0], num_heads, -1).copy()
+    half = spec.rotary_dim // 2
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        if spec.style == "interleaved"
+        else (slice(0, half), slice(half, 2 * half))
+    )
+    cos, sin = (angle[:, None, :] for angle in rope_angles(positions, spec))
+    a, b = out[..., first].copy(), out[..., second].copy()
+    out[..., first] = a * cos - b * sin
+    out[..., second] = a * sin + b * cos
+    return out.reshape(x.shape)
+
+
+def softmax(x: FloatArray) -> FloatArray:
+    """Over the last dimension."""
+    weights = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def softcapped(x: FloatArray, cap: float | None) -> FloatArray:
+    """cap * tanh(x / cap); x where there is no cap."""
+    return x if cap is None else np.asarray(np.tanh(x / np.float32(cap)) * np.float32(cap), dtype=np.float32)
+
+
+def attend(q: FloatArray, k: FloatArray, v: FloatArray, spec: AttentionSpec) -> FloatArray:
+    """One query token q [H * D] over the keys and values that it sees, [N, K, D]. → [H * D]"""
+    heads = q.reshape(spec.num_kv_heads, -1, spec.head_dim)  # [K, H / K, D]
+    scores = heads @ k.transpose(1, 2, 0) * np.float32(spec.scale)  # [K, H / K, N]
+    return (softmax(softcapped(scores, spec.softcap)) @ v.transpose(1, 0, 2)).reshape(-1)
+
+
+def silu(x: FloatArray) -> FloatArray:
+    with np.errstate(over="ignore"):  # exp(-x) may be infinite, and the quotient then is 0 as it should be
+        return np.asarray(x / (1 + np.exp(-x)), dtype=np.float32)
+
+
+def gelu_tanh(x: FloatArray) -> FloatArray:
+    inner = math.sqrt(2 / math.pi) * (x.astype(np.float64) + 0.044715 * x.astype(np.float64) ** 3)
+    return np.asarray(0.5 * x * (1 + np.tanh(inner)), dtype=np.float32)
+
+
+def gelu(x: FloatArray) -> FloatArray:
+    erf = np.array([math.erf(value) for value in (x.ravel() / math.sqrt(2)).tolist()])
+    return np.asarray(0.5 * x * (1 + erf.reshape(x.shape)), dtype=np.float32)
+
+
+ACTIVATIONS: dict[Activation, Callable[[FloatArray], FloatArray]] = {
+    "silu": silu,
+    "gelu_tanh": gelu_tanh,
+    "gelu": gelu,
+}
+
+
+def gated(gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArray:
+    """activation(gate) * up."""
+    product: FloatArray = ACTIVATIONS[activation](gate) * up
+    return product
+
+
+class PagedKV:
+    """K and V of one KV group in float32: [layers, blocks, BLOCK_SIZE, K, D] each."""
+
+    def __init__(self, group: KVGroup, num_blocks: int, num_kv_heads: int, head_dim: int) -> None:
+        self.num_blocks = num_blocks
+        self.index = {layer: i for i, layer in enumerate(group.layers)}
+        shape = (len(group.layers), num_blocks, BLOCK_SIZE, num_kv_heads, head_dim)
+        self.k: FloatArray = np.zeros(shape, dtype=np.float32)
+        self.v: FloatArray = np.zeros(shape, dtype=np.float32)
+
+    def store(self, layer: int, table: Int32Array, positions: Int32Array, k: FloatArray, v: FloatArray) -> None:
+        """Put k, v [T, K * D] of one sequence where its block table says."""
+        blocks = self._blocks(table, positions // BLOCK_SIZE)
+        for pool, values in ((self.k, k), (self.v, v)):
+            pool[self.index[layer], blocks, positions % BLOCK_SIZE] = values.reshape(-1, *pool.shape[-2:])
+
+    def load(self, layer: int, table: Int32Array, first: int, last: int) -> tuple[FloatArray, FloatArray]:
+        """Keys and values of positions [first, last). → two of [last - first, K, D]"""
+        start = first // BLOCK_SIZE
+        blocks = self._blocks(table, np.arange(start, (last - 1) // BLOCK_SIZE + 1))
+        rows = slice(first - start * BLOCK_SIZE, last - start * BLOCK_SIZE)
+        k, v = (pool[self.index[layer], blocks].reshape(-1, *pool.shape[-2:])[rows] for pool in (self.k, self.v))
+        return k, v
+
+    def _blocks(self, table: Int32Array, indices: npt.NDArray[np.integer]) -> Int32Array:
+        blocks: Int32Array = table[indices]
+        assert ((blocks >= 0) & (blocks < self.num_blocks)).all(), f"blocks {blocks} of {self.num_blocks} are touched"
+        return blocks
+
+
+class Weights:
+    """Weights in float32, decoded when first used and kept by name."""
+
+    def __init__(self) -> None:
+        self._decoded: dict[str, FloatArray] = {}
+
+    def __getitem__(self, raw: RawTensor) -> FloatArray:
+        if raw.name not in self._decoded:
+            self._decoded[raw.name] = dequantize(raw.data, raw.type, raw.shape)
+        return self._decoded[raw.name]
+
+    def clear(self) -> None:
+        self._decoded.clear()
+
+
+class ReferenceOps:
+    """`Ops` that compute at once; handles are arrays."""
+
+    def __init__(self, weights: Weights, batch: Batch, kv: dict[int, tuple[int, PagedKV]]) -> None:
+        self.weights = weights
+        self.batch = batch
+        self.kv = kv  # layer → its group's number and pool
+
+    def embed(self, table: RawTensor, scale: float = 1.0) -> FloatArray:
+        return self.weights[table][self.batch.tokens] * np.float32(scale)
+
+    def rms_norm(self, x: FloatArray, weight: RawTensor, eps: float) -> FloatArray:
+        return rms_norm(x, self.weights[weight], eps)
+
+    def head_norm(self, x: FloatArray, weight: RawTensor, eps: float, num_heads: int) -> FloatArray:
+        return rms_norm(x.reshape(len(x), num_heads, -1), self.weights[weight], eps).reshape(x.shape)
+
+    def linear(self, x: FloatArray, weight: RawTensor, bias: RawTensor | None = None) -> FloatArray:
+        return linear(x, self.weights[weight], None if bias is None else self.weights[bias])
+
+    def rope(self, x: FloatArray, num_heads: int, spec: RopeSpec) -> FloatArray:
+        return rope(x, self.batch.positions, num_heads, spec)
+
+    def attention(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray, spec: AttentionSpec) -> FloatArray:
+        group, pool = self.kv[layer]
+        out = np.empty_like(q)
+        starts = self.batch.seq_starts
+        for table, begin, end in zip(self.batch.block_tables[group], starts[:-1], starts[1:], strict=True):
+            pool.store(layer, table, self.batch.positions[begin:end], k[begin:end], v[begin:end])
+            for t in range(begin, end):
+                last = int(self.batch.positions[t]) + 1
+                first = 0 if spec.window is None else max(last - spec.window, 0)
+                out[t] = attend(q[t], *pool.load(layer, table, first, last), spec)
+        return out
+
+    def gated(self, gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArray:
+        return gated(gate, up, activation)
+
+    def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        return x + y
+
+    def logits(self, x: FloatArray, weight: RawTensor, scale: float = 1.0, softcap: float | None = None) -> FloatArray:
+        rows = linear(x[self.batch.logit_rows], self.weights[weight]) * np.float32(scale)
+        return softcapped(rows, softcap)
+
+
+class ReferenceModel:
+    """A `LoadedModel` that computes with `ReferenceOps`."""
+
+    def __init__(self, model: ForwardModel, max_batch_seqs: int) -> None:
+        self._model = model
+        self._weights = Weights()
+        self._kv: tuple[PagedKV, ...] = ()
+        self._layers: dict[int, tuple[int, PagedKV]] = {}
+        self.weight_bytes = sum(4 * math.prod(shape) for shape in _weight_shapes(model).values())
+        self.buffer_bytes = 4 * max_batch_seqs * model.vocab_size  # logits; the rest comes and goes
+
+    def block_bytes(self, group: int) -> int:
+        model = self._model
+        return 2 * 4 * len(model.kv_groups[group].layers) * BLOCK_SIZE * model.num_kv_heads * model.head_dim
+
+    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
+        assert not self._kv, "the KV pool is allocated once"
+        model = self._model
+        groups = zip(model.kv_groups, num_blocks, strict=True)
+        self._kv = tuple(PagedKV(group, n, model.num_kv_heads, model.head_dim) for group, n in groups)
+        self._layers = {layer: (g, pool) for g, pool in enumerate(self._kv) for layer in pool.index}
+
+    def forward(self, batch: Batch) -> FloatArray:
+        logits: FloatArray = self._model.forward(ReferenceOps(self._weights, batch, self._layers))
+        return logits
+
+    def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
+        for source, destination in pairs:
+            for pool in (self._kv[group].k, self._kv[group].v):
+                pool[:, destination] = pool[:, source]
+
+    def close(self) -> None:
+        self._weights.clear()
+        self._kv, self._layers = (), {}
+
+
+class ReferenceBackend:
+    """`Backend` in numpy."""
+
+    name = "reference"
+
+    def load(
+        self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
+    ) -> ReferenceModel:
+        return ReferenceModel(model, max_batch_seqs)
+
+
+class _WeightListing:
+    """`Ops` that note which weights a forward pass names and compute nothing."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def __getattr__(self, op: str) -> Callable[..., None]:
+        def note(*args: object, **options: object) -> None:
+            self.shapes |= {w.name: w.shape for w in (*args, *options.values()) if isinstance(w, RawTensor)}
+
+        return note
+
+
+def _weight_shapes(model: ForwardModel) -> dict[str, tuple[int, ...]]:
+    listing = _WeightListing()
+    model.forward(cast(Ops, listing))
+    return listing.shapes

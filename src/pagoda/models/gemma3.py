@@ -1,0 +1,89 @@
+"""Gemma 3, text: five sliding-window layers to each global one, with rotary embeddings of their own; norms of heads
+and after each part; GeGLU; embeddings times sqrt(E).
+
+Norms multiply by 1 + w: GGUF files hold that sum, Hugging Face files hold w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+
+from pagoda.backends.base import RopeSpec
+from pagoda.errors import UnsupportedError
+from pagoda.models.dense import (
+    DenseReader,
+    LayerKind,
+    Sizes,
+    read_activation,
+    read_layer_types,
+    read_sizes,
+    read_window,
+)
+from pagoda.models.layers import Decoder
+from pagoda.models.names import TENSORS
+from pagoda.models.rope import plain_rope, read_rope
+from pagoda.models.source import Checkpoint, ModelFile
+
+NAMES: Mapping[str, tuple[str, str]] = TENSORS | {
+    "attn_post_norm": ("blk.{i}.post_attention_norm", "model.layers.{i}.post_attention_layernorm"),
+    "ffn_norm": ("blk.{i}.ffn_norm", "model.layers.{i}.pre_feedforward_layernorm"),
+    "ffn_post_norm": ("blk.{i}.post_ffw_norm", "model.layers.{i}.post_feedforward_layernorm"),
+}
+
+LOCAL_THETA = 10_000.0  # of sliding-window layers
+GLOBAL_THETA = 1_000_000.0
+
+
+def build(checkpoint: Checkpoint) -> Decoder:
+    file = ModelFile(checkpoint, tensors=NAMES, norm_offset=0.0 if checkpoint.kind == "gguf" else 1.0)
+    _refuse(file)
+    sizes = read_sizes(file)
+    reader = DenseReader(
+        file,
+        sizes,
+        activation=read_activation(file, "hidden_activation", "gelu_tanh"),
+        attention_scale=_attention_scale(file, sizes),
+        qk_norm=True,
+        post_norms=True,
+    )
+    return reader.decoder(_layer_kinds(file, sizes), embedding_scale=sqrt(sizes.hidden_size))
+
+
+def _refuse(file: ModelFile) -> None:
+    if file.settings.get("text_config") is not None:
+        raise UnsupportedError("this Gemma 3 folder holds a vision model too; Pagoda serves the text-only one")
+    if file.settings.get("use_bidirectional_attention"):
+        raise UnsupportedError("use_bidirectional_attention: embedding models are not supported")
+
+
+def _attention_scale(file: ModelFile, sizes: Sizes) -> float:
+    """1 / sqrt(query_pre_attn_scalar). GGUF does not hold it; it is the head size but in the 27B, of 62 layers."""
+    if file.is_gguf:
+        return 1 / sqrt(sizes.hidden_size / sizes.num_heads if sizes.num_layers == 62 else sizes.head_dim)
+    return 1 / sqrt(file.settings.number("query_pre_attn_scalar", 256.0))
+
+
+def _layer_kinds(file: ModelFile, sizes: Sizes) -> list[LayerKind]:
+    theta = 10_000.0 if file.is_gguf else GLOBAL_THETA
+    full = LayerKind(read_rope(file, sizes.head_dim, "neox", kind="full_attention", default_theta=theta))
+    if file.is_gguf and not file.has_field("window"):
+        return [full] * sizes.num_layers
+    local = LayerKind(_local_rope(file, sizes.head_dim), read_window(file, sizes.max_context, 4096))
+    return [local if sliding else full for sliding in _sliding(file, sizes.num_layers)]
+
+
+def _local_rope(file: ModelFile, head_dim: int) -> RopeSpec:
+    """That of sliding layers: not stretched with the context. Older files state its theta apart, or not at all."""
+    if not file.is_gguf and file.settings.section("rope_parameters") is not None:
+        return read_rope(file, head_dim, "neox", kind="sliding_attention", default_theta=LOCAL_THETA)
+    key = file.key("rope.freq_base_swa") if file.is_gguf else "rope_local_base_freq"
+    return plain_rope(head_dim, file.settings.number(key, LOCAL_THETA), "neox")
+
+
+def _sliding(file: ModelFile, num_layers: int) -> list[bool]:
+    types = read_layer_types(file, num_layers)
+    if types is not None:
+        return types
+    pattern = file.integer("window_pattern", 6, high=1 << 12)  # one global layer in so many, the last
+    return [bool((layer + 1) % pattern) for layer in range(num_layers)]

@@ -1,0 +1,36 @@
+"""Qwen2 and Qwen2.5: Llama with biases on q, k and v, and rotary pairs half a head apart in either file kind."""
+
+from __future__ import annotations
+
+from pagoda.models.dense import (
+    DenseReader,
+    LayerKind,
+    Sizes,
+    read_activation,
+    read_layer_types,
+    read_sizes,
+    read_window,
+)
+from pagoda.models.layers import Decoder
+from pagoda.models.rope import read_rope
+from pagoda.models.source import Checkpoint, ModelFile
+
+
+def build(checkpoint: Checkpoint) -> Decoder:
+    file = ModelFile(checkpoint)
+    sizes = read_sizes(file)
+    reader = DenseReader(file, sizes, activation=read_activation(file, "hidden_act", "silu"), qkv_bias=True)
+    return reader.decoder(layer_kinds(file, sizes))
+
+
+def layer_kinds(file: ModelFile, sizes: Sizes) -> list[LayerKind]:
+    """Windows are off unless config.json turns them on, then for the layers from `max_window_layers` up."""
+    rope = read_rope(file, sizes.head_dim, "neox")
+    if file.is_gguf or not file.settings.flag("use_sliding_window"):
+        return [LayerKind(rope)] * sizes.num_layers
+    window = read_window(file, sizes.max_context)
+    slides = read_layer_types(file, sizes.num_layers)
+    if slides is None:
+        first = file.settings.integer("max_window_layers", sizes.num_layers, low=0, high=1 << 12)
+        slides = [layer >= first for layer in range(sizes.num_layers)]
+    return [LayerKind(rope, window if sliding else None) for sliding in slides]

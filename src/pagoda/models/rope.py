@@ -1,0 +1,167 @@
+"""Rotary frequencies, with the scalings that stretch a model's context.
+
+Everything is computed in float64 and rounded to float32 once. Supported: none, linear, llama3 and yarn; as settings
+of either file kind, or as a tensor of factors (GGUF). Refused, because they would be ignored otherwise: the rest.
+"""
+
+from __future__ import annotations
+
+from math import ceil, floor, log, pi
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda.backends.base import RopeSpec, RopeStyle
+from pagoda.errors import FormatError, UnsupportedError
+from pagoda.formats.blocks import dequantize
+from pagoda.models.source import ModelFile, Settings
+
+Frequencies = npt.NDArray[np.float64]  # [rotary_dim / 2]
+
+MAX_LENGTH = 2**31 - 1  # tokens
+
+
+def read_rope(
+    file: ModelFile, head_dim: int, style: RopeStyle, *, kind: str = "full_attention", default_theta: float = 10_000.0
+) -> RopeSpec:
+    """Rotary embedding of the file's layers; of those of `kind` where config.json tells kinds apart."""
+    if file.is_gguf:
+        return _read_gguf(file, head_dim, style, default_theta)
+    return _read_config(file.settings, head_dim, style, kind, default_theta)
+
+
+def plain_rope(rotary_dim: int, theta: float, style: RopeStyle) -> RopeSpec:
+    return _spec(style, frequencies(rotary_dim, theta))
+
+
+def frequencies(rotary_dim: int, theta: float) -> Frequencies:
+    """theta^(-2i / rotary_dim) for each pair i."""
+    exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
+    return np.asarray(theta**-exponents, dtype=np.float64)
+
+
+def llama3_frequencies(base: Frequencies, factor: float, low: float, high: float, original: float) -> Frequencies:
+    """Llama 3.1: slow pairs turn `factor` slower, fast ones as before, those between are blended.
+
+    A pair is slow if it turns less than `low` times within `original` tokens, and fast if more than `high` times.
+    """
+    turns = original * base / (2 * pi)
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    inv_freq: Frequencies = base * (keep + (1 - keep) / factor)
+    return inv_freq
+
+
+def yarn_frequencies(
+    base: Frequencies, theta: float, factor: float, original: float, fast: float, slow: float, *, whole: bool = True
+) -> Frequencies:
+    """YaRN (arXiv 2309.00071): as llama3, but blended over the pair's index instead of its turns.
+
+    `fast` and `slow` are the turns within `original` tokens that bound the blend; `whole` rounds it outwards.
+    """
+    pairs = len(base)
+    first, last = (pairs * log(original / (turns * 2 * pi)) / log(theta) for turns in (fast, slow))
+    if whole:
+        first, last = floor(first), ceil(last)
+    first, last = max(first, 0), min(last, 2 * pairs - 1)
+    slowed = np.clip((np.arange(pairs) - first) / max(last - first, 1e-3), 0.0, 1.0)
+    inv_freq: Frequencies = base * (1 - slowed + slowed / factor)
+    return inv_freq
+
+
+def yarn_attention_factor(factor: float, multiplier: float = 1.0) -> float:
+    return 0.1 * multiplier * log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _spec(style: RopeStyle, inv_freq: Frequencies, scale: float = 1.0) -> RopeSpec:
+    return RopeSpec(style, inv_freq.astype(np.float32), scale)
+
+
+def _read_gguf(file: ModelFile, head_dim: int, style: RopeStyle, default_theta: float) -> RopeSpec:
+    theta = file.number("rope.freq_base", default_theta)
+    base = frequencies(_rotary_dim(file, head_dim), theta)
+    if file.has_tensor("rope_factors"):
+        base = base / _read_factors(file, len(base))
+    method = file.settings.text(file.key("rope.scaling.type"), "linear")
+    factor = file.number("rope.scaling.factor", file.number("rope.scale_linear", 1.0))
+    if method == "none" or factor == 1.0:
+        return _spec(style, base)
+    if method == "linear":
+        return _spec(style, base / factor)
+    if method == "yarn":
+        original = file.integer("rope.scaling.original_context_length", _max_context(file), high=MAX_LENGTH)
+        fast, slow = file.number("rope.scaling.yarn_beta_fast", 32.0), file.number("rope.scaling.yarn_beta_slow", 1.0)
+        scale = file.number("rope.scaling.attn_factor", 1.0) * yarn_attention_factor(factor)
+        return _spec(style, yarn_frequencies(base, theta, factor, original, fast, slow), scale)
+    raise _unsupported(method)
+
+
+def _max_context(file: ModelFile) -> int:
+    return file.integer("max_context", high=MAX_LENGTH)
+
+
+def _rotary_dim(file: ModelFile, head_dim: int) -> int:
+    rotary_dim = file.integer("rope.dimension_count", head_dim, low=2, high=head_dim)
+    if rotary_dim % 2:
+        raise FormatError(f"{file.key('rope.dimension_count')} is {rotary_dim}, must be even")
+    return rotary_dim
+
+
+def _read_factors(file: ModelFile, pairs: int) -> Frequencies:
+    raw = file.tensor("rope_factors", (pairs,))
+    factors = dequantize(raw.data, raw.type, raw.shape).astype(np.float64)
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise FormatError(f"tensor {raw.name!r} holds factors that are not positive")
+    return factors
+
+
+def _read_config(config: Settings, head_dim: int, style: RopeStyle, kind: str, default_theta: float) -> RopeSpec:
+    """config.json: `rope_parameters` (transformers 5), else `rope_theta` and `rope_scaling` beside each other."""
+    scaling = config.section("rope_parameters") or config.section("rope_scaling") or Settings({})
+    scaling = scaling.section(kind) or scaling
+    theta = scaling.number("rope_theta", config.number("rope_theta", default_theta))
+    share = scaling.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    rotary_dim = int(head_dim * share)
+    if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
+        raise FormatError(f"partial_rotary_factor is {share}, which turns {rotary_dim} of {head_dim} elements")
+    return _scaled(scaling, config, frequencies(rotary_dim, theta), theta, style)
+
+
+def _scaled(scaling: Settings, config: Settings, base: Frequencies, theta: float, style: RopeStyle) -> RopeSpec:
+    method = scaling.text("rope_type", scaling.text("type", "default"))
+    if method == "default":
+        return _spec(style, base)
+    if method == "linear":
+        return _spec(style, base / scaling.number("factor"))
+    if method == "llama3":
+        return _spec(style, _read_llama3(scaling, base))
+    if method == "yarn":
+        return _read_yarn(scaling, config, base, theta, style)
+    raise _unsupported(method)
+
+
+def _read_llama3(scaling: Settings, base: Frequencies) -> Frequencies:
+    low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
+    if low >= high:
+        raise scaling.error("low_freq_factor", low, f"must be below high_freq_factor, {high:g}")
+    original = scaling.number("original_max_position_embeddings")
+    return llama3_frequencies(base, scaling.number("factor"), low, high, original)
+
+
+def _read_yarn(scaling: Settings, config: Settings, base: Frequencies, theta: float, style: RopeStyle) -> RopeSpec:
+    factor = scaling.number("factor")
+    window = config.integer("max_position_embeddings", high=MAX_LENGTH)
+    original = scaling.integer("original_max_position_embeddings", window, high=MAX_LENGTH)
+    fast, slow = scaling.number("beta_fast", 32.0), scaling.number("beta_slow", 1.0)
+    inv_freq = yarn_frequencies(base, theta, factor, original, fast, slow, whole=scaling.flag("truncate", True))
+    return _spec(style, inv_freq, scaling.number("attention_factor", _implied_attention_factor(scaling, factor)))
+
+
+def _implied_attention_factor(scaling: Settings, factor: float) -> float:
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        above, below = scaling.number("mscale"), scaling.number("mscale_all_dim")
+        return yarn_attention_factor(factor, above) / yarn_attention_factor(factor, below)
+    return yarn_attention_factor(factor)
+
+
+def _unsupported(method: str) -> UnsupportedError:
+    return UnsupportedError(f"rope scaling {method!r} is not supported; supported: linear, llama3, yarn")
