@@ -1,0 +1,162 @@
+"""A tokenizer from GGUF metadata (`tokenizer.ggml.*`).
+
+Covered: byte-level BPE (`gpt2`) with the pre-tokenizers of `pagoda.text.bpe`, SentencePiece BPE (`llama`).
+Not covered, and refused by name: `bert`, `t5` (unigram), `rwkv`, `gemma4` and others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pagoda.errors import FormatError, UnsupportedError
+from pagoda.text.bpe import BytePairEncoder, pre_tokenizer
+from pagoda.text.specials import SpecialSplitter
+from pagoda.text.spm import SentencePieceEncoder
+from pagoda.text.vocabulary import SPACE, Spelling, TokenType, Vocabulary, end_ids, is_byte_token
+
+_KEY = "tokenizer.ggml."
+_NOT_FROM_TEXT = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.UNUSED, TokenType.BYTE})
+
+
+class PieceEncoder:
+    """Cuts special tokens out of a text and encodes the ordinary text between them."""
+
+    def __init__(self, vocabulary: Vocabulary, ordinary: Callable[[str], list[int]]) -> None:
+        self._ordinary = ordinary
+        user_defined = _texts(vocabulary, {TokenType.USER_DEFINED})
+        self._always = SpecialSplitter(user_defined)
+        marked = _texts(vocabulary, {TokenType.CONTROL, TokenType.UNKNOWN})
+        self._with_control = SpecialSplitter({**marked, **user_defined})
+
+    def __call__(self, text: str, parse_special: bool) -> list[int]:
+        splitter = self._with_control if parse_special else self._always
+        output: list[int] = []
+        for piece in splitter.split(text):
+            if isinstance(piece, int):
+                output.append(piece)
+            else:
+                output += self._ordinary(piece)
+        return output
+
+
+def read_gguf(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
+    """Raises UnsupportedError for a kind of tokenizer that is not covered, FormatError for inconsistent metadata."""
+    model = metadata.get(_KEY + "model")
+    if model == "gpt2":
+        return _read_bpe(metadata)
+    if model == "llama":
+        return _read_spm(metadata)
+    raise UnsupportedError(
+        f"{_KEY}model is {model!r}; Pagoda reads 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)"
+    )
+
+
+def _read_bpe(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
+    pre = pre_tokenizer(metadata.get(_KEY + "pre", "default"))
+    vocabulary = _vocabulary(metadata, "bytes", add_bos=pre.add_bos)
+    merges = _array(metadata, "merges", str)
+    return vocabulary, PieceEncoder(vocabulary, BytePairEncoder(_text_ids(vocabulary), merges, pre))
+
+
+def _read_spm(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
+    prefix = bool(metadata.get(_KEY + "add_space_prefix", True))
+    defaults = {"bos": 1, "eos": 2, "unknown": 0}
+    vocabulary = _vocabulary(metadata, "sentencepiece", add_bos=True, strip=prefix, defaults=defaults)
+    scores = _array(metadata, "scores", (int, float), len(vocabulary.tokens))
+    ids = _text_ids(vocabulary)
+    ordinary = SentencePieceEncoder(
+        ids,
+        {text: scores[i] for text, i in ids.items()},
+        {int(text[3:5], 16): i for i, text in enumerate(vocabulary.tokens) if _is_byte(vocabulary, i)},
+        unk_id=_token_id(metadata, "unknown", len(vocabulary.tokens), defaults),
+        add_space_prefix=prefix,
+    )
+    return vocabulary, PieceEncoder(vocabulary, ordinary)
+
+
+def _vocabulary(
+    metadata: Mapping[str, Any],
+    spelling: Spelling,
+    *,
+    add_bos: bool,
+    strip: bool = False,
+    defaults: Mapping[str, int] | None = None,
+) -> Vocabulary:
+    tokens = _array(metadata, "tokens", str)
+    size = len(tokens)
+    has_types = _KEY + "token_type" in metadata
+    types = _array(metadata, "token_type", int, size) if has_types else [TokenType.NORMAL] * size
+    bos, eos, eot, eom = (_token_id(metadata, name, size, defaults or {}) for name in ("bos", "eos", "eot", "eom"))
+    return Vocabulary(
+        tokens,
+        _mark(types, [bos, eos, eot, eom]) if not has_types else types,
+        spelling,
+        bos_id=bos,
+        eos_id=eos,
+        eos_ids=end_ids(tokens, types, [eos, eot, eom]),
+        prefix=_frame(metadata, "add_bos_token", bos, add_bos),
+        suffix=_frame(metadata, "add_eos_token", eos, False),
+        strip_leading_space=strip,
+    )
+
+
+def _mark(types: Sequence[int], control: Sequence[int | None]) -> list[int]:
+    """Types for a file that has none: the ids that it names are control tokens."""
+    named = set(control)
+    return [TokenType.CONTROL if i in named else kind for i, kind in enumerate(types)]
+
+
+def _frame(metadata: Mapping[str, Any], key: str, token_id: int | None, default: bool) -> tuple[int, ...]:
+    wanted = bool(metadata.get(_KEY + key, default))
+    return (token_id,) if wanted and token_id is not None else ()
+
+
+def _token_id(metadata: Mapping[str, Any], name: str, size: int, defaults: Mapping[str, int]) -> int | None:
+    """The id of a named special token; one that lies outside of the vocabulary counts as absent."""
+    value = metadata.get(f"{_KEY}{name}_token_id", defaults.get(name))
+    return value if isinstance(value, int) and 0 <= value < size else None
+
+
+def _array(metadata: Mapping[str, Any], name: str, kind: type | tuple[type, ...], size: int = 0) -> Sequence[Any]:
+    """An array of at least `size` elements. Only its first element's type is checked: GGUF arrays have one type."""
+    value = metadata.get(_KEY + name)
+    if value is None:
+        raise FormatError(f"{_KEY}{name} is missing")
+    if not isinstance(value, (list, tuple)) or (value and not isinstance(value[0], kind)):
+        raise FormatError(f"{_KEY}{name} is not an array of {kind}")
+    if len(value) < size:
+        raise FormatError(f"{_KEY}{name} has {len(value)} entries for {size} tokens")
+    return value
+
+
+def _text_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    """The tokens that ordinary text may become. Entries that are not valid UTF-8 can match none."""
+    pairs = zip(vocabulary.tokens, vocabulary.types, range(len(vocabulary.tokens)), strict=False)
+    ids = {text: i for text, kind, i in pairs if kind not in _NOT_FROM_TEXT and text}
+    if not _encodable("".join(ids)):
+        ids = {text: i for text, i in ids.items() if _encodable(text)}
+    return ids
+
+
+def _texts(vocabulary: Vocabulary, kinds: set[TokenType]) -> dict[str, int]:
+    """Texts, as a user writes them, of the tokens of some kinds."""
+    spaced = vocabulary.spelling == "sentencepiece"
+    found = [
+        (text, i)
+        for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=False))
+        if kind in kinds
+    ]
+    return {text.replace(SPACE, " ") if spaced else text: i for text, i in found if _encodable(text)}
+
+
+def _is_byte(vocabulary: Vocabulary, token_id: int) -> bool:
+    return vocabulary.types[token_id] == TokenType.BYTE and is_byte_token(vocabulary.tokens[token_id])
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
