@@ -112,8 +112,14 @@ class KVCache:
         return tuple(group.pool.num_free for group in self._groups)
 
     @property
-    def num_free_rows(self) -> int:
-        return len(self._free_rows)
+    def num_used_blocks(self) -> int:
+        return sum(group.pool.num_used for group in self._groups)
+
+    @property
+    def num_wasted_slots(self) -> int:
+        """Slots of held blocks that hold no token; a last block that forks share counts for each."""
+        wasted = sum(table.num_blocks * BLOCK_SIZE - table.num_tokens for table in self._tables.values())
+        return wasted * len(self._groups)
 
     def rows(self, tables: Sequence[BlockTable]) -> tuple[Int32Array, ...]:
         """Block tables of a batch, a group each: [B, widest]."""
@@ -289,8 +295,9 @@ class KVCache:
         group.rows[table.row, start:first] = GIVEN_BACK
         table.first[g] = first
 
-    def check(self) -> None:
-        """Reference counts are exactly the tables' entries; rows say what tables say."""
+    def check(self, tables: Sequence[BlockTable]) -> None:
+        """`tables` are all there are, reference counts are exactly their entries, rows say what they say."""
+        assert {table.row: table for table in tables} == self._tables
         assert sorted([*self._free_rows, *self._tables]) == list(range(len(self._free_rows) + len(self._tables)))
         for g, group in enumerate(self._groups):
             group.pool.check()

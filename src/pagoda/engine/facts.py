@@ -1,0 +1,92 @@
+"""What happened since the last report, gathered into a `StepResult`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from pagoda.engine.scheduler import Scheduler, StepPlan
+from pagoda.engine.sequence import Sequence
+from pagoda.types import Delta, FinishedRequest, StepResult
+
+R = TypeVar("R")
+
+
+class Facts:
+    """Filled during a step, and between steps by aborts."""
+
+    def __init__(self) -> None:
+        self._reset()
+        self._started = 0.0
+
+    def _reset(self) -> None:
+        self.deltas: list[Delta] = []
+        self.finished: list[FinishedRequest] = []
+        self._ttft_s: list[float] = []
+        self._inter_token_s: list[float] = []
+        self._num_prompt_tokens = 0
+        self._num_generation_tokens = 0
+        self._forward_s = 0.0
+        self._sample_s = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.deltas)
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def time_forward(self, run: Callable[[], R]) -> R:
+        start = time.perf_counter()
+        result = run()
+        self._forward_s = time.perf_counter() - start
+        return result
+
+    def time_sample(self, run: Callable[[], R]) -> R:
+        start = time.perf_counter()
+        result = run()
+        self._sample_s = time.perf_counter() - start
+        return result
+
+    def count_prompt_tokens(self, plan: StepPlan) -> None:
+        """Before the plan is committed."""
+        for seq, count in plan.counts.items():
+            if seq.num_computed < seq.prompt_len:
+                self._num_prompt_tokens += min(count, seq.prompt_len - seq.num_computed)
+
+    def token(self, seq: Sequence, delta: Delta, now: float) -> None:
+        """A sequence got a token."""
+        self.deltas.append(delta)
+        self._num_generation_tokens += 1
+        if seq.last_token is None:
+            seq.first_token = now
+            self._ttft_s.append(now - seq.request.arrival)
+        else:
+            self._inter_token_s.append(now - seq.last_token)
+        seq.last_token = now
+
+    def take(self, plan: StepPlan, scheduler: Scheduler) -> StepResult:
+        """The report; the next one starts empty."""
+        kv = scheduler.kv
+        result = StepResult(
+            deltas=tuple(self.deltas),
+            finished=tuple(self.finished),
+            ttft_s=tuple(self._ttft_s),
+            inter_token_s=tuple(self._inter_token_s),
+            queue_s=tuple(plan.queue_s),
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_preempted=plan.num_preempted,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generation_tokens=self._num_generation_tokens,
+            prefix_queries=plan.prefix_queries,
+            prefix_hits=plan.prefix_hits,
+            kv_blocks_total=sum(kv.num_blocks),
+            kv_blocks_used=kv.num_used_blocks,
+            kv_slots_wasted=kv.num_wasted_slots,
+            step_s=time.perf_counter() - self._started,
+            forward_s=self._forward_s,
+            sample_s=self._sample_s,
+        )
+        self._reset()
+        return result

@@ -1,0 +1,212 @@
+"""Every sequence owes tokens, a step pays some under a token budget.
+
+A prompt owes its uncached tokens, a running sequence the one it sampled last. Chunked prefill, prefix hits and
+resumption after preemption are all the same operation. Running sequences are paid first, those that owe one token
+before those that owe many; then waiting ones come in, in the order of `WaitingQueue`, while they fit.
+
+When blocks run out, the youngest running sequence of the lowest priority gives its blocks back and is computed
+again later. The oldest of the highest priority is never preempted and always fits alone, so every step gets
+somebody closer to the end: nobody of a class starves.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass, field
+
+from pagoda.engine.queue import FairShare, WaitingQueue
+from pagoda.engine.sequence import Sequence, Status
+from pagoda.kv.cache import KVCache
+from pagoda.types import BLOCK_SIZE
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step computes: of each sequence the next so many owed tokens. Complete once `plan` has returned it."""
+
+    counts: dict[Sequence, int] = field(default_factory=dict)
+    num_tokens: int = 0
+    queue_s: list[float] = field(default_factory=list)  # of sequences scheduled for the first time
+    num_preempted: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+    def put(self, seq: Sequence, count: int) -> None:
+        self.counts[seq] = count
+        self.num_tokens += count
+
+    def withdraw(self, seq: Sequence) -> None:
+        self.num_tokens -= self.counts.pop(seq, 0)
+
+
+class Scheduler:
+    """Decides which sequences run. Owns their block tables; the engine owns their tokens."""
+
+    def __init__(self, kv: KVCache, *, max_batch_tokens: int, max_rows: int) -> None:
+        self.kv = kv
+        self.max_batch_tokens = max_batch_tokens
+        self.max_rows = max_rows  # rows of logits in one step
+        self.share = FairShare()
+        self.waiting = WaitingQueue(self.share)
+        self.running: list[Sequence] = []  # by rank
+
+    def add(self, seq: Sequence) -> None:
+        """A new sequence. Alone it fits: `Engine.validate` saw to that."""
+        self.share.enter(seq.request.tenant)
+        self.waiting.push(seq)
+
+    def plan(self, now: float) -> StepPlan:
+        """Choose the tokens of the next step and take the blocks they need."""
+        plan = StepPlan()
+        self._pay_running(plan)
+        if self.waiting and not plan.num_preempted and plan.num_tokens < self.max_batch_tokens:
+            self._admit(plan, now)
+        return plan
+
+    def commit(self, plan: StepPlan) -> None:
+        """The planned tokens are computed."""
+        for seq, count in plan.counts.items():
+            assert seq.table is not None
+            seq.num_computed += count
+            self.kv.commit(seq.table, seq.tokens, seq.num_computed)
+            self.share.charge(seq.request.tenant, count)
+
+    def fork(self, parent: Sequence) -> None:
+        """The parent's prompt is computed: its further choices share the blocks, or wait where no slot is free."""
+        assert parent.table is not None
+        for child in parent.children:
+            self.share.enter(child.request.tenant)
+            child.table = self.kv.fork(parent.table)
+            child.first_scheduled, child.num_cached = parent.first_scheduled, parent.num_cached
+            if child.table is None:
+                child.status, child.keys = Status.WAITING, list(parent.keys)
+                self.waiting.push_front(child)
+            else:
+                child.status, child.keys, child.num_computed = Status.RUNNING, child.table.keys, parent.num_computed
+                insort(self.running, child, key=_rank)
+        parent.children = []
+
+    def finish(self, seq: Sequence) -> None:
+        """The sequence has ended, whatever its state: everything it holds comes back."""
+        if seq.status is Status.RUNNING:
+            self.running.remove(seq)
+            self._release(seq)
+        elif seq.status is Status.WAITING:
+            self.waiting.remove(seq)
+        if seq.status is not Status.PENDING:
+            self.share.leave(seq.request.tenant)
+        seq.status = Status.FINISHED
+
+    # Inside
+
+    def _pay_running(self, plan: StepPlan) -> None:
+        rows = self.max_rows - len(self.running)  # each may want one; the rest is left for prompt logprobs
+        for seq in sorted(self.running, key=_owes_many):
+            if seq.status is not Status.RUNNING:  # preempted by one before it
+                continue
+            count = min(len(seq.tokens) - seq.num_computed, self.max_batch_tokens - plan.num_tokens)
+            if seq.prompt_logprobs is not None:
+                count, rows = _within_rows(seq, count, rows)
+            if count and self._make_room(plan, seq, seq.num_computed + count):
+                plan.put(seq, count)
+
+    def _make_room(self, plan: StepPlan, seq: Sequence, num_tokens: int) -> bool:
+        """Take blocks up to num_tokens, from younger sequences where need be. False: it sits this step out."""
+        assert seq.table is not None
+        while not self.kv.can_grow(seq.table, num_tokens):
+            victim = self.running[-1]
+            if victim is seq:
+                return False
+            self._preempt(victim)
+            plan.withdraw(victim)
+            plan.num_preempted += 1
+        self.kv.grow(seq.table, num_tokens)
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        self.running.remove(seq)
+        self._release(seq)
+        seq.status, seq.num_computed = Status.WAITING, 0
+        self.waiting.push_front(seq)
+
+    def _release(self, seq: Sequence) -> None:
+        assert seq.table is not None
+        self.kv.free(seq.table)
+        seq.table = None
+
+    def _admit(self, plan: StepPlan, now: float) -> None:
+        promised = self._promised(self.running)
+        rows = self.max_rows - len(self.running)
+        while (budget := self.max_batch_tokens - plan.num_tokens) and (seq := self.waiting.first()) is not None:
+            num_cached = self._match(seq)
+            if not self.kv.can_open(seq.keys, num_cached, len(seq.tokens), self.max_batch_tokens, promised):
+                break
+            self._open(plan, seq, num_cached, now)
+            count = min(len(seq.tokens) - seq.num_computed, budget)
+            rows -= 1
+            if seq.prompt_logprobs is not None:
+                count, rows = _within_rows(seq, count, rows)
+            assert seq.table is not None
+            self.kv.grow(seq.table, seq.num_computed + count)
+            plan.put(seq, count)
+            promised = [a + b for a, b in zip(promised, self._promised([seq]), strict=True)]
+
+    def _promised(self, seqs: list[Sequence]) -> list[int]:
+        """Blocks a group that running sequences will need for all they owe and a token more."""
+        promised = [0] * len(self.kv.windows)
+        for seq in seqs:
+            assert seq.table is not None
+            missing = self.kv.num_missing(seq.table, len(seq.tokens) + 1, self.max_batch_tokens)
+            promised = [a + b for a, b in zip(promised, missing, strict=True)]
+        return promised
+
+    def _match(self, seq: Sequence) -> int:
+        """Cached leading blocks that the sequence may use."""
+        if seq.num_prompt_logprobs_due:
+            return 0  # every prompt token's logits are wanted
+        return self.kv.match(seq.root, seq.keys, seq.tokens, len(seq.tokens))
+
+    def _open(self, plan: StepPlan, seq: Sequence, num_cached: int, now: float) -> None:
+        self.waiting.remove(seq)
+        seq.table = self.kv.open(seq.root, seq.keys, num_cached)
+        seq.status, seq.num_computed = Status.RUNNING, num_cached * BLOCK_SIZE
+        insort(self.running, seq, key=_rank)
+        if seq.first_scheduled is None:
+            seq.first_scheduled = now
+            seq.num_cached = seq.num_computed
+            plan.queue_s.append(now - seq.request.arrival)
+            if self.kv.prefix_caching and not seq.num_prompt_logprobs_due:
+                plan.prefix_queries += seq.prompt_len
+                plan.prefix_hits += seq.num_computed
+
+    def check(self) -> None:
+        """Running sequences hold tables and owe tokens, waiting ones hold nothing, and nobody else holds a block."""
+        assert self.running == sorted(self.running, key=_rank)
+        for seq in self.running:
+            assert seq.status is Status.RUNNING
+            assert seq.table is not None
+            assert seq.table.num_tokens == seq.num_computed < len(seq.tokens)
+        waiting = list(self.waiting)
+        assert len(waiting) == len(set(waiting)) == len(self.waiting)
+        for seq in waiting:
+            assert seq.status is Status.WAITING
+            assert seq.table is None
+            assert seq.num_computed == 0
+        self.kv.check([seq.table for seq in self.running if seq.table is not None])
+
+
+def _rank(seq: Sequence) -> tuple[int, int, int]:
+    return seq.rank
+
+
+def _owes_many(seq: Sequence) -> bool:
+    return len(seq.tokens) - seq.num_computed > 1
+
+
+def _within_rows(seq: Sequence, count: int, rows: int) -> tuple[int, int]:
+    """Fewer tokens where their logits would not fit. → (tokens, rows left)"""
+    assert seq.prompt_logprobs is not None
+    first = len(seq.prompt_logprobs) - 1  # the first position whose logits are wanted
+    already = max(0, first - seq.num_computed)  # positions before it, computed again after a preemption
+    count = min(count, already + rows + 1)
+    return count, rows - max(0, count - already - 1)

@@ -1,0 +1,162 @@
+"""One choice of one request on its way: it owes tokens, and pays them step by step.
+
+tokens [0, num_computed)             their KV is in the cache
+tokens [num_computed, len(tokens))   owed: the uncomputed prompt, or the token sampled last
+"""
+
+from __future__ import annotations
+
+from array import array
+from enum import Enum, auto
+
+from pagoda.engine.output import OutputText
+from pagoda.kv.cache import BlockTable
+from pagoda.kv.prefix import root_key
+from pagoda.sampling.base import SamplerProtocol, SamplerState
+from pagoda.types import (
+    Delta,
+    FinishedRequest,
+    FinishReason,
+    FloatArray,
+    Int32Array,
+    Request,
+    TokenLogprobs,
+    Usage,
+)
+
+
+class Status(Enum):
+    PENDING = auto()  # a further choice, whose prompt its first sibling computes
+    WAITING = auto()  # holds nothing; new or preempted
+    RUNNING = auto()  # has a block table
+    FINISHED = auto()
+
+
+class Sequence:
+    """The only mutable value: prompt and output tokens, and where each part of the engine stands with them."""
+
+    __slots__ = (
+        "children",
+        "first_scheduled",
+        "first_token",
+        "index",
+        "keys",
+        "last_token",
+        "max_len",
+        "num_cached",
+        "num_computed",
+        "output",
+        "prompt_len",
+        "prompt_logprobs",
+        "rank",
+        "request",
+        "root",
+        "sampler",
+        "status",
+        "stop_ids",
+        "table",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        *,
+        order: int,
+        max_len: int,
+        stop_ids: frozenset[int],
+        sampler: SamplerState,
+        output: OutputText,
+    ) -> None:
+        self.request = request
+        self.index = index
+        self.rank = (request.priority, order, index)  # the lower, the earlier served and the later preempted
+        self.max_len = max_len  # tokens, prompt and output together
+        self.stop_ids = stop_ids  # each ends it, EOS among them
+        self.sampler = sampler
+        self.output = output
+        self.tokens = array("i", request.prompt_token_ids)
+        self.prompt_len = len(self.tokens)
+        self.num_computed = 0
+        self.num_cached = 0  # of the prompt, found in the prefix cache when first scheduled
+        self.status = Status.PENDING if index else Status.WAITING
+        self.table: BlockTable | None = None
+        self.root = root_key(request.cache_salt, request.adapter)
+        self.keys: list[bytes] = []  # prefix keys of the full blocks, grown on demand
+        self.children: list[Sequence] = []  # choices to fork off once the prompt is computed
+        wanted = request.params.prompt_logprobs is not None and index == 0
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = [None] if wanted else None
+        self.first_scheduled: float | None = None  # times in time.monotonic() seconds
+        self.first_token: float | None = None
+        self.last_token: float | None = None
+
+    def __repr__(self) -> str:
+        state = f"{self.num_computed}/{len(self.tokens)} computed, {self.status.name.lower()}"
+        return f"<Sequence {self.request.id}[{self.index}] {state}>"
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def num_prompt_logprobs_due(self) -> int:
+        """Prompt tokens whose logprobs are still to come."""
+        return 0 if self.prompt_logprobs is None else self.prompt_len - len(self.prompt_logprobs)
+
+    def take_prompt_logprobs(self, sampler: SamplerProtocol, logits: FloatArray, targets: Int32Array) -> None:
+        """logits [R, V] are what came before the prompt tokens `targets` [R], the next ones that are due."""
+        assert self.prompt_logprobs is not None
+        num_top = self.request.params.prompt_logprobs or 0
+        self.prompt_logprobs.extend(sampler.prompt_logprobs(logits, targets, num_top))
+
+    def append(self, token_id: int, logprobs: TokenLogprobs | None) -> Delta:
+        """Take the sampled token in; the Delta says whether the sequence has ended with it."""
+        self.tokens.append(token_id)
+        self.sampler.accept(token_id)
+        text, reason, stop = self._text_after(token_id)
+        prompt_logprobs = self.prompt_logprobs if self.num_outputs == 1 else None
+        return Delta(
+            self.request.id,
+            self.index,
+            text,
+            (token_id,),
+            (logprobs,) if logprobs is not None else None,
+            reason,
+            stop,
+            tuple(prompt_logprobs) if prompt_logprobs is not None else None,
+            self.usage() if reason is not None else None,
+        )
+
+    def _text_after(self, token_id: int) -> tuple[str, FinishReason | None, int | str | None]:
+        """→ (text to show, finish reason, the stop id or string)"""
+        params = self.request.params
+        if token_id in self.stop_ids and self.num_outputs > params.min_tokens:
+            shown = self.output.push(token_id)[0] if params.include_stop_str_in_output else ""
+            stop_reason = token_id if token_id in params.stop_token_ids else None
+            return shown + self.output.finish()[0], "stop", stop_reason
+        text, matched = self.output.push(token_id)
+        if matched is not None:
+            return text, "stop", matched
+        if len(self.tokens) < self.max_len:
+            return text, None, None
+        rest, matched = self.output.finish()
+        return (text + rest, "length", None) if matched is None else (text + rest, "stop", matched)
+
+    def usage(self) -> Usage:
+        return Usage(self.prompt_len, self.num_outputs, self.num_cached)
+
+    def ended(self, reason: FinishReason, now: float) -> FinishedRequest:
+        """The facts of the whole life."""
+        return FinishedRequest(
+            request_id=self.request.id,
+            tenant=self.request.tenant,
+            finish_reason=reason,
+            prompt_tokens=self.prompt_len,
+            completion_tokens=self.num_outputs,
+            cached_tokens=self.num_cached,
+            arrival=self.request.arrival,
+            first_scheduled=self.first_scheduled,
+            first_token=self.first_token,
+            finished=now,
+        )
