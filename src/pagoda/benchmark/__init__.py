@@ -1,0 +1,1 @@
+"""Measuring: the engine itself (`engine`), and any OpenAI-compatible server under load (`load`)."""

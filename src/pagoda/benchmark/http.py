@@ -1,0 +1,144 @@
+"""A small asyncio HTTP/1.1 client that costs little, so that a load generator disturbs what it measures little.
+
+Covered: keep-alive, Content-Length and chunked bodies, server-sent events, TLS. Not covered: redirects, proxies,
+compression, trailers with meaning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from pagoda.errors import ConfigError, PagodaError
+
+MAX_HEAD = 64 * 1024
+
+
+class HttpError(PagodaError):
+    """The server answered with an error status or broke the protocol. `status` is None for the latter."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Status and headers (names in lower case) of an answer."""
+
+    status: int
+    headers: Mapping[str, str]
+
+
+class HttpClient:
+    """One connection to one server, opened when needed and kept alive between requests.
+
+    `url` is the server's base, with or without `/v1`. Raises HttpError, or OSError when nobody answers.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"--url: {url!r} is not the address of a server, such as http://127.0.0.1:8000")
+        self._tls = parts.scheme == "https"
+        self._host = parts.hostname
+        self._port = parts.port or (443 if self._tls else 80)
+        self._base = parts.path.rstrip("/").removesuffix("/v1")
+        self._fixed = f"Host: {parts.netloc.rpartition('@')[2]}\r\nAccept: */*\r\n"
+        if api_key:
+            self._fixed += f"Authorization: Bearer {api_key}\r\n"
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def get(self, path: str) -> bytes:
+        """Body of the answer to a GET."""
+        return b"".join([piece async for piece in self._exchange("GET", path, b"")])
+
+    async def post(self, path: str, body: bytes) -> bytes:
+        """Body of the answer to a POST of JSON."""
+        return b"".join([piece async for piece in self._exchange("POST", path, body)])
+
+    async def events(self, path: str, body: bytes) -> AsyncIterator[bytes]:
+        """POST JSON and yield the data of each server-sent event, `[DONE]` left out."""
+        rest = b""
+        async for piece in self._exchange("POST", path, body):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+                    yield data
+
+    def close(self) -> None:
+        """Drop the connection; the next request opens another."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+    async def _exchange(self, method: str, path: str, body: bytes) -> AsyncIterator[bytes]:
+        """One request; pieces of the answer's body as they come. The connection survives a whole answer only."""
+        content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+        request = f"{method} {self._base}{path} HTTP/1.1\r\n{self._fixed}{content}\r\n".encode() + body
+        whole = False
+        try:
+            reader, head = await self._send(request)
+            pieces = _read_body(reader, head)
+            if head.status >= 400:
+                text = b"".join([piece async for piece in pieces])
+                raise HttpError(f"{head.status}: {text.decode(errors='replace')[:500]}", head.status)
+            async for piece in pieces:
+                yield piece
+            whole = head.headers.get("connection", "").lower() != "close"
+        except asyncio.IncompleteReadError:
+            raise HttpError("the server closed the connection in the middle of an answer") from None
+        except (asyncio.LimitOverrunError, ValueError):
+            raise HttpError("the server's answer is not HTTP/1.1") from None
+        finally:
+            if not whole:
+                self.close()
+
+    async def _send(self, request: bytes) -> tuple[asyncio.StreamReader, Head]:
+        """Send, and read the answer's head. A kept connection may have been closed at the other end: once more."""
+        kept = self._streams is not None
+        reader, writer = await self._connect()
+        try:
+            writer.write(request)
+            await writer.drain()
+            return reader, await _read_head(reader)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            self.close()
+            if kept and not getattr(error, "partial", b""):
+                return await self._send(request)
+            raise
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, self._port, ssl=self._tls or None, limit=MAX_HEAD)
+        return self._streams
+
+
+async def _read_head(reader: asyncio.StreamReader) -> Head:
+    status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    version, _, rest = status_line.partition(" ")
+    if not version.startswith("HTTP/1."):
+        raise HttpError(f"not an HTTP answer: {status_line[:80]!r}")
+    status = int(rest[:3])
+    pairs = (line.partition(":") for line in lines if line)
+    return Head(status, {name.strip().lower(): value.strip() for name, _, value in pairs})
+
+
+async def _read_body(reader: asyncio.StreamReader, head: Head) -> AsyncIterator[bytes]:
+    if "chunked" in head.headers.get("transfer-encoding", "").lower():
+        while size := int((await reader.readline()).split(b";")[0] or b"0", 16):
+            yield (await reader.readexactly(size + 2))[:-2]
+        await reader.readuntil(b"\r\n")
+    elif "content-length" in head.headers:
+        left = int(head.headers["content-length"])
+        while left:
+            piece = await reader.read(min(left, 65536))
+            if not piece:
+                raise asyncio.IncompleteReadError(b"", left)
+            left -= len(piece)
+            yield piece
+    elif head.status not in (204, 304):
+        while piece := await reader.read(65536):
+            yield piece
