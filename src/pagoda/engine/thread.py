@@ -31,7 +31,8 @@ class _Abort:
 class EngineThread:
     """Turns the engine while there is work, and sleeps while there is none.
 
-    Sinks and `on_step` observers are called on the engine thread: they must be quick and must not block.
+    Sinks and `on_step` observers are called on the engine thread, the sinks of a step before its observers: they
+    must be quick and must not block.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -40,6 +41,7 @@ class EngineThread:
         self.error: BaseException | None = None
         self._inbox: SimpleQueue[_Submission | _Abort | None] = SimpleQueue()  # None: wake up
         self._sinks: dict[str, tuple[Sink, set[int]]] = {}  # by request: sink, choices that have not ended
+        self._refused = False  # since the last step; observers have to hear of it
         self._draining = False
         self._stopping = False
         self._idle = threading.Condition()
@@ -87,10 +89,10 @@ class EngineThread:
         with self._idle:
             return self._idle.wait_for(lambda: self._num_pending == 0, timeout)
 
-    def stop(self, timeout: float = 0.0) -> None:
-        """Refuse new work, give what runs `timeout` seconds, abort the rest and end the thread."""
+    def stop(self, timeout: float | None = 0.0) -> None:
+        """Refuse new work, give what runs `timeout` seconds (None: all it needs), abort the rest, end the thread."""
         self.drain()
-        if self._thread.is_alive() and timeout > 0:
+        if self._thread.is_alive():
             self.wait_idle(timeout)
         with self._idle:
             self._stopping = True
@@ -104,7 +106,7 @@ class EngineThread:
         try:
             while not self._stopping:
                 self._obey()
-                if self.engine.has_work and not self._stopping:
+                if (self.engine.has_work or self._refused) and not self._stopping:
                     self._publish(self.engine.step())
             for request_id in list(self._sinks):
                 self.engine.abort(request_id)
@@ -118,7 +120,7 @@ class EngineThread:
     def _obey(self) -> None:
         """Take in what other threads asked for; without work, wait until they ask."""
         try:
-            self._take(self._inbox.get(block=not self.engine.has_work and not self._stopping))
+            self._take(self._inbox.get(block=not self.engine.has_work))
             while True:
                 self._take(self._inbox.get_nowait())
         except Empty:
@@ -138,9 +140,11 @@ class EngineThread:
     def _refuse(self, submission: _Submission, why: str) -> None:
         for index in range(submission.request.params.n):
             self._call(submission.sink, Delta(submission.request.id, index, "", (), finish_reason="error", error=why))
+        self._refused = True
         self._forget_one()
 
     def _publish(self, result: StepResult) -> None:
+        self._refused = False
         for delta in result.deltas:
             self._deliver(delta)
         for observer in self.on_step:
@@ -187,3 +191,4 @@ class EngineThread:
             message = self._inbox.get()
             if isinstance(message, _Submission):
                 self._refuse(message, why)
+        self._publish(StepResult())  # observers that gather deltas pass the last ones on

@@ -1,0 +1,190 @@
+"""Offline use: `LLM` turns the engine itself until all prompts are answered.
+
+>>> from pagoda import LLM, SamplingParams
+>>> with LLM("smollm2-135m") as llm:
+...     print(llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].text)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, cast
+
+from rich.progress import Progress
+
+from pagoda.config import EngineSettings
+from pagoda.engine.load import LoadedEngine, load_engine
+from pagoda.errors import RequestError
+from pagoda.types import Delta, FinishReason, Request, SamplingParams, TokenLogprobs, Usage
+
+Prompt = str | Seq[int]
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished choice."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_reason: int | str | None
+    usage: Usage
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A prompt and all that was made of it. `text` and `token_ids` are the first choice's."""
+
+    prompt: str | None  # None: it came as token ids
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[Completion, ...]
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.outputs[0].token_ids
+
+
+class LLM:
+    """A loaded model. `settings` are the fields of `EngineSettings`. For one thread at a time."""
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        """Raises what `load_engine` raises."""
+        if model is not None:
+            settings["model"] = model
+        self.loaded: LoadedEngine = load_engine(EngineSettings(**settings))
+        self._num_requests = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Seq[Prompt],
+        params: SamplingParams | Seq[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Continue each prompt: a text, or token ids. One set of params for all, or one each; default: 16 tokens.
+
+        Raises RequestError, for any prompt that cannot be served, before anything is computed.
+        """
+        listed = _listed(prompts)
+        texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
+        ids = [self.tokenize(prompt) if isinstance(prompt, str) else list(prompt) for prompt in listed]
+        return self._run(texts, ids, params or SamplingParams(), progress)
+
+    def chat(
+        self,
+        messages: Seq[Message] | Seq[Seq[Message]],
+        params: SamplingParams | Seq[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        **template_kwargs: Any,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several, until the model ends its turn. `template_kwargs` go to the template."""
+        template = self.loaded.chat_template
+        if template is None:
+            raise RequestError(self.loaded.no_chat_reason or "the model has no chat template", param="messages")
+        is_one = len(messages) > 0 and isinstance(messages[0], Mapping)
+        chats = [cast(Seq[Message], messages)] if is_one else cast(Seq[Seq[Message]], messages)
+        ids = [template.render_ids(chat, **template_kwargs) for chat in chats]
+        return self._run([None] * len(ids), ids, params or SamplingParams(max_tokens=None), progress)
+
+    def tokenize(self, text: str) -> list[int]:
+        """As `generate` does it."""
+        return self.loaded.tokenizer.encode(text)
+
+    def close(self) -> None:
+        """Free the model. Idempotent."""
+        self.loaded.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(
+        self,
+        texts: list[str | None],
+        ids: list[list[int]],
+        params: SamplingParams | Seq[SamplingParams],
+        progress: bool,
+    ) -> list[RequestOutput]:
+        each = [params] * len(ids) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(ids):
+            raise RequestError(f"there are {len(ids)} prompts, but {len(each)} sets of params", param="params")
+        requests = [self._request(prompt, p) for prompt, p in zip(ids, each, strict=True)]
+        gathered = {request.id: _Gathered(request) for request in requests}
+        with Progress(disable=not progress, transient=True) as bar:
+            task = bar.add_task("generating", total=sum(request.params.n for request in requests))
+            self._turn(requests, gathered, lambda: bar.advance(task))
+        return [gathered[request.id].output(text) for request, text in zip(requests, texts, strict=True)]
+
+    def _request(self, prompt: list[int], params: SamplingParams) -> Request:
+        self._num_requests += 1
+        return self.loaded.core.validate(Request(str(self._num_requests), tuple(prompt), params, time.monotonic()))
+
+    def _turn(self, requests: Iterable[Request], gathered: dict[str, _Gathered], done: Callable[[], None]) -> None:
+        core = self.loaded.core
+        try:
+            for request in requests:
+                core.enter(request)
+            while core.has_work:
+                for delta in core.step().deltas:
+                    gathered[delta.request_id].take(delta)
+                    if delta.finish_reason is not None:
+                        done()
+        finally:  # interrupted: leave nothing behind
+            for request in requests:
+                core.abort(request.id)
+            if core.has_work:
+                core.step()
+
+
+def _listed(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
+    is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return [cast(Prompt, prompts)] if is_one else list(cast(Seq[Prompt], prompts))
+
+
+class _Gathered:
+    """The deltas of one request, put together."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._deltas: list[list[Delta]] = [[] for _ in range(request.params.n)]
+
+    def take(self, delta: Delta) -> None:
+        self._deltas[delta.index].append(delta)
+
+    def output(self, prompt: str | None) -> RequestOutput:
+        outputs = tuple(self._completion(index, deltas) for index, deltas in enumerate(self._deltas))
+        return RequestOutput(prompt, self._request.prompt_token_ids, outputs, self._deltas[0][0].prompt_logprobs)
+
+    def _completion(self, index: int, deltas: list[Delta]) -> Completion:
+        last = deltas[-1]
+        assert last.finish_reason is not None
+        assert last.usage is not None
+        logprobs = [one for delta in deltas for one in delta.logprobs or ()]
+        return Completion(
+            index,
+            "".join(delta.text for delta in deltas),
+            tuple(token_id for delta in deltas for token_id in delta.token_ids),
+            last.finish_reason,
+            last.stop_reason,
+            last.usage,
+            tuple(logprobs) if self._request.params.logprobs is not None else None,
+            last.error,
+        )

@@ -1,0 +1,172 @@
+"""From settings to an engine that is ready to turn: what the server, the command line and `LLM` start from."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pagoda.backends.base import Backend, ForwardModel, LoadedModel
+from pagoda.config import EngineSettings
+from pagoda.engine.engine import Engine
+from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
+from pagoda.engine.thread import EngineThread
+from pagoda.errors import UnsupportedError
+from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
+from pagoda.models.registry import load_model
+from pagoda.sampling.sampler import Sampler
+from pagoda.sources import LocalModel, Progress, resolve
+from pagoda.text.chat import ChatTemplate, load_chat_template
+from pagoda.text.tokenizer import Tokenizer, load_tokenizer
+from pagoda.types import BLOCK_SIZE
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """A model with all that belongs to it. `engine` is not started: the server starts it, `LLM` turns `core`."""
+
+    engine: EngineThread
+    core: Engine
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None  # None: the model has none, `no_chat_reason` says more
+    no_chat_reason: str | None
+    model_name: str
+    architecture: str
+    source: LocalModel
+    settings: EngineSettings
+    kv_plan: KVPlan
+    model: LoadedModel
+    checkpoint: Checkpoint
+
+    @property
+    def max_context(self) -> int:
+        return self.core.max_context
+
+    @property
+    def cache_config(self) -> dict[str, str]:
+        """Facts about the KV cache, for metrics."""
+        return {
+            "block_size": str(BLOCK_SIZE),
+            "cache_dtype": self.settings.kv_type,
+            "enable_prefix_caching": str(self.settings.prefix_caching),
+            "gpu_memory_utilization": str(self.settings.memory_utilization),
+            "num_gpu_blocks": str(sum(self.kv_plan.num_blocks)),
+            "sliding_window": str(next((w for w in self.kv_plan.footprint.windows if w is not None), None)),
+        }
+
+    def close(self) -> None:
+        """Stop the engine and free everything. Idempotent."""
+        self.engine.stop()
+        self.model.close()
+        self.checkpoint.close()
+
+
+def load_engine(settings: EngineSettings, *, progress: Progress | None = None) -> LoadedEngine:
+    """Find the model, put its weights in place, size the KV cache.
+
+    Raises SourceError, FormatError, UnsupportedError or CapacityError, each with the remedy.
+    """
+    start = time.perf_counter()
+    available = available_memory()
+    source = resolve(settings.model, progress=progress)
+    checkpoint = open_checkpoint(source.path)
+    try:
+        loaded = _load(settings, source, checkpoint, available)
+    except BaseException:
+        checkpoint.close()
+        raise
+    log.info("%s is ready after %.2f s; %s", loaded.model_name, time.perf_counter() - start, loaded.kv_plan)
+    return loaded
+
+
+def _load(settings: EngineSettings, source: LocalModel, checkpoint: Checkpoint, available: int) -> LoadedEngine:
+    with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while the weights are repacked
+        tokenizer_job = pool.submit(load_tokenizer, checkpoint)
+        forward_model = load_model(checkpoint)
+        model = _backend(settings).load(
+            forward_model,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_seqs=min(settings.max_num_seqs, settings.max_batch_tokens),
+            kv_type=settings.kv_type,
+        )
+        tokenizer = tokenizer_job.result()
+    try:
+        kv_plan = plan_kv(_footprint(forward_model, model), settings, forward_model.max_context, available)
+        core = _engine(settings, forward_model, model, tokenizer, kv_plan)
+        chat_template, no_chat_reason = _chat_template(checkpoint, tokenizer)
+    except BaseException:
+        model.close()
+        raise
+    return LoadedEngine(
+        engine=EngineThread(core),
+        core=core,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        no_chat_reason=no_chat_reason,
+        model_name=source.name,
+        architecture=checkpoint.architecture,
+        source=source,
+        settings=settings,
+        kv_plan=kv_plan,
+        model=model,
+        checkpoint=checkpoint,
+    )
+
+
+def _cpu(settings: EngineSettings) -> Backend:
+    from pagoda.backends.cpu import CpuBackend  # imports the extension
+
+    return CpuBackend(threads=settings.threads, isa=settings.isa)
+
+
+def _reference(settings: EngineSettings) -> Backend:
+    from pagoda.backends.reference import ReferenceBackend
+
+    return ReferenceBackend()
+
+
+BACKENDS: dict[str, Callable[[EngineSettings], Backend]] = {"cpu": _cpu, "reference": _reference}
+
+
+def _backend(settings: EngineSettings) -> Backend:
+    return BACKENDS[settings.backend](settings)
+
+
+def _footprint(forward_model: ForwardModel, model: LoadedModel) -> Footprint:
+    groups = forward_model.kv_groups
+    return Footprint(
+        model.weight_bytes,
+        model.buffer_bytes,
+        tuple(group.window for group in groups),
+        tuple(model.block_bytes(g) for g in range(len(groups))),
+    )
+
+
+def _engine(
+    settings: EngineSettings, forward_model: ForwardModel, model: LoadedModel, tokenizer: Tokenizer, kv_plan: KVPlan
+) -> Engine:
+    return Engine(
+        model,
+        tokenizer,
+        Sampler(forward_model.vocab_size),
+        vocab_size=forward_model.vocab_size,
+        windows=kv_plan.footprint.windows,
+        num_blocks=kv_plan.num_blocks,
+        max_context=kv_plan.max_context,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_num_seqs=settings.max_num_seqs,
+        prefix_caching=settings.prefix_caching,
+        seed=settings.seed,
+    )
+
+
+def _chat_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[ChatTemplate | None, str | None]:
+    """→ (the template, why there is none)"""
+    try:
+        return load_chat_template(checkpoint, tokenizer), None
+    except UnsupportedError as error:
+        return None, str(error)

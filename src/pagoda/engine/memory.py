@@ -1,0 +1,168 @@
+"""How large the KV cache is, decided once at start: what memory allows, but no more than could ever be used.
+
+    KV bytes = available × utilization − weights − buffers, or what the user said
+    blocks   = at most what max_num_seqs sequences of max_context tokens need
+
+With several KV groups, all get the same share of what they could use. `plan_kv` is pure; `available_memory` reads
+the machine.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pagoda.config import EngineSettings
+from pagoda.errors import CapacityError, ConfigError
+from pagoda.kv.cache import peak_blocks
+from pagoda.types import BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a loaded model takes."""
+
+    weight_bytes: int
+    buffer_bytes: int
+    windows: tuple[int | None, ...]  # of the KV groups
+    block_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KVPlan:
+    """Blocks a group, and the longest sequence that fits."""
+
+    footprint: Footprint
+    num_blocks: tuple[int, ...]
+    max_context: int
+    num_seqs: float  # how many sequences of max_context tokens fit at once
+
+    @property
+    def kv_bytes(self) -> int:
+        return _bytes(self.footprint, self.num_blocks)
+
+    def __str__(self) -> str:
+        weights, buffers = _mib(self.footprint.weight_bytes), _mib(self.footprint.buffer_bytes)
+        return (
+            f"memory: weights {weights} + buffers {buffers} + KV blocks {_mib(self.kv_bytes)} "
+            f"({' + '.join(map(str, self.num_blocks))} of {BLOCK_SIZE} tokens) "
+            f"= {self.num_seqs:.1f} sequences of {self.max_context} tokens"
+        )
+
+
+def plan_kv(footprint: Footprint, settings: EngineSettings, model_context: int, available: int) -> KVPlan:
+    """Size the KV cache. `available` bytes were free before the model was loaded.
+
+    Without settings.max_context, the context shrinks to what fits. CapacityError: what was asked for does not fit.
+    ConfigError: the model has no such context.
+    """
+    budget = settings.kv_memory_bytes
+    if budget is None:
+        taken = footprint.weight_bytes + footprint.buffer_bytes
+        allowed = int(available * settings.memory_utilization)
+        budget = allowed - taken
+        if budget <= 0:
+            raise CapacityError(
+                f"the model needs {_mib(taken)}, but {settings.memory_utilization:.0%} of the available memory is "
+                f"{_mib(allowed)}; free some memory, raise --memory-utilization or take a smaller model"
+            )
+    max_context = _max_context(footprint, settings, model_context, budget)
+    one = _blocks_of_one(footprint, settings, max_context)
+    num_seqs = min(settings.max_num_seqs, settings.max_batch_tokens)
+    share = min(1.0, budget / _bytes(footprint, [n * num_seqs for n in one]))
+    num_blocks = tuple(max(n, int(n * num_seqs * share)) for n in one)
+    return KVPlan(footprint, num_blocks, max_context, min(m / n for m, n in zip(num_blocks, one, strict=True)))
+
+
+def _max_context(footprint: Footprint, settings: EngineSettings, model_context: int, budget: int) -> int:
+    """The longest context whose one sequence fits in `budget`."""
+    wanted = settings.max_context or model_context
+    if wanted > model_context:
+        raise ConfigError(f"--max-context {wanted}: the model's context is {model_context} tokens")
+
+    def fits(num_tokens: int) -> bool:
+        return _bytes(footprint, _blocks_of_one(footprint, settings, num_tokens)) <= budget
+
+    if fits(wanted):
+        return wanted
+    fitting = _largest(wanted, fits)
+    needed = _bytes(footprint, _blocks_of_one(footprint, settings, wanted))
+    if settings.max_context is not None or fitting < BLOCK_SIZE:
+        raise CapacityError(
+            f"one sequence of {wanted} tokens needs {_mib(needed)} of KV cache, but there are {_mib(max(budget, 0))}, "
+            f"enough for {fitting} tokens; lower --max-context, raise --kv-memory or --memory-utilization, or take "
+            "--kv-type int8"
+        )
+    return fitting
+
+
+def _largest(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest n ≤ limit that fits, 0 if none does; what fits, fits also smaller."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _blocks_of_one(footprint: Footprint, settings: EngineSettings, num_tokens: int) -> list[int]:
+    return [peak_blocks(num_tokens, window, settings.max_batch_tokens) for window in footprint.windows]
+
+
+def _bytes(footprint: Footprint, num_blocks: Sequence[int]) -> int:
+    return sum(n * size for n, size in zip(num_blocks, footprint.block_bytes, strict=True))
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.0f} MiB"
+
+
+# The machine
+
+
+def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take: free and reclaimable memory, within the limits of its cgroups."""
+    if sys.platform == "darwin":
+        return _darwin_memory()
+    return min([_meminfo(proc / "meminfo"), *_cgroup_rooms(proc / "self/cgroup", cgroups)])
+
+
+def _meminfo(path: Path) -> int:
+    fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _cgroup_rooms(membership: Path, cgroups: Path) -> list[int]:
+    """What each limit on the way from this process's memory cgroup to the root still allows."""
+    rooms = []
+    for line in membership.read_text().splitlines() if membership.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, usage, inactive = cgroups, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, inactive = cgroups / "memory", "total_inactive_file"
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):  # in a container, the path may be the host's: then only the root is there
+            rooms += _cgroup_room(root.joinpath(*parts[:depth]), limit, usage, inactive)
+    return rooms
+
+
+def _cgroup_room(folder: Path, limit: str, usage: str, inactive: str) -> list[int]:
+    try:
+        allowed = int((folder / limit).read_text())  # "max" is no limit
+        used = int((folder / usage).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return []
+    return [max(0, allowed - used + int(stat.get(inactive, 0)))]
+
+
+def _darwin_memory() -> int:
+    """Half of the physical memory: macOS has no figure for what is available that means the same."""
+    return int(subprocess.check_output(["sysctl", "-n", "hw.memsize"])) // 2
