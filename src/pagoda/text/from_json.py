@@ -32,8 +32,8 @@ class PipelineEncoder:
 def read_folder(folder: Path, config: Mapping[str, Any]) -> tuple[Vocabulary, PipelineEncoder]:
     """`config` is config.json. Raises UnsupportedError without a tokenizer.json, FormatError for a bad one."""
     pipeline = _open_pipeline(folder / "tokenizer.json")
-    settings = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
-    generation = _read_json(folder / "generation_config.json")
+    settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
+    generation = read_json(folder / "generation_config.json")
     tokens, types = _tokens(pipeline)
     named = _named_ids(pipeline, settings, config)
     declared = [*_listed(generation.get("eos_token_id")), *_listed(config.get("eos_token_id")), named["eos"]]
@@ -150,7 +150,7 @@ def _listed(value: Any) -> Sequence[int]:
     return [i for i in values if isinstance(i, int)]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """The object in a file, empty if there is no such file."""
     if not path.is_file():
         return {}
