@@ -9,14 +9,13 @@ from pagoda.errors import UnsupportedError
 from pagoda.models import gemma3, llama, mistral, qwen2, qwen3
 from pagoda.models.source import Checkpoint
 
-# By `general.architecture` of GGUF and `model_type` of config.json.
+# By `Checkpoint.architecture`: GGUF's own, or the model_type of config.json.
 FAMILIES: dict[str, Callable[[Checkpoint], ForwardModel]] = {
     "llama": llama.build,
     "mistral": mistral.build,
     "qwen2": qwen2.build,
     "qwen3": qwen3.build,
     "gemma3": gemma3.build,
-    "gemma3_text": gemma3.build,
 }
 
 

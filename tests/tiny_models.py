@@ -1,0 +1,446 @@
+"""Tiny random models of every family, as files of either kind and in memory, for tests.
+
+    spec = TINY["gemma3"]                           # what the model is: a config.json
+    write_safetensors(folder, spec)                 # config.json, model.safetensors, tokenizer.json
+    write_gguf(path, spec, type="Q4_K")             # the same model, matrices in any block format, tokenizer inside
+    memory_checkpoint(spec, kind="gguf")            # no file at all, float32
+
+Weights come from the tensors' names by integer arithmetic, so they are the same everywhere and for ever; norms,
+biases and scores are large enough that leaving one out shows. Types that gguf cannot write (k-quants, IQ) get random
+blocks of the same spread instead of the weights' own.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from pagoda.types import RawTensor
+
+FloatArray = npt.NDArray[np.float32]
+
+VOCAB = 272  # 256 bytes, <s>, </s>, merges
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A config.json; `architecture` is what GGUF calls it."""
+
+    architecture: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_config(self, **changes: Any) -> TinyModel:
+        return replace(self, config={**self.config, **changes})
+
+
+BASE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_SCALING = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def _tiny(architecture: str, model_type: str | None = None, **config: Any) -> TinyModel:
+    return TinyModel(architecture, {**BASE, "model_type": model_type or architecture, **config})
+
+
+TINY: dict[str, TinyModel] = {
+    "llama": _tiny("llama"),
+    "llama3": _tiny("llama", rope_scaling=LLAMA3_SCALING, tie_word_embeddings=True),
+    "llama_biased": _tiny("llama", attention_bias=True, mlp_bias=True),
+    "mistral": _tiny("llama", "mistral", sliding_window=20),
+    "qwen2": _tiny("qwen2"),
+    "qwen2_windowed": _tiny("qwen2", use_sliding_window=True, sliding_window=20, max_window_layers=1),
+    "qwen3": _tiny("qwen3", head_dim=32, tie_word_embeddings=True),
+    "qwen3_yarn": _tiny("qwen3", rope_scaling=YARN_SCALING),
+    "gemma3": _tiny(
+        "gemma3",
+        "gemma3_text",
+        num_hidden_layers=7,
+        num_key_value_heads=1,
+        head_dim=32,
+        hidden_activation="gelu_pytorch_tanh",
+        query_pre_attn_scalar=32,
+        sliding_window=20,
+        sliding_window_pattern=6,
+        rope_theta=1_000_000.0,
+        rope_local_base_freq=10_000.0,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        tie_word_embeddings=True,
+    ),
+    # Shapes of real models: SmolLM2-135M's heads and widths; and one whose every matrix k-quants can pack.
+    "smollm2": _tiny(
+        "llama",
+        hidden_size=576,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        tie_word_embeddings=True,
+    ),
+    "llama_256": _tiny("llama", hidden_size=256, intermediate_size=512, head_dim=64),
+    "qwen3_256": _tiny("qwen3", hidden_size=256, intermediate_size=512, head_dim=128),
+    "gemma3_256": _tiny(
+        "gemma3",
+        "gemma3_text",
+        num_hidden_layers=6,
+        hidden_size=256,
+        intermediate_size=512,
+        head_dim=64,
+        hidden_activation="gelu_pytorch_tanh",
+        query_pre_attn_scalar=64,
+        sliding_window=20,
+        sliding_window_pattern=6,
+        tie_word_embeddings=True,
+    ),
+}
+
+
+# Weights
+
+
+def noise(name: str, shape: tuple[int, ...], scale: float = 1.0) -> FloatArray:
+    """Uniform numbers of standard deviation `scale`, from the name alone (splitmix64)."""
+    z = np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) + (np.uint64(zlib.crc32(name.encode())) << np.uint64(32))
+    z = z * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    uniform = (z >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0  # [-1, 1)
+    return (uniform * scale * 3**0.5).astype(np.float32).reshape(shape)
+
+
+def weights(spec: TinyModel) -> dict[str, FloatArray]:
+    """All tensors by their Hugging Face names."""
+    shapes = tensor_shapes(spec)
+    return {name: _weight(spec, name, shape) for name, shape in shapes.items()}
+
+
+def _weight(spec: TinyModel, name: str, shape: tuple[int, ...]) -> FloatArray:
+    if name.endswith("norm.weight"):
+        return noise(name, shape, 0.2) + np.float32(0 if spec.architecture == "gemma3" else 1)
+    if name.endswith("bias"):
+        return noise(name, shape, 0.3)
+    if "embed" in name:
+        return noise(name, shape, shape[1] ** -0.5 if spec.config["tie_word_embeddings"] else 1.0)
+    return noise(name, shape, 1.5 * shape[1] ** -0.5)
+
+
+def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
+    c = spec.config
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (c["vocab_size"], c["hidden_size"]),
+        "model.norm.weight": (c["hidden_size"],),
+    }
+    if not c["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (c["vocab_size"], c["hidden_size"])
+    for layer in range(c["num_hidden_layers"]):
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _layer_shapes(spec).items()}
+    return shapes
+
+
+def _layer_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
+    c, arch = spec.config, spec.architecture
+    e, f, d = c["hidden_size"], c["intermediate_size"], c["head_dim"]
+    q, kv = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
+    matrices = {
+        "self_attn.q_proj": (q, e),
+        "self_attn.k_proj": (kv, e),
+        "self_attn.v_proj": (kv, e),
+        "self_attn.o_proj": (e, q),
+        "mlp.gate_proj": (f, e),
+        "mlp.up_proj": (f, e),
+        "mlp.down_proj": (e, f),
+    }
+    norms = {"input_layernorm": (e,), "post_attention_layernorm": (e,)}
+    if arch in ("qwen3", "gemma3"):
+        norms |= {"self_attn.q_norm": (d,), "self_attn.k_norm": (d,)}
+    if arch == "gemma3":
+        norms |= {"pre_feedforward_layernorm": (e,), "post_feedforward_layernorm": (e,)}
+    biased = [name for name in matrices if _has_bias(spec, name)]
+    return (
+        {f"{name}.weight": shape for name, shape in (matrices | norms).items()}
+        | {f"{name}.bias": matrices[name][:1] for name in biased}
+    )  # fmt: skip
+
+
+def _has_bias(spec: TinyModel, matrix: str) -> bool:
+    if matrix.startswith("mlp"):
+        return bool(spec.config.get("mlp_bias"))
+    qwen2 = spec.architecture == "qwen2" and "o_proj" not in matrix
+    return qwen2 or bool(spec.config.get("attention_bias"))
+
+
+# Hugging Face folders
+
+
+def write_safetensors(folder: Path, spec: TinyModel, *, type: str = "F32") -> Path:
+    """A model folder; `type` is F32, F16 or BF16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(hf_config(spec)))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
+    header, blobs, offset = {}, [], 0
+    for name, values in weights(spec).items():
+        blob = encode(values, type).tobytes()
+        end = offset + len(blob)
+        header[name] = {"dtype": type, "shape": list(values.shape), "data_offsets": [offset, end]}
+        blobs.append(blob)
+        offset = end
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"".join(blobs))
+    return folder
+
+
+def hf_config(spec: TinyModel) -> dict[str, Any]:
+    """config.json as transformers 4 wrote it."""
+    return {**spec.config, "architectures": [HF_CLASSES[spec.config["model_type"]]]}
+
+
+HF_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+
+
+# GGUF files
+
+HF_TO_GGUF = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+HF_TO_GGUF_GEMMA3 = HF_TO_GGUF | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def write_gguf(path: Path, spec: TinyModel, *, type: str = "F32", types: Mapping[str, str] | None = None) -> Path:
+    """A GGUF file. `types` gives single tensors, by GGUF name, a type of their own; vectors are F32."""
+    writer = gguf.GGUFWriter(path, spec.architecture)
+    for key, value in gguf_metadata(spec).items():
+        _add_field(writer, key, value)
+    for name, values in gguf_weights(spec).items():
+        chosen = (types or {}).get(name, type) if values.ndim == 2 else "F32"
+        data = encode(values, chosen, name)
+        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[chosen])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif key != "general.architecture":  # the writer has put it already
+        add[value.__class__](key, value)
+
+
+def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
+    c, arch = spec.config, spec.architecture
+    sizes = {
+        "block_count": c["num_hidden_layers"],
+        "context_length": c["max_position_embeddings"],
+        "embedding_length": c["hidden_size"],
+        "feed_forward_length": c["intermediate_size"],
+        "attention.head_count": c["num_attention_heads"],
+        "attention.head_count_kv": c["num_key_value_heads"],
+        "attention.key_length": c["head_dim"],
+        "attention.value_length": c["head_dim"],
+        "attention.layer_norm_rms_epsilon": c["rms_norm_eps"],
+        "rope.freq_base": c["rope_theta"],
+        "rope.dimension_count": c["head_dim"],
+    }
+    if "sliding_window" in c and "use_sliding_window" not in c:
+        sizes["attention.sliding_window"] = c["sliding_window"]
+    scaling = c.get("rope_scaling") or {}
+    if scaling.get("rope_type") in ("linear", "yarn"):
+        sizes |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": scaling["factor"]}
+    if scaling.get("rope_type") == "yarn":
+        sizes["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
+    return {
+        "general.architecture": arch,
+        **{f"{arch}.{key}": value for key, value in sizes.items()},
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": TOKENS,
+        "tokenizer.ggml.token_type": [3 if token in ("<s>", "</s>") else 1 for token in TOKENS],
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.bos_token_id": c["bos_token_id"],
+        "tokenizer.ggml.eos_token_id": c["eos_token_id"],
+    }
+
+
+def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
+    """All tensors by their GGUF names, float32: q and k permuted for Llama, norms 1 + w for Gemma."""
+    out = {_gguf_name(spec, name): _gguf_values(spec, name, values) for name, values in weights(spec).items()}
+    if (spec.config.get("rope_scaling") or {}).get("rope_type") == "llama3":
+        out["rope_freqs.weight"] = _llama3_factors(spec)
+    return out
+
+
+def _gguf_name(spec: TinyModel, name: str) -> str:
+    stem, suffix = name.rsplit(".", 1)
+    table = HF_TO_GGUF_GEMMA3 if spec.architecture == "gemma3" else HF_TO_GGUF
+    if stem.startswith("model.layers."):
+        _, _, layer, part = stem.split(".", 3)
+        return f"blk.{layer}.{table[part]}.{suffix}"
+    return f"{table[stem]}.{suffix}"
+
+
+def _gguf_values(spec: TinyModel, name: str, values: FloatArray) -> FloatArray:
+    if spec.architecture == "gemma3" and name.endswith("norm.weight"):
+        return values + 1
+    if spec.architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+        heads = spec.config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+        return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+    return values
+
+
+def _llama3_factors(spec: TinyModel) -> FloatArray:
+    """What the converter writes: how much slower each pair turns, after Meta's code."""
+    s, d = spec.config["rope_scaling"], spec.config["head_dim"]
+    wavelengths = 2 * np.pi * spec.config["rope_theta"] ** (np.arange(0, d, 2) / d)
+    long, short = (s["original_max_position_embeddings"] / s[f"{end}_freq_factor"] for end in ("low", "high"))
+    smooth = (s["original_max_position_embeddings"] / wavelengths - s["low_freq_factor"]) / (
+        s["high_freq_factor"] - s["low_freq_factor"]
+    )
+    blended = 1 / ((1 - smooth) / s["factor"] + smooth)
+    return np.where(wavelengths < short, 1, np.where(wavelengths > long, s["factor"], blended)).astype(np.float32)
+
+
+# Block formats
+
+# Types that gguf cannot write: elements and bytes of a block; where its f16 scales lie and how large they are beside
+# each other, so that values centre on zero; the standard deviation of values when the first scale is 1.
+RANDOM_BLOCKS: dict[str, tuple[int, int, dict[int, float], float]] = {
+    "Q2_K": (256, 84, {80: 1.0, 82: 1.5}, 14.4),
+    "Q3_K": (256, 110, {108: 1.0}, 43.4),
+    "Q4_K": (256, 144, {0: 1.0, 2: 7.5}, 269.0),
+    "Q5_K": (256, 176, {0: 1.0, 2: 15.5}, 553.0),
+    "Q6_K": (256, 210, {208: 1.0}, 1380.0),
+    "IQ4_NL": (32, 18, {0: 1.0}, 68.1),
+    "IQ4_XS": (256, 136, {0: 1.0}, 1270.0),
+}
+
+
+def encode(values: FloatArray, type: str, name: str = "") -> npt.NDArray[Any]:
+    """`values` in a block format, as bytes [rows, bytes]; random blocks of their spread where gguf cannot encode."""
+    if type in ("F32", "F16"):
+        return values.astype("<f4" if type == "F32" else "<f2")
+    if type in RANDOM_BLOCKS:
+        return random_blocks(type, values.shape, name, float(values.std()))
+    return np.ascontiguousarray(gguf.quants.quantize(values, gguf.GGMLQuantizationType[type])).view(np.uint8)
+
+
+def random_blocks(type: str, shape: tuple[int, ...], name: str, scale: float = 0.05) -> npt.NDArray[np.uint8]:
+    """Blocks of random bits whose values have about standard deviation `scale`. → [rows, bytes]"""
+    elements, size, scales, spread = RANDOM_BLOCKS[type]
+    count = int(np.prod(shape)) // elements
+    bits = noise(f"{type} {name}", (count, size)).view(np.uint32) >> np.uint32(3)
+    blocks = bits.astype(np.uint8)
+    factors = scale / spread * (1 + 0.2 * noise(f"scales of {name}", (count, len(scales))))
+    for i, (at, ratio) in enumerate(scales.items()):
+        blocks[:, at : at + 2] = (ratio * factors[:, i : i + 1]).astype("<f2").view(np.uint8)
+    return blocks.reshape(shape[0], -1)
+
+
+# In memory
+
+
+@dataclass(frozen=True)
+class MemoryCheckpoint:
+    """What models read of a `pagoda.formats.checkpoint.Checkpoint`."""
+
+    kind: str
+    architecture: str
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, RawTensor]
+
+
+def memory_checkpoint(spec: TinyModel, *, kind: str = "safetensors") -> MemoryCheckpoint:
+    """The model without a file, float32; kind "gguf" has GGUF's names, metadata and permutation."""
+    values = gguf_weights(spec) if kind == "gguf" else weights(spec)
+    metadata = gguf_metadata(spec) if kind == "gguf" else hf_config(spec)
+    architecture = spec.architecture if kind == "gguf" else spec.config["model_type"].removesuffix("_text")
+    return MemoryCheckpoint(kind, architecture, metadata, {name: raw(name, v) for name, v in values.items()})
+
+
+def raw(name: str, values: FloatArray) -> RawTensor:
+    return RawTensor(name, "F32", values.shape, np.ascontiguousarray(values).view(np.uint8).reshape(-1))
+
+
+# A tokenizer of bytes, so that any text has ids and any ids have text.
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable stand-in of each byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+MERGES = ["t h", "i n", "e r", "a n", "o n", "Ġ t", "Ġ a", "h e", "Ġt he", "i s", "o r", "r e", "n d", "a t"]
+TOKENS = [*_byte_characters(), "<s>", "</s>", *("".join(merge.split()) for merge in MERGES)]
+
+
+def tokenizer_json() -> dict[str, Any]:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    specials = [{"id": i, "content": TOKENS[i], "special": True} for i in (256, 257)]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {
+        "version": "1.0",
+        "added_tokens": [special | flags for special in specials],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "vocab": {token: i for i, token in enumerate(TOKENS)},
+            "merges": MERGES,
+        },
+    }
