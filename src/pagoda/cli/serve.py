@@ -1,0 +1,73 @@
+"""`pagoda serve`: the model is read on one thread while the HTTP stack is imported and answers /health on another."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
+
+from pagoda.cli.options import with_settings
+from pagoda.config import EngineSettings, ServerSettings
+from pagoda.server.listen import bind, url
+from pagoda.server.logs import set_up_logging
+
+if TYPE_CHECKING:
+    from pagoda.engine.load import LoadedEngine
+    from pagoda.server.service import Model
+
+T = TypeVar("T")
+
+logger = logging.getLogger("pagoda.server")
+
+
+@with_settings
+def serve(engine: EngineSettings, server: ServerSettings) -> None:
+    """Answer OpenAI API requests over HTTP: chat, completions, models, tokens, health and metrics.
+
+    SIGTERM or Ctrl-C finishes what runs, within --shutdown-timeout; a second one stops at once.
+    """
+    set_up_logging(server.log_format, server.log_level)
+    sock = bind(server.host, server.port)
+    address = url(sock)
+    loading = in_thread(lambda: _load(engine))
+    from pagoda.server.run import run  # imports FastAPI, which takes as long as the model
+
+    try:
+        run(sock, server, loading, lambda model: _greet(model, address, bool(server.api_keys)))
+    finally:
+        logging.shutdown()
+        if not loading.done():  # stopped while loading: do not wait for the thread
+            os._exit(0)
+
+
+def _load(settings: EngineSettings) -> LoadedEngine:
+    from pagoda.engine.load import load_engine
+
+    return load_engine(settings)
+
+
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """Run `work` on a thread that does not keep the process alive."""
+    future: Future[T] = Future()
+
+    def main() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=main, name="pagoda-load", daemon=True).start()
+    return future
+
+
+def _greet(model: Model, address: str, guarded: bool) -> None:
+    logger.info("listening", extra={"facts": {"url": f"{address}/v1", "model": model.name, "docs": f"{address}/docs"}})
+    if sys.stderr.isatty():
+        key = " -H 'Authorization: Bearer YOUR_KEY'" if guarded else ""
+        body = f'{{"model": "{model.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+        sys.stderr.write(f"\nTry it:\n\n  curl {address}/v1/chat/completions{key} \\\n")
+        sys.stderr.write(f"    -H 'Content-Type: application/json' \\\n    -d '{body}'\n\n")

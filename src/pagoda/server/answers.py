@@ -1,0 +1,251 @@
+"""Deltas → OpenAI's JSON: one `Answer` a request, written as chunks while they come or as one object at the end.
+
+`ChatAnswer` and `CompletionAnswer` differ only in the shape of a choice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from pagoda.errors import EngineError
+from pagoda.server.bridge import DeltaStream
+from pagoda.server.logprob_json import LogprobWriter
+from pagoda.server.prompts import Prompt
+from pagoda.types import Delta, TokenLogprobs, Usage
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """What the request wants in its answer besides the text."""
+
+    n: int = 1
+    logprobs: bool = False
+    token_ids: bool = False
+    prompt_logprobs: bool = False
+    include_usage: bool = False  # streams only
+    continuous_usage: bool = False
+    echo: bool = False  # completions only
+    drop_output: bool = False  # max_tokens 0: the prompt alone is wanted
+
+
+@dataclass(slots=True)
+class Choice:
+    """What has come of one choice so far."""
+
+    index: int
+    prompt: Prompt
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    usage: Usage | None = None
+    text_offset: int = 0  # where the next token starts, for completions' logprobs
+    started: bool = False  # its first chunk is out
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.usage.completion_tokens if self.usage else len(self.token_ids)
+
+
+class Answer:
+    """The answer to one HTTP request. Subclasses shape choices."""
+
+    object_name: str
+    chunk_name: str
+
+    def __init__(
+        self, id: str, model: str, prompts: Sequence[Prompt], options: AnswerOptions, writer: LogprobWriter
+    ) -> None:
+        self.id = id
+        self.options = options
+        self.writer = writer
+        self.choices = [Choice(i * options.n + j, prompt) for i, prompt in enumerate(prompts) for j in range(options.n)]
+        self.prompt_logprobs: dict[int, Sequence[TokenLogprobs | None]] = {}  # by place of the prompt
+        self.first_token: float | None = None
+        self._places = {request_id(id, i): i for i in range(len(prompts))}
+        self._common = {"id": id, "created": int(time.time()), "model": model}
+        self._head = b"data: " + orjson.dumps(self._common | {"object": self.chunk_name})[:-1] + b',"choices":['
+
+    async def whole(self, stream: DeltaStream) -> dict[str, Any]:
+        """Read the stream to its end. → the response object. Raises EngineError."""
+        async for deltas in stream:
+            for delta in deltas:
+                self._take(delta)
+        answer = self._common | {"object": self.object_name, "choices": [self._whole_choice(c) for c in self.choices]}
+        return answer | {"usage": self.usage()} | self._top_level()
+
+    async def events(self, stream: DeltaStream) -> AsyncIterator[bytes]:
+        """Server-sent events, all that arrived together in one piece. Raises EngineError."""
+        async for deltas in stream:
+            if chunks := b"".join([self._event(delta) for delta in deltas]):
+                yield chunks
+        if self.options.include_usage:
+            usage = b'],"usage":' + orjson.dumps(self.usage()) + b"}\n\n"
+            yield self._head + usage + DONE
+        else:
+            yield DONE
+
+    def usage(self) -> dict[str, Any]:
+        """Prompts are counted once, however many choices continue them."""
+        firsts = self.choices[:: self.options.n]
+        prompt_tokens = sum(len(choice.prompt.ids) for choice in firsts)
+        completion_tokens = sum(choice.completion_tokens for choice in self.choices)
+        cached_tokens = sum(choice.usage.cached_tokens for choice in firsts if choice.usage)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        }
+
+    def _take(self, delta: Delta) -> tuple[Choice, Delta]:
+        """Add the delta to its choice. → both, the delta as the client may see it."""
+        place = self._places[delta.request_id]
+        choice = self.choices[place * self.options.n + delta.index]
+        if delta.finish_reason in ("error", "abort"):
+            raise EngineError(delta.error or "the request was aborted: the server is shutting down")
+        if self.first_token is None and delta.token_ids:
+            self.first_token = time.monotonic()
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs.setdefault(place, delta.prompt_logprobs)
+        if self.options.drop_output:
+            usage = delta.usage and replace(delta.usage, completion_tokens=0)
+            delta = replace(delta, text="", token_ids=(), logprobs=(), usage=usage)
+        choice.texts.append(delta.text)
+        choice.token_ids.extend(delta.token_ids)
+        choice.logprobs.extend(delta.logprobs or ())
+        choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+        choice.usage = delta.usage or choice.usage
+        return choice, delta
+
+    def _event(self, delta: Delta) -> bytes:
+        choice, delta = self._take(delta)
+        wanted = delta.text or delta.finish_reason or not choice.started
+        if not (wanted or (delta.token_ids and (self.options.logprobs or self.options.token_ids))):
+            return b""  # part of a character, or what may become a stop string
+        tail = self._tail(choice)
+        pieces = [orjson.dumps(shape) for shape in self._chunk_choices(choice, delta)]
+        choice.started = True
+        return b"".join([self._head + piece + tail for piece in pieces])
+
+    def _tail(self, choice: Choice) -> bytes:
+        """What follows the choice in a chunk: usage, and on a request's first chunk what concerns its prompt."""
+        extra: dict[str, Any] = {}
+        if self.options.continuous_usage:
+            extra["usage"] = self.usage()
+        elif self.options.include_usage:
+            extra["usage"] = None
+        if not choice.started and choice.index == 0:
+            extra |= self._top_level()
+        return b"]," + orjson.dumps(extra)[1:] + b"\n\n" if extra else b"]}\n\n"
+
+    def _prompt_extras(self, choice: Choice) -> dict[str, Any]:
+        """What was asked for about the prompt of `choice`."""
+        extras: dict[str, Any] = {}
+        if self.options.prompt_logprobs:
+            entries = self.prompt_logprobs.get(choice.index // self.options.n, ())
+            extras["prompt_logprobs"] = self.writer.prompt(entries)
+        if self.options.token_ids:
+            extras["prompt_token_ids"] = list(choice.prompt.ids)
+        return extras
+
+    def _top_level(self) -> dict[str, Any]:
+        """Further fields of the response object."""
+        return {}
+
+    def _ending(self, choice: Choice) -> dict[str, Any]:
+        ending = {"finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}
+        return {"index": choice.index} | ending
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _chunk_choices(self, choice: Choice, delta: Delta) -> list[dict[str, Any]]:
+        """The choice in one or more chunks that carry `delta`."""
+        raise NotImplementedError
+
+
+class ChatAnswer(Answer):
+    """Of /v1/chat/completions."""
+
+    object_name = "chat.completion"
+    chunk_name = "chat.completion.chunk"
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        shape = self._ending(choice)
+        shape["message"] = {"role": "assistant", "content": "".join(choice.texts), "refusal": None}
+        shape["logprobs"] = self.writer.chat(choice.logprobs) if self.options.logprobs else None
+        if self.options.token_ids:
+            shape["token_ids"] = choice.token_ids
+        return shape
+
+    def _chunk_choices(self, choice: Choice, delta: Delta) -> list[dict[str, Any]]:
+        shapes = []
+        if not choice.started:
+            opening = {"role": "assistant", "content": ""}
+            shapes.append({"index": choice.index, "delta": opening, "logprobs": None, "finish_reason": None})
+        shape = self._ending(choice)
+        shape["delta"] = {"content": delta.text} if delta.text else {}
+        shape["logprobs"] = self.writer.chat(delta.logprobs) if self.options.logprobs and delta.logprobs else None
+        if self.options.token_ids:
+            shape["token_ids"] = delta.token_ids
+        return [*shapes, shape]
+
+    def _top_level(self) -> dict[str, Any]:
+        return self._prompt_extras(self.choices[0])
+
+
+class CompletionAnswer(Answer):
+    """Of /v1/completions."""
+
+    object_name = "text_completion"
+    chunk_name = "text_completion"
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        text, logprobs = self._with_echo(choice, "".join(choice.texts), choice.logprobs, choice.token_ids)
+        shape = self._ending(choice) | {"text": text, "logprobs": logprobs} | self._prompt_extras(choice)
+        if self.options.token_ids:
+            shape["token_ids"] = choice.token_ids
+        return shape
+
+    def _chunk_choices(self, choice: Choice, delta: Delta) -> list[dict[str, Any]]:
+        text, logprobs = self._with_echo(choice, delta.text, delta.logprobs or (), delta.token_ids)
+        shape = self._ending(choice) | {"text": text, "logprobs": logprobs}
+        if not choice.started:
+            shape |= self._prompt_extras(choice)
+        if self.options.token_ids:
+            shape["token_ids"] = delta.token_ids
+        return [shape]
+
+    def _with_echo(
+        self, choice: Choice, text: str, entries: Sequence[TokenLogprobs], ids: Sequence[int]
+    ) -> tuple[str, dict[str, Any] | None]:
+        """Text and logprobs, led by the prompt's where echo is wanted and they are the first of the choice."""
+        shown: Sequence[TokenLogprobs | None] = entries
+        if self.options.echo and not choice.started:
+            text = prompt_text(choice.prompt, self.writer) + text
+            shown = [*self.prompt_logprobs.get(choice.index // self.options.n, ()), *entries]
+            ids = [*choice.prompt.ids, *ids]
+        if not self.options.logprobs:
+            return text, None
+        logprobs = self.writer.completion(shown, ids, choice.text_offset)
+        choice.text_offset += sum(len(token) for token in logprobs["tokens"])
+        return text, logprobs
+
+
+def prompt_text(prompt: Prompt, writer: LogprobWriter) -> str:
+    """The prompt as it was sent, or what its ids say."""
+    return prompt.text if prompt.text is not None else writer.decode(prompt.ids)
+
+
+def request_id(answer_id: str, place: int) -> str:
+    """The engine's name for prompt number `place` of an answer."""
+    return f"{answer_id}-{place}"

@@ -1,0 +1,155 @@
+"""Between the engine's thread and the event loop: requests go down, deltas come up in about one wake-up a step.
+
+`Serve` is the type of everything that answers: the engine below, and the layers around it (admission now; caches and
+routers later), composed in `app.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from pagoda.errors import EngineError
+from pagoda.types import Delta, Request, StepResult
+
+
+class DeltaStream(Protocol):
+    """The deltas of some requests as they come. Whoever opened it closes it, however it ends."""
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        """All that has come since the last time, never empty; ends when every choice has finished."""
+
+    def close(self) -> None:
+        """Abort what has not finished. Idempotent."""
+
+
+Serve = Callable[[Sequence[Request]], Awaitable[DeltaStream]]
+
+
+class EngineThread(Protocol):
+    """What the server needs of `pagoda.engine.thread.EngineThread`. All of it may be called from any thread."""
+
+    on_step: list[Callable[[StepResult], None]]
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def error(self) -> BaseException | None: ...
+
+    def start(self) -> None: ...
+
+    def submit(self, request: Request, sink: Callable[[Delta], None]) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def drain(self) -> None: ...
+
+    def stop(self, timeout: float = 0.0) -> None: ...
+
+
+class EngineBridge:
+    """Opens streams on the engine.
+
+    A sink appends, and wakes the loop unless that has been done already. The loop gets to run when the engine's next
+    native call lets go of the interpreter, and by then the outbox holds everything that the step has produced.
+    """
+
+    def __init__(self, engine: EngineThread) -> None:
+        self._engine = engine
+        self._outbox: deque[tuple[EngineStream, Delta]] = deque()
+        self._woken: asyncio.AbstractEventLoop | None = None  # has been told, and has not looked yet
+        self._open: set[EngineStream] = set()
+
+    async def open(self, requests: Sequence[Request]) -> DeltaStream:
+        """Submit the requests. Raises EngineError when the engine has stopped, RequestError for a bad request."""
+        if not self._engine.alive:
+            raise EngineError(f"the engine has stopped: {self._engine.error or 'it was shut down'}")
+        stream = EngineStream(self._engine, requests, self._open)
+        sink = self._sink(stream, asyncio.get_running_loop())
+        try:
+            for request in requests:
+                self._engine.submit(request, sink)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    @property
+    def busy(self) -> bool:
+        """Whether any stream is open."""
+        return bool(self._open)
+
+    def close_all(self) -> None:
+        """Make every open stream raise, so that its reader closes it. Runs on the loop."""
+        for stream in list(self._open):
+            stream.fail(EngineError("the server is shutting down"))
+
+    def _sink(self, stream: EngineStream, loop: asyncio.AbstractEventLoop) -> Callable[[Delta], None]:
+        def sink(delta: Delta) -> None:  # on the engine's thread
+            self._outbox.append((stream, delta))
+            if self._woken is not loop:
+                self._woken = loop
+                with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+                    loop.call_soon_threadsafe(self._deliver)
+
+        return sink
+
+    def _deliver(self) -> None:
+        self._woken = None  # before looking: what is appended from here on wakes the loop again
+        while self._outbox:
+            stream, delta = self._outbox.popleft()
+            stream.put(delta)
+
+
+class EngineStream:
+    """One HTTP request's share of the engine: one or several engine requests, each of n choices. Lives on the loop."""
+
+    def __init__(self, engine: EngineThread, requests: Sequence[Request], registry: set[EngineStream]) -> None:
+        self._engine = engine
+        self._unfinished = {request.id: request.params.n for request in requests}
+        self._arrived: list[Delta] = []
+        self._error: Exception | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._registry = registry
+        registry.add(self)
+
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        while self._unfinished:
+            if not self._arrived and self._error is None:
+                self._wake = asyncio.get_running_loop().create_future()
+                await self._wake
+            if self._error is not None:
+                raise self._error
+            arrived, self._arrived = self._arrived, []
+            for delta in arrived:
+                if delta.finish_reason is not None:
+                    self._count_down(delta.request_id)
+            yield arrived
+
+    def put(self, delta: Delta) -> None:
+        self._arrived.append(delta)
+        self._wake_up()
+
+    def fail(self, error: Exception) -> None:
+        """Raise `error` in whoever reads."""
+        self._error = error
+        self._wake_up()
+
+    def close(self) -> None:
+        self._registry.discard(self)
+        for request_id in self._unfinished:
+            self._engine.abort(request_id)
+        self._unfinished.clear()
+
+    def _count_down(self, request_id: str) -> None:
+        self._unfinished[request_id] -= 1
+        if not self._unfinished[request_id]:
+            del self._unfinished[request_id]
+
+    def _wake_up(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)

@@ -1,0 +1,112 @@
+"""Errors → HTTP answers in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagoda.errors import (
+    EngineError,
+    ModelNotFoundError,
+    OverloadedError,
+    RequestError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+logger = logging.getLogger("pagoda.server")
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+# parts of a pydantic location that name a branch of a union, not a field
+BRANCHES = {"body", "str", "int", "float", "bool", "list", "dict", "TokenizeText", "TokenizeChat"}
+
+
+def error_body(
+    message: str, status: int = 400, *, kind: str | None = None, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's error object."""
+    kind = kind or TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def describe(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers that answer `error`."""
+    match error:
+        case ModelNotFoundError():
+            kind = "invalid_request_error"
+            return 404, error_body(str(error), 404, kind=kind, param=error.param, code=error.code), {}
+        case RequestError():
+            return 400, error_body(str(error), param=error.param, code=error.code), {}
+        case UnsupportedError():
+            return 400, error_body(str(error), code="unsupported"), {}
+        case OverloadedError():
+            return 429, error_body(str(error), 429, code="queue_full"), _retry(error.retry_after)
+        case UnavailableError():
+            return 503, error_body(str(error), 503, code="unavailable"), _retry(error.retry_after)
+        case EngineError():
+            return 503, error_body(str(error), 503, code="engine_stopped"), {}
+        case RequestValidationError():
+            return 400, _invalid(error.errors()), {}
+        case HTTPException():
+            message = str(error.detail or HTTPStatus(error.status_code).phrase)
+            return error.status_code, error_body(message, error.status_code), dict(error.headers or {})
+    return 500, error_body("internal error; the server's log says more", 500), {}
+
+
+def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """One serialisation, without pydantic."""
+    return Response(orjson.dumps(content), status, headers, media_type="application/json")
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """The exception handler of the app."""
+    status, body, headers = describe(error)
+    if status == 500:
+        logger.error("unexpected error", exc_info=error)
+    return json_response(body, status, headers)
+
+
+def _retry(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def _invalid(errors: Any) -> dict[str, Any]:
+    """The first complaint of pydantic, in OpenAI's words where it has some."""
+    first = errors[0]
+    kind, param = first["type"], _path(first["loc"])
+    if kind == "json_invalid":
+        return error_body(f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+    if kind == "extra_forbidden":
+        return error_body(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
+    if param is None:
+        return error_body("the body must be a JSON object, sent with Content-Type: application/json")
+    if kind == "missing":
+        return error_body(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    expected = "; or ".join(dict.fromkeys(e["msg"] for e in errors if _path(e["loc"]) == param))
+    return error_body(f"Invalid '{param}': {expected}", param=param, code="invalid_value")
+
+
+def _path(loc: tuple[int | str, ...]) -> str | None:
+    """('body', 'messages', 0, 'content') → 'messages[0].content'; None for the body itself."""
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part not in BRANCHES and part.replace("_", "").isalnum():
+            path += f".{part}" if path else part
+    return path or None

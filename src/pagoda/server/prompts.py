@@ -1,0 +1,134 @@
+"""Text → token ids: tokenization, chat templates, truncation, and whether it all fits in the context.
+
+Long texts are taken off the event loop, so that other streams keep flowing while one prompt is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from pagoda.errors import ContextLengthError, RequestError
+from pagoda.server.schema import CompletionRequest, Conversation
+
+T = TypeVar("T")
+
+OFFLOAD_CHARS = 8192  # about a millisecond of tokenization; a thread hop costs a tenth of that
+TEMPLATE_NAMES = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message"}
+
+
+class Tokenizer(Protocol):
+    """What the server needs of `pagoda.text`'s tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class ChatTemplate(Protocol):
+    """What the server needs of `pagoda.text`'s chat template."""
+
+    def render_ids(self, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt, and its text when it came as text and was taken whole."""
+
+    ids: tuple[int, ...]
+    text: str | None = None
+
+
+class Prompts:
+    """Makes prompts for one model."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        max_context: int,
+        *,
+        no_chat_reason: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_context = max_context
+        self._template = template
+        self._no_chat_reason = no_chat_reason or "this model has no chat template"
+
+    async def of_chat(self, body: Conversation, *, add_special: bool = False) -> Prompt:
+        """Render the conversation. Raises RequestError when the model has no template or the template refuses."""
+        size = sum(len(str(message.content)) for message in body.messages)
+        return await _off_loop(size, lambda: self._render(body, add_special))
+
+    async def of_completion(self, body: CompletionRequest) -> list[Prompt]:
+        """One prompt a string or list of ids."""
+        given = body.prompt
+        if isinstance(given, str):
+            items: Sequence[str | list[int]] = [given]
+        else:
+            items = given if isinstance(given[0], (str, list)) else [given]
+        add_special = body.add_special_tokens is not False
+        return [await self.of_item(item, add_special=add_special) for item in items]
+
+    async def of_item(self, item: str | list[int], *, add_special: bool = True) -> Prompt:
+        """A text or token ids."""
+        if isinstance(item, list):
+            self.check_ids(item, "prompt")
+            return Prompt(tuple(item))
+        encode = self.tokenizer.encode
+        return Prompt(await _off_loop(len(item), lambda: tuple(encode(item, add_special=add_special))), item)
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Raise RequestError for an id that is not in the vocabulary."""
+        if ids and (max(ids) >= self.tokenizer.vocab_size or min(ids) < 0):
+            highest = self.tokenizer.vocab_size - 1
+            raise RequestError(f"{param} holds a token id outside of the vocabulary (0 to {highest})", param=param)
+
+    def fit(self, prompt: Prompt, max_tokens: int | None, truncate: int | None) -> Prompt:
+        """Keep the last `truncate` tokens (-1: as many as fit), and refuse what does not fit in the context."""
+        wanted = max_tokens or 1
+        if truncate is not None:
+            keep = self.max_context - wanted if truncate == -1 else truncate
+            if 0 < keep < len(prompt.ids):
+                prompt = Prompt(prompt.ids[-keep:])
+        if not prompt.ids:
+            raise RequestError("the prompt is empty: give at least one token", param="prompt")
+        if len(prompt.ids) + wanted > self.max_context:
+            asked = f" and {max_tokens} for the output" if max_tokens else ""
+            raise ContextLengthError(
+                f"the model's context holds {self.max_context} tokens, but the prompt has {len(prompt.ids)}{asked}: "
+                "shorten the prompt, lower max_tokens or set truncate_prompt_tokens",
+                param="max_tokens" if len(prompt.ids) < self.max_context else "prompt",
+            )
+        return prompt
+
+    def _render(self, body: Conversation, add_special: bool) -> Prompt:
+        if self._template is None:
+            raise RequestError(f"{self._no_chat_reason}; /v1/completions works without one", param="messages")
+        going_on = bool(body.continue_final_message)
+        if going_on and body.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
+            )
+        kwargs = body.chat_template_kwargs or {}
+        if not TEMPLATE_NAMES.isdisjoint(kwargs):
+            raise RequestError("chat_template_kwargs sets what has a field of its own", param="chat_template_kwargs")
+        start_answer = not going_on if body.add_generation_prompt is None else body.add_generation_prompt
+        messages = [message.plain() for message in body.messages]
+        ids = self._template.render_ids(
+            messages, add_generation_prompt=start_answer, continue_final_message=going_on, **kwargs
+        )
+        special = self.tokenizer.encode("", add_special=True) if add_special else []
+        return Prompt((*special, *ids))
+
+
+async def _off_loop(size: int, work: Callable[[], T]) -> T:
+    """Run `work`, in a thread when the text of `size` characters is long."""
+    return work() if size < OFFLOAD_CHARS else await asyncio.to_thread(work)

@@ -1,0 +1,106 @@
+"""A validated body → engine requests and the options of their answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pagoda.errors import RequestError
+from pagoda.sampling.params import validate
+from pagoda.server.answers import AnswerOptions, request_id
+from pagoda.server.prompts import Prompt
+from pagoda.server.schema import ChatRequest, CompletionRequest, Generation
+from pagoda.types import Request, SamplingParams
+
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions; chat goes on until the context is full
+
+# fields that are called and mean the same in SamplingParams; null there means its default
+SAME = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+        "seed", "min_tokens", "include_stop_str_in_output", "ignore_eos", "skip_special_tokens",
+        "prompt_logprobs")  # fmt: skip
+SAME_LISTS = ("stop_token_ids", "allowed_token_ids", "bad_words")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one HTTP request asks of the model."""
+
+    params: SamplingParams
+    options: AnswerOptions
+
+
+def chat_plan(body: ChatRequest, vocab_size: int, max_context: int) -> Plan:
+    """Raises RequestError naming the field."""
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
+    _check_stream_options(body)
+    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    params = replace(_params(body), max_tokens=limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    return Plan(validate(params, vocab_size, max_context), _options(body, logprobs=bool(body.logprobs)))
+
+
+def completion_plan(body: CompletionRequest, vocab_size: int, max_context: int) -> Plan:
+    """Raises RequestError naming the field."""
+    _check_stream_options(body)
+    limit = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    echo = bool(body.echo)
+    if limit == 0 and not echo:
+        raise RequestError("max_tokens is 0, which needs echo to be true", param="max_tokens")
+    params = replace(_params(body), max_tokens=max(limit, 1), logprobs=body.logprobs)
+    if echo and body.logprobs is not None and params.prompt_logprobs is None:
+        params = replace(params, prompt_logprobs=body.logprobs)
+    options = replace(_options(body, logprobs=body.logprobs is not None), echo=echo, drop_output=limit == 0)
+    return Plan(validate(params, vocab_size, max_context), options)
+
+
+def engine_requests(
+    plan: Plan, body: Generation, prompts: Sequence[Prompt], answer_id: str, tenant: str
+) -> list[Request]:
+    """One engine request a prompt."""
+    arrival = time.monotonic()
+    return [
+        Request(
+            id=request_id(answer_id, place),
+            prompt_token_ids=prompt.ids,
+            params=plan.params,
+            arrival=arrival,
+            priority=body.priority or 0,
+            tenant=tenant,
+            cache_salt=body.cache_salt or "",
+        )
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def new_id(prefix: str) -> str:
+    """An id that no other request has."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def _params(body: Generation) -> SamplingParams:
+    given: dict[str, Any] = {name: value for name in SAME if (value := getattr(body, name)) is not None}
+    given |= {name: tuple(value) for name in SAME_LISTS if (value := getattr(body, name)) is not None}
+    stop = body.stop or ()
+    given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    given["logit_bias"] = {int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()}
+    return SamplingParams(**given)
+
+
+def _options(body: Generation, *, logprobs: bool) -> AnswerOptions:
+    wanted = body.stream_options
+    return AnswerOptions(
+        n=body.n or 1,
+        logprobs=logprobs,
+        token_ids=bool(body.return_token_ids),
+        prompt_logprobs=body.prompt_logprobs is not None,
+        include_usage=bool(wanted and (wanted.include_usage or wanted.continuous_usage_stats)),
+        continuous_usage=bool(wanted and wanted.continuous_usage_stats),
+    )
+
+
+def _check_stream_options(body: Generation) -> None:
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options needs stream to be true", param="stream_options")

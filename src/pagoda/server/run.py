@@ -1,0 +1,116 @@
+"""The server process: uvicorn with our idea of its end.
+
+The first SIGTERM or SIGINT: no new requests (503, and /ready says so too), what runs is finished within
+`--shutdown-timeout`, exit 0. A second one: stop at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import FrameType
+from typing import Any, TypeVar
+
+import uvicorn
+
+from pagoda.config import ServerSettings
+from pagoda.server.app import create_app
+from pagoda.server.service import Loaded, Model, Service
+
+L = TypeVar("L", bound=Loaded)
+
+logger = logging.getLogger("pagoda.server")
+
+POLL_S = 0.02
+CLOSE_S = 2  # connections get that long to close after their last answer
+SWITCH_S = 0.0005
+
+
+class PagodaServer(uvicorn.Server):
+    """Listens while the model is being loaded, and drains before it closes."""
+
+    def __init__(
+        self, service: Service, config: uvicorn.Config, loading: Future[Any], on_ready: Callable[[Model], None]
+    ) -> None:
+        super().__init__(config)
+        self.failure: Exception | None = None
+        self._service = service
+        self._loading = loading
+        self._on_ready = on_ready
+        self._stop_asked = False
+        self._stop_event = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        self._life = asyncio.create_task(self._live())
+
+    async def _live(self) -> None:
+        """From loading to drained."""
+        try:
+            stop = asyncio.create_task(self._stop_asked_for())
+            loading = asyncio.wrap_future(self._loading)
+            await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                self._on_ready(self._service.attach(loading.result()))
+            await stop
+            await self._drain()
+        except Exception as error:
+            self.failure = error
+        finally:
+            self.should_exit = True
+
+    async def _stop_asked_for(self) -> None:
+        if not self._stop_asked:  # by a signal that came before there was a loop
+            await self._stop_event.wait()
+
+    async def _drain(self) -> None:
+        service = self._service
+        deadline = time.monotonic() + service.settings.shutdown_timeout
+        logger.info("shutting down", extra={"facts": {"unfinished_requests": service.num_active}})
+        service.drain()
+        while service.num_active and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_S)
+        if service.num_active and service.loaded is not None:
+            logger.warning("requests cut off by --shutdown-timeout", extra={"facts": {"count": service.num_active}})
+            service.loaded.bridge.close_all()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signal handler. May be called from any thread."""
+        if self._stop_asked:
+            os.write(2, b"stopped by a second signal\n")
+            os._exit(128 + sig)
+        self._stop_asked = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop_event.set)
+
+
+def make_server(
+    settings: ServerSettings, loading: Future[L], on_ready: Callable[[Model], None] = lambda model: None
+) -> PagodaServer:
+    """A server whose model is `loading`; `on_ready` is called when it is there."""
+    app = create_app(None, settings)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S, server_header=False, lifespan="off"
+    )
+    return PagodaServer(app.state.service, config, loading, on_ready)
+
+
+def run(sock: socket.socket, settings: ServerSettings, loading: Future[L], on_ready: Callable[[Model], None]) -> None:
+    """Serve on `sock` until a signal comes, and what runs is finished. Raises what loading raised."""
+    # The engine's thread comes back from a native step many times a second and should not wait for the event loop's
+    # turn of the interpreter, which is 5 ms by default: as long as a step.
+    sys.setswitchinterval(SWITCH_S)
+    server = make_server(settings, loading, on_ready)
+    server.run(sockets=[sock])
+    if loading.done() and server.failure is None:
+        loading.result().close()
+    if server.failure is not None:
+        raise server.failure

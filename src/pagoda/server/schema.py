@@ -1,0 +1,170 @@
+"""What a request may say: OpenAI's fields and vLLM's extras, as pydantic models.
+
+Every field here is obeyed, except the harmless ones of `Harmless`. Anything else is refused by name: by the schema
+(`extra="forbid"`), or by `neutral.py` when it is a field of the APIs that is not served. `null` means the default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pagoda.server.neutral import NEUTRAL_IN_MESSAGE, without_neutral
+
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Text = Annotated[str, Field(min_length=1)]
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+LogitBias = dict[Annotated[str, Field(pattern="^[0-9]+$", max_length=10)], Annotated[float, Field(ge=-100, le=100)]]
+MAX_TOKENS = 2**31 - 1
+
+
+class Strict(BaseModel):
+    """No unknown fields, no conversions: "1" is not 1."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="null")
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None  # harmless: pads chunks against eavesdroppers; there is no padding here
+
+
+class Harmless(Strict):
+    """Fields that change nothing in the answer: accepted and not looked at."""
+
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prediction: dict[str, Any] | None = None
+    request_id: str | None = None
+    include_reasoning: bool | None = None
+
+
+class Generation(Harmless):
+    """What chat and text completions share."""
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    logit_bias: LogitBias | None = None
+    seed: Int64 | None = None
+
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    stop: Text | list[Text] | None = None
+    stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
+    bad_words: list[Text] | None = None
+
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: to the whole context
+    add_special_tokens: bool | None = None
+
+    priority: Int64 | None = None
+    cache_salt: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_unserved(cls, data: object) -> object:
+        return without_neutral(data)
+
+
+class CompletionRequest(Generation):
+    """POST /v1/completions."""
+
+    prompt: (
+        str
+        | Annotated[Texts, Field(min_length=1)]
+        | Annotated[TokenIds, Field(min_length=1)]
+        | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
+    )
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        """As templates expect it: content is one string, `developer` goes by its older name."""
+        parts = self.content if isinstance(self.content, list) else []
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": text} | ({"name": self.name} if self.name else {})
+
+
+class Conversation(Strict):
+    """Messages and how the template is to render them."""
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    add_generation_prompt: bool | None = None  # null: unless the final message is continued
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_unserved_in_messages(cls, data: object) -> object:
+        if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
+            return data
+        messages = enumerate(data["messages"])
+        return data | {
+            "messages": [without_neutral(m, NEUTRAL_IN_MESSAGE, where=f"messages[{i}].") for i, m in messages]
+        }
+
+
+class ChatRequest(Generation, Conversation):
+    """POST /v1/chat/completions."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: Literal[False] | None = None
+
+
+class TokenizeText(Strict):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeChat(Conversation):
+    model: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Strict):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: TokenIds

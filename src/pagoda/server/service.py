@@ -1,0 +1,150 @@
+"""What the routes share: the model once it is loaded, the onion that answers, and the phase of the server's life.
+
+starting ──attach──► ready ──drain──► draining
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+from pagoda.config import ServerSettings
+from pagoda.errors import EngineError, ModelNotFoundError, OverloadedError, UnavailableError
+from pagoda.observe.metrics import Metrics
+from pagoda.server.admission import Admission
+from pagoda.server.bridge import DeltaStream, EngineBridge, EngineThread, Serve
+from pagoda.server.prompts import ChatTemplate, Prompts, Tokenizer
+from pagoda.types import Request
+
+STARTING_RETRY_S = 2.0
+STALLED_S = 60.0  # work, but no step for that long: the engine does not turn
+
+
+class Loaded(Protocol):
+    """What the server needs of `pagoda.engine.load.LoadedEngine`."""
+
+    @property
+    def engine(self) -> EngineThread: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def chat_template(self) -> ChatTemplate | None: ...
+
+    @property
+    def no_chat_reason(self) -> str | None: ...
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def max_context(self) -> int: ...
+
+    @property
+    def cache_config(self) -> dict[str, str]: ...
+
+    def close(self) -> None: ...
+
+
+class Model:
+    """A loaded model behind everything that answers for it."""
+
+    def __init__(self, loaded: Loaded, settings: ServerSettings) -> None:
+        self.name = settings.served_model_name or loaded.model_name
+        self.created = int(time.time())
+        self.engine = loaded.engine
+        self.tokenizer = loaded.tokenizer
+        self.max_context = loaded.max_context
+        self.prompts = Prompts(
+            loaded.tokenizer, loaded.chat_template, loaded.max_context, no_chat_reason=loaded.no_chat_reason
+        )
+        self.metrics = Metrics(
+            self.name, loaded.max_context, cache_config=loaded.cache_config, compat=settings.metrics_compat
+        )
+        self.engine.on_step.append(self.metrics.record)
+        self.bridge = EngineBridge(self.engine)
+        self.admission = Admission(self.bridge.open, settings.max_queue_requests, settings.max_queue_tokens)
+        self.serve: Serve = self.admission.open  # the outermost layer of the onion
+
+    async def open(self, requests: Sequence[Request]) -> DeltaStream:
+        """Hand requests to the onion. Raises OverloadedError when the queue is full, and what the engine refuses."""
+        try:
+            stream = await self.serve(requests)
+        except OverloadedError:
+            self.metrics.own.http_rejected.add("queue_full")
+            raise
+        for request in requests:
+            self.metrics.record_params(request.params)
+        return stream
+
+    def turning(self) -> bool:
+        """Whether the engine runs, and takes steps if it has work."""
+        idle = not self.bridge.busy
+        return self.engine.alive and (idle or time.monotonic() - self.metrics.last_step < STALLED_S)
+
+    def describe(self) -> dict[str, Any]:
+        """As /v1/models shows it."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "pagoda",
+            "root": self.name,
+            "parent": None,
+            "max_model_len": self.max_context,
+        }
+
+
+class Service:
+    """State of the server. Changed on the event loop only."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.phase: Literal["starting", "ready", "draining"] = "starting"
+        self.num_active = 0  # HTTP requests in the works that a shutdown waits for
+        self._model: Model | None = None
+
+    def attach(self, loaded: Loaded) -> Model:
+        """The model is there: start its engine and answer requests."""
+        self._model = Model(loaded, self.settings)
+        loaded.engine.start()
+        if self.phase == "starting":
+            self.phase = "ready"
+        return self._model
+
+    def drain(self) -> None:
+        """Take no new requests, finish what runs."""
+        self.phase = "draining"
+        if self._model is not None:
+            self._model.engine.drain()
+
+    @property
+    def ready(self) -> bool:
+        return self.phase == "ready" and self._model is not None and self._model.turning()
+
+    @property
+    def loaded(self) -> Model | None:
+        """The model, if it is there."""
+        return self._model
+
+    def model(self, name: str | None = None) -> Model:
+        """The model called `name` (None: the one there is), to read from.
+
+        Raises UnavailableError while it loads, ModelNotFoundError when it is called otherwise.
+        """
+        if self._model is None:
+            raise UnavailableError("the model is being loaded", retry_after=STARTING_RETRY_S)
+        if name is not None and name != self._model.name:
+            raise ModelNotFoundError(f"The model `{name}` does not exist. This server has `{self._model.name}`.")
+        return self._model
+
+    def model_for_work(self, name: str | None) -> Model:
+        """Likewise, to generate with. Raises UnavailableError when shutting down, EngineError when it has stopped."""
+        if self.phase == "draining":
+            raise UnavailableError("the server is shutting down", retry_after=max(1.0, self.settings.shutdown_timeout))
+        model = self.model(name)
+        if not model.engine.alive:
+            raise EngineError(f"the engine has stopped: {model.engine.error or 'it was shut down'}")
+        return model

@@ -1,0 +1,51 @@
+"""What operators and orchestrators ask: alive, ready, which version, which figures."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+import pagoda
+from pagoda.server import documents as doc
+from pagoda.server.failures import error_body, json_response
+from pagoda.server.routes import service_of
+
+router = APIRouter(tags=["system"])
+
+METRICS_TEXT: doc.Responses = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Series."}
+}
+
+
+@router.get("/health", responses=doc.ok(doc.Health) | doc.some(503))
+async def health(request: Request) -> Response:
+    """Alive: the process answers and its engine, if there yet, has not died."""
+    model = service_of(request).loaded
+    if model is not None and model.engine.error is not None:
+        return json_response(error_body(f"the engine has died: {model.engine.error}", 503, code="engine_stopped"), 503)
+    return json_response({"status": "ok"})
+
+
+@router.get("/ready", responses=doc.ok(doc.Health) | doc.some(401, 503))
+async def ready(request: Request) -> Response:
+    """Ready for requests: the model is loaded, the engine turns, and nobody has asked to shut down."""
+    service = service_of(request)
+    if not service.ready:
+        phase = "stalled" if service.phase == "ready" else service.phase
+        return json_response(error_body(f"not ready: {phase}", 503, code=phase), 503, {"Retry-After": "2"})
+    return json_response({"status": "ready"})
+
+
+@router.get("/version", responses=doc.ok(doc.Version) | doc.some(401))
+async def version() -> Response:
+    """Of Pagoda."""
+    return json_response({"version": pagoda.__version__})
+
+
+@router.get("/metrics", responses=METRICS_TEXT | doc.some(401, 503))
+async def metrics(request: Request) -> Response:
+    """Prometheus series."""
+    model = service_of(request).model()
+    text, content_type = model.metrics.exposition(request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": content_type})

@@ -1,0 +1,251 @@
+"""An engine without a model: it says the prompt back, byte by byte, so that servers can be tested in milliseconds.
+
+Token ids are bytes; 256 begins and 257 ends a text. Output token t of choice c is prompt token (t + c) mod its length.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from pagoda.errors import EngineError, RequestError
+from pagoda.types import (
+    Delta,
+    FinishedRequest,
+    FinishReason,
+    Logprob,
+    Request,
+    StepResult,
+    TokenLogprobs,
+    Usage,
+)
+
+BOS, EOS = 256, 257
+
+
+class FakeTokenizer:
+    """Bytes."""
+
+    vocab_size = 258
+    bos_id, eos_id, eos_ids = BOS, EOS, frozenset({EOS})
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        return [*([BOS] if add_special else []), *text.encode()]
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        return b"".join(self.token_bytes(i) for i in ids if i < 256 or not skip_special).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else {BOS: b"<bos>", EOS: b"<eos>"}[token_id]
+
+
+class FakeTemplate:
+    """role: content, a line each."""
+
+    def render_ids(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> list[int]:
+        if kwargs.get("fail"):
+            raise RequestError("the template says no", param="messages")
+        text = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        return [*(text if continue_final_message else text + "\n").encode(), *(b"> " * add_generation_prompt)]
+
+
+@dataclass
+class Running:
+    request: Request
+    sink: Callable[[Delta], None]
+    tokens: dict[int, list[int]] = field(default_factory=dict)  # of choices that go on
+    held: dict[int, bytes] = field(default_factory=dict)  # bytes that are no whole character yet
+
+
+class FakeEngine:
+    """What the server needs of an EngineThread. `gate` stops it between steps; `step_s` is how long a step takes."""
+
+    def __init__(self, step_s: float = 0.0, max_running: int = 64) -> None:
+        self.on_step: list[Callable[[StepResult], None]] = []
+        self.error: BaseException | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self.step_s = step_s
+        self.max_running = max_running
+        self.aborted: list[str] = []
+        self.abort_steps: list[int] = []  # steps taken when each abort came
+        self.num_steps = 0
+        self.running: dict[str, Running] = {}
+        self._waiting: list[Running] = []
+        self._inbox: SimpleQueue[Running | str | None] = SimpleQueue()
+        self._refusing = False
+        self._thread = threading.Thread(target=self._main, daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and self.error is None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, request: Request, sink: Callable[[Delta], None]) -> None:
+        if self._refusing or not self.alive:
+            raise EngineError("the engine is shutting down")
+        tokens: dict[int, list[int]] = {index: [] for index in range(request.params.n)}
+        self._inbox.put(Running(request, sink, tokens))
+
+    def abort(self, request_id: str) -> None:
+        self.abort_steps.append(self.num_steps)
+        self._inbox.put(request_id)
+
+    def drain(self) -> None:
+        self._refusing = True
+
+    def stop(self, timeout: float = 0.0) -> None:
+        self._refusing = True
+        self.gate.set()
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def die(self, error: BaseException) -> None:
+        """As if a step had raised."""
+        self.error = error
+
+    def _main(self) -> None:
+        while True:
+            while not self._inbox.empty() or not (self.running or self._waiting):
+                try:
+                    message = self._inbox.get(timeout=1)
+                except Empty:
+                    continue
+                if message is None:
+                    return
+                self._take(message)
+            self.gate.wait()
+            while not self._inbox.empty():
+                message = self._inbox.get()
+                if message is None:
+                    return
+                self._take(message)
+            self._step()
+
+    def _take(self, message: Running | str) -> None:
+        if isinstance(message, Running):
+            self._waiting.append(message)
+            return
+        self.aborted.append(message)
+        gone = self.running.pop(message, None)
+        self._waiting = [w for w in self._waiting if w.request.id != message]
+        for index in list(gone.tokens) if gone else []:
+            gone.sink(Delta(message, index, "", (), finish_reason="abort"))
+
+    def _step(self) -> None:
+        time.sleep(self.step_s)  # without the GIL, as a native step is
+        self.num_steps += 1
+        while self._waiting and len(self.running) < self.max_running:
+            running = self._waiting.pop(0)
+            self.running[running.request.id] = running
+        deltas = [
+            delta
+            for running in list(self.running.values())
+            for index in list(running.tokens)
+            for delta in [self._advance(running, index)]
+        ]
+        now = time.monotonic()
+        finished = tuple(
+            FinishedRequest(d.request_id, "", d.finish_reason, d.usage.prompt_tokens, d.usage.completion_tokens, 0,
+                            now - 1, now - 0.9, now - 0.8, now)
+            for d in deltas if d.finish_reason and d.usage
+        )  # fmt: skip
+        result = StepResult(
+            deltas=tuple(deltas), finished=finished, num_running=len(self.running), num_waiting=len(self._waiting),
+            num_generation_tokens=len(deltas), kv_blocks_total=100, kv_blocks_used=len(self.running),
+            ttft_s=(0.01,), inter_token_s=(0.02,),
+        )  # fmt: skip
+        for observe in self.on_step:
+            observe(result)
+
+    def _advance(self, running: Running, index: int) -> Delta:
+        request, tokens = running.request, running.tokens[index]
+        params, prompt = request.params, request.prompt_token_ids
+        first = not tokens
+        token = prompt[(len(tokens) + index) % len(prompt)]
+        tokens.append(token)
+        limit = params.max_tokens or 64
+        reason: FinishReason | None = "length" if len(tokens) >= limit else None
+        text = self._text(running, index, token, last=reason is not None)
+        stop = next((s for s in params.stop if s in text), None)
+        stop_id = token if token in params.stop_token_ids else None
+        if stop is not None or stop_id is not None:
+            reason, text = "stop", "" if stop is not None else text
+        delta = Delta(
+            request.id,
+            index,
+            text,
+            (token,),
+            logprobs=None if params.logprobs is None else (logprobs_of(token, params.logprobs),),
+            finish_reason=reason,
+            stop_reason=stop if stop is not None else stop_id,
+            prompt_logprobs=self._prompt_logprobs(request) if first and params.prompt_logprobs is not None else None,
+            usage=Usage(len(prompt), len(tokens), 0) if reason else None,
+        )
+        if reason:
+            del running.tokens[index]
+            if not running.tokens:
+                del self.running[request.id]
+        running.sink(delta)
+        return delta
+
+    def _text(self, running: Running, index: int, token: int, *, last: bool) -> str:
+        """Whole characters only."""
+        data = running.held.pop(index, b"") + (bytes([token]) if token < 256 else b"")
+        for keep in range(min(3, len(data)) + 1 if not last else 1):
+            try:
+                text = data[: len(data) - keep].decode()
+            except UnicodeDecodeError:
+                continue
+            if keep:
+                running.held[index] = data[-keep:]
+            return text
+        return data.decode("utf-8", "replace")
+
+    def _prompt_logprobs(self, request: Request) -> tuple[TokenLogprobs | None, ...]:
+        k = request.params.prompt_logprobs or 0
+        return (None, *(logprobs_of(token, k) for token in request.prompt_token_ids[1:]))
+
+
+def logprobs_of(token: int, k: int) -> TokenLogprobs:
+    """The token is the likeliest; the next ids follow."""
+    top = [Logprob((token + i) % 258, -0.5 * (i + 1), i + 1) for i in range(k)]
+    return TokenLogprobs(Logprob(token, -0.5, 1), tuple(top))
+
+
+@dataclass
+class FakeLoaded:
+    """What `load_engine` would return."""
+
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
+    chat_template: FakeTemplate | None = field(default_factory=FakeTemplate)
+    no_chat_reason: str | None = None
+    model_name: str = "fake"
+    max_context: int = 512
+    cache_config: dict[str, str] = field(default_factory=lambda: {"block_size": "16", "num_gpu_blocks": "100"})
+
+    def close(self) -> None:
+        self.engine.stop()
+
+
+def expected_text(prompt: str, num_tokens: int, choice: int = 0, *, bos: bool = True) -> str:
+    """What the fake says to a completions prompt."""
+    ids = [*([BOS] if bos else []), *prompt.encode()]
+    said = itertools.islice(itertools.cycle(ids), choice, choice + num_tokens)
+    return bytes(i for i in said if i < 256).decode("utf-8", "replace")

@@ -1,0 +1,89 @@
+"""A real HTTP server in this process, for tests."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from pagoda.config import ServerSettings
+from pagoda.server.listen import bind, url
+from pagoda.server.run import PagodaServer, make_server
+from pagoda.server.service import Loaded
+
+
+@dataclass
+class Served:
+    """A running server."""
+
+    url: str
+    server: PagodaServer
+    loaded: Any
+    client: httpx.Client
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.client.post(path, json=body)
+
+    def ok(self, path: str, **body: Any) -> Any:
+        response = self.post(path, **body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def refused(self, path: str, status: int = 400, **body: Any) -> dict[str, Any]:
+        response = self.post(path, **body)
+        assert response.status_code == status, response.text
+        error: dict[str, Any] = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        return error
+
+    def stop(self) -> None:
+        """As SIGTERM does; a second one would end this process."""
+        self.server.handle_exit(signal.SIGTERM, None)
+
+
+@contextmanager
+def serving(loaded: Loaded, **settings: Any) -> Iterator[Served]:
+    """Serve `loaded` on a free port. Stopped at the end, if the test has not."""
+    sock = bind("127.0.0.1", 0)
+    loading: Future[Loaded] = Future()
+    server = make_server(ServerSettings(port=0, **settings), loading)
+    thread = threading.Thread(target=lambda: server.run(sockets=[sock]))
+    thread.start()
+    loading.set_result(loaded)
+    served = Served(url(sock), server, loaded, httpx.Client(base_url=url(sock), timeout=30))
+    try:
+        wait_for(lambda: server._service.ready or not thread.is_alive())
+        yield served
+    finally:
+        served.client.close()
+        if not server._stop_asked:
+            served.stop()
+        loaded.engine.stop()
+        thread.join(20)
+        assert not thread.is_alive(), "the server does not end"
+        assert server.failure is None, server.failure
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Until `condition` holds; fails when it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.002)
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The JSON objects of a server-sent event stream, whose last line must be [DONE]."""
+    import json
+
+    lines = [line for line in response.text.split("\n") if line]
+    assert all(line.startswith("data: ") for line in lines), lines
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]

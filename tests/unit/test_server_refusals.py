@@ -1,0 +1,172 @@
+"""What the API refuses, and how it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pagoda.server.neutral import NEUTRAL
+from fake_engine import FakeLoaded
+from serving import Served, serving
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Served]:
+    with serving(FakeLoaded()) as served:
+        yield served
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "auto"),
+        ("functions", [{"name": "f"}]),
+        ("response_format", {"type": "json_object"}),
+        ("audio", {"voice": "alloy"}),
+        ("modalities", ["text", "audio"]),
+        ("best_of", 3),
+        ("suffix", "the end"),
+        ("store", True),
+        ("reasoning_effort", "high"),
+        ("use_beam_search", True),
+        ("guided_json", {}),
+        ("chat_template", "{{ messages }}"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_unsupported_fields_are_named(api: Served, path: str, field: str, value: object) -> None:
+    body = CHAT if "chat" in path else {"prompt": "abc"}
+    error = api.refused(path, **body, **{field: value})
+    assert error["param"] == field
+    assert error["code"] == "unsupported_parameter"
+    assert field in error["message"]
+
+
+def test_neutral_values_pass(api: Served) -> None:
+    neutral = {name: values[-1] for name, values in NEUTRAL.items() if values}
+    api.ok("/v1/chat/completions", **CHAT, **neutral)
+    api.ok("/v1/chat/completions", **CHAT, **dict.fromkeys(NEUTRAL))
+
+
+def test_harmless_fields_pass(api: Served) -> None:
+    harmless = {"user": "u", "metadata": {"a": "b"}, "service_tier": "auto", "prompt_cache_key": "k", "store": False}
+    api.ok("/v1/chat/completions", **CHAT, **harmless)
+
+
+def test_null_means_default(api: Served) -> None:
+    fields = ("temperature", "top_p", "n", "stop", "seed", "logprobs", "top_logprobs", "stream", "stream_options",
+              "logit_bias", "max_completion_tokens", "presence_penalty", "frequency_penalty", "top_k")  # fmt: skip
+    answer = api.ok("/v1/chat/completions", **CHAT, **dict.fromkeys(fields))
+    assert answer["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temprature": 1}, "temprature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": "3"}, "max_tokens"),
+        ({"stream": 1}, "stream"),
+        ({"stop": ""}, "stop"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"stop_token_ids": [100_000]}, "stop_token_ids"),
+        ({"seed": 2**64}, "seed"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"min_tokens": 5, "max_tokens": 3}, "min_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hi"}, "messages"),
+        ({"messages": [{"role": "robot", "content": "Hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "user", "content": "Hi", "colour": "red"}]}, "messages[0].colour"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"cache_salt": ""}, "cache_salt"),
+    ],
+)
+def test_bad_chat_fields_are_named(api: Served, fields: dict[str, Any], param: str) -> None:
+    error = api.refused("/v1/chat/completions", **(CHAT | fields))
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] is not None
+    assert error["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": [1000]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": "", "add_special_tokens": False}, "prompt"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs"),
+        ({"prompt": "a", "logprobs": True}, "logprobs"),
+    ],
+)
+def test_bad_completion_fields_are_named(api: Served, fields: dict[str, Any], param: str) -> None:
+    assert (api.refused("/v1/completions", **fields)["param"] or "").startswith(param)
+
+
+def test_context_length(api: Served) -> None:
+    error = api.refused("/v1/completions", prompt="x" * 100, max_tokens=500)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+    assert "512" in error["message"]
+    error = api.refused("/v1/chat/completions", messages=[{"role": "user", "content": "x" * 600}])
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+
+
+def test_unknown_model(api: Served) -> None:
+    error = api.refused("/v1/chat/completions", status=404, **CHAT, model="gpt-5")
+    assert (error["code"], error["type"]) == ("model_not_found", "invalid_request_error")
+    assert api.client.get("/v1/models/gpt-5").status_code == 404
+    assert api.client.get("/v1/models/gpt-5").json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'"text"', b"null", b'{"prompt": NaN}', b'{"prompt": "\\ud800"}', b"\xff\xfe", b"[" * 5000],
+)
+def test_broken_json(api: Served, body: bytes) -> None:
+    response = api.client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_form_bodies_are_explained(api: Served) -> None:
+    response = api.client.post("/v1/completions", data={"prompt": "abc"})
+    assert response.status_code == 400
+    assert "application/json" in response.json()["error"]["message"]
+
+
+def test_unknown_routes_have_the_same_shape(api: Served) -> None:
+    assert api.client.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
+    response = api.client.get("/v1/completions")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert "message" in response.json()["error"]
+
+
+def test_model_without_template() -> None:
+    with serving(FakeLoaded(chat_template=None, no_chat_reason="no template for this architecture")) as served:
+        error = served.refused("/v1/chat/completions", **CHAT)
+        assert "no template for this architecture" in error["message"]
+        served.ok("/v1/completions", prompt="abc")
