@@ -118,7 +118,7 @@ class ReferenceSampler:
             assert isinstance(state, ReferenceState)
             raw = logits[n if rows is None else rows[n]]
             adjusted = state.adjust(raw, mask_of.get(n))
-            if error := find_error(raw, adjusted):
+            if error := find_error(raw, adjusted, state.params):
                 errors[n] = error
                 continue
             token_ids[n] = pick(adjusted, state)
@@ -130,9 +130,9 @@ class ReferenceSampler:
         return [token_logprobs(row, int(target), num_top) for row, target in zip(logits, targets, strict=True)]
 
 
-def find_error(raw: FloatArray, adjusted: FloatArray) -> str | None:
-    """Why no token can be chosen from this row, if so."""
-    if np.isnan(raw).any() or np.isposinf(raw).any():
+def find_error(raw: FloatArray, adjusted: FloatArray, params: SamplingParams) -> str | None:
+    """Why no token can be chosen from this row, if so. What bans hide does no harm, except to logprobs."""
+    if any(np.isnan(x).any() or np.isposinf(x).any() for x in (adjusted, raw)[: 1 if params.logprobs is None else 2]):
         return NOT_FINITE
     return NOTHING_ALLOWED if np.isneginf(adjusted).all() else None
 

@@ -1,12 +1,98 @@
-"""Picking the next token of every row of a batch, natively."""
+"""Picking the next token of every row of a batch, natively (csrc/sampler.cpp).
+
+Cost: a state is made once for each sequence, a step is one native call without the GIL, and a plain row (no penalty,
+bias, ban or logprobs) costs Python nothing of its own. The vocabulary is never sorted.
+
+A sequence's tokens depend on its logits, params, seed and choice index alone: random numbers are counter-based
+(`pagoda.sampling.philox`), weights and sums have one order of operations on every machine and instruction set.
+"""
 
 from __future__ import annotations
 
-from pagoda.sampling.reference import ReferenceSampler
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda._native import BatchSampler
+from pagoda._native import SamplerState as NativeState
+from pagoda.sampling.base import Sampled, SamplerState, TokenMasks, TokenSequences, UInt32Array
+from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs
+
+RawLogprobs = tuple[float, int, list[int], list[float]]  # the chosen one's, its rank, the likeliest ids, theirs
 
 
-class Sampler(ReferenceSampler):
-    """See `pagoda.sampling.base.SamplerProtocol`."""
+class Sampler:
+    """See `pagoda.sampling.base.SamplerProtocol`. `isa` forces an instruction set, which changes speed only."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, *, isa: str | None = None) -> None:
         self.vocab_size = vocab_size
+        self._native = BatchSampler(vocab_size, isa)
+
+    def open(
+        self,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        choice_index: int,
+        seed: int,
+        *,
+        stop_token_ids: Sequence[int] = (),
+        bad_words: TokenSequences = (),
+    ) -> NativeState:
+        return NativeState(
+            vocab_size=self.vocab_size,
+            prompt_ids=prompt_token_ids if params.repetition_penalty != 1.0 else (),
+            seed=seed & (2**64 - 1),
+            choice=choice_index,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            min_tokens=params.min_tokens,
+            num_logprobs=params.logprobs,
+            allowed_ids=params.allowed_token_ids,
+            stop_ids=[token_id for token_id in stop_token_ids if token_id < self.vocab_size],
+            bias=list(params.logit_bias.items()),
+            bad_words=[word for word in bad_words if max(word) < self.vocab_size],
+        )
+
+    def sample(
+        self,
+        logits: FloatArray,
+        states: Sequence[SamplerState],
+        *,
+        rows: Int32Array | None = None,
+        masks: TokenMasks | None = None,
+    ) -> Sampled:
+        num_rows = len(states)
+        token_ids = np.empty(num_rows, dtype=np.int32)
+        mask_rows, allowed = (None, None) if masks is None else (masks.rows, masks.allowed)
+        details = self._native.sample(logits, tuple(states), token_ids, rows, mask_rows, allowed)
+        logprobs: list[TokenLogprobs | None] = [None] * num_rows
+        if details is None:
+            return Sampled(token_ids, logprobs)
+        errors, found = details
+        for row, raw in found:
+            logprobs[row] = _token_logprobs(int(token_ids[row]), raw)
+        return Sampled(token_ids, logprobs, dict(errors))
+
+    def distribution(
+        self, logits: FloatArray, state: SamplerState, *, mask: UInt32Array | None = None
+    ) -> tuple[Int32Array, npt.NDArray[np.float64]]:
+        """Every token that sampling from logits [V] can pick, by id, and how likely. Raises ValueError if none can."""
+        ids, probs = self._native.distribution(logits, state, mask)
+        return np.array(ids, dtype=np.int32), np.array(probs, dtype=np.float64)
+
+    def prompt_logprobs(self, logits: FloatArray, targets: Int32Array, num_top: int) -> list[TokenLogprobs]:
+        """Raises ValueError where the model's logits are not finite."""
+        found = self._native.prompt_logprobs(logits, targets, num_top)
+        return [_token_logprobs(target, raw) for target, raw in zip(targets.tolist(), found, strict=True)]
+
+
+def _token_logprobs(token_id: int, raw: RawLogprobs) -> TokenLogprobs:
+    logprob, rank, top_ids, top = raw
+    likeliest = tuple(map(Logprob, top_ids, top, range(1, len(top) + 1)))
+    return TokenLogprobs(Logprob(token_id, logprob, rank), likeliest)

@@ -1,0 +1,74 @@
+// From a row of logits to a token without sorting the vocabulary: cuts by count and by mass on few candidates.
+//
+// Tokens rank by logit, equals by id, lower first; every cut keeps a beginning of that order. Sums are in double and
+// run by id, so a row and its parameters decide the outcome alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "sampler_passes.h"
+#include "sampler_state.h"
+
+namespace pagoda::sampling {
+
+// Tokens that may still be chosen, by ascending id. The vectors only grow; `size` says what is filled.
+struct Candidates {
+    size_t size = 0;
+    std::vector<int32_t> ids;
+    std::vector<float> logits;
+    std::vector<float> weights;  // relative to the likeliest token's
+};
+
+// One row as the passes see it, with its block maxima taken.
+struct Row {
+    const float *x;
+    size_t n;
+    const float *maxima;
+    float max;
+};
+
+struct Scratch {
+    Candidates candidates;
+    std::vector<double> sums;
+    std::vector<float> floats;
+    std::vector<uint32_t> order;
+};
+
+class Selector {
+  public:
+    Selector(const Passes &passes, Scratch &scratch) : passes_(passes), scratch_(scratch) {}
+
+    // The likeliest token.
+    static int32_t argmax(const Row &row);
+
+    // One token drawn with temperature, min_p, top_k and top_p; u in [0, 1).
+    int32_t draw(const Row &row, const Params &params, double u);
+
+    // All tokens that `draw` can return, with their weights.
+    const Candidates &support(const Row &row, const Params &params);
+
+    // The k likeliest tokens, by ascending id, without weights.
+    const Candidates &top_k(const Row &row, size_t k);
+
+    // The sum of the weights of the whole row; scratch.sums has that of each block.
+    double total(const Row &row, Scale scale);
+
+  private:
+    void gather(const Row &row, float threshold);
+    void weigh(Scale scale);
+    double mass() const;
+    void truncate(const Row &row, const Params &params, Scale scale);
+    void gather_mass(const Row &row, double mass_wanted, Scale scale);
+    void keep_top_p(double mass_wanted);
+    void keep_weights_from(double min_weight);
+    void keep_from(float logit, size_t num_equals);
+    int32_t draw_from_row(const Row &row, Scale scale, double u);
+    int32_t draw_from_candidates(double u) const;
+
+    const Passes &passes_;
+    Scratch &scratch_;
+};
+
+}  // namespace pagoda::sampling
