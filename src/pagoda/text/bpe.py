@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 
 from pagoda.errors import FormatError, UnsupportedError
+from pagoda.text.vocabulary import byte_alphabet
 
 _CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -68,25 +69,31 @@ def pre_tokenizer(name: str) -> PreTokenizer:
 
 
 class BytePairEncoder:
-    """Encodes ordinary text, in which special tokens mean nothing."""
+    """Encodes ordinary text, in which special tokens mean nothing. Bytes that the vocabulary lacks are left out."""
 
     def __init__(self, ids: Mapping[str, int], merges: Sequence[str], pre: PreTokenizer) -> None:
         """`ids` are the tokens that text may become; `merges` are "left right", best first.
 
         Raises FormatError where a merge is malformed or makes a token that does not exist.
         """
-        self._tokenizer = Tokenizer(_model(ids, merges, pre.ignore_merges))
+        # Bytes without a token get ids past the end, so that they part their neighbours; then they are dropped.
+        self._end = max(ids.values(), default=-1) + 1
+        missing = [char for char in byte_alphabet() if char not in ids]
+        known = {**ids, **{char: self._end + n for n, char in enumerate(missing)}}
+        self._has_all_bytes = not missing
+        self._tokenizer = Tokenizer(_model(known, merges, pre.ignore_merges))
         cuts = [Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
         self._tokenizer.pre_tokenizer = Steps([*cuts, ByteLevel(add_prefix_space=False, use_regex=False)])
 
     def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        encoded = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return encoded if self._has_all_bytes else [i for i in encoded if i < self._end]
 
 
-def _model(ids: Mapping[str, int], merges: Sequence[str], ignore_merges: bool) -> BPE:
+def _model(ids: dict[str, int], merges: Sequence[str], ignore_merges: bool) -> BPE:
     split = [merge.partition(" ") for merge in merges]
     pairs = [(left, right) for left, _, right in split]
     try:
-        return BPE(vocab=dict(ids), merges=pairs, ignore_merges=ignore_merges)
+        return BPE(vocab=ids, merges=pairs, ignore_merges=ignore_merges)
     except Exception as error:  # `tokenizers` raises bare Exception
         raise FormatError(f"tokenizer.ggml.merges do not fit tokenizer.ggml.tokens: {error}") from error
