@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from pagoda.benchmark.http import HttpClient, HttpError
-from pagoda.benchmark.load import Exchange, Load, compare, find_model, parse, run_load, summarize, takes_ids
+from pagoda.benchmark.load import Exchange, Load, compare, parse, run_load, summarize, takes_ids
 from pagoda.benchmark.stats import percentile, spread
+from pagoda.client import HttpClient, HttpError, list_models
 from pagoda.errors import PagodaError
 
 Handler = Callable[[str, dict, asyncio.StreamWriter], Awaitable[None]]
@@ -80,7 +80,7 @@ def load(url: str, **changes: object) -> Load:
 def test_counts_and_times_of_a_load() -> None:
     async def run() -> None:
         async with serving(answer) as url:
-            assert await find_model(url + "/v1", None) == ("m", 5000)
+            assert (await list_models(url + "/v1"))[0]["id"] == "m"
             plan = load(url)
             assert await takes_ids(plan)
             exchanges, seconds = await run_load(plan)
@@ -180,7 +180,7 @@ def test_failures_are_counted_by_message(handler: Handler, says: str) -> None:
 
 def test_nobody_there() -> None:
     with pytest.raises(PagodaError, match="nobody answers"):
-        asyncio.run(find_model("http://127.0.0.1:9", None))
+        asyncio.run(list_models("http://127.0.0.1:9"))
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x", "http://"])

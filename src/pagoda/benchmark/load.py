@@ -17,10 +17,9 @@ from typing import Any
 
 import orjson
 
-from pagoda.benchmark.http import HttpClient, HttpError
 from pagoda.benchmark.prompts import random_ids, random_text
 from pagoda.benchmark.stats import spread
-from pagoda.errors import PagodaError
+from pagoda.client import HttpClient, HttpError
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +76,6 @@ class Answer:
     @property
     def tpot(self) -> float | None:
         return (self.e2e - self.ttft) / (self.output_tokens - 1) if self.output_tokens > 1 else None
-
-
-async def find_model(url: str, api_key: str | None) -> tuple[str, int | None]:
-    """Name and, where the server tells it, vocabulary size of the first model that the server lists."""
-    client = HttpClient(url, api_key)
-    try:
-        listed = orjson.loads(await client.get("/v1/models"))["data"][0]
-    except HttpError as error:
-        raise HttpError(f"{url}: {error}", error.status) from None
-    except OSError as error:
-        raise PagodaError(f"{url}: nobody answers ({error}); is the server running?") from None
-    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
-        raise PagodaError(f"{url}: /v1/models is not an OpenAI list of models") from None
-    finally:
-        client.close()
-    return listed["id"], (listed.get("meta") or {}).get("n_vocab")
 
 
 async def takes_ids(load: Load) -> bool:

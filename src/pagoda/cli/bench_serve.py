@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pagoda.benchmark.load import Load, compare, find_model, run_load, summarize, takes_ids
+from pagoda.benchmark.load import Load, compare, run_load, summarize, takes_ids
 from pagoda.cli.options import with_settings
+from pagoda.client import list_models
 from pagoda.settings import Setting, Settings
 
 DEFAULT_VOCAB = 32_000
@@ -72,14 +73,15 @@ async def _measure(settings: LoadSettings) -> dict[str, Any]:
 
 async def _plan(settings: LoadSettings, url: str) -> Load:
     """What to send to `url`, after one request that warms it up and finds out whether it takes token ids."""
-    name, vocab = await find_model(url, settings.api_key)
+    listed = (await list_models(url, settings.api_key))[0]
+    vocab = (listed.get("meta") or {}).get("n_vocab")  # llama-server tells
     load = Load(
         url=url,
         concurrency=settings.concurrency,
         prompt=settings.prompt,
         output=settings.output,
         requests=settings.requests,
-        model=settings.model or name,
+        model=settings.model or listed["id"],
         vocab_size=settings.vocab or vocab or DEFAULT_VOCAB,
         as_text=settings.text,
         api_key=settings.api_key,

@@ -1,4 +1,4 @@
-"""A small asyncio HTTP/1.1 client that costs little, so that a load generator disturbs what it measures little.
+"""A small asyncio HTTP/1.1 client that costs little, so that measuring a server disturbs it little.
 
 Covered: keep-alive, Content-Length and chunked bodies, server-sent events, TLS. Not covered: redirects, proxies,
 compression, trailers with meaning.
@@ -7,9 +7,13 @@ compression, trailers with meaning.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any, Protocol
 from urllib.parse import urlsplit
+
+import orjson
 
 from pagoda.errors import ConfigError, PagodaError
 
@@ -17,11 +21,18 @@ MAX_HEAD = 64 * 1024
 
 
 class HttpError(PagodaError):
-    """The server answered with an error status or broke the protocol. `status` is None for the latter."""
+    """The server answered with an error status and `body`, or broke the protocol: then `status` is None.
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    `retry_after` is in seconds, where the server said so.
+    """
+
+    def __init__(
+        self, message: str, status: int | None = None, body: bytes = b"", retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.body = body
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +41,19 @@ class Head:
 
     status: int
     headers: Mapping[str, str]
+
+
+class Endpoint(Protocol):
+    """Something that answers OpenAI's API. Raises HttpError, or OSError when nobody answers."""
+
+    async def post(self, path: str, body: bytes) -> bytes:
+        """Body of the answer to a POST of JSON."""
+
+    def events(self, path: str, body: bytes) -> AsyncIterator[bytes]:
+        """POST JSON and yield the data of each server-sent event, `[DONE]` left out."""
+
+    def close(self) -> None:
+        """Let go of the connection; the next request opens another."""
 
 
 class HttpClient:
@@ -56,25 +80,17 @@ class HttpClient:
         return b"".join([piece async for piece in self._exchange("GET", path, b"")])
 
     async def post(self, path: str, body: bytes) -> bytes:
-        """Body of the answer to a POST of JSON."""
         return b"".join([piece async for piece in self._exchange("POST", path, body)])
 
-    async def events(self, path: str, body: bytes) -> AsyncIterator[bytes]:
-        """POST JSON and yield the data of each server-sent event, `[DONE]` left out."""
-        rest = b""
-        async for piece in self._exchange("POST", path, body):
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in lines:
-                if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                    yield data
+    def events(self, path: str, body: bytes) -> AsyncIterator[bytes]:
+        return event_data(self._exchange("POST", path, body))
 
     def close(self) -> None:
-        """Drop the connection; the next request opens another."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
 
-    async def _exchange(self, method: str, path: str, body: bytes) -> AsyncIterator[bytes]:
+    async def _exchange(self, method: str, path: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """One request; pieces of the answer's body as they come. The connection survives a whole answer only."""
         content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
         request = f"{method} {self._base}{path} HTTP/1.1\r\n{self._fixed}{content}\r\n".encode() + body
@@ -84,7 +100,7 @@ class HttpClient:
             pieces = _read_body(reader, head)
             if head.status >= 400:
                 text = b"".join([piece async for piece in pieces])
-                raise HttpError(f"{head.status}: {text.decode(errors='replace')[:500]}", head.status)
+                raise status_error(head, text)
             async for piece in pieces:
                 yield piece
             whole = head.headers.get("connection", "").lower() != "close"
@@ -116,6 +132,24 @@ class HttpClient:
         return self._streams
 
 
+async def event_data(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The data of each event of a stream that comes in pieces, `[DONE]` left out. Closes the stream at its own end."""
+    rest = b""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+                    yield data
+
+
+def status_error(head: Head, body: bytes) -> HttpError:
+    """The error that an answer with a status of 400 or more stands for."""
+    wait = head.headers.get("retry-after", "")
+    retry_after = float(wait) if wait.isdigit() else None
+    return HttpError(f"{head.status}: {body.decode(errors='replace')[:500]}", head.status, body, retry_after)
+
+
 async def _read_head(reader: asyncio.StreamReader) -> Head:
     status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     version, _, rest = status_line.partition(" ")
@@ -142,3 +176,20 @@ async def _read_body(reader: asyncio.StreamReader, head: Head) -> AsyncIterator[
     elif head.status not in (204, 304):
         while piece := await reader.read(65536):
             yield piece
+
+
+async def list_models(url: str, api_key: str | None = None) -> list[dict[str, Any]]:
+    """The models that a server offers, at least one. Raises PagodaError that names the server."""
+    client = HttpClient(url, api_key)
+    try:
+        models: list[dict[str, Any]] = orjson.loads(await client.get("/v1/models"))["data"]
+        assert isinstance(models[0]["id"], str)
+    except HttpError as error:
+        raise HttpError(f"{url}: {error}", error.status) from None
+    except OSError as error:
+        raise PagodaError(f"{url}: nobody answers ({error}); is the server running?") from None
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AssertionError):
+        raise PagodaError(f"{url}: /v1/models is not an OpenAI list of models") from None
+    finally:
+        client.close()
+    return models

@@ -1,0 +1,203 @@
+"""`pagoda doctor`: what this machine has to run models, and what stands in the way, with the remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+import pagoda
+from pagoda.cli.options import with_settings
+from pagoda.config import EngineSettings, ServerSettings, cache_dir
+from pagoda.errors import ConfigError
+from pagoda.plan.hardware import Hardware, int8_peak, read_bandwidth, read_hardware
+
+OPTIONAL = ("torch", "transformers", "peft", "llguidance", "redis", "psycopg", "opentelemetry")
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Something that stands in the way, and what helps."""
+
+    problem: str
+    remedy: str
+
+
+@with_settings
+def doctor(
+    engine: EngineSettings,
+    server: ServerSettings,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    measure: Annotated[bool, typer.Option(help="Measure memory bandwidth and integer peak.")] = True,
+) -> None:
+    """Show what this machine has to run models, and warn of what stands in the way, with the remedy."""
+    report = examine(engine, server, measure=measure)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _print(report)
+
+
+def examine(engine: EngineSettings, server: ServerSettings, *, measure: bool) -> dict[str, Any]:
+    """All facts and warnings, as JSON has them."""
+    hardware = read_hardware()
+    threads = engine.threads or hardware.physical_cores
+    free = port_is_free(server.host, server.port)
+    return {
+        "versions": _versions(),
+        "hardware": asdict(hardware),
+        "threads": threads,
+        "isa": engine.isa or (hardware.isa_paths[-1] if hardware.isa_paths else None),
+        "read_bandwidth": read_bandwidth(threads) if measure else None,
+        "int8_peak": int8_peak(threads) if measure else None,
+        "cache": {"folder": str(cache_dir()), "models": cached_models(cache_dir())},
+        "port": {"host": server.host, "port": server.port, "free": free},
+        "warnings": [asdict(warning) for warning in find_warnings(hardware, engine, server, port_free=free)],
+    }
+
+
+def find_warnings(
+    hardware: Hardware, engine: EngineSettings, server: ServerSettings, *, port_free: bool
+) -> Iterator[Obstacle]:
+    """What stands in the way on this machine with these settings."""
+    if engine.isa and engine.isa not in hardware.isa_paths:
+        yield Obstacle(f"--isa {engine.isa} is not available here", f"use one of {', '.join(hardware.isa_paths)}")
+    if hardware.isa_paths == ("generic",):
+        yield Obstacle("only generic kernels run on this CPU: slow", "use a CPU with AVX2, AVX-512 or NEON")
+    threads = engine.threads or hardware.physical_cores
+    if threads > hardware.allowed_cpus:
+        remedy = f"use --threads {hardware.physical_cores}, or allow more CPUs"
+        yield Obstacle(f"{threads} threads share {hardware.allowed_cpus} CPUs", remedy)
+    if hardware.cpu_quota is not None and hardware.cpu_quota < threads:
+        remedy = f"raise the container's CPU limit, or use --threads {max(1, int(hardware.cpu_quota))}"
+        yield Obstacle(f"the cgroup allows {hardware.cpu_quota:g} CPUs to {threads} threads: they are stopped", remedy)
+    room = _least(hardware.memory_available, hardware.memory_limit)
+    if room is not None and room < GIB:
+        yield Obstacle(f"only {room / GIB:.1f} GiB of memory are free", "free some, or raise the container's limit")
+    if hardware.huge_pages == "never":
+        remedy = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled, as root"
+        yield Obstacle("transparent huge pages are off: weights are read more slowly", remedy)
+    if not port_free:
+        yield Obstacle(f"port {server.port} is taken on {server.host}", "stop what uses it, or choose another --port")
+    if not _writable(cache_dir()):
+        yield Obstacle(f"{cache_dir()} cannot be written", "set PAGODA_CACHE to a folder that can")
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now. ConfigError: no such host."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ConfigError(f"--host {host}: {error.strerror}") from None
+    with socket.socket(family, kind, proto) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(address)
+        except OSError:
+            return False
+    return True
+
+
+def cached_models(cache: Path) -> list[dict[str, Any]]:
+    """Model files of the cache, with their size in bytes."""
+    files = sorted(path for path in (cache / "models").rglob("*") if path.suffix in (".gguf", ".safetensors"))
+    return [{"file": str(path.relative_to(cache)), "bytes": path.stat().st_size} for path in files]
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {
+        "pagoda": pagoda.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "numpy": importlib.metadata.version("numpy"),
+        "tokenizers": importlib.metadata.version("tokenizers"),
+    }
+    return versions | {name: _version(name) for name in OPTIONAL}
+
+
+def _version(name: str) -> str | None:
+    """None: not installed."""
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a package whose distribution is called otherwise
+        return "installed"
+
+
+def _writable(folder: Path) -> bool:
+    """Whether the folder, or the nearest parent that is there, can be written."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK)
+
+
+def _least(*values: int | None) -> int | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    table = Table("", Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
+    for label, text in _rows(report):
+        table.add_row(f"[bold]{label}[/]", escape(text))
+    console.print(table)
+    for warning in report["warnings"]:
+        console.print(f"[yellow]warning:[/] {escape(warning['problem'])}\n         → {escape(warning['remedy'])}")
+    if not report["warnings"]:
+        console.print("[green]nothing stands in the way[/]")
+
+
+def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    versions, hardware = report["versions"], report["hardware"]
+    yield "Pagoda", f"{versions['pagoda']} on Python {versions['python']}, {versions['system']}"
+    yield "CPU", f"{hardware['cpu']} ({hardware['machine']})"
+    yield "cores", _cores(hardware, report["threads"])
+    paths = " ".join(hardware["isa_paths"]) or "not known"
+    yield "kernels", f"{paths}; {report['isa'] or 'none'} is used"
+    yield "memory", _memory(hardware)
+    if report["read_bandwidth"]:
+        yield "bandwidth", f"{report['read_bandwidth'] / 1e9:.1f} GB/s read with {report['threads']} threads"
+    if report["int8_peak"]:
+        yield "integer peak", f"{report['int8_peak'] / 1e9:.0f} Gop/s in int8"
+    models = report["cache"]["models"]
+    total = sum(model["bytes"] for model in models)
+    yield "cache", f"{report['cache']['folder']}: {len(models)} model files, {total / 1e6:.0f} MB"
+    for model in models:
+        yield "", f"{model['file']} ({model['bytes'] / 1e6:.0f} MB)"
+    port = report["port"]
+    yield "port", f"{port['port']} on {port['host']} is {'free' if port['free'] else 'taken'}"
+    yield "extras", ", ".join(f"{name} {versions[name]}" for name in OPTIONAL if versions[name]) or "none installed"
+
+
+def _cores(hardware: dict[str, Any], threads: int) -> str:
+    quota = f", the cgroup allows {hardware['cpu_quota']:g} CPUs" if hardware["cpu_quota"] else ""
+    allowed = f"{hardware['allowed_cpus']} of {hardware['logical_cpus']} logical CPUs allowed"
+    return f"{hardware['physical_cores']} physical cores, {allowed}{quota}; {threads} threads compute"
+
+
+def _memory(hardware: dict[str, Any]) -> str:
+    parts = [
+        f"{hardware[key] / GIB:.1f} GiB {label}"
+        for key, label in (
+            ("memory_total", "in all"),
+            ("memory_available", "available"),
+            ("memory_limit", "allowed by the cgroup"),
+        )
+        if hardware[key] is not None
+    ]
+    pages = f"; huge pages: {hardware['huge_pages']}" if hardware["huge_pages"] else ""
+    nodes = f"; {hardware['numa_nodes']} NUMA nodes" if (hardware["numa_nodes"] or 1) > 1 else ""
+    return ", ".join(parts) + pages + nodes
