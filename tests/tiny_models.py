@@ -12,6 +12,7 @@ blocks of the same spread instead of the weights' own.
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from collections.abc import Mapping
@@ -126,6 +127,7 @@ TINY: dict[str, TinyModel] = {
 # Weights
 
 
+@functools.lru_cache(maxsize=256)
 def noise(name: str, shape: tuple[int, ...], scale: float = 1.0) -> FloatArray:
     """Uniform numbers of standard deviation `scale`, from the name alone (splitmix64)."""
     z = np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) + (np.uint64(zlib.crc32(name.encode())) << np.uint64(32))
@@ -134,7 +136,9 @@ def noise(name: str, shape: tuple[int, ...], scale: float = 1.0) -> FloatArray:
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
     uniform = (z >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0  # [-1, 1)
-    return (uniform * scale * 3**0.5).astype(np.float32).reshape(shape)
+    values = (uniform * scale * 3**0.5).astype(np.float32).reshape(shape)
+    values.flags.writeable = False  # it is shared
+    return values
 
 
 def weights(spec: TinyModel) -> dict[str, FloatArray]:

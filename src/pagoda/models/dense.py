@@ -70,7 +70,7 @@ def read_sizes(file: ModelFile) -> Sizes:
         num_kv_heads=num_kv_heads,
         head_dim=_read_head_dim(file, hidden_size, num_heads),
         max_context=file.integer("max_context", high=MAX_LENGTH),
-        norm_eps=file.number("norm_eps", None if file.is_gguf else 1e-6),
+        norm_eps=file.number("norm_eps", None if file.is_gguf else 1e-6, high=1.0),
     )
 
 
@@ -95,7 +95,7 @@ def read_layer_types(file: ModelFile, num_layers: int) -> list[bool] | None:
     """Which layers slide, by config.json's `layer_types`; None where it has none."""
     if file.is_gguf or file.settings.get("layer_types") is None:
         return None
-    types = list(file.settings.sequence("layer_types", num_layers))
+    types = file.settings.sequence("layer_types", num_layers)
     for kind in types:
         if kind not in ("full_attention", "sliding_attention"):
             raise UnsupportedError(f"layer type {kind!r} is not supported")

@@ -22,7 +22,7 @@ from pagoda.models.dense import (
 )
 from pagoda.models.layers import Decoder
 from pagoda.models.names import TENSORS
-from pagoda.models.rope import plain_rope, read_rope
+from pagoda.models.rope import LEAST_THETA, plain_rope, read_rope
 from pagoda.models.source import Checkpoint, ModelFile
 
 NAMES: Mapping[str, tuple[str, str]] = TENSORS | {
@@ -61,7 +61,7 @@ def _attention_scale(file: ModelFile, sizes: Sizes) -> float:
     """1 / sqrt(query_pre_attn_scalar). GGUF does not hold it; it is the head size but in the 27B, of 62 layers."""
     if file.is_gguf:
         return 1 / sqrt(sizes.hidden_size / sizes.num_heads if sizes.num_layers == 62 else sizes.head_dim)
-    return 1 / sqrt(file.settings.number("query_pre_attn_scalar", 256.0))
+    return 1 / sqrt(file.settings.number("query_pre_attn_scalar", 256.0, low=1e-3))
 
 
 def _layer_kinds(file: ModelFile, sizes: Sizes) -> list[LayerKind]:
@@ -78,12 +78,16 @@ def _local_rope(file: ModelFile, head_dim: int) -> RopeSpec:
     if not file.is_gguf and file.settings.section("rope_parameters") is not None:
         return read_rope(file, head_dim, "neox", kind="sliding_attention", default_theta=LOCAL_THETA)
     key = file.key("rope.freq_base_swa") if file.is_gguf else "rope_local_base_freq"
-    return plain_rope(head_dim, file.settings.number(key, LOCAL_THETA), "neox")
+    return plain_rope(head_dim, file.settings.number(key, LOCAL_THETA, low=LEAST_THETA), "neox")
 
 
 def _sliding(file: ModelFile, num_layers: int) -> list[bool]:
+    """Layer by layer where the file says so, else all but the last of each `pattern` layers."""
     types = read_layer_types(file, num_layers)
     if types is not None:
         return types
-    pattern = file.integer("window_pattern", 6, high=1 << 12)  # one global layer in so many, the last
+    key = file.key("window_pattern")
+    if file.settings.is_sequence(key):
+        return [bool(sliding) for sliding in file.settings.sequence(key, num_layers)]
+    pattern = file.integer("window_pattern", 6, high=1 << 12)
     return [bool((layer + 1) % pattern) for layer in range(num_layers)]

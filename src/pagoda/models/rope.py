@@ -19,6 +19,8 @@ from pagoda.models.source import ModelFile, Settings
 Frequencies = npt.NDArray[np.float64]  # [rotary_dim / 2]
 
 MAX_LENGTH = 2**31 - 1  # tokens
+LEAST_THETA = 1.001  # 1 would turn all pairs alike, and below it faster ones further back
+LEAST_FACTOR, MOST_FACTOR = 1e-3, 1e6
 
 
 def read_rope(
@@ -77,12 +79,12 @@ def _spec(style: RopeStyle, inv_freq: Frequencies, scale: float = 1.0) -> RopeSp
 
 
 def _read_gguf(file: ModelFile, head_dim: int, style: RopeStyle, default_theta: float) -> RopeSpec:
-    theta = file.number("rope.freq_base", default_theta)
+    theta = file.number("rope.freq_base", default_theta, low=LEAST_THETA)
     base = frequencies(_rotary_dim(file, head_dim), theta)
     if file.has_tensor("rope_factors"):
         base = base / _read_factors(file, len(base))
     method = file.settings.text(file.key("rope.scaling.type"), "linear")
-    factor = file.number("rope.scaling.factor", file.number("rope.scale_linear", 1.0))
+    factor = _read_gguf_factor(file)
     if method == "none" or factor == 1.0:
         return _spec(style, base)
     if method == "linear":
@@ -93,6 +95,13 @@ def _read_gguf(file: ModelFile, head_dim: int, style: RopeStyle, default_theta: 
         scale = file.number("rope.scaling.attn_factor", 1.0) * yarn_attention_factor(factor)
         return _spec(style, yarn_frequencies(base, theta, factor, original, fast, slow), scale)
     raise _unsupported(method)
+
+
+def _read_gguf_factor(file: ModelFile) -> float:
+    for field in ("rope.scaling.factor", "rope.scale_linear"):  # the second is the name of old
+        if file.optional_number(field) is not None:
+            return file.number(field, low=LEAST_FACTOR, high=MOST_FACTOR)
+    return 1.0
 
 
 def _max_context(file: ModelFile) -> int:
@@ -109,8 +118,8 @@ def _rotary_dim(file: ModelFile, head_dim: int) -> int:
 def _read_factors(file: ModelFile, pairs: int) -> Frequencies:
     raw = file.tensor("rope_factors", (pairs,))
     factors = dequantize(raw.data, raw.type, raw.shape).astype(np.float64)
-    if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise FormatError(f"tensor {raw.name!r} holds factors that are not positive")
+    if not ((factors >= LEAST_FACTOR) & (factors <= MOST_FACTOR)).all():
+        raise FormatError(f"tensor {raw.name!r} holds factors outside {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
     return factors
 
 
@@ -118,7 +127,7 @@ def _read_config(config: Settings, head_dim: int, style: RopeStyle, kind: str, d
     """config.json: `rope_parameters` (transformers 5), else `rope_theta` and `rope_scaling` beside each other."""
     scaling = config.section("rope_parameters") or config.section("rope_scaling") or Settings({})
     scaling = scaling.section(kind) or scaling
-    theta = scaling.number("rope_theta", config.number("rope_theta", default_theta))
+    theta = scaling.number("rope_theta", config.number("rope_theta", default_theta), low=LEAST_THETA)
     share = scaling.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
     rotary_dim = int(head_dim * share)
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
@@ -131,7 +140,7 @@ def _scaled(scaling: Settings, config: Settings, base: Frequencies, theta: float
     if method == "default":
         return _spec(style, base)
     if method == "linear":
-        return _spec(style, base / scaling.number("factor"))
+        return _spec(style, base / _read_factor(scaling))
     if method == "llama3":
         return _spec(style, _read_llama3(scaling, base))
     if method == "yarn":
@@ -144,11 +153,15 @@ def _read_llama3(scaling: Settings, base: Frequencies) -> Frequencies:
     if low >= high:
         raise scaling.error("low_freq_factor", low, f"must be below high_freq_factor, {high:g}")
     original = scaling.number("original_max_position_embeddings")
-    return llama3_frequencies(base, scaling.number("factor"), low, high, original)
+    return llama3_frequencies(base, _read_factor(scaling), low, high, original)
+
+
+def _read_factor(scaling: Settings) -> float:
+    return scaling.number("factor", low=LEAST_FACTOR, high=MOST_FACTOR)
 
 
 def _read_yarn(scaling: Settings, config: Settings, base: Frequencies, theta: float, style: RopeStyle) -> RopeSpec:
-    factor = scaling.number("factor")
+    factor = _read_factor(scaling)
     window = config.integer("max_position_embeddings", high=MAX_LENGTH)
     original = scaling.integer("original_max_position_embeddings", window, high=MAX_LENGTH)
     fast, slow = scaling.number("beta_fast", 32.0), scaling.number("beta_slow", 1.0)

@@ -4,8 +4,7 @@ every tensor of the file must be asked for.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,13 +48,13 @@ class Settings:
             raise self.error(key, value, f"must be from {low} to {high}")
         return int(value)
 
-    def number(self, key: str, default: float | None = None, *, low: float = 0.0) -> float:
-        """A finite number above `low`. FormatError if it is not, or absent without default."""
+    def number(self, key: str, default: float | None = None, *, low: float = 1e-12, high: float = 1e12) -> float:
+        """A number in [low, high]. FormatError if it is not, or absent without default."""
         value = self._present(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
             raise self.error(key, value, "must be a number")
-        if not (math.isfinite(value) and value > low):
-            raise self.error(key, value, f"must be finite and above {low:g}")
+        if not low <= value <= high:
+            raise self.error(key, value, f"must be from {low:g} to {high:g}")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -70,14 +69,15 @@ class Settings:
             raise self.error(key, value, "must be a string")
         return value
 
-    def sequence(self, key: str, length: int) -> Sequence[Any]:
+    def is_sequence(self, key: str) -> bool:
+        return isinstance(self.get(key), (list, tuple, np.ndarray))
+
+    def sequence(self, key: str, length: int) -> list[Any]:
         """A list of exactly `length` entries."""
         value = self._present(key, None)
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
-        if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != length:
+        if not self.is_sequence(key) or len(value) != length:
             raise self.error(key, value, f"must be a list of {length}")
-        return value
+        return list(value)
 
     def section(self, key: str) -> Settings | None:
         """The mapping under `key`; None where absent or null."""
@@ -130,12 +130,14 @@ class ModelFile:
     def integer(self, field: str, default: int | None = None, *, low: int = 1, high: int) -> int:
         return self.settings.integer(self.key(field), default, low=low, high=high)
 
-    def number(self, field: str, default: float | None = None) -> float:
-        return self.settings.number(self.key(field), default)
+    def number(self, field: str, default: float | None = None, *, low: float = 1e-12, high: float = 1e12) -> float:
+        return self.settings.number(self.key(field), default, low=low, high=high)
 
     def optional_number(self, field: str) -> float | None:
         """None where absent, null or zero."""
-        return self.number(field) if self.settings.get(self.key(field)) else None
+        value = self.settings.get(self.key(field))
+        absent = value is None or (isinstance(value, (int, float)) and value == 0)
+        return None if absent else self.number(field)
 
     def has_field(self, field: str) -> bool:
         return self.settings.get(self.key(field)) is not None

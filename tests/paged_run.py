@@ -1,0 +1,81 @@
+"""Runs sequences through a loaded model step by step, over block tables as hostile as the contract allows.
+
+    run = PagedRun(model, loaded)                   # allocates the KV pool
+    logits = run.step({"a": prompt, "b": [token]})  # any mix of chunks → {"a": [T, V], "b": [1, V]}
+
+Blocks come in random order, a sliding window's old blocks are given back at once, and their table entries are -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pagoda.backends.base import ForwardModel, LoadedModel
+from pagoda.types import BLOCK_SIZE, Batch, FloatArray
+
+
+class PagedRun:
+    def __init__(self, model: ForwardModel, loaded: LoadedModel, *, num_blocks: int = 64, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.model, self.loaded = model, loaded
+        loaded.allocate_kv((num_blocks,) * len(model.kv_groups))
+        self.free = [[int(b) for b in rng.permutation(num_blocks)] for _ in model.kv_groups]
+        self.lengths: dict[str, int] = {}
+        self.tables: dict[str, list[list[int]]] = {}
+
+    def step(self, chunks: Mapping[str, Sequence[int]]) -> dict[str, FloatArray]:
+        """Feed each sequence its next tokens. → logits of every one of them, a sequence each"""
+        for name, tokens in chunks.items():
+            self._grow(name, len(tokens))
+        logits = self.loaded.forward(self._batch(chunks)).copy()
+        for name in chunks:
+            self._give_back(name)
+        ends = np.cumsum([len(tokens) for tokens in chunks.values()])
+        return dict(zip(chunks, np.split(logits, ends[:-1]), strict=True))
+
+    def _grow(self, name: str, count: int) -> None:
+        self.lengths[name] = self.lengths.get(name, 0) + count
+        tables = self.tables.setdefault(name, [[] for _ in self.model.kv_groups])
+        for free, table in zip(self.free, tables, strict=True):
+            while len(table) * BLOCK_SIZE < self.lengths[name]:
+                table.append(free.pop())
+
+    def _give_back(self, name: str) -> None:
+        """The next query stands at position `length` and sees keys after `length - window`."""
+        for group, free, table in zip(self.model.kv_groups, self.free, self.tables[name], strict=True):
+            if group.window is None:
+                continue
+            for i in range(max(self.lengths[name] - group.window + 1, 0) // BLOCK_SIZE):
+                if table[i] >= 0:
+                    free.insert(0, table[i])
+                    table[i] = -1
+
+    def _batch(self, chunks: Mapping[str, Sequence[int]]) -> Batch:
+        counts = [len(tokens) for tokens in chunks.values()]
+        ends = [self.lengths[name] for name in chunks]
+        width = max(len(self.tables[name][0]) for name in chunks) + 1  # one that nobody uses
+        return Batch(
+            tokens=np.concatenate([np.array(tokens, np.int32) for tokens in chunks.values()]),
+            positions=np.concatenate([np.arange(e - c, e, dtype=np.int32) for e, c in zip(ends, counts, strict=True)]),
+            seq_starts=np.cumsum([0, *counts]).astype(np.int32),
+            context_lens=np.array(ends, np.int32),
+            block_tables=tuple(
+                np.array([self.tables[n][g] + [-1] * (width - len(self.tables[n][g])) for n in chunks], np.int32)
+                for g in range(len(self.model.kv_groups))
+            ),
+            logit_rows=np.arange(sum(counts), dtype=np.int32),
+        )
+
+
+def reference_run(model: ForwardModel, *, num_blocks: int = 64, seed: int = 0) -> PagedRun:
+    """A run on the reference backend whose KV is nan until written: a slot read before shows in the logits."""
+    from pagoda.backends.reference import ReferenceBackend
+
+    loaded = ReferenceBackend().load(model, max_batch_tokens=512, max_batch_seqs=64, kv_type="f32")
+    run = PagedRun(model, loaded, num_blocks=num_blocks, seed=seed)
+    for pool in loaded.kv_pools:
+        pool.k.fill(np.nan)
+        pool.v.fill(np.nan)
+    return run

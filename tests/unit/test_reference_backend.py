@@ -1,0 +1,205 @@
+"""The oracle's ops against plain arithmetic; paged KV; a token's bits that do not depend on the batch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from paged_run import PagedRun, reference_run
+from pagoda.backends import reference as ref
+from pagoda.backends.base import AttentionSpec, KVGroup, RopeSpec, RopeStyle
+from pagoda.models.registry import load_model
+from tiny_models import TINY, VOCAB, memory_checkpoint
+
+RNG = np.random.default_rng(7)
+
+
+def random(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def test_rms_norm_of_known_numbers() -> None:
+    out = ref.rms_norm(np.array([[3.0, 4.0]], np.float32), np.array([1.0, 2.0], np.float32), 0.0)
+    np.testing.assert_allclose(out, [[3 / math.sqrt(12.5), 8 / math.sqrt(12.5)]], rtol=1e-6)
+
+
+def test_rms_norm_of_zeros_is_zero_thanks_to_eps() -> None:
+    assert not ref.rms_norm(np.zeros((1, 8), np.float32), np.ones(8, np.float32), 1e-6).any()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 15, 16, 17, 40])
+def test_a_row_of_linear_does_not_depend_on_the_others(num_tokens: int) -> None:
+    x, weight, bias = random(num_tokens, 96), random(50, 96), random(50)
+    together = ref.linear(x, weight, bias)
+    for t in range(num_tokens):
+        np.testing.assert_array_equal(together[t : t + 1], ref.linear(x[t : t + 1], weight, bias))
+    np.testing.assert_allclose(together, x.astype(np.float64) @ weight.T + bias, atol=1e-4)
+
+
+def test_linear_of_no_rows() -> None:
+    assert ref.linear(random(0, 4), random(3, 4)).shape == (0, 3)
+
+
+def spec_of(style: RopeStyle, pairs: int = 4, scale: float = 1.0) -> RopeSpec:
+    return RopeSpec(style, (10.0 ** -np.arange(pairs)).astype(np.float32), scale)
+
+
+def test_rope_turns_pairs_by_position_times_frequency() -> None:
+    spec = RopeSpec("interleaved", np.array([0.5], np.float32))
+    out = ref.rope(np.array([[1.0, 0.0]], np.float32), np.array([3], np.int32), 1, spec)
+    np.testing.assert_allclose(out, [[math.cos(1.5), math.sin(1.5)]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("style", ["interleaved", "neox"])
+def test_rope_scores_depend_on_distance_only(style: RopeStyle) -> None:
+    q, k, spec = random(1, 8), random(1, 8), spec_of(style)
+
+    def score(m: int, n: int) -> float:
+        at = [np.array([p], np.int32) for p in (m, n)]
+        return float((ref.rope(q, at[0], 1, spec) @ ref.rope(k, at[1], 1, spec).T).item())
+
+    assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
+    assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-3)
+
+
+def test_rope_styles_differ_by_the_order_of_elements() -> None:
+    x, positions = random(5, 2 * 8), np.arange(5, dtype=np.int32)
+    side_by_side = x.reshape(5, 2, 2, 4).swapaxes(2, 3).reshape(5, 16)
+    turned = ref.rope(side_by_side, positions, 2, spec_of("interleaved"))
+    expected = ref.rope(x, positions, 2, spec_of("neox"))
+    np.testing.assert_array_equal(turned.reshape(5, 2, 4, 2).swapaxes(2, 3).reshape(5, 16), expected)
+
+
+def test_rope_leaves_what_lies_beyond_rotary_dim_and_its_argument() -> None:
+    x = random(3, 2 * 12)
+    before = x.copy()
+    out = ref.rope(x, np.arange(3, dtype=np.int32), 2, spec_of("neox", scale=2.0))
+    np.testing.assert_array_equal(out.reshape(3, 2, 12)[..., 8:], before.reshape(3, 2, 12)[..., 8:])
+    np.testing.assert_array_equal(out.reshape(3, 2, 12)[0, :, :8], 2 * before.reshape(3, 2, 12)[0, :, :8])
+    np.testing.assert_array_equal(x, before)
+
+
+def test_softmax_of_large_scores() -> None:
+    np.testing.assert_allclose(ref.softmax(np.array([1e4, 1e4, -1e4], np.float32)), [0.5, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_attend_against_loops(softcap: float | None) -> None:
+    spec = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=8, scale=0.3, softcap=softcap)
+    q, k, v = random(32), random(5, 2, 8), random(5, 2, 8)
+    out = ref.attend(q, k, v, spec)
+    for head in range(4):
+        shared = head // 2  # two query heads to a KV head
+        scores = [0.3 * sum(float(q[8 * head + d]) * float(k[n, shared, d]) for d in range(8)) for n in range(5)]
+        if softcap is not None:
+            scores = [softcap * math.tanh(s / softcap) for s in scores]
+        weights = [math.exp(s) / sum(map(math.exp, scores)) for s in scores]
+        expected = sum(w * v[n, shared].astype(np.float64) for n, w in enumerate(weights))
+        np.testing.assert_allclose(out[8 * head : 8 * head + 8], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("activation", "at_one", "at_minus_two"),
+    [("silu", 0.7310586, -0.2384058), ("gelu", 0.8413447, -0.0455003), ("gelu_tanh", 0.8411920, -0.0454023)],
+)
+def test_gated_activations_at_known_points(activation: str, at_one: float, at_minus_two: float) -> None:
+    gate, up = np.array([1.0, -2.0, 0.0, 200.0, -200.0], np.float32), np.array([1, 1, 5, 2, 3], np.float32)
+    out = ref.gated(gate, up, activation)  # type: ignore[arg-type]
+    np.testing.assert_allclose(out, [at_one, at_minus_two, 0, 400, 0], atol=1e-6)
+
+
+def test_paged_kv_reads_back_what_was_stored_through_the_table() -> None:
+    pool = ref.PagedKV(KVGroup((3, 5), None), num_blocks=6, num_kv_heads=2, head_dim=4)
+    k, v = random(40, 8), random(40, 8)
+    table = np.array([4, 0, 2, -1], np.int32)
+    pool.store(5, table, np.arange(40, dtype=np.int32), k, v)
+    got_k, got_v = pool.load(5, table, 13, 37)
+    np.testing.assert_array_equal(got_k.reshape(-1, 8), k[13:37])
+    np.testing.assert_array_equal(got_v.reshape(-1, 8), v[13:37])
+    assert not pool.k[0].any(), "another layer was written"
+
+
+@pytest.mark.parametrize("table", [[-1, 0], [6, 0]])
+def test_paged_kv_never_touches_blocks_that_are_not_there(table: list[int]) -> None:
+    pool = ref.PagedKV(KVGroup((0,), None), num_blocks=6, num_kv_heads=1, head_dim=2)
+    with pytest.raises(AssertionError, match="touched"):
+        pool.load(0, np.array(table, np.int32), 3, 20)
+    pool.load(0, np.array(table, np.int32), 16, 20)  # the bad block is outside
+
+
+def run_of(name: str, seed: int = 0) -> PagedRun:
+    return reference_run(load_model(memory_checkpoint(TINY[name])), seed=seed)
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    return [int(t) for t in np.random.default_rng(seed).integers(0, VOCAB, count)]
+
+
+FAMILIES = ["llama", "mistral", "qwen2_windowed", "qwen3_yarn", "gemma3"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_the_same_bits_alone_and_in_any_batch(name: str) -> None:
+    """Chunked prompts, decodes and other sequences in the step, other blocks: nothing changes a bit."""
+    prompts = {"a": tokens(70, 1), "b": tokens(33, 2), "c": tokens(5, 3)}
+    alone = {who: run_of(name).step({who: prompt})[who] for who, prompt in prompts.items()}
+
+    run = run_of(name, seed=9)
+    parts: dict[str, list[np.ndarray]] = {who: [] for who in prompts}
+    schedule = [{"a": 30}, {"a": 1, "b": 17}, {"b": 16, "c": 3, "a": 24}, {"c": 1, "a": 15}, {"c": 1}]
+    for step in schedule:
+        done = {who: run.lengths.get(who, 0) for who in step}
+        logits = run.step({who: prompts[who][done[who] : done[who] + n] for who, n in step.items()})
+        for who, rows in logits.items():
+            parts[who].append(rows)
+    for who in prompts:
+        np.testing.assert_array_equal(np.concatenate(parts[who]), alone[who], err_msg=who)
+
+
+def test_windowed_layers_forget_and_full_ones_do_not() -> None:
+    """Two layers with a window of 20 carry news over at most 2 * 19 positions."""
+    for name, reaches in [("mistral", False), ("llama", True)]:
+        one, other = tokens(60, 4), [5, *tokens(60, 4)[1:]]
+        last = [run_of(name).step({"s": prompt})["s"][-1] for prompt in (one, other)]
+        assert np.array_equal(*last) is not reaches
+
+
+def test_a_window_shorter_than_the_text_does_not_show() -> None:
+    prompt = tokens(20, 5)
+    np.testing.assert_array_equal(run_of("mistral").step({"s": prompt})["s"], run_of("llama").step({"s": prompt})["s"])
+
+
+def test_copied_blocks_continue_the_sequence() -> None:
+    prompt, run = tokens(20, 6), run_of("gemma3")
+    run.step({"s": prompt})
+    for group, tables in enumerate(run.tables["s"]):
+        copies = [run.free[group].pop() for _ in tables]
+        run.loaded.copy_blocks(group, np.array(list(zip(tables, copies, strict=True)), np.int32))
+        run.tables.setdefault("fork", []).append(copies)
+    run.lengths["fork"] = len(prompt)
+    run.step({"s": [1]})  # must not show in the fork
+    expected = run_of("gemma3").step({"s": [*prompt, 2, 3]})["s"][-2:]
+    np.testing.assert_array_equal(run.step({"fork": [2, 3]})["fork"], expected)
+
+
+def test_a_batch_may_want_no_logits() -> None:
+    run = run_of("llama")
+    run._grow("s", 3)
+    batch = run._batch({"s": [1, 2, 3]})
+    batch = type(batch)(**{f: getattr(batch, f) for f in batch.__slots__} | {"logit_rows": np.zeros(0, np.int32)})
+    assert run.loaded.forward(batch).shape == (0, VOCAB)
+
+
+def test_sizes_and_close() -> None:
+    spec = TINY["gemma3"]
+    loaded = ref.ReferenceBackend().load(
+        load_model(memory_checkpoint(spec)), max_batch_tokens=8, max_batch_seqs=2, kv_type="f16"
+    )
+    stored = sum(t.data.nbytes for t in memory_checkpoint(spec).tensors.values())
+    assert loaded.weight_bytes == stored, "a tied head counts once"
+    assert [loaded.block_bytes(g) for g in (0, 1)] == [2 * 4 * layers * 16 * 32 for layers in (6, 1)]
+    loaded.allocate_kv((2, 1))
+    loaded.close()
+    loaded.close()
