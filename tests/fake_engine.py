@@ -57,8 +57,11 @@ class FakeTemplate:
     ) -> list[int]:
         if kwargs.get("fail"):
             raise RequestError("the template says no", param="messages")
-        text = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        text = "\n".join(f"{message['role']}: {self._content(message['content'])}" for message in messages)
         return [*(text if continue_final_message else text + "\n").encode(), *(b"> " * add_generation_prompt)]
+
+    def _content(self, content: Any) -> str:
+        return "+".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
 @dataclass

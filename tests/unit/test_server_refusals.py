@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pagoda.server.neutral import NEUTRAL
 from fake_engine import FakeLoaded
+from pagoda.server.neutral import NEUTRAL
 from serving import Served, serving
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
@@ -91,7 +91,10 @@ def test_null_means_default(api: Served) -> None:
         ({"messages": "Hi"}, "messages"),
         ({"messages": [{"role": "robot", "content": "Hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "text": ""}]}]},
+            "messages[0].content[0].type",
+        ),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "user", "content": "Hi", "colour": "red"}]}, "messages[0].colour"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
@@ -112,7 +115,7 @@ def test_bad_chat_fields_are_named(api: Served, fields: dict[str, Any], param: s
         ({}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
-        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt[1]"),
         ({"prompt": 5}, "prompt"),
         ({"prompt": [1000]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),

@@ -86,8 +86,12 @@ def _retry(seconds: float) -> dict[str, str]:
 
 
 def _invalid(errors: Any) -> dict[str, Any]:
-    """The first complaint of pydantic, in OpenAI's words where it has some."""
-    first = errors[0]
+    """A complaint of pydantic, in OpenAI's words where it has some.
+
+    Of the branches of a union, the one that got furthest is what the client meant.
+    """
+    fields = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    first = max(fields, key=lambda error: _depth(error["loc"]))
     kind, param = first["type"], _path(first["loc"])
     if kind == "json_invalid":
         return error_body(f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
@@ -101,12 +105,22 @@ def _invalid(errors: Any) -> dict[str, Any]:
     return error_body(f"Invalid '{param}': {expected}", param=param, code="invalid_value")
 
 
+def _depth(loc: tuple[int | str, ...]) -> tuple[int, int]:
+    """How far validation got: levels, then elements of the last list."""
+    named = [part for part in loc if _names_field(part)]
+    return len(named), next((part for part in reversed(named) if isinstance(part, int)), 0)
+
+
+def _names_field(part: int | str) -> bool:
+    return isinstance(part, int) or (part not in BRANCHES and part.replace("_", "").isalnum())
+
+
 def _path(loc: tuple[int | str, ...]) -> str | None:
     """('body', 'messages', 0, 'content') → 'messages[0].content'; None for the body itself."""
     path = ""
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part not in BRANCHES and part.replace("_", "").isalnum():
+        elif _names_field(part):
             path += f".{part}" if path else part
     return path or None

@@ -16,7 +16,7 @@ from pagoda.server.schema import CompletionRequest, Conversation
 T = TypeVar("T")
 
 OFFLOAD_CHARS = 8192  # about a millisecond of tokenization; a thread hop costs a tenth of that
-TEMPLATE_NAMES = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message"}
+TEMPLATE_NAMES = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "documents"}
 
 
 class Tokenizer(Protocol):
@@ -62,10 +62,10 @@ class Prompts:
         self._template = template
         self._no_chat_reason = no_chat_reason or "this model has no chat template"
 
-    async def of_chat(self, body: Conversation, *, add_special: bool = False) -> Prompt:
+    async def of_chat(self, body: Conversation) -> Prompt:
         """Render the conversation. Raises RequestError when the model has no template or the template refuses."""
         size = sum(len(str(message.content)) for message in body.messages)
-        return await _off_loop(size, lambda: self._render(body, add_special))
+        return await _off_loop(size, lambda: self._render(body))
 
     async def of_completion(self, body: CompletionRequest) -> list[Prompt]:
         """One prompt a string or list of ids."""
@@ -109,7 +109,7 @@ class Prompts:
             )
         return prompt
 
-    def _render(self, body: Conversation, add_special: bool) -> Prompt:
+    def _render(self, body: Conversation) -> Prompt:
         if self._template is None:
             raise RequestError(f"{self._no_chat_reason}; /v1/completions works without one", param="messages")
         going_on = bool(body.continue_final_message)
@@ -125,8 +125,7 @@ class Prompts:
         ids = self._template.render_ids(
             messages, add_generation_prompt=start_answer, continue_final_message=going_on, **kwargs
         )
-        special = self.tokenizer.encode("", add_special=True) if add_special else []
-        return Prompt((*special, *ids))
+        return Prompt(tuple(ids))
 
 
 async def _off_loop(size: int, work: Callable[[], T]) -> T:

@@ -76,7 +76,7 @@ async def chat_completions(request: Request, body: ChatRequest = Body()) -> Resp
     """Answer a conversation."""
     model = service_of(request).model_for_work(body.model)
     plan = chat_plan(body, model.tokenizer.vocab_size, model.max_context)
-    prompt = await model.prompts.of_chat(body, add_special=bool(body.add_special_tokens))
+    prompt = await model.prompts.of_chat(body)
     return await _generate(request, model, ChatAnswer, "chatcmpl", body, plan, [prompt])
 
 
@@ -118,7 +118,7 @@ async def tokenize(request: Request, body: TokenizeText | TokenizeChat = Body())
     """The token ids of a text, or of a conversation as the model's template renders it."""
     model = service_of(request).model(body.model)
     if isinstance(body, Conversation):
-        prompt = await model.prompts.of_chat(body, add_special=bool(body.add_special_tokens))
+        prompt = await model.prompts.of_chat(body)
     else:
         prompt = await model.prompts.of_item(body.prompt, add_special=body.add_special_tokens is not False)
     writer = LogprobWriter(model.tokenizer)

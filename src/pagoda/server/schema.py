@@ -78,7 +78,6 @@ class Generation(Harmless):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: to the whole context
-    add_special_tokens: bool | None = None
 
     priority: Int64 | None = None
     cache_salt: Text | None = None
@@ -101,6 +100,7 @@ class CompletionRequest(Generation):
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
+    add_special_tokens: bool | None = None
 
 
 class TextPart(Strict):
@@ -113,12 +113,11 @@ class Message(Strict):
     content: str | list[TextPart] | None = None
     name: str | None = None
 
-    def plain(self) -> dict[str, str]:
-        """As templates expect it: content is one string, `developer` goes by its older name."""
-        parts = self.content if isinstance(self.content, list) else []
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
+    def plain(self) -> dict[str, Any]:
+        """As templates expect it: `developer` goes by its older name."""
+        content = [part.model_dump() for part in self.content] if isinstance(self.content, list) else self.content
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": text} | ({"name": self.name} if self.name else {})
+        return {"role": role, "content": content} | ({"name": self.name} if self.name else {})
 
 
 class Conversation(Strict):
@@ -128,6 +127,7 @@ class Conversation(Strict):
     add_generation_prompt: bool | None = None  # null: unless the final message is continued
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: Literal[False] | None = None  # the template, and BOS once, are all that is added
 
     @model_validator(mode="before")
     @classmethod
@@ -159,7 +159,6 @@ class TokenizeText(Strict):
 
 class TokenizeChat(Conversation):
     model: str | None = None
-    add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
 

@@ -1,0 +1,53 @@
+"""The OpenAPI document against the server that it describes: no 500, and every answer as documented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import Case
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from fake_engine import FakeLoaded
+from pagoda.config import ServerSettings
+from pagoda.server.app import create_app
+from serving import serving
+
+CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
+
+document = create_app(None, ServerSettings()).openapi()
+schema = schemathesis.openapi.from_dict(document)
+
+
+@pytest.fixture(scope="module")
+def base_url() -> Iterator[str]:
+    with serving(FakeLoaded()) as served:
+        yield served.url
+
+
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+def test_answers_are_as_documented(case: Case, base_url: str) -> None:
+    case.call_and_validate(base_url=base_url, checks=list(CHECKS))
+
+
+def test_the_document_lists_every_route() -> None:
+    assert set(document["paths"]) == {
+        "/v1/models", "/v1/models/{model_id}", "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize",
+        "/health", "/ready", "/version", "/metrics",
+    }  # fmt: skip
+
+
+def test_the_document_knows_the_fields() -> None:
+    chat: dict[str, Any] = document["components"]["schemas"]["ChatRequest"]
+    assert {"messages", "temperature", "top_k", "cache_salt", "continue_final_message"} <= set(chat["properties"])
+    assert chat["required"] == ["messages"]
+    assert chat["additionalProperties"] is False
