@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pagoda.errors import ConfigError
 
 BOOLS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-UNITS = {"": 1} | {
+UNITS = {"": 1, "b": 1} | {
     letter + suffix: base ** (i + 1)
     for i, letter in enumerate("kmgt")
     for suffix, base in (("", 1000), ("b", 1000), ("i", 1024), ("ib", 1024))

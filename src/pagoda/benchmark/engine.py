@@ -210,7 +210,8 @@ def profile_rows(profile: Iterable[Mapping[str, Any]], ceilings: Ceilings) -> li
     """Rows of a backend's profile, slowest first, with shares of the ceilings.
 
     A backend that can profile has `LoadedModel.profile(on) -> list[dict]`, which switches it on or off and returns
-    what was gathered since the last call. A row of it has `op`, `calls`, `seconds`, `bytes` and `ops`, summed over the calls.
+    what was gathered since the last call. A row of it has `op`, `calls`, `seconds`, `bytes` and `ops`, summed over
+    the calls.
     """
     rows = []
     for row in sorted(profile, key=lambda row: -row["seconds"]):

@@ -21,7 +21,6 @@ import typer
 from pagoda.config import load_settings
 from pagoda.settings import Field, Settings, fields
 
-PANELS = {"EngineSettings": "Engine", "ServerSettings": "Server"}
 CONFIG_HELP = "TOML file with settings, a line each: threads = 4. By default ./pagoda.toml, if there is one."
 
 
@@ -33,18 +32,22 @@ def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     kept = [p for p in kept if p.name not in classes]
 
     def command(*, config: Path | None = None, **values: Any) -> Any:
+        for field in positional:
+            values[field.name] = values.pop(_also(field)) or values[field.name]
         settings = {
             name: load_settings(cls, {f.name: values.pop(f.name) for f in fields(cls)}, config=config)
             for name, cls in classes.items()
         }
         return function(**settings, **values)
 
-    options = [_parameter(field, PANELS.get(cls.__name__)) for cls in classes.values() for field in fields(cls)]
+    listed = [field for cls in classes.values() for field in fields(cls)]
+    positional = [field for field in listed if field.about.positional]
+    options = [_parameter(field) for field in listed] + [_hidden_flag(field) for field in positional]
     _disguise(command, function, [*kept, *options, _config_parameter()])
     return command
 
 
-def _parameter(field: Field, panel: str | None) -> inspect.Parameter:
+def _parameter(field: Field) -> inspect.Parameter:
     """The flag of one setting. It stays text, or None: `load_settings` parses every source alike."""
     about = field.about
     text = f"{about.help} [default: {_shown(field)}]" if _shown(field) else about.help
@@ -54,11 +57,21 @@ def _parameter(field: Field, panel: str | None) -> inspect.Parameter:
         hint = Annotated[str | None, typer.Argument(**common)]
     elif field.type is bool:
         names = f"--{field.key}/--no-{field.key}"
-        hint = Annotated[bool | None, typer.Option(names, help=text, show_default=False, rich_help_panel=panel)]
+        hint = Annotated[bool | None, typer.Option(names, help=text, show_default=False)]
     else:
         shape = list[str] if field.many and field.type is str else str
-        hint = Annotated[shape | None, typer.Option(f"--{field.key}", rich_help_panel=panel, **common)]
+        hint = Annotated[shape | None, typer.Option(f"--{field.key}", **common)]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+
+
+def _also(field: Field) -> str:
+    return f"{field.name}_flag"
+
+
+def _hidden_flag(field: Field) -> inspect.Parameter:
+    """`--model NAME` means the same as NAME, as with every other setting."""
+    hint = Annotated[str | None, typer.Option(f"--{field.key}", hidden=True)]
+    return inspect.Parameter(_also(field), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
 
 
 def _metavar(field: Field) -> str:
