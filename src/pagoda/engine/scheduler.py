@@ -26,6 +26,7 @@ class StepPlan:
 
     counts: dict[Sequence, int] = field(default_factory=dict)
     num_tokens: int = 0
+    spare_rows: int = 0  # rows of logits beyond the one that each running sequence may want
     queue_s: list[float] = field(default_factory=list)  # of sequences scheduled for the first time
     num_preempted: int = 0
     prefix_queries: int = 0
@@ -57,7 +58,7 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan:
         """Choose the tokens of the next step and take the blocks they need."""
-        plan = StepPlan()
+        plan = StepPlan(spare_rows=self.max_rows - len(self.running))
         self._pay_running(plan)
         if self.waiting and not plan.num_preempted and plan.num_tokens < self.max_batch_tokens:
             self._admit(plan, now)
@@ -100,15 +101,23 @@ class Scheduler:
     # Inside
 
     def _pay_running(self, plan: StepPlan) -> None:
-        rows = self.max_rows - len(self.running)  # each may want one; the rest is left for prompt logprobs
         for seq in sorted(self.running, key=_owes_many):
             if seq.status is not Status.RUNNING:  # preempted by one before it
                 continue
-            count = min(len(seq.tokens) - seq.num_computed, self.max_batch_tokens - plan.num_tokens)
-            if seq.prompt_logprobs is not None:
-                count, rows = _within_rows(seq, count, rows)
+            count = self._payable(plan, seq)
             if count and self._make_room(plan, seq, seq.num_computed + count):
                 plan.put(seq, count)
+
+    def _payable(self, plan: StepPlan, seq: Sequence) -> int:
+        """How many of the tokens that it owes this step can pay: within the budget, and within the rows of logits."""
+        count = min(len(seq.tokens) - seq.num_computed, self.max_batch_tokens - plan.num_tokens)
+        if seq.prompt_logprobs is None:
+            return count
+        # Positions before the first whose logits are wanted need no row: computed again after a preemption.
+        rowless = max(0, len(seq.prompt_logprobs) - 1 - seq.num_computed)
+        count = min(count, rowless + 1 + plan.spare_rows)
+        plan.spare_rows -= max(0, count - rowless - 1)
+        return count
 
     def _make_room(self, plan: StepPlan, seq: Sequence, num_tokens: int) -> bool:
         """Take blocks up to num_tokens, from younger sequences where need be. False: it sits this step out."""
@@ -136,16 +145,16 @@ class Scheduler:
 
     def _admit(self, plan: StepPlan, now: float) -> None:
         promised = self._promised(self.running)
-        rows = self.max_rows - len(self.running)
-        while (budget := self.max_batch_tokens - plan.num_tokens) and (seq := self.waiting.first()) is not None:
+        while plan.num_tokens < self.max_batch_tokens and plan.spare_rows:
+            seq = self.waiting.first()
+            if seq is None:
+                break
             num_cached = self._match(seq)
             if not self.kv.can_open(seq.keys, num_cached, len(seq.tokens), self.max_batch_tokens, promised):
                 break
             self._open(plan, seq, num_cached, now)
-            count = min(len(seq.tokens) - seq.num_computed, budget)
-            rows -= 1
-            if seq.prompt_logprobs is not None:
-                count, rows = _within_rows(seq, count, rows)
+            plan.spare_rows -= 1
+            count = self._payable(plan, seq)
             assert seq.table is not None
             self.kv.grow(seq.table, seq.num_computed + count)
             plan.put(seq, count)
@@ -201,12 +210,3 @@ def _rank(seq: Sequence) -> tuple[int, int, int]:
 
 def _owes_many(seq: Sequence) -> bool:
     return len(seq.tokens) - seq.num_computed > 1
-
-
-def _within_rows(seq: Sequence, count: int, rows: int) -> tuple[int, int]:
-    """Fewer tokens where their logits would not fit. → (tokens, rows left)"""
-    assert seq.prompt_logprobs is not None
-    first = len(seq.prompt_logprobs) - 1  # the first position whose logits are wanted
-    already = max(0, first - seq.num_computed)  # positions before it, computed again after a preemption
-    count = min(count, already + rows + 1)
-    return count, rows - max(0, count - already - 1)

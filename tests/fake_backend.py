@@ -1,0 +1,175 @@
+"""A model without arithmetic whose every output depends on everything that it should have read through the KV blocks.
+
+Two 'layers' of sums over hashed tokens stand in for attention: layer 1 sums what it finds in the slots of the tokens
+that a token sees, layer 2 sums what layer 1 made of them. A token computed with a wrong block, a stale slot, a
+missing copy or beside another context thus spoils all that comes after it, in its own sequence and wherever its
+block is shared. What no correct engine does fails at once: a slot written twice in a step, a read of a given-back
+block, a block number outside of the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda.engine.engine import Engine
+from pagoda.sampling.reference import ReferenceSampler
+from pagoda.types import BLOCK_SIZE, Batch, FloatArray
+
+UInt64Array = npt.NDArray[np.uint64]
+
+VOCAB_SIZE = 40
+EOS_ID = 0
+
+
+def mix(a: UInt64Array, b: UInt64Array) -> UInt64Array:
+    """A hash of two numbers each."""
+    x = a * np.uint64(0x9E3779B97F4A7C15) + b * np.uint64(0xC2B2AE3D27D4EB4F) + np.uint64(0x165667B19E3779F9)
+    x ^= x >> np.uint64(29)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    return x ^ (x >> np.uint64(32))
+
+
+class FakeModel:
+    """A `LoadedModel`; layer l belongs to KV group l % number of groups."""
+
+    weight_bytes = 1000
+    buffer_bytes = 100
+
+    def __init__(self, windows: Sequence[int | None], *, fail_at_step: int | None = None) -> None:
+        self.windows = tuple(windows)
+        self.batches: list[tuple[int, ...]] = []  # tokens of each sequence, a step each
+        self.num_copies = 0
+        self.closed = False
+        self._fail_at_step = fail_at_step
+        self._layer_groups = [layer % len(windows) for layer in range(max(2, len(windows)))]
+
+    def block_bytes(self, group: int) -> int:
+        return 64
+
+    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
+        shapes = [(n, BLOCK_SIZE) for n in num_blocks]
+        self._positions = [np.full(shape, -1, np.int64) for shape in shapes]
+        self._values = [np.zeros(shapes[group], np.uint64) for group in self._layer_groups]
+
+    def forward(self, batch: Batch) -> FloatArray:
+        counts = np.diff(batch.seq_starts)
+        self.batches.append(tuple(counts.tolist()))
+        if self._fail_at_step == len(self.batches):
+            raise RuntimeError("the device is on fire")
+        self._check(batch, counts)
+        x = mix(batch.tokens.astype(np.uint64), np.uint64(7) + np.zeros(len(batch.tokens), np.uint64))
+        for layer, group in enumerate(self._layer_groups):
+            x = self._layer(layer, group, batch, x)
+        rows = x[batch.logit_rows]
+        noise = mix(rows[:, None], np.arange(VOCAB_SIZE, dtype=np.uint64)[None, :])
+        return ((noise >> np.uint64(44)).astype(np.float32) / np.float32(2**20) * np.float32(6)).copy()
+
+    def _check(self, batch: Batch, counts: npt.NDArray[np.integer]) -> None:
+        num_seqs = len(batch.context_lens)
+        assert len(counts) == num_seqs
+        assert (counts > 0).all()
+        for b in range(num_seqs):
+            positions = batch.positions[batch.seq_starts[b] : batch.seq_starts[b + 1]]
+            assert positions[-1] + 1 == batch.context_lens[b]
+            assert (np.diff(positions) == 1).all()
+        for group, table in enumerate(batch.block_tables):
+            assert table.shape[0] == num_seqs
+            assert table.flags.c_contiguous
+            owner = np.repeat(np.arange(num_seqs), counts)
+            slots = table[owner, batch.positions // BLOCK_SIZE] * BLOCK_SIZE + batch.positions % BLOCK_SIZE
+            assert slots.min() >= 0
+            assert len(set(slots.tolist())) == len(slots), "two tokens of a step share a slot"
+            self._positions[group].reshape(-1)[slots] = batch.positions
+
+    def _layer(self, layer: int, group: int, batch: Batch, x: UInt64Array) -> UInt64Array:
+        table, values, positions = batch.block_tables[group], self._values[layer], self._positions[group]
+        window = self.windows[group]
+        out = np.empty_like(x)
+        for b in range(len(batch.context_lens)):
+            start, end = batch.seq_starts[b], batch.seq_starts[b + 1]
+            own = batch.positions[start:end]
+            values[table[b, own // BLOCK_SIZE], own % BLOCK_SIZE] = mix(x[start:end], own.astype(np.uint64))
+            for t, position in zip(range(start, end), own.tolist(), strict=True):
+                first = 0 if window is None else max(0, position - window + 1)
+                seen = np.arange(first, position + 1)
+                blocks = table[b, seen // BLOCK_SIZE]
+                assert (blocks >= 0).all(), f"position {position} reads a block that was given back"
+                assert (positions[blocks, seen % BLOCK_SIZE] == seen).all(), f"position {position} reads other tokens"
+                out[t] = values[blocks, seen % BLOCK_SIZE].sum(dtype=np.uint64)
+        return out
+
+    def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
+        self.num_copies += len(pairs)
+        for source, destination in pairs:
+            self._positions[group][destination] = self._positions[group][source]
+            for layer, of_group in enumerate(self._layer_groups):
+                if of_group == group:
+                    self._values[layer][destination] = self._values[layer][source]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeStream:
+    """A character a token; token 1 comes out only with the next one, as half a character would."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        text = self._held + FakeTokenizer.character(token_id)
+        self._held = "" if token_id != 1 else text
+        return text if token_id != 1 else ""
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+class FakeTokenizer:
+    """Token i is character i of the alphabet below, EOS is nothing."""
+
+    eos_ids = frozenset({EOS_ID})
+    alphabet = "\0~" + "abcdefghijklmnopqrstuvwxyz0123456789.,"
+
+    @classmethod
+    def character(cls, token_id: int) -> str:
+        return "" if token_id == EOS_ID else cls.alphabet[token_id]
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        return [self.alphabet.index(character) for character in text if character in self.alphabet]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.character(token_id) for token_id in ids)
+
+    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> FakeStream:
+        return FakeStream()
+
+
+def fake_engine(
+    windows: Sequence[int | None] = (None,),
+    num_blocks: Sequence[int] | None = None,
+    *,
+    model: FakeModel | None = None,
+    max_context: int = 96,
+    max_batch_tokens: int = 32,
+    max_num_seqs: int = 8,
+    prefix_caching: bool = True,
+) -> Engine:
+    """An engine over a FakeModel; by default with blocks for all."""
+    blocks = max_num_seqs * -(-max_context // BLOCK_SIZE)
+    return Engine(
+        model or FakeModel(windows),
+        FakeTokenizer(),
+        ReferenceSampler(),
+        vocab_size=VOCAB_SIZE,
+        windows=windows,
+        num_blocks=[blocks] * len(windows) if num_blocks is None else num_blocks,
+        max_context=max_context,
+        max_batch_tokens=max_batch_tokens,
+        max_num_seqs=max_num_seqs,
+        prefix_caching=prefix_caching,
+    )

@@ -1,0 +1,181 @@
+"""Whatever else happens in the engine, a request gets the tokens that it gets alone; and all blocks come back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fake_backend import FakeModel, fake_engine
+from pagoda.kv.cache import peak_blocks
+from pagoda.types import Delta, Request, SamplingParams, TokenLogprobs
+
+MAX_CONTEXT = 96
+
+# Prompts are made of few pieces, so that many share blocks, and many have equal blocks after different beginnings.
+PIECES = [tuple((i * step + 3) % 38 + 2 for i in range(16)) for step in (7, 11)] + [(4,) * 8]
+
+prompts = st.builds(
+    lambda pieces, end: (sum(pieces, ()) + end)[:75],
+    st.lists(st.sampled_from(PIECES), max_size=5),
+    st.sampled_from([(2,), (0,), (31, 5), (9, 9, 9), PIECES[0]]),
+)
+
+params = st.builds(
+    SamplingParams,
+    n=st.sampled_from([1, 1, 1, 2, 4]),
+    max_tokens=st.integers(1, 20),
+    min_tokens=st.just(0),
+    temperature=st.sampled_from([0.0, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    seed=st.sampled_from([None, 5]),
+    stop=st.sampled_from([(), ("ab", "c9"), ("q",)]),
+    stop_token_ids=st.sampled_from([(), (11,)]),
+    ignore_eos=st.booleans(),
+    logprobs=st.sampled_from([None, None, 0, 2]),
+    prompt_logprobs=st.sampled_from([None, None, None, 1]),
+)
+
+requests = st.builds(
+    Request,
+    id=st.just(""),
+    prompt_token_ids=prompts,
+    params=params,
+    arrival=st.just(0.0),
+    priority=st.integers(0, 2),
+    tenant=st.sampled_from(["", "a", "b"]),
+    cache_salt=st.sampled_from(["", "", "salt"]),
+)
+
+Choice = tuple[str, tuple[int, ...], tuple[TokenLogprobs, ...], object, object, object]
+
+
+def gather(deltas: list[Delta]) -> Choice:
+    """All that a client can see of one choice."""
+    return (
+        "".join(delta.text for delta in deltas),
+        tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        tuple(logprob for delta in deltas for logprob in delta.logprobs or ()),
+        deltas[0].prompt_logprobs,
+        deltas[-1].finish_reason,
+        deltas[-1].stop_reason,
+    )
+
+
+def alone(request: Request, windows: tuple[int | None, ...]) -> dict[int, Choice]:
+    """What the request gets in an engine of its own with room for everything."""
+    engine = fake_engine(windows, max_context=MAX_CONTEXT, max_batch_tokens=128, prefix_caching=False)
+    engine.add(request)
+    deltas: dict[int, list[Delta]] = {}
+    while engine.has_work:
+        for delta in engine.step().deltas:
+            deltas.setdefault(delta.index, []).append(delta)
+    return {index: gather(own) for index, own in deltas.items()}
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Random arrivals, cancellations and steps, on an engine of random and often too small dimensions."""
+
+    @initialize(
+        windows=st.sampled_from([(None,), (None,), (20,), (None, 5), (40, None), (3, 33)]),
+        max_batch_tokens=st.integers(1, 40),
+        max_num_seqs=st.integers(1, 6),
+        spare=st.integers(0, 8),
+        prefix_caching=st.booleans(),
+    )
+    def start(
+        self,
+        windows: tuple[int | None, ...],
+        max_batch_tokens: int,
+        max_num_seqs: int,
+        spare: int,
+        prefix_caching: bool,
+    ) -> None:
+        self.windows = windows
+        self.model = FakeModel(windows)
+        self.engine = fake_engine(
+            windows,
+            [peak_blocks(MAX_CONTEXT, window, max_batch_tokens) + spare for window in windows],
+            model=self.model,
+            max_context=MAX_CONTEXT,
+            max_batch_tokens=max_batch_tokens,
+            max_num_seqs=max_num_seqs,
+            prefix_caching=prefix_caching,
+        )
+        self.requests: dict[str, Request] = {}
+        self.deltas: dict[tuple[str, int], list[Delta]] = {}
+        self.aborted: set[str] = set()
+        self.num_preempted = 0
+
+    @rule(request=requests)
+    def add(self, request: Request) -> None:
+        request = replace(request, id=f"r{len(self.requests)}")
+        self.requests[request.id] = request
+        self.engine.add(request)
+
+    @rule(count=st.integers(1, 6))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.one_step()
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.requests)))
+        if self.engine.abort(request_id):
+            self.aborted.add(request_id)
+
+    @rule()
+    def forget_prefixes(self) -> None:
+        self.engine.kv.reset_prefix_cache()
+
+    @invariant()
+    def in_order(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.check()
+
+    def one_step(self) -> None:
+        had_work = bool(self.engine.scheduler.running) or bool(self.engine.scheduler.waiting)
+        num_batches = len(self.model.batches)
+        result = self.engine.step()
+        assert (len(self.model.batches) > num_batches) == had_work, "a step without progress"
+        if had_work:
+            assert sum(self.model.batches[-1]) <= self.engine.scheduler.max_batch_tokens
+        self.num_preempted += result.num_preempted
+        for delta in result.deltas:
+            own = self.deltas.setdefault((delta.request_id, delta.index), [])
+            assert not own or own[-1].finish_reason is None, "a delta after the last"
+            own.append(delta)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        num_steps = 0
+        while self.engine.has_work:
+            self.one_step()
+            self.engine.check()
+            num_steps += 1
+            assert num_steps < 20_000, "somebody starves"
+        assert self.engine.kv.num_used_blocks == 0
+        assert self.engine.kv.num_free_blocks == self.engine.kv.num_blocks
+        for request in self.requests.values():
+            self.compare(request)
+
+    def compare(self, request: Request) -> None:
+        wanted = alone(request, self.windows)
+        for index in range(request.params.n):
+            got = gather(self.deltas[request.id, index])
+            if request.id not in self.aborted:
+                assert got == wanted[index]
+            elif got[4] == "abort":
+                assert got[1] == wanted[index][1][: len(got[1])]
+                assert request.params.stop or wanted[index][0].startswith(got[0])
+
+
+TestEngineMachine = pytest.mark.slow(EngineMachine.TestCase)
+TestEngineMachine.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
