@@ -68,10 +68,12 @@ class EngineThread:
         """
         request = self.engine.validate(request)
         with self._idle:
+            if self.error is not None:
+                raise EngineError(f"the engine has stopped: {self.error}")
             if self._draining or self._stopping:
                 raise EngineError("the engine is shutting down and takes no more requests")
-            if not self.alive:
-                raise EngineError(f"the engine is not running: {self.error or 'it was not started'}")
+            if not self._thread.is_alive():
+                raise EngineError("the engine is not running: it was not started")
             self._num_pending += 1
             self._inbox.put(_Submission(request, sink))
 
