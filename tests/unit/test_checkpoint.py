@@ -122,6 +122,14 @@ def test_refuses_incomplete_splits(tmp_path: Path) -> None:
         open_checkpoint(paths[0])
 
 
+def test_refuses_a_tensor_that_stands_in_two_parts(tmp_path: Path) -> None:
+    paths = write_split(tmp_path, count=2)
+    split = {"split.no": Field(U16, 1), "split.count": Field(U16, 2)}
+    GGUF(split, [Tensor("t0", (1,), 0, floats(1))]).write(paths[1])
+    with pytest.raises(FormatError, match=r"tensor 't0' stands in m-00001-of-00002\.gguf too"):
+        open_checkpoint(paths[0])
+
+
 def test_refuses_a_split_count_that_is_no_number(tmp_path: Path) -> None:
     path = GGUF(model_metadata(**{"split.count": Field(STRING, "many")})).write(tmp_path / "m-00001-of-00002.gguf")
     with pytest.raises(FormatError, match="is one of 'many' parts"):

@@ -14,7 +14,7 @@ import numpy as np
 from pagoda.errors import FormatError
 from pagoda.formats.mapped import Buffer
 
-MAX_HEADER_BYTES = 256 << 20  # the largest published headers are below 32 MiB
+MAX_HEADER_BYTES = 64 << 20  # the largest published vocabularies with their merges take below 25 MiB
 MAX_NAME_BYTES = 65_535  # of keys, by the specification; we hold tensor names to it too
 MAX_ARRAY_DEPTH = 8
 

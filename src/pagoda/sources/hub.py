@@ -34,10 +34,10 @@ def fetch_hub(source: HubSource, verified: Path) -> Path:
         folder = Path(huggingface_hub.snapshot_download(source.repo, revision=source.revision, allow_patterns=picked))
     except Exception as error:
         raise SourceError(f"cannot download hf:{source.repo}: {error}") from error
-    path = folder / picked[0] if picked[0].endswith(".gguf") else folder
-    for file in [folder / name for name in picked if "*" not in name]:
+    is_folder = picked is FOLDER_FILES
+    for file in folder.glob("*.safetensors") if is_folder else [folder / name for name in picked]:
         _verify(file, verified)
-    return path
+    return folder if is_folder else folder / picked[0]
 
 
 def _list_files(source: HubSource) -> list[str]:
@@ -82,7 +82,7 @@ def _from_cache(source: HubSource, error: Exception) -> Path:
         raise SourceError(f"{message}. Name a file that is here, or a pypi: source") from error
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     picked = pick_files(files, source)
-    return folder / picked[0] if picked[0].endswith(".gguf") else folder
+    return folder if picked is FOLDER_FILES else folder / picked[0]
 
 
 def known_digest(path: Path) -> str | None:
