@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as SpeedColumn
+from rich.table import Column
 
 import pagoda.sources
 
@@ -15,8 +16,14 @@ import pagoda.sources
 @contextmanager
 def download_progress() -> Iterator[pagoda.sources.Progress]:
     """A callback for `resolve` that draws one bar for each thing it is told of; nothing is drawn if nothing comes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), SpeedColumn(), TimeRemainingColumn())
-    bars = Progress(*columns, console=Console(stderr=True))
+    columns = [
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=2)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        DownloadColumn(table_column=Column(no_wrap=True)),
+        SpeedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+    ]
+    bars = Progress(*columns, console=Console(stderr=True), expand=True)
     tasks: dict[str, TaskID] = {}
 
     def show(what: str, done: int, total: int | None) -> None:
