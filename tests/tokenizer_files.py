@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,11 +12,11 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
+import plain_tokenizers
 import tricky_texts
 from plain_tokenizers import SPLITS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-PROSE = (Path(__file__).parent.parent / "README.md", Path(__file__))
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class VocabularyFile:
 
 def corpus() -> list[str]:
     """Text to train on: some English and code, and what the tests will ask for."""
-    prose = Path(__file__).read_text(encoding="utf-8").splitlines(keepends=True)
+    prose = Path(plain_tokenizers.__file__).read_text(encoding="utf-8").splitlines(keepends=True)
     tricky = [text.encode("utf-8", "replace").decode() for text in tricky_texts.texts(600, seed=1)]
     return prose * 5 + tricky
 
@@ -51,8 +52,6 @@ def _trained_bpe(pre: str, size: int) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def _merges(tokenizer: tokenizers.Tokenizer) -> list[str]:
-    import json
-
     return [" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
@@ -87,7 +86,7 @@ def _trained_spm(size: int) -> tuple[str, ...]:
 
 def spm_metadata(size: int = 1500, **changes: Any) -> dict[str, Any]:
     """SentencePiece: <unk> <s> </s>, 256 bytes, then pieces; a user defined <tool> at the end."""
-    pieces = _trained_spm(size)
+    pieces = [piece for piece in _trained_spm(size) if piece not in tricky_texts.MARKERS]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     tokens = ["<unk>", "<s>", "</s>", *bytes_, *pieces, "<tool>"]
     return {

@@ -51,7 +51,7 @@ def plain_spm(metadata: Mapping[str, Any]) -> PlainSPM:
 def test_byte_level_bpe(pre: str) -> None:
     metadata = bpe_metadata(pre)
     tokenizer, plain = load_tokenizer(VocabularyFile(metadata)), plain_bpe(metadata)
-    for text in texts(3000):
+    for text in texts(2500):
         assert tokenizer.encode(text, add_special=False) == plain.encode(clean(text)), repr(text)
 
 
@@ -60,7 +60,7 @@ def test_byte_level_bpe_with_the_default_models_vocabulary(pre: str, default_mod
     with open_checkpoint(default_model) as checkpoint:
         metadata = {**checkpoint.metadata, KEY + "pre": pre}
         tokenizer, plain = load_tokenizer(VocabularyFile(metadata)), plain_bpe(metadata)
-    for text in texts(2000, seed=2):
+    for text in texts(600, seed=2):
         assert tokenizer.encode(text, add_special=False) == plain.encode(clean(text)), repr(text)
 
 
@@ -68,7 +68,7 @@ def test_byte_level_bpe_with_the_default_models_vocabulary(pre: str, default_mod
 def test_sentencepiece(prefix: bool) -> None:
     metadata = spm_metadata(**{KEY + "add_space_prefix": prefix})
     tokenizer, plain = load_tokenizer(VocabularyFile(metadata)), plain_spm(metadata)
-    for text in texts(3000):
+    for text in texts(2000):
         ids = tokenizer.encode(text, add_special=False)
         assert ids == plain.encode(clean(text), add_space_prefix=prefix), repr(text)
 
@@ -95,6 +95,6 @@ def test_text_survives_the_way_there_and_back(metadata: Callable[[], Mapping[str
     @settings(max_examples=200, deadline=None)
     @given(st.text(st.characters(exclude_characters="▁"), max_size=60))  # SentencePiece writes spaces so
     def check(text: str) -> None:
-        assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == text
+        assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == clean(text)
 
     check()

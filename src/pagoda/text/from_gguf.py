@@ -86,11 +86,12 @@ def _vocabulary(
     tokens = _array(metadata, "tokens", str)
     size = len(tokens)
     has_types = _KEY + "token_type" in metadata
-    types = _array(metadata, "token_type", int, size) if has_types else [TokenType.NORMAL] * size
+    listed = _array(metadata, "token_type", int, size) if has_types else [TokenType.NORMAL] * size
     bos, eos, eot, eom = (_token_id(metadata, name, size, defaults or {}) for name in ("bos", "eos", "eot", "eom"))
+    types = _mark(listed, [bos, eos, eot, eom])
     return Vocabulary(
         tokens,
-        _mark(types, [bos, eos, eot, eom]) if not has_types else types,
+        types,
         spelling,
         bos_id=bos,
         eos_id=eos,
@@ -101,10 +102,13 @@ def _vocabulary(
     )
 
 
-def _mark(types: Sequence[int], control: Sequence[int | None]) -> list[int]:
-    """Types for a file that has none: the ids that it names are control tokens."""
-    named = set(control)
-    return [TokenType.CONTROL if i in named else kind for i, kind in enumerate(types)]
+def _mark(types: Sequence[int], named: Sequence[int | None]) -> list[int]:
+    """The types, with the ids that frame texts made control tokens where a file forgets to."""
+    marked = list(types)
+    for i in named:
+        if i is not None and marked[i] == TokenType.NORMAL:
+            marked[i] = TokenType.CONTROL
+    return marked
 
 
 def _frame(metadata: Mapping[str, Any], key: str, token_id: int | None, default: bool) -> tuple[int, ...]:

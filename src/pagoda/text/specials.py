@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 
-_ORDINARY = "\0"  # the one token of the model underneath: any text that is not special
-
 
 class SpecialSplitter:
-    """Splits by a fixed set of texts, in time linear in the text and independent of the size of the set."""
+    """Splits by a fixed set of texts, in time linear in the text and independent of the size of the set.
+
+    `tokenizers` does it, over a model whose only token, 0, is any text that is not special.
+    """
 
     def __init__(self, specials: Mapping[str, int]) -> None:
         """`specials` maps the texts to their ids; an empty text can match nothing and is left out."""
         texts = [text for text in specials if text]
         self._ids = [-1, *(specials[text] for text in texts)]
-        # A text equal to the ordinary token would share its id and shift all others.
-        assert _ORDINARY not in texts
-        self._automaton = Tokenizer(WordLevel({_ORDINARY: 0}, unk_token=_ORDINARY)) if texts else None
+        ordinary = "\0" * (1 + max(map(len, texts), default=0))  # a name that no special token has
+        self._automaton = Tokenizer(WordLevel({ordinary: 0}, unk_token=ordinary)) if texts else None
         if self._automaton is not None:
             self._automaton.add_tokens([AddedToken(text, normalized=False, special=False) for text in texts])
 
