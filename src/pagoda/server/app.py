@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
@@ -15,7 +18,7 @@ from pagoda.server.failures import answer_error
 from pagoda.server.middleware import ApiKeys, BodyLimit, RequestLog
 from pagoda.server.service import Loaded, Service
 
-ERRORS: tuple[type[Exception], ...] = (PagodaError, RequestValidationError, HTTPException, Exception)
+ERRORS: tuple[type[Exception], ...] = (PagodaError, ValidationError, HTTPException, Exception)
 DESCRIPTION = "An OpenAI-compatible API: point an OpenAI client's `base_url` at `/v1`."
 
 
@@ -40,4 +43,14 @@ def create_app(loaded: Loaded | None, settings: ServerSettings) -> FastAPI:
     app.state.service = service
     app.include_router(routes.router)
     app.include_router(system.router)
+    app.openapi = partial(_document, app)  # type: ignore[method-assign]
     return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, made when first asked for."""
+    if app.openapi_schema is None:
+        from pagoda.server.documents import complete
+
+        app.openapi_schema = complete(FastAPI.openapi(app))
+    return app.openapi_schema

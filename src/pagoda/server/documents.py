@@ -1,10 +1,16 @@
-"""The shapes of answers, for the OpenAPI document only: answers are written without pydantic."""
+"""The OpenAPI document's own part: the shapes of answers, which are written without pydantic, and who takes what.
+
+Imported when the document is asked for, so that the server starts sooner.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from pagoda.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeChat, TokenizeText
 
 
 class ErrorDetail(BaseModel):
@@ -139,7 +145,7 @@ class Version(BaseModel):
     version: str
 
 
-_REFUSALS = {
+REFUSALS = {
     400: "The request is invalid, or asks for what is not supported.",
     401: "The API key is missing or wrong.",
     404: "There is no such model.",
@@ -147,18 +153,59 @@ _REFUSALS = {
     429: "The queue is full; Retry-After says when to come back.",
     503: "The model is being loaded, the server is shutting down, or the engine has stopped.",
 }
-Responses = dict[int | str, dict[str, Any]]
-ERRORS: Responses = {status: {"model": ErrorBody, "description": text} for status, text in _REFUSALS.items()}
+READS = (401, 404, 503)
+POSTS = (400, 401, 404, 413, 503)
+
+# path → its answer, and the ways in which it is refused; None: plain text
+ANSWERS: dict[str, tuple[type[BaseModel] | None, tuple[int, ...]]] = {
+    "/v1/models": (ModelList, (401, 503)),
+    "/v1/models/{model_id}": (ModelCard, READS),
+    "/v1/chat/completions": (ChatCompletion, (*POSTS, 429)),
+    "/v1/completions": (Completion, (*POSTS, 429)),
+    "/tokenize": (Tokenized, POSTS),
+    "/detokenize": (Detokenized, POSTS),
+    "/health": (Health, (503,)),
+    "/ready": (Health, (401, 503)),
+    "/version": (Version, (401,)),
+    "/metrics": (None, (401, 503)),
+}
+TAKES: dict[str, list[type[BaseModel]]] = {
+    "/v1/chat/completions": [ChatRequest],
+    "/v1/completions": [CompletionRequest],
+    "/tokenize": [TokenizeText, TokenizeChat],
+    "/detokenize": [DetokenizeRequest],
+}
+STREAMED = {"/v1/chat/completions", "/v1/completions"}
+TEXT = {"schema": {"type": "string"}}
+REF = "#/components/schemas/{model}"
 
 
-def ok(model: type[BaseModel], *, stream: bool = False) -> Responses:
-    """The 200 of a route; with `stream`, server-sent events are the other form of it."""
-    entry: dict[str, Any] = {"model": model, "description": "The answer."}
-    if stream:
-        entry["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
-    return {200: entry}
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """The document of the routes, with what they take and answer."""
+    given = [(model, "validation") for models in TAKES.values() for model in models]
+    made = [(model, "serialization") for model, _ in ANSWERS.values() if model is not None]
+    pairs: Any = [*given, *made, (ErrorBody, "serialization")]
+    _, definitions = models_json_schema(pairs, ref_template=REF)
+    document["components"] = {"schemas": definitions["$defs"]}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"] = _responses(path)
+            if "{model_id}" in path:
+                operation["parameters"] = [{"name": "model_id", "in": "path", "required": True} | TEXT]
+            if path in TAKES:
+                operation["requestBody"] = {"required": True, "content": _json(*TAKES[path])}
+    return document
 
 
-def some(*statuses: int) -> Responses:
-    """Those of ERRORS."""
-    return {status: ERRORS[status] for status in statuses}
+def _responses(path: str) -> dict[str, Any]:
+    model, refusals = ANSWERS[path]
+    content = {"text/plain": TEXT} if model is None else _json(model)
+    if path in STREAMED:
+        content["text/event-stream"] = TEXT
+    refused = {str(status): {"description": REFUSALS[status], "content": _json(ErrorBody)} for status in refusals}
+    return {"200": {"description": "The answer.", "content": content}} | refused
+
+
+def _json(*models: type[BaseModel]) -> dict[str, Any]:
+    refs = [{"$ref": REF.format(model=model.__name__)} for model in models]
+    return {"application/json": {"schema": refs[0] if len(refs) == 1 else {"anyOf": refs}}}

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,7 +33,7 @@ TYPES = {
     429: "rate_limit_error",
 }
 # parts of a pydantic location that name a branch of a union, not a field
-BRANCHES = {"body", "str", "int", "float", "bool", "list", "dict", "TokenizeText", "TokenizeChat"}
+BRANCHES = {"str", "int", "float", "bool", "list", "dict"}
 
 
 def error_body(
@@ -60,7 +60,7 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]
             return 503, error_body(str(error), 503, code="unavailable"), _retry(error.retry_after)
         case EngineError():
             return 503, error_body(str(error), 503, code="engine_stopped"), {}
-        case RequestValidationError():
+        case ValidationError():
             return 400, _invalid(error.errors()), {}
         case HTTPException():
             message = str(error.detail or HTTPStatus(error.status_code).phrase)
@@ -90,15 +90,13 @@ def _invalid(errors: Any) -> dict[str, Any]:
 
     Of the branches of a union, the one that got furthest is what the client meant.
     """
-    fields = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    fields = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
     first = max(fields, key=lambda error: _depth(error["loc"]))
     kind, param = first["type"], _path(first["loc"])
-    if kind == "json_invalid":
-        return error_body(f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
     if kind == "extra_forbidden":
         return error_body(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
     if param is None:
-        return error_body("the body must be a JSON object, sent with Content-Type: application/json")
+        return error_body("the body must be a JSON object")
     if kind == "missing":
         return error_body(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     expected = "; or ".join(dict.fromkeys(e["msg"] for e in errors if _path(e["loc"]) == param))
@@ -116,7 +114,7 @@ def _names_field(part: int | str) -> bool:
 
 
 def _path(loc: tuple[int | str, ...]) -> str | None:
-    """('body', 'messages', 0, 'content') → 'messages[0].content'; None for the body itself."""
+    """('messages', 0, 'content') → 'messages[0].content'; None for the whole body."""
     path = ""
     for part in loc:
         if isinstance(part, int):
