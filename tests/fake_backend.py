@@ -92,13 +92,13 @@ class FakeModel:
             start, end = batch.seq_starts[b], batch.seq_starts[b + 1]
             own = batch.positions[start:end]
             values[table[b, own // BLOCK_SIZE], own % BLOCK_SIZE] = mix(x[start:end], own.astype(np.uint64))
-            for t, position in zip(range(start, end), own.tolist(), strict=True):
-                first = 0 if window is None else max(0, position - window + 1)
-                seen = np.arange(first, position + 1)
-                blocks = table[b, seen // BLOCK_SIZE]
-                assert (blocks >= 0).all(), f"position {position} reads a block that was given back"
-                assert (positions[blocks, seen % BLOCK_SIZE] == seen).all(), f"position {position} reads other tokens"
-                out[t] = values[blocks, seen % BLOCK_SIZE].sum(dtype=np.uint64)
+            first = np.maximum(0, own - window + 1) if window is not None else np.zeros_like(own)
+            seen = np.arange(first[0], own[-1] + 1)
+            blocks = table[b, seen // BLOCK_SIZE]
+            assert (blocks >= 0).all(), f"one of {own} reads a block that was given back"
+            assert (positions[blocks, seen % BLOCK_SIZE] == seen).all(), f"one of {own} reads other tokens"
+            sums = np.cumsum(np.append(np.uint64(0), values[blocks, seen % BLOCK_SIZE]))  # wraps around
+            out[start:end] = sums[own + 1 - first[0]] - sums[first - first[0]]
         return out
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:

@@ -49,10 +49,15 @@ class Engine:
         max_context: int,
         max_batch_tokens: int = 512,
         max_num_seqs: int = 64,
+        max_rows: int = 0,
         prefix_caching: bool = True,
         seed: int = 0,
     ) -> None:
-        """`windows` and `num_blocks` describe the KV groups; one sequence of max_context tokens must fit in them."""
+        """`windows` and `num_blocks` describe the KV groups; one sequence of max_context tokens must fit in them.
+
+        max_rows: rows of logits that the model can give in one step, at least max_num_seqs; more are good for prompt
+        logprobs alone.
+        """
         model.allocate_kv(tuple(num_blocks))
         self.vocab_size = vocab_size
         self.max_context = max_context
@@ -68,7 +73,7 @@ class Engine:
             copy=model.copy_blocks,
             prefix_caching=prefix_caching,
         )
-        self.scheduler = Scheduler(self.kv, max_batch_tokens=max_batch_tokens, max_rows=max_num_seqs)
+        self.scheduler = Scheduler(self.kv, max_batch_tokens=max_batch_tokens, max_rows=max(max_rows, max_num_seqs))
         self._runner = Runner(
             model, self.kv, max_batch_tokens=max_batch_tokens, max_num_seqs=max_num_seqs, max_context=max_context
         )

@@ -24,6 +24,8 @@ from pagoda.types import BLOCK_SIZE
 
 log = logging.getLogger(__name__)
 
+MIN_ROWS = 32  # of logits in one step, so that prompt logprobs come in chunks even where few sequences run
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
@@ -90,7 +92,7 @@ def _load(settings: EngineSettings, source: LocalModel, checkpoint: Checkpoint, 
         model = _backend(settings).load(
             forward_model,
             max_batch_tokens=settings.max_batch_tokens,
-            max_batch_seqs=min(settings.max_num_seqs, settings.max_batch_tokens),
+            max_batch_seqs=_max_rows(settings),
             kv_type=settings.kv_type,
         )
         tokenizer = tokenizer_job.result()
@@ -136,6 +138,10 @@ def _backend(settings: EngineSettings) -> Backend:
     return BACKENDS[settings.backend](settings)
 
 
+def _max_rows(settings: EngineSettings) -> int:
+    return max(settings.max_num_seqs, MIN_ROWS)
+
+
 def _footprint(forward_model: ForwardModel, model: LoadedModel) -> Footprint:
     groups = forward_model.kv_groups
     return Footprint(
@@ -159,6 +165,7 @@ def _engine(
         max_context=kv_plan.max_context,
         max_batch_tokens=settings.max_batch_tokens,
         max_num_seqs=settings.max_num_seqs,
+        max_rows=_max_rows(settings),
         prefix_caching=settings.prefix_caching,
         seed=settings.seed,
     )

@@ -60,7 +60,7 @@ class Scheduler:
         """Choose the tokens of the next step and take the blocks they need."""
         plan = StepPlan(spare_rows=self.max_rows - len(self.running))
         self._pay_running(plan)
-        if self.waiting and not plan.num_preempted and plan.num_tokens < self.max_batch_tokens:
+        if self.waiting and plan.spare_rows and not plan.num_preempted and plan.num_tokens < self.max_batch_tokens:
             self._admit(plan, now)
         return plan
 
