@@ -18,6 +18,12 @@ struct Scale {
     float slope;
 };
 
+// How many tokens, and what they weigh together.
+struct Share {
+    size_t count;
+    double mass;
+};
+
 struct Passes {
     const char *name;
 
@@ -27,8 +33,11 @@ struct Passes {
     // The sum of the weights of each block. Blocks too low to weigh anything are skipped by their maxima.
     void (*block_sums)(const float *x, size_t n, const float *maxima, Scale scale, double *sums);
 
-    // weights[i] = exp((x[i] - max) / T), flushed to 0 below 2^-127.
+    // weights[i] = exp((x[i] - max) / T): exactly 0 from 2^-127 down, coarse below 2^-126.
     void (*weights)(const float *x, size_t n, Scale scale, float *weights);
+
+    // The share of the tokens whose logit is at least `lowest`.
+    Share (*share_from)(const float *x, const float *weights, size_t n, float lowest);
 
     // How many of x are greater than `value`.
     size_t (*count_greater)(const float *x, size_t n, float value);

@@ -31,6 +31,12 @@ inline Floats exp2_nonpositive(Floats t) {
 
 inline Floats weigh(Floats x, Scale scale) { return exp2_nonpositive((x - scale.max) * scale.slope); }
 
+inline size_t total(Ints counts) {
+    size_t sum = 0;
+    for (size_t j = 0; j < kWidth; ++j) sum += static_cast<size_t>(counts[j]);
+    return sum;
+}
+
 inline float max_of_block(const float *x) {
     Floats top[kLaneVectors];
     Ints unordered = {};
@@ -56,12 +62,16 @@ void block_maxima(const float *x, size_t n, float *maxima) {
     if (whole * kBlock < n) maxima[whole] = max_or_nan(x + whole * kBlock, n - whole * kBlock);
 }
 
-inline double sum_of_block(const float *x, Scale scale) {
-    Floats sums[kLaneVectors] = {};
-    for (size_t i = 0; i < kVectors; ++i) sums[i % kLaneVectors] += weigh(load(x + i * kWidth), scale);
+inline double fold_vectors(const Floats (&sums)[kLaneVectors]) {
     float lanes[kLanes];
     for (size_t j = 0; j < kLaneVectors; ++j) store(lanes + j * kWidth, sums[j]);
     return fold(lanes);
+}
+
+inline double sum_of_block(const float *x, Scale scale) {
+    Floats sums[kLaneVectors] = {};
+    for (size_t i = 0; i < kVectors; ++i) sums[i % kLaneVectors] += weigh(load(x + i * kWidth), scale);
+    return fold_vectors(sums);
 }
 
 void block_sums(const float *x, size_t n, const float *maxima, Scale scale, double *sums) {
@@ -79,14 +89,35 @@ void weights(const float *x, size_t n, Scale scale, float *out) {
     for (size_t i = whole; i < n; ++i) out[i] = weight(x[i], scale);
 }
 
+Share share_from(const float *x, const float *weights, size_t n, float lowest) {
+    const size_t whole = n / kBlock * kBlock;
+    Ints counts = {};
+    double mass = 0.0;
+    for (size_t b = 0; b < whole; b += kBlock) {
+        Floats sums[kLaneVectors] = {};
+        for (size_t i = 0; i < kVectors; ++i) {
+            const Ints in = load(x + b + i * kWidth) >= lowest;
+            sums[i % kLaneVectors] += (Floats)(in & (Ints)load(weights + b + i * kWidth));
+            counts -= in;
+        }
+        mass += fold_vectors(sums);
+    }
+    size_t count = total(counts);
+    for (size_t i = whole; i < n; ++i) {
+        if (x[i] < lowest) continue;
+        mass += static_cast<double>(weights[i]);
+        ++count;
+    }
+    return {count, mass};
+}
+
 size_t count_greater(const float *x, size_t n, float value) {
     const size_t whole = n / kWidth * kWidth;
     Ints counts = {};
     for (size_t i = 0; i < whole; i += kWidth) counts -= load(x + i) > value;
-    size_t total = 0;
-    for (size_t j = 0; j < kWidth; ++j) total += static_cast<size_t>(counts[j]);
-    for (size_t i = whole; i < n; ++i) total += x[i] > value;
-    return total;
+    size_t count = total(counts);
+    for (size_t i = whole; i < n; ++i) count += x[i] > value;
+    return count;
 }
 
-constexpr Passes passes{kName, block_maxima, block_sums, weights, count_greater};
+constexpr Passes passes{kName, block_maxima, block_sums, weights, share_from, count_greater};

@@ -16,6 +16,7 @@ namespace pagoda::sampling {
 // Tokens that may still be chosen, by ascending id. The vectors only grow; `size` says what is filled.
 struct Candidates {
     size_t size = 0;
+    float lowest = 0.0f;  // no candidate's logit is lower
     std::vector<int32_t> ids;
     std::vector<float> logits;
     std::vector<float> weights;  // relative to the likeliest token's
@@ -56,12 +57,19 @@ class Selector {
     double total(const Row &row, Scale scale);
 
   private:
+    struct Span {
+        float low, high;
+        Share above;  // of the tokens from `high` up
+    };
+
+    void truncate(const Row &row, const Params &params, Scale scale);
     void gather(const Row &row, float threshold);
+    void gather_mass(const Row &row, double mass_wanted, double total_mass, Scale scale);
+    float bound_top_k(const Row &row, size_t k) const;
     void weigh(Scale scale);
     double mass() const;
-    void truncate(const Row &row, const Params &params, Scale scale);
-    void gather_mass(const Row &row, double mass_wanted, Scale scale);
-    void keep_top_p(double mass_wanted);
+    Span span_of_cut(double mass_wanted, Scale scale) const;
+    void keep_top_p(double mass_wanted, Scale scale);
     void keep_weights_from(double min_weight);
     void keep_from(float logit, size_t num_equals);
     int32_t draw_from_row(const Row &row, Scale scale, double u);

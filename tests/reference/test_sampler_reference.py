@@ -95,7 +95,7 @@ def near_an_edge(adjusted: FloatArray, params: SamplingParams) -> bool:
 
 @pytest.mark.parametrize("isa", sampler_isas())
 @given(case=cases())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_support_and_probabilities(isa: str, case: dict[str, Any]) -> None:
     sampler = Sampler(VOCAB, isa=isa)
     state, truth = open_both(sampler, case)
@@ -109,13 +109,13 @@ def test_support_and_probabilities(isa: str, case: dict[str, Any]) -> None:
         assert ids.tolist() == [int(adjusted.argmax())]
     elif not near_an_edge(adjusted, case["params"]):
         expected_ids, expected = reference.distribution(adjusted, case["params"])
-        likely = expected > 1e-37  # the native sampler takes 2^-127 for 0
+        likely = expected > 1e-37  # the native sampler takes weights from 2^-127 down for 0, subnormals roughly
         assert set(expected_ids[likely].tolist()) <= set(ids.tolist()) <= set(expected_ids.tolist())
-        np.testing.assert_allclose(probs, expected[np.isin(expected_ids, ids)], rtol=2e-5)
+        np.testing.assert_allclose(probs, expected[np.isin(expected_ids, ids)], rtol=2e-5, atol=1e-37)
 
 
 @given(case=cases())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_tokens_and_logprobs(case: dict[str, Any]) -> None:
     sampler = Sampler(VOCAB)
     state, truth = open_both(sampler, case)
