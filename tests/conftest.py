@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: its threads spin, at a loss on a busy machine
+
 from pathlib import Path
 
 import pytest

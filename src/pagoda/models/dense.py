@@ -13,6 +13,8 @@ from pagoda.models.rope import MAX_LENGTH
 from pagoda.models.source import ModelFile
 from pagoda.types import RawTensor
 
+MAX_VOCAB = 1 << 24
+
 # config.json spells activations in several ways; GGUF does not name them.
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -212,6 +214,9 @@ class DenseReader:
         return self.file.tensor("output", embedding.shape)
 
     def _check_vocab(self, embedding: RawTensor) -> None:
-        stated = None if self.file.is_gguf else self.file.settings.get("vocab_size")
-        if not 0 < embedding.shape[0] <= 1 << 24 or stated not in (None, embedding.shape[0]):
-            raise FormatError(f"tensor {embedding.name!r} has {embedding.shape[0]} rows, vocab_size is {stated}")
+        rows = embedding.shape[0]
+        if not 0 < rows <= MAX_VOCAB:
+            raise FormatError(f"tensor {embedding.name!r} has {rows} rows, must be from 1 to {MAX_VOCAB}")
+        stated = rows if self.file.is_gguf else self.file.settings.integer("vocab_size", rows, high=MAX_VOCAB)
+        if stated != rows:
+            raise FormatError(f"tensor {embedding.name!r} has {rows} rows, but vocab_size is {stated}")

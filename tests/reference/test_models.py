@@ -1,0 +1,116 @@
+"""Every family against transformers' logits (goldens/, written by make_goldens.py), from either kind of file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paged_run import reference_run
+from pagoda.formats.checkpoint import open_checkpoint
+from pagoda.models.registry import load_model
+from pagoda.types import FloatArray
+from tiny_models import TINY, TinyModel, memory_checkpoint, write_gguf, write_safetensors
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+# What GGUF has no key for.
+NOT_IN_GGUF = {"qwen2_windowed"}
+
+
+def golden(name: str) -> dict[str, Any]:
+    return json.loads((GOLDENS / f"{name}.json").read_text())
+
+
+def logits_of(checkpoint: Any, expected: dict[str, Any]) -> FloatArray:
+    """What the golden holds: some rows, every so manieth logit."""
+    rows = reference_run(load_model(checkpoint)).step({"s": expected["tokens"]})["s"]
+    return rows[expected["rows"]][:, :: expected["every"]]
+
+
+def test_every_tiny_model_has_a_golden() -> None:
+    assert {path.stem for path in GOLDENS.glob("*.json")} - {"default_model"} == set(TINY)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_logits_equal_those_of_transformers(name: str) -> None:
+    expected = golden(name)
+    np.testing.assert_allclose(logits_of(memory_checkpoint(TINY[name]), expected), expected["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(TINY.keys() - NOT_IN_GGUF))
+def test_gguf_names_metadata_and_permutation_give_the_same_model(name: str) -> None:
+    expected = golden(name)
+    checkpoint = memory_checkpoint(TINY[name], kind="gguf")
+    np.testing.assert_allclose(logits_of(checkpoint, expected), expected["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma3"])
+def test_files_give_the_same_model(name: str, tmp_path: Path) -> None:
+    expected = golden(name)
+    paths = [
+        write_safetensors(tmp_path / "folder", TINY[name]),
+        write_gguf(tmp_path / "model.gguf", TINY[name]),
+    ]
+    for path in paths:
+        with open_checkpoint(path) as checkpoint:
+            np.testing.assert_allclose(logits_of(checkpoint, expected), expected["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_sixteen_bit_weights_are_close(name: str, tmp_path: Path) -> None:
+    """BF16 keeps 8 bits of a number: logits of size 1 move by some hundredths, norms included."""
+    expected = golden(name)
+    with open_checkpoint(write_safetensors(tmp_path, TINY[name], type="BF16")) as checkpoint:
+        moved = np.abs(logits_of(checkpoint, expected) - expected["logits"])
+    assert 1e-4 < moved.max() < 0.2
+
+
+# Each golden must be able to tell whether its feature works: without it, the numbers differ.
+WITHOUT: dict[str, TinyModel] = {
+    "llama3": TINY["llama3"].with_config(rope_scaling=None),
+    "mistral": TINY["mistral"].with_config(sliding_window=None),
+    "qwen2_windowed": TINY["qwen2_windowed"].with_config(use_sliding_window=False),
+    "qwen3_yarn": TINY["qwen3_yarn"].with_config(rope_scaling=None),
+    "gemma3": TINY["gemma3"].with_config(sliding_window_pattern=1),
+    "gemma3_256": TINY["gemma3_256"].with_config(query_pre_attn_scalar=256),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_goldens_notice_a_missing_feature(name: str) -> None:
+    expected = golden(name)
+    off = np.abs(logits_of(memory_checkpoint(WITHOUT[name]), expected) - expected["logits"])
+    assert off.max() > 0.01
+
+
+# What transformers 5 writes for the same models.
+SPELLED_ANEW: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "rope_theta": None,
+        "rope_scaling": None,
+        "rope_local_base_freq": None,
+        "sliding_window_pattern": None,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"factor": 8.0, "rope_theta": 1_000_000.0, "rope_type": "linear"},
+            "sliding_attention": {"rope_theta": 10_000.0, "rope_type": "default"},
+        },
+    },
+    "llama3": {
+        "rope_theta": None,
+        "rope_scaling": None,
+        "rope_parameters": {**TINY["llama3"].config["rope_scaling"], "rope_theta": 10_000.0},
+    },
+    "qwen2_windowed": {"layer_types": ["full_attention", "sliding_attention"], "max_window_layers": None},
+}
+
+
+@pytest.mark.parametrize("name", SPELLED_ANEW)
+def test_configs_of_transformers_5_say_the_same(name: str) -> None:
+    expected = golden(name)
+    checkpoint = memory_checkpoint(TINY[name].with_config(**SPELLED_ANEW[name]))
+    np.testing.assert_allclose(logits_of(checkpoint, expected), expected["logits"], atol=1e-4)
