@@ -187,6 +187,20 @@ def test_who_cannot_grow_and_is_the_youngest_waits_where_it_is() -> None:
     assert bench.step() == {"young": 1}
 
 
+def test_a_token_planned_for_a_sequence_that_is_then_preempted_is_withdrawn() -> None:
+    bench = Bench(num_blocks=5, max_batch_tokens=2, max_num_seqs=2)
+    young = bench.add("young", 15, priority=1)
+    while young.num_outputs == 0:
+        bench.step()
+    bench.add("important", 45, priority=0)
+    plan = bench.plan()
+    while not plan.num_preempted:  # the decode is planned first, then the prompt finds no block
+        assert plan.counts[young] == 1
+        plan = bench.plan()
+    assert list(plan.counts.values()) == [plan.num_tokens]
+    assert young not in plan.counts
+
+
 def test_a_prefix_hit_is_not_paid_again() -> None:
     bench = Bench(prefix_caching=True)
     bench.add("first", 40)
