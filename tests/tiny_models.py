@@ -12,9 +12,7 @@ blocks of the same spread instead of the weights' own.
 
 from __future__ import annotations
 
-import functools
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,13 +20,12 @@ from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 
 from pagoda.types import RawTensor
+from tiny_blocks import FloatArray, encode, noise
+from tiny_tokenizer import MERGES, TOKENS, tokenizer_json
 
-FloatArray = npt.NDArray[np.float32]
-
-VOCAB = 272  # 256 bytes, <s>, </s>, merges
+VOCAB = len(TOKENS)
 
 
 @dataclass(frozen=True)
@@ -125,20 +122,6 @@ TINY: dict[str, TinyModel] = {
 
 
 # Weights
-
-
-@functools.lru_cache(maxsize=256)
-def noise(name: str, shape: tuple[int, ...], scale: float = 1.0) -> FloatArray:
-    """Uniform numbers of standard deviation `scale`, from the name alone (splitmix64)."""
-    z = np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) + (np.uint64(zlib.crc32(name.encode())) << np.uint64(32))
-    z = z * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    uniform = (z >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0  # [-1, 1)
-    values = (uniform * scale * 3**0.5).astype(np.float32).reshape(shape)
-    values.flags.writeable = False  # it is shared
-    return values
 
 
 def weights(spec: TinyModel) -> dict[str, FloatArray]:
@@ -358,42 +341,6 @@ def _llama3_factors(spec: TinyModel) -> FloatArray:
     return np.where(wavelengths < short, 1, np.where(wavelengths > long, s["factor"], blended)).astype(np.float32)
 
 
-# Block formats
-
-# Types that gguf cannot write: elements and bytes of a block; where its f16 scales lie and how large they are beside
-# each other, so that values centre on zero; the standard deviation of values when the first scale is 1.
-RANDOM_BLOCKS: dict[str, tuple[int, int, dict[int, float], float]] = {
-    "Q2_K": (256, 84, {80: 1.0, 82: 1.5}, 14.4),
-    "Q3_K": (256, 110, {108: 1.0}, 43.4),
-    "Q4_K": (256, 144, {0: 1.0, 2: 7.5}, 269.0),
-    "Q5_K": (256, 176, {0: 1.0, 2: 15.5}, 553.0),
-    "Q6_K": (256, 210, {208: 1.0}, 1380.0),
-    "IQ4_NL": (32, 18, {0: 1.0}, 68.1),
-    "IQ4_XS": (256, 136, {0: 1.0}, 1270.0),
-}
-
-
-def encode(values: FloatArray, type: str, name: str = "") -> npt.NDArray[Any]:
-    """`values` in a block format, as bytes [rows, bytes]; random blocks of their spread where gguf cannot encode."""
-    if type in ("F32", "F16"):
-        return values.astype("<f4" if type == "F32" else "<f2")
-    if type in RANDOM_BLOCKS:
-        return random_blocks(type, values.shape, name, float(values.std()))
-    return np.ascontiguousarray(gguf.quants.quantize(values, gguf.GGMLQuantizationType[type])).view(np.uint8)
-
-
-def random_blocks(type: str, shape: tuple[int, ...], name: str, scale: float = 0.05) -> npt.NDArray[np.uint8]:
-    """Blocks of random bits whose values have about standard deviation `scale`. → [rows, bytes]"""
-    elements, size, scales, spread = RANDOM_BLOCKS[type]
-    count = int(np.prod(shape)) // elements
-    bits = noise(f"{type} {name}", (count, size)).view(np.uint32) >> np.uint32(3)
-    blocks = bits.astype(np.uint8)
-    factors = scale / spread * (1 + 0.2 * noise(f"scales of {name}", (count, len(scales))))
-    for i, (at, ratio) in enumerate(scales.items()):
-        blocks[:, at : at + 2] = (ratio * factors[:, i : i + 1]).astype("<f2").view(np.uint8)
-    return blocks.reshape(shape[0], -1)
-
-
 # In memory
 
 
@@ -417,34 +364,3 @@ def memory_checkpoint(spec: TinyModel, *, kind: str = "safetensors") -> MemoryCh
 
 def raw(name: str, values: FloatArray) -> RawTensor:
     return RawTensor(name, "F32", values.shape, np.ascontiguousarray(values).view(np.uint8).reshape(-1))
-
-
-# A tokenizer of bytes, so that any text has ids and any ids have text.
-
-
-def _byte_characters() -> list[str]:
-    """GPT-2's printable stand-in of each byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
-
-
-MERGES = ["t h", "i n", "e r", "a n", "o n", "Ġ t", "Ġ a", "h e", "Ġt he", "i s", "o r", "r e", "n d", "a t"]
-TOKENS = [*_byte_characters(), "<s>", "</s>", *("".join(merge.split()) for merge in MERGES)]
-
-
-def tokenizer_json() -> dict[str, Any]:
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    specials = [{"id": i, "content": TOKENS[i], "special": True} for i in (256, 257)]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {
-        "version": "1.0",
-        "added_tokens": [special | flags for special in specials],
-        "pre_tokenizer": byte_level,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "vocab": {token: i for i, token in enumerate(TOKENS)},
-            "merges": MERGES,
-        },
-    }
