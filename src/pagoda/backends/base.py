@@ -144,4 +144,8 @@ class Backend(Protocol):
         max_batch_seqs: int,
         kv_type: KVType,
     ) -> LoadedModel:
-        """Put the model's weights in place, ready for allocate_kv."""
+        """Put the model's weights in place, ready for allocate_kv.
+
+        A step has at most max_batch_tokens tokens of max_batch_seqs sequences, and wants at most max_batch_seqs rows
+        of logits.
+        """

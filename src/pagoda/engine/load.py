@@ -86,20 +86,20 @@ def load_engine(settings: EngineSettings, *, progress: Progress | None = None) -
 
 
 def _load(settings: EngineSettings, source: LocalModel, checkpoint: Checkpoint, available: int) -> LoadedEngine:
+    forward_model = load_model(checkpoint)
     with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while the weights are repacked
         tokenizer_job = pool.submit(load_tokenizer, checkpoint)
-        forward_model = load_model(checkpoint)
         model = _backend(settings).load(
             forward_model,
             max_batch_tokens=settings.max_batch_tokens,
             max_batch_seqs=_max_rows(settings),
             kv_type=settings.kv_type,
         )
-        tokenizer = tokenizer_job.result()
     try:
+        tokenizer = tokenizer_job.result()
+        chat_template, no_chat_reason = _chat_template(checkpoint, tokenizer)
         kv_plan = plan_kv(_footprint(forward_model, model), settings, forward_model.max_context, available)
         core = _engine(settings, forward_model, model, tokenizer, kv_plan)
-        chat_template, no_chat_reason = _chat_template(checkpoint, tokenizer)
     except BaseException:
         model.close()
         raise
@@ -158,7 +158,7 @@ def _engine(
     return Engine(
         model,
         tokenizer,
-        Sampler(forward_model.vocab_size),
+        Sampler(forward_model.vocab_size, isa=settings.isa),
         vocab_size=forward_model.vocab_size,
         windows=kv_plan.footprint.windows,
         num_blocks=kv_plan.num_blocks,
