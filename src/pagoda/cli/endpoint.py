@@ -126,7 +126,6 @@ def local_endpoint(engine: EngineSettings) -> Iterator[LocalEndpoint]:
     with download_progress() as progress:
         loaded = load_engine(engine, progress=progress)
     try:
-        loaded.engine.start()
         limits = ServerSettings(max_queue_requests=NO_LIMIT, max_queue_tokens=NO_LIMIT, max_body_bytes=NO_LIMIT)
         yield LocalEndpoint(create_app(loaded, limits))
     finally:
