@@ -17,8 +17,8 @@ VLLM_NAMES = {
     "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prefix_cache_queries_total",
     "prefix_cache_hits_total", "num_preemptions_total", "prompt_tokens_total", "generation_tokens_total",
     "request_success_total", "iteration_tokens_total_bucket", "request_prompt_tokens_bucket",
-    "request_generation_tokens_bucket", "request_params_n_bucket", "request_params_max_tokens_bucket",
-    "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket",
+    "request_generation_tokens_bucket", "request_max_num_generation_tokens_bucket", "request_params_n_bucket",
+    "request_params_max_tokens_bucket", "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket",
     "request_time_per_output_token_seconds_bucket", "e2e_request_latency_seconds_bucket",
     "request_queue_time_seconds_bucket", "request_prefill_time_seconds_bucket", "request_decode_time_seconds_bucket",
     "request_inference_time_seconds_bucket", "cache_config_info",
@@ -124,8 +124,9 @@ def test_names_are_those_of_vllm() -> None:
     metrics.record_params(SamplingParams(n=2))
     metrics.record(STEP)
     text = metrics.exposition()[0].decode()
+    old = {"gpu_cache_usage_perc", "gpu_prefix_cache_hits_total", "time_per_output_token_seconds_bucket"}
     names = {line.split("{")[0] for line in text.splitlines() if not line.startswith("#")}
-    assert {f"vllm:{name}" for name in VLLM_NAMES} <= names
+    assert {f"vllm:{name}" for name in VLLM_NAMES | old} <= names
     assert {f"pagoda_{name}" for name in VLLM_NAMES} <= names
     assert 'vllm:num_requests_running{engine="0",model_name="m"} 5.0' in text
     assert 'vllm:cache_config_info{block_size="16",engine="0",model_name="m",num_gpu_blocks="7"} 1.0' in text

@@ -49,7 +49,7 @@ def test_a_client_that_leaves_frees_its_sequence_within_a_step(stream: bool) -> 
         wait_for(lambda: not engine.running)
         model = served.server._service.model()
         wait_for(lambda: model.metrics.own.disconnects.value == 1)
-        assert not model.bridge.busy
+        assert model.bridge.busy_since is None
         assert model.admission.requests.waiting == 0
 
 
@@ -195,6 +195,21 @@ def test_a_dead_engine_is_not_hidden() -> None:
             assert served.client.get(path).status_code == 503
         assert "out of luck" in served.client.get("/health").json()["error"]["message"]
         assert "out of luck" in served.refused("/v1/completions", status=503, prompt="abc")["message"]
+
+
+def test_an_engine_that_takes_no_steps_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pagoda.server.service.STALLED_S", 0.1)
+    engine = FakeEngine()
+    with serving(FakeLoaded(engine)) as served:
+        time.sleep(0.2)
+        assert served.client.get("/ready").status_code == 200  # idle is not stalled
+        engine.gate.clear()
+        sock = raw_request(served, prompt="abc")
+        wait_for(lambda: served.client.get("/ready").status_code == 503)
+        assert served.client.get("/health").status_code == 200
+        engine.gate.set()
+        wait_for(lambda: served.client.get("/ready").status_code == 200)
+        sock.close()
 
 
 def test_draining_finishes_what_runs() -> None:

@@ -37,7 +37,7 @@ def serve(engine: EngineSettings, server: ServerSettings) -> None:
     from pagoda.server.run import run  # imports FastAPI, which takes as long as the model
 
     try:
-        run(sock, server, loading, lambda model: _greet(model, address, bool(server.api_keys)))
+        run(sock, server, loading, lambda model: _greet(model, address, server))
     finally:
         logging.shutdown()
         if not loading.done():  # stopped while loading: do not wait for the thread
@@ -64,10 +64,10 @@ def in_thread(work: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _greet(model: Model, address: str, guarded: bool) -> None:
+def _greet(model: Model, address: str, settings: ServerSettings) -> None:
     logger.info("listening", extra={"facts": {"url": f"{address}/v1", "model": model.name, "docs": f"{address}/docs"}})
-    if sys.stderr.isatty():
-        key = " -H 'Authorization: Bearer YOUR_KEY'" if guarded else ""
+    if settings.log_format == "text":
+        key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_keys else ""
         body = f'{{"model": "{model.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
         sys.stderr.write(f"\nTry it:\n\n  curl {address}/v1/chat/completions{key} \\\n")
         sys.stderr.write(f"    -H 'Content-Type: application/json' \\\n    -d '{body}'\n\n")

@@ -9,7 +9,7 @@ Not covered: series of what Pagoda does not have (LoRA, speculation, data-parall
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -27,6 +27,13 @@ REQUEST_SECONDS = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.
                    480.0, 960.0, 1920.0, 7680.0)  # fmt: skip
 STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+# what dashboards for vLLM before 0.11 ask for
+OLD_NAMES = {
+    "gpu_cache_usage_perc": "kv_cache_usage_perc",
+    "gpu_prefix_cache_hits": "prefix_cache_hits",
+    "gpu_prefix_cache_queries": "prefix_cache_queries",
+    "time_per_output_token_seconds": "inter_token_latency_seconds",
+}
 FINISH_REASONS = ("stop", "length", "abort", "error")
 
 
@@ -60,6 +67,9 @@ class EngineSeries:
         self.iteration_tokens = Histogram("iteration_tokens_total", "Tokens of a step.", STEP_TOKENS)
         self.request_prompt_tokens = Histogram("request_prompt_tokens", "Prompt tokens of a request.", tokens)
         self.request_generation_tokens = Histogram("request_generation_tokens", "Tokens generated for it.", tokens)
+        self.request_max_num_generation_tokens = Histogram(
+            "request_max_num_generation_tokens", "Tokens of a request's longest choice.", tokens
+        )
         self.request_params_n = Histogram("request_params_n", "The n that requests ask for.", (1, 2, 5, 10, 20))
         self.request_params_max_tokens = Histogram(
             "request_params_max_tokens", "The max_tokens that requests ask for.", tokens
@@ -167,15 +177,18 @@ class Metrics:
         if params.max_tokens is not None:
             self.engine.request_params_max_tokens.observe(params.max_tokens)
 
+    def record_answer(self, num_tokens: Sequence[int]) -> None:
+        """A request has been answered with choices of these lengths. Called once a request, by the server."""
+        self.engine.request_max_num_generation_tokens.observe(max(num_tokens))
+
     def collect(self) -> Iterator[Metric]:
         """For prometheus_client: every series as it stands now."""
-        for series in _series(self.engine):
-            yield from series.collect("pagoda_", self._labels)
-        for series in _series(self.own):
-            yield from series.collect("pagoda_", self._labels)
+        for series in [*_series(self.engine), *_series(self.own)]:
+            yield from series.collect(f"pagoda_{series.name}", self._labels)
         if self._compat == "vllm":
-            for series in _series(self.engine):
-                yield from series.collect("vllm:", self._labels | {"engine": "0"})
+            named = {series.name: series for series in _series(self.engine)}
+            for name, series in (named | {old: named[new] for old, new in OLD_NAMES.items()}).items():
+                yield from series.collect(f"vllm:{name}", self._labels | {"engine": "0"})
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """The text for a scraper that sent `accept`, and its content type."""

@@ -22,8 +22,8 @@ class Counter:
     def __init__(self, name: str, help: str) -> None:
         self.name, self.help, self.value = name, help, 0.0
 
-    def collect(self, prefix: str, labels: Labels) -> Iterator[Metric]:
-        family = CounterMetricFamily(prefix + self.name, self.help, labels=list(labels))
+    def collect(self, name: str, labels: Labels) -> Iterator[Metric]:
+        family = CounterMetricFamily(name, self.help, labels=list(labels))
         family.add_metric(list(labels.values()), self.value)
         yield family
 
@@ -38,8 +38,8 @@ class LabelledCounter:
     def add(self, value: str, amount: float = 1.0) -> None:
         self.values[value] = self.values.get(value, 0.0) + amount
 
-    def collect(self, prefix: str, labels: Labels) -> Iterator[Metric]:
-        family = CounterMetricFamily(prefix + self.name, self.help, labels=[*labels, self.label])
+    def collect(self, name: str, labels: Labels) -> Iterator[Metric]:
+        family = CounterMetricFamily(name, self.help, labels=[*labels, self.label])
         for value, total in list(self.values.items()):
             family.add_metric([*labels.values(), value], total)
         yield family
@@ -51,8 +51,8 @@ class Gauge:
     def __init__(self, name: str, help: str) -> None:
         self.name, self.help, self.value = name, help, 0.0
 
-    def collect(self, prefix: str, labels: Labels) -> Iterator[Metric]:
-        family = GaugeMetricFamily(prefix + self.name, self.help, labels=list(labels))
+    def collect(self, name: str, labels: Labels) -> Iterator[Metric]:
+        family = GaugeMetricFamily(name, self.help, labels=list(labels))
         family.add_metric(list(labels.values()), self.value)
         yield family
 
@@ -63,9 +63,9 @@ class Info:
     def __init__(self, name: str, help: str, facts: Labels) -> None:
         self.name, self.help, self.facts = name, help, facts
 
-    def collect(self, prefix: str, labels: Labels) -> Iterator[Metric]:
+    def collect(self, name: str, labels: Labels) -> Iterator[Metric]:
         together = labels | self.facts
-        family = GaugeMetricFamily(prefix + self.name, self.help, labels=list(together))
+        family = GaugeMetricFamily(name, self.help, labels=list(together))
         family.add_metric(list(together.values()), 1.0)
         yield family
 
@@ -90,8 +90,8 @@ class Histogram:
             total += value
         self.sum += total
 
-    def collect(self, prefix: str, labels: Labels) -> Iterator[Metric]:
-        family = HistogramMetricFamily(prefix + self.name, self.help, labels=list(labels))
+    def collect(self, name: str, labels: Labels) -> Iterator[Metric]:
+        family = HistogramMetricFamily(name, self.help, labels=list(labels))
         names = [*map(str, self.bounds), "+Inf"]
         buckets = list(zip(names, accumulate(self.counts), strict=True))
         family.add_metric(list(labels.values()), buckets, self.sum)

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from pagoda.errors import EngineError
+from pagoda.observe.metrics import Metrics
 from pagoda.server.bridge import DeltaStream
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.prompts import Prompt
@@ -92,6 +93,14 @@ class Answer:
             yield self._head + usage + DONE
         else:
             yield DONE
+
+    def record(self, metrics: Metrics) -> None:
+        """Facts that only the whole answer tells."""
+        n = self.options.n
+        for first in range(0, len(self.choices), n):
+            group = self.choices[first : first + n]
+            if all(choice.finish_reason for choice in group):
+                metrics.record_answer([choice.completion_tokens for choice in group])
 
     def usage(self) -> dict[str, Any]:
         """Prompts are counted once, however many choices continue them."""

@@ -7,6 +7,7 @@ routers later), composed in `app.py`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -63,12 +64,16 @@ class EngineBridge:
         self._outbox: deque[tuple[EngineStream, Delta]] = deque()
         self._woken: asyncio.AbstractEventLoop | None = None  # has been told, and has not looked yet
         self._open: set[EngineStream] = set()
+        self.busy_since: float | None = None  # None: no stream is open
 
     async def open(self, requests: Sequence[Request]) -> DeltaStream:
         """Submit the requests. Raises EngineError when the engine has stopped, RequestError for a bad request."""
         if not self._engine.alive:
             raise EngineError(f"the engine has stopped: {self._engine.error or 'it was shut down'}")
-        stream = EngineStream(self._engine, requests, self._open)
+        stream = EngineStream(self._engine, requests, self._closed)
+        self._open.add(stream)
+        if self.busy_since is None:
+            self.busy_since = time.monotonic()
         sink = self._sink(stream, asyncio.get_running_loop())
         try:
             for request in requests:
@@ -78,15 +83,15 @@ class EngineBridge:
             raise
         return stream
 
-    @property
-    def busy(self) -> bool:
-        """Whether any stream is open."""
-        return bool(self._open)
-
     def close_all(self) -> None:
         """Make every open stream raise, so that its reader closes it. Runs on the loop."""
         for stream in list(self._open):
             stream.fail(EngineError("the server is shutting down"))
+
+    def _closed(self, stream: EngineStream) -> None:
+        self._open.discard(stream)
+        if not self._open:
+            self.busy_since = None
 
     def _sink(self, stream: EngineStream, loop: asyncio.AbstractEventLoop) -> Callable[[Delta], None]:
         def sink(delta: Delta) -> None:  # on the engine's thread
@@ -108,14 +113,15 @@ class EngineBridge:
 class EngineStream:
     """One HTTP request's share of the engine: one or several engine requests, each of n choices. Lives on the loop."""
 
-    def __init__(self, engine: EngineThread, requests: Sequence[Request], registry: set[EngineStream]) -> None:
+    def __init__(
+        self, engine: EngineThread, requests: Sequence[Request], on_close: Callable[[EngineStream], None]
+    ) -> None:
         self._engine = engine
         self._unfinished = {request.id: request.params.n for request in requests}
         self._arrived: list[Delta] = []
         self._error: Exception | None = None
         self._wake: asyncio.Future[None] | None = None
-        self._registry = registry
-        registry.add(self)
+        self._on_close = on_close
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         while self._unfinished:
@@ -140,7 +146,7 @@ class EngineStream:
         self._wake_up()
 
     def close(self) -> None:
-        self._registry.discard(self)
+        self._on_close(self)
         for request_id in self._unfinished:
             self._engine.abort(request_id)
         self._unfinished.clear()

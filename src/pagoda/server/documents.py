@@ -201,7 +201,7 @@ def _responses(path: str) -> dict[str, Any]:
     model, refusals = ANSWERS[path]
     content = {"text/plain": TEXT} if model is None else _json(model)
     if path in STREAMED:
-        content["text/event-stream"] = TEXT
+        content["text/event-stream"] = {}  # OpenAPI 3.1 has no words for the shape of an event
     refused = {str(status): {"description": REFUSALS[status], "content": _json(ErrorBody)} for status in refusals}
     return {"200": {"description": "The answer.", "content": content}} | refused
 

@@ -75,9 +75,11 @@ class RequestLog:
 
     def _log(self, scope: Scope, status: int, start: float) -> None:
         if self.service.loaded is not None:
-            own = self.service.loaded.metrics.own
-            own.http_requests.add(str(status))
-            own.disconnects.value += status == CLIENT_CLOSED
+            metrics = self.service.loaded.metrics
+            metrics.own.http_requests.add(str(status))
+            metrics.own.disconnects.value += status == CLIENT_CLOSED
+            if "pagoda.answer" in scope:
+                scope["pagoda.answer"].record(metrics)
         level = logging.DEBUG if scope["path"] in QUIET_PATHS and status < 400 else logging.INFO
         if logger.isEnabledFor(level):
             facts = {"method": scope["method"], "path": scope["path"], "status": status}

@@ -75,15 +75,12 @@ class Prompts:
         else:
             items = given if isinstance(given[0], (str, list)) else [given]
         add_special = body.add_special_tokens is not False
-        return [await self.of_item(item, add_special=add_special) for item in items]
+        size = sum(len(item) for item in items if isinstance(item, str))
+        return await _off_loop(size, lambda: [self._item(item, add_special) for item in items])
 
-    async def of_item(self, item: str | list[int], *, add_special: bool = True) -> Prompt:
-        """A text or token ids."""
-        if isinstance(item, list):
-            self.check_ids(item, "prompt")
-            return Prompt(tuple(item))
-        encode = self.tokenizer.encode
-        return Prompt(await _off_loop(len(item), lambda: tuple(encode(item, add_special=add_special))), item)
+    async def of_text(self, text: str, *, add_special: bool = True) -> Prompt:
+        """One text."""
+        return await _off_loop(len(text), lambda: self._item(text, add_special))
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise RequestError for an id that is not in the vocabulary."""
@@ -108,6 +105,12 @@ class Prompts:
                 param="max_tokens" if len(prompt.ids) < self.max_context else "prompt",
             )
         return prompt
+
+    def _item(self, item: str | list[int], add_special: bool) -> Prompt:
+        if isinstance(item, list):
+            self.check_ids(item, "prompt")
+            return Prompt(tuple(item))
+        return Prompt(tuple(self.tokenizer.encode(item, add_special=add_special)), item)
 
     def _render(self, body: Conversation) -> Prompt:
         if self._template is None:

@@ -122,7 +122,7 @@ async def tokenize(request: Request) -> Response:
     else:
         body = TokenizeText.model_validate(data)
         model = service_of(request).model(body.model)
-        prompt = await model.prompts.of_item(body.prompt, add_special=body.add_special_tokens is not False)
+        prompt = await model.prompts.of_text(body.prompt, add_special=body.add_special_tokens is not False)
     writer = LogprobWriter(model.tokenizer)
     texts = [writer.text(token_id) for token_id in prompt.ids] if body.return_token_strs else None
     count = len(prompt.ids)

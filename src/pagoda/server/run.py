@@ -29,6 +29,7 @@ logger = logging.getLogger("pagoda.server")
 
 POLL_S = 0.02
 CLOSE_S = 2  # connections get that long to close after their last answer
+KEEP_ALIVE_S = 75  # longer than clients keep idle connections: they close first, and never write into a closed one
 SWITCH_S = 0.0005
 
 
@@ -98,7 +99,13 @@ def make_server(
     """A server whose model is `loading`; `on_ready` is called when it is there."""
     app = create_app(None, settings)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S, server_header=False, lifespan="off"
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=CLOSE_S,
     )
     return PagodaServer(app.state.service, config, loading, on_ready)
 

@@ -81,8 +81,9 @@ class Model:
 
     def turning(self) -> bool:
         """Whether the engine runs, and takes steps if it has work."""
-        idle = not self.bridge.busy
-        return self.engine.alive and (idle or time.monotonic() - self.metrics.last_step < STALLED_S)
+        busy_since = self.bridge.busy_since
+        last_sign = time.monotonic() if busy_since is None else max(busy_since, self.metrics.last_step)
+        return self.engine.alive and time.monotonic() - last_sign < STALLED_S
 
     def describe(self) -> dict[str, Any]:
         """As /v1/models shows it."""
@@ -143,6 +144,8 @@ class Service:
     def model_for_work(self, name: str | None) -> Model:
         """Likewise, to generate with. Raises UnavailableError when shutting down, EngineError when it has stopped."""
         if self.phase == "draining":
+            if self._model is not None:
+                self._model.metrics.own.http_rejected.add("draining")
             raise UnavailableError("the server is shutting down", retry_after=max(1.0, self.settings.shutdown_timeout))
         model = self.model(name)
         if not model.engine.alive:

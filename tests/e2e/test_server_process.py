@@ -1,0 +1,117 @@
+"""`pagoda serve` as a process of its own, with the real default model: how it starts, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving import wait_for
+
+ASK = {"prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": True, "stream": True, "temperature": 0}
+
+
+class Process:
+    """`pagoda serve` on a free port, which its log names."""
+
+    def __init__(self, model: Path, log: Path, *flags: str) -> None:
+        self.log = log
+        command = [sys.executable, "-m", "pagoda", "serve", str(model), "--port", "0", "--log-format", "json"]
+        self.popen = subprocess.Popen([*command, "--max-context", "1024", *flags], stderr=log.open("wb"))
+        self.client = httpx.Client(timeout=60)
+
+    def lines(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def wait_ready(self) -> None:
+        wait_for(lambda: self.popen.poll() is not None or self.announced(), 60)
+        assert self.popen.poll() is None, self.log.read_text()
+        self.client.base_url = httpx.URL(str(self.announced()).removesuffix("/v1"))
+
+    def announced(self) -> object:
+        return next((line["url"] for line in self.lines() if line["message"] == "listening"), None)
+
+    def wait_end(self) -> int:
+        return self.popen.wait(30)
+
+
+@contextmanager
+def process(model: Path, log: Path, *flags: str) -> Iterator[Process]:
+    running = Process(model, log, *flags)
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        running.client.close()
+        running.popen.kill()
+        running.popen.wait()
+
+
+def test_start_answer_end(default_model: Path, tmp_path: Path) -> None:
+    with process(default_model, tmp_path / "log") as server:
+        assert server.client.get("/ready").status_code == 200
+        headers = {"X-Request-Id": "trace-1"}
+        answer = server.client.post("/v1/completions", json=ASK | {"stream": False, "max_tokens": 4}, headers=headers)
+        assert answer.json()["usage"]["completion_tokens"] == 4
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.wait_end() == 0
+        lines = server.lines()
+    (request,) = [line for line in lines if line["message"] == "request" and line["path"] == "/v1/completions"]
+    assert (request["request_id"], request["status"], request["completion_tokens"]) == ("trace-1", 200, 4)
+    assert any("sequences of 1024 tokens" in str(line["message"]) for line in lines), "the memory sum"
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_runs_finish(default_model: Path, tmp_path: Path, sig: signal.Signals) -> None:
+    with process(default_model, tmp_path / "log") as server:
+        with server.client.stream("POST", "/v1/completions", json=ASK) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.popen.send_signal(sig)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert server.wait_end() == 0
+
+
+def test_a_second_signal_stops_at_once(default_model: Path, tmp_path: Path) -> None:
+    with process(default_model, tmp_path / "log") as server:
+        with server.client.stream("POST", "/v1/completions", json=ASK) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.popen.send_signal(signal.SIGTERM)
+            wait_for(lambda: "shutting down" in server.log.read_text())
+            start = time.monotonic()
+            server.popen.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        assert server.wait_end() == 128 + signal.SIGTERM
+        assert time.monotonic() - start < 1.0
+
+
+def test_a_busy_port_ends_with_a_sentence(default_model: Path, tmp_path: Path) -> None:
+    with process(default_model, tmp_path / "log") as server:
+        port = str(server.client.base_url.port)
+        second = subprocess.run(
+            [sys.executable, "-m", "pagoda", "serve", str(default_model), "--port", port],
+            capture_output=True,
+            timeout=60,
+        )
+    assert second.returncode == 2
+    assert f"port {port} on 127.0.0.1 is in use" in second.stderr.decode()
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pagoda", "serve", str(tmp_path / "no.gguf"), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert "no.gguf" in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
