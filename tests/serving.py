@@ -1,14 +1,18 @@
-"""A real HTTP server in this process, for tests."""
+"""Real HTTP servers for tests: in this process, and in one of their own."""
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -81,9 +85,43 @@ def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 def events(response: httpx.Response) -> list[Any]:
     """The JSON objects of a server-sent event stream, whose last line must be [DONE]."""
-    import json
-
     lines = [line for line in response.text.split("\n") if line]
     assert all(line.startswith("data: ") for line in lines), lines
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+class Process:
+    """`pagoda serve` on a free port, which its log names."""
+
+    def __init__(self, model: Path, log: Path, *flags: str) -> None:
+        self.log = log
+        command = [sys.executable, "-m", "pagoda", "serve", str(model), "--port", "0", "--log-format", "json"]
+        self.popen = subprocess.Popen([*command, "--max-context", "1024", *flags], stderr=log.open("wb"))
+        self.client = httpx.Client(timeout=60)
+
+    def lines(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def wait_ready(self) -> None:
+        wait_for(lambda: self.popen.poll() is not None or self.announced(), 60)
+        assert self.popen.poll() is None, self.log.read_text()
+        self.client.base_url = httpx.URL(str(self.announced()).removesuffix("/v1"))
+
+    def announced(self) -> object:
+        return next((line["url"] for line in self.lines() if line["message"] == "listening"), None)
+
+    def wait_end(self) -> int:
+        return self.popen.wait(30)
+
+
+@contextmanager
+def process(model: Path, log: Path, *flags: str) -> Iterator[Process]:
+    running = Process(model, log, *flags)
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        running.client.close()
+        running.popen.kill()
+        running.popen.wait()

@@ -14,11 +14,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from test_server_process import Process, process
+from serving import Process, process
 
 SECONDS = float(os.environ.get("PAGODA_TEST_LOAD_SECONDS", "20"))
 CLIENTS = 64
-KINDS = [(prompt_words, output) for prompt_words in (2, 40, 200) for output in (1, 12, 40)]
+KINDS = [(num_chars, output) for num_chars in (10, 200, 1000) for output in (1, 12, 40)]
+TEXT = "The old river bends past the stones where seven herons wait for evening. " * 20
 WARM_UP = 0.25  # of the time, after which memory is to stay flat
 
 
@@ -32,9 +33,9 @@ def server(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def body(kind: int) -> dict[str, object]:
-    num_words, output = KINDS[kind]
-    words = random.Random(kind).choices("the old river bends past stones where seven herons wait".split(), k=num_words)
-    return {"prompt": " ".join(words), "max_tokens": output, "ignore_eos": True, "stream": True, "temperature": 0}
+    num_chars, output = KINDS[kind]
+    prompt = TEXT[3 * kind :][:num_chars]
+    return {"prompt": prompt, "max_tokens": output, "ignore_eos": True, "stream": True, "temperature": 0}
 
 
 async def answer(client: httpx.AsyncClient, kind: int) -> str:

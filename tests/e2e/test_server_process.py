@@ -7,52 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from serving import wait_for
+from serving import process, wait_for
 
 ASK = {"prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": True, "stream": True, "temperature": 0}
-
-
-class Process:
-    """`pagoda serve` on a free port, which its log names."""
-
-    def __init__(self, model: Path, log: Path, *flags: str) -> None:
-        self.log = log
-        command = [sys.executable, "-m", "pagoda", "serve", str(model), "--port", "0", "--log-format", "json"]
-        self.popen = subprocess.Popen([*command, "--max-context", "1024", *flags], stderr=log.open("wb"))
-        self.client = httpx.Client(timeout=60)
-
-    def lines(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-
-    def wait_ready(self) -> None:
-        wait_for(lambda: self.popen.poll() is not None or self.announced(), 60)
-        assert self.popen.poll() is None, self.log.read_text()
-        self.client.base_url = httpx.URL(str(self.announced()).removesuffix("/v1"))
-
-    def announced(self) -> object:
-        return next((line["url"] for line in self.lines() if line["message"] == "listening"), None)
-
-    def wait_end(self) -> int:
-        return self.popen.wait(30)
-
-
-@contextmanager
-def process(model: Path, log: Path, *flags: str) -> Iterator[Process]:
-    running = Process(model, log, *flags)
-    try:
-        running.wait_ready()
-        yield running
-    finally:
-        running.client.close()
-        running.popen.kill()
-        running.popen.wait()
 
 
 def test_start_answer_end(default_model: Path, tmp_path: Path) -> None:
