@@ -85,6 +85,11 @@ def test_completion_is_echoed(api: Served) -> None:
     assert answer["choices"][0]["text"] == "abc" + expected_text("abc", 6)
 
 
+def test_whole_numbers_may_have_a_point(api: Served) -> None:
+    assert api.ok("/v1/completions", prompt="abc", max_tokens=3.0, n=1.0)["usage"]["completion_tokens"] == 3
+    assert api.refused("/v1/completions", prompt="abc", max_tokens=3.5)["param"] == "max_tokens"
+
+
 def test_completion_defaults_to_16_tokens(api: Served) -> None:
     assert api.ok("/v1/completions", prompt="abc")["usage"]["completion_tokens"] == 16
 

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pagoda.server.neutral import NEUTRAL_IN_MESSAGE, without_neutral
 
+
+def _whole(value: object) -> object:
+    """JSON does not tell 16 from 16.0, and neither do its clients."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
 Text = Annotated[str, Field(min_length=1)]
-Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Int64 = Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)]
 LogitBias = dict[Annotated[str, Field(pattern="^[0-9]+$", max_length=10)], Annotated[float, Field(ge=-100, le=100)]]
 MAX_TOKENS = 2**31 - 1
 
@@ -51,13 +58,13 @@ class Generation(Harmless):
     """What chat and text completions share."""
 
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    n: Annotated[Int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[Int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -65,7 +72,7 @@ class Generation(Harmless):
     logit_bias: LogitBias | None = None
     seed: Int64 | None = None
 
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    min_tokens: Annotated[Int, Field(ge=0, le=MAX_TOKENS)] | None = None
     stop: Text | list[Text] | None = None
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
@@ -74,10 +81,10 @@ class Generation(Harmless):
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     bad_words: list[Text] | None = None
 
-    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: to the whole context
+    truncate_prompt_tokens: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: to the whole context
 
     priority: Int64 | None = None
     cache_salt: Text | None = None
@@ -97,8 +104,8 @@ class CompletionRequest(Generation):
         | Annotated[TokenIds, Field(min_length=1)]
         | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
     )
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_tokens: Annotated[Int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
 
@@ -143,10 +150,10 @@ class Conversation(Strict):
 class ChatRequest(Generation, Conversation):
     """POST /v1/chat/completions."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_tokens: Annotated[Int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_completion_tokens: Annotated[Int, Field(ge=1, le=MAX_TOKENS)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None
 
 
