@@ -34,6 +34,7 @@ test: .venv-dev/.installed
 native:
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) > /dev/null
 	cmake --build build/dev
+	rm -f src/pagoda/_native*.so  # a process that runs it keeps its own
 	cp build/dev/_native*.so src/pagoda/
 
 clean:

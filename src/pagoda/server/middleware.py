@@ -80,7 +80,7 @@ class RequestLog:
             metrics.own.disconnects.value += status == CLIENT_CLOSED
             if "pagoda.answer" in scope:
                 scope["pagoda.answer"].record(metrics)
-        level = logging.DEBUG if scope["path"] in QUIET_PATHS and status < 400 else logging.INFO
+        level = logging.DEBUG if scope["path"] in QUIET_PATHS and status in (200, 503) else logging.INFO
         if logger.isEnabledFor(level):
             facts = {"method": scope["method"], "path": scope["path"], "status": status}
             facts |= {"seconds": round(time.monotonic() - start, 4)} | _answer_facts(scope, start)
