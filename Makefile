@@ -35,7 +35,8 @@ native:
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) > /dev/null
 	cmake --build build/dev
 	rm -f src/pagoda/_native*.so  # a process that runs it keeps its own
-	cp build/dev/_native*.so src/pagoda/
+	cp build/dev/_native*.so src/pagoda/_native.new
+	mv -f src/pagoda/_native.new src/pagoda/$$(cd build/dev && echo _native*.so)  # whoever has the old one loaded keeps it
 
 clean:
 	rm -rf build .venv .venv-dev src/pagoda/_native*.so
