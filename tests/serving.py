@@ -97,7 +97,8 @@ class Process:
     def __init__(self, model: Path, log: Path, *flags: str) -> None:
         self.log = log
         command = [sys.executable, "-m", "pagoda", "serve", str(model), "--port", "0", "--log-format", "json"]
-        self.popen = subprocess.Popen([*command, "--max-context", "1024", *flags], stderr=log.open("wb"))
+        with log.open("wb") as stderr:
+            self.popen = subprocess.Popen([*command, "--max-context", "1024", *flags], stderr=stderr)
         self.client = httpx.Client(timeout=60)
 
     def lines(self) -> list[dict[str, object]]:
@@ -112,7 +113,7 @@ class Process:
         return next((line["url"] for line in self.lines() if line["message"] == "listening"), None)
 
     def wait_end(self) -> int:
-        return self.popen.wait(30)
+        return self.popen.wait(120)
 
 
 @contextmanager

@@ -26,9 +26,7 @@ WARM_UP = 0.25  # of the time, after which memory is to stay flat
 @pytest.fixture(scope="module")
 def server(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     log = tmp_path_factory.mktemp("load") / "log"
-    with process(
-        default_model, log, "--kv-memory", "256MiB", "--max-num-seqs", "32", "--log-level", "warning"
-    ) as server:
+    with process(default_model, log, "--kv-memory", "256MiB", "--max-num-seqs", "32") as server:
         yield server
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from serving import process, wait_for
 
-ASK = {"prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": True, "stream": True, "temperature": 0}
+ASK = {"prompt": "Once upon a time", "max_tokens": 100, "ignore_eos": True, "stream": True, "temperature": 0}
 
 
 def test_start_answer_end(default_model: Path, tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_start_answer_end(default_model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_what_runs_finish(default_model: Path, tmp_path: Path, sig: signal.Signals) -> None:
-    with process(default_model, tmp_path / "log") as server:
+    with process(default_model, tmp_path / "log", "--shutdown-timeout", "120") as server:
         with server.client.stream("POST", "/v1/completions", json=ASK) as response:
             lines = response.iter_lines()
             next(lines)
@@ -45,7 +45,7 @@ def test_a_signal_lets_what_runs_finish(default_model: Path, tmp_path: Path, sig
 
 
 def test_a_second_signal_stops_at_once(default_model: Path, tmp_path: Path) -> None:
-    with process(default_model, tmp_path / "log") as server:
+    with process(default_model, tmp_path / "log", "--shutdown-timeout", "120") as server:
         with server.client.stream("POST", "/v1/completions", json=ASK) as answer:
             lines = answer.iter_lines()
             next(lines)
