@@ -219,7 +219,8 @@ void Selector::keep_top_p(double mass_wanted, Scale scale) {
     size_t num_tokens = 0;
     for (size_t i = 0; i < c.size; ++i) {
         tokens[num_tokens] = static_cast<uint32_t>(i);
-        num_tokens += (c.logits[i] >= span.low) & (c.logits[i] < span.high);
+        const float logit = c.logits[i];
+        num_tokens += logit >= span.low && logit < span.high;
     }
     const auto ranks_higher = [&](uint32_t i, uint32_t j) {
         return c.logits[i] > c.logits[j] || (c.logits[i] == c.logits[j] && i < j);
