@@ -4,10 +4,12 @@
 namespace nb = nanobind;
 
 namespace pagoda {
+void bind_program(nb::module_ &m);
 void bind_sampler(nb::module_ &m);
 }  // namespace pagoda
 
 NB_MODULE(_native, m) {
     m.doc() = "Pagoda's native kernels.";
+    pagoda::bind_program(m);
     pagoda::bind_sampler(m);
 }

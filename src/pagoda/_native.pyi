@@ -59,3 +59,105 @@ class BatchSampler:
     def isa(self) -> str: ...
 
 def sampler_isas() -> list[str]: ...
+
+# csrc/program_module.cpp
+
+def available_isas() -> list[str]:
+    """Instruction sets that this build carries and this machine runs, best first."""
+
+def dequantize(data: npt.NDArray[np.uint8], type: str, columns: int, out: npt.NDArray[np.float32]) -> None:
+    """Decode rows of `columns` weights into out [rows, columns]."""
+
+class Weight:
+    """A matrix packed for the kernels."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def is_float(self) -> bool: ...
+
+class LinearPart:
+    """One weight of a linear stage: out buffer = scale * (x @ weight.T) + bias, or added to it."""
+
+    def __init__(
+        self,
+        weight: Weight,
+        out: int,
+        bias: npt.NDArray[np.float32] | None,
+        accumulate: bool = False,
+        scale: float = 1.0,
+    ) -> None: ...
+
+class Program:
+    """A recorded forward pass; see csrc/program.h. Buffers and stages go by number, -1 is none."""
+
+    profiling: bool
+    def add_buffer(self, columns: int) -> int: ...
+    def add_quantized(self, columns: int) -> int: ...
+    def add_rope(self, inv_freq: npt.NDArray[np.float32], scale: float, neox: bool) -> int: ...
+    def set_layers(self, layers: list[tuple[int, int, int]], groups: int) -> None:
+        """(KV group, KV heads, head size) of each layer."""
+    def embed(
+        self, out: int, data: npt.NDArray[np.uint8], type: str, rows: int, columns: int, scale: float
+    ) -> None: ...
+    def rows(
+        self,
+        x: int,
+        gate: int = -1,
+        activation: str = "silu",
+        norm: npt.NDArray[np.float32] | None = None,
+        eps: float = 0.0,
+        out: int = -1,
+        accumulate: bool = False,
+        quantized: int = -1,
+        gather: bool = False,
+    ) -> None: ...
+    def linear(
+        self, x: int, quantized: int, parts: list[LinearPart], logits: bool = False, softcap: float = 0.0
+    ) -> None: ...
+    def prepare(
+        self,
+        q: int,
+        k: int,
+        v: int,
+        layer: int,
+        rope: int,
+        q_norm: npt.NDArray[np.float32] | None,
+        k_norm: npt.NDArray[np.float32] | None,
+        eps: float,
+    ) -> None: ...
+    def attend(self, q: int, out: int, layer: int, heads: int, scale: float, softcap: float, window: int) -> None: ...
+    def block_bytes(self, group: int) -> int: ...
+    def allocate_kv(self, num_blocks: list[int]) -> None: ...
+    def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None: ...
+    def forward(
+        self,
+        tokens: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
+        seq_starts: npt.NDArray[np.int32],
+        block_tables: list[npt.NDArray[np.int32]],
+        logit_rows: npt.NDArray[np.int32],
+    ) -> None: ...
+    def logits(self) -> npt.NDArray[np.float32]:
+        """A view of all logit rows, [max_logit_rows, vocab]."""
+    @property
+    def buffer_bytes(self) -> int: ...
+    def take_profile(self) -> list[tuple[str, float, float, float]]:
+        """(name, seconds, bytes, operations) a stage, since the last call."""
+
+class Runtime:
+    """Threads and the kernels of one instruction set. ValueError for an isa that is not available."""
+
+    def __init__(self, threads: int, isa: str | None = None) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    def pack(self, data: npt.NDArray[np.uint8], type: str, rows: int, columns: int) -> Weight: ...
+    def matmul(self, weight: Weight, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+        """out [T, rows] = x [T, columns] @ weight.T with the kernels' own activation quantization; T up to 4096."""
+    def program(self, max_tokens: int, max_logit_rows: int, kv_type: str) -> Program: ...

@@ -96,6 +96,8 @@ def _load(settings: EngineSettings, source: LocalModel, checkpoint: Checkpoint, 
             kv_type=settings.kv_type,
         )
     try:
+        for name in checkpoint.tensors:  # packed now: let the OS have the file's pages back
+            checkpoint.release(name)
         tokenizer = tokenizer_job.result()
         chat_template, no_chat_reason = _chat_template(checkpoint, tokenizer)
         kv_plan = plan_kv(_footprint(forward_model, model), settings, forward_model.max_context, available)

@@ -1,0 +1,32 @@
+// Which kernel tables this machine can run.
+#include "kernels.h"
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace pagoda {
+
+std::vector<const Kernels *> available_kernels() {
+    std::vector<const Kernels *> found;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (avx512) found.push_back(kernels_avx512());
+    if (avx2) found.push_back(kernels_avx2());
+#elif defined(__aarch64__) && defined(PAGODA_NEON)
+#if defined(__linux__)
+    if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) found.push_back(kernels_neon());
+#else
+    found.push_back(kernels_neon());  // every Apple silicon has dot products
+#endif
+#endif
+    found.push_back(kernels_generic());
+    return found;
+}
+
+}  // namespace pagoda

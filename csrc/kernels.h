@@ -1,0 +1,107 @@
+// The kernels of one instruction set, as a table of functions. Every entry has the same meaning in every table, and
+// computes each output from its own row alone, in an order that depends on shapes and positions only: results do
+// not change with the batch.
+#pragma once
+
+#include "weights.h"
+
+namespace pagoda {
+
+enum class Activation : int { Silu, GeluTanh, Gelu };
+enum class KVType : int { F32, F16, BF16, Int8 };
+
+// int8 activations of a number of tokens, each row padded with zeros to a multiple of 32.
+struct Quantized {
+    int8_t *q;       // [T][K]
+    float *scale;    // [T][K / 32]
+    int32_t *sum32;  // [T][K / 32] sum of 32 codes, for types with an offset
+    int32_t *sum16;  // [T][K / 16]
+    float *scaled32;  // [T][K / 32] scale * sum of 32 codes, for types with mins
+    float *scaled16;  // [T][K / 16]
+    int64_t k;       // columns
+
+    static int64_t bytes_per_token(int64_t k) { return k + k / 32 * 28; }
+    // The arrays for `tokens` tokens, one after the other from `memory` (64-byte aligned).
+    static Quantized at(uint8_t *memory, int64_t tokens, int64_t k) {
+        Quantized a;
+        a.k = k;
+        a.q = reinterpret_cast<int8_t *>(memory);
+        a.scale = reinterpret_cast<float *>(memory + tokens * k);
+        a.sum32 = reinterpret_cast<int32_t *>(a.scale + tokens * (k / 32));
+        a.sum16 = a.sum32 + tokens * (k / 32);
+        a.scaled32 = reinterpret_cast<float *>(a.sum16 + tokens * (k / 16));
+        a.scaled16 = a.scaled32 + tokens * (k / 32);
+        return a;
+    }
+};
+
+struct GemmArgs {
+    const Weight *weight;
+    int64_t panel_begin, panel_end;
+    int64_t token_begin, token_end;
+    Quantized act;        // for block types
+    const float *x;       // for float types: [T][x_stride], padded with zeros to blocks * 32
+    int64_t x_stride;
+    float *out;           // [T][out_stride]; columns up to panels * 16 are written
+    int64_t out_stride;
+    const float *bias;    // [panels * 16] or null
+    bool accumulate;      // out += result
+    float scale;          // result *= scale, before accumulate; 1 for most
+    uint8_t *scratch;     // kGemmScratch bytes, 64-byte aligned, this thread's own
+};
+constexpr size_t kGemmScratch = 512 * 1024;
+
+struct AttendArgs {
+    // Queries: `tokens` consecutive tokens of one sequence, the first at position `position`, `group` query heads
+    // that share KV head `kv_head`.
+    const float *q;       // first token's first head of the group
+    int64_t q_stride;     // between tokens
+    float *out;           // as q
+    int64_t out_stride;
+    int tokens, position, group, head_dim;
+    float scale, softcap;  // softcap 0: none
+    int window;            // 0: none
+    // Keys and values: block b of the sequence is at kv + table[b] * block_stride.
+    const uint8_t *kv;
+    const int32_t *table;
+    int64_t block_stride;
+    int64_t k_offset, v_offset;            // of this layer and head in a block
+    int64_t k_scale_offset, v_scale_offset;  // int8 only
+    KVType type;
+    uint8_t *scratch;      // attend_scratch() bytes, 64-byte aligned
+    // When set, keys of chunks [chunk_begin, chunk_end) only, and what is needed to merge goes to `partial`.
+    int chunk_begin, chunk_end;
+    float *partial;
+};
+
+constexpr int kAttendChunk = 256;   // keys that one softmax pass covers, at fixed positions
+constexpr int kAttendRows = 24;     // query rows (tokens * group) of one call at most
+constexpr int kMaxHeadDim = 512;
+constexpr size_t kAttendScratch =
+    sizeof(float) * kAttendRows * (kMaxHeadDim * 3 + kAttendChunk + 64) + 4096;
+
+struct Kernels {
+    const char *name;
+    void (*quantize)(const float *x, int64_t n, const Quantized &to, int64_t token);
+    // out may be x. weight [n].
+    void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
+    void (*gated)(const float *gate, const float *up, Activation kind, int64_t n, float *out);
+    void (*add)(float *x, const float *y, int64_t n);
+    // Rotates pairs of one head; cos_sin holds rotary_dim / 2 cosines, then as many sines.
+    void (*rope)(float *x, const float *cos_sin, int rotary_dim, bool neox);
+    // Stores one token of one KV head at `slot` of a block.
+    void (*store_kv)(const float *k, const float *v, int head_dim, int slot, KVType type, uint8_t *k_to,
+                     uint8_t *v_to, float *k_scale, float *v_scale);
+    void (*attend)(const AttendArgs &);
+    void (*gemm[static_cast<int>(Type::Count)])(const GemmArgs &);
+};
+
+const Kernels *kernels_generic();
+const Kernels *kernels_avx2();    // null where not compiled in
+const Kernels *kernels_avx512();
+const Kernels *kernels_neon();
+
+// The names of the instruction sets that this binary carries and this machine runs, best first.
+std::vector<const Kernels *> available_kernels();
+
+}  // namespace pagoda

@@ -1,0 +1,175 @@
+// Paged attention of a few query rows against one KV head. Included by kernels.inl.
+//
+// Keys are taken in chunks of 256 at fixed positions. Each chunk has its own softmax from scratch, and chunks are
+// merged in order; so a row's result depends on its own keys alone, whoever shares the call.
+
+template <class S, KVType Type>
+PAGODA_INLINE typename S::F load_kv(const uint8_t *base, int64_t element) {
+    if constexpr (Type == KVType::F32) return S::load(reinterpret_cast<const float *>(base) + element);
+    if constexpr (Type == KVType::F16) return S::load_half(base + 2 * element);
+    if constexpr (Type == KVType::BF16) return S::load_bfloat(base + 2 * element);
+    if constexpr (Type == KVType::Int8) return S::load_i8(base + element);
+}
+
+// scores[r][0..15] of R rows against the 16 keys of a block.
+template <class S, KVType Type, int R>
+PAGODA_INLINE void score_block(const uint8_t *keys, const float *q, int head_dim, float *scores) {
+    typename S::F s[R];
+    for (int r = 0; r < R; ++r) s[r] = S::zero();
+    for (int d = 0; d < head_dim; ++d) {
+        const auto k = load_kv<S, Type>(keys, d * kBlockTokens);
+        for (int r = 0; r < R; ++r) s[r] = S::fma(k, S::set1(q[r * head_dim + d]), s[r]);
+    }
+    for (int r = 0; r < R; ++r) S::store(scores + r * kAttendChunk, s[r]);
+}
+
+// out[r][at .. at + 16) = sum over the chunk's keys of p[r][key] * V[key][at ..).
+template <class S, KVType Type, int R>
+PAGODA_INLINE void weigh_values(const AttendArgs &a, int block_begin, int block_end, int64_t padded, int64_t at,
+                                const float *p, float *out) {
+    typename S::F o[R];
+    for (int r = 0; r < R; ++r) o[r] = S::zero();
+    for (int b = block_begin; b < block_end; ++b) {
+        if (a.table[b] < 0) continue;
+        const uint8_t *values = a.kv + a.table[b] * a.block_stride + a.v_offset;
+        const float *pb = p + (b - block_begin) * kBlockTokens;
+        for (int t = 0; t < kBlockTokens; ++t) {
+            const auto v = load_kv<S, Type>(values, t * padded + at);
+            for (int r = 0; r < R; ++r) o[r] = S::fma(v, S::set1(pb[r * kAttendChunk + t]), o[r]);
+        }
+    }
+    for (int r = 0; r < R; ++r) S::store(out + r * padded + at, o[r]);
+}
+
+// Softmax numerators of one row of a chunk, in place; returns their maximum score and their sum.
+template <class S>
+PAGODA_INLINE void softmax_row(float *s, int width, float &top, float &sum) {
+    auto largest = S::load(s);
+    for (int i = 16; i < width; i += 16) largest = S::max(largest, S::load(s + i));
+    top = lanes_max<S>(largest);
+    if (top == -INFINITY) {
+        std::memset(s, 0, static_cast<size_t>(width) * 4);
+        sum = 0.0f;
+        return;
+    }
+    auto total = S::zero();
+    const auto shift = S::set1(top);
+    for (int i = 0; i < width; i += 16) {
+        const auto e = exp<S>(S::sub(S::load(s + i), shift));
+        S::store(s + i, e);
+        total = S::add(total, e);
+    }
+    sum = lanes_sum<S>(total);
+}
+
+template <class S, KVType Type>
+PAGODA_INLINE void score_chunk(const AttendArgs &a, const float *q, int rows, int block_begin, int block_end, float *scores) {
+    for (int b = block_begin; b < block_end; ++b) {
+        float *to = scores + (b - block_begin) * kBlockTokens;
+        if (a.table[b] < 0) {
+            for (int r = 0; r < rows; ++r) S::store(to + r * kAttendChunk, S::set1(-INFINITY));
+            continue;
+        }
+        const uint8_t *block = a.kv + a.table[b] * a.block_stride;
+        for_tiles<S::kRows>(0, rows, [&](auto size, int64_t r) __attribute__((always_inline)) {
+            score_block<S, Type, size>(block + a.k_offset, q + r * a.head_dim, a.head_dim, to + r * kAttendChunk);
+        });
+        if constexpr (Type == KVType::Int8) {
+            const auto k_scale = S::load(reinterpret_cast<const float *>(block + a.k_scale_offset));
+            for (int r = 0; r < rows; ++r)
+                S::store(to + r * kAttendChunk, S::mul(S::load(to + r * kAttendChunk), k_scale));
+        }
+    }
+}
+
+// Soft cap, then what a row may not see: keys after it, and keys that its window has left behind.
+template <class S>
+PAGODA_INLINE void mask_row(const AttendArgs &a, int position, int first_key, int width, float *s) {
+    if (a.softcap > 0.0f)
+        for (int i = 0; i < width; i += 16)
+            S::store(s + i, S::mul(S::set1(a.softcap), tanh<S>(S::mul(S::load(s + i), S::set1(1.0f / a.softcap)))));
+    for (int i = position + 1 - first_key > 0 ? position + 1 - first_key : 0; i < width; ++i) s[i] = -INFINITY;
+    if (a.window > 0)
+        for (int i = 0; i < width && first_key + i <= position - a.window; ++i) s[i] = -INFINITY;
+}
+
+template <class S, KVType Type>
+PAGODA_INLINE void scale_by_values(const AttendArgs &a, int block_begin, int block_end, int rows, float *p) {
+    if constexpr (Type == KVType::Int8)
+        for (int b = block_begin; b < block_end; ++b) {
+            if (a.table[b] < 0) continue;
+            const uint8_t *block = a.kv + a.table[b] * a.block_stride;
+            const auto v_scale = S::load(reinterpret_cast<const float *>(block + a.v_scale_offset));
+            float *at = p + (b - block_begin) * kBlockTokens;
+            for (int r = 0; r < rows; ++r) S::store(at + r * kAttendChunk, S::mul(S::load(at + r * kAttendChunk), v_scale));
+        }
+}
+
+// total = total * exp(top_old - top) + part * exp(top_part - top)
+template <class S>
+PAGODA_INLINE void merge_row(float *total, float &top, float &sum, const float *part, float part_top, float part_sum,
+                             int64_t padded) {
+    if (part_top == -INFINITY) return;
+    const float next = part_top > top ? part_top : top;
+    float factors[16] = {top - next, part_top - next};
+    S::store(factors, exp<S>(S::load(factors)));
+    const float keep = top == -INFINITY ? 0.0f : factors[0], take = factors[1];
+    sum = sum * keep + part_sum * take;
+    top = next;
+    const auto k = S::set1(keep), n = S::set1(take);
+    for (int64_t d = 0; d < padded; d += 16)
+        S::store(total + d, S::fma(S::load(part + d), n, S::mul(S::load(total + d), k)));
+}
+
+template <class S, KVType Type>
+void attend_as(const AttendArgs &a) {
+    const int rows = a.tokens * a.group, last = a.position + a.tokens - 1;
+    const int64_t padded = round_up(a.head_dim, 16);
+    float *q = reinterpret_cast<float *>(a.scratch);
+    float *scores = q + round_up(rows * a.head_dim, 16);
+    float *part = scores + rows * kAttendChunk, *total = part + rows * padded;
+    float tops[kAttendRows], sums[kAttendRows];
+    for (int r = 0; r < rows; ++r) {
+        const float *from = a.q + r / a.group * a.q_stride + r % a.group * a.head_dim;
+        for (int d = 0; d < a.head_dim; ++d) q[r * a.head_dim + d] = from[d] * a.scale;
+        tops[r] = -INFINITY;
+        sums[r] = 0.0f;
+        std::memset(total + r * padded, 0, static_cast<size_t>(padded) * 4);
+    }
+    const int oldest = a.window > 0 && a.position - a.window + 1 > 0 ? a.position - a.window + 1 : 0;
+    for (int chunk = oldest / kAttendChunk; chunk <= last / kAttendChunk; ++chunk) {
+        const int first_key = chunk * kAttendChunk, block_begin = first_key / kBlockTokens;
+        const int keys = last + 1 - first_key < kAttendChunk ? last + 1 - first_key : kAttendChunk;
+        const int block_end = block_begin + static_cast<int>(ceil_div(keys, kBlockTokens));
+        const int width = (block_end - block_begin) * kBlockTokens;
+        score_chunk<S, Type>(a, q, rows, block_begin, block_end, scores);
+        float part_top[kAttendRows], part_sum[kAttendRows];
+        for (int r = 0; r < rows; ++r) {
+            mask_row<S>(a, a.position + r / a.group, first_key, width, scores + r * kAttendChunk);
+            softmax_row<S>(scores + r * kAttendChunk, width, part_top[r], part_sum[r]);
+        }
+        scale_by_values<S, Type>(a, block_begin, block_end, rows, scores);
+        for (int64_t at = 0; at < padded; at += 16)
+            for_tiles<S::kRows>(0, rows, [&](auto size, int64_t r) __attribute__((always_inline)) {
+                weigh_values<S, Type, size>(a, block_begin, block_end, padded, at, scores + r * kAttendChunk,
+                                            part + r * padded);
+            });
+        for (int r = 0; r < rows; ++r)
+            merge_row<S>(total + r * padded, tops[r], sums[r], part + r * padded, part_top[r], part_sum[r], padded);
+    }
+    for (int r = 0; r < rows; ++r) {
+        float *to = a.out + r / a.group * a.out_stride + r % a.group * a.head_dim;
+        const float inverse = 1.0f / sums[r];
+        for (int d = 0; d < a.head_dim; ++d) to[d] = total[r * padded + d] * inverse;
+    }
+}
+
+template <class S>
+void attend(const AttendArgs &a) {
+    switch (a.type) {
+        case KVType::F32: attend_as<S, KVType::F32>(a); break;
+        case KVType::F16: attend_as<S, KVType::F16>(a); break;
+        case KVType::BF16: attend_as<S, KVType::BF16>(a); break;
+        case KVType::Int8: attend_as<S, KVType::Int8>(a); break;
+    }
+}

@@ -1,0 +1,380 @@
+// Matrix products: 16 rows (a panel) times a few tokens at a time. Included by kernels.inl.
+//
+// Each weight format is a small reader that hands out, for a block of 32 columns, the codes of a quad and the scales
+// of 16 rows. For many tokens a panel is unpacked once into scratch (`Unpacked`, the same interface) and used for
+// all of them. For one (row, token) the order of operations is the same in every tile: blocks in order, one
+// accumulator.
+
+template <int... J, class Fn>
+PAGODA_INLINE void unroll_impl(std::integer_sequence<int, J...>, Fn &&fn) {
+    (fn(std::integral_constant<int, J>{}), ...);
+}
+template <int N, class Fn>
+PAGODA_INLINE void unroll(Fn &&fn) {
+    unroll_impl(std::make_integer_sequence<int, N>{}, static_cast<Fn &&>(fn));
+}
+
+struct PanelReader {
+    const uint8_t *codes, *scales, *super;
+    PanelReader(const Weight &w, int64_t panel) : codes(w.codes(panel)), scales(w.scales(panel)), super(w.super(panel)) {}
+};
+
+// Traits of a format: kSub columns share a scale; codes are 0 … kMax, or signed bytes (kMax -1); kOffset is
+// subtracted from every code; kMin says whether a min is added.
+struct Nibbles : PanelReader {
+    using PanelReader::PanelReader;
+    static constexpr int kSub = 32, kMax = 15, kOffset = 0;
+    static constexpr bool kMin = false;
+    template <class S, int J>
+    PAGODA_INLINE typename S::B quad(int64_t b) const {
+        const auto v = S::load_b(codes + 256 * b + 64 * (J % 4));
+        if constexpr (J < 4) return S::template field<0, 0>(v, 0x0f);
+        return S::template field<4, 0>(v, 0x0f);
+    }
+};
+
+template <class S>
+PAGODA_INLINE typename S::F half_scales(const uint8_t *p) {
+    return S::load_half(p);
+}
+
+struct ReadQ4_0 : Nibbles {
+    using Nibbles::Nibbles;
+    static constexpr int kOffset = 8;
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int) const { return S::load_half(scales + 32 * b); }
+};
+
+struct ReadQ4_1 : Nibbles {
+    using Nibbles::Nibbles;
+    static constexpr bool kMin = true;
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int) const { return S::load_half(scales + 64 * b); }
+    template <class S>
+    PAGODA_INLINE typename S::F min(int64_t b, int) const { return S::load_half(scales + 64 * b + 32); }
+};
+
+template <class Base>
+struct SuperMin : Base {  // scale = d * sc, min = -dmin * m, eight blocks to a super-block
+    using Base::Base;
+    static constexpr bool kMin = true;
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int) const {
+        return S::mul(S::load_half(this->super + 64 * (b / 8)), S::load_i8(this->scales + 32 * b));
+    }
+    template <class S>
+    PAGODA_INLINE typename S::F min(int64_t b, int) const {
+        const auto m = S::mul(S::load_half(this->super + 64 * (b / 8) + 32), S::load_i8(this->scales + 32 * b + 16));
+        return S::sub(S::zero(), m);
+    }
+};
+using ReadQ4_K = SuperMin<Nibbles>;
+
+struct FiveBits : PanelReader {
+    using PanelReader::PanelReader;
+    static constexpr int kSub = 32, kMax = 31, kOffset = 0;
+    static constexpr bool kMin = false;
+    template <class S, int J>
+    PAGODA_INLINE typename S::B quad(int64_t b) const {
+        const uint8_t *at = codes + 320 * b;
+        const auto v = S::load_b(at + 64 * (J % 4)), plane = S::load_b(at + 256);
+        const auto low = S::template field<J < 4 ? 0 : 4, 0>(v, 0x0f);
+        return S::or_b(low, S::template field<J, 4>(plane, 0x10));
+    }
+};
+
+struct ReadQ5_0 : FiveBits {
+    using FiveBits::FiveBits;
+    static constexpr int kOffset = 16;
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int) const { return S::load_half(scales + 32 * b); }
+};
+
+struct ReadQ5_1 : FiveBits {
+    using FiveBits::FiveBits;
+    static constexpr bool kMin = true;
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int) const { return S::load_half(scales + 64 * b); }
+    template <class S>
+    PAGODA_INLINE typename S::F min(int64_t b, int) const { return S::load_half(scales + 64 * b + 32); }
+};
+using ReadQ5_K = SuperMin<FiveBits>;
+
+struct ReadQ8_0 : PanelReader {
+    using PanelReader::PanelReader;
+    static constexpr int kSub = 32, kMax = -1, kOffset = 0;
+    static constexpr bool kMin = false;
+    template <class S, int J>
+    PAGODA_INLINE typename S::B quad(int64_t b) const { return S::load_b(codes + 512 * b + 64 * J); }
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int) const { return S::load_half(scales + 32 * b); }
+};
+
+template <class Base>
+struct SuperHalves : Base {  // scale = d * sc, one sc for each 16 columns
+    using Base::Base;
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int half) const {
+        return S::mul(S::load_half(this->super + 32 * (b / 8)), S::load_i8(this->scales + 32 * b + 16 * half));
+    }
+};
+
+struct SixBits : PanelReader {
+    using PanelReader::PanelReader;
+    static constexpr int kSub = 16, kMax = 63, kOffset = 32;
+    static constexpr bool kMin = false;
+    template <class S, int J>
+    PAGODA_INLINE typename S::B quad(int64_t b) const {
+        const uint8_t *at = codes + 384 * b;
+        const auto v = S::load_b(at + 64 * (J % 4)), plane = S::load_b(at + 256 + 64 * (J / 4));
+        const auto low = S::template field<J < 4 ? 0 : 4, 0>(v, 0x0f);
+        return S::or_b(low, S::template field<2 * (J % 4), 4>(plane, 0x30));
+    }
+};
+using ReadQ6_K = SuperHalves<SixBits>;
+
+struct ThreeBits : PanelReader {
+    using PanelReader::PanelReader;
+    static constexpr int kSub = 16, kMax = 7, kOffset = 4;
+    static constexpr bool kMin = false;
+    template <class S, int J>
+    PAGODA_INLINE typename S::B quad(int64_t b) const {
+        const uint8_t *at = codes + 192 * b;
+        const auto v = S::load_b(at + 64 * (J / 4)), plane = S::load_b(at + 128);
+        const auto low = S::template field<2 * (J % 4), 0>(v, 0x03);
+        return S::or_b(low, S::template field<J, 2>(plane, 0x04));
+    }
+};
+using ReadQ3_K = SuperHalves<ThreeBits>;
+
+struct ReadQ2_K : PanelReader {
+    using PanelReader::PanelReader;
+    static constexpr int kSub = 16, kMax = 3, kOffset = 0;
+    static constexpr bool kMin = true;
+    template <class S, int J>
+    PAGODA_INLINE typename S::B quad(int64_t b) const {
+        return S::template field<2 * (J % 4), 0>(S::load_b(codes + 128 * b + 64 * (J / 4)), 0x03);
+    }
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int half) const {
+        return S::mul(S::load_half(super + 64 * (b / 8)), S::load_u4(scales + 32 * b + 16 * half, 0));
+    }
+    template <class S>
+    PAGODA_INLINE typename S::F min(int64_t b, int half) const {
+        const auto m = S::mul(S::load_half(super + 64 * (b / 8) + 32), S::load_u4(scales + 32 * b + 16 * half, 4));
+        return S::sub(S::zero(), m);
+    }
+};
+
+struct Iq4 : Nibbles {
+    using Nibbles::Nibbles;
+    static constexpr int kMax = -1;
+    template <class S, int J>
+    PAGODA_INLINE typename S::B quad(int64_t b) const {
+        return S::lookup(kIq4Values, Nibbles::quad<S, J>(b));
+    }
+};
+struct ReadIQ4_NL : Iq4 {
+    using Iq4::Iq4;
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int) const { return S::load_half(scales + 32 * b); }
+};
+struct ReadIQ4_XS : Iq4 {
+    using Iq4::Iq4;
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int) const {
+        return S::mul(S::load_half(super + 32 * (b / 8)), S::load_i8(scales + 16 * b));
+    }
+};
+
+// A stretch of a panel of format R, unpacked into scratch.
+template <class R>
+struct Unpacked {
+    static constexpr int kSub = R::kSub, kMax = R::kMax, kOffset = R::kOffset, kScales = 32 / kSub;
+    static constexpr bool kMin = R::kMin;
+    static constexpr int64_t kBlocks = 32;  // of 32 columns: 16 KiB of codes stay in the first-level cache
+    uint8_t *codes;
+    float *scales, *mins;
+    int64_t first;
+
+    Unpacked(uint8_t *scratch, int64_t first_block)
+        : codes(scratch), scales(reinterpret_cast<float *>(scratch + kBlocks * 512)), mins(scales + kBlocks * 32),
+          first(first_block) {}
+    static constexpr size_t kBytes = kBlocks * (512 + 2 * 128);
+
+    template <class S>
+    PAGODA_INLINE void fill(const R &from, int64_t end) {
+        for (int64_t b = first; b < end; ++b) {
+            unroll<8>([&](auto j) __attribute__((always_inline)) {
+                S::store_b(codes + 512 * (b - first) + 64 * j, from.template quad<S, j>(b));
+            });
+            for (int h = 0; h < kScales; ++h) {
+                const int64_t at = ((b - first) * kScales + h) * 16;
+                S::store(scales + at, from.template scale<S>(b, h));
+                if constexpr (kMin) S::store(mins + at, from.template min<S>(b, h));
+            }
+        }
+    }
+    template <class S, int J>
+    PAGODA_INLINE typename S::B quad(int64_t b) const { return S::load_b(codes + 512 * (b - first) + 64 * J); }
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int half) const {
+        return S::load(scales + ((b - first) * kScales + half) * 16);
+    }
+    template <class S>
+    PAGODA_INLINE typename S::F min(int64_t b, int half) const {
+        return S::load(mins + ((b - first) * kScales + half) * 16);
+    }
+};
+
+// acc[t] += panel blocks [begin, end) · token t0 + t, for T tokens.
+template <class S, class R, int T>
+PAGODA_INLINE void int_tile(const R &w, const Quantized &a, int64_t t0, int64_t begin, int64_t end, typename S::F *acc) {
+    constexpr int kQuads = R::kSub / 4, kHalves = 32 / R::kSub;
+    constexpr int kOffset = R::kOffset + (R::kMax < 0 && S::kSignedOffset ? 128 : 0);
+    const int64_t nb = a.k / 32;
+    const int8_t *q[T];
+    for (int t = 0; t < T; ++t) q[t] = a.q + (t0 + t) * a.k;
+    for (int64_t b = begin; b < end; ++b) {
+        unroll<kHalves>([&](auto h) __attribute__((always_inline)) {
+            typename S::template Dot<R::kMax> dot[T];
+            unroll<kQuads>([&](auto j) __attribute__((always_inline)) {
+                constexpr int J = h * kQuads + j;
+                const auto codes = w.template quad<S, J>(b);
+                unroll<T>([&](auto t) __attribute__((always_inline)) {
+                    dot[t].template mac<j>(codes, q[t] + 32 * b + 4 * J);
+                });
+            });
+            const auto scale = w.template scale<S>(b, h);
+            unroll<T>([&](auto t) __attribute__((always_inline)) {
+                const int64_t at = (t0 + t) * nb + b;
+                auto sum = dot[t].sum();
+                if constexpr (kOffset != 0)
+                    sum = S::sub_int(sum, kOffset * (kHalves == 1 ? a.sum32[at] : a.sum16[2 * at + h]));
+                acc[t] = S::fma(S::to_float(sum), S::mul(scale, S::set1(a.scale[at])), acc[t]);
+            });
+            if constexpr (R::kMin) {
+                const auto min = w.template min<S>(b, h);
+                unroll<T>([&](auto t) __attribute__((always_inline)) {
+                    const int64_t at = (t0 + t) * nb + b;
+                    acc[t] = S::fma(min, S::set1(kHalves == 1 ? a.scaled32[at] : a.scaled16[2 * at + h]), acc[t]);
+                });
+            }
+        });
+    }
+}
+
+template <class S>
+PAGODA_INLINE void finish(const GemmArgs &g, int64_t panel, int64_t t, typename S::F acc) {
+    float *out = g.out + t * g.out_stride + panel * kPanelRows;
+    if (g.scale != 1.0f) acc = S::mul(acc, S::set1(g.scale));
+    if (g.bias) acc = S::add(acc, S::load(g.bias + panel * kPanelRows));
+    if (g.accumulate) acc = S::add(acc, S::load(out));
+    S::store(out, acc);
+}
+
+// Calls fn(tile size as a constant, first token) over [begin, end): tiles of Tile, then smaller ones.
+template <int Tile, class Fn>
+PAGODA_INLINE void for_tiles(int64_t begin, int64_t end, Fn &&fn) {
+    int64_t t = begin;
+    for (; t + Tile <= end; t += Tile) fn(std::integral_constant<int, Tile>{}, t);
+    const auto rest = [&](auto size) __attribute__((always_inline)) {
+        if constexpr (size < Tile)
+            for (; t + size <= end; t += size) fn(size, t);
+    };
+    rest(std::integral_constant<int, 8>{});
+    rest(std::integral_constant<int, 4>{});
+    rest(std::integral_constant<int, 3>{});
+    rest(std::integral_constant<int, 2>{});
+    rest(std::integral_constant<int, 1>{});
+}
+
+template <class S, class R>
+void gemm_direct(const GemmArgs &g) {
+    for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
+        const R w(*g.weight, p);
+        for_tiles<S::kTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
+            constexpr int T = size;
+            typename S::F acc[T];
+            for (int i = 0; i < T; ++i) acc[i] = S::zero();
+            int_tile<S, R, T>(w, g.act, t, 0, g.weight->blocks, acc);
+            for (int i = 0; i < T; ++i) finish<S>(g, p, t + i, acc[i]);
+        });
+    }
+}
+
+template <class S, class R>
+void gemm_unpacked(const GemmArgs &g) {
+    using U = Unpacked<R>;
+    float *partial = reinterpret_cast<float *>(g.scratch + U::kBytes);  // [tokens][16]
+    const int64_t blocks = g.weight->blocks;
+    for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
+        const R packed(*g.weight, p);
+        for (int64_t begin = 0; begin < blocks; begin += U::kBlocks) {
+            const int64_t end = begin + U::kBlocks < blocks ? begin + U::kBlocks : blocks;
+            U w(g.scratch, begin);
+            w.template fill<S>(packed, end);
+            for_tiles<S::kTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
+                constexpr int T = size;
+                typename S::F acc[T];
+                float *kept = partial + (t - g.token_begin) * 16;
+                for (int i = 0; i < T; ++i) acc[i] = begin == 0 ? S::zero() : S::load(kept + 16 * i);
+                int_tile<S, U, T>(w, g.act, t, begin, end, acc);
+                for (int i = 0; i < T; ++i)
+                    if (end < blocks)
+                        S::store(kept + 16 * i, acc[i]);
+                    else
+                        finish<S>(g, p, t + i, acc[i]);
+            });
+        }
+    }
+}
+
+constexpr int64_t kUnpackTokens = 8;       // from here on unpacking a panel first pays
+constexpr int64_t kMaxGemmTokens = 4096;   // partial sums of so many tokens fit in the scratch
+
+template <class S, class R>
+void gemm_int(const GemmArgs &g) {
+    static_assert(Unpacked<R>::kBytes + kMaxGemmTokens * 64 <= kGemmScratch);
+    if constexpr (S::kUnpack)
+        if (g.token_end - g.token_begin >= kUnpackTokens) return gemm_unpacked<S, R>(g);
+    gemm_direct<S, R>(g);
+}
+
+struct ReadF32 {
+    static constexpr int kBytes = 4;
+    template <class S>
+    PAGODA_INLINE static typename S::F row16(const uint8_t *p) { return S::load(reinterpret_cast<const float *>(p)); }
+};
+struct ReadF16 {
+    static constexpr int kBytes = 2;
+    template <class S>
+    PAGODA_INLINE static typename S::F row16(const uint8_t *p) { return S::load_half(p); }
+};
+struct ReadBF16 {
+    static constexpr int kBytes = 2;
+    template <class S>
+    PAGODA_INLINE static typename S::F row16(const uint8_t *p) { return S::load_bfloat(p); }
+};
+
+template <class S, class R>
+void gemm_float(const GemmArgs &g) {
+    const int64_t columns = g.weight->blocks * kActBlock;
+    for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
+        const uint8_t *w = g.weight->codes(p);
+        for_tiles<S::kFloatTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
+            constexpr int T = size;
+            typename S::F acc[T];
+            const float *x[T];
+            for (int i = 0; i < T; ++i) {
+                acc[i] = S::zero();
+                x[i] = g.x + (t + i) * g.x_stride;
+            }
+            for (int64_t k = 0; k < columns; ++k) {
+                const auto row = R::template row16<S>(w + k * kPanelRows * R::kBytes);
+                for (int i = 0; i < T; ++i) acc[i] = S::fma(row, S::set1(x[i][k]), acc[i]);
+            }
+            for (int i = 0; i < T; ++i) finish<S>(g, p, t + i, acc[i]);
+        });
+    }
+}

@@ -1,0 +1,185 @@
+// Kernels that work on one row at a time: quantize, norms, activations, rope, KV store. Included by kernels.inl.
+
+// exp(x) to about 1 ulp in [-87, 88], 0 below: Cody-Waite reduction and a degree-6 polynomial.
+template <class S>
+PAGODA_INLINE typename S::F exp(typename S::F x) {
+    using F = typename S::F;
+    const F low = S::set1(-87.0f);
+    const F clamped = S::max(S::min(x, S::set1(88.0f)), low);
+    const F n = S::round(S::mul(clamped, S::set1(1.44269504088896341f)));
+    F r = S::fma(n, S::set1(-0.693359375f), clamped);
+    r = S::fma(n, S::set1(2.12194440e-4f), r);
+    F p = S::set1(1.9875691500e-4f);
+    p = S::fma(p, r, S::set1(1.3981999507e-3f));
+    p = S::fma(p, r, S::set1(8.3334519073e-3f));
+    p = S::fma(p, r, S::set1(4.1665795894e-2f));
+    p = S::fma(p, r, S::set1(1.6666665459e-1f));
+    p = S::fma(p, r, S::set1(5.0000001201e-1f));
+    p = S::fma(p, S::mul(r, r), S::add(r, S::set1(1.0f)));
+    return S::below(x, low, S::zero(), S::mul(p, S::pow2(n)));
+}
+
+template <class S>
+PAGODA_INLINE typename S::F sigmoid(typename S::F x) {
+    const auto one = S::set1(1.0f);
+    return S::div(one, S::add(one, exp<S>(S::sub(S::zero(), x))));
+}
+
+template <class S>
+PAGODA_INLINE typename S::F tanh(typename S::F x) {  // 2 sigmoid(2x) - 1
+    const auto two = S::set1(2.0f);
+    return S::fma(two, sigmoid<S>(S::mul(two, x)), S::set1(-1.0f));
+}
+
+// The lanes' sum, as a fixed tree.
+template <class S>
+PAGODA_INLINE float lanes_sum(typename S::F x) {
+    float v[16];
+    S::store(v, x);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) v[i] += v[i + width];
+    return v[0];
+}
+
+template <class S>
+PAGODA_INLINE float lanes_max(typename S::F x) {
+    float v[16];
+    S::store(v, x);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) v[i] = v[i + width] > v[i] ? v[i + width] : v[i];
+    return v[0];
+}
+
+// Symmetric int8 with one scale for 32 values: q = round(x / scale), scale = max|x| / 127.
+template <class S>
+void quantize(const float *x, int64_t n, const Quantized &to, int64_t token) {
+    for (int64_t b = 0; b < n / 32; ++b) {
+        const auto x0 = S::load(x + 32 * b), x1 = S::load(x + 32 * b + 16);
+        const float largest = lanes_max<S>(S::max(S::abs(x0), S::abs(x1)));
+        const float scale = largest / 127.0f;
+        const auto inverse = S::set1(largest > 1e-30f ? 127.0f / largest : 0.0f);
+        int8_t *q = to.q + token * to.k + 32 * b;
+        S::store_i8(q, S::round(S::mul(x0, inverse)));
+        S::store_i8(q + 16, S::round(S::mul(x1, inverse)));
+        int32_t sum[2] = {0, 0};
+        for (int i = 0; i < 16; ++i) {
+            sum[0] += q[i];
+            sum[1] += q[16 + i];
+        }
+        const int64_t at = token * (n / 32) + b;
+        to.scale[at] = scale;
+        to.sum32[at] = sum[0] + sum[1];
+        to.scaled32[at] = scale * static_cast<float>(sum[0] + sum[1]);
+        for (int h = 0; h < 2; ++h) {
+            to.sum16[2 * at + h] = sum[h];
+            to.scaled16[2 * at + h] = scale * static_cast<float>(sum[h]);
+        }
+    }
+}
+
+template <class S>
+void rms_norm(const float *x, const float *weight, float eps, int64_t n, float *out) {
+    auto squares = S::zero();
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) squares = S::fma(S::load(x + i), S::load(x + i), squares);
+    float sum = lanes_sum<S>(squares);
+    for (; i < n; ++i) sum += x[i] * x[i];
+    const float factor = 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
+    const auto f = S::set1(factor);
+    for (i = 0; i + 16 <= n; i += 16) S::store(out + i, S::mul(S::mul(S::load(x + i), f), S::load(weight + i)));
+    for (; i < n; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+template <class S>
+PAGODA_INLINE typename S::F activate(typename S::F x, Activation kind) {
+    if (kind == Activation::Silu) return S::mul(x, sigmoid<S>(x));
+    if (kind == Activation::GeluTanh) {  // x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
+        const auto cube = S::mul(S::mul(x, x), x);
+        const auto inner = S::fma(S::set1(0.044715f), cube, x);
+        return S::mul(x, sigmoid<S>(S::mul(S::set1(1.5957691216057308f), inner)));
+    }
+    float v[16];
+    S::store(v, x);
+    for (float &e : v) e = 0.5f * e * (1.0f + std::erf(e * 0.70710678118654752f));
+    return S::load(v);
+}
+
+template <class S>
+void gated(const float *gate, const float *up, Activation kind, int64_t n, float *out) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) S::store(out + i, S::mul(activate<S>(S::load(gate + i), kind), S::load(up + i)));
+    if (i < n) {
+        float g[16] = {}, u[16] = {}, o[16];
+        std::memcpy(g, gate + i, static_cast<size_t>(n - i) * 4);
+        std::memcpy(u, up + i, static_cast<size_t>(n - i) * 4);
+        S::store(o, S::mul(activate<S>(S::load(g), kind), S::load(u)));
+        std::memcpy(out + i, o, static_cast<size_t>(n - i) * 4);
+    }
+}
+
+template <class S>
+void add(float *x, const float *y, int64_t n) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) S::store(x + i, S::add(S::load(x + i), S::load(y + i)));
+    for (; i < n; ++i) x[i] += y[i];
+}
+
+template <class S>
+void rope(float *x, const float *cos_sin, int rotary_dim, bool neox) {
+    const int half = rotary_dim / 2;
+    const float *c = cos_sin, *s = cos_sin + half;
+    for (int i = 0; i < half; ++i) {
+        float &a = x[neox ? i : 2 * i], &b = x[neox ? i + half : 2 * i + 1];
+        const float ra = a * c[i] - b * s[i], rb = a * s[i] + b * c[i];
+        a = ra;
+        b = rb;
+    }
+}
+
+// What is stored stays finite: a later reader multiplies masked slots by zero, and zero times infinity is NaN.
+PAGODA_INLINE float finite(float x, float limit) { return x < limit ? (x > -limit ? x : -limit) : limit; }
+
+template <class Store>
+PAGODA_INLINE void store_kv_as(const float *k, const float *v, int head_dim, int slot, uint8_t *k_to, uint8_t *v_to,
+                               float limit, Store convert) {
+    using E = decltype(convert(0.0f));
+    E *kt = reinterpret_cast<E *>(k_to), *vt = reinterpret_cast<E *>(v_to);
+    const int64_t padded = round_up(head_dim, 16);
+    for (int d = 0; d < head_dim; ++d) kt[d * kBlockTokens + slot] = convert(finite(k[d], limit));
+    for (int d = 0; d < head_dim; ++d) vt[slot * padded + d] = convert(finite(v[d], limit));
+}
+
+PAGODA_INLINE float largest_magnitude(const float *x, int n) {
+    float m = 0.0f;
+    for (int i = 0; i < n; ++i) m = std::fabs(x[i]) > m ? std::fabs(x[i]) : m;
+    return finite(m, 1e30f);
+}
+
+// A block keeps K as [head_dim][16 tokens] and V as [16 tokens][head_dim padded to 16].
+template <class S>
+void store_kv(const float *k, const float *v, int head_dim, int slot, KVType type, uint8_t *k_to, uint8_t *v_to,
+              float *k_scale, float *v_scale) {
+    switch (type) {
+        case KVType::F32:
+            store_kv_as(k, v, head_dim, slot, k_to, v_to, 3e38f, [](float x) { return x; });
+            break;
+        case KVType::F16:
+            store_kv_as(k, v, head_dim, slot, k_to, v_to, 65504.0f, [](float x) { return float_to_half(x); });
+            break;
+        case KVType::BF16:
+            store_kv_as(k, v, head_dim, slot, k_to, v_to, 3e38f, [](float x) { return float_to_bfloat(x); });
+            break;
+        case KVType::Int8: {
+            const float ks = largest_magnitude(k, head_dim) / 127.0f, vs = largest_magnitude(v, head_dim) / 127.0f;
+            const float ki = ks > 0.0f ? 1.0f / ks : 0.0f, vi = vs > 0.0f ? 1.0f / vs : 0.0f;
+            int8_t *kt = reinterpret_cast<int8_t *>(k_to), *vt = reinterpret_cast<int8_t *>(v_to);
+            const int64_t padded = round_up(head_dim, 16);
+            const auto code = [](float x) { return static_cast<int8_t>(std::nearbyint(finite(x, 127.0f))); };
+            for (int d = 0; d < head_dim; ++d) kt[d * kBlockTokens + slot] = code(k[d] * ki);
+            for (int d = 0; d < head_dim; ++d) vt[slot * padded + d] = code(v[d] * vi);
+            k_scale[slot] = ks;
+            v_scale[slot] = vs;
+            break;
+        }
+    }
+}

@@ -1,0 +1,446 @@
+#include "program.h"
+
+#include <chrono>
+#include <cmath>
+#include <stdexcept>
+
+namespace pagoda {
+
+namespace {
+
+constexpr int64_t kTokenChunk = 128;        // tokens that a linear item covers: their activations stay in L2
+constexpr int64_t kItemBytes = 48 * 1024;   // weights that one item of a small batch streams
+
+int64_t element_bytes(KVType t) { return t == KVType::F32 ? 4 : t == KVType::Int8 ? 1 : 2; }
+
+struct HeadLayout {
+    int64_t k, v, scale;  // bytes of one head's K, V, and of the scales of either
+
+    HeadLayout(const LayerKV &l, KVType t)
+        : k(l.head_dim * kBlockTokens * element_bytes(t)),
+          v(round_up(l.head_dim, 16) * kBlockTokens * element_bytes(t)),
+          scale(t == KVType::Int8 ? kBlockTokens * 4 : 0) {}
+    int64_t total() const { return round_up(k + v + 2 * scale, 64); }
+};
+
+double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+Program::Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max_tokens, int64_t max_logit_rows,
+                 KVType kv_type)
+    : pool_(std::move(pool)), kernels_(kernels), max_tokens_(max_tokens), max_logit_rows_(max_logit_rows),
+      kv_type_(kv_type) {
+    constexpr size_t scratch = kGemmScratch > kAttendScratch ? kGemmScratch : kAttendScratch;
+    for (int t = 0; t < pool_->size(); ++t) scratch_.emplace_back(scratch);
+}
+
+int Program::add_buffer(int64_t columns) {
+    const int64_t stride = round_up(columns, 32);
+    buffers_.push_back({LazyMemory(static_cast<size_t>(max_tokens_ * stride) * 4), stride});
+    return static_cast<int>(buffers_.size()) - 1;
+}
+
+int Program::add_quantized(int64_t columns) {
+    LazyMemory memory(static_cast<size_t>(max_tokens_ * Quantized::bytes_per_token(columns)));
+    const auto view = Quantized::at(memory.data(), max_tokens_, columns);
+    quantized_.push_back({std::move(memory), columns, view});
+    return static_cast<int>(quantized_.size()) - 1;
+}
+
+int Program::add_rope(RopeTable table) {
+    rope_rows_.emplace_back(static_cast<size_t>(max_tokens_) * table.inv_freq.size() * 8);
+    ropes_.push_back(std::move(table));
+    return static_cast<int>(ropes_.size()) - 1;
+}
+
+void Program::add(EmbedStage s) {
+    stages_.push_back({Stage::Embed, static_cast<int>(embeds_.size())});
+    embeds_.push_back(std::move(s));
+}
+void Program::add(RowStage s) {
+    stages_.push_back({Stage::Rows, static_cast<int>(row_stages_.size())});
+    row_stages_.push_back(std::move(s));
+}
+void Program::add(LinearStage s) {
+    if (s.logits) {
+        const Weight &w = *s.parts[0].weight;
+        logits_stride_ = w.panels * kPanelRows;
+        logits_ = LazyMemory(static_cast<size_t>(max_logit_rows_ * logits_stride_) * 4);
+    }
+    stages_.push_back({Stage::Linear, static_cast<int>(linears_.size())});
+    linears_.push_back(std::move(s));
+}
+void Program::add(PrepareStage s) {
+    stages_.push_back({Stage::Prepare, static_cast<int>(prepares_.size())});
+    prepares_.push_back(std::move(s));
+}
+void Program::add(AttendStage s) {
+    const LayerKV &l = layers_.at(static_cast<size_t>(s.layer));
+    if (s.heads / l.kv_heads > kAttendRows || l.head_dim > kMaxHeadDim)
+        throw std::invalid_argument("too many query heads share a KV head, or the head is too large");
+    stages_.push_back({Stage::Attend, static_cast<int>(attends_.size())});
+    attends_.push_back(s);
+}
+
+void Program::set_layers(std::vector<LayerKV> layers, int groups) {
+    layers_ = std::move(layers);
+    group_bytes_.assign(static_cast<size_t>(groups), 0);
+    num_blocks_.assign(static_cast<size_t>(groups), 0);
+    for (const LayerKV &l : layers_) {
+        int64_t &bytes = group_bytes_.at(static_cast<size_t>(l.group));
+        layer_offset_.push_back(bytes);
+        bytes += HeadLayout(l, kv_type_).total() * l.kv_heads;
+    }
+}
+
+int64_t Program::block_bytes(int group) const { return group_bytes_.at(static_cast<size_t>(group)); }
+
+void Program::allocate_kv(const std::vector<int64_t> &blocks) {
+    if (blocks.size() != group_bytes_.size()) throw std::invalid_argument("a block count for each KV group is needed");
+    kv_.clear();
+    for (size_t g = 0; g < blocks.size(); ++g) kv_.emplace_back(static_cast<size_t>(blocks[g] * group_bytes_[g]));
+    num_blocks_ = blocks;
+}
+
+void Program::copy_blocks(int group, const int32_t *pairs, int64_t n) {
+    const auto g = static_cast<size_t>(group);
+    const int64_t bytes = group_bytes_.at(g);
+    for (int64_t i = 0; i < 2 * n; ++i)
+        if (pairs[i] < 0 || pairs[i] >= num_blocks_[g]) throw std::invalid_argument("no such KV block");
+    for (int64_t i = 0; i < n; ++i)
+        std::memcpy(kv_[g].data() + pairs[2 * i + 1] * bytes, kv_[g].data() + pairs[2 * i] * bytes,
+                    static_cast<size_t>(bytes));
+}
+
+int64_t Program::vocab() const {
+    for (const LinearStage &s : linears_)
+        if (s.logits) return s.parts[0].weight->rows;
+    return 0;
+}
+
+int64_t Program::buffer_bytes() const {
+    int64_t total = static_cast<int64_t>(logits_.bytes());
+    for (const auto &b : buffers_) total += static_cast<int64_t>(b.memory.bytes());
+    for (const auto &b : quantized_) total += static_cast<int64_t>(b.memory.bytes());
+    for (const auto &b : scratch_) total += static_cast<int64_t>(b.bytes());
+    for (const auto &b : rope_rows_) total += static_cast<int64_t>(b.bytes());
+    return total;
+}
+
+// ---- a step -------------------------------------------------------------------------------------------------
+
+void Program::check(const Step &s) const {
+    const auto require = [](bool ok, const char *what) {
+        if (!ok) throw std::invalid_argument(what);
+    };
+    require(s.tokens >= 1 && s.tokens <= max_tokens_, "more tokens than the program was made for, or none");
+    require(s.logit_rows <= max_logit_rows_, "more logit rows than the program was made for");
+    require(s.tables.size() == kv_.size() && !kv_.empty(), "a block table for each KV group is needed");
+    require(s.seq_starts[0] == 0 && s.seq_starts[s.sequences] == s.tokens, "sequences must cover the tokens");
+    for (const EmbedStage &e : embeds_)
+        for (int64_t t = 0; t < s.tokens; ++t)
+            require(s.token_ids[t] >= 0 && s.token_ids[t] < e.rows, "token id outside of the vocabulary");
+    for (int64_t r = 0; r < s.logit_rows; ++r)
+        require(s.logit_row_ids[r] >= 0 && s.logit_row_ids[r] < s.tokens, "logit row outside of the tokens");
+    for (int64_t b = 0; b < s.sequences; ++b) {
+        const int64_t begin = s.seq_starts[b], end = s.seq_starts[b + 1];
+        require(begin < end, "every sequence needs a token");
+        for (int64_t t = begin; t < end; ++t)
+            require(s.positions[t] == s.positions[begin] + (t - begin) && s.positions[t] >= 0,
+                    "positions of a sequence must be consecutive");
+        const int64_t first = s.positions[begin] / kBlockTokens, last = s.positions[end - 1] / kBlockTokens;
+        for (size_t g = 0; g < kv_.size(); ++g) {
+            require(last < s.tables[g].width, "block table is too short");
+            const int32_t *row = s.tables[g].blocks + b * s.tables[g].stride;
+            for (int64_t i = 0; i <= last; ++i) {
+                require(row[i] >= -1 && row[i] < num_blocks_[g], "no such KV block");
+                require(i < first || row[i] >= 0, "the block that a token is stored in is missing");
+            }
+        }
+    }
+}
+
+// Query tiles of every sequence; the costliest, those with the longest contexts, first.
+void Program::plan_attention(const Step &s) {
+    token_sequence_.resize(static_cast<size_t>(s.tokens));
+    attend_items_.clear();
+    int group = 1;
+    for (const AttendStage &a : attends_) {
+        const int g = a.heads / layers_[static_cast<size_t>(a.layer)].kv_heads;
+        group = g > group ? g : group;
+    }
+    const int32_t tile = kAttendRows / group;
+    for (int64_t b = 0; b < s.sequences; ++b) {
+        const int32_t begin = s.seq_starts[b], end = s.seq_starts[b + 1];
+        for (int32_t t = begin; t < end; ++t) token_sequence_[static_cast<size_t>(t)] = static_cast<int32_t>(b);
+        for (int32_t t = begin + (end - 1 - begin) / tile * tile; t >= begin; t -= tile)
+            attend_items_.push_back({static_cast<int32_t>(b), t, end - t < tile ? end - t : tile});
+    }
+}
+
+int64_t Program::panels_an_item(const LinearPart &p, int64_t tokens) const {
+    const Weight &w = *p.weight;
+    if (tokens > kTokenChunk / 2) return 2;
+    const int64_t panel_bytes = static_cast<int64_t>(w.bytes()) / w.panels;
+    const int64_t by_size = kItemBytes / panel_bytes, by_share = w.panels / (4 * pool_->size());
+    const int64_t n = by_size < by_share ? by_size : by_share;
+    return n < 1 ? 1 : n;
+}
+
+int64_t Program::items(const Stage &stage, const Step &step) const {
+    const auto index = static_cast<size_t>(stage.index);
+    switch (stage.kind) {
+        case Stage::Embed:
+        case Stage::Prepare: return step.tokens;
+        case Stage::Rows: return row_stages_[index].gather ? step.logit_rows : step.tokens;
+        case Stage::Attend:
+            return static_cast<int64_t>(attend_items_.size()) *
+                   layers_[static_cast<size_t>(attends_[index].layer)].kv_heads;
+        case Stage::Linear: {
+            const LinearStage &s = linears_[index];
+            const int64_t tokens = s.logits ? step.logit_rows : step.tokens;
+            int64_t n = 0;
+            for (const LinearPart &p : s.parts) n += ceil_div(p.weight->panels, panels_an_item(p, tokens));
+            return n * ceil_div(tokens, kTokenChunk);
+        }
+    }
+    return 0;
+}
+
+void Program::embed(const EmbedStage &s, const Step &step, int64_t token) const {
+    float *to = buffers_[static_cast<size_t>(s.out)].row(token);
+    dequantize_row(s.type, s.data + step.token_ids[token] * row_bytes(s.type, s.columns), s.columns, to);
+    if (s.scale != 1.0f)
+        for (int64_t i = 0; i < s.columns; ++i) to[i] *= s.scale;
+}
+
+void Program::rows(const RowStage &s, const Step &step, int64_t row, float *scratch) const {
+    const Buffer &source = buffers_[static_cast<size_t>(s.x)];
+    const int64_t from = s.gather ? step.logit_row_ids[row] : row;
+    const float *x = source.row(from);
+    int64_t n = s.norm.empty() ? source.stride : static_cast<int64_t>(s.norm.size());
+    if (s.quantized != kNone) n = quantized_[static_cast<size_t>(s.quantized)].columns;
+    const bool keep = s.out != kNone && !s.accumulate;
+    float *to = keep ? buffers_[static_cast<size_t>(s.out)].row(row) : scratch;
+    if (s.gate != kNone) {
+        kernels_->gated(buffers_[static_cast<size_t>(s.gate)].row(from), x, s.activation, n, to);
+        x = to;
+    }
+    if (!s.norm.empty()) {
+        kernels_->rms_norm(x, s.norm.data(), s.eps, static_cast<int64_t>(s.norm.size()), to);
+        x = to;
+    }
+    if (s.quantized != kNone) kernels_->quantize(x, n, quantized_[static_cast<size_t>(s.quantized)].view, row);
+    if (s.accumulate)
+        kernels_->add(buffers_[static_cast<size_t>(s.out)].row(row), x, n);
+    else if (keep && x != to)
+        std::memcpy(to, x, static_cast<size_t>(n) * 4);
+}
+
+void Program::linear(const LinearStage &s, const Step &step, int64_t item, uint8_t *scratch) const {
+    const int64_t tokens = s.logits ? step.logit_rows : step.tokens;
+    int64_t per_chunk = 0;
+    for (const LinearPart &p : s.parts) per_chunk += ceil_div(p.weight->panels, panels_an_item(p, tokens));
+    const int64_t chunk = item / per_chunk;
+    item %= per_chunk;
+    for (const LinearPart &p : s.parts) {
+        const int64_t each = panels_an_item(p, tokens), here = ceil_div(p.weight->panels, each);
+        if (item >= here) {
+            item -= here;
+            continue;
+        }
+        GemmArgs g{};
+        g.weight = p.weight.get();
+        g.panel_begin = item * each;
+        g.panel_end = g.panel_begin + each < p.weight->panels ? g.panel_begin + each : p.weight->panels;
+        g.token_begin = chunk * kTokenChunk;
+        g.token_end = g.token_begin + kTokenChunk < tokens ? g.token_begin + kTokenChunk : tokens;
+        if (s.quantized != kNone) g.act = quantized_[static_cast<size_t>(s.quantized)].view;
+        if (s.x != kNone) {
+            g.x = buffers_[static_cast<size_t>(s.x)].row(0);
+            g.x_stride = buffers_[static_cast<size_t>(s.x)].stride;
+        }
+        g.out = s.logits ? logits() : buffers_[static_cast<size_t>(p.out)].row(0);
+        g.out_stride = s.logits ? logits_stride_ : buffers_[static_cast<size_t>(p.out)].stride;
+        g.bias = p.bias.empty() ? nullptr : p.bias.data();
+        g.accumulate = p.accumulate;
+        g.scale = p.scale;
+        g.scratch = scratch;
+        kernels_->gemm[static_cast<int>(p.weight->type)](g);
+        if (s.softcap > 0)
+            for (int64_t t = g.token_begin; t < g.token_end; ++t)
+                for (int64_t i = g.panel_begin * kPanelRows; i < g.panel_end * kPanelRows; ++i) {
+                    float &x = g.out[t * g.out_stride + i];
+                    x = s.softcap * std::tanh(x / s.softcap);
+                }
+        return;
+    }
+}
+
+void Program::rope_rows(const Step &step, int64_t token) {
+    for (size_t r = 0; r < ropes_.size(); ++r) {
+        const RopeTable &rope = ropes_[r];
+        const auto half = static_cast<int64_t>(rope.inv_freq.size());
+        float *to = rope_rows_[r].as<float>() + token * 2 * half;
+        for (int64_t i = 0; i < half; ++i) {
+            const double angle =
+                static_cast<double>(step.positions[token]) * static_cast<double>(rope.inv_freq[static_cast<size_t>(i)]);
+            to[i] = static_cast<float>(std::cos(angle)) * rope.scale;
+            to[half + i] = static_cast<float>(std::sin(angle)) * rope.scale;
+        }
+    }
+}
+
+void Program::prepare(const PrepareStage &s, const Step &step, int64_t token) const {
+    const LayerKV &l = layers_[static_cast<size_t>(s.layer)];
+    const auto g = static_cast<size_t>(l.group);
+    float *q = buffers_[static_cast<size_t>(s.q)].row(token), *k = buffers_[static_cast<size_t>(s.k)].row(token);
+    const float *v = buffers_[static_cast<size_t>(s.v)].row(token);
+    const AttendStage *attend = nullptr;
+    for (const AttendStage &a : attends_)
+        if (a.layer == s.layer) attend = &a;
+    const float *cos_sin = nullptr;
+    int rotary = 0;
+    bool neox = false;
+    if (s.rope != kNone) {
+        const RopeTable &rope = ropes_[static_cast<size_t>(s.rope)];
+        rotary = static_cast<int>(2 * rope.inv_freq.size());
+        neox = rope.neox;
+        cos_sin = rope_rows_[static_cast<size_t>(s.rope)].as<float>() + token * rotary;
+    }
+    const auto turn = [&](float *head, const std::vector<float> &norm) {
+        if (!norm.empty()) kernels_->rms_norm(head, norm.data(), s.eps, l.head_dim, head);
+        if (cos_sin) kernels_->rope(head, cos_sin, rotary, neox);
+    };
+    for (int h = 0; h < attend->heads; ++h) turn(q + h * l.head_dim, s.q_norm);
+    for (int h = 0; h < l.kv_heads; ++h) turn(k + h * l.head_dim, s.k_norm);
+
+    const HeadLayout layout(l, kv_type_);
+    const int32_t position = step.positions[token];
+    const int64_t sequence = token_sequence_[static_cast<size_t>(token)];
+    const int32_t block = step.tables[g].blocks[sequence * step.tables[g].stride + position / kBlockTokens];
+    uint8_t *at = kv_[g].data() + block * group_bytes_[g] + layer_offset_[static_cast<size_t>(s.layer)];
+    for (int h = 0; h < l.kv_heads; ++h, at += layout.total()) {
+        float *scales = reinterpret_cast<float *>(at + layout.k + layout.v);
+        kernels_->store_kv(k + h * l.head_dim, v + h * l.head_dim, l.head_dim, position % kBlockTokens, kv_type_, at,
+                           at + layout.k, scales, scales + kBlockTokens);
+    }
+}
+
+void Program::attend(const AttendStage &s, const Step &step, int64_t item, uint8_t *scratch) const {
+    const LayerKV &l = layers_[static_cast<size_t>(s.layer)];
+    const auto g = static_cast<size_t>(l.group);
+    const AttendItem &tile = attend_items_[static_cast<size_t>(item / l.kv_heads)];
+    const int64_t head = item % l.kv_heads;
+    const HeadLayout layout(l, kv_type_);
+    AttendArgs a{};
+    a.group = s.heads / l.kv_heads;
+    a.head_dim = l.head_dim;
+    const Buffer &q = buffers_[static_cast<size_t>(s.q)], &out = buffers_[static_cast<size_t>(s.out)];
+    a.q = q.row(tile.token) + head * a.group * l.head_dim;
+    a.q_stride = q.stride;
+    a.out = out.row(tile.token) + head * a.group * l.head_dim;
+    a.out_stride = out.stride;
+    a.tokens = tile.tokens;
+    a.position = step.positions[tile.token];
+    a.scale = s.scale;
+    a.softcap = s.softcap;
+    a.window = s.window;
+    a.kv = kv_[g].data();
+    a.table = step.tables[g].blocks + tile.sequence * step.tables[g].stride;
+    a.block_stride = group_bytes_[g];
+    a.k_offset = layer_offset_[static_cast<size_t>(s.layer)] + head * layout.total();
+    a.v_offset = a.k_offset + layout.k;
+    a.k_scale_offset = a.v_offset + layout.v;
+    a.v_scale_offset = a.k_scale_offset + layout.scale;
+    a.type = kv_type_;
+    a.scratch = scratch;
+    kernels_->attend(a);
+}
+
+void Program::do_item(const Stage &stage, int64_t item, const Step &step, uint8_t *scratch) const {
+    const auto i = static_cast<size_t>(stage.index);
+    switch (stage.kind) {
+        case Stage::Embed: embed(embeds_[i], step, item); break;
+        case Stage::Rows: rows(row_stages_[i], step, item, reinterpret_cast<float *>(scratch)); break;
+        case Stage::Linear: linear(linears_[i], step, item, scratch); break;
+        case Stage::Prepare: prepare(prepares_[i], step, item); break;
+        case Stage::Attend: attend(attends_[i], step, item, scratch); break;
+    }
+}
+
+void Program::run(const Step &step) {
+    check(step);
+    plan_attention(step);
+    if (!counters_) counters_ = std::make_unique<Counter[]>(stages_.size() + 1);
+    for (size_t i = 0; i <= stages_.size(); ++i) counters_[i].next.store(0, std::memory_order_relaxed);
+    if (profiling && profile_.empty()) profile_.resize(stages_.size());
+    pool_->run([&](int thread) {
+        uint8_t *scratch = scratch_[static_cast<size_t>(thread)].data();
+        auto &first = counters_[stages_.size()].next;
+        for (int64_t t; (t = first.fetch_add(1, std::memory_order_relaxed)) < step.tokens;) rope_rows(step, t);
+        double since = profiling && thread == 0 ? now() : 0.0;
+        for (size_t i = 0; i < stages_.size(); ++i) {
+            const int64_t n = items(stages_[i], step);
+            auto &next = counters_[i].next;
+            for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < n;)
+                do_item(stages_[i], item, step, scratch);
+            pool_->barrier();
+            if (profiling && thread == 0) {
+                const double at = now();
+                account(i, step, at - since);
+                since = at;
+            }
+        }
+    });
+}
+
+void Program::account(size_t i, const Step &step, double seconds) {
+    Profile &p = profile_[i];
+    p.seconds += seconds;
+    const Stage &stage = stages_[i];
+    const auto index = static_cast<size_t>(stage.index);
+    switch (stage.kind) {
+        case Stage::Embed: p.name = "embed"; break;
+        case Stage::Prepare: p.name = "rope + store KV"; break;
+        case Stage::Rows: {
+            const RowStage &s = row_stages_[index];
+            p.name = s.gate != kNone ? "gated activation" : !s.norm.empty() ? "norm" : "quantize";
+            break;
+        }
+        case Stage::Linear: {
+            const LinearStage &s = linears_[index];
+            const int64_t tokens = s.logits ? step.logit_rows : step.tokens;
+            p.name = s.logits ? "output head" : "linear";
+            for (const LinearPart &part : s.parts) {
+                p.name += s.logits ? "" : " " + std::to_string(part.weight->rows) + "x" + std::to_string(part.weight->columns);
+                p.bytes += static_cast<double>(part.weight->bytes());
+                p.operations += 2.0 * static_cast<double>(tokens * part.weight->rows * part.weight->columns);
+            }
+            break;
+        }
+        case Stage::Attend: {
+            const AttendStage &s = attends_[index];
+            const LayerKV &l = layers_[static_cast<size_t>(s.layer)];
+            p.name = "attention";
+            for (int64_t b = 0; b < step.sequences; ++b) {
+                const double context = step.positions[step.seq_starts[b + 1] - 1] + 1;
+                const double queries = step.seq_starts[b + 1] - step.seq_starts[b];
+                p.bytes += context * static_cast<double>(HeadLayout(l, kv_type_).total() * l.kv_heads) / kBlockTokens;
+                p.operations += 4.0 * queries * (context - (queries - 1) / 2) * s.heads * l.head_dim;
+            }
+            break;
+        }
+    }
+}
+
+std::vector<Program::Profile> Program::take_profile() {
+    std::vector<Profile> taken;
+    taken.swap(profile_);
+    return taken;
+}
+
+}  // namespace pagoda

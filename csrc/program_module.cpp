@@ -1,0 +1,240 @@
+// Python's view of the CPU backend: Runtime (threads and kernels), Weight, Program.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace pagoda {
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+struct Runtime {
+    std::shared_ptr<Pool> pool;
+    const Kernels *kernels;
+
+    Runtime(int threads, const std::optional<std::string> &isa) : kernels(nullptr) {
+        if (threads < 1) throw std::invalid_argument("at least one thread is needed");
+        for (const Kernels *k : available_kernels())
+            if (!kernels && (!isa || *isa == k->name)) kernels = k;
+        if (!kernels) throw std::invalid_argument("this machine or build has no kernels for isa '" + *isa + "'");
+        pool = std::make_shared<Pool>(threads);
+    }
+};
+
+std::vector<float> to_vector(const std::optional<Floats> &a, size_t padded = 0) {
+    std::vector<float> v;
+    if (!a) return v;
+    v.assign(a->data(), a->data() + a->shape(0));
+    if (padded > v.size()) v.resize(padded, 0.0f);
+    return v;
+}
+
+std::shared_ptr<Weight> pack(const Runtime &runtime, const Bytes &data, const std::string &type, int64_t rows,
+                             int64_t columns) {
+    const Type t = type_from_name(type.c_str());
+    auto weight = std::make_shared<Weight>(t, rows, columns);
+    if (static_cast<int64_t>(data.shape(0)) != rows * row_bytes(t, columns))
+        throw std::invalid_argument("the data is not as long as its shape says");
+    nb::gil_scoped_release unlocked;
+    runtime.pool->parallel_for(weight->panels,
+                               [&](int64_t begin, int64_t end) { weight->pack_panels(data.data(), begin, end); });
+    return weight;
+}
+
+Activation activation_from_name(const std::string &name) {
+    if (name == "silu") return Activation::Silu;
+    if (name == "gelu_tanh") return Activation::GeluTanh;
+    if (name == "gelu") return Activation::Gelu;
+    throw std::invalid_argument("no such activation: " + name);
+}
+
+KVType kv_type_from_name(const std::string &name) {
+    if (name == "f32") return KVType::F32;
+    if (name == "f16") return KVType::F16;
+    if (name == "bf16") return KVType::BF16;
+    if (name == "int8") return KVType::Int8;
+    throw std::invalid_argument("no such KV type: " + name);
+}
+
+void forward(Program &program, const Ints &tokens, const Ints &positions, const Ints &seq_starts,
+             const std::vector<IntTable> &tables, const Ints &logit_rows) {
+    Step step{};
+    step.tokens = static_cast<int64_t>(tokens.shape(0));
+    step.sequences = static_cast<int64_t>(seq_starts.shape(0)) - 1;
+    step.logit_rows = static_cast<int64_t>(logit_rows.shape(0));
+    step.token_ids = tokens.data();
+    step.positions = positions.data();
+    step.seq_starts = seq_starts.data();
+    step.logit_row_ids = logit_rows.data();
+    if (positions.shape(0) != tokens.shape(0)) throw std::invalid_argument("a position for each token is needed");
+    if (step.sequences < 1) throw std::invalid_argument("a step needs a sequence");
+    for (const IntTable &t : tables) {
+        if (static_cast<int64_t>(t.shape(0)) < step.sequences || t.stride(1) != 1)
+            throw std::invalid_argument("a block table needs a contiguous row for each sequence");
+        const auto width = static_cast<int64_t>(t.shape(1));
+        step.tables.push_back({t.data(), t.shape(0) > 1 ? static_cast<int64_t>(t.stride(0)) : width, width});
+    }
+    nb::gil_scoped_release unlocked;
+    program.run(step);
+}
+
+void quantized_matmul(const Runtime &runtime, const Weight &weight, nb::ndarray<const float, nb::ndim<2>, nb::c_contig> x,
+                      nb::ndarray<float, nb::ndim<2>, nb::c_contig> out) {
+    const auto tokens = static_cast<int64_t>(x.shape(0));
+    const int64_t k = weight.blocks * kActBlock, padded = weight.panels * kPanelRows;
+    if (static_cast<int64_t>(x.shape(1)) != weight.columns || tokens > 4096 ||
+        static_cast<int64_t>(out.shape(1)) != weight.rows || out.shape(0) != x.shape(0))
+        throw std::invalid_argument("shapes do not match");
+    LazyMemory xs(static_cast<size_t>(tokens * k) * 4), result(static_cast<size_t>(tokens * padded) * 4);
+    LazyMemory act(static_cast<size_t>(tokens * Quantized::bytes_per_token(k))), scratch(kGemmScratch);
+    for (int64_t t = 0; t < tokens; ++t)
+        std::memcpy(xs.as<float>() + t * k, x.data() + t * weight.columns, static_cast<size_t>(weight.columns) * 4);
+    GemmArgs g{};
+    g.weight = &weight;
+    g.panel_end = weight.panels;
+    g.token_end = tokens;
+    g.act = Quantized::at(act.data(), tokens, k);
+    g.x = xs.as<float>();
+    g.x_stride = k;
+    g.out = result.as<float>();
+    g.out_stride = padded;
+    g.scale = 1.0f;
+    g.scratch = scratch.data();
+    if (!is_float(weight.type))
+        for (int64_t t = 0; t < tokens; ++t) runtime.kernels->quantize(xs.as<float>() + t * k, k, g.act, t);
+    runtime.kernels->gemm[static_cast<int>(weight.type)](g);
+    for (int64_t t = 0; t < tokens; ++t)
+        std::memcpy(out.data() + t * weight.rows, result.as<float>() + t * padded, static_cast<size_t>(weight.rows) * 4);
+}
+
+}  // namespace
+
+void bind_program(nb::module_ &m) {
+    m.def("available_isas", [] {
+        std::vector<std::string> names;
+        for (const Kernels *k : available_kernels()) names.emplace_back(k->name);
+        return names;
+    });
+    m.def("dequantize", [](const Bytes &data, const std::string &type, int64_t columns,
+                           nb::ndarray<float, nb::ndim<2>, nb::c_contig> out) {
+        const Type t = type_from_name(type.c_str());
+        if (columns < 1 || columns % info(t).elements || static_cast<int64_t>(out.shape(1)) != columns ||
+            static_cast<int64_t>(data.shape(0)) != static_cast<int64_t>(out.shape(0)) * row_bytes(t, columns))
+            throw std::invalid_argument("shapes do not match");
+        for (size_t r = 0; r < out.shape(0); ++r)
+            dequantize_row(t, data.data() + static_cast<int64_t>(r) * row_bytes(t, columns), columns,
+                           out.data() + static_cast<int64_t>(r) * columns);
+    });
+    nb::class_<Weight>(m, "Weight")
+        .def_ro("rows", &Weight::rows)
+        .def_ro("columns", &Weight::columns)
+        .def_prop_ro("bytes", [](const Weight &w) { return w.bytes(); })
+        .def_prop_ro("is_float", [](const Weight &w) { return is_float(w.type); });
+    nb::class_<Runtime>(m, "Runtime")
+        .def(nb::init<int, std::optional<std::string>>(), "threads"_a, "isa"_a = nb::none())
+        .def_prop_ro("threads", [](const Runtime &r) { return r.pool->size(); })
+        .def_prop_ro("isa", [](const Runtime &r) { return std::string(r.kernels->name); })
+        .def("pack", &pack, "data"_a, "type"_a, "rows"_a, "columns"_a)
+        .def("matmul", &quantized_matmul, "weight"_a, "x"_a, "out"_a)
+        .def("program",
+             [](const Runtime &r, int64_t max_tokens, int64_t max_logit_rows, const std::string &kv_type) {
+                 return std::make_unique<Program>(r.pool, r.kernels, max_tokens, max_logit_rows,
+                                                  kv_type_from_name(kv_type));
+             },
+             "max_tokens"_a, "max_logit_rows"_a, "kv_type"_a);
+    nb::class_<LinearPart>(m, "LinearPart")
+        .def("__init__",
+             [](LinearPart *self, std::shared_ptr<Weight> w, int out, std::optional<Floats> bias, bool accumulate,
+                float scale) {
+                 const auto padded = static_cast<size_t>(w->panels * kPanelRows);
+                 new (self) LinearPart{std::move(w), out, to_vector(bias, padded), accumulate, scale};
+             },
+             "weight"_a, "out"_a, "bias"_a.none(), "accumulate"_a = false, "scale"_a = 1.0f);
+    nb::class_<Program>(m, "Program")
+        .def("add_buffer", &Program::add_buffer, "columns"_a)
+        .def("add_quantized", &Program::add_quantized, "columns"_a)
+        .def("add_rope",
+             [](Program &p, const Floats &inv_freq, float scale, bool neox) {
+                 return p.add_rope({to_vector(inv_freq), scale, neox});
+             },
+             "inv_freq"_a, "scale"_a, "neox"_a)
+        .def("set_layers",
+             [](Program &p, const std::vector<std::tuple<int, int, int>> &layers, int groups) {
+                 std::vector<LayerKV> kv;
+                 for (const auto &[group, heads, dim] : layers) kv.push_back({group, 0, heads, dim});
+                 p.set_layers(std::move(kv), groups);
+             },
+             "layers"_a, "groups"_a)
+        .def("embed",
+             [](Program &p, int out, const Bytes &data, const std::string &type, int64_t rows, int64_t columns,
+                float scale) {
+                 const Type t = type_from_name(type.c_str());
+                 if (static_cast<int64_t>(data.shape(0)) != rows * row_bytes(t, columns))
+                     throw std::invalid_argument("the data is not as long as its shape says");
+                 p.add(EmbedStage{out, t, data.data(), rows, columns, scale});
+             },
+             "out"_a, "data"_a, "type"_a, "rows"_a, "columns"_a, "scale"_a, nb::keep_alive<1, 3>())
+        .def("rows",
+             [](Program &p, int x, int gate, const std::string &activation, std::optional<Floats> norm, float eps,
+                int out, bool accumulate, int quantized, bool gather) {
+                 p.add(RowStage{x, gate, activation_from_name(activation), to_vector(norm), eps, out, accumulate,
+                                quantized, gather});
+             },
+             "x"_a, "gate"_a = kNone, "activation"_a = "silu", "norm"_a = nb::none(), "eps"_a = 0.0f,
+             "out"_a = kNone, "accumulate"_a = false, "quantized"_a = kNone, "gather"_a = false)
+        .def("linear",
+             [](Program &p, int x, int quantized, const std::vector<LinearPart> &parts, bool logits, float softcap) {
+                 p.add(LinearStage{x, quantized, parts, logits, softcap});
+             },
+             "x"_a, "quantized"_a, "parts"_a, "logits"_a = false, "softcap"_a = 0.0f)
+        .def("prepare",
+             [](Program &p, int q, int k, int v, int layer, int rope, std::optional<Floats> q_norm,
+                std::optional<Floats> k_norm, float eps) {
+                 p.add(PrepareStage{q, k, v, layer, rope, to_vector(q_norm), to_vector(k_norm), eps});
+             },
+             "q"_a, "k"_a, "v"_a, "layer"_a, "rope"_a, "q_norm"_a.none(), "k_norm"_a.none(), "eps"_a)
+        .def("attend",
+             [](Program &p, int q, int out, int layer, int heads, float scale, float softcap, int window) {
+                 p.add(AttendStage{q, out, layer, heads, scale, softcap, window});
+             },
+             "q"_a, "out"_a, "layer"_a, "heads"_a, "scale"_a, "softcap"_a, "window"_a)
+        .def("block_bytes", &Program::block_bytes, "group"_a)
+        .def("allocate_kv", &Program::allocate_kv, "num_blocks"_a)
+        .def("copy_blocks",
+             [](Program &p, int group, nb::ndarray<const int32_t, nb::shape<-1, 2>, nb::c_contig> pairs) {
+                 p.copy_blocks(group, pairs.data(), static_cast<int64_t>(pairs.shape(0)));
+             },
+             "group"_a, "pairs"_a)
+        .def("forward", &forward, "tokens"_a, "positions"_a, "seq_starts"_a, "block_tables"_a, "logit_rows"_a)
+        .def("logits",
+             [](Program &p) {
+                 const size_t shape[2] = {static_cast<size_t>(p.max_logit_rows()), static_cast<size_t>(p.vocab())};
+                 const int64_t strides[2] = {p.logits_stride(), 1};
+                 return nb::ndarray<nb::numpy, float, nb::ndim<2>>(p.logits(), 2, shape, nb::find(p), strides);
+             },
+             "A view of all logit rows, [max_logit_rows, vocab].")
+        .def_prop_ro("buffer_bytes", &Program::buffer_bytes)
+        .def_rw("profiling", &Program::profiling)
+        .def("take_profile", [](Program &p) {
+            std::vector<std::tuple<std::string, double, double, double>> rows;
+            for (const auto &r : p.take_profile()) rows.emplace_back(r.name, r.seconds, r.bytes, r.operations);
+            return rows;
+        });
+}
+
+}  // namespace pagoda

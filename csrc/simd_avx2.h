@@ -1,0 +1,179 @@
+// 16 lanes as two 256-bit registers: AVX2, FMA and F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include "common.h"
+
+namespace pagoda {
+
+struct Avx2 {
+    static constexpr const char *kName = "avx2";
+    static constexpr int kTile = 4;
+    static constexpr int kFloatTile = 6;
+    static constexpr int kRows = 6;
+    static constexpr bool kUnpack = true;
+    static constexpr bool kSignedOffset = false;
+
+    struct F { __m256 a, b; };
+    struct I { __m256i a, b; };
+    struct B { __m256i a, b; };
+
+    PAGODA_INLINE static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+    PAGODA_INLINE static F set1(float x) {
+        const __m256 v = _mm256_set1_ps(x);
+        return {v, v};
+    }
+    PAGODA_INLINE static F load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+    PAGODA_INLINE static F load_half(const void *p) {
+        const __m128i *h = static_cast<const __m128i *>(p);
+        return {_mm256_cvtph_ps(_mm_loadu_si128(h)), _mm256_cvtph_ps(_mm_loadu_si128(h + 1))};
+    }
+    PAGODA_INLINE static F load_bfloat(const void *p) {
+        const __m128i *h = static_cast<const __m128i *>(p);
+        const auto widen = [](__m128i x) {
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+        };
+        return {widen(_mm_loadu_si128(h)), widen(_mm_loadu_si128(h + 1))};
+    }
+    PAGODA_INLINE static F load_i8(const void *p) {
+        const __m128i x = _mm_loadu_si128(static_cast<const __m128i *>(p));
+        return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)))};
+    }
+    PAGODA_INLINE static F load_u4(const void *p, int shift) {
+        __m128i x = _mm_loadu_si128(static_cast<const __m128i *>(p));
+        x = _mm_and_si128(_mm_srli_epi16(x, shift), _mm_set1_epi8(15));
+        return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)),
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(x, x)))};
+    }
+    PAGODA_INLINE static void store(float *p, const F &x) {
+        _mm256_storeu_ps(p, x.a);
+        _mm256_storeu_ps(p + 8, x.b);
+    }
+    PAGODA_INLINE static F add(const F &x, const F &y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+    PAGODA_INLINE static F sub(const F &x, const F &y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+    PAGODA_INLINE static F mul(const F &x, const F &y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+    PAGODA_INLINE static F div(const F &x, const F &y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+    PAGODA_INLINE static F max(const F &x, const F &y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+    PAGODA_INLINE static F min(const F &x, const F &y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+    PAGODA_INLINE static F abs(const F &x) {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+    }
+    PAGODA_INLINE static F fma(const F &x, const F &y, const F &z) {
+        return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+    }
+    PAGODA_INLINE static F round(const F &x) {
+        constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
+    }
+    PAGODA_INLINE static F pow2(const F &n) {
+        const auto one = [](__m256 v) {
+            const __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
+            return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
+        };
+        return {one(n.a), one(n.b)};
+    }
+    PAGODA_INLINE static F below(const F &x, const F &limit, const F &yes, const F &no) {
+        return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, limit.a, _CMP_LT_OQ)),
+                _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, limit.b, _CMP_LT_OQ))};
+    }
+    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
+        const __m256i w = _mm256_permute4x64_epi64(
+            _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
+        const __m128i r = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), r);
+    }
+    PAGODA_INLINE static F to_float(const I &x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+    PAGODA_INLINE static I sub_int(const I &x, int32_t y) {
+        const __m256i v = _mm256_set1_epi32(y);
+        return {_mm256_sub_epi32(x.a, v), _mm256_sub_epi32(x.b, v)};
+    }
+
+    PAGODA_INLINE static B load_b(const void *p) {
+        const __m256i *v = static_cast<const __m256i *>(p);
+        return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+    }
+    PAGODA_INLINE static void store_b(void *p, const B &x) {
+        __m256i *v = static_cast<__m256i *>(p);
+        _mm256_storeu_si256(v, x.a);
+        _mm256_storeu_si256(v + 1, x.b);
+    }
+    template <int Right, int Left>
+    PAGODA_INLINE static B field(const B &x, uint8_t mask) {
+        const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
+        const auto one = [&](__m256i v) {
+            if constexpr (Right > Left) v = _mm256_srli_epi16(v, Right - Left);
+            if constexpr (Left > Right) v = _mm256_slli_epi16(v, Left - Right);
+            return _mm256_and_si256(v, m);
+        };
+        return {one(x.a), one(x.b)};
+    }
+    PAGODA_INLINE static B or_b(const B &x, const B &y) {
+        return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)};
+    }
+    PAGODA_INLINE static B lookup(const int8_t *table, const B &x) {
+        const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(table)));
+        return {_mm256_shuffle_epi8(t, x.a), _mm256_shuffle_epi8(t, x.b)};
+    }
+
+    PAGODA_INLINE static __m256i broadcast4(const int8_t *a) {
+        int32_t v;
+        std::memcpy(&v, a, 4);
+        return _mm256_set1_epi32(v);
+    }
+    PAGODA_INLINE static __m256i pairs(const __m256i &x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
+
+    // Unsigned codes: products of two columns are summed in 16 bits for as many quads as cannot overflow.
+    template <int Max>
+    struct Dot {
+        static constexpr int kDepth = 32767 / (Max * 254) < 8 ? 32767 / (Max * 254) : 8;
+        __m256i sum16a, sum16b, sum32a, sum32b;
+
+        template <int J>
+        PAGODA_INLINE void mac(const B &w, const int8_t *a) {
+            const __m256i x = broadcast4(a);
+            const __m256i pa = _mm256_maddubs_epi16(w.a, x), pb = _mm256_maddubs_epi16(w.b, x);
+            if constexpr (J % kDepth == 0) {
+                if constexpr (J > 0) flush<J == kDepth>();
+                sum16a = pa;
+                sum16b = pb;
+            } else {
+                sum16a = _mm256_add_epi16(sum16a, pa);
+                sum16b = _mm256_add_epi16(sum16b, pb);
+            }
+            pending = J / kDepth;
+        }
+        template <bool First>
+        PAGODA_INLINE void flush() {
+            const __m256i a = pairs(sum16a), b = pairs(sum16b);
+            sum32a = First ? a : _mm256_add_epi32(sum32a, a);
+            sum32b = First ? b : _mm256_add_epi32(sum32b, b);
+        }
+        PAGODA_INLINE I sum() const {
+            const __m256i a = pairs(sum16a), b = pairs(sum16b);
+            if (pending == 0) return {a, b};
+            return {_mm256_add_epi32(sum32a, a), _mm256_add_epi32(sum32b, b)};
+        }
+        int pending = 0;  // known at compile time once inlined
+    };
+};
+
+// Signed codes: |w| * (a with w's sign), since maddubs wants one unsigned side; one quad fills 16 bits.
+template <>
+struct Avx2::Dot<-1> {
+    __m256i acc_a = _mm256_setzero_si256(), acc_b = _mm256_setzero_si256();
+
+    template <int J>
+    PAGODA_INLINE void mac(const B &w, const int8_t *a) {
+        const __m256i x = broadcast4(a);
+        const __m256i pa = _mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(x, w.a));
+        const __m256i pb = _mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(x, w.b));
+        acc_a = _mm256_add_epi32(acc_a, pairs(pa));
+        acc_b = _mm256_add_epi32(acc_b, pairs(pb));
+    }
+    PAGODA_INLINE I sum() const { return {acc_a, acc_b}; }
+};
+
+}  // namespace pagoda

@@ -1,0 +1,96 @@
+// 16 lanes as one 512-bit register: AVX-512 F, BW, VL, DQ and VNNI.
+#pragma once
+
+#include <immintrin.h>
+
+#include "common.h"
+
+namespace pagoda {
+
+struct Avx512 {
+    static constexpr const char *kName = "avx512";
+    static constexpr int kTile = 8;
+    static constexpr int kFloatTile = 12;
+    static constexpr int kRows = 12;
+    static constexpr bool kUnpack = true;
+    static constexpr bool kSignedOffset = true;  // signed codes become unsigned by +128
+
+    struct F { __m512 v; };
+    struct I { __m512i v; };
+    struct B { __m512i v; };
+
+    PAGODA_INLINE static F zero() { return {_mm512_setzero_ps()}; }
+    PAGODA_INLINE static F set1(float x) { return {_mm512_set1_ps(x)}; }
+    PAGODA_INLINE static F load(const float *p) { return {_mm512_loadu_ps(p)}; }
+    PAGODA_INLINE static F load_half(const void *p) {
+        return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i *>(p)))};
+    }
+    PAGODA_INLINE static F load_bfloat(const void *p) {
+        const __m256i h = _mm256_loadu_si256(static_cast<const __m256i *>(p));
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+    }
+    PAGODA_INLINE static F load_i8(const void *p) {
+        const __m128i x = _mm_loadu_si128(static_cast<const __m128i *>(p));
+        return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))};
+    }
+    PAGODA_INLINE static F load_u4(const void *p, int shift) {
+        __m128i x = _mm_loadu_si128(static_cast<const __m128i *>(p));
+        x = _mm_and_si128(_mm_srli_epi16(x, shift), _mm_set1_epi8(15));
+        return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x))};
+    }
+    PAGODA_INLINE static void store(float *p, const F &x) { _mm512_storeu_ps(p, x.v); }
+    PAGODA_INLINE static F add(const F &x, const F &y) { return {_mm512_add_ps(x.v, y.v)}; }
+    PAGODA_INLINE static F sub(const F &x, const F &y) { return {_mm512_sub_ps(x.v, y.v)}; }
+    PAGODA_INLINE static F mul(const F &x, const F &y) { return {_mm512_mul_ps(x.v, y.v)}; }
+    PAGODA_INLINE static F div(const F &x, const F &y) { return {_mm512_div_ps(x.v, y.v)}; }
+    PAGODA_INLINE static F max(const F &x, const F &y) { return {_mm512_max_ps(x.v, y.v)}; }
+    PAGODA_INLINE static F min(const F &x, const F &y) { return {_mm512_min_ps(x.v, y.v)}; }
+    PAGODA_INLINE static F abs(const F &x) { return {_mm512_abs_ps(x.v)}; }
+    PAGODA_INLINE static F fma(const F &x, const F &y, const F &z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
+    PAGODA_INLINE static F round(const F &x) {
+        return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+    }
+    PAGODA_INLINE static F pow2(const F &n) {
+        const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
+    }
+    PAGODA_INLINE static F below(const F &x, const F &limit, const F &yes, const F &no) {
+        return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ), no.v, yes.v)};
+    }
+    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
+    }
+    PAGODA_INLINE static F to_float(const I &x) { return {_mm512_cvtepi32_ps(x.v)}; }
+    PAGODA_INLINE static I sub_int(const I &x, int32_t y) { return {_mm512_sub_epi32(x.v, _mm512_set1_epi32(y))}; }
+
+    PAGODA_INLINE static B load_b(const void *p) { return {_mm512_loadu_si512(p)}; }
+    PAGODA_INLINE static void store_b(void *p, const B &x) { _mm512_storeu_si512(p, x.v); }
+    template <int Right, int Left>
+    PAGODA_INLINE static B field(const B &x, uint8_t mask) {
+        __m512i v = x.v;
+        if constexpr (Right > Left) v = _mm512_srli_epi16(v, Right - Left);
+        if constexpr (Left > Right) v = _mm512_slli_epi16(v, Left - Right);
+        return {_mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(mask)))};
+    }
+    PAGODA_INLINE static B or_b(const B &x, const B &y) { return {_mm512_or_si512(x.v, y.v)}; }
+    PAGODA_INLINE static B lookup(const int8_t *table, const B &x) {
+        const __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(table)));
+        return {_mm512_shuffle_epi8(t, x.v)};
+    }
+
+    template <int Max>
+    struct Dot {
+        __m512i acc = _mm512_setzero_si512();
+        template <int J>
+        PAGODA_INLINE void mac(const B &w, const int8_t *a) {
+            int32_t x;
+            std::memcpy(&x, a, 4);
+            __m512i codes = w.v;
+            if constexpr (Max < 0) codes = _mm512_xor_si512(codes, _mm512_set1_epi8(static_cast<char>(0x80)));
+            acc = _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(x));
+        }
+        PAGODA_INLINE I sum() const { return {acc}; }
+    };
+};
+
+}  // namespace pagoda

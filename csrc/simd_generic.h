@@ -1,0 +1,119 @@
+// 16 lanes in plain C++: the instruction set of last resort, and the meaning of the others.
+#pragma once
+
+#include <cmath>
+
+#include "common.h"
+
+namespace pagoda {
+
+struct Generic {
+    static constexpr const char *kName = "generic";
+    static constexpr int kTile = 1;       // tokens of one integer tile
+    static constexpr int kFloatTile = 1;  // tokens of one float tile
+    static constexpr int kRows = 1;       // query rows of one attention tile
+    static constexpr bool kUnpack = false;  // whether unpacking a panel first pays for many tokens
+    static constexpr bool kSignedOffset = false;
+
+    struct F { float v[16]; };
+    struct I { int32_t v[16]; };
+    struct B { uint8_t v[64]; };  // 16 rows, 4 bytes each
+
+    template <class Fn>
+    PAGODA_INLINE static F map(Fn fn) {
+        F r;
+        for (int i = 0; i < 16; ++i) r.v[i] = fn(i);
+        return r;
+    }
+    PAGODA_INLINE static F zero() { return set1(0.0f); }
+    PAGODA_INLINE static F set1(float x) { return map([=](int) { return x; }); }
+    PAGODA_INLINE static F load(const float *p) { return map([=](int i) { return p[i]; }); }
+    PAGODA_INLINE static F load_half(const void *p) {
+        const uint8_t *u = static_cast<const uint8_t *>(p);
+        return map([=](int i) { return half_to_float(load_u16(u + 2 * i)); });
+    }
+    PAGODA_INLINE static F load_bfloat(const void *p) {
+        const uint8_t *u = static_cast<const uint8_t *>(p);
+        return map([=](int i) { return bfloat_to_float(load_u16(u + 2 * i)); });
+    }
+    PAGODA_INLINE static F load_i8(const void *p) {
+        const int8_t *u = static_cast<const int8_t *>(p);
+        return map([=](int i) { return static_cast<float>(u[i]); });
+    }
+    PAGODA_INLINE static F load_u4(const void *p, int shift) {  // 16 nibbles, one a byte
+        const uint8_t *u = static_cast<const uint8_t *>(p);
+        return map([=](int i) { return static_cast<float>(u[i] >> shift & 15); });
+    }
+    PAGODA_INLINE static void store(float *p, const F &x) { std::memcpy(p, x.v, 64); }
+    PAGODA_INLINE static F add(const F &a, const F &b) { return map([&](int i) { return a.v[i] + b.v[i]; }); }
+    PAGODA_INLINE static F sub(const F &a, const F &b) { return map([&](int i) { return a.v[i] - b.v[i]; }); }
+    PAGODA_INLINE static F mul(const F &a, const F &b) { return map([&](int i) { return a.v[i] * b.v[i]; }); }
+    PAGODA_INLINE static F div(const F &a, const F &b) { return map([&](int i) { return a.v[i] / b.v[i]; }); }
+    PAGODA_INLINE static F max(const F &a, const F &b) {
+        return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+    }
+    PAGODA_INLINE static F min(const F &a, const F &b) {
+        return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+    }
+    PAGODA_INLINE static F abs(const F &a) { return map([&](int i) { return std::fabs(a.v[i]); }); }
+    PAGODA_INLINE static F fma(const F &a, const F &b, const F &c) {  // a * b + c
+        return map([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+    }
+    PAGODA_INLINE static F round(const F &a) { return map([&](int i) { return std::nearbyint(a.v[i]); }); }
+    PAGODA_INLINE static F pow2(const F &n) {  // n integral, in [-126, 127]
+        return map([&](int i) { return bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23); });
+    }
+    PAGODA_INLINE static F below(const F &a, const F &limit, const F &yes, const F &no) {  // a < limit ? yes : no
+        return map([&](int i) { return a.v[i] < limit.v[i] ? yes.v[i] : no.v[i]; });
+    }
+    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {  // x integral, in [-128, 127]
+        for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.v[i]);
+    }
+    PAGODA_INLINE static F to_float(const I &a) { return map([&](int i) { return static_cast<float>(a.v[i]); }); }
+    PAGODA_INLINE static I sub_int(const I &a, int32_t x) {
+        I r;
+        for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] - x;
+        return r;
+    }
+
+    PAGODA_INLINE static B load_b(const void *p) {
+        B r;
+        std::memcpy(r.v, p, 64);
+        return r;
+    }
+    PAGODA_INLINE static void store_b(void *p, const B &x) { std::memcpy(p, x.v, 64); }
+    // (x >> right << left) & mask, a byte at a time (the mask must clear what crosses bytes)
+    template <int Right, int Left>
+    PAGODA_INLINE static B field(const B &x, uint8_t mask) {
+        B r;
+        for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>((x.v[i] >> Right << Left) & mask);
+        return r;
+    }
+    PAGODA_INLINE static B or_b(const B &a, const B &b) {
+        B r;
+        for (int i = 0; i < 64; ++i) r.v[i] = a.v[i] | b.v[i];
+        return r;
+    }
+    PAGODA_INLINE static B lookup(const int8_t *table, const B &x) {  // x < 16
+        B r;
+        for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>(table[x.v[i]]);
+        return r;
+    }
+
+    // Dot products of 16 rows' quads with one token's quads, at most 8 quads. Max: largest code (or -1: signed).
+    template <int Max>
+    struct Dot {
+        I acc{};
+        template <int J>
+        PAGODA_INLINE void mac(const B &w, const int8_t *a) {
+            for (int r = 0; r < 16; ++r)
+                for (int b = 0; b < 4; ++b) {
+                    const int code = Max < 0 ? static_cast<int8_t>(w.v[4 * r + b]) : w.v[4 * r + b];
+                    acc.v[r] += code * a[b];
+                }
+        }
+        PAGODA_INLINE I sum() const { return acc; }
+    };
+};
+
+}  // namespace pagoda

@@ -1,0 +1,132 @@
+#include "weights.h"
+
+#include <stdexcept>
+
+namespace pagoda {
+
+Weight::Weight(Type t, int64_t r, int64_t c)
+    : type(t), rows(r), columns(c), panels(ceil_div(r, kPanelRows)), blocks(ceil_div(c, kActBlock)),
+      shape_(panel_shape(t)) {
+    if (r <= 0 || c <= 0) throw std::invalid_argument("a weight needs rows and columns");
+    if (c % info(t).elements != 0) throw std::invalid_argument("columns are no multiple of the block");
+    scales_at_ = round_up(panels * blocks * shape_.codes, 64);
+    super_at_ = round_up(scales_at_ + panels * blocks * shape_.scales, 64);
+    memory_ = LazyMemory(static_cast<size_t>(super_at_ + panels * (blocks / 8) * shape_.super + 64));
+}
+
+namespace {
+
+constexpr int code_bits(Type t) {
+    switch (t) {
+        case Type::Q2_K: return 2;
+        case Type::Q3_K: return 3;
+        case Type::Q5_0:
+        case Type::Q5_1:
+        case Type::Q5_K: return 5;
+        case Type::Q6_K: return 6;
+        case Type::Q8_0: return 8;
+        default: return 4;
+    }
+}
+
+// Writes the codes of one row's 32 columns into the panel's codes; `to` points at the block, `r` is the row in it.
+void scatter_codes(Type type, const uint8_t *q, int r, uint8_t *to) {
+    const int bits = code_bits(type);
+    uint32_t quad[8];
+    std::memcpy(quad, q, 32);
+    const auto put = [&](int vec, uint32_t v) { std::memcpy(to + 64 * vec + 4 * r, &v, 4); };
+    if (bits == 8) {
+        for (int j = 0; j < 8; ++j) put(j, quad[j]);
+        return;
+    }
+    int next = 0;
+    if (bits >= 4) {  // low nibbles
+        for (int j = 0; j < 4; ++j) put(j, (quad[j] & 0x0f0f0f0fu) | (quad[j + 4] & 0x0f0f0f0fu) << 4);
+        next = 4;
+    } else {  // low two bits: four quads to a byte
+        for (int half = 0; half < 2; ++half) {
+            uint32_t v = 0;
+            for (int j = 0; j < 4; ++j) v |= (quad[4 * half + j] & 0x03030303u) << (2 * j);
+            put(half, v);
+        }
+        next = 2;
+    }
+    if (bits == 6) {  // two more bits as two planes of four quads
+        for (int half = 0; half < 2; ++half) {
+            uint32_t v = 0;
+            for (int j = 0; j < 4; ++j) v |= (quad[4 * half + j] >> 4 & 0x03030303u) << (2 * j);
+            put(next + half, v);
+        }
+    } else if (bits == 3 || bits == 5) {  // one more bit as one plane of eight quads
+        const int shift = bits - 1;
+        uint32_t v = 0;
+        for (int j = 0; j < 8; ++j) v |= (quad[j] >> shift & 0x01010101u) << j;
+        put(next, v);
+    }
+}
+
+void put_u16(uint8_t *to, int r, uint16_t v) { std::memcpy(to + 2 * r, &v, 2); }
+
+}  // namespace
+
+void Weight::pack_block(const uint8_t *data, int64_t panel, int64_t block) {
+    uint8_t *codes_to = const_cast<uint8_t *>(codes(panel)) + block * shape_.codes;
+    uint8_t *scales_to = const_cast<uint8_t *>(scales(panel)) + block * shape_.scales;
+    uint8_t *super_to = const_cast<uint8_t *>(super(panel)) + block / 8 * shape_.super;
+    const int64_t stride = row_bytes(type, columns);
+    Block32 b{};
+    for (int r = 0; r < kPanelRows; ++r) {
+        const int64_t row = panel * kPanelRows + r;
+        if (row >= rows) break;
+        unpack32(type, data + row * stride, block, b);
+        scatter_codes(type, b.q, r, codes_to);
+        switch (type) {
+            case Type::Q4_1:
+            case Type::Q5_1: put_u16(scales_to + 32, r, b.m); [[fallthrough]];
+            case Type::Q4_0:
+            case Type::Q5_0:
+            case Type::Q8_0:
+            case Type::IQ4_NL: put_u16(scales_to, r, b.d); break;
+            case Type::Q4_K:
+            case Type::Q5_K:
+                scales_to[r] = static_cast<uint8_t>(b.scale[0]);
+                scales_to[16 + r] = b.min[0];
+                break;
+            case Type::Q2_K:
+                for (int h = 0; h < 2; ++h)
+                    scales_to[16 * h + r] = static_cast<uint8_t>(b.scale[h] | b.min[h] << 4);
+                break;
+            case Type::Q3_K:
+            case Type::Q6_K:
+                for (int h = 0; h < 2; ++h) scales_to[16 * h + r] = static_cast<uint8_t>(b.scale[h]);
+                break;
+            case Type::IQ4_XS: scales_to[r] = static_cast<uint8_t>(b.scale[0]); break;
+            default: break;
+        }
+        if (shape_.super > 0) put_u16(super_to, r, b.d);
+        if (shape_.super > 32) put_u16(super_to + 32, r, b.m);
+    }
+}
+
+void Weight::pack_float_block(const uint8_t *data, int64_t panel, int64_t block) {
+    const int64_t size = info(type).bytes;
+    uint8_t *to = const_cast<uint8_t *>(codes(panel)) + block * shape_.codes;
+    for (int r = 0; r < kPanelRows; ++r) {
+        const int64_t row = panel * kPanelRows + r;
+        if (row >= rows) break;
+        const uint8_t *from = data + (row * columns + block * kActBlock) * size;
+        const int64_t n = columns - block * kActBlock < kActBlock ? columns - block * kActBlock : kActBlock;
+        for (int64_t i = 0; i < n; ++i) std::memcpy(to + (i * kPanelRows + r) * size, from + i * size, size);
+    }
+}
+
+void Weight::pack_panels(const uint8_t *data, int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+        for (int64_t b = 0; b < blocks; ++b)
+            if (is_float(type))
+                pack_float_block(data, p, b);
+            else
+                pack_block(data, p, b);
+}
+
+}  // namespace pagoda

@@ -1,0 +1,78 @@
+// Weights as the kernels stream them: panels of 16 output rows, interleaved.
+//
+// A panel holds, for each block of 32 columns, its codes, its scales and (for super-block types) every 256 columns
+// its super scales, in three arrays so that each stream stays aligned:
+//
+//   codes   quad j (columns 4j … 4j+3) is 64 bytes: byte 4r + b is row r, column 4j + b. 4-bit types keep quad j in
+//           the low nibbles and quad j + 4 in the high nibbles of the same 64 bytes; further bits follow as planes.
+//   scales  16 rows side by side, in the file's own precision.
+//   super   16 rows side by side, f16.
+//
+// Float types keep, for each column, 16 rows side by side.
+#pragma once
+
+#include <vector>
+
+#include "formats.h"
+
+namespace pagoda {
+
+struct PanelShape {
+    int codes;   // bytes for 32 columns of 16 rows
+    int scales;  // bytes for 32 columns of 16 rows
+    int super;   // bytes for 256 columns of 16 rows
+};
+
+constexpr PanelShape panel_shape(Type t) {
+    switch (t) {
+        case Type::F32: return {2048, 0, 0};
+        case Type::F16:
+        case Type::BF16: return {1024, 0, 0};
+        case Type::Q4_0:
+        case Type::IQ4_NL: return {256, 32, 0};
+        case Type::Q4_1: return {256, 64, 0};
+        case Type::Q5_0: return {320, 32, 0};
+        case Type::Q5_1: return {320, 64, 0};
+        case Type::Q8_0: return {512, 32, 0};
+        case Type::Q2_K: return {128, 32, 64};
+        case Type::Q3_K: return {192, 32, 32};
+        case Type::Q4_K: return {256, 32, 64};
+        case Type::Q5_K: return {320, 32, 64};
+        case Type::Q6_K: return {384, 32, 32};
+        case Type::IQ4_XS: return {256, 16, 32};
+        default: return {0, 0, 0};
+    }
+}
+
+class Weight {
+  public:
+    // Allocates; fill it with pack_panels over [0, panels).
+    Weight(Type type, int64_t rows, int64_t columns);
+
+    // Packs panels [begin, end) from the file's rows at `data`.
+    void pack_panels(const uint8_t *data, int64_t begin, int64_t end);
+
+    Type type;
+    int64_t rows, columns;
+    int64_t panels;  // of 16 rows, the last one padded with zeros
+    int64_t blocks;  // of 32 columns, the last one padded with zeros
+
+    const uint8_t *codes(int64_t panel) const { return memory_.data() + panel * blocks * shape_.codes; }
+    const uint8_t *scales(int64_t panel) const {
+        return memory_.data() + scales_at_ + panel * blocks * shape_.scales;
+    }
+    const uint8_t *super(int64_t panel) const {
+        return memory_.data() + super_at_ + panel * (blocks / 8) * shape_.super;
+    }
+    size_t bytes() const { return memory_.bytes(); }
+
+  private:
+    void pack_float_block(const uint8_t *data, int64_t panel, int64_t block);
+    void pack_block(const uint8_t *data, int64_t panel, int64_t block);
+
+    PanelShape shape_;
+    int64_t scales_at_, super_at_;
+    LazyMemory memory_;
+};
+
+}  // namespace pagoda

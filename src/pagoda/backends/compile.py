@@ -1,0 +1,268 @@
+"""From a recorded forward pass to the native program's stages, with what saves bytes or barriers fused.
+
+- norm and gated activation run where their result is quantized, and leave no float copy behind;
+- linears that read the same value become one stage; so do rope, head norms and the KV store of a layer;
+- a linear or norm whose result is only added to the residual adds into it.
+
+Values live in buffers that are reused once their last reader has run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from pagoda import _native
+from pagoda.backends.base import AttentionSpec, ForwardModel, RopeSpec
+from pagoda.backends.trace import Add, Attention, Embed, Gated, Linear, Logits, Node, Norm, Rope, Trace
+from pagoda.errors import UnsupportedError
+from pagoda.formats.blocks import dequantize
+from pagoda.types import FloatArray, RawTensor
+
+NONE = -1
+FLOAT_TYPES = ("F32", "F16", "BF16")
+
+
+def as_floats(tensor: RawTensor) -> FloatArray:
+    return np.ascontiguousarray(dequantize(tensor.data, tensor.type, tensor.shape).reshape(-1), np.float32)
+
+
+class Weights:
+    """Packed weights by name: a weight that is used twice is packed once."""
+
+    def __init__(self, runtime: _native.Runtime) -> None:
+        self.runtime = runtime
+        self.packed: dict[str, _native.Weight] = {}
+
+    def __getitem__(self, tensor: RawTensor) -> _native.Weight:
+        if tensor.name not in self.packed:
+            rows, columns = tensor.shape
+            data = np.ascontiguousarray(tensor.data.reshape(-1))
+            self.packed[tensor.name] = self.runtime.pack(data, tensor.type, rows, columns)
+        return self.packed[tensor.name]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(weight.bytes for weight in self.packed.values())
+
+
+class Compiler:
+    """Emits one forward pass into `program`. Use once: `compile()`."""
+
+    def __init__(self, program: _native.Program, weights: Weights, trace: Trace) -> None:
+        self.program = program
+        self.weights = weights
+        self.nodes = trace.nodes
+        self.buffers: dict[Node, int] = {}
+        self.readers: Counter[Node] = Counter({node: len(node.users) for node in trace.nodes})
+        self.free_buffers: dict[int, list[int]] = {}
+        self.quantized_buffers: dict[int, int] = {}
+        self.ropes: dict[tuple[str, float, bytes], int] = {}
+        self.emitted: set[Node] = set()
+        self.embedding_bytes = 0
+
+    def compile(self) -> None:
+        for node in self.nodes:
+            if node not in self.emitted:
+                self._emit(node)
+
+    def _emit(self, node: Node) -> None:
+        match node:
+            case Embed():
+                self._embed(node)
+            case Norm():
+                if node.num_heads is None and not self._is_folded(node):
+                    self._norm(node)
+            case Gated():
+                if not self._is_folded(node):
+                    self._gated(node)
+            case Linear():
+                self._linears(node)
+            case Attention():
+                self._attention(node)
+            case Add():
+                self._add(node)
+            case Logits():
+                self._logits(node)
+            case Rope():
+                self._check_prepared(node)
+
+    # Buffers -----------------------------------------------------------------------------------------------
+
+    def _allocate(self, node: Node) -> int:
+        free = self.free_buffers.setdefault(node.columns, [])
+        self.buffers[node] = free.pop() if free else self.program.add_buffer(node.columns)
+        return self.buffers[node]
+
+    def _read(self, node: Node, times: int = 1) -> None:
+        """`times` of the node's readers have run; after the last one its buffer is free."""
+        self.readers[node] -= times
+        if self.readers[node] == 0 and node in self.buffers:
+            self.free_buffers[node.columns].append(self.buffers.pop(node))
+
+    def _quantized(self, columns: int) -> int:
+        if columns not in self.quantized_buffers:
+            self.quantized_buffers[columns] = self.program.add_quantized(columns)
+        return self.quantized_buffers[columns]
+
+    # Ops ---------------------------------------------------------------------------------------------------
+
+    def _embed(self, node: Embed) -> None:
+        table = node.table
+        rows, columns = table.shape
+        data = np.ascontiguousarray(table.data.reshape(-1))
+        self.program.embed(self._allocate(node), data, table.type, rows, columns, node.scale)
+
+    def _is_folded(self, node: Node) -> bool:
+        """Whether all that read the node quantize it, so that it need not exist as floats."""
+        return bool(node.users) and all(
+            isinstance(user, (Linear, Logits)) and user.weight.type not in FLOAT_TYPES for user in node.users
+        )
+
+    def _norm(self, node: Norm) -> None:
+        (x,) = node.inputs
+        add = self._residual(node)
+        out = self.buffers[add.inputs[0]] if add else self._allocate(node)
+        weight = as_floats(node.weight)
+        self.program.rows(self.buffers[x], norm=weight, eps=node.eps, out=out, accumulate=add is not None)
+        self._read(x)
+        if add:
+            self._added(add)
+
+    def _gated(self, node: Gated) -> None:
+        gate, up = node.inputs
+        self.program.rows(
+            self.buffers[up], gate=self.buffers[gate], activation=node.activation, out=self._allocate(node)
+        )
+        self._read(gate)
+        self._read(up)
+
+    def _add(self, node: Add) -> None:
+        x, y = node.inputs
+        self.program.rows(self.buffers[y], out=self.buffers[x], accumulate=True)
+        self._read(y)
+        self._added(node)
+
+    def _added(self, add: Add) -> None:
+        """The sum stands in the first operand's buffer."""
+        self.buffers[add] = self.buffers.pop(add.inputs[0])
+        self.emitted.add(add)
+
+    def _residual(self, node: Node) -> Add | None:
+        """The sum that alone reads the node and whose other operand nobody else still reads."""
+        add = node.only_user
+        if not isinstance(add, Add) or add.inputs[1] is not node:
+            return None
+        x = add.inputs[0]
+        return add if x in self.buffers and self.readers[x] == 1 else None
+
+    def _quantize(self, node: Node, *, gather: bool) -> int:
+        """Quantize the node's rows, running the norm or activation that makes it on the way."""
+        to = self._quantized(node.columns)
+        if node in self.buffers:
+            self.program.rows(self.buffers[node], quantized=to, gather=gather)
+        elif isinstance(node, Norm):
+            x = self.buffers[node.inputs[0]]
+            self.program.rows(x, norm=as_floats(node.weight), eps=node.eps, quantized=to, gather=gather)
+        else:
+            assert isinstance(node, Gated)
+            gate, up = (self.buffers[value] for value in node.inputs)
+            self.program.rows(up, gate=gate, activation=node.activation, quantized=to, gather=gather)
+        if node not in self.buffers:
+            for value in node.inputs:
+                self._read(value)
+        return to
+
+    def _linears(self, first: Linear) -> None:
+        """The linear and all others that read the same value: one stage for block types, one for float types."""
+        (x,) = first.inputs
+        together = [node for node in x.users if isinstance(node, Linear)]
+        for is_float in (False, True):
+            group = [node for node in together if (node.weight.type in FLOAT_TYPES) == is_float]
+            if group:
+                source = self.buffers[x] if is_float else self._quantize(x, gather=False)
+                parts = [self._part(node) for node in group]
+                self.program.linear(source if is_float else NONE, NONE if is_float else source, parts)
+        self.emitted.update(together)
+        self._read(x, len(together))
+
+    def _part(self, node: Linear) -> _native.LinearPart:
+        add = self._residual(node)
+        out = self.buffers[add.inputs[0]] if add else self._allocate(node)
+        bias = as_floats(node.bias) if node.bias is not None else None
+        if add:
+            self._added(add)
+        return _native.LinearPart(self.weights[node.weight], out, bias, accumulate=add is not None)
+
+    def _logits(self, node: Logits) -> None:
+        (x,) = node.inputs
+        weight = self.weights[node.weight]
+        part = _native.LinearPart(weight, NONE, None, scale=node.scale)
+        softcap = node.softcap or 0.0
+        if weight.is_float:
+            gathered = self.program.add_buffer(x.columns)
+            self.program.rows(self.buffers[x], out=gathered, gather=True)
+            self.program.linear(gathered, NONE, [part], logits=True, softcap=softcap)
+        else:
+            self.program.linear(NONE, self._quantize(x, gather=True), [part], logits=True, softcap=softcap)
+        self._read(x)
+
+    # Attention ---------------------------------------------------------------------------------------------
+
+    def _attention(self, node: Attention) -> None:
+        q, k, v = node.inputs
+        q_source, q_norm, q_rope = self._turns(q)
+        k_source, k_norm, k_rope = self._turns(k)
+        if q_rope != k_rope or (q_norm and k_norm and q_norm.eps != k_norm.eps):
+            raise UnsupportedError("queries and keys of one layer must be rotated and normalized alike")
+        norm = q_norm or k_norm
+        self.program.prepare(
+            self.buffers[q_source],
+            self.buffers[k_source],
+            self.buffers[v],
+            node.layer,
+            q_rope,
+            as_floats(q_norm.weight) if q_norm else None,
+            as_floats(k_norm.weight) if k_norm else None,
+            norm.eps if norm else 0.0,
+        )
+        spec = node.spec
+        self.program.attend(
+            self.buffers[q_source],
+            self._allocate(node),
+            node.layer,
+            spec.num_heads,
+            spec.scale,
+            spec.softcap or 0.0,
+            spec.window or 0,
+        )
+        for source in (q_source, k_source, v):
+            self._read(source)
+
+    def _turns(self, node: Node) -> tuple[Node, Norm | None, int]:
+        """What lies between a projection and attention: → (projection, head norm, rope table)."""
+        rope = NONE
+        if isinstance(node, Rope):
+            rope = self._rope(node.spec)
+            node = node.inputs[0]
+        if isinstance(node, Norm) and node.num_heads is not None:
+            return node.inputs[0], node, rope
+        return node, None, rope
+
+    def _rope(self, spec: RopeSpec) -> int:
+        key = (spec.style, spec.scale, spec.inv_freq.tobytes())
+        if key not in self.ropes:
+            inv_freq = np.ascontiguousarray(spec.inv_freq, np.float32)
+            self.ropes[key] = self.program.add_rope(inv_freq, spec.scale, spec.style == "neox")
+        return self.ropes[key]
+
+    def _check_prepared(self, node: Rope) -> None:
+        if not isinstance(node.only_user, Attention):
+            raise UnsupportedError("the CPU backend rotates queries and keys of attention only")
+
+
+def kv_layers(model: ForwardModel, specs: dict[int, AttentionSpec]) -> list[tuple[int, int, int]]:
+    """→ (KV group, KV heads, head size) a layer."""
+    groups = {layer: g for g, group in enumerate(model.kv_groups) for layer in group.layers}
+    return [(groups[layer], specs[layer].num_kv_heads, specs[layer].head_dim) for layer in range(model.num_layers)]

@@ -1,0 +1,87 @@
+"""The CPU backend: a model's forward pass as one native call a step, without Python between its ops."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda import _native
+from pagoda.backends.base import ForwardModel, KVType
+from pagoda.backends.compile import Compiler, Weights, kv_layers
+from pagoda.backends.trace import Attention, Trace
+from pagoda.errors import CapacityError, ConfigError
+from pagoda.types import Batch, FloatArray
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class CpuBackend:
+    """Threads and kernels. `isa` forces an instruction set; ConfigError where the machine lacks it."""
+
+    name = "cpu"
+
+    def __init__(self, *, threads: int = 0, isa: str | None = None) -> None:
+        available = _native.available_isas()
+        if isa is not None and isa not in available:
+            raise ConfigError(f"isa {isa!r} is not available on this machine; available: {', '.join(available)}")
+        self.runtime = _native.Runtime(threads or usable_cores(), isa)
+
+    @property
+    def threads(self) -> int:
+        return self.runtime.threads
+
+    @property
+    def isa(self) -> str:
+        return self.runtime.isa
+
+    def load(self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType) -> CpuModel:
+        """Pack the weights and record the forward pass. `max_batch_seqs` bounds the rows of logits of one step."""
+        trace = Trace()
+        model.forward(trace)
+        program = self.runtime.program(max_batch_tokens, max(max_batch_seqs, 1), kv_type)
+        specs = {node.layer: node.spec for node in trace.nodes if isinstance(node, Attention)}
+        program.set_layers(kv_layers(model, specs), len(model.kv_groups))
+        weights = Weights(self.runtime)
+        try:
+            Compiler(program, weights, trace).compile()
+        except MemoryError as error:
+            raise CapacityError("not enough memory for the weights; take a smaller model or format") from error
+        return CpuModel(program, weights.num_bytes)
+
+
+class CpuModel:
+    """A program with its weights; a `LoadedModel`."""
+
+    def __init__(self, program: _native.Program, weight_bytes: int) -> None:
+        self.program = program
+        self.weight_bytes = weight_bytes
+        self.buffer_bytes = program.buffer_bytes
+        self._logits: FloatArray = program.logits()
+
+    def block_bytes(self, group: int) -> int:
+        return self.program.block_bytes(group)
+
+    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
+        try:
+            self.program.allocate_kv(list(num_blocks))
+        except MemoryError as error:
+            raise CapacityError("not enough memory for the KV cache; lower --kv-memory or --max-context") from error
+
+    def forward(self, batch: Batch) -> FloatArray:
+        self.program.forward(
+            batch.tokens, batch.positions, batch.seq_starts, list(batch.block_tables), batch.logit_rows
+        )
+        return self._logits[: batch.logit_rows.shape[0]]
+
+    def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
+        self.program.copy_blocks(group, np.ascontiguousarray(pairs, np.int32))
+
+    def close(self) -> None:
+        """The memory goes with the last reference to the program."""
