@@ -5,9 +5,10 @@
 PYTHON ?= python3
 MODEL ?= smollm2-135m
 SERVE_FLAGS ?=
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+BUILD_TOOLS := "scikit-build-core>=0.10" "nanobind>=2.4" $(foreach tool,cmake ninja,$(if $(shell command -v $(tool)),,$(tool)))
+NATIVE := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 
-.PHONY: serve test check native clean
+.PHONY: serve test native clean
 
 serve: .venv/.installed
 	.venv/bin/pagoda serve $(MODEL) $(SERVE_FLAGS)
@@ -18,23 +19,27 @@ test: .venv-dev/.installed
 	.venv-dev/bin/mypy
 	.venv-dev/bin/python -m pytest
 
-.venv/.installed: $(SOURCES)
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --upgrade pip
-	.venv/bin/python -m pip install --quiet .
-	touch $@
+.venv/.installed: $(NATIVE)
+	$(call install,.venv,.)
 
-.venv-dev/.installed: $(SOURCES)
-	$(PYTHON) -m venv .venv-dev
-	.venv-dev/bin/python -m pip install --quiet --upgrade pip
-	.venv-dev/bin/python -m pip install --quiet "scikit-build-core>=0.10" "nanobind>=2.4"
-	.venv-dev/bin/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
-	touch $@
+.venv-dev/.installed: $(NATIVE)
+	$(call install,.venv-dev,".[dev]")
+
+# $(1): the virtual environment, $(2): what goes into it. Python sources are used where they lie, so that only a change
+# of the native ones needs another install; without build isolation that one compiles what has changed, and no more.
+define install
+	@command -v $${CXX:-c++} > /dev/null || { echo "a C++20 compiler is needed: apt install g++ or xcode-select --install"; exit 1; }
+	@echo "installing into $(1), which takes a minute or two the first time"
+	@$(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(BUILD_TOOLS)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--no-build-isolation --editable $(2)
+	@touch $@
+endef
 
 native:
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) > /dev/null
 	cmake --build build/dev
-	rm -f src/pagoda/_native*.so  # a process that runs it keeps its own
 	cp build/dev/_native*.so src/pagoda/_native.new
 	mv -f src/pagoda/_native.new src/pagoda/$$(cd build/dev && echo _native*.so)  # whoever has the old one loaded keeps it
 
