@@ -111,6 +111,10 @@ def test_prompt_forms(api: Served, prompt: object, texts: list[str]) -> None:
     assert answer["usage"]["completion_tokens"] == 6 * len(texts)
 
 
+def test_a_long_prompt_of_ids_is_one_prompt(api: Served) -> None:
+    assert len(api.ok("/v1/completions", prompt=[97] * 400, max_tokens=1, n=3)["choices"]) == 3
+
+
 def test_streamed_choices_keep_apart(api: Served) -> None:
     chunks = events(api.post("/v1/completions", prompt=["abc", "xyz"], max_tokens=5, n=2, stream=True))
     texts = dict.fromkeys(range(4), "")

@@ -179,6 +179,19 @@ def test_alive_before_the_model_is_there() -> None:
         loaded.engine.stop()
 
 
+def test_a_stop_while_loading_ends_at_once() -> None:
+    loading: Future[FakeLoaded] = Future()
+    server = make_server(ServerSettings(), loading)
+    thread = threading.Thread(target=lambda: server.run(sockets=[bind("127.0.0.1", 0)]))
+    thread.start()
+    wait_for(lambda: server.started)
+    server.handle_exit(signal.SIGINT, None)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert server.failure is None
+    loading.set_result(FakeLoaded())  # the thread that loads comes back too late
+
+
 def test_what_loading_raises_ends_the_server() -> None:
     loading: Future[FakeLoaded] = Future()
     loading.set_exception(ConfigError("no such model"))

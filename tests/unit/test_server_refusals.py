@@ -120,6 +120,7 @@ def test_bad_chat_fields_are_named(api: Served, fields: dict[str, Any], param: s
         ({"prompt": [1000]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": "", "add_special_tokens": False}, "prompt"),
+        ({"prompt": ["a"] * 20, "n": 100}, "n"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
         ({"prompt": "a", "logprobs": True}, "logprobs"),

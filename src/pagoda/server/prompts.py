@@ -16,6 +16,7 @@ from pagoda.server.schema import CompletionRequest, Conversation
 T = TypeVar("T")
 
 OFFLOAD_CHARS = 8192  # about a millisecond of tokenization; a thread hop costs a tenth of that
+MESSAGE_CHARS = 16  # about what the frame of a message costs
 TEMPLATE_NAMES = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "documents"}
 
 
@@ -64,16 +65,12 @@ class Prompts:
 
     async def of_chat(self, body: Conversation) -> Prompt:
         """Render the conversation. Raises RequestError when the model has no template or the template refuses."""
-        size = sum(len(str(message.content)) for message in body.messages)
+        size = sum(len(str(message.content)) + MESSAGE_CHARS for message in body.messages)
         return await _off_loop(size, lambda: self._render(body))
 
     async def of_completion(self, body: CompletionRequest) -> list[Prompt]:
         """One prompt a string or list of ids."""
-        given = body.prompt
-        if isinstance(given, str):
-            items: Sequence[str | list[int]] = [given]
-        else:
-            items = given if isinstance(given[0], (str, list)) else [given]
+        items = body.prompts
         add_special = body.add_special_tokens is not False
         size = sum(len(item) for item in items if isinstance(item, str))
         return await _off_loop(size, lambda: [self._item(item, add_special) for item in items])

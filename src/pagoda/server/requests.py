@@ -15,6 +15,7 @@ from pagoda.server.prompts import Prompt
 from pagoda.server.schema import ChatRequest, CompletionRequest, Generation
 from pagoda.types import Request, SamplingParams
 
+MAX_TOTAL_CHOICES = 1024
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions; chat goes on until the context is full
 
 # fields that are called and mean the same in SamplingParams; null there means its default
@@ -54,6 +55,16 @@ def completion_plan(body: CompletionRequest, vocab_size: int, max_context: int) 
         params = replace(params, prompt_logprobs=body.logprobs)
     options = replace(_options(body, logprobs=body.logprobs is not None), echo=echo, drop_output=limit == 0)
     return Plan(validate(params, vocab_size, max_context), options)
+
+
+def check_total(num_prompts: int, n: int) -> None:
+    """Raise RequestError when one HTTP request asks for more choices than is decent."""
+    if num_prompts * n > MAX_TOTAL_CHOICES:
+        raise RequestError(
+            f"{num_prompts} prompts with n = {n} are {num_prompts * n} choices, but at most {MAX_TOTAL_CHOICES} "
+            "are answered at once",
+            param="n",
+        )
 
 
 def engine_requests(

@@ -19,7 +19,7 @@ from pagoda.server.answers import Answer, ChatAnswer, CompletionAnswer
 from pagoda.server.failures import json_response
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.prompts import Prompt
-from pagoda.server.requests import Plan, chat_plan, completion_plan, engine_requests, new_id
+from pagoda.server.requests import Plan, chat_plan, check_total, completion_plan, engine_requests, new_id
 from pagoda.server.schema import (
     ChatRequest,
     CompletionRequest,
@@ -82,6 +82,7 @@ async def completions(request: Request) -> Response:
     body = await body_of(request, CompletionRequest)
     model = service_of(request).model_for_work(body.model)
     plan = completion_plan(body, model.tokenizer.vocab_size, model.max_context)
+    check_total(len(body.prompts), plan.params.n)
     prompts = await model.prompts.of_completion(body)
     return await _generate(request, model, CompletionAnswer, "cmpl", body, plan, prompts)
 

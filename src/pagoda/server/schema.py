@@ -109,6 +109,13 @@ class CompletionRequest(Generation):
     echo: bool | None = None
     add_special_tokens: bool | None = None
 
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One string or list of ids a prompt."""
+        if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int):
+            return self.prompt  # type: ignore[return-value]
+        return [self.prompt]  # type: ignore[list-item]
+
 
 class TextPart(Strict):
     type: Literal["text"]
