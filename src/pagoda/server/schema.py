@@ -114,7 +114,7 @@ class CompletionRequest(Generation):
         """One string or list of ids a prompt."""
         if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int):
             return self.prompt  # type: ignore[return-value]
-        return [self.prompt]  # type: ignore[list-item]
+        return [self.prompt]
 
 
 class TextPart(Strict):
