@@ -91,7 +91,13 @@ constexpr const char *kName = "avx512";
 #pragma GCC pop_options
 #endif
 
-#endif  // __x86_64__
+#elif defined(__aarch64__)
+
+// Four floats are a register of NEON, which every such machine has: the same code under its own name.
+constexpr Passes kNeon{"neon",           generic::block_maxima, generic::block_sums,
+                       generic::weights, generic::share_from,   generic::count_greater};
+
+#endif
 
 }  // namespace
 
@@ -105,6 +111,8 @@ const Passes *const *available_passes(size_t &count) {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
             found[n++] = &avx512::passes;
+#elif defined(__aarch64__)
+        found[n++] = &kNeon;
 #endif
         return n;
     }();

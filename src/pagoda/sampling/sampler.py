@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pagoda._native import BatchSampler
+from pagoda._native import BatchSampler, sampler_isas
 from pagoda._native import SamplerState as NativeState
+from pagoda.errors import ConfigError
 from pagoda.sampling.base import Sampled, SamplerState, TokenMasks, TokenSequences, UInt32Array
 from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs
 
@@ -23,9 +24,14 @@ RawLogprobs = tuple[float, int, list[int], list[float]]  # the chosen one's, its
 
 
 class Sampler:
-    """See `pagoda.sampling.base.SamplerProtocol`. `isa` forces an instruction set, which changes speed only."""
+    """See `pagoda.sampling.base.SamplerProtocol`.
+
+    `isa` forces an instruction set, which changes speed only; ConfigError where the machine lacks it.
+    """
 
     def __init__(self, vocab_size: int, *, isa: str | None = None) -> None:
+        if isa is not None and isa not in sampler_isas():
+            raise ConfigError(f"isa {isa!r} is not available on this machine; available: {', '.join(sampler_isas())}")
         self.vocab_size = vocab_size
         self._native = BatchSampler(vocab_size, isa)
 
