@@ -15,9 +15,9 @@ from pagoda.benchmark.engine import (
     decode_slack,
     model_work,
     peak_memory,
-    profile_rows,
     result_of,
 )
+from pagoda.benchmark.profile import profile
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.errors import CapacityError
@@ -115,14 +115,28 @@ def test_the_report_is_the_median_beside_the_ceilings() -> None:
     assert [run["decode_tok_s"] for run in report["runs"]] == [8, 16, 32]
 
 
-def test_a_profile_is_sorted_and_has_shares() -> None:
-    rows = [{"op": "a", "calls": 1, "seconds": 1.0, "bytes": 50, "ops": 10}]
-    rows += [{"op": "b", "calls": 2, "seconds": 2.0, "bytes": 100, "ops": 100}]
-    profiled = profile_rows(rows, Ceilings(100, 200))
-    assert [(r["op"], r["bandwidth_share"], r["compute_share"]) for r in profiled] == [
-        ("b", 0.5, 0.25),
-        ("a", 0.5, 0.05),
-    ]
+class FakeProgram:
+    """Each stage takes a second, whatever ran."""
+
+    profiling = False
+
+    def take_profile(self) -> list[tuple[str, float, float, float]]:
+        assert self.profiling
+        return [("linear", 1.0, 50.0, 10.0), ("norm", 0.5, 0.0, 0.0), ("linear", 1.0, 50.0, 90.0)]
+
+
+def test_a_profile_adds_up_stages_of_one_name(loaded: LoadedEngine, settings: EngineSettings) -> None:
+    program = FakeProgram()
+    bench = Bench(loaded.core, prompt=PROMPT, gen=GEN, slack=decode_slack(settings, PROMPT, BATCH))
+    report = profile(bench, program, BATCH, Ceilings(100, 200))
+    assert not program.profiling
+    assert (report["batch"], report["decode_steps"]) == (BATCH, GEN)
+    first, second, *outside = report["decode"]
+    assert (first["op"], first["stages"], first["seconds"]) == ("linear", 2, 2.0)
+    assert (first["bandwidth_share"], first["compute_share"]) == (0.5, 0.25)
+    assert (second["op"], second["bandwidth_share"]) == ("norm", None)
+    assert [row["op"] for row in outside] == ["sampling", "scheduling and text"]
+    assert sum(row["time_share"] for row in report["decode"]) == pytest.approx(1, abs=1e-3)
 
 
 def test_peak_memory_is_in_bytes() -> None:

@@ -21,6 +21,7 @@ GOOD = Hardware(
     logical_cpus=8,
     allowed_cpus=8,
     physical_cores=4,
+    usable_cores=4,
     cpu_quota=None,
     isa_paths=("generic", "avx2"),
     memory_total=16 * GIB,
@@ -70,6 +71,7 @@ def test_each_obstacle_has_its_remedy(change: dict, engine: dict, problem: str, 
 def test_a_quota_that_suffices_is_no_obstacle() -> None:
     assert warnings(replace(GOOD, cpu_quota=4.0)) == []
     assert warnings(replace(GOOD, cpu_quota=2.0), threads=2) == []
+    assert warnings(replace(GOOD, cpu_quota=2.0, usable_cores=2)) == []
 
 
 def test_a_cache_that_cannot_be_made(cache: Path) -> None:

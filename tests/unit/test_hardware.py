@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from pagoda.plan import hardware as module
+from pagoda.backends import cores
+from pagoda.plan import hardware as hardware_module
 from pagoda.plan.hardware import read_hardware
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Four logical CPUs on two cores, three of them allowed."""
-    monkeypatch.setattr(module, "IS_MACOS", False)
-    monkeypatch.setattr(module, "allowed_cpus", lambda: frozenset({0, 1, 2}))
+    monkeypatch.setattr(cores, "IS_MACOS", False)
+    for module in (cores, hardware_module):
+        monkeypatch.setattr(module, "allowed_cpus", lambda: frozenset({0, 1, 2}))
     write(tmp_path, "proc/cpuinfo", "processor\t: 0\nmodel name\t: EPYC 9654\n\nprocessor\t: 1\n")
     write(tmp_path, "proc/meminfo", "MemTotal:  1024 kB\nMemAvailable:  512 kB\nHugePages_Total:   0\n")
     for number in range(4):
@@ -36,7 +38,7 @@ def write(root: Path, name: str, text: str) -> None:
 def test_a_bare_machine(machine: Path) -> None:
     hardware = read_hardware(machine)
     assert hardware.cpu == "EPYC 9654"
-    assert (hardware.allowed_cpus, hardware.physical_cores) == (3, 2)
+    assert (hardware.allowed_cpus, hardware.physical_cores, hardware.usable_cores) == (3, 2, 2)
     assert (hardware.memory_total, hardware.memory_available) == (1 << 20, 1 << 19)
     assert (hardware.cpu_quota, hardware.memory_limit) == (None, None)
     assert (hardware.huge_pages, hardware.numa_nodes) == ("madvise", 2)
@@ -46,6 +48,7 @@ def test_a_container_with_limits(machine: Path) -> None:
     write(machine, "sys/fs/cgroup/cpu.max", "150000 100000")
     write(machine, "sys/fs/cgroup/memory.max", "4096")
     assert (read_hardware(machine).cpu_quota, read_hardware(machine).memory_limit) == (1.5, 4096)
+    assert read_hardware(machine).usable_cores == 1
     write(machine, "sys/fs/cgroup/cpu.max", "max 100000")
     write(machine, "sys/fs/cgroup/memory.max", "max")
     assert (read_hardware(machine).cpu_quota, read_hardware(machine).memory_limit) == (None, None)
@@ -61,7 +64,7 @@ def test_a_container_of_the_older_kind(machine: Path) -> None:
 
 
 def test_a_machine_that_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IS_MACOS", False)
+    monkeypatch.setattr(cores, "IS_MACOS", False)
     hardware = read_hardware(tmp_path)
     assert hardware.physical_cores == hardware.allowed_cpus >= 1
     assert hardware.memory_total is hardware.huge_pages is hardware.numa_nodes is None

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import numpy.typing as npt
 
 from pagoda import _native
 from pagoda.backends.base import ForwardModel, KVType
 from pagoda.backends.compile import Compiler, Weights, kv_layers
+from pagoda.backends.cores import usable_cores
 from pagoda.backends.trace import Attention, Trace
 from pagoda.errors import CapacityError, ConfigError
 from pagoda.types import Batch, FloatArray
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class CpuBackend:

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pagoda.backends.cores import IS_MACOS
 from pagoda.benchmark.prompts import random_ids
 from pagoda.benchmark.stats import median
 from pagoda.config import EngineSettings
 from pagoda.engine.engine import Engine
 from pagoda.errors import CapacityError
-from pagoda.plan.hardware import IS_MACOS
 from pagoda.types import BLOCK_SIZE, RawTensor, Request, SamplingParams, StepResult
 
 EMBEDDINGS = ("token_embd.weight", "model.embed_tokens.weight", "embed_tokens.weight")
@@ -107,11 +107,12 @@ class Bench:
 
     def run(self, batch: int) -> Run:
         """Measure once. Raises CapacityError if the KV cache cannot hold the batch."""
-        prefill, ttfts = self._prefill(batch)
-        decode, forward, sample = self._decode(batch)
+        prefill, ttfts = self.prefill(batch)
+        results, decode = self.decode(batch)
+        forward, sample = sum(result.forward_s for result in results), sum(result.sample_s for result in results)
         return Run(prefill, ttfts, decode, forward, sample)
 
-    def _prefill(self, batch: int) -> tuple[float, tuple[float, ...]]:
+    def prefill(self, batch: int) -> tuple[float, tuple[float, ...]]:
         """Seconds until all prompts have their first token, and until each has."""
         start = time.perf_counter()
         self._add(batch, max_tokens=1)
@@ -121,12 +122,13 @@ class Bench:
             ttfts += [time.perf_counter() - start] * len(finished)
         return ttfts[-1], tuple(ttfts)
 
-    def _decode(self, batch: int) -> tuple[float, float, float]:
-        """Seconds of `gen` steps with all sequences decoding: in all, forward, sampling."""
+    def decode(self, batch: int, begin: Callable[[], object] = lambda: None) -> tuple[list[StepResult], float]:
+        """`gen` steps with all sequences decoding, and their seconds. `begin` is called before the first of them."""
         ids = self._add(batch, max_tokens=self._gen + self._slack)
         started: set[str] = set()
         while len(started) < batch:
             started |= {delta.request_id for delta in self._step().deltas}
+        begin()
         start = time.perf_counter()
         results = [self._step() for _ in range(self._gen)]
         seconds = time.perf_counter() - start
@@ -136,7 +138,7 @@ class Bench:
             self._core.abort(request_id)
         while self._core.has_work:
             self._core.step()
-        return seconds, sum(result.forward_s for result in results), sum(result.sample_s for result in results)
+        return results, seconds
 
     def _add(self, batch: int, max_tokens: int) -> list[str]:
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
@@ -182,9 +184,9 @@ def result_of(batch: int, runs: list[Run], prompt: int, gen: int, work: Work, ce
         "prompt": prompt,
         "gen": gen,
         **rates,
-        "bandwidth_share": _share(step_bytes * rates["decode_tok_s"] / batch, ceilings.read_bandwidth),
-        "compute_share": _share(prefill_ops * rates["prefill_tok_s"], ceilings.int8_peak),
-        "decode_compute_share": _share(decode_ops * rates["decode_tok_s"], ceilings.int8_peak),
+        "bandwidth_share": share(step_bytes * rates["decode_tok_s"] / batch, ceilings.read_bandwidth),
+        "compute_share": share(prefill_ops * rates["prefill_tok_s"], ceilings.int8_peak),
+        "decode_compute_share": share(decode_ops * rates["decode_tok_s"], ceilings.int8_peak),
         "read_gb_s": round(step_bytes * rates["decode_tok_s"] / batch / 1e9, 3),
         "runs": [{name: round(value, 3) for name, value in one.items()} for one in each],
     }
@@ -201,7 +203,8 @@ def _rates(batch: int, run: Run, prompt: int, gen: int) -> dict[str, float]:
     }
 
 
-def _share(rate: float, ceiling: float | None) -> float | None:
+def share(rate: float, ceiling: float | None) -> float | None:
+    """Of the ceiling; None where that was not measured."""
     return None if ceiling is None else round(rate / ceiling, 4)
 
 
@@ -209,21 +212,3 @@ def peak_memory() -> int:
     """The most bytes of memory that this process has held at once."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if IS_MACOS else peak * 1024
-
-
-def profile_rows(profile: Iterable[Mapping[str, Any]], ceilings: Ceilings) -> list[dict[str, Any]]:
-    """Rows of a backend's profile, slowest first, with shares of the ceilings.
-
-    A backend that can profile has `LoadedModel.profile(on) -> list[dict]`, which switches it on or off and returns
-    what was gathered since the last call. A row of it has `op`, `calls`, `seconds`, `bytes` and `ops`, summed over
-    the calls.
-    """
-    rows = []
-    for row in sorted(profile, key=lambda row: -row["seconds"]):
-        seconds = row["seconds"] or float("inf")
-        shares = {
-            "bandwidth_share": _share(row["bytes"] / seconds, ceilings.read_bandwidth),
-            "compute_share": _share(row["ops"] / seconds, ceilings.int8_peak),
-        }
-        rows.append({**row, **shares})
-    return rows

@@ -18,9 +18,9 @@ from pagoda.benchmark.engine import (
     decode_slack,
     model_work,
     peak_memory,
-    profile_rows,
     result_of,
 )
+from pagoda.benchmark.profile import profile
 from pagoda.cli.options import with_settings
 from pagoda.cli.progress import download_progress
 from pagoda.config import EngineSettings
@@ -64,7 +64,7 @@ def measure(engine: EngineSettings, bench: BenchSettings) -> dict[str, Any]:
     """The report, as `--json` prints it."""
     settings = bench_settings(engine, bench.prompt, bench.gen, bench.batch)
     hardware = read_hardware()
-    settings = replace(settings, threads=settings.threads or hardware.physical_cores)
+    settings = replace(settings, threads=settings.threads or hardware.usable_cores)
     ceilings = Ceilings(read_bandwidth(settings.threads), int8_peak(settings.threads))
     with download_progress() as progress:
         loaded = load_engine(settings, progress=progress)
@@ -93,8 +93,7 @@ def measure(engine: EngineSettings, bench: BenchSettings) -> dict[str, Any]:
 def _measure_batches(loaded: LoadedEngine, bench: BenchSettings, ceilings: Ceilings) -> list[dict[str, Any]]:
     block_bytes = loaded.kv_plan.footprint.block_bytes
     work = model_work(loaded.checkpoint.tensors.values(), loaded.kv_plan.footprint.windows, block_bytes)
-    slack = decode_slack(loaded.settings, bench.prompt, max(bench.batch))
-    runner = Bench(loaded.core, prompt=bench.prompt, gen=bench.gen, slack=slack, seed=loaded.settings.seed)
+    runner = _runner(loaded, bench)
     results = []
     with Console(stderr=True).status("") as status:
         for batch in bench.batch:
@@ -106,16 +105,17 @@ def _measure_batches(loaded: LoadedEngine, bench: BenchSettings, ceilings: Ceili
     return results
 
 
-def _profile(loaded: LoadedEngine, bench: BenchSettings, ceilings: Ceilings) -> list[dict[str, Any]] | None:
-    """One run of the last batch size, op by op; None where the backend cannot tell."""
-    switch = getattr(loaded.model, "profile", None)
-    if switch is None:
-        return None
+def _runner(loaded: LoadedEngine, bench: BenchSettings) -> Bench:
     slack = decode_slack(loaded.settings, bench.prompt, max(bench.batch))
-    runner = Bench(loaded.core, prompt=bench.prompt, gen=bench.gen, slack=slack, seed=loaded.settings.seed)
-    switch(True)
-    runner.run(bench.batch[-1])
-    return profile_rows(switch(False), ceilings)
+    return Bench(loaded.core, prompt=bench.prompt, gen=bench.gen, slack=slack, seed=loaded.settings.seed)
+
+
+def _profile(loaded: LoadedEngine, bench: BenchSettings, ceilings: Ceilings) -> list[dict[str, Any]] | None:
+    """Each batch size once more, op by op; None where the backend cannot tell."""
+    program = getattr(loaded.model, "program", None)
+    if program is None:
+        return None
+    return [profile(_runner(loaded, bench), program, batch, ceilings) for batch in bench.batch]
 
 
 def _machine(hardware: Hardware, settings: EngineSettings, ceilings: Ceilings) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _print(report: dict[str, Any], bench: BenchSettings, console: Console) -> No
         highlight=False,
     )
     table = Table(
-        "batch", "prefill tok/s", "of peak", "TTFT ms", "decode tok/s", "of bandwidth", "TPOT ms", "not forward"
+        "batch", "prefill tok/s", "of peak", "TTFT ms", "decode tok/s", "of band-width", "TPOT ms", "between steps"
     )
     for row in report["results"]:
         table.add_row(
@@ -159,21 +159,21 @@ def _print(report: dict[str, Any], bench: BenchSettings, console: Console) -> No
     )
     if bench.profile and report["profile"] is None:
         console.print("no profile: this backend does not tell where its time goes")
-    elif bench.profile:
-        _print_profile(report["profile"], console)
+    for part in report["profile"] or ():
+        for phase in ("prefill", "decode"):
+            _print_profile(f"{phase}, batch {part['batch']}", part[phase], console)
 
 
-def _print_profile(rows: list[dict[str, Any]], console: Console) -> None:
-    total = sum(row["seconds"] for row in rows) or 1.0
-    table = Table("op", "calls", "ms", "of time", "GB", "Gop", "of bandwidth", "of peak")
+def _print_profile(title: str, rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table("op", "ms", "of time", "GB/s", "Gop/s", "of bandwidth", "of peak", title=title)
     for row in rows:
+        seconds = row["seconds"] or float("inf")
         table.add_row(
             row["op"],
-            str(row["calls"]),
             f"{1000 * row['seconds']:.2f}",
-            _percent(row["seconds"] / total),
-            f"{row['bytes'] / 1e9:.2f}",
-            f"{row['ops'] / 1e9:.1f}",
+            _percent(row["time_share"]),
+            f"{row['bytes'] / seconds / 1e9:.1f}" if row["bytes"] else "",
+            f"{row['operations'] / seconds / 1e9:.1f}" if row["operations"] else "",
             _percent(row["bandwidth_share"]),
             _percent(row["compute_share"]),
         )

@@ -54,7 +54,7 @@ def doctor(
 def examine(engine: EngineSettings, server: ServerSettings, *, measure: bool) -> dict[str, Any]:
     """All facts and warnings, as JSON has them."""
     hardware = read_hardware()
-    threads = engine.threads or hardware.physical_cores
+    threads = engine.threads or hardware.usable_cores
     free = port_is_free(server.host, server.port)
     return {
         "versions": _versions(),
@@ -77,9 +77,9 @@ def find_warnings(
         yield Obstacle(f"--isa {engine.isa} is not available here", f"use one of {', '.join(hardware.isa_paths)}")
     if hardware.isa_paths == ("generic",):
         yield Obstacle("only generic kernels run on this CPU: slow", "use a CPU with AVX2, AVX-512 or NEON")
-    threads = engine.threads or hardware.physical_cores
+    threads = engine.threads or hardware.usable_cores
     if threads > hardware.allowed_cpus:
-        remedy = f"use --threads {hardware.physical_cores}, or allow more CPUs"
+        remedy = f"use --threads {hardware.usable_cores}, or allow more CPUs"
         yield Obstacle(f"{threads} threads share {hardware.allowed_cpus} CPUs", remedy)
     if hardware.cpu_quota is not None and hardware.cpu_quota < threads:
         remedy = f"raise the container's CPU limit, or use --threads {max(1, int(hardware.cpu_quota))}"

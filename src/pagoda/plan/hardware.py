@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pagoda._native as native
+from pagoda.backends.cores import allowed_cpus, cpu_quota, physical_cores, read, sysctl, usable_cores
 
-IS_MACOS = platform.system() == "Darwin"
+ISAS = ("generic", "neon", "avx2", "avx512")  # best last
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Hardware:
     logical_cpus: int  # of the machine
     allowed_cpus: int  # that this process may run on
     physical_cores: int  # of the allowed ones
+    usable_cores: int  # threads that are used by default
     cpu_quota: float | None  # CPUs' worth of time that the cgroup allows
     isa_paths: tuple[str, ...]  # that Pagoda has kernels for here, best last
     memory_total: int | None
@@ -44,10 +45,11 @@ def read_hardware(root: Path = Path("/")) -> Hardware:
         machine=platform.machine(),
         logical_cpus=os.cpu_count() or 1,
         allowed_cpus=len(allowed),
-        physical_cores=_physical_cores(root, allowed),
-        cpu_quota=_cpu_quota(root),
+        physical_cores=physical_cores(allowed, root),
+        usable_cores=usable_cores(root),
+        cpu_quota=cpu_quota(root),
         isa_paths=isa_paths(),
-        memory_total=meminfo.get("MemTotal") or _sysctl_int("hw.memsize"),
+        memory_total=meminfo.get("MemTotal") or _memory_total(),
         memory_available=meminfo.get("MemAvailable"),
         memory_limit=_memory_limit(root),
         huge_pages=_huge_pages(root),
@@ -55,17 +57,9 @@ def read_hardware(root: Path = Path("/")) -> Hardware:
     )
 
 
-def allowed_cpus() -> frozenset[int]:
-    """Numbers of the CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
 def isa_paths() -> tuple[str, ...]:
     """Instruction sets that there are kernels for on this machine, best last."""
-    isas: Callable[[], list[str]] | None = getattr(native, "isas", None) or getattr(native, "sampler_isas", None)
-    return tuple(isas()) if isas else ()
+    return tuple(sorted(native.available_isas(), key=ISAS.index))
 
 
 def read_bandwidth(threads: int) -> float | None:
@@ -81,61 +75,29 @@ def int8_peak(threads: int) -> float | None:
 
 
 def _cpu_name(root: Path) -> str:
-    for line in _text(root / "proc/cpuinfo").splitlines():
+    for line in read(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model", "Hardware"):
             return value.strip()
-    return _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
-
-
-def _physical_cores(root: Path, allowed: frozenset[int]) -> int:
-    """Of hyper-threads that share a core, one counts."""
-    if IS_MACOS:
-        return _sysctl_int("hw.physicalcpu") or len(allowed)
-    topology = root / "sys/devices/system/cpu"
-    siblings = {_text(topology / f"cpu{number}/topology/thread_siblings_list") or str(number) for number in allowed}
-    return len(siblings)
-
-
-def _cpu_quota(root: Path) -> float | None:
-    folder = root / "sys/fs/cgroup"
-    quota, _, period = _text(folder / "cpu.max").partition(" ")
-    if not period:  # cgroup v1
-        quota, period = _text(folder / "cpu/cpu.cfs_quota_us"), _text(folder / "cpu/cpu.cfs_period_us")
-    if quota in ("", "max", "-1") or not period:
-        return None
-    return int(quota) / int(period)
+    return sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
 
 
 def _memory_limit(root: Path) -> int | None:
     folder = root / "sys/fs/cgroup"
-    text = _text(folder / "memory.max") or _text(folder / "memory/memory.limit_in_bytes")
+    text = read(folder / "memory.max") or read(folder / "memory/memory.limit_in_bytes")
     return int(text) if text.isdigit() and int(text) < 2**60 else None
 
 
 def _meminfo(root: Path) -> dict[str, int]:
-    lines = (line.split() for line in _text(root / "proc/meminfo").splitlines())
+    lines = (line.split() for line in read(root / "proc/meminfo").splitlines())
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) == 3}
 
 
 def _huge_pages(root: Path) -> str | None:
-    text = _text(root / "sys/kernel/mm/transparent_hugepage/enabled")
+    text = read(root / "sys/kernel/mm/transparent_hugepage/enabled")
     return text[text.index("[") + 1 : text.index("]")] if "[" in text else None
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _sysctl(name: str) -> str | None:
-    if not IS_MACOS:
-        return None
-    return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False).stdout.strip() or None
-
-
-def _sysctl_int(name: str) -> int | None:
-    text = _sysctl(name)
-    return int(text) if text and text.isdigit() else None
+def _memory_total() -> int | None:
+    text = sysctl("hw.memsize")
+    return int(text) if text else None
