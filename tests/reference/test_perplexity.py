@@ -22,7 +22,7 @@ def perplexity() -> ModuleType:
     try:
         spec = importlib.util.spec_from_file_location("bench_perplexity", BENCH / "perplexity.py")
         assert spec is not None
-    assert spec.loader is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
         spec.loader.exec_module(module)
