@@ -175,3 +175,17 @@ def test_a_real_vocabulary(params: dict[str, Any], scale: float) -> None:
     common = np.intersect1d(ids, expected_ids)
     np.testing.assert_allclose(probs[np.isin(ids, common)], expected[np.isin(expected_ids, common)], rtol=1e-4)
     assert expected[~np.isin(expected_ids, common)].sum() < 1e-6
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 20_000}, {"top_p": 0.95}, {"min_p": 0.02}])
+def test_draws_find_their_place_among_thousands(params: dict[str, Any]) -> None:
+    """A token is the one at which the running sum, by id, passes the random number; here sums are skipped in chunks."""
+    logits = np.random.default_rng(3).normal(scale=0.5, size=49152).astype(np.float32)
+    sampler = Sampler(logits.size)
+    states = [sampler.open(SamplingParams(**params), (), 0, seed) for seed in range(300)]
+    drawn = sampler.sample(logits[None], states, rows=np.zeros(300, dtype=np.int32)).token_ids
+    ids, probs = sampler.distribution(logits, states[0])
+    assert ids.size > 10_000
+    targets = [reference.uniform(seed, 0, 0) for seed in range(300)]
+    places = np.minimum(np.searchsorted(np.cumsum(probs), targets, side="right"), ids.size - 1)
+    assert (drawn == ids[places]).mean() > 0.97  # rounding moves borders by a hundredth of a token's share
