@@ -52,7 +52,7 @@ def chat(engine: EngineSettings, chat: ChatSettings) -> None:
     console = Console(highlight=False)
     with open_endpoints(engine, chat.url, chat.api_key) as open_endpoint:
         talk = Conversation(chat, served_model(chat.url, chat.api_key, engine.model))
-        console.print(f"[dim]{chat.url or engine.model}: /help for help, Ctrl-D to leave[/]")
+        console.print(f"[dim]{chat.url or engine.model}: /help for help, Ctrl-D to leave[/]", soft_wrap=True)
         loop = asyncio.new_event_loop()
         try:
             for line in _lines(console):

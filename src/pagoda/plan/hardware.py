@@ -14,8 +14,6 @@ from pathlib import Path
 import pagoda._native as native
 from pagoda.backends.cores import allowed_cpus, cpu_quota, physical_cores, read, sysctl, usable_cores
 
-ISAS = ("generic", "neon", "avx2", "avx512")  # best last
-
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
@@ -59,7 +57,7 @@ def read_hardware(root: Path = Path("/")) -> Hardware:
 
 def isa_paths() -> tuple[str, ...]:
     """Instruction sets that there are kernels for on this machine, best last."""
-    return tuple(sorted(native.available_isas(), key=ISAS.index))
+    return tuple(reversed(native.available_isas()))
 
 
 def read_bandwidth(threads: int) -> float | None:
