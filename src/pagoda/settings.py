@@ -126,9 +126,12 @@ def parse_size(text: str) -> int:
     number = text.strip().lower().rstrip("kmgtib ")
     unit = text.strip().lower()[len(number) :].strip()
     try:
-        return int(float(number) * UNITS[unit])
+        size = int(float(number) * UNITS[unit])
     except (ValueError, KeyError, OverflowError):
-        raise ValueError("a size such as 4GiB, 512MB or 1048576") from None
+        size = -1
+    if size < 0:
+        raise ValueError("a size such as 4GiB, 512MB or 1048576")
+    return size
 
 
 def fields(cls: type[Settings]) -> tuple[Field, ...]:
