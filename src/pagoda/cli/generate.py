@@ -76,7 +76,11 @@ def generate(
     ):
         tasks = _without_done(read_tasks(file, defaults), done, tally)
         run = Run(open_endpoint, model, concurrency, generate.ordered, engine.seed)
-        asyncio.run(_write_all(run, tasks, out, tally))
+        try:
+            asyncio.run(_write_all(run, tasks, out, tally))
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command goes on from there", err=True)
+            raise
     if tally.failed:
         raise typer.Exit(1)
 
