@@ -4,7 +4,8 @@
 - linears that read the same value become one stage; so do rope, head norms and the KV store of a layer;
 - a linear or norm whose result is only added to the residual adds into it.
 
-Values live in buffers that are reused once their last reader has run.
+Values live in buffers that are reused once their last reader has run. What would write over a value that a folded
+norm or activation still waits for runs that one first.
 """
 
 from __future__ import annotations
@@ -14,17 +15,30 @@ from collections import Counter
 import numpy as np
 
 from pagoda import _native
-from pagoda.backends.base import AttentionSpec, ForwardModel, RopeSpec
+from pagoda.backends.base import ForwardModel, RopeSpec
 from pagoda.backends.trace import Add, Attention, Embed, Gated, Linear, Logits, Node, Norm, Rope, Trace
 from pagoda.errors import UnsupportedError
-from pagoda.formats.blocks import dequantize
+from pagoda.formats.blocks import BLOCK_TYPES, dequantize
 from pagoda.types import FloatArray, RawTensor
 
 NONE = -1
 FLOAT_TYPES = ("F32", "F16", "BF16")
 
 
+def check_blocks(tensor: RawTensor) -> None:
+    """UnsupportedError that names the tensor, where no kernel takes its type, or its rows are not whole blocks."""
+    if tensor.type not in BLOCK_TYPES:
+        known = ", ".join(BLOCK_TYPES)
+        raise UnsupportedError(f"tensor {tensor.name!r} has type {tensor.type!r}; supported: {known}")
+    columns, elements = tensor.shape[-1], BLOCK_TYPES[tensor.type].elements
+    if columns % elements:
+        raise UnsupportedError(
+            f"tensor {tensor.name!r} has {columns} columns, which {tensor.type} cannot pack in blocks of {elements}"
+        )
+
+
 def as_floats(tensor: RawTensor) -> FloatArray:
+    check_blocks(tensor)
     return np.ascontiguousarray(dequantize(tensor.data, tensor.type, tensor.shape).reshape(-1), np.float32)
 
 
@@ -37,6 +51,7 @@ class Weights:
 
     def __getitem__(self, tensor: RawTensor) -> _native.Weight:
         if tensor.name not in self.packed:
+            check_blocks(tensor)
             rows, columns = tensor.shape
             data = np.ascontiguousarray(tensor.data.reshape(-1))
             self.packed[tensor.name] = self.runtime.pack(data, tensor.type, rows, columns)
@@ -60,7 +75,6 @@ class Compiler:
         self.quantized_buffers: dict[int, int] = {}
         self.ropes: dict[tuple[str, float, bytes], int] = {}
         self.emitted: set[Node] = set()
-        self.embedding_bytes = 0
 
     def compile(self) -> None:
         for node in self.nodes:
@@ -72,7 +86,9 @@ class Compiler:
             case Embed():
                 self._embed(node)
             case Norm():
-                if node.num_heads is None and not self._is_folded(node):
+                if node.num_heads is not None:
+                    self._check_head_norm(node)
+                elif not self._is_folded(node):
                     self._norm(node)
             case Gated():
                 if not self._is_folded(node):
@@ -110,15 +126,26 @@ class Compiler:
 
     def _embed(self, node: Embed) -> None:
         table = node.table
+        check_blocks(table)
         rows, columns = table.shape
         data = np.ascontiguousarray(table.data.reshape(-1))
         self.program.embed(self._allocate(node), data, table.type, rows, columns, node.scale)
 
     def _is_folded(self, node: Node) -> bool:
-        """Whether all that read the node quantize it, so that it need not exist as floats."""
-        return bool(node.users) and all(
-            isinstance(user, (Linear, Logits)) and user.weight.type not in FLOAT_TYPES for user in node.users
-        )
+        """Whether one stage alone reads the node, and quantizes it, so that it need not exist as floats."""
+        users = node.users
+        quantizes = all(isinstance(u, (Linear, Logits)) and u.weight.type not in FLOAT_TYPES for u in users)
+        one_stage = len(users) == 1 or all(isinstance(u, Linear) for u in users)
+        return bool(users) and quantizes and one_stage
+
+    def _unfold_readers(self, x: Node, before: Node) -> None:
+        """Run what waits for x, folded into a later stage, now: `before` writes over x."""
+        for node in x.users:
+            waits = self.readers[node] > 0 and node not in self.buffers and node.index < before.index
+            if waits and isinstance(node, Norm):
+                self._norm(node)
+            elif waits and isinstance(node, Gated):
+                self._gated(node)
 
     def _norm(self, node: Norm) -> None:
         (x,) = node.inputs
@@ -140,6 +167,7 @@ class Compiler:
 
     def _add(self, node: Add) -> None:
         x, y = node.inputs
+        self._unfold_readers(x, node)
         self.program.rows(self.buffers[y], out=self.buffers[x], accumulate=True)
         self._read(y)
         self._added(node)
@@ -182,18 +210,26 @@ class Compiler:
             group = [node for node in together if (node.weight.type in FLOAT_TYPES) == is_float]
             if group:
                 source = self.buffers[x] if is_float else self._quantize(x, gather=False)
-                parts = [self._part(node) for node in group]
+                parts = self._parts(group)
                 self.program.linear(source if is_float else NONE, NONE if is_float else source, parts)
         self.emitted.update(together)
         self._read(x, len(together))
 
-    def _part(self, node: Linear) -> _native.LinearPart:
-        add = self._residual(node)
-        out = self.buffers[add.inputs[0]] if add else self._allocate(node)
-        bias = as_floats(node.bias) if node.bias is not None else None
-        if add:
-            self._added(add)
-        return _native.LinearPart(self.weights[node.weight], out, bias, accumulate=add is not None)
+    def _parts(self, group: list[Linear]) -> list[_native.LinearPart]:
+        """Parts run side by side, so no two may write to one buffer: of two such the second is added later."""
+        parts: list[_native.LinearPart] = []
+        written: set[int] = set()
+        for node in group:
+            add = self._residual(node)
+            if add and self.buffers[add.inputs[0]] in written:
+                add = None
+            out = self.buffers[add.inputs[0]] if add else self._allocate(node)
+            written.add(out)
+            bias = as_floats(node.bias) if node.bias is not None else None
+            if add:
+                self._added(add)
+            parts.append(_native.LinearPart(self.weights[node.weight], out, bias, accumulate=add is not None))
+        return parts
 
     def _logits(self, node: Logits) -> None:
         (x,) = node.inputs
@@ -241,14 +277,17 @@ class Compiler:
             self._read(source)
 
     def _turns(self, node: Node) -> tuple[Node, Norm | None, int]:
-        """What lies between a projection and attention: → (projection, head norm, rope table)."""
-        rope = NONE
+        """What lies between a projection and attention, which happens in place: → (projection, head norm, rope)."""
+        rope, norm = NONE, None
         if isinstance(node, Rope):
             rope = self._rope(node.spec)
             node = node.inputs[0]
         if isinstance(node, Norm) and node.num_heads is not None:
-            return node.inputs[0], node, rope
-        return node, None, rope
+            norm = node
+            node = node.inputs[0]
+        if len(node.users) > 1 and (norm or rope != NONE):
+            raise UnsupportedError("the CPU backend needs queries and keys that nothing else reads before their rope")
+        return node, norm, rope
 
     def _rope(self, spec: RopeSpec) -> int:
         key = (spec.style, spec.scale, spec.inv_freq.tobytes())
@@ -261,8 +300,15 @@ class Compiler:
         if not isinstance(node.only_user, Attention):
             raise UnsupportedError("the CPU backend rotates queries and keys of attention only")
 
+    def _check_head_norm(self, node: Norm) -> None:
+        if not isinstance(node.only_user, (Rope, Attention)):
+            raise UnsupportedError("the CPU backend normalizes heads of queries and keys of attention only")
 
-def kv_layers(model: ForwardModel, specs: dict[int, AttentionSpec]) -> list[tuple[int, int, int]]:
+
+def kv_layers(model: ForwardModel, attentions: list[Attention]) -> list[tuple[int, int, int]]:
     """→ (KV group, KV heads, head size) a layer."""
+    specs = {node.layer: node.spec for node in attentions}
+    if sorted(node.layer for node in attentions) != list(range(model.num_layers)):
+        raise UnsupportedError("the CPU backend needs one attention in each layer")
     groups = {layer: g for g, group in enumerate(model.kv_groups) for layer in group.layers}
     return [(groups[layer], specs[layer].num_kv_heads, specs[layer].head_dim) for layer in range(model.num_layers)]

@@ -10,7 +10,7 @@ from pagoda.backends.base import ForwardModel, KVType
 from pagoda.backends.compile import Compiler, Weights, kv_layers
 from pagoda.backends.cores import usable_cores
 from pagoda.backends.trace import Attention, Trace
-from pagoda.errors import CapacityError, ConfigError
+from pagoda.errors import CapacityError, ConfigError, EngineError, UnsupportedError
 from pagoda.types import Batch, FloatArray
 
 
@@ -34,17 +34,23 @@ class CpuBackend:
         return self.runtime.isa
 
     def load(self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType) -> CpuModel:
-        """Pack the weights and record the forward pass. `max_batch_seqs` bounds the rows of logits of one step."""
+        """Pack the weights and record the forward pass. `max_batch_seqs` bounds the rows of logits of one step.
+
+        UnsupportedError names a tensor whose type or width no kernel takes; CapacityError where memory runs out.
+        """
         trace = Trace()
         model.forward(trace)
-        program = self.runtime.program(max_batch_tokens, max(max_batch_seqs, 1), kv_type)
-        specs = {node.layer: node.spec for node in trace.nodes if isinstance(node, Attention)}
-        program.set_layers(kv_layers(model, specs), len(model.kv_groups))
+        max_rows = max(min(max_batch_seqs, max_batch_tokens), 1)  # no token's logits are wanted twice
+        program = self.runtime.program(max_batch_tokens, max_rows, kv_type)
+        attentions = [node for node in trace.nodes if isinstance(node, Attention)]
+        program.set_layers(kv_layers(model, attentions), len(model.kv_groups))
         weights = Weights(self.runtime)
         try:
             Compiler(program, weights, trace).compile()
         except MemoryError as error:
             raise CapacityError("not enough memory for the weights; take a smaller model or format") from error
+        except ValueError as error:
+            raise UnsupportedError(f"the CPU backend cannot run this model: {error}") from error
         return CpuModel(program, weights.num_bytes)
 
 
@@ -52,10 +58,16 @@ class CpuModel:
     """A program with its weights; a `LoadedModel`."""
 
     def __init__(self, program: _native.Program, weight_bytes: int) -> None:
-        self.program = program
+        self._program: _native.Program | None = program
         self.weight_bytes = weight_bytes
         self.buffer_bytes = program.buffer_bytes
-        self._logits: FloatArray = program.logits()
+        self._logits: FloatArray | None = program.logits()
+
+    @property
+    def program(self) -> _native.Program:
+        if self._program is None:
+            raise EngineError("the model is closed")
+        return self._program
 
     def block_bytes(self, group: int) -> int:
         return self.program.block_bytes(group)
@@ -70,10 +82,12 @@ class CpuModel:
         self.program.forward(
             batch.tokens, batch.positions, batch.seq_starts, list(batch.block_tables), batch.logit_rows
         )
+        assert self._logits is not None
         return self._logits[: batch.logit_rows.shape[0]]
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         self.program.copy_blocks(group, np.ascontiguousarray(pairs, np.int32))
 
     def close(self) -> None:
-        """The memory goes with the last reference to the program."""
+        """Weights, buffers and KV go with the last reference to the program: whoever still holds logits holds one."""
+        self._program = self._logits = None
