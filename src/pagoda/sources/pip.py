@@ -56,10 +56,11 @@ def download_wheel(wheel: Wheel, folder: Path) -> Path:
 def access() -> Access:
     """The certificates and proxy that pip is configured with."""
     options: dict[str, str] = {}
-    for line in _run("config", "--disable-pip-version-check", "list").splitlines():
-        key, _, value = line.partition("=")
-        # Lines come in the order global, install, …, environment: the later wins, as with pip.
-        options[key.rpartition(".")[2]] = _unquoted(value)
+    lines = [line.partition("=") for line in _run("config", "--disable-pip-version-check", "list").splitlines()]
+    for section in ("global", "install", ":env:"):  # the later wins, as with pip; which prints them in any order
+        options |= {
+            key.rpartition(".")[2]: _unquoted(value) for key, _, value in lines if key.startswith(f"{section}.")
+        }
     return Access(options.get("cert"), options.get("proxy"))
 
 
