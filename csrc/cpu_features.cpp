@@ -1,18 +1,30 @@
 // Which kernel tables this machine can run.
 #include "kernels.h"
 
-#if defined(__aarch64__) && defined(__linux__)
-#include <asm/hwcap.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#ifndef HWCAP_ASIMDDP  // older than the C library's headers
+#define HWCAP_ASIMDDP (1 << 20)
+#endif
 #endif
 
 namespace pagoda {
+
+#if defined(__x86_64__)
+// Not every compiler's __builtin_cpu_supports knows f16c.
+static bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#endif
 
 std::vector<const Kernels *> available_kernels() {
     std::vector<const Kernels *> found;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vnni");

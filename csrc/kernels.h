@@ -10,30 +10,38 @@ namespace pagoda {
 enum class Activation : int { Silu, GeluTanh, Gelu };
 enum class KVType : int { F32, F16, BF16, Int8 };
 
-// int8 activations of a number of tokens, each row padded with zeros to a multiple of 32.
+// Activations of a number of tokens as int8 with a scale for each 32. One scale for 32 values serves a block badly
+// that an outlier dominates, so blocks whose largest value exceeds kRefineAbove times the row's root mean square
+// are refined: a second plane of codes holds what the first one's rounding lost, in steps 254 times finer. Where a
+// block is not refined, the second plane's scales are zero, so that whether it is visited changes nothing.
 struct Quantized {
-    int8_t *q;       // [T][K]
-    float *scale;    // [T][K / 32]
-    int32_t *sum32;  // [T][K / 32] sum of 32 codes, for types with an offset
-    int32_t *sum16;  // [T][K / 16]
-    float *scaled32;  // [T][K / 32] scale * sum of 32 codes, for types with mins
-    float *scaled16;  // [T][K / 16]
-    int64_t k;       // columns
+    int8_t *q;         // [T][K]
+    float *scale;      // [T][K / 32]
+    int32_t *sum32;    // [T][K / 32] sum of 32 codes, for types with an offset
+    int32_t *sum16;    // [T][K / 16]
+    float *scaled32;   // [T][K / 32] scale * sum of 32 codes, for types with mins
+    float *scaled16;   // [T][K / 16]
+    uint8_t *refined;  // [T][K / 32] whether the second plane holds anything
+    int64_t plane;     // bytes from anything above (but `refined`) to its place in the second plane
+    int64_t k;         // columns
 
-    static int64_t bytes_per_token(int64_t k) { return k + k / 32 * 28; }
+    static int64_t bytes_per_token(int64_t k) { return 2 * (k + k / 32 * 28) + k / 32; }
     // The arrays for `tokens` tokens, one after the other from `memory` (64-byte aligned).
     static Quantized at(uint8_t *memory, int64_t tokens, int64_t k) {
         Quantized a;
         a.k = k;
+        a.plane = tokens * (k + k / 32 * 28);
         a.q = reinterpret_cast<int8_t *>(memory);
         a.scale = reinterpret_cast<float *>(memory + tokens * k);
         a.sum32 = reinterpret_cast<int32_t *>(a.scale + tokens * (k / 32));
         a.sum16 = a.sum32 + tokens * (k / 32);
         a.scaled32 = reinterpret_cast<float *>(a.sum16 + tokens * (k / 16));
         a.scaled16 = a.scaled32 + tokens * (k / 32);
+        a.refined = memory + 2 * a.plane;
         return a;
     }
 };
+constexpr float kRefineAbove = 2.0f;
 
 struct GemmArgs {
     const Weight *weight;

@@ -3,8 +3,16 @@
 #include "kernels.inl"
 
 namespace pagoda {
+
+void set_gemms_avx512(Kernels &);
+
 const Kernels *kernels_avx512() {
-    static const Kernels table = make_kernels<Avx512>();
+    static const Kernels table = [] {
+        Kernels k = make_kernels<Avx512>();
+        set_gemms_avx512(k);
+        return k;
+    }();
     return &table;
 }
+
 }  // namespace pagoda

@@ -1,18 +1,9 @@
-// Matrix products: 16 rows (a panel) times a few tokens at a time. Included by kernels.inl.
+// Matrix products: 16 rows (a panel) times a few tokens at a time. Included by kernels_gemm_*.cpp.
 //
 // Each weight format is a small reader that hands out, for a block of 32 columns, the codes of a quad and the scales
 // of 16 rows. For many tokens a panel is unpacked once into scratch (`Unpacked`, the same interface) and used for
 // all of them. For one (row, token) the order of operations is the same in every tile: blocks in order, one
 // accumulator.
-
-template <int... J, class Fn>
-PAGODA_INLINE void unroll_impl(std::integer_sequence<int, J...>, Fn &&fn) {
-    (fn(std::integral_constant<int, J>{}), ...);
-}
-template <int N, class Fn>
-PAGODA_INLINE void unroll(Fn &&fn) {
-    unroll_impl(std::make_integer_sequence<int, N>{}, static_cast<Fn &&>(fn));
-}
 
 struct PanelReader {
     const uint8_t *codes, *scales, *super;
@@ -227,40 +218,54 @@ struct Unpacked {
     }
 };
 
-// acc[t] += panel blocks [begin, end) · token t0 + t, for T tokens.
+// acc[t] += block b of the panel · token t0 + t, one plane of codes, for T tokens.
 template <class S, class R, int T>
-PAGODA_INLINE void int_tile(const R &w, const Quantized &a, int64_t t0, int64_t begin, int64_t end, typename S::F *acc) {
+PAGODA_INLINE void int_block(const R &w, const Quantized &a, int64_t t0, int64_t b, int64_t plane, typename S::F *acc) {
     constexpr int kQuads = R::kSub / 4, kHalves = 32 / R::kSub;
     constexpr int kOffset = R::kOffset + (R::kMax < 0 && S::kSignedOffset ? 128 : 0);
+    const auto in_plane = [&](auto *p) { return reinterpret_cast<decltype(p)>(reinterpret_cast<char *>(p) + plane); };
     const int64_t nb = a.k / 32;
-    const int8_t *q[T];
-    for (int t = 0; t < T; ++t) q[t] = a.q + (t0 + t) * a.k;
-    for (int64_t b = begin; b < end; ++b) {
-        unroll<kHalves>([&](auto h) __attribute__((always_inline)) {
-            typename S::template Dot<R::kMax> dot[T];
-            unroll<kQuads>([&](auto j) __attribute__((always_inline)) {
-                constexpr int J = h * kQuads + j;
-                const auto codes = w.template quad<S, J>(b);
-                unroll<T>([&](auto t) __attribute__((always_inline)) {
-                    dot[t].template mac<j>(codes, q[t] + 32 * b + 4 * J);
-                });
+    const int8_t *q = in_plane(a.q) + t0 * a.k + 32 * b;
+    const float *scales = in_plane(a.scale) + t0 * nb + b;
+    unroll<kHalves>([&](auto h) __attribute__((always_inline)) {
+        typename S::template Dot<R::kMax> dot[T];
+        unroll<kQuads>([&](auto j) __attribute__((always_inline)) {
+            constexpr int J = h * kQuads + j;
+            const auto codes = w.template quad<S, J>(b);
+            unroll<T>([&](auto t) __attribute__((always_inline)) {
+                dot[t].template mac<j>(codes, q + t * a.k + 4 * J);
             });
-            const auto scale = w.template scale<S>(b, h);
+        });
+        const auto scale = w.template scale<S>(b, h);
+        unroll<T>([&](auto t) __attribute__((always_inline)) {
+            auto sum = dot[t].sum();
+            if constexpr (kOffset != 0) {
+                const int64_t at = (t0 + t) * nb + b;
+                sum = S::sub_int(sum, kOffset * (kHalves == 1 ? in_plane(a.sum32)[at] : in_plane(a.sum16)[2 * at + h]));
+            }
+            acc[t] = S::fma(S::to_float(sum), S::mul(scale, S::set1(scales[t * nb])), acc[t]);
+        });
+        if constexpr (R::kMin) {
+            const auto min = w.template min<S>(b, h);
             unroll<T>([&](auto t) __attribute__((always_inline)) {
                 const int64_t at = (t0 + t) * nb + b;
-                auto sum = dot[t].sum();
-                if constexpr (kOffset != 0)
-                    sum = S::sub_int(sum, kOffset * (kHalves == 1 ? a.sum32[at] : a.sum16[2 * at + h]));
-                acc[t] = S::fma(S::to_float(sum), S::mul(scale, S::set1(a.scale[at])), acc[t]);
+                const float scaled = kHalves == 1 ? in_plane(a.scaled32)[at] : in_plane(a.scaled16)[2 * at + h];
+                acc[t] = S::fma(min, S::set1(scaled), acc[t]);
             });
-            if constexpr (R::kMin) {
-                const auto min = w.template min<S>(b, h);
-                unroll<T>([&](auto t) __attribute__((always_inline)) {
-                    const int64_t at = (t0 + t) * nb + b;
-                    acc[t] = S::fma(min, S::set1(kHalves == 1 ? a.scaled32[at] : a.scaled16[2 * at + h]), acc[t]);
-                });
-            }
-        });
+        }
+    });
+}
+
+// acc[t] += panel blocks [begin, end) · token t0 + t, for T tokens. A block's second plane is visited when any of the
+// tokens needs it; for the others it adds zero.
+template <class S, class R, int T>
+PAGODA_INLINE void int_tile(const R &w, const Quantized &a, int64_t t0, int64_t begin, int64_t end, typename S::F *acc) {
+    const int64_t nb = a.k / 32;
+    for (int64_t b = begin; b < end; ++b) {
+        int refined = 0;
+        for (int t = 0; t < T; ++t) refined |= a.refined[(t0 + t) * nb + b];
+        for (int64_t plane = 0; plane <= (refined ? a.plane : 0); plane += a.plane)
+            int_block<S, R, T>(w, a, t0, b, plane, acc);
     }
 }
 
@@ -271,22 +276,6 @@ PAGODA_INLINE void finish(const GemmArgs &g, int64_t panel, int64_t t, typename 
     if (g.bias) acc = S::add(acc, S::load(g.bias + panel * kPanelRows));
     if (g.accumulate) acc = S::add(acc, S::load(out));
     S::store(out, acc);
-}
-
-// Calls fn(tile size as a constant, first token) over [begin, end): tiles of Tile, then smaller ones.
-template <int Tile, class Fn>
-PAGODA_INLINE void for_tiles(int64_t begin, int64_t end, Fn &&fn) {
-    int64_t t = begin;
-    for (; t + Tile <= end; t += Tile) fn(std::integral_constant<int, Tile>{}, t);
-    const auto rest = [&](auto size) __attribute__((always_inline)) {
-        if constexpr (size < Tile)
-            for (; t + size <= end; t += size) fn(size, t);
-    };
-    rest(std::integral_constant<int, 8>{});
-    rest(std::integral_constant<int, 4>{});
-    rest(std::integral_constant<int, 3>{});
-    rest(std::integral_constant<int, 2>{});
-    rest(std::integral_constant<int, 1>{});
 }
 
 template <class S, class R>
@@ -377,4 +366,24 @@ void gemm_float(const GemmArgs &g) {
             for (int i = 0; i < T; ++i) finish<S>(g, p, t + i, acc[i]);
         });
     }
+}
+
+template <class S>
+void set_gemms(Kernels &k) {
+    const auto row = [&](Type t, void (*fn)(const GemmArgs &)) { k.gemm[static_cast<int>(t)] = fn; };
+    row(Type::F32, gemm_float<S, ReadF32>);
+    row(Type::F16, gemm_float<S, ReadF16>);
+    row(Type::BF16, gemm_float<S, ReadBF16>);
+    row(Type::Q4_0, gemm_int<S, ReadQ4_0>);
+    row(Type::Q4_1, gemm_int<S, ReadQ4_1>);
+    row(Type::Q5_0, gemm_int<S, ReadQ5_0>);
+    row(Type::Q5_1, gemm_int<S, ReadQ5_1>);
+    row(Type::Q8_0, gemm_int<S, ReadQ8_0>);
+    row(Type::Q2_K, gemm_int<S, ReadQ2_K>);
+    row(Type::Q3_K, gemm_int<S, ReadQ3_K>);
+    row(Type::Q4_K, gemm_int<S, ReadQ4_K>);
+    row(Type::Q5_K, gemm_int<S, ReadQ5_K>);
+    row(Type::Q6_K, gemm_int<S, ReadQ6_K>);
+    row(Type::IQ4_NL, gemm_int<S, ReadIQ4_NL>);
+    row(Type::IQ4_XS, gemm_int<S, ReadIQ4_XS>);
 }

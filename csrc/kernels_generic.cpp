@@ -3,8 +3,16 @@
 #include "kernels.inl"
 
 namespace pagoda {
+
+void set_gemms_generic(Kernels &);
+
 const Kernels *kernels_generic() {
-    static const Kernels table = make_kernels<Generic>();
+    static const Kernels table = [] {
+        Kernels k = make_kernels<Generic>();
+        set_gemms_generic(k);
+        return k;
+    }();
     return &table;
 }
+
 }  // namespace pagoda

@@ -34,6 +34,7 @@ PAGODA_INLINE typename S::F tanh(typename S::F x) {  // 2 sigmoid(2x) - 1
 // The lanes' sum, as a fixed tree.
 template <class S>
 PAGODA_INLINE float lanes_sum(typename S::F x) {
+    if constexpr (requires { S::reduce_add(x); }) return S::reduce_add(x);
     float v[16];
     S::store(v, x);
     for (int width = 8; width > 0; width /= 2)
@@ -43,6 +44,7 @@ PAGODA_INLINE float lanes_sum(typename S::F x) {
 
 template <class S>
 PAGODA_INLINE float lanes_max(typename S::F x) {
+    if constexpr (requires { S::reduce_max(x); }) return S::reduce_max(x);
     float v[16];
     S::store(v, x);
     for (int width = 8; width > 0; width /= 2)
@@ -50,29 +52,55 @@ PAGODA_INLINE float lanes_max(typename S::F x) {
     return v[0];
 }
 
-// Symmetric int8 with one scale for 32 values: q = round(x / scale), scale = max|x| / 127.
+// One block of 32 values in one plane: codes, scale and their sums.
+template <class S>
+PAGODA_INLINE void put_codes(typename S::F c0, typename S::F c1, float scale, const Quantized &to, int64_t token,
+                             int64_t b, int64_t plane) {
+    const auto in_plane = [&](auto *p) { return reinterpret_cast<decltype(p)>(reinterpret_cast<char *>(p) + plane); };
+    int8_t *q = in_plane(to.q) + token * to.k + 32 * b;
+    S::store_i8(q, c0);
+    S::store_i8(q + 16, c1);
+    const int32_t sum[2] = {static_cast<int32_t>(lanes_sum<S>(c0)), static_cast<int32_t>(lanes_sum<S>(c1))};
+    const int64_t at = token * (to.k / 32) + b;
+    in_plane(to.scale)[at] = scale;
+    in_plane(to.sum32)[at] = sum[0] + sum[1];
+    in_plane(to.scaled32)[at] = scale * static_cast<float>(sum[0] + sum[1]);
+    for (int h = 0; h < 2; ++h) {
+        in_plane(to.sum16)[2 * at + h] = sum[h];
+        in_plane(to.scaled16)[2 * at + h] = scale * static_cast<float>(sum[h]);
+    }
+}
+
+// The second plane of a block that is not refined: whatever its codes and sums are, they count for nothing.
+PAGODA_INLINE void clear_scales(const Quantized &to, int64_t token, int64_t b) {
+    const auto second = [&](float *p) { return reinterpret_cast<float *>(reinterpret_cast<char *>(p) + to.plane); };
+    const int64_t at = token * (to.k / 32) + b;
+    second(to.scale)[at] = second(to.scaled32)[at] = 0.0f;
+    second(to.scaled16)[2 * at] = second(to.scaled16)[2 * at + 1] = 0.0f;
+}
+
+// Symmetric int8: code = round(x / scale), scale = max|x| / 127; see Quantized for the second plane.
 template <class S>
 void quantize(const float *x, int64_t n, const Quantized &to, int64_t token) {
+    auto squares = S::zero();
+    for (int64_t i = 0; i < n; i += 16) squares = S::fma(S::load(x + i), S::load(x + i), squares);
+    const float limit = kRefineAbove * std::sqrt(lanes_sum<S>(squares) / static_cast<float>(n));
     for (int64_t b = 0; b < n / 32; ++b) {
         const auto x0 = S::load(x + 32 * b), x1 = S::load(x + 32 * b + 16);
         const float largest = lanes_max<S>(S::max(S::abs(x0), S::abs(x1)));
         const float scale = largest / 127.0f;
         const auto inverse = S::set1(largest > 1e-30f ? 127.0f / largest : 0.0f);
-        int8_t *q = to.q + token * to.k + 32 * b;
-        S::store_i8(q, S::round(S::mul(x0, inverse)));
-        S::store_i8(q + 16, S::round(S::mul(x1, inverse)));
-        int32_t sum[2] = {0, 0};
-        for (int i = 0; i < 16; ++i) {
-            sum[0] += q[i];
-            sum[1] += q[16 + i];
-        }
-        const int64_t at = token * (n / 32) + b;
-        to.scale[at] = scale;
-        to.sum32[at] = sum[0] + sum[1];
-        to.scaled32[at] = scale * static_cast<float>(sum[0] + sum[1]);
-        for (int h = 0; h < 2; ++h) {
-            to.sum16[2 * at + h] = sum[h];
-            to.scaled16[2 * at + h] = scale * static_cast<float>(sum[h]);
+        const auto c0 = S::round(S::mul(x0, inverse)), c1 = S::round(S::mul(x1, inverse));
+        put_codes<S>(c0, c1, scale, to, token, b, 0);
+        const bool refine = largest > limit;
+        to.refined[token * (n / 32) + b] = refine;
+        if (refine) {
+            const auto back = S::set1(-scale), finer = S::mul(inverse, S::set1(253.0f));
+            const auto r0 = S::round(S::mul(S::fma(c0, back, x0), finer));
+            const auto r1 = S::round(S::mul(S::fma(c1, back, x1), finer));
+            put_codes<S>(r0, r1, scale / 253.0f, to, token, b, to.plane);
+        } else {
+            clear_scales(to, token, b);
         }
     }
 }

@@ -85,6 +85,19 @@ struct Avx2 {
         const __m128i r = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p), r);
     }
+    // Lanes i and i + 8, then i and i + 4, …: the same tree as over plain lanes.
+    PAGODA_INLINE static float reduce_add(const F &x) {
+        const __m256 s8 = _mm256_add_ps(x.a, x.b);
+        const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+        const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+        return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+    }
+    PAGODA_INLINE static float reduce_max(const F &x) {
+        const __m256 s8 = _mm256_max_ps(x.a, x.b);
+        const __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+        const __m128 s2 = _mm_max_ps(s4, _mm_movehl_ps(s4, s4));
+        return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
+    }
     PAGODA_INLINE static F to_float(const I &x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
     PAGODA_INLINE static I sub_int(const I &x, int32_t y) {
         const __m256i v = _mm256_set1_epi32(y);

@@ -1,0 +1,160 @@
+// 16 lanes as four 128-bit registers: Armv8.2 with dot products.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "common.h"
+
+namespace pagoda {
+
+struct Neon {
+    static constexpr const char *kName = "neon";
+    static constexpr int kTile = 4;
+    static constexpr int kFloatTile = 6;
+    static constexpr int kRows = 6;
+    static constexpr bool kUnpack = true;
+    static constexpr bool kSignedOffset = false;
+
+    struct F { float32x4_t a, b, c, d; };
+    struct I { int32x4_t a, b, c, d; };
+    struct B { uint8x16_t a, b, c, d; };
+
+    // fn of each register of the operands.
+    template <class V, class Fn, class... Operands>
+    PAGODA_INLINE static V each(Fn fn, const Operands &...x) {
+        return {fn(x.a...), fn(x.b...), fn(x.c...), fn(x.d...)};
+    }
+
+    PAGODA_INLINE static F zero() { return set1(0.0f); }
+    PAGODA_INLINE static F set1(float x) {
+        const float32x4_t v = vdupq_n_f32(x);
+        return {v, v, v, v};
+    }
+    PAGODA_INLINE static F load(const float *p) {
+        return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)};
+    }
+    PAGODA_INLINE static F load_half(const void *p) {
+        const uint16_t *h = static_cast<const uint16_t *>(p);
+        const auto widen = [](const uint16_t *x) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x))); };
+        return {widen(h), widen(h + 4), widen(h + 8), widen(h + 12)};
+    }
+    PAGODA_INLINE static F load_bfloat(const void *p) {
+        const uint16_t *h = static_cast<const uint16_t *>(p);
+        const auto widen = [](const uint16_t *x) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(x), 16)); };
+        return {widen(h), widen(h + 4), widen(h + 8), widen(h + 12)};
+    }
+    PAGODA_INLINE static F widen_i8(int8x16_t x) {
+        const int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_s8(vget_high_s8(x));
+        return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))};
+    }
+    PAGODA_INLINE static F load_i8(const void *p) { return widen_i8(vld1q_s8(static_cast<const int8_t *>(p))); }
+    PAGODA_INLINE static F load_u4(const void *p, int shift) {
+        const uint8x16_t x = vshlq_u8(vld1q_u8(static_cast<const uint8_t *>(p)), vdupq_n_s8(static_cast<int8_t>(-shift)));
+        return widen_i8(vreinterpretq_s8_u8(vandq_u8(x, vdupq_n_u8(15))));
+    }
+    PAGODA_INLINE static void store(float *p, const F &x) {
+        vst1q_f32(p, x.a);
+        vst1q_f32(p + 4, x.b);
+        vst1q_f32(p + 8, x.c);
+        vst1q_f32(p + 12, x.d);
+    }
+    PAGODA_INLINE static F add(const F &x, const F &y) {
+        return each<F>([](auto p, auto q) { return vaddq_f32(p, q); }, x, y);
+    }
+    PAGODA_INLINE static F sub(const F &x, const F &y) {
+        return each<F>([](auto p, auto q) { return vsubq_f32(p, q); }, x, y);
+    }
+    PAGODA_INLINE static F mul(const F &x, const F &y) {
+        return each<F>([](auto p, auto q) { return vmulq_f32(p, q); }, x, y);
+    }
+    PAGODA_INLINE static F div(const F &x, const F &y) {
+        return each<F>([](auto p, auto q) { return vdivq_f32(p, q); }, x, y);
+    }
+    PAGODA_INLINE static F max(const F &x, const F &y) {
+        return each<F>([](auto p, auto q) { return vmaxq_f32(p, q); }, x, y);
+    }
+    PAGODA_INLINE static F min(const F &x, const F &y) {
+        return each<F>([](auto p, auto q) { return vminq_f32(p, q); }, x, y);
+    }
+    PAGODA_INLINE static F abs(const F &x) {
+        return each<F>([](auto p) { return vabsq_f32(p); }, x);
+    }
+    PAGODA_INLINE static F fma(const F &x, const F &y, const F &z) {
+        return each<F>([](auto p, auto q, auto r) { return vfmaq_f32(r, p, q); }, x, y, z);
+    }
+    PAGODA_INLINE static F round(const F &x) {
+        return each<F>([](auto p) { return vrndnq_f32(p); }, x);
+    }
+    PAGODA_INLINE static F pow2(const F &n) {
+        return each<F>(
+            [](auto p) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(p), vdupq_n_s32(127)), 23)); },
+            n);
+    }
+    PAGODA_INLINE static F below(const F &x, const F &limit, const F &yes, const F &no) {
+        return each<F>([](auto p, auto l, auto y, auto n) { return vbslq_f32(vcltq_f32(p, l), y, n); }, x, limit, yes, no);
+    }
+    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
+        const auto narrow = [](float32x4_t u, float32x4_t v) {
+            return vcombine_s16(vqmovn_s32(vcvtq_s32_f32(u)), vqmovn_s32(vcvtq_s32_f32(v)));
+        };
+        vst1q_s8(p, vcombine_s8(vqmovn_s16(narrow(x.a, x.b)), vqmovn_s16(narrow(x.c, x.d))));
+    }
+    PAGODA_INLINE static F to_float(const I &x) {
+        return each<F>([](auto p) { return vcvtq_f32_s32(p); }, x);
+    }
+    PAGODA_INLINE static I sub_int(const I &x, int32_t y) {
+        const int32x4_t v = vdupq_n_s32(y);
+        return each<I>([=](auto p) { return vsubq_s32(p, v); }, x);
+    }
+
+    PAGODA_INLINE static B load_b(const void *p) {
+        const uint8_t *u = static_cast<const uint8_t *>(p);
+        return {vld1q_u8(u), vld1q_u8(u + 16), vld1q_u8(u + 32), vld1q_u8(u + 48)};
+    }
+    PAGODA_INLINE static void store_b(void *p, const B &x) {
+        uint8_t *u = static_cast<uint8_t *>(p);
+        vst1q_u8(u, x.a);
+        vst1q_u8(u + 16, x.b);
+        vst1q_u8(u + 32, x.c);
+        vst1q_u8(u + 48, x.d);
+    }
+    template <int Right, int Left>
+    PAGODA_INLINE static B field(const B &x, uint8_t mask) {
+        const auto one = [=](uint8x16_t v) {
+            if constexpr (Right > Left) {
+                v = vshrq_n_u8(v, Right - Left);
+                if (mask == 0xff >> (Right - Left)) return v;  // the shift has cleared the rest
+            }
+            if constexpr (Left > Right) v = vshlq_n_u8(v, Left - Right);
+            return vandq_u8(v, vdupq_n_u8(mask));
+        };
+        return each<B>(one, x);
+    }
+    PAGODA_INLINE static B or_b(const B &x, const B &y) {
+        return each<B>([](auto p, auto q) { return vorrq_u8(p, q); }, x, y);
+    }
+    PAGODA_INLINE static B lookup(const int8_t *table, const B &x) {
+        const int8x16_t t = vld1q_s8(table);
+        return each<B>([=](auto p) { return vreinterpretq_u8_s8(vqtbl1q_s8(t, p)); }, x);
+    }
+
+    // Codes are signed or below 128, so that signed dot products serve all. A token's quads come in order and side by
+    // side: one load brings four.
+    template <int Max>
+    struct Dot {
+        I acc{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
+        int8x16_t quads = vdupq_n_s8(0);
+        template <int J>
+        PAGODA_INLINE void mac(const B &w, const int8_t *a) {
+            static_assert(Max < 128);
+            if constexpr (J % 4 == 0) quads = vld1q_s8(a);
+            acc = each<I>(
+                [this](auto sum, auto codes) { return vdotq_laneq_s32(sum, vreinterpretq_s8_u8(codes), quads, J % 4); },
+                acc, w);
+        }
+        PAGODA_INLINE I sum() const { return acc; }
+    };
+};
+
+}  // namespace pagoda

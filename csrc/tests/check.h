@@ -1,0 +1,68 @@
+// What the checks share: random numbers, and a count of what failed.
+#pragma once
+
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <random>
+
+#include "../kernels.h"
+
+namespace pagoda::check {
+
+// Collects the comparisons of one kernel, and tells the first few that failed.
+class Report {
+  public:
+    explicit Report(const char *what) : what_(what) {}
+
+    // True when |got - want| <= tolerance; a NaN fails.
+    void close(double got, double want, double tolerance, const char *where) {
+        const double error = std::fabs(got - want);
+        if (tolerance > 0.0 && error / tolerance > worst_) worst_ = error / tolerance;
+        expect(error <= tolerance, "%s: got %.9g, want %.9g +- %.2g", where, got, want, tolerance);
+    }
+
+    __attribute__((format(printf, 3, 4))) void expect(bool ok, const char *format, ...) {
+        ++compared_;
+        if (ok) return;
+        if (++failed_ > kTold) return;
+        std::va_list args;
+        va_start(args, format);
+        std::printf("  %s: ", what_);
+        std::vprintf(format, args);
+        std::printf("\n");
+        va_end(args);
+    }
+
+    // Prints the summary; the number of failures.
+    int finish() const {
+        std::printf("%-10s %9d compared, %d failed, largest error %.2f of what is allowed\n", what_, compared_, failed_,
+                    worst_);
+        std::fflush(stdout);
+        return failed_;
+    }
+
+  private:
+    static constexpr int kTold = 5;
+    const char *what_;
+    int compared_ = 0, failed_ = 0;
+    double worst_ = 0.0;
+};
+
+struct Random {
+    std::mt19937 engine{1};
+    float normal() { return std::normal_distribution<float>()(engine); }
+    int below(int n) { return static_cast<int>(engine() % static_cast<unsigned>(n)); }
+    std::vector<float> normals(size_t n) {
+        std::vector<float> v(n);
+        for (float &x : v) x = normal();
+        return v;
+    }
+};
+
+// Each checks the table's functions against plain double arithmetic, and returns the number of failures.
+int check_rows(const Kernels &k);
+int check_gemm(const Kernels &k);
+int check_attend(const Kernels &k);
+
+}  // namespace pagoda::check

@@ -1,0 +1,14 @@
+// Checks one instruction set's kernels (PAGODA_CHECK: generic, avx2, avx512 or neon) against plain double arithmetic.
+// It is built apart from the extension, so that kernels that this machine cannot run can be checked in an emulator:
+// see run.sh.
+#include "check.h"
+
+#define PAGODA_CONCAT(a, b) a##b
+#define PAGODA_TABLE(name) PAGODA_CONCAT(kernels_, name)
+
+int main() {
+    using namespace pagoda;
+    const Kernels &k = *PAGODA_TABLE(PAGODA_CHECK)();
+    std::printf("%s\n", k.name);
+    return check::check_rows(k) + check::check_gemm(k) + check::check_attend(k) > 0;
+}

@@ -1,0 +1,59 @@
+// In place of the compiler's immintrin.h: AVX-512 in plain C by SIMD Everywhere (libsimde-dev), for machines that
+// lack the instructions, and the few conversions that its version 0.7 does not have yet.
+#pragma once
+
+#define SIMDE_NO_NATIVE
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+#include <simde/x86/fma.h>
+
+#include <cstdint>
+#include <cstring>
+
+#ifndef _MM_FROUND_NO_EXC
+#define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
+#endif
+
+namespace simde_fallback {
+
+template <class To, class Lane, class FromLane, class From, class Fn>
+inline To convert(const From &from, Fn fn) {
+    FromLane in[16];
+    Lane out[16];
+    To to;
+    std::memcpy(in, &from, sizeof in);
+    for (int i = 0; i < 16; ++i) out[i] = fn(in[i]);
+    static_assert(sizeof out == sizeof to);
+    std::memcpy(&to, out, sizeof to);
+    return to;
+}
+constexpr auto kWiden = [](auto x) { return static_cast<int32_t>(x); };
+
+inline __m512 cvtph_ps(__m256i x) {
+    const __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_cvtph_ps(low)), _mm256_cvtph_ps(high), 1);
+}
+
+}  // namespace simde_fallback
+
+#ifndef _mm512_cvtph_ps
+#define _mm512_cvtph_ps simde_fallback::cvtph_ps
+#endif
+#ifndef _mm512_cvtepi8_epi32
+#define _mm512_cvtepi8_epi32(x) simde_fallback::convert<__m512i, int32_t, int8_t>(x, simde_fallback::kWiden)
+#endif
+#ifndef _mm512_cvtepu8_epi32
+#define _mm512_cvtepu8_epi32(x) simde_fallback::convert<__m512i, int32_t, uint8_t>(x, simde_fallback::kWiden)
+#endif
+#ifndef _mm512_cvtepu16_epi32
+#define _mm512_cvtepu16_epi32(x) simde_fallback::convert<__m512i, int32_t, uint16_t>(x, simde_fallback::kWiden)
+#endif
+#ifndef _mm512_cvtepi32_ps
+#define _mm512_cvtepi32_ps(x) \
+    simde_fallback::convert<__m512, float, int32_t>(x, [](int32_t lane) { return static_cast<float>(lane); })
+#endif
+#ifndef _mm512_cvtps_epi32
+#define _mm512_cvtps_epi32(x) \
+    simde_fallback::convert<__m512i, int32_t, float>(x, [](float lane) { return static_cast<int32_t>(__builtin_rintf(lane)); })
+#endif
