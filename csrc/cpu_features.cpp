@@ -1,7 +1,7 @@
 // Which kernel tables this machine can run.
 #include "kernels.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(PAGODA_AVX)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
@@ -12,7 +12,7 @@
 
 namespace pagoda {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(PAGODA_AVX)
 // Not every compiler's __builtin_cpu_supports knows f16c.
 static bool has_f16c() {
     unsigned a, b, c, d;
@@ -22,7 +22,7 @@ static bool has_f16c() {
 
 std::vector<const Kernels *> available_kernels() {
     std::vector<const Kernels *> found;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(PAGODA_AVX)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

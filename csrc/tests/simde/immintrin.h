@@ -2,6 +2,7 @@
 // lack the instructions, and the few conversions that its version 0.7 does not have yet.
 #pragma once
 
+#define SIMDE_NO_INLINE  // kernels inline everything, which compilers take very long over
 #define SIMDE_NO_NATIVE
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
