@@ -102,7 +102,10 @@ struct Kernels {
                      uint8_t *v_to, float *k_scale, float *v_scale);
     void (*attend)(const AttendArgs &);
     void (*gemm[static_cast<int>(Type::Count)])(const GemmArgs &);
+    // kBurstOperations integer operations a round, in registers; returns something that depends on them.
+    int32_t (*int8_burst)(int64_t rounds);
 };
+constexpr int64_t kBurstOperations = 4 * 8 * 64 * 2;  // 4 tokens, 8 quads of 16 rows, multiply and add
 
 const Kernels *kernels_generic();
 const Kernels *kernels_avx2();    // null where not compiled in

@@ -4,12 +4,14 @@
 namespace nb = nanobind;
 
 namespace pagoda {
+void bind_machine(nb::module_ &m);
 void bind_program(nb::module_ &m);
 void bind_sampler(nb::module_ &m);
 }  // namespace pagoda
 
 NB_MODULE(_native, m) {
     m.doc() = "Pagoda's native kernels.";
+    pagoda::bind_machine(m);
     pagoda::bind_program(m);
     pagoda::bind_sampler(m);
 }

@@ -60,6 +60,14 @@ class BatchSampler:
 
 def sampler_isas() -> list[str]: ...
 
+# csrc/machine.cpp
+
+def measure_read_bandwidth(threads: int) -> float:
+    """Bytes a second that `threads` threads read together from memory; the best of several rounds."""
+
+def measure_int8_peak(threads: int) -> float:
+    """Integer operations a second of the best kernels' dot products, in registers; a multiply-add is two."""
+
 # csrc/program_module.cpp
 
 def available_isas() -> list[str]:
