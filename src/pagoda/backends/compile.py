@@ -169,12 +169,14 @@ class Compiler:
         x, y = node.inputs
         self._unfold_readers(x, node)
         self.program.rows(self.buffers[y], out=self.buffers[x], accumulate=True)
-        self._read(y)
         self._added(node)
 
     def _added(self, add: Add) -> None:
         """The sum stands in the first operand's buffer."""
-        self.buffers[add] = self.buffers.pop(add.inputs[0])
+        x, y = add.inputs
+        self._read(y)
+        self.readers[x] -= 1
+        self.buffers[add] = self.buffers.pop(x)
         self.emitted.add(add)
 
     def _residual(self, node: Node) -> Add | None:

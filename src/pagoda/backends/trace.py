@@ -12,7 +12,7 @@ from pagoda.types import RawTensor
 class Node:
     """One op and the value it makes, `columns` wide. `users` are the later ops that read it."""
 
-    inputs: tuple[Node, ...]
+    inputs: tuple[Node, ...] = field(repr=False)  # a node's repr would else be its whole past, many times over
     columns: int
     users: list[Node] = field(default_factory=list, repr=False)
     index: int = -1
