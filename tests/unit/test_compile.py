@@ -369,9 +369,18 @@ TRICKY: dict[str, list[Step]] = {
 
 
 @pytest.mark.parametrize("what", TRICKY)
+@pytest.mark.parametrize("tail", ["norm", "linear"])
 @pytest.mark.parametrize("last", [0, 1, 2, 3])
-def test_tricky_graphs(what: str, last: int) -> None:
-    assert_runs_as_stated(Graph([*TRICKY[what], step("norm", last), step("norm", last)]))
+def test_tricky_graphs(what: str, last: int, tail: str) -> None:
+    """The output head reads the same value as the last step."""
+    assert_runs_as_stated(Graph([*TRICKY[what], step(tail, last)]))
+
+
+@pytest.mark.parametrize("what", TRICKY)
+def test_parts_of_one_stage_write_to_buffers_of_their_own(what: str, notes_of: Callable[..., Notes]) -> None:
+    """Threads compute them side by side."""
+    for parts in notes_of(Graph([*TRICKY[what], step("norm", 0)]).forward).parts():
+        assert len({part.out for part in parts}) == len(parts)
 
 
 # Refusals
