@@ -12,7 +12,7 @@ enum class KVType : int { F32, F16, BF16, Int8 };
 
 // Activations of a number of tokens as int8 with a scale for each 32. One scale for 32 values serves a block badly
 // that an outlier dominates, so blocks whose largest value exceeds kRefineAbove times the row's root mean square
-// are refined: a second plane of codes holds what the first one's rounding lost, in steps 254 times finer. Where a
+// are refined: a second plane of codes holds what the first one's rounding lost, in steps 253 times finer. Where a
 // block is not refined, the second plane's scales are zero, so that whether it is visited changes nothing.
 struct Quantized {
     int8_t *q;         // [T][K]
@@ -76,10 +76,7 @@ struct AttendArgs {
     int64_t k_offset, v_offset;            // of this layer and head in a block
     int64_t k_scale_offset, v_scale_offset;  // int8 only
     KVType type;
-    uint8_t *scratch;      // attend_scratch() bytes, 64-byte aligned
-    // When set, keys of chunks [chunk_begin, chunk_end) only, and what is needed to merge goes to `partial`.
-    int chunk_begin, chunk_end;
-    float *partial;
+    uint8_t *scratch;      // kAttendScratch bytes, 64-byte aligned
 };
 
 constexpr int kAttendChunk = 256;   // keys that one softmax pass covers, at fixed positions

@@ -24,11 +24,6 @@ struct Nibbles : PanelReader {
     }
 };
 
-template <class S>
-PAGODA_INLINE typename S::F half_scales(const uint8_t *p) {
-    return S::load_half(p);
-}
-
 struct ReadQ4_0 : Nibbles {
     using Nibbles::Nibbles;
     static constexpr int kOffset = 8;

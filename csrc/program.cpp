@@ -137,7 +137,7 @@ void Program::check(const Step &s) const {
         if (!ok) throw std::invalid_argument(what);
     };
     require(s.tokens >= 1 && s.tokens <= max_tokens_, "more tokens than the program was made for, or none");
-    require(s.logit_rows <= max_logit_rows_, "more logit rows than the program was made for");
+    require(s.logit_rows <= max_logit_rows_ && s.logit_rows <= max_tokens_, "more logit rows than the program was made for");
     require(s.tables.size() == kv_.size() && !kv_.empty(), "a block table for each KV group is needed");
     require(s.seq_starts[0] == 0 && s.seq_starts[s.sequences] == s.tokens, "sequences must cover the tokens");
     for (const EmbedStage &e : embeds_)
@@ -147,7 +147,7 @@ void Program::check(const Step &s) const {
         require(s.logit_row_ids[r] >= 0 && s.logit_row_ids[r] < s.tokens, "logit row outside of the tokens");
     for (int64_t b = 0; b < s.sequences; ++b) {
         const int64_t begin = s.seq_starts[b], end = s.seq_starts[b + 1];
-        require(begin < end, "every sequence needs a token");
+        require(begin < end && end <= s.tokens, "every sequence needs a token, and sequences must cover the tokens");
         for (int64_t t = begin; t < end; ++t)
             require(s.positions[t] == s.positions[begin] + (t - begin) && s.positions[t] >= 0,
                     "positions of a sequence must be consecutive");

@@ -84,8 +84,7 @@ struct RopeTable {
 };
 
 struct LayerKV {
-    int group, index;  // in which group, and its place there
-    int kv_heads, head_dim;
+    int group, kv_heads, head_dim;
 };
 
 class Program {

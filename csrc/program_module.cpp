@@ -176,7 +176,7 @@ void bind_program(nb::module_ &m) {
         .def("set_layers",
              [](Program &p, const std::vector<std::tuple<int, int, int>> &layers, int groups) {
                  std::vector<LayerKV> kv;
-                 for (const auto &[group, heads, dim] : layers) kv.push_back({group, 0, heads, dim});
+                 for (const auto &[group, heads, dim] : layers) kv.push_back({group, heads, dim});
                  p.set_layers(std::move(kv), groups);
              },
              "layers"_a, "groups"_a)
