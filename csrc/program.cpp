@@ -81,6 +81,8 @@ void Program::add(AttendStage s) {
     const LayerKV &l = layers_.at(static_cast<size_t>(s.layer));
     if (s.heads / l.kv_heads > kAttendRows || l.head_dim > kMaxHeadDim)
         throw std::invalid_argument("too many query heads share a KV head, or the head is too large");
+    for (PrepareStage &p : prepares_)
+        if (p.layer == s.layer) p.heads = s.heads;
     stages_.push_back({Stage::Attend, static_cast<int>(attends_.size())});
     attends_.push_back(s);
 }
@@ -299,9 +301,6 @@ void Program::prepare(const PrepareStage &s, const Step &step, int64_t token) co
     const auto g = static_cast<size_t>(l.group);
     float *q = buffers_[static_cast<size_t>(s.q)].row(token), *k = buffers_[static_cast<size_t>(s.k)].row(token);
     const float *v = buffers_[static_cast<size_t>(s.v)].row(token);
-    const AttendStage *attend = nullptr;
-    for (const AttendStage &a : attends_)
-        if (a.layer == s.layer) attend = &a;
     const float *cos_sin = nullptr;
     int rotary = 0;
     bool neox = false;
@@ -315,7 +314,7 @@ void Program::prepare(const PrepareStage &s, const Step &step, int64_t token) co
         if (!norm.empty()) kernels_->rms_norm(head, norm.data(), s.eps, l.head_dim, head);
         if (cos_sin) kernels_->rope(head, cos_sin, rotary, neox);
     };
-    for (int h = 0; h < attend->heads; ++h) turn(q + h * l.head_dim, s.q_norm);
+    for (int h = 0; h < s.heads; ++h) turn(q + h * l.head_dim, s.q_norm);
     for (int h = 0; h < l.kv_heads; ++h) turn(k + h * l.head_dim, s.k_norm);
 
     const HeadLayout layout(l, kv_type_);

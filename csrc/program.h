@@ -63,6 +63,7 @@ struct PrepareStage {
     int q, k, v, layer, rope = kNone;
     std::vector<float> q_norm, k_norm;
     float eps = 0;
+    int heads = 0;  // of queries; known once the layer's AttendStage is added
 };
 
 struct AttendStage {
@@ -105,8 +106,6 @@ class Program {
     int64_t block_bytes(int group) const;
     void allocate_kv(const std::vector<int64_t> &blocks);
     void copy_blocks(int group, const int32_t *pairs, int64_t n);
-    int64_t num_blocks(int group) const { return num_blocks_[static_cast<size_t>(group)]; }
-    int64_t num_groups() const { return static_cast<int64_t>(num_blocks_.size()); }
     int64_t max_tokens() const { return max_tokens_; }
     int64_t max_logit_rows() const { return max_logit_rows_; }
     int64_t vocab() const;
