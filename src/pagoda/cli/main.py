@@ -38,6 +38,11 @@ VERBS = {
     ),
     "pull": Verb("pagoda.cli.pull:pull", "Download a model into the cache.", "pagoda pull smollm2-135m"),
     "inspect": Verb("pagoda.cli.inspect:inspect", "Show what a model file holds.", "pagoda inspect model.gguf"),
+    "quantize": Verb(
+        "pagoda.cli.quantize:quantize",
+        "Make a model smaller: GGUF formats, GPTQ, AWQ, NF4.",
+        "pagoda quantize smollm2-135m --to q4_k_m --imatrix auto -o small.gguf",
+    ),
     "doctor": Verb("pagoda.cli.doctor:doctor", "Check what this machine has to run models.", "pagoda doctor"),
     "bench": Verb(
         "pagoda.cli.bench:bench",

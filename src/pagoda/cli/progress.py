@@ -1,12 +1,21 @@
-"""A progress bar for downloads, on standard error, so that standard output stays the command's answer."""
+"""Progress bars, on standard error, so that standard output stays the command's answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import TransferSpeedColumn as SpeedColumn
 from rich.table import Column
 
@@ -37,3 +46,27 @@ def download_progress() -> Iterator[pagoda.sources.Progress]:
     finally:
         if tasks:
             bars.stop()
+
+
+StepProgress = Callable[[str, int, int | None], None]
+
+
+@contextmanager
+def step_progress() -> Iterator[tuple[StepProgress, Callable[[str], None]]]:
+    """Two callbacks for long work: one draws a bar of steps done for each thing it is told of, one prints a line."""
+    columns = [
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=2)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+    ]
+    console = Console(stderr=True)
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, expand=True) as bars:
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(escape(what), total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show, lambda line: console.print(line, markup=False, highlight=False)

@@ -1,0 +1,109 @@
+"""A job from start to end: nothing stands under the final name before it is whole and good enough.
+
+What is made grows in `OUTPUT.partial`, a folder beside the output, which an interrupt leaves for the next run of the
+same job; another job's leftovers are thrown away.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from pagoda.errors import CapacityError, ConfigError, PagodaError
+from pagoda.quantize.methods import Job, Progress, find_method
+from pagoda.quantize.settings import QuantizeSettings
+
+JOB_FILE = "job.json"
+NOT_OF_THE_RESULT = ("max_kld", "threads", "force")  # settings that change nothing of what is made
+
+
+def quantize(
+    source: Path,
+    output: Path,
+    settings: QuantizeSettings,
+    *,
+    progress: Progress = lambda what, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Quantize the model at `source` as `settings.to` says, to the file or folder `output`, and return that.
+
+    Raises ConfigError if the output exists and `settings.force` is not set, or a setting cannot be; FormatError for
+    damaged weights; CapacityError for a full disk. Interrupted by whatever, the same call goes on where it was.
+    """
+    method = find_method(settings.to)
+    _check_output(output, settings)
+    work = output.with_name(output.name + ".partial")
+    try:
+        _open_work(work, source, settings, say)
+        finished = method.run(Job(source, work, settings.to.lower(), settings, progress, say))
+        _put(finished, output)
+        shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise _explained(error, work) from error
+    return output
+
+
+def default_output(model_name: str, settings: QuantizeSettings) -> Path:
+    """NAME-METHOD in the current folder, with the suffix of what the method makes."""
+    suffix = find_method(settings.to).suffix
+    return Path(f"{model_name}-{settings.to.upper() if suffix else settings.to.lower()}{suffix}")
+
+
+def _check_output(output: Path, settings: QuantizeSettings) -> None:
+    if output.exists() and not settings.force:
+        raise ConfigError(f"{output} exists; name another with -o, or replace it with --force")
+    if output.is_dir() and not (output / "config.json").is_file():
+        raise ConfigError(f"{output} is a folder that holds no model; name another with -o")
+
+
+def _open_work(work: Path, source: Path, settings: QuantizeSettings, say: Callable[[str], None]) -> None:
+    mark = _fingerprint(source, settings)
+    job_file = work / JOB_FILE
+    found = None
+    with suppress(OSError, ValueError):
+        found = json.loads(job_file.read_text())
+    if found == mark:
+        say(f"going on with {work}")
+        return
+    if work.exists():
+        if not job_file.exists():
+            raise ConfigError(f"{work} exists and is not an unfinished job; remove it, or name another output with -o")
+        say(f"starting over: {work} is of another job")
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    job_file.write_text(json.dumps(mark))
+
+
+def _fingerprint(source: Path, settings: QuantizeSettings) -> dict[str, str]:
+    """Equal only for jobs that make the same thing."""
+    files = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    wanted = {key: value for key, value in asdict(settings).items() if key not in NOT_OF_THE_RESULT}
+    digest = hashlib.sha256(json.dumps([stats, wanted], default=str).encode()).hexdigest()
+    return {"source": str(source.absolute()), "to": settings.to.lower(), "digest": digest}
+
+
+def _put(finished: Path, output: Path) -> None:
+    """Give the finished file or folder its final name; a folder that was there goes away only when the new one is."""
+    if output.is_dir():
+        old = output.with_name(output.name + ".old")
+        os.replace(output, old)
+        os.replace(finished, output)
+        shutil.rmtree(old)
+    else:
+        os.replace(finished, output)
+
+
+def _explained(error: OSError, work: Path) -> PagodaError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CapacityError(
+            f"the disk is full: {error.filename or work}; make room and run the same command again, it goes on there"
+        )
+    return ConfigError(f"{error.filename or work} cannot be written: {error.strerror or error}")

@@ -1,0 +1,41 @@
+"""What a user can say about a quantization: flags of `pagoda quantize`, and the settings of a `Job`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pagoda.settings import Setting, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeSettings(Settings):
+    """Flags of `pagoda quantize`. A method reads those that mean something to it."""
+
+    table = "quantize"
+
+    to: Annotated[str, Setting("Format or method; see the list above.")] = "q4_k_m"
+    bits: Annotated[int, Setting("Bits a weight: gptq 2, 3, 4 or 8; awq 4.", minimum=2, maximum=8)] = 4
+    group_size: Annotated[
+        int, Setting("gptq, awq: weights that share a scale, 32 to 128; -1: a whole row.", minimum=-1, maximum=1024)
+    ] = 128
+    calibration: Annotated[
+        str, Setting("builtin, or a text, JSONL or chat JSONL file; for gptq, awq and --imatrix auto.")
+    ] = "builtin"
+    calibration_samples: Annotated[int, Setting("Windows of calibration text.", minimum=1)] = 128
+    calibration_tokens: Annotated[int, Setting("Tokens of each window.", minimum=8)] = 512
+    imatrix: Annotated[
+        str | None,
+        Setting("GGUF formats: importance matrix, a file (.dat or .gguf) or auto: from the calibration text."),
+    ] = None
+    save_imatrix: Annotated[Path | None, Setting("Also keep the matrix of --imatrix auto, as .gguf or .dat.")] = None
+    tensor_type: Annotated[
+        tuple[str, ...],
+        Setting("GGUF formats: REGEX=TYPE, a type for tensors whose name matches; repeat for several, the first wins."),
+    ] = ()
+    max_kld: Annotated[
+        float | None, Setting("Fail, and leave nothing behind, if the mean KL divergence is larger.", minimum=0)
+    ] = None
+    threads: Annotated[int, Setting("Compute threads; 0: one per physical core allowed.", minimum=0)] = 0
+    force: Annotated[bool, Setting("Replace an output that exists.")] = False
