@@ -17,7 +17,6 @@ from pagoda.errors import ConfigError
 from pagoda.quantize.mixes import MIXES
 from pagoda.quantize.settings import QuantizeSettings
 
-
 # Told of what is being done: steps done and steps in all (None: unknown).
 Progress = Callable[[str, int, int | None], None]
 
