@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,13 +19,12 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from fake_engine import FakeLoaded
-from pagoda.config import ServerSettings
-from pagoda.server.app import create_app
+from pagoda.server import documents
 from serving import serving
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 
-document = create_app(None, ServerSettings()).openapi()
+document = documents.document()
 schema = schemathesis.openapi.from_dict(document)
 
 
@@ -37,6 +38,13 @@ def base_url() -> Iterator[str]:
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 def test_answers_are_as_documented(case: Case, base_url: str) -> None:
     case.call_and_validate(base_url=base_url, checks=list(CHECKS))
+
+
+def test_the_document_and_its_page_are_served(base_url: str) -> None:
+    with urllib.request.urlopen(f"{base_url}/openapi.json") as answer:
+        assert json.load(answer) == document
+    with urllib.request.urlopen(f"{base_url}/docs") as answer:
+        assert b"/openapi.json" in answer.read()
 
 
 def test_the_document_lists_every_route() -> None:

@@ -34,7 +34,7 @@ def serve(engine: EngineSettings, server: ServerSettings) -> None:
     sock = bind(server.host, server.port)
     address = url(sock)
     loading = in_thread(lambda: _load(engine))
-    from pagoda.server.run import run  # imports FastAPI, which takes as long as the model
+    from pagoda.server.run import run  # takes as long as the model
 
     try:
         run(sock, server, loading, lambda model: _greet(model, address, server))

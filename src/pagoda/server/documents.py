@@ -1,15 +1,20 @@
-"""The OpenAPI document's own part: the shapes of answers, which are written without pydantic, and who takes what.
+"""The OpenAPI document and its page: what each route takes, and the shapes of answers, written without pydantic.
 
-Imported when the document is asked for, so that the server starts sooner.
+FastAPI draws the frame. Imported when the document is asked for, so that the server starts sooner.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+import pagoda
+from pagoda.server import routes, system
 from pagoda.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeChat, TokenizeText
 
 
@@ -145,6 +150,15 @@ class Version(BaseModel):
     version: str
 
 
+DESCRIPTION = "An OpenAI-compatible API: point an OpenAI client's `base_url` at `/v1`."
+TAGS = {
+    "/v1/models": "models",
+    "/v1/models/{model_id:path}": "models",
+    "/v1/chat/completions": "generation",
+    "/v1/completions": "generation",
+    "/tokenize": "tokens",
+    "/detokenize": "tokens",
+}
 REFUSALS = {
     400: "The request is invalid, or asks for what is not supported.",
     401: "The API key is missing or wrong.",
@@ -180,7 +194,22 @@ TEXT = {"schema": {"type": "string"}}
 REF = "#/components/schemas/{model}"
 
 
-def complete(document: dict[str, Any]) -> dict[str, Any]:
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document."""
+    api = FastAPI(title="Pagoda", version=pagoda.__version__, description=DESCRIPTION)
+    for route in (*routes.ROUTES, *system.ROUTES):
+        methods = sorted((route.methods or set()) - {"HEAD"})
+        api.add_api_route(route.path, route.endpoint, methods=methods, tags=[TAGS.get(route.path, "system")])
+    return _complete(api.openapi())
+
+
+def page() -> str:
+    """HTML that shows the document."""
+    return bytes(get_swagger_ui_html(openapi_url="/openapi.json", title="Pagoda").body).decode()
+
+
+def _complete(document: dict[str, Any]) -> dict[str, Any]:
     """The document of the routes, with what they take and answer."""
     given = [(model, "validation") for models in TAKES.values() for model in models]
     made = [(model, "serialization") for model, _ in ANSWERS.values() if model is not None]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 import pagoda
 from pagoda.server.failures import error_body, json_response
 from pagoda.server.routes import service_of
 
-router = APIRouter(tags=["system"])
 
-
-@router.get("/health")
 async def health(request: Request) -> Response:
     """Alive: the process answers and its engine, if there yet, has not died."""
     model = service_of(request).loaded
@@ -22,7 +19,6 @@ async def health(request: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/ready")
 async def ready(request: Request) -> Response:
     """Ready for requests: the model is loaded, the engine turns, and nobody has asked to shut down."""
     service = service_of(request)
@@ -32,15 +28,21 @@ async def ready(request: Request) -> Response:
     return json_response({"status": "ready"})
 
 
-@router.get("/version")
-async def version() -> Response:
+async def version(request: Request) -> Response:
     """Of Pagoda."""
     return json_response({"version": pagoda.__version__})
 
 
-@router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus series."""
     model = service_of(request).model()
     text, content_type = model.metrics.exposition(request.headers.get("accept", ""))
     return Response(text, headers={"Content-Type": content_type})
+
+
+ROUTES = [
+    Route("/health", health),
+    Route("/ready", ready),
+    Route("/version", version),
+    Route("/metrics", metrics),
+]
