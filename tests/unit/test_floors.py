@@ -14,7 +14,7 @@ FLOORS: dict[str, float] = {
     "formats": 1, "text": 1, "sources": 1, "_native": 1, "client": 1,
     "backends": 2,
     "kv": 3, "sampling": 3, "models": 3,
-    "engine": 4, "plan": 4,
+    "engine": 4, "plan": 5.5,
     "observe": 5, "cache": 5, "evals": 5, "finetune": 5, "quantize": 5,
     "server": 6, "gateway": 6, "deploy": 6, "benchmark": 6,
     "cli": 7,

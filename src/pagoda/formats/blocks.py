@@ -67,6 +67,27 @@ BLOCK_TYPES: dict[str, BlockType] = {
     "BF16": BlockType(1, 2, 30),
 }
 
+# ggml's other types: their size is known, and nothing more.
+UNREAD_TYPES: dict[str, BlockType] = {
+    "Q8_1": BlockType(32, 36, 9),
+    "Q8_K": BlockType(256, 292, 15),
+    "IQ2_XXS": BlockType(256, 66, 16),
+    "IQ2_XS": BlockType(256, 74, 17),
+    "IQ3_XXS": BlockType(256, 98, 18),
+    "IQ1_S": BlockType(256, 50, 19),
+    "IQ3_S": BlockType(256, 110, 21),
+    "IQ2_S": BlockType(256, 82, 22),
+    "I8": BlockType(1, 1, 24),
+    "I16": BlockType(1, 2, 25),
+    "I32": BlockType(1, 4, 26),
+    "I64": BlockType(1, 8, 27),
+    "F64": BlockType(1, 8, 28),
+    "IQ1_M": BlockType(256, 56, 29),
+    "TQ1_0": BlockType(256, 54, 34),
+    "TQ2_0": BlockType(256, 66, 35),
+    "MXFP4": BlockType(32, 17, 39),
+}
+
 # The 16 levels of the non-linear 4-bit formats, denser around zero.
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8)
 

@@ -85,14 +85,14 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(path: Path | str, *, any_type: bool = False) -> Checkpoint:
     """Open a model's files. FormatError if there is no model at `path` or it is damaged; UnsupportedError if it is
-    of a kind that Pagoda does not read."""
+    of a kind that Pagoda does not read; with `any_type` tensors may be of GGUF types that nothing here decodes."""
     path = Path(path)
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, any_type)
     if path.suffix == ".gguf" or _starts_with_magic(path):
-        return _open_gguf(path)
+        return _open_gguf(path, any_type)
     if path.suffix == ".safetensors":
         raise FormatError("weights alone are no model; name the folder that holds config.json too", path=str(path))
     raise FormatError("neither a GGUF file nor a folder with config.json and *.safetensors", path=str(path))
@@ -106,13 +106,13 @@ def _starts_with_magic(path: Path) -> bool:
         raise FormatError(f"cannot be read: {error.strerror or error}", path=str(path)) from error
 
 
-def _open_folder(path: Path) -> Checkpoint:
+def _open_folder(path: Path, any_type: bool) -> Checkpoint:
     ggufs = sorted(path.glob("*.gguf"))
     if (path / CONFIG).is_file() and any(path.glob("*.safetensors")):
         return _open_safetensors(path)
     models = {match["stem"] if (match := _SPLIT_NAME.fullmatch(file.name)) else file.name for file in ggufs}
     if len(models) == 1:
-        return _open_gguf(ggufs[0])
+        return _open_gguf(ggufs[0], any_type)
     if models:
         names = ", ".join(file.name for file in ggufs)
         raise FormatError(f"the folder holds several GGUF models, name one of them: {names}", path=str(path))
@@ -122,11 +122,11 @@ def _open_folder(path: Path) -> Checkpoint:
 # GGUF
 
 
-def _open_gguf(path: Path) -> Checkpoint:
+def _open_gguf(path: Path, any_type: bool) -> Checkpoint:
     file = MappedFile(path)
-    header = parse_gguf(file.buffer, str(path))
+    header = parse_gguf(file.buffer, str(path), any_type=any_type)
     count = header.metadata.get("split.count", 1)
-    parts = [(file, header)] if count in (0, 1) else _open_split(path, count)
+    parts = [(file, header)] if count in (0, 1) else _open_split(path, count, any_type)
     metadata = parts[0][1].metadata
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
@@ -134,7 +134,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     return Checkpoint("gguf", path, architecture, metadata, [(file, header.tensors) for file, header in parts])
 
 
-def _open_split(path: Path, count: Any) -> list[tuple[MappedFile, GGUFHeader]]:
+def _open_split(path: Path, count: Any, any_type: bool) -> list[tuple[MappedFile, GGUFHeader]]:
     """All parts of the split model that `path` is one part of, in order."""
     match = _SPLIT_NAME.fullmatch(path.name)
     if match is None or int(match["count"]) != count:
@@ -146,7 +146,7 @@ def _open_split(path: Path, count: Any) -> list[tuple[MappedFile, GGUFHeader]]:
         if not part_path.is_file():
             raise FormatError(f"part {number + 1} of {count} is missing: {part_path.name}", path=str(path))
         file = MappedFile(part_path)
-        header = parse_gguf(file.buffer, str(part_path))
+        header = parse_gguf(file.buffer, str(part_path), any_type=any_type)
         if (header.metadata.get("split.no"), header.metadata.get("split.count")) != (number, count):
             raise FormatError(f"does not say that it is part {number + 1} of {count}", path=str(part_path))
         parts.append((file, header))

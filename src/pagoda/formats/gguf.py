@@ -20,7 +20,7 @@ from math import prod
 from typing import Any
 
 from pagoda.errors import UnsupportedError
-from pagoda.formats.blocks import BLOCK_TYPES
+from pagoda.formats.blocks import BLOCK_TYPES, UNREAD_TYPES, BlockType
 from pagoda.formats.gguf_fields import ARRAY, SCALARS, STRING, Cursor
 from pagoda.formats.mapped import Buffer, TensorInfo, check_apart
 
@@ -33,11 +33,7 @@ MIN_KEY_BYTES = 8 + 4 + 1  # empty key, type, one byte of value
 MIN_TENSOR_BYTES = 8 + 4 + 4 + 8  # empty name, no dimensions, type, offset
 
 _TENSOR_TYPES = {block.id: (name, block) for name, block in BLOCK_TYPES.items()}
-# For messages only: ggml's other types.
-_OTHER_TYPES = {
-    **{9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S"},
-    **{24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"},
-}
+_OTHER_TYPES = {block.id: (name, block) for name, block in UNREAD_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +46,10 @@ class GGUFHeader:
     data_offset: int
 
 
-def parse_gguf(buffer: Buffer, path: str) -> GGUFHeader:
+def parse_gguf(buffer: Buffer, path: str, *, any_type: bool = False) -> GGUFHeader:
     """Parse and check the header of the GGUF file in `buffer`; tensor data is not touched.
 
-    Raises FormatError with the offset where the file is truncated or inconsistent, UnsupportedError for a version
+    With `any_type` tensors may have types that Pagoda cannot decode. Raises FormatError with the offset where the file is truncated or inconsistent, UnsupportedError for a version
     or tensor type that Pagoda does not read.
     """
     cursor = Cursor(buffer, path)
@@ -64,7 +60,8 @@ def parse_gguf(buffer: Buffer, path: str) -> GGUFHeader:
     alignment = _alignment(metadata, cursor)
     rows = [_read_tensor(cursor) for _ in range(num_tensors)]
     data_offset = -(-cursor.position // alignment) * alignment
-    tensors = tuple(_place(row, cursor, data_offset, alignment) for row in rows)
+    types = _TENSOR_TYPES | _OTHER_TYPES if any_type else _TENSOR_TYPES
+    tensors = tuple(_place(row, cursor, data_offset, alignment, types) for row in rows)
     check_apart(tensors, path)
     return GGUFHeader(version, metadata, tensors, data_offset)
 
@@ -176,15 +173,17 @@ def _read_tensor(cursor: Cursor) -> _Row:
     return _Row(at, name, extents, cursor.u32("tensor type"), cursor.u64("tensor offset"))
 
 
-def _place(row: _Row, cursor: Cursor, data_offset: int, alignment: int) -> TensorInfo:
+def _place(
+    row: _Row, cursor: Cursor, data_offset: int, alignment: int, types: Mapping[int, tuple[str, BlockType]]
+) -> TensorInfo:
     """Check a tensor's type, extents and place against the file."""
-    if row.type not in _TENSOR_TYPES:
-        other = _OTHER_TYPES.get(row.type, f"number {row.type}")
+    if row.type not in types:
+        other = _OTHER_TYPES[row.type][0] if row.type in _OTHER_TYPES else f"number {row.type}"
         raise UnsupportedError(
             f"{cursor.path}: tensor {row.name!r} has the type {other}, which is not supported; "
             f"supported: {', '.join(BLOCK_TYPES)}"
         )
-    type, block = _TENSOR_TYPES[row.type]
+    type, block = types[row.type]
     shape = row.extents[::-1] or (1,)
     if 0 in shape:
         cursor.fail(f"tensor {row.name!r} has an empty dimension: {shape}", row.at)

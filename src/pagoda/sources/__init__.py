@@ -15,7 +15,7 @@ from pagoda.sources.hub import fetch_hub, known_digest
 from pagoda.sources.names import ALIASES, HubSource, PathSource, WheelSource, parse_name, unknown_name
 from pagoda.sources.wheels import fetch_wheels
 
-__all__ = ["ALIASES", "LocalModel", "Progress", "resolve"]
+__all__ = ["ALIASES", "LocalModel", "Progress", "cached_path", "resolve"]
 
 
 def resolve(name: str, *, progress: Progress | None = None) -> LocalModel:
@@ -29,6 +29,15 @@ def resolve(name: str, *, progress: Progress | None = None) -> LocalModel:
         return _fetch(name, source, progress or (lambda what, done, total: None))
     except OSError as error:
         raise SourceError(f"{name}: {error}") from error
+
+
+def cached_path(name: str) -> Path | None:
+    """Where the file of alias `name` is, if it has been downloaded."""
+    source = parse_name(name)
+    if not isinstance(source, WheelSource):
+        return None
+    path = cache_dir() / "models" / "pypi" / source.cache_path
+    return path if path.is_file() else None
 
 
 def _fetch(name: str, source: PathSource | HubSource | WheelSource, progress: Progress) -> LocalModel:

@@ -40,6 +40,19 @@ def fetch_hub(source: HubSource, verified: Path) -> Path:
     return folder if is_folder else folder / picked[0]
 
 
+def fetch_config(source: HubSource) -> Path:
+    """config.json of a repository, without its weights. SourceError where it cannot be had."""
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(source.repo, "config.json", revision=source.revision))
+    except Exception as error:
+        raise SourceError(
+            f"cannot get config.json of hf:{source.repo} from the Hugging Face hub: {error}. Name a file that is here, "
+            "or a built-in name"
+        ) from error
+
+
 def _list_files(source: HubSource) -> list[str]:
     import huggingface_hub
 

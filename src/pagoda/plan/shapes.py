@@ -1,0 +1,139 @@
+"""What of a model a plan needs: the shapes of its tensors, and what its attention layers keep of each token.
+
+Tensors go by GGUF's names, whatever they were read from; shapes are row-major (out, in). Nothing here knows a device
+or a weight format.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+
+_LAYER = re.compile(r"(?:blk|layers)\.(\d+)\.")
+_EXPERT = re.compile(r"_exps\b|\.experts\.\d+\.")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorShape:
+    """One tensor; `type` is what a file stores it as, where there is a file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str | None = None
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def layer(self) -> int | None:
+        match = _LAYER.search(self.name)
+        return int(match[1]) if match else None
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether only some of it works for a token: the experts that the router picks."""
+        return _EXPERT.search(self.name) is not None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether tokens are multiplied with it."""
+        return len(self.shape) >= 2 and self.name.endswith(".weight") and "norm" not in self.name
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """`num_layers` layers of one kind.
+
+    latent_dim: with multi-head latent attention, the numbers a token's K and V are kept in together (rank + rotary).
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+    latent_dim: int | None = None
+
+    @property
+    def kv_elements(self) -> int:
+        """Numbers that one token keeps in the cache, all these layers."""
+        each = self.latent_dim or self.num_kv_heads * (self.key_dim + self.value_dim)
+        return self.num_layers * each
+
+    @property
+    def flops_per_pair(self) -> int:
+        """FLOPs of one query token against one cached token, all these layers: scores, then weighing of values."""
+        return 2 * self.num_layers * self.num_heads * (self.key_dim + self.value_dim)
+
+    def seen(self, context: float) -> float:
+        """Tokens that the last of `context` tokens attends to."""
+        return min(context, self.window or context)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A model without its numbers. `assumptions` are sentences about what could not be read and was taken as usual."""
+
+    name: str
+    architecture: str
+    hidden_size: int
+    vocab_size: int
+    max_context: int
+    attention: tuple[AttentionShape, ...]
+    tensors: tuple[TensorShape, ...]
+    num_experts: int = 0
+    experts_used: int = 0
+    stored_as: str | None = None  # the format of the file it was read from
+    file_bytes: int | None = None
+    assumptions: tuple[str, ...] = ()
+
+    def named(self, name: str) -> ModelShape:
+        return replace(self, name=name)
+
+    @property
+    def num_layers(self) -> int:
+        return sum(kind.num_layers for kind in self.attention)
+
+    @cached_property
+    def parameters(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @cached_property
+    def active_parameters(self) -> int:
+        """Those that one token meets: of experts, only the picked ones."""
+        return round(sum(t.elements * self.active_share(t) for t in self.tensors))
+
+    def active_share(self, tensor: TensorShape) -> float:
+        return self.experts_used / self.num_experts if tensor.is_expert and self.num_experts else 1.0
+
+    @cached_property
+    def is_tied(self) -> bool:
+        """Whether the embedding is the output head too."""
+        return all(tensor.name != OUTPUT for tensor in self.tensors)
+
+    @cached_property
+    def head(self) -> TensorShape:
+        """The matrix that makes logits."""
+        wanted = EMBEDDING if self.is_tied else OUTPUT
+        return next(tensor for tensor in self.tensors if tensor.name == wanted)
+
+    @cached_property
+    def layer_matrices(self) -> tuple[TensorShape, ...]:
+        """What every token is multiplied with: all matrices but embedding and head."""
+        return tuple(t for t in self.tensors if t.is_matrix and t.name not in (EMBEDDING, OUTPUT))
+
+    @property
+    def kv_elements(self) -> int:
+        """Numbers that one token keeps in the cache, all layers."""
+        return sum(kind.kv_elements for kind in self.attention)
+
+    @property
+    def heads_per_kv(self) -> int:
+        first = self.attention[0]
+        return max(1, first.num_heads // first.num_kv_heads)
