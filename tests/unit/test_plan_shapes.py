@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from gguf_files import ARRAY, GGUF, STRING, U32, Field, Tensor
 
+from gguf_files import ARRAY, GGUF, STRING, U32, Field, Tensor
 from pagoda.errors import FormatError, SourceError
 from pagoda.plan.models import builtin_names, builtin_shape, find_shape
 from pagoda.plan.recipes import shape_from_config

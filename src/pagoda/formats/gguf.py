@@ -49,8 +49,8 @@ class GGUFHeader:
 def parse_gguf(buffer: Buffer, path: str, *, any_type: bool = False) -> GGUFHeader:
     """Parse and check the header of the GGUF file in `buffer`; tensor data is not touched.
 
-    With `any_type` tensors may have types that Pagoda cannot decode. Raises FormatError with the offset where the file is truncated or inconsistent, UnsupportedError for a version
-    or tensor type that Pagoda does not read.
+    With `any_type` tensors may have types that Pagoda cannot decode. Raises FormatError with the offset where the file
+    is truncated or inconsistent, UnsupportedError for a version or tensor type that Pagoda does not read.
     """
     cursor = Cursor(buffer, path)
     version = _read_version(cursor)

@@ -119,7 +119,7 @@ def _of_config(path: Path) -> ModelShape:
     if isinstance(quantized, Mapping):
         stored = quantized.get("quant_method")
     size = sum(file.stat().st_size for file in weights) if weights else None
-    return replace(shape, stored_as=STORED.get(str(stored), None), file_bytes=size)
+    return replace(shape, stored_as=STORED.get(str(stored)), file_bytes=size)
 
 
 STORED = {
