@@ -1,4 +1,4 @@
-"""`pagoda serve`: the model is read on one thread while the HTTP stack is imported and answers /health on another."""
+"""`pagoda serve`: the model is read on one thread while the server is imported and answers /health on another."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from pagoda.server.listen import bind, url
 from pagoda.server.logs import set_up_logging
 
 if TYPE_CHECKING:
-    from pagoda.engine.load import LoadedEngine
     from pagoda.server.service import Model
 
 T = TypeVar("T")
 
 logger = logging.getLogger("pagoda.server")
+
+# Between threads that want the interpreter. The engine's comes back from a native step many times a second, and by
+# default would wait 5 ms for the event loop's turn to end: as long as a step.
+SWITCH_S = 0.0005
 
 
 @with_settings
@@ -33,8 +36,13 @@ def serve(engine: EngineSettings, server: ServerSettings) -> None:
     set_up_logging(server.log_format, server.log_level)
     sock = bind(server.host, server.port)
     address = url(sock)
-    loading = in_thread(lambda: _load(engine))
-    from pagoda.server.run import run  # takes as long as the model
+    # One import after the other: side by side they would share one interpreter. The engine's first, so that the weights
+    # are packed, which is native work, during the server's; the packing asks for the interpreter once a tensor.
+    sys.setswitchinterval(SWITCH_S)
+    from pagoda.engine.load import load_engine
+
+    loading = in_thread(lambda: load_engine(engine))
+    from pagoda.server.run import run
 
     try:
         run(sock, server, loading, lambda model: _greet(model, address, server))
@@ -42,12 +50,6 @@ def serve(engine: EngineSettings, server: ServerSettings) -> None:
         logging.shutdown()
         if not loading.done():  # stopped while loading: do not wait for the thread
             os._exit(0)
-
-
-def _load(settings: EngineSettings) -> LoadedEngine:
-    from pagoda.engine.load import load_engine
-
-    return load_engine(settings)
 
 
 def in_thread(work: Callable[[], T]) -> Future[T]:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -30,7 +29,6 @@ logger = logging.getLogger("pagoda.server")
 POLL_S = 0.02
 CLOSE_S = 2  # connections get that long to close after their last answer
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections: they close first, and never write into a closed one
-SWITCH_S = 0.0005
 
 
 class PagodaServer(uvicorn.Server):
@@ -112,9 +110,6 @@ def make_server(
 
 def run(sock: socket.socket, settings: ServerSettings, loading: Future[L], on_ready: Callable[[Model], None]) -> None:
     """Serve on `sock` until a signal comes, and what runs is finished. Raises what loading raised."""
-    # The engine's thread comes back from a native step many times a second and should not wait for the event loop's
-    # turn of the interpreter, which is 5 ms by default: as long as a step.
-    sys.setswitchinterval(SWITCH_S)
     server = make_server(settings, loading, on_ready)
     server.run(sockets=[sock])
     if loading.done() and server.failure is None:

