@@ -36,7 +36,7 @@ def weight(bits: int, *, shuffled: bool = False, columns: int = COLUMNS, size: i
         bits=bits,
         codes=RNG.integers(0, 1 << bits, (ROWS, columns), np.uint8),
         scales=RNG.uniform(0.01, 0.1, (ROWS, num_groups)).astype(np.float16).astype(np.float32),
-        zeros=RNG.integers(0, 1 << bits, (ROWS, num_groups), np.int32),
+        zeros=RNG.integers(1, 1 << bits, (ROWS, num_groups), np.int32),
         groups=RNG.permutation(groups) if shuffled else groups,
     )
 
@@ -74,6 +74,14 @@ def test_gptq(bits: int, shuffled: bool, version: int) -> None:
     same(unpack_gptq(parts, bits, version=version), w)
     if not shuffled:
         same(unpack_gptq({k: v for k, v in parts.items() if k != "g_idx"}, bits, version=version), w)
+
+
+def test_a_zero_of_0_in_the_first_version_borrows_from_the_next() -> None:
+    w = weight(4)
+    w.zeros[:2, 0] = 0, 5
+    parts = pack_gptq(w)
+    assert parts["qzeros"][0, 0] & 0xFF == 0x50 - 0x11
+    same(unpack_gptq(parts, 4), w)
 
 
 def test_a_last_group_may_be_short() -> None:

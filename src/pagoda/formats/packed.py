@@ -17,7 +17,8 @@ Every layout stands for the same thing, `GroupedWeight`: a code a weight, a scal
       of the weights in row-major order, itself 8-bit codes for each 256 where quantization is double.
 
 Words are dense little-endian bit streams: 3-bit codes run over into the next word. GPTQ's first version of the format
-stores zeros less one (mod 2^b), the second ("gptq_v2") as they are. Sources: AutoGPTQ's `qlinear_cuda_old.py`,
+stores zeros less one, the second ("gptq_v2") as they are. A zero of 0 does not fit the first: GPTQModel takes the ones
+off whole words, so that they borrow, and adds them back alike, as is done here; other readers get it wrong. Sources: AutoGPTQ's `qlinear_cuda_old.py`,
 GPTQModel's `gptqmodel/nn_modules/qlinear`, AutoAWQ's `awq/modules/linear/gemm.py`, compressed-tensors'
 `pack_quantized`, bitsandbytes' `functional.QuantState`.
 
@@ -122,10 +123,12 @@ def unpack_words(packed: npt.NDArray[Any], bits: int) -> Codes:
 
 def pack_gptq(weight: GroupedWeight, *, version: int = 1) -> dict[str, npt.NDArray[Any]]:
     """→ qweight, qzeros, scales, g_idx. C * bits and R * bits must be multiples of 32."""
-    zeros = (weight.zeros.T - (1 if version == 1 else 0)) & ((1 << weight.bits) - 1)  # [G, R]
+    qzeros = pack_words(weight.zeros, weight.bits)  # [R * bits / 32, G]
+    if version == 1:
+        qzeros = _plus_ones(qzeros, weight.bits, -1)
     return {
         "qweight": pack_words(weight.codes.T, weight.bits),
-        "qzeros": np.ascontiguousarray(pack_words(zeros.T, weight.bits).T),
+        "qzeros": np.ascontiguousarray(qzeros.T),
         "scales": np.ascontiguousarray(weight.scales.T, np.float16),
         "g_idx": weight.groups.astype(np.int32),
     }
@@ -140,16 +143,23 @@ def unpack_gptq(
     _check(name, "qweight", parts["qweight"], (columns * bits // 32, rows))
     _check(name, "qzeros", parts["qzeros"], (num_groups, rows * bits // 32))
     groups = _groups(name, columns, num_groups, group_size, parts.get("g_idx"))
-    zeros = unpack_words(parts["qzeros"].T, bits).astype(np.int32)  # [R, G]
-    if version == 1:
-        zeros = (zeros + 1) & ((1 << bits) - 1)
+    qzeros = parts["qzeros"].T if version > 1 else _plus_ones(parts["qzeros"].T, bits, 1)
     return GroupedWeight(
         bits=bits,
         codes=np.ascontiguousarray(unpack_words(parts["qweight"], bits).T),
         scales=np.ascontiguousarray(parts["scales"].T, np.float32),
-        zeros=zeros,
+        zeros=unpack_words(qzeros, bits).astype(np.int32),
         groups=groups,
     )
+
+
+def _plus_ones(words: npt.NDArray[Any], bits: int, sign: int) -> Ints:
+    """One more (or less) in each code of the words, with carries up to the end of the word; each by itself in 3 bits."""
+    if 32 % bits:
+        return pack_words(unpack_words(words, bits).astype(np.int32) + sign & ((1 << bits) - 1), bits)
+    ones = np.uint32(0xFFFFFFFF // ((1 << bits) - 1))
+    unsigned = np.ascontiguousarray(words).view(np.uint32)
+    return (unsigned + ones if sign > 0 else unsigned - ones).view(np.int32)
 
 
 # AWQ
