@@ -1,4 +1,4 @@
-"""Write goldens/packed.json: layers packed by the libraries whose layouts `formats/packed.py` reads, and what they mean.
+"""Write goldens/packed.json: layers packed by the libraries that made the layouts, and what they mean.
 
     python -m venv .venv && .venv/bin/pip install torch==2.13.0 compressed-tensors==0.20.0 bitsandbytes==0.50.2 \
         gptqmodel==7.7.0 && pip download --no-deps --no-binary :all: autoawq==0.2.9 && tar xzf autoawq-0.2.9.tar.gz

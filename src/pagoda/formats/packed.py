@@ -18,9 +18,10 @@ Every layout stands for the same thing, `GroupedWeight`: a code a weight, a scal
 
 Words are dense little-endian bit streams: 3-bit codes run over into the next word. GPTQ's first version of the format
 stores zeros less one, the second ("gptq_v2") as they are. A zero of 0 does not fit the first: GPTQModel takes the ones
-off whole words, so that they borrow, and adds them back alike, as is done here; other readers get it wrong. Sources: AutoGPTQ's `qlinear_cuda_old.py`,
-GPTQModel's `gptqmodel/nn_modules/qlinear`, AutoAWQ's `awq/modules/linear/gemm.py`, compressed-tensors'
-`pack_quantized`, bitsandbytes' `functional.QuantState`.
+off whole words, so that they borrow, and adds them back alike, as is done here; other readers get it wrong.
+
+Sources: AutoGPTQ's `qlinear_cuda_old.py`, GPTQModel's `gptqmodel/nn_modules/qlinear`, AutoAWQ's
+`awq/modules/linear/gemm.py`, compressed-tensors' `pack_quantized`, bitsandbytes' `functional.QuantState`.
 
 Each `unpack_…` raises FormatError where shapes do not fit each other; `name` is the layer's, for messages.
 """
@@ -154,7 +155,7 @@ def unpack_gptq(
 
 
 def _plus_ones(words: npt.NDArray[Any], bits: int, sign: int) -> Ints:
-    """One more (or less) in each code of the words, with carries up to the end of the word; each by itself in 3 bits."""
+    """One more (or less) in each code, with carries up to the end of a word; in 3 bits each by itself."""
     if 32 % bits:
         return pack_words(unpack_words(words, bits).astype(np.int32) + sign & ((1 << bits) - 1), bits)
     ones = np.uint32(0xFFFFFFFF // ((1 << bits) - 1))
