@@ -62,11 +62,17 @@ def sampler_isas() -> list[str]: ...
 
 # csrc/machine.cpp
 
-def measure_read_bandwidth(threads: int) -> float:
-    """Bytes a second that `threads` threads read together from memory; the best of several rounds."""
+def measure_read_bandwidth(threads: int, bytes: int = 268_435_456) -> float:
+    """Bytes a second that `threads` threads read together of `bytes` of memory; the best of several rounds."""
+
+def measure_cache_bandwidth(threads: int, bytes: int) -> float:
+    """Bytes a second that `threads` threads read together when each reads its own `bytes` over and over."""
 
 def measure_int8_peak(threads: int) -> float:
     """Integer operations a second of the best kernels' dot products, in registers; a multiply-add is two."""
+
+def measure_peak(type: str, threads: int) -> float | None:
+    """Operations a second in "int8", "bf16" or "fp32"; None where no instruction computes in that type."""
 
 # csrc/program_module.cpp
 

@@ -22,7 +22,8 @@ import pagoda
 from pagoda.cli.options import with_settings
 from pagoda.config import EngineSettings, ServerSettings, cache_dir
 from pagoda.errors import ConfigError
-from pagoda.plan.hardware import Hardware, int8_peak, read_bandwidth, read_hardware
+from pagoda.plan.hardware import Hardware, read_hardware
+from pagoda.plan.machine import measurement
 
 OPTIONAL = ("torch", "transformers", "peft", "llguidance", "redis", "psycopg", "opentelemetry")
 GIB = 2**30
@@ -41,32 +42,48 @@ def doctor(
     engine: EngineSettings,
     server: ServerSettings,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    measure: Annotated[bool, typer.Option(help="Measure memory bandwidth and integer peak.")] = True,
+    measure: Annotated[bool, typer.Option(help="Measure memory, caches and arithmetic, or recall it.")] = True,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure again what is remembered.")] = False,
 ) -> None:
-    """Show what this machine has to run models, and warn of what stands in the way, with the remedy."""
-    report = examine(engine, server, measure=measure)
+    """Show what this machine has to run models, and warn of what stands in the way, with the remedy.
+
+    What memory, caches, arithmetic and Pagoda's matrix products reach is measured once, in some seconds, and kept in
+    the cache folder; pagoda plan --on this reads it too. Measure while the machine rests.
+    """
+    report = examine(engine, server, measure=measure or refresh, refresh=refresh)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
         _print(report)
 
 
-def examine(engine: EngineSettings, server: ServerSettings, *, measure: bool) -> dict[str, Any]:
+def examine(engine: EngineSettings, server: ServerSettings, *, measure: bool, refresh: bool = False) -> dict[str, Any]:
     """All facts and warnings, as JSON has them."""
     hardware = read_hardware()
     threads = engine.threads or hardware.usable_cores
+    machine = _measured(threads, refresh) if measure else None
     free = port_is_free(server.host, server.port)
     return {
         "versions": _versions(),
         "hardware": asdict(hardware),
         "threads": threads,
         "isa": engine.isa or (hardware.isa_paths[-1] if hardware.isa_paths else None),
-        "read_bandwidth": read_bandwidth(threads) if measure else None,
-        "int8_peak": int8_peak(threads) if measure else None,
+        "read_bandwidth": machine["read_bandwidth"][threads] if machine else None,
+        "int8_peak": machine["peaks"]["int8"] if machine else None,
+        "machine": machine,
         "cache": {"folder": str(cache_dir()), "models": cached_models(cache_dir())},
         "port": {"host": server.host, "port": server.port, "free": free},
         "warnings": [asdict(warning) for warning in find_warnings(hardware, engine, server, port_free=free)],
     }
+
+
+def _measured(threads: int, refresh: bool) -> dict[str, Any]:
+    with Console(stderr=True).status("") as status:
+
+        def say(what: str) -> None:
+            status.update(f"measuring: {what}")
+
+        return asdict(measurement(threads=threads, refresh=refresh, say=say))
 
 
 def find_warnings(
@@ -168,10 +185,8 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     paths = " ".join(hardware["isa_paths"]) or "not known"
     yield "kernels", f"{paths}; {report['isa'] or 'none'} is used"
     yield "memory", _memory(hardware)
-    if report["read_bandwidth"]:
-        yield "bandwidth", f"{report['read_bandwidth'] / 1e9:.1f} GB/s read with {report['threads']} threads"
-    if report["int8_peak"]:
-        yield "integer peak", f"{report['int8_peak'] / 1e9:.0f} Gop/s in int8"
+    if report["machine"]:
+        yield from _machine_rows(report["machine"])
     models = report["cache"]["models"]
     total = sum(model["bytes"] for model in models)
     yield "cache", f"{report['cache']['folder']}: {len(models)} model files, {total / 1e6:.0f} MB"
@@ -180,6 +195,27 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     port = report["port"]
     yield "port", f"{port['port']} on {port['host']} is {'free' if port['free'] else 'taken'}"
     yield "extras", ", ".join(f"{name} {versions[name]}" for name in OPTIONAL if versions[name]) or "none installed"
+
+
+def _machine_rows(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    rates = (f"{rate / 1e9:.1f} with {threads}" for threads, rate in machine["read_bandwidth"].items())
+    yield "bandwidth", f"GB/s read by threads: {', '.join(rates)}"
+    yield "arithmetic", ", ".join(f"{kind} {rate / 1e9:,.0f} Gop/s" for kind, rate in machine["peaks"].items())
+    yield "caches", ", ".join(_cache(cache) for cache in machine["caches"]) or "not known"
+    yield "products", "GB/s of weights for one token, Gop/s for a prompt:"
+    for one in machine["products"]:
+        yield "", f"{one['type']:<5} {one['bytes_s'] / 1e9:6.1f} {one['ops_s'] / 1e9:7,.0f}"
+    if gpu := machine["gpu"]:
+        peaks = ", ".join(f"{kind} {rate / 1e12:,.0f}" for kind, rate in gpu["flops"].items())
+        memory = f"{gpu['memory_bytes'] / GIB:.1f} GiB, {gpu['bandwidth_bytes_s'] / 1e9:,.0f} GB/s"
+        yield "GPU", f"{gpu['name']}: {memory}; TFLOP/s: {peaks}"
+    yield "measured", f"on {machine['date']} with {machine['threads']} threads; --refresh measures again"
+
+
+def _cache(cache: dict[str, Any]) -> str:
+    size, rate = cache["bytes"], cache["bandwidth_bytes_s"]
+    shown = f"{size / 2**20:g} MiB" if size >= 2**20 else f"{size / 2**10:g} KiB"
+    return f"{cache['level']} {shown}" + (f" at {rate / 1e9:,.0f} GB/s" if rate else "")
 
 
 def _cores(hardware: dict[str, Any], threads: int) -> str:

@@ -1,7 +1,7 @@
 """The devices a plan can be made for: a table of data (`devices.toml`), each figure with its source.
 
-`device("this")` is the machine itself, measured. Bytes are bytes, rates are per second, FLOP/s are dense (no
-sparsity) and count a multiply-add as two.
+`device("this")` is the machine's CPU, measured, and `device("this-gpu")` its first CUDA GPU. Bytes are bytes, rates are
+per second, FLOP/s are dense (no sparsity) and count a multiply-add as two.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-THIS = "this"
+THIS, THIS_GPU = "this", "this-gpu"
 KINDS = ("gpu", "cpu", "apple", "board")
 FLOP_TYPES = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4")
 
@@ -64,9 +64,11 @@ class Device:
 
 
 def device(id: str) -> Device:
-    """The device of that id; "this" is measured. ConfigError that names what is near."""
+    """The device of that id; "this" and "this-gpu" are measured. ConfigError that names what is near."""
     if id == THIS:
         return this()
+    if id == THIS_GPU:
+        return this_gpu()
     known = {d.id: d for d in devices()}
     if id not in known:
         near = difflib.get_close_matches(id.lower(), known, 3, 0.5)
@@ -83,10 +85,25 @@ def devices() -> tuple[Device, ...]:
 
 
 def this() -> Device:
-    """This machine, as measured."""
+    """This machine's CPU, as measured now or remembered (`pagoda.plan.machine`)."""
     from pagoda.plan.hardware import read_hardware
+    from pagoda.plan.machine import measurement, this_device
 
-    raise ConfigError(f"this machine ({read_hardware().cpu}) has not been measured")
+    return this_device(measurement(), read_hardware())
+
+
+def this_gpu() -> Device:
+    """This machine's first GPU, as measured. ConfigError without one, or without torch."""
+    from pagoda.plan.cuda import gpu_device
+    from pagoda.plan.machine import measurement
+
+    gpu = measurement().gpu
+    if gpu is None:
+        raise ConfigError(
+            "this-gpu: torch finds no CUDA GPU here; install pagoda-llm[cuda] with a driver, then run "
+            "pagoda doctor --refresh, or name a device of the table"
+        )
+    return gpu_device(gpu, devices())
 
 
 def _device(id: str, row: Mapping[str, Any]) -> Device:

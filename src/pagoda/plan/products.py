@@ -1,0 +1,77 @@
+"""How fast Pagoda's own matrix products run here, for each kind of weight: what decode and prefill mostly are.
+
+Measured as a model runs them: a step program of one matrix, all threads, weights that no cache holds for one token at
+a time, and a matrix that stays in the cache for many. The rest of a step (attention, norms) is not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+import pagoda._native as native
+from pagoda.formats.blocks import BLOCK_TYPES
+
+TYPES = ("Q4_0", "Q4_K", "Q6_K", "Q8_0", "BF16", "F32")
+COLUMNS = 4096
+FILL = 0x2C  # every byte of the weights: half floats, bfloats and floats of it are small numbers, codes are codes
+DECODE_BYTES = 64_000_000  # at least; twice what the last cache holds
+PREFILL_ROWS, PREFILL_TOKENS = 1024, 256
+ROUNDS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Of weights of one type: bytes/s of weights read for one token, and operations/s for a prompt's chunk."""
+
+    type: str
+    bytes_s: float
+    ops_s: float
+
+
+def measure_products(threads: int, cache_bytes: int, types: tuple[str, ...] = TYPES) -> tuple[Product, ...]:
+    """The best of several rounds of each. `cache_bytes`: what the last cache holds."""
+    runtime = native.Runtime(threads)
+    return tuple(_measure(runtime, kind, max(DECODE_BYTES, 2 * cache_bytes)) for kind in types)
+
+
+def _measure(runtime: native.Runtime, kind: str, num_bytes: int) -> Product:
+    row_bytes = COLUMNS // BLOCK_TYPES[kind].elements * BLOCK_TYPES[kind].bytes
+    seconds, read, _ = _best(runtime, _weight(runtime, kind, num_bytes // row_bytes // 16 * 16, row_bytes), tokens=1)
+    bytes_s = read / seconds
+    seconds, _, operations = _best(runtime, _weight(runtime, kind, PREFILL_ROWS, row_bytes), tokens=PREFILL_TOKENS)
+    return Product(kind, bytes_s, operations / seconds)
+
+
+def _weight(runtime: native.Runtime, kind: str, rows: int, row_bytes: int) -> native.Weight:
+    return runtime.pack(np.full(rows * row_bytes, FILL, np.uint8), kind, rows, COLUMNS)
+
+
+def _best(runtime: native.Runtime, weight: native.Weight, tokens: int) -> tuple[float, float, float]:
+    """(seconds, bytes, operations) of the fastest of the rounds."""
+    program, best = _program(runtime, weight, tokens), (float("inf"), 0.0, 0.0)
+    ids = np.zeros(tokens, np.int32)
+    positions, starts = np.arange(tokens, dtype=np.int32), np.array([0, tokens], np.int32)
+    blocks, no_rows = [np.arange(-(-tokens // 16), dtype=np.int32)[None]], np.empty(0, np.int32)
+    for _ in range(ROUNDS):
+        program.forward(ids, positions, starts, blocks, no_rows)
+        best = min(best, *(stage[1:] for stage in program.take_profile() if stage[0].startswith("linear")))
+    return best
+
+
+def _program(runtime: native.Runtime, weight: native.Weight, tokens: int) -> native.Program:
+    """Embeds one token over and over, and multiplies. The KV layer is there because a program has one."""
+    program = runtime.program(tokens, 1, "f16")
+    program.set_layers([(0, 1, 64)], 1)
+    x, out = program.add_buffer(COLUMNS), program.add_buffer(weight.rows)
+    table = np.random.default_rng(0).standard_normal((1, COLUMNS), dtype=np.float32)
+    program.embed(x, table.view(np.uint8).reshape(-1), "F32", 1, COLUMNS, 1.0)
+    quantized = -1
+    if not weight.is_float:
+        quantized = program.add_quantized(COLUMNS)
+        program.rows(x, quantized=quantized)
+    program.linear(x, quantized, [native.LinearPart(weight, out, None)])
+    program.allocate_kv([-(-tokens // 16)])
+    program.profiling = True
+    return program
