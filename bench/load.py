@@ -28,7 +28,7 @@ from pagoda.client import HttpClient, HttpError
 from pagoda.types import BLOCK_SIZE
 from servers import Server, pagoda_command, serving
 
-PROMPT_TOKENS = (4, 900)
+PROMPT_TOKENS = (16, 900)
 OUTPUT_TOKENS = (1, 128)
 HANG_UP = 0.05  # share of requests whose client goes away in the middle
 VOCABULARY = 32_000
@@ -123,6 +123,7 @@ async def fill_cache(server: Server, model: str) -> None:
     """Have every KV block written once: the OS gives the pool its memory when it is first touched."""
     client = HttpClient(server.url)
     num_tokens = int(server.metrics()["pagoda_kv_blocks_total"]) * BLOCK_SIZE
+    assert num_tokens > 0
     for index in range(num_tokens // FILL_PROMPT + 1):
         prompt = random_ids(-1, index, FILL_PROMPT, VOCABULARY)
         await ask(client, Entry("/v1/completions", {"prompt": prompt, "max_tokens": 1}), model)

@@ -53,7 +53,13 @@ class EngineSettings(Settings):
     max_num_seqs: Annotated[int, Setting("Sequences that run at once.", minimum=1)] = 64
     kv_memory_bytes: Annotated[
         int | None,
-        Setting("Size of the KV cache, as 4GiB; from --memory-utilization by default.", "kv-memory", 1, size=True),
+        Setting(
+            "Size of the KV cache, as 4GiB; by default --max-num-seqs times 2048 tokens, or times --max-context if "
+            "given, within --memory-utilization.",
+            "kv-memory",
+            1,
+            size=True,
+        ),
     ] = None
     memory_utilization: Annotated[
         float, Setting("Share of the memory available at start that Pagoda may take.", minimum=0.01, maximum=1)

@@ -25,6 +25,19 @@ def test_no_more_than_all_sequences_can_use() -> None:
     assert (plan.max_context, plan.num_seqs) == (1024, 4.0)
 
 
+def test_a_long_context_is_not_reserved_for_every_sequence() -> None:
+    plan = plan_kv(ONE_GROUP, SETTINGS, 8192, available=2**40)
+    assert plan.num_blocks == (4 * 128,)
+    assert (plan.max_context, plan.num_seqs) == (8192, 1.0)
+    plan = plan_kv(ONE_GROUP, SETTINGS, 100_000, available=2**40)
+    assert (plan.num_blocks, plan.num_seqs) == ((6250,), 1.0)
+
+
+def test_who_names_the_context_gets_it_for_every_sequence() -> None:
+    plan = plan_kv(ONE_GROUP, replace(SETTINGS, max_context=8192), 8192, available=2**40)
+    assert (plan.num_blocks, plan.num_seqs) == ((4 * 512,), 4.0)
+
+
 def test_a_share_of_the_available_memory_less_weights_and_buffers() -> None:
     plan = plan_kv(ONE_GROUP, replace(SETTINGS, memory_utilization=0.5), 1024, available=300 * MIB)
     assert plan.num_blocks == (30 * 4,)

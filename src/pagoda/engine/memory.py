@@ -1,7 +1,10 @@
 """How large the KV cache is, decided once at start: what memory allows, but no more than could ever be used.
 
     KV bytes = available × utilization − weights − buffers, or what the user said
-    blocks   = at most what max_num_seqs sequences of max_context tokens need
+    blocks   = at most what max_num_seqs sequences of usual length need, and always one of max_context
+
+The usual length is max_context where the user named it or the KV bytes, else USUAL_TOKENS: the pool fills up with
+cached prefixes sooner or later, and a model of long context should not for that take all memory there is.
 
 With several KV groups, all get the same share of what they could use. `plan_kv` is pure; `available_memory` reads
 the machine.
@@ -19,6 +22,8 @@ from pagoda.config import EngineSettings
 from pagoda.errors import CapacityError, ConfigError
 from pagoda.kv.cache import peak_blocks
 from pagoda.types import BLOCK_SIZE
+
+USUAL_TOKENS = 2048  # prompt and output of a sequence, where nobody says
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +77,16 @@ def plan_kv(footprint: Footprint, settings: EngineSettings, model_context: int, 
     max_context = _max_context(footprint, settings, model_context, budget)
     one = _blocks_of_one(footprint, settings, max_context)
     num_seqs = min(settings.max_num_seqs, settings.max_batch_tokens)
-    share = min(1.0, budget / _bytes(footprint, [n * num_seqs for n in one]))
-    num_blocks = tuple(max(n, int(n * num_seqs * share)) for n in one)
+    usual = _blocks_of_one(footprint, settings, _usual_tokens(settings, max_context))
+    wanted = [max(n, few * num_seqs) for n, few in zip(one, usual, strict=True)]
+    share = min(1.0, budget / _bytes(footprint, wanted))
+    num_blocks = tuple(max(n, int(many * share)) for n, many in zip(one, wanted, strict=True))
     return KVPlan(footprint, num_blocks, max_context, min(m / n for m, n in zip(num_blocks, one, strict=True)))
+
+
+def _usual_tokens(settings: EngineSettings, max_context: int) -> int:
+    said = settings.max_context is not None or settings.kv_memory_bytes is not None
+    return max_context if said else min(max_context, USUAL_TOKENS)
 
 
 def _max_context(footprint: Footprint, settings: EngineSettings, model_context: int, budget: int) -> int:

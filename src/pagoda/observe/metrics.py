@@ -134,6 +134,7 @@ class Metrics:
     ) -> None:
         self.engine = EngineSeries(max_context, {"block_size": str(BLOCK_SIZE)} | (cache_config or {}))
         self.own = OwnSeries()
+        self.own.kv_blocks_total.value = float((cache_config or {}).get("num_gpu_blocks", 0))  # until a step tells
         self.last_step = time.monotonic()
         self._labels = {"model_name": model_name}
         self._compat = compat
