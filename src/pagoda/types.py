@@ -176,3 +176,7 @@ class RawTensor:
     type: str  # key into pagoda.formats.blocks.BLOCK_TYPES
     shape: tuple[int, ...]
     data: npt.NDArray[np.uint8]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.nbytes

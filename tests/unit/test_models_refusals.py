@@ -157,7 +157,6 @@ def test_hostile_configs(metadata: dict[str, Any], message: str) -> None:
         ("llama", "gguf", {"llama__attention__value_length": 32}, "keys and values of different"),
         ("llama", "safetensors", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ("llama", "safetensors", {"hidden_act": "relu"}, "'relu'"),
-        ("llama", "safetensors", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         (
             "qwen2_windowed",
             "safetensors",

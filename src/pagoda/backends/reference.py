@@ -25,7 +25,7 @@ from pagoda.backends.base import (
     Ops,
     RopeSpec,
 )
-from pagoda.formats.blocks import dequantize
+from pagoda.formats.quantized import as_floats
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, RawTensor
 
 
@@ -155,7 +155,7 @@ class Weights:
 
     def __getitem__(self, raw: RawTensor) -> FloatArray:
         if raw.name not in self._decoded:
-            self._decoded[raw.name] = dequantize(raw.data, raw.type, raw.shape)
+            self._decoded[raw.name] = as_floats(raw)
         return self._decoded[raw.name]
 
     def clear(self) -> None:

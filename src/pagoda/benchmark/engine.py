@@ -49,7 +49,7 @@ def model_work(tensors: Iterable[RawTensor], windows: Iterable[int | None], bloc
     heads = [by_name[name] for name in HEADS if name in by_name] or embeddings  # none of its own: they are tied
     layers = [tensor for name, tensor in by_name.items() if name not in (*EMBEDDINGS, *HEADS)]
     return Work(
-        weight_bytes=sum(tensor.data.nbytes for tensor in (*layers, *heads)),
+        weight_bytes=sum(tensor.num_bytes for tensor in (*layers, *heads)),
         layer_weights=sum(_size(tensor) for tensor in layers),
         head_weights=sum(_size(tensor) for tensor in heads),
         kv_token_bytes=tuple((window, size / BLOCK_SIZE) for window, size in zip(windows, block_bytes, strict=True)),

@@ -60,7 +60,7 @@ def describe(checkpoint: Checkpoint, *, full: bool) -> dict[str, Any]:
         "types": {name: asdict(total) for name, total in totals.items()},
         "metadata": {key: _plain(value, full) for key, value in checkpoint.metadata.items()},
         "tensors": [
-            {"name": tensor.name, "type": tensor.type, "shape": tensor.shape, "bytes": tensor.data.size}
+            {"name": tensor.name, "type": tensor.type, "shape": tensor.shape, "bytes": tensor.num_bytes}
             for tensor in checkpoint.tensors.values()
         ],
     }
@@ -73,7 +73,7 @@ def type_totals(tensors: Mapping[str, RawTensor]) -> dict[str, TypeTotal]:
         total = totals.setdefault(tensor.type, TypeTotal())
         total.tensors += 1
         total.parameters += math.prod(tensor.shape)
-        total.bytes += tensor.data.size
+        total.bytes += tensor.num_bytes
     return dict(sorted(totals.items(), key=lambda item: -item[1].bytes))
 
 
@@ -160,7 +160,7 @@ def _tensors_table(tensors: Mapping[str, RawTensor]) -> Table:
     table.add_column("bytes", justify="right")
     for tensor in tensors.values():
         shape = " × ".join(str(extent) for extent in tensor.shape)
-        table.add_row(_text(tensor.name), tensor.type, shape, f"{tensor.data.size:,}")
+        table.add_row(_text(tensor.name), tensor.type, shape, f"{tensor.num_bytes:,}")
     return table
 
 

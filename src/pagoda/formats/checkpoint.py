@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from pagoda.errors import FormatError
+from pagoda.errors import FormatError, PagodaError, UnsupportedError
 from pagoda.formats.gguf import MAGIC, GGUFHeader, parse_gguf
 from pagoda.formats.mapped import MappedFile, TensorInfo
+from pagoda.formats.quant_methods import fold
+from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.safetensors import parse_safetensors, read_json
 from pagoda.types import RawTensor
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+QUANTIZE_CONFIG = "quantize_config.json"  # where AutoGPTQ put what config.json holds today
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 Part = tuple[MappedFile, tuple[TensorInfo, ...]]
@@ -31,7 +35,7 @@ class Checkpoint:
 
     architecture is GGUF's `general.architecture` or config.json's `model_type` without a `_text` suffix; metadata
     is what GGUF's keys or config.json say, as it stands; tensors go by the file's own names, their bytes need not
-    be aligned in safetensors files.
+    be aligned in safetensors files. A layer that its file quantizes in parts is one tensor, a `QuantizedTensor`.
     """
 
     def __init__(
@@ -66,8 +70,22 @@ class Checkpoint:
 
     def release(self, name: str) -> None:
         """Let the OS take back the pages of tensor `name`: for tensors that have been copied. Views stay valid."""
+        tensor = self.tensors.get(name)
+        for part in tensor.parts.values() if isinstance(tensor, QuantizedTensor) else ():
+            self._release(part.name)
+        if name in self._places:
+            self._release(name)
+
+    def _release(self, name: str) -> None:
         file, info = self._places[name]
         file.release(info.offset, info.num_bytes)
+
+    def fold(self, quantization: Mapping[str, Any]) -> None:
+        """Make one tensor of the parts of each quantized layer; see `quant_methods.fold`, also for what is raised."""
+        try:
+            self.tensors = fold(self.tensors, quantization)
+        except PagodaError as error:
+            raise type(error)(f"{self.path}: {error}") from error
 
     def close(self) -> None:
         """Forget the tensors; files are unmapped when the last view of them is gone. Idempotent."""
@@ -109,7 +127,7 @@ def _starts_with_magic(path: Path) -> bool:
 def _open_folder(path: Path, any_type: bool) -> Checkpoint:
     ggufs = sorted(path.glob("*.gguf"))
     if (path / CONFIG).is_file() and any(path.glob("*.safetensors")):
-        return _open_safetensors(path)
+        return _open_safetensors(path, any_type)
     models = {match["stem"] if (match := _SPLIT_NAME.fullmatch(file.name)) else file.name for file in ggufs}
     if len(models) == 1:
         return _open_gguf(ggufs[0], any_type)
@@ -159,13 +177,27 @@ def _open_split(path: Path, count: Any, any_type: bool) -> list[tuple[MappedFile
 # safetensors
 
 
-def _open_safetensors(path: Path) -> Checkpoint:
+def _open_safetensors(path: Path, any_type: bool) -> Checkpoint:
     config = read_json(path / CONFIG)
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise FormatError("model_type is missing", path=str(path / CONFIG))
     parts = _open_shards(path) if (path / INDEX).is_file() else _open_unindexed(path)
-    return Checkpoint("safetensors", path, model_type.removesuffix("_text"), config, parts)
+    checkpoint = Checkpoint("safetensors", path, model_type.removesuffix("_text"), config, parts)
+    with suppress(*((UnsupportedError,) if any_type else ())):
+        if quantization := _quantization(path, config):
+            checkpoint.fold(quantization)
+    return checkpoint
+
+
+def _quantization(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How layers are quantized; empty where they are not."""
+    found = config.get("quantization_config") or config.get("compression_config") or {}
+    if not found and (path / QUANTIZE_CONFIG).is_file():
+        found = read_json(path / QUANTIZE_CONFIG)
+    if not isinstance(found, Mapping):
+        raise FormatError("quantization_config must be an object", path=str(path / CONFIG))
+    return found
 
 
 def _open_weights(path: Path) -> Part:

@@ -22,14 +22,11 @@ FAMILIES: dict[str, Callable[[Checkpoint], ForwardModel]] = {
 def load_model(checkpoint: Checkpoint) -> ForwardModel:
     """The checkpoint's model, its tensors still as they lie in the file.
 
-    Raises UnsupportedError for an architecture that is not in the table, a checkpoint that is quantized in a way Pagoda
-    does not read, or a tensor that the family does not use; FormatError for settings that cannot be, and for tensors
-    that are missing or of the wrong shape.
+    Raises UnsupportedError for an architecture that is not in the table or a tensor that the family does not use;
+    FormatError for settings that cannot be, and for tensors that are missing or of the wrong shape.
     """
     build = FAMILIES.get(checkpoint.architecture)
     if build is None:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedError(f"architecture {checkpoint.architecture!r} is not supported; supported: {known}")
-    if checkpoint.kind != "gguf" and checkpoint.metadata.get("quantization_config") is not None:
-        raise UnsupportedError("config.json has a quantization_config; Pagoda reads F32, F16 and BF16 safetensors")
     return build(checkpoint)

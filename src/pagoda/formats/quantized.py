@@ -1,0 +1,62 @@
+"""A quantized linear layer of a Hugging Face checkpoint as one tensor, which stands under its weight's name.
+
+`quant_methods.py` folds the parts that a layer is stored in (codes, scales, zeros …) into a `QuantizedTensor`; whoever
+reads a model sees `NAME.weight` of its shape, and decodes it or unpacks it to codes and scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda.errors import UnsupportedError
+from pagoda.formats.blocks import dequantize
+from pagoda.formats.packed import GroupedWeight, Ints
+from pagoda.types import FloatArray, RawTensor
+
+_NUMPY = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTensor(RawTensor):
+    """`data` holds the codes as the file packs them; `type` is a name for people, such as GPTQ-4."""
+
+    parts: Mapping[str, RawTensor]  # by what follows the layer's name, the codes among them
+    unpacker: Callable[[Mapping[str, npt.NDArray[Any]]], GroupedWeight]
+    group_part: str | None = None  # the part that says each column's group, where they may be out of order
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.num_bytes for part in self.parts.values())
+
+    def unpack(self) -> GroupedWeight:
+        """Codes [R, C] and what they stand for; R * C bytes and more. FormatError where parts do not fit each other."""
+        return self.unpacker({suffix: as_array(part) for suffix, part in self.parts.items()})
+
+    def column_order(self) -> Ints | None:
+        """The columns sorted by group, each group's in order; None where they are. [C]"""
+        if self.group_part is None or self.group_part not in self.parts:
+            return None
+        groups = as_array(self.parts[self.group_part])
+        order = np.argsort(groups, kind="stable").astype(np.int32)
+        return None if np.array_equal(order, np.arange(order.size)) else order
+
+
+def as_array(tensor: RawTensor) -> npt.NDArray[Any]:
+    """A stored tensor as numpy has it, a view where that is possible; BF16 as float32."""
+    if tensor.type == "BF16":
+        return dequantize(tensor.data, tensor.type, tensor.shape)
+    if tensor.type not in _NUMPY:
+        raise UnsupportedError(f"tensor {tensor.name!r} has type {tensor.type}, which no quantized layer is made of")
+    return tensor.data.view(_NUMPY[tensor.type]).reshape(tensor.shape)
+
+
+def as_floats(tensor: RawTensor) -> FloatArray:
+    """Any weight decoded: block formats, floats, and quantized layers. → float32 of its shape"""
+    if isinstance(tensor, QuantizedTensor):
+        return tensor.unpack().dequantize()
+    return dequantize(tensor.data, tensor.type, tensor.shape)
