@@ -1,0 +1,304 @@
+"""Measures the engine's kernels on this machine, on a slice of a model. Some seconds; the result is kept.
+
+Each probe is a real step of the native program, whose stages are timed one by one (`Program.take_profile`). Weights
+come from memory as they do in the whole model, because the slice is larger than the caches; so do keys and values,
+because each probe takes the next region of a pool that is larger than they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+import pagoda
+import pagoda._native as native
+from pagoda.backends.base import KVType, LoadedModel
+from pagoda.backends.cpu import CpuBackend, CpuModel
+from pagoda.config import cache_dir
+from pagoda.engine.engine import Engine
+from pagoda.models.layers import Decoder
+from pagoda.plan.hardware import read_hardware
+from pagoda.plan.rates import Rates
+from pagoda.plan.slices import attention_only, cut
+from pagoda.sampling.sampler import Sampler
+from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, Request, SamplingParams
+
+SLICE_BYTES = 64 << 20  # of weights: more than caches hold
+POOL_BYTES = 96 << 20  # of keys and values
+TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512)
+ROWS = (1, 2, 4, 8, 16)
+BATCHES = (1, 2, 4, 8, 16)
+CONTEXTS = (16, 128, 512, 1024, 2048, 4096)
+CHUNKS = ((128, 128), (512, 512), (512, 1024), (512, 2048), (512, 4096))  # (queries, context)
+SHORT_S = 0.03  # in a sweep, a probe is repeated until it has taken so long
+SWEEPS = 3
+
+Say = Callable[[str], None]
+StageTime = tuple[str, float]
+Key = tuple[int, int, int, int]  # batch, queries, context, rows
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What rates depend on besides the model."""
+
+    threads: int
+    isa: str | None
+    kv_type: KVType
+
+
+def measured_rates(
+    model: Decoder, key: str, setup: Setup, *, fresh: bool = False, say: Say = lambda line: None
+) -> Rates:
+    """The rates of `model`, from the cache or measured now. `key` says which model and format it is."""
+    path = cache_dir() / "plan" / f"{_digest(key, setup)}.json"
+    if not fresh and path.is_file():
+        try:
+            return Rates.from_json(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError):
+            pass  # damaged, or of another version: measured again
+    prober = Prober(model, setup)
+    for number in range(SWEEPS):
+        say(f"measuring the kernels on this machine, once for this kind of model: {number + 1} of {SWEEPS}")
+        prober.sweep()
+    rates = prober.rates()
+    prober.close()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(rates.to_json()))
+    partial.replace(path)
+    return rates
+
+
+def _digest(key: str, setup: Setup) -> str:
+    """Changes with the machine, the version, the built extension, the model's layers and the setup."""
+    built = Path(native.__file__).stat()
+    facts = [pagoda.__version__, built.st_size, built.st_mtime_ns, platform.node(), read_hardware().cpu, key]
+    facts += [setup.threads, setup.isa, setup.kv_type]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+
+class Prober:
+    """Sweeps over all sizes, as often as is wanted; rates are medians over the sweeps.
+
+    A shared machine's speed drifts from second to second, so a size measured in several sweeps, seconds apart, says
+    more than one measured as often at once.
+    """
+
+    def __init__(self, model: Decoder, setup: Setup) -> None:
+        self._backend = CpuBackend(threads=setup.threads, isa=setup.isa)
+        self._slice = cut(model, SLICE_BYTES)
+        self._vocab_size = model.vocab_size
+        contexts = [context for context in CONTEXTS if context <= model.max_context]
+        self._contexts = contexts or [model.max_context]
+        self._chunks = [(q, c) for q, c in CHUNKS if c <= model.max_context] or [(self._contexts[-1],) * 2]
+        self._linear = Probe(self._backend, self._slice.decoder, setup.kv_type, max(TOKENS))
+        most = max(BATCHES) * self._contexts[-1]
+        self._attention = Probe(self._backend, attention_only(model), setup.kv_type, most)
+        self._engine: dict[int, list[float]] = {}
+
+    def sweep(self) -> None:
+        for tokens in TOKENS:
+            self._linear.run((1, tokens, tokens, _rows(tokens)))
+        for batch in BATCHES:
+            for context in self._contexts:
+                self._attention.run((batch, 1, context, 1))
+        for queries, context in self._chunks:
+            self._attention.run((1, queries, context, 1))
+        for batch in (1, max(BATCHES)):
+            self._engine.setdefault(batch, []).append(engine_step_s(self._vocab_size, batch))
+
+    def rates(self) -> Rates:
+        layers, head = self._linear_curves()
+        pair_s, query_s = _fit([(q * (2 * c - q + 1) / 2, q, self._attend(1, q, c)) for q, c in self._chunks])
+        one, many = (median(times) for times in self._engine.values())
+        row_s = max(0.0, (many - one) / (max(BATCHES) - 1))
+        return Rates(
+            layers=layers,
+            counts=self._slice.counts,
+            head=head,
+            decode_attention={b: [(float(c), self._attend(b, 1, c)) for c in self._contexts] for b in BATCHES},
+            prefill_pair_s=pair_s,
+            prefill_query_s=query_s,
+            engine_step_s=max(0.0, one - row_s),
+            engine_row_s=row_s,
+            source=f"kernels measured here on a slice of the model: {self._backend.threads} threads, "
+            f"{self._backend.isa}",
+        )
+
+    def close(self) -> None:
+        self._linear.model.close()
+        self._attention.model.close()
+
+    def _linear_curves(self) -> tuple[dict[str, list[tuple[float, float]]], list[tuple[float, float]]]:
+        curves: dict[str, list[tuple[float, float]]] = {name: [] for name in self._slice.counts}
+        head: list[tuple[float, float]] = []
+        for tokens in TOKENS:
+            embed, *body, norm, last = self._linear.stages((1, tokens, tokens, _rows(tokens)))
+            if tokens in ROWS:
+                head.append((float(tokens), embed[1] + norm[1] + last[1]))
+            for name, seconds in _by_signature(body, self._slice.signatures).items():
+                curves[name].append((float(tokens), seconds))
+        return curves, head
+
+    def _attend(self, batch: int, queries: int, context: int) -> float:
+        stages = self._attention.stages((batch, queries, context, 1))
+        return sum(seconds for name, seconds in stages if name == "attention")
+
+
+class Probe:
+    """A loaded slice and a pool of KV that steps walk through; remembers what each stage took."""
+
+    def __init__(self, backend: CpuBackend, model: Decoder, kv_type: KVType, least_tokens: int) -> None:
+        self.model: CpuModel = backend.load(
+            model, max_batch_tokens=max(TOKENS), max_batch_seqs=max(*ROWS, *BATCHES), kv_type=kv_type
+        )
+        block_bytes = self.model.block_bytes(0)
+        self.num_blocks = max(POOL_BYTES // block_bytes, -(-least_tokens // BLOCK_SIZE) + 1)
+        self.model.allocate_kv((self.num_blocks,))
+        self.vocab_size = model.vocab_size
+        self._next_block = 0
+        self._rng = np.random.default_rng(0)
+        self._names: dict[Key, list[str]] = {}
+        self._runs: dict[Key, list[list[float]]] = {}
+        self._step((1, 16, 16, 1))  # wakes threads and pages
+        self.model.program.profiling = True
+
+    def run(self, key: Key) -> None:
+        """Take such a step, several times if it is short."""
+        end = time.perf_counter() + SHORT_S
+        while True:
+            profile = self._step(key)
+            self._names[key] = [name for name, *_ in profile]
+            self._runs.setdefault(key, []).append([seconds for _, seconds, _, _ in profile])
+            if time.perf_counter() >= end:
+                break
+
+    def stages(self, key: Key) -> list[StageTime]:
+        """Name and median seconds of each stage of such a step."""
+        return [(name, median(run[i] for run in self._runs[key])) for i, name in enumerate(self._names[key])]
+
+    def _step(self, key: Key) -> list[tuple[str, float, float, float]]:
+        self.model.forward(self._batch(*key))
+        return self.model.program.take_profile()
+
+    def _batch(self, batch: int, queries: int, context: int, rows: int) -> Batch:
+        num_tokens = batch * queries
+        return Batch(
+            tokens=self._rng.integers(0, self.vocab_size, num_tokens).astype(np.int32),
+            positions=np.tile(np.arange(context - queries, context, dtype=np.int32), batch),
+            seq_starts=np.arange(batch + 1, dtype=np.int32) * queries,
+            context_lens=np.full(batch, context, np.int32),
+            block_tables=(self._tables(batch, context),),
+            logit_rows=np.arange(num_tokens - rows, num_tokens, dtype=np.int32),
+        )
+
+    def _tables(self, batch: int, context: int) -> Int32Array:
+        """The next blocks of the pool."""
+        each = -(-context // BLOCK_SIZE)
+        blocks = (self._next_block + np.arange(batch * each)) % self.num_blocks
+        self._next_block = int(blocks[-1] + 1) % self.num_blocks
+        return blocks.astype(np.int32).reshape(batch, each)
+
+
+def _rows(tokens: int) -> int:
+    return tokens if tokens in ROWS else 1
+
+
+def _by_signature(body: Sequence[StageTime], signatures: Sequence[str]) -> dict[str, float]:
+    """Mean seconds of a layer of each signature, without attention; every layer has the same number of stages."""
+    each, rest = divmod(len(body), len(signatures))
+    assert rest == 0, f"{len(body)} stages in {len(signatures)} layers"
+    times: dict[str, list[float]] = {}
+    for i, name in enumerate(signatures):
+        stages = body[i * each : (i + 1) * each]
+        times.setdefault(name, []).append(sum(seconds for stage, seconds in stages if stage != "attention"))
+    return {name: sum(values) / len(values) for name, values in times.items()}
+
+
+def _fit(points: Iterable[tuple[float, float, float]]) -> tuple[float, float]:
+    """Seconds a pair and a query that come closest, relative to each measured time; neither is negative."""
+    table = np.array(list(points))
+    features = table[:, :2] / table[:, 2:]
+    (pair_s, query_s), *_ = np.linalg.lstsq(features, np.ones(len(table)), rcond=None)
+    if pair_s < 0 or query_s < 0 or len(table) < 2:
+        return float(np.mean(table[:, 2] / table[:, 0])), 0.0
+    return float(pair_s), float(query_s)
+
+
+# The engine around the forward pass
+
+
+class _NoModel:
+    """A `LoadedModel` that computes nothing: what is left of a step is the engine's own time."""
+
+    weight_bytes = buffer_bytes = 0
+
+    def __init__(self, vocab_size: int, rows: int) -> None:
+        self._logits: FloatArray = np.random.default_rng(0).standard_normal((rows, vocab_size), np.float32)
+
+    def block_bytes(self, group: int) -> int:
+        return BLOCK_SIZE
+
+    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None: ...
+
+    def forward(self, batch: Batch) -> FloatArray:
+        return self._logits[: len(batch.logit_rows)]
+
+    def copy_blocks(self, group: int, pairs: Int32Array) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _NoText:
+    """Tokens without text."""
+
+    eos_ids: tuple[int, ...] = ()
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        return []
+
+    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> _NoText:
+        return self
+
+    def push(self, token_id: int) -> str:
+        return "a"
+
+    def flush(self) -> str:
+        return ""
+
+
+ENGINE_STEPS = 50
+
+
+def engine_step_s(vocab_size: int, batch: int) -> float:
+    """Seconds of scheduling, sampling and bookkeeping around a decode step of `batch` sequences."""
+    model: LoadedModel = _NoModel(vocab_size, batch)
+    engine = Engine(
+        model,
+        _NoText(),
+        Sampler(vocab_size),
+        vocab_size=vocab_size,
+        windows=(None,),
+        num_blocks=(batch * (ENGINE_STEPS + 3 * BLOCK_SIZE) // BLOCK_SIZE + batch,),
+        max_context=ENGINE_STEPS + 2 * BLOCK_SIZE,
+        max_num_seqs=batch,
+    )
+    params = SamplingParams(max_tokens=ENGINE_STEPS + BLOCK_SIZE, temperature=0.0, ignore_eos=True)
+    for i in range(batch):
+        engine.add(Request(str(i), (1, 2, 3), params, time.monotonic()))
+    times = []
+    for _ in range(ENGINE_STEPS):
+        start = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start)
+    return median(times)

@@ -1,0 +1,102 @@
+"""What a plan is asked for: the flags of `pagoda plan`, and the parameters of `pagoda.plan.plan`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pagoda.errors import ConfigError
+from pagoda.settings import Setting, Settings
+
+MAX_TOKENS = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings(Settings):
+    """Flags of `pagoda plan`."""
+
+    table = "plan"
+
+    model: Annotated[
+        str, Setting("GGUF file, folder or config.json, hf:owner/repo, or a name such as llama-3-8b.", positional=True)
+    ] = "smollm2-135m"
+    on: Annotated[tuple[str, ...], Setting("Devices, by commas; `this` is this machine, measured.")] = ("this",)
+    format: Annotated[
+        tuple[str, ...],
+        Setting("Weight formats, by commas: fp16, awq, q4_k_m …; by default the file's, or what is usual there."),
+    ] = ()
+    context: Annotated[
+        int | None, Setting("Longest prompt + output; that of prompt and output by default.", minimum=1)
+    ] = None
+    prompt: Annotated[int, Setting("Tokens of a prompt.", minimum=1, maximum=MAX_TOKENS)] = 512
+    output: Annotated[int, Setting("Tokens of an answer.", minimum=1, maximum=MAX_TOKENS)] = 128
+    lengths: Annotated[
+        Path | None, Setting("File of your own requests' lengths, a line each: PROMPT OUTPUT; shows what paging saves.")
+    ] = None
+    concurrency: Annotated[int | None, Setting("Users at once.", minimum=1)] = None
+    ttft: Annotated[float | None, Setting("Bound on the time to the first token, in ms.")] = None
+    tpot: Annotated[float | None, Setting("Bound on the time between tokens, in ms.")] = None
+    price: Annotated[float | None, Setting("USD an hour for one device; the table's list price by default.")] = None
+    gpus: Annotated[int, Setting("Devices together; split by tensors where heads allow it.", minimum=1)] = 1
+    tp: Annotated[int | None, Setting("Devices that share every layer (tensor parallel).", minimum=1)] = None
+    pp: Annotated[int | None, Setting("Stages of layers (pipeline parallel).", minimum=1)] = None
+    kv_type: Annotated[Literal["f16", "bf16", "f32", "fp8", "int8"], Setting("Number type of the KV cache.")] = "f16"
+    max_batch_tokens: Annotated[
+        int | None, Setting("Token budget of one step; 512 on CPUs, 2048 on GPUs by default.", minimum=1)
+    ] = None
+    memory_utilization: Annotated[float, Setting("Share of the memory that may be taken.", minimum=0.01, maximum=1)] = (
+        0.9
+    )
+    batch: Annotated[tuple[int, ...], Setting("Concurrencies to show throughput at.", minimum=1)] = (
+        *(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    )
+    json: Annotated[bool, Setting("Print JSON.")] = False
+    verify: Annotated[bool, Setting("Run the engine here, and print predicted, measured and error; some minutes.")] = (
+        False
+    )
+
+
+def check(settings: PlanSettings) -> None:
+    """ConfigError, in a sentence, for what makes no sense: the command line's parser has not seen the API's values."""
+    for name in ("ttft", "tpot", "price"):
+        value = getattr(settings, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"--{name} {value:g}: must be a number above 0")
+    for name in ("prompt", "output", "gpus", "context", "concurrency", "tp", "pp", "max_batch_tokens"):
+        value = getattr(settings, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be a whole number from 1 on")
+    if not 0 < settings.memory_utilization <= 1:
+        raise ConfigError(f"--memory-utilization {settings.memory_utilization:g}: must be above 0 and at most 1")
+    if settings.context is not None and settings.context < settings.prompt + settings.output:
+        raise ConfigError(
+            f"--context {settings.context} does not hold a prompt of {settings.prompt} and an answer of "
+            f"{settings.output} tokens"
+        )
+    if settings.concurrency is not None and (settings.ttft or settings.tpot):
+        raise ConfigError("--concurrency asks what latency it gives, --ttft and --tpot ask what concurrency: give one")
+    if not settings.on or any(not name for name in settings.on):
+        raise ConfigError("--on: name a device, such as this or a100-80gb")
+
+
+def read_lengths(path: Path) -> list[tuple[int, int]]:
+    """Pairs of a prompt's and an answer's length, a line each. ConfigError that names the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--lengths: {path} cannot be read: {error}") from None
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        words = line.replace(",", " ").split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) != 2 or not all(word.isdigit() and 0 < int(word) < MAX_TOKENS for word in words):
+            raise ConfigError(
+                f"--lengths: {path}, line {number}: {line[:60]!r} is not PROMPT OUTPUT, two counts of tokens"
+            )
+        pairs.append((int(words[0]), int(words[1])))
+    if not pairs:
+        raise ConfigError(f"--lengths: {path} holds no lengths")
+    return pairs
