@@ -27,11 +27,11 @@ def template_sources(checkpoint: TemplateSource, vocabulary: Vocabulary) -> dict
 
     Raises UnsupportedError where there is none.
     """
-    found = _from_gguf(checkpoint.metadata) if checkpoint.kind == "gguf" else _from_folder(checkpoint.path)
+    found = named_templates(checkpoint.metadata) if checkpoint.kind == "gguf" else _from_folder(checkpoint.path)
     return found if "default" in found else {**found, "default": _builtin(checkpoint.architecture, vocabulary)}
 
 
-def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, str]:
+def named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
     """`tokenizer.chat_template` is the default, `tokenizer.chat_template.tool_use` and the like are named."""
     names = {key: key.removeprefix(_GGUF_KEY) for key in metadata if key.startswith(_GGUF_KEY)}
     named = {name.removeprefix(".") or "default": metadata[key] for key, name in names.items() if name[:1] in ("", ".")}

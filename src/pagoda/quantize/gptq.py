@@ -1,0 +1,188 @@
+"""GPTQ: columns are rounded one after the other, and what rounding one changes the others take back.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (arXiv 2210.17323).
+With H = X^T X of a linear's inputs and H^-1 = U^T U (U upper triangular), rounding column i by an error e moves each
+later column j by -e * U[i, j] / U[i, i], which keeps the output error least.
+
+Columns are taken in the order of their Hessian diagonal, largest first ("act-order"), so that the weightiest are
+rounded while most others can still make up for them. With static groups scales are set before, by where columns stand
+in the file, so the file's columns stay in order; "full" act-order sets each group's scale when its turn comes, and
+the file then says by g_idx which column belongs to which group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda.errors import FormatError
+from pagoda.quantize.grid import Grid, full_range, search
+from pagoda.types import FloatArray, Int32Array
+
+ActOrder = Literal["static", "full", "none"]
+Double = npt.NDArray[np.float64]
+
+BLOCK = 64  # columns between two updates of all that follow
+TRIANGLE = 64  # triangles up to this size are inverted at once
+
+
+@dataclass(frozen=True, slots=True)
+class GPTQOptions:
+    bits: int = 4
+    group_size: int = 128  # -1: a whole row
+    symmetric: bool = True
+    act_order: ActOrder = "static"
+    damping: float = 0.01  # share of the mean of H's diagonal that is added to it
+    search_scales: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A weight [out, in] as codes. `groups[i]` is the group of column i."""
+
+    codes: npt.NDArray[np.uint8]  # [in, out]
+    scales: FloatArray  # [G, out]
+    zeros: FloatArray  # [G, out]
+    groups: Int32Array  # [in]
+    bits: int
+
+    def values(self) -> FloatArray:
+        """→ [out, in]"""
+        codes = self.codes.astype(np.float32)
+        return np.ascontiguousarray(((codes - self.zeros[self.groups]) * self.scales[self.groups]).T)
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """U of H^-1 = U^T U for columns in `order`, and the damping that it took."""
+
+    upper: FloatArray  # [in, in]
+    order: npt.NDArray[np.intp]
+    damping: float
+    dead: npt.NDArray[np.bool_]  # columns, in the weight's order, that the sample never used
+
+
+def factorize(hessian: Double, act_order: ActOrder, damping: float) -> Factor:
+    """Damp H, ten times as much whenever it is singular, and factorize its inverse.
+
+    FormatError where that does not help: the inputs hold what is not a number.
+    """
+    diagonal = np.diagonal(hessian).copy()
+    if not np.isfinite(hessian).all():
+        raise FormatError("the model computes infinities or NaN on the calibration text; its weights are damaged")
+    dead = diagonal <= 0
+    diagonal[dead] = 1.0
+    order = np.arange(len(diagonal)) if act_order == "none" else np.argsort(-diagonal, kind="stable")
+    mean = float(diagonal.mean())
+    for _ in range(8):
+        damped = hessian[np.ix_(order, order)]
+        damped[np.diag_indices_from(damped)] = diagonal[order] + damping * mean
+        try:
+            upper = inverse_factor(damped)
+        except np.linalg.LinAlgError:
+            damping = max(10 * damping, 1e-4)
+            continue
+        return Factor(upper.astype(np.float32), order, damping, dead)
+    raise FormatError("the Hessian stays singular however much it is damped")
+
+
+def inverse_factor(matrix: Double) -> Double:
+    """Upper U with matrix^-1 = U^T U. LinAlgError if the matrix is not positive definite.
+
+    With J the reversal of rows, J matrix J = L L^T gives matrix = (J L J) (J L J)^T, so U = J L^-1 J.
+    """
+    lower = np.linalg.cholesky(matrix[::-1, ::-1])
+    return inverse_lower(lower)[::-1, ::-1]
+
+
+def inverse_lower(lower: Double) -> Double:
+    """Inverse of a lower triangle by halves: [[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]."""
+    out = np.zeros_like(lower)
+    _invert_into(lower, out)
+    return out
+
+
+def _invert_into(lower: Double, out: Double) -> None:
+    n = len(lower)
+    if n <= TRIANGLE:
+        out[:] = np.tril(np.linalg.inv(lower))
+        return
+    half = n // 2
+    _invert_into(lower[:half, :half], out[:half, :half])
+    _invert_into(lower[half:, half:], out[half:, half:])
+    out[half:, :half] = -(out[half:, half:] @ (lower[half:, :half] @ out[:half, :half]))
+
+
+def group_count(columns: int, group_size: int) -> int:
+    return 1 if group_size == -1 else -(-columns // group_size)
+
+
+def quantize(weight: FloatArray, factor: Factor, options: GPTQOptions) -> Quantized:
+    """Round weight [out, in] with the error compensation of `factor`."""
+    columns = weight.shape[1]
+    size = columns if options.group_size == -1 else options.group_size
+    w = weight.T[factor.order]  # [in, out], a copy
+    w[factor.dead[factor.order]] = 0
+    importance = 1 / np.square(np.diagonal(factor.upper))
+    run = _Run(w, factor.upper, importance, options)
+    if options.act_order == "static":
+        groups = np.arange(columns, dtype=np.int32) // size
+        grids = [run.grid(np.flatnonzero(groups[factor.order] == g)) for g in range(group_count(columns, size))]
+        run.fixed(grids, groups[factor.order])
+    else:
+        groups = np.empty(columns, dtype=np.int32)
+        groups[factor.order] = np.arange(columns) // size
+        grids = run.growing(size)
+    codes = np.empty(w.shape, dtype=np.uint8)
+    codes[factor.order] = run.codes
+    scales, zeros = (np.stack([getattr(grid, name) for grid in grids]) for name in ("scale", "zero"))
+    return Quantized(codes, scales, zeros, groups, options.bits)
+
+
+class _Run:
+    """The state of one matrix: w [in, out], changed as columns are rounded."""
+
+    def __init__(self, w: FloatArray, upper: FloatArray, importance: FloatArray, options: GPTQOptions) -> None:
+        self.w = w
+        self.upper = upper
+        self.importance = importance
+        self.options = options
+        self.codes = np.empty(w.shape, dtype=np.uint8)
+
+    def grid(self, rows: npt.NDArray[np.intp]) -> Grid:
+        """The grid for these columns as they are now."""
+        o = self.options
+        if o.search_scales:
+            return search(self.w[rows], self.importance[rows], o.bits, o.symmetric)
+        return full_range(self.w[rows], o.bits, o.symmetric)
+
+    def fixed(self, grids: list[Grid], groups: Int32Array) -> None:
+        """Round all columns on grids that are there before."""
+        for start in range(0, len(self.w), BLOCK):
+            end = min(start + BLOCK, len(self.w))
+            self.block(start, end, [grids[g] for g in groups[start:end]])
+
+    def growing(self, size: int) -> list[Grid]:
+        """Round all columns, each group on the grid that fits it when its turn comes."""
+        grids = []
+        for start in range(0, len(self.w), size):
+            end = min(start + size, len(self.w))
+            grids.append(self.grid(np.arange(start, end)))
+            for first in range(start, end, BLOCK):
+                last = min(first + BLOCK, end)
+                self.block(first, last, grids[-1:] * (last - first))
+        return grids
+
+    def block(self, start: int, end: int, grids: list[Grid]) -> None:
+        """Round columns [start, end), and move those after them."""
+        w, upper = self.w[start:end], self.upper[start:end, start:end]
+        errors = np.empty_like(w)
+        for i, grid in enumerate(grids):
+            codes = grid.codes(w[i])
+            self.codes[start + i] = codes
+            error = np.divide(w[i] - grid.values(codes), upper[i, i], out=errors[i])
+            w[i + 1 :] -= np.outer(upper[i, i + 1 :], error)
+        self.w[end:] -= self.upper[start:end, end:].T @ errors
