@@ -1,4 +1,4 @@
-"""Writing safetensors: places first, then the tensors one after the other, in pieces, so that no file is ever in memory.
+"""Writing safetensors: places first, then the tensors one after the other, in pieces: no file is ever in memory.
 
     with SafetensorsFolder(folder, {"model.norm.weight": Place("F32", (64,)), …}) as out:
         for name in out.order: out.write(name, pieces)

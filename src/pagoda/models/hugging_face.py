@@ -7,7 +7,7 @@ whole rows of blocks, which changes no number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ class Family:
 
     model_type: str
     architecture: str
-    names: Mapping[str, tuple[str, str]] = TENSORS
+    names: Mapping[str, tuple[str, str]] = field(default_factory=lambda: TENSORS)
     interleaved: bool = False  # rows of q and k lie side by side in GGUF
     norm_offset: float = 0.0  # GGUF's norms are larger by this
 
@@ -174,7 +174,9 @@ def _rope(checkpoint: Checkpoint, decoder: Decoder) -> Config:
     if method == "yarn":
         original = get("scaling.original_context_length", decoder.max_context)
         scaling |= {"original_max_position_embeddings": int(original)}
-        scaling |= {key: float(get(f"scaling.yarn_{key}")) for key in ("beta_fast", "beta_slow") if get(f"scaling.yarn_{key}")}
+        scaling |= {
+            key: float(get(f"scaling.yarn_{key}")) for key in ("beta_fast", "beta_slow") if get(f"scaling.yarn_{key}")
+        }
         scaling["attention_factor"] = decoder.blocks[0].attention.rope.scale
     return {"rope_theta": theta, "rope_scaling": scaling}
 

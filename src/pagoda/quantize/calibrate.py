@@ -1,8 +1,8 @@
 """Calibration: which text a quantizer looks at a model's activations with, cut into windows of tokens.
 
-`builtin` is calibration.jsonl beside this file, some 330 kB: Lewis Carroll, "Alice's Adventures in Wonderland", and half
-of Shakespeare's "As You Like It" (both in the public domain, after Project Gutenberg's and the Canterbury corpus'
-text), source files of Pagoda itself, and dialogs written for it.
+`builtin` is calibration.jsonl beside this file, some 330 kB: Lewis Carroll, "Alice's Adventures in Wonderland", and
+half of Shakespeare's "As You Like It" (both in the public domain, as the Canterbury corpus carries them), source files
+of Pagoda itself, and dialogs written for it.
 
 A file is text, or JSONL with an object a line: {"text": …}, {"messages": [{"role", "content"}]} or
 {"conversations": [{"from", "value"}]}; dialogs go through the model's chat template. `hf:owner/dataset` or

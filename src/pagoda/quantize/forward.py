@@ -234,9 +234,7 @@ def mask(first: int, last: int, seen: int, window: int | None) -> FloatArray:
     return np.where(hidden, np.float32(-np.inf), np.float32(0))
 
 
-def _attend_block(
-    q: FloatArray, k: FloatArray, v: FloatArray, bias: FloatArray, softcap: float | None
-) -> FloatArray:
+def _attend_block(q: FloatArray, k: FloatArray, v: FloatArray, bias: FloatArray, softcap: float | None) -> FloatArray:
     """q [K, G, t, D] times k [K, D, S], softmax, times v [K, S, D]. → [K, G, t, D]"""
     kv_heads, group, queries, dim = q.shape
     scores = (q.reshape(kv_heads, group * queries, dim) @ k).reshape(kv_heads, group, queries, -1)

@@ -12,6 +12,7 @@ the file then says by g_idx which column belongs to which group.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda.errors import FormatError
+from pagoda.formats.packed import GroupedWeight
 from pagoda.quantize.grid import Grid, full_range, search
+from pagoda.quantize.layers import LinearGroup, Outcome, QuantizedLinear
 from pagoda.types import FloatArray, Int32Array
 
 ActOrder = Literal["static", "full", "none"]
@@ -37,22 +40,6 @@ class GPTQOptions:
     act_order: ActOrder = "static"
     damping: float = 0.01  # share of the mean of H's diagonal that is added to it
     search_scales: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Quantized:
-    """A weight [out, in] as codes. `groups[i]` is the group of column i."""
-
-    codes: npt.NDArray[np.uint8]  # [in, out]
-    scales: FloatArray  # [G, out]
-    zeros: FloatArray  # [G, out]
-    groups: Int32Array  # [in]
-    bits: int
-
-    def values(self) -> FloatArray:
-        """→ [out, in]"""
-        codes = self.codes.astype(np.float32)
-        return np.ascontiguousarray(((codes - self.zeros[self.groups]) * self.scales[self.groups]).T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +81,7 @@ def inverse_factor(matrix: Double) -> Double:
 
     With J the reversal of rows, J matrix J = L L^T gives matrix = (J L J) (J L J)^T, so U = J L^-1 J.
     """
-    lower = np.linalg.cholesky(matrix[::-1, ::-1])
+    lower: Double = np.asarray(np.linalg.cholesky(matrix[::-1, ::-1]), dtype=np.float64)
     return inverse_lower(lower)[::-1, ::-1]
 
 
@@ -120,13 +107,12 @@ def group_count(columns: int, group_size: int) -> int:
     return 1 if group_size == -1 else -(-columns // group_size)
 
 
-def quantize(weight: FloatArray, factor: Factor, options: GPTQOptions) -> Quantized:
+def quantize(weight: FloatArray, factor: Factor, options: GPTQOptions) -> GroupedWeight:
     """Round weight [out, in] with the error compensation of `factor`."""
     columns = weight.shape[1]
     size = columns if options.group_size == -1 else options.group_size
     w = weight.T[factor.order]  # [in, out], a copy
-    w[factor.dead[factor.order]] = 0
-    importance = 1 / np.square(np.diagonal(factor.upper))
+    importance: FloatArray = np.square(1 / np.diagonal(factor.upper)).astype(np.float32)
     run = _Run(w, factor.upper, importance, options)
     if options.act_order == "static":
         groups = np.arange(columns, dtype=np.int32) // size
@@ -136,10 +122,11 @@ def quantize(weight: FloatArray, factor: Factor, options: GPTQOptions) -> Quanti
         groups = np.empty(columns, dtype=np.int32)
         groups[factor.order] = np.arange(columns) // size
         grids = run.growing(size)
-    codes = np.empty(w.shape, dtype=np.uint8)
-    codes[factor.order] = run.codes
-    scales, zeros = (np.stack([getattr(grid, name) for grid in grids]) for name in ("scale", "zero"))
-    return Quantized(codes, scales, zeros, groups, options.bits)
+    codes = np.empty(weight.shape, dtype=np.uint8)
+    codes[:, factor.order] = run.codes.T
+    scales = np.stack([grid.scale for grid in grids], axis=1)
+    zeros = np.stack([grid.zero for grid in grids], axis=1).astype(np.int32)
+    return GroupedWeight(options.bits, codes, scales, zeros, groups)
 
 
 class _Run:
@@ -186,3 +173,17 @@ class _Run:
             error = np.divide(w[i] - grid.values(codes), upper[i, i], out=errors[i])
             w[i + 1 :] -= np.outer(upper[i, i + 1 :], error)
         self.w[end:] -= self.upper[start:end, end:].T @ errors
+
+
+class GPTQQuantizer:
+    """A `LayerQuantizer`."""
+
+    def __init__(self, options: GPTQOptions, say: Callable[[str], None]) -> None:
+        self.options = options
+        self._say = say
+
+    def quantize(self, group: LinearGroup) -> Outcome:
+        factor = factorize(group.inputs.hessian, self.options.act_order, self.options.damping)
+        if factor.damping > self.options.damping:
+            self._say(f"{group.names[0]}: singular Hessian, damped by {factor.damping:g}")
+        return Outcome(tuple(QuantizedLinear(quantize(w, factor, self.options)) for w in group.weights))

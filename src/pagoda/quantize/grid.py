@@ -1,8 +1,8 @@
 """Integer grids: what a group of weights is rounded to, and the search for the grid that loses least.
 
 A weight is (code - zero) * scale, codes from 0 to 2^bits - 1; `group` consecutive columns of a row share scale and
-zero. Symmetric grids have zero = 2^(bits - 1). All arrays are column-major here, [in, out]: a column of the weight, which
-the algorithms take one by one, lies in one piece.
+zero. Symmetric grids have zero = 2^(bits - 1). Weights are column-major here, [in, out]: a column, as they are taken
+one by one, lies in one piece.
 """
 
 from __future__ import annotations

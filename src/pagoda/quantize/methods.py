@@ -49,6 +49,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     **{name: Method("pagoda.quantize.gguf:quantize", mix.about, ".gguf") for name, mix in MIXES.items()},
+    "gptq": Method("pagoda.quantize.checkpoints:gptq", "GPTQ folder: 2, 3, 4 or 8 bits, errors made up for on a text"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pagoda.settings import Setting, Settings
 
@@ -20,6 +20,16 @@ class QuantizeSettings(Settings):
     group_size: Annotated[
         int, Setting("gptq, awq: weights that share a scale, 32 to 128; -1: a whole row.", minimum=-1, maximum=1024)
     ] = 128
+    symmetric: Annotated[
+        bool, Setting("gptq: the same range below zero as above, which more kernels take; else a zero point a group.")
+    ] = True
+    act_order: Annotated[
+        Literal["static", "full", "none"],
+        Setting("gptq: weightiest columns first; static keeps groups in order, full does not and is slower to serve."),
+    ] = "static"
+    damping: Annotated[
+        float, Setting("gptq: share of the Hessian's mean that is added to its diagonal.", minimum=0, maximum=1)
+    ] = 0.01
     calibration: Annotated[
         str, Setting("builtin, or a text, JSONL or chat JSONL file; for gptq, awq and --imatrix auto.")
     ] = "builtin"
