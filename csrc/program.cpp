@@ -134,6 +134,17 @@ int64_t Program::buffer_bytes() const {
 
 // ---- a step -------------------------------------------------------------------------------------------------
 
+// How many keys back the group's layers look at most; 0: at all of them.
+int64_t Program::widest_window(size_t group) const {
+    int64_t widest = 1;
+    for (const AttendStage &a : attends_) {
+        if (static_cast<size_t>(layers_[static_cast<size_t>(a.layer)].group) != group) continue;
+        if (a.window == 0) return 0;
+        if (a.window > widest) widest = a.window;
+    }
+    return widest;
+}
+
 void Program::check(const Step &s) const {
     const auto require = [](bool ok, const char *what) {
         if (!ok) throw std::invalid_argument(what);
@@ -157,9 +168,12 @@ void Program::check(const Step &s) const {
         for (size_t g = 0; g < kv_.size(); ++g) {
             require(last < s.tables[g].width, "block table is too short");
             const int32_t *row = s.tables[g].blocks + b * s.tables[g].stride;
+            const int64_t window = widest_window(g);
+            const int64_t oldest = window == 0 ? 0 : s.positions[begin] - window + 1;  // key that is looked at
             for (int64_t i = 0; i <= last; ++i) {
                 require(row[i] >= -1 && row[i] < num_blocks_[g], "no such KV block");
                 require(i < first || row[i] >= 0, "the block that a token is stored in is missing");
+                require(i < oldest / kBlockTokens || row[i] >= 0, "a block that attention reads is missing");
             }
         }
     }

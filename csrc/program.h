@@ -140,6 +140,7 @@ class Program {
         int32_t sequence, token, tokens;
     };
 
+    int64_t widest_window(size_t group) const;
     void check(const Step &step) const;
     void plan_attention(const Step &step);
     int64_t items(const Stage &stage, const Step &step) const;

@@ -35,7 +35,9 @@ class FakeTokenizer:
     bos_id, eos_id, eos_ids = BOS, EOS, frozenset({EOS})
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        return [*([BOS] if add_special else []), *text.encode()]
+        pieces = [list(piece.encode()) for piece in (text.split("<eos>") if parse_special else [text])]
+        ids = [i for number, piece in enumerate(pieces) for i in ([EOS] if number else []) + piece]
+        return [*([BOS] if add_special else []), *ids]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         return b"".join(self.token_bytes(i) for i in ids if i < 256 or not skip_special).decode("utf-8", "replace")

@@ -38,6 +38,11 @@ def test_texts_and_token_ids_are_the_same_prompts(llm: LLM) -> None:
     assert from_ids[0].prompt is None
 
 
+def test_control_tokens_of_a_text_are_tokens(llm: LLM) -> None:
+    rendered = llm.loaded.chat_template.render([{"role": "user", "content": "Hi"}])  # type: ignore[union-attr]
+    assert llm.tokenize(rendered) == llm.loaded.chat_template.render_ids([{"role": "user", "content": "Hi"}])  # type: ignore[union-attr]
+
+
 def test_more_prompts_than_slots_come_back_in_order(llm: LLM) -> None:
     prompts = [f"{i} plus {i} is" for i in range(10)]
     each = [SamplingParams(temperature=0, max_tokens=1 + i % 4) for i in range(10)]

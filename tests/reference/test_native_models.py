@@ -324,6 +324,7 @@ WRONG: dict[str, Batch] = {
     "block far beyond the pool": batch([1], [[2**31 - 1]]),
     "negative block": batch([1], [[-2]]),
     "no block for the new token": batch([1], [[0, -1]], start=16),
+    "a hole where nothing slides": batch([1], [[-1, 0]], start=16),
     "bad block before the new token": batch([1], [[9, 0]], start=16),
     "no table": replace(GOOD, block_tables=()),
     "a table too many": replace(GOOD, block_tables=GOOD.block_tables * 2),
@@ -349,6 +350,14 @@ def test_a_wrong_step_is_refused_and_the_next_one_runs(what: str) -> None:
         small_model().forward(WRONG[what])
     np.testing.assert_array_equal(small_model().forward(GOOD), before)
     assert np.isfinite(small_model().forward(TWO)).all()
+
+
+def test_a_hole_in_the_table_is_refused_where_the_window_reaches() -> None:
+    loaded = backend().load(model_of("mistral"), max_batch_tokens=8, max_batch_seqs=4, kv_type="f16")
+    loaded.allocate_kv((4,))
+    loaded.forward(batch([1], [[-1, 1, 2, 3]], start=48))  # a window of 20 keys begins in block 1
+    with pytest.raises(ValueError, match="a block that attention reads is missing"):
+        loaded.forward(batch([1], [[0, -1, 2, 3]], start=48))
 
 
 def test_a_step_before_there_is_kv_is_refused() -> None:

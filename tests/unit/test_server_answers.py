@@ -211,6 +211,12 @@ def test_truncation_keeps_the_end(api: Served) -> None:
     assert answer["usage"]["prompt_tokens"] == 500
 
 
+def test_control_tokens_of_a_prompt_are_tokens(api: Served) -> None:
+    assert api.ok("/tokenize", prompt="a<eos>b")["tokens"] == [256, 97, 257, 98]
+    answer = api.ok("/v1/completions", prompt="a<eos>b", max_tokens=1, return_token_ids=True)
+    assert answer["choices"][0]["prompt_token_ids"] == [256, 97, 257, 98]
+
+
 def test_tokens_and_back(api: Served) -> None:
     answer = api.ok("/tokenize", prompt="héy", return_token_strs=True)
     assert answer["tokens"] == [BOS, *"héy".encode()]

@@ -101,8 +101,8 @@ class LLM:
         return self._run([None] * len(ids), ids, params or SamplingParams(max_tokens=None), progress)
 
     def tokenize(self, text: str) -> list[int]:
-        """As `generate` does it."""
-        return self.loaded.tokenizer.encode(text)
+        """As `generate` does it: control tokens of the text become tokens."""
+        return self.loaded.tokenizer.encode(text, parse_special=True)
 
     def close(self) -> None:
         """Free the model. Idempotent."""

@@ -69,7 +69,7 @@ class Prompts:
         return await _off_loop(size, lambda: self._render(body))
 
     async def of_completion(self, body: CompletionRequest) -> list[Prompt]:
-        """One prompt a string or list of ids."""
+        """One prompt a string or list of ids. Control tokens of a text become tokens, as with vLLM and llama-server."""
         items = body.prompts
         add_special = body.add_special_tokens is not False
         size = sum(len(item) for item in items if isinstance(item, str))
@@ -107,7 +107,7 @@ class Prompts:
         if isinstance(item, list):
             self.check_ids(item, "prompt")
             return Prompt(tuple(item))
-        return Prompt(tuple(self.tokenizer.encode(item, add_special=add_special)), item)
+        return Prompt(tuple(self.tokenizer.encode(item, add_special=add_special, parse_special=True)), item)
 
     def _render(self, body: Conversation) -> Prompt:
         if self._template is None:
