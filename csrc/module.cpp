@@ -6,6 +6,7 @@ namespace nb = nanobind;
 namespace pagoda {
 void bind_machine(nb::module_ &m);
 void bind_program(nb::module_ &m);
+void bind_quantize(nb::module_ &m);
 void bind_sampler(nb::module_ &m);
 }  // namespace pagoda
 
@@ -13,5 +14,6 @@ NB_MODULE(_native, m) {
     m.doc() = "Pagoda's native kernels.";
     pagoda::bind_machine(m);
     pagoda::bind_program(m);
+    pagoda::bind_quantize(m);
     pagoda::bind_sampler(m);
 }

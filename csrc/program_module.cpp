@@ -136,9 +136,11 @@ void bind_program(nb::module_ &m) {
         if (columns < 1 || columns % info(t).elements || static_cast<int64_t>(out.shape(1)) != columns ||
             static_cast<int64_t>(data.shape(0)) != static_cast<int64_t>(out.shape(0)) * row_bytes(t, columns))
             throw std::invalid_argument("shapes do not match");
-        for (size_t r = 0; r < out.shape(0); ++r)
-            dequantize_row(t, data.data() + static_cast<int64_t>(r) * row_bytes(t, columns), columns,
-                           out.data() + static_cast<int64_t>(r) * columns);
+        const int64_t rows = static_cast<int64_t>(out.shape(0));
+        const uint8_t *from = data.data();
+        float *to = out.data();
+        nb::gil_scoped_release release;
+        for (int64_t r = 0; r < rows; ++r) dequantize_row(t, from + r * row_bytes(t, columns), columns, to + r * columns);
     });
     nb::class_<Weight>(m, "Weight")
         .def_ro("rows", &Weight::rows)

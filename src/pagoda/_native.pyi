@@ -74,6 +74,21 @@ def measure_int8_peak(threads: int) -> float:
 def measure_peak(type: str, threads: int) -> float | None:
     """Operations a second in "int8", "bf16" or "fp32"; None where no instruction computes in that type."""
 
+# csrc/quantize.cpp
+
+def quantize(
+    x: npt.NDArray[np.float32],
+    type: str,
+    out: npt.NDArray[np.uint8],
+    importance: npt.NDArray[np.float32] | None = None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> int:
+    """Encode x [rows, columns] to out [rows, bytes of a row], weighing squared errors by importance [columns].
+
+    → -1, or the flat index of a number that is not finite or too large for the type; out is incomplete then.
+    """
+
 # csrc/program_module.cpp
 
 def available_isas() -> list[str]:

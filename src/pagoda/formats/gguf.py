@@ -95,6 +95,18 @@ class Metadata(Mapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         return key in self._entries
 
+    def raw(self, key: str) -> tuple[int, bytes]:
+        """The value's GGUF type and its bytes as they stand, to be written again."""
+        entry = self._entries[key]
+        self._cursor.position = entry.offset
+        if entry.type == ARRAY:
+            self._cursor.skip_array()
+        elif entry.type == STRING:
+            self._cursor.string("metadata string")
+        else:
+            self._cursor.scalar(entry.type)
+        return entry.type, self._cursor.buffer[entry.offset : self._cursor.position]
+
     def offset(self, key: str) -> int:
         """Where the value stands in the file."""
         return self._entries[key].offset

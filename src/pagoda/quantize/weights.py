@@ -1,0 +1,95 @@
+"""Where a GGUF file's tensors come from: a model's files, as what will stand in the new file.
+
+Tensors go by their GGUF names and are read a stretch of rows at a time, so that no tensor needs to fit in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda import _native
+from pagoda.formats.blocks import BLOCK_TYPES
+from pagoda.formats.checkpoint import Checkpoint
+from pagoda.formats.gguf import ALIGNMENT_KEY, Metadata
+from pagoda.formats.gguf_writer import Value
+from pagoda.types import FloatArray, RawTensor
+
+DROPPED = ("split.no", "split.count", "split.tensors.count", ALIGNMENT_KEY)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor to come: its row-major shape, and the type it has (or, of other files, should have unquantized)."""
+
+    shape: tuple[int, ...]
+    type: str
+
+
+class Weights(Protocol):
+    """A model's tensors and metadata under GGUF's names."""
+
+    @property
+    def values(self) -> Mapping[str, Value]: ...
+    @property
+    def sources(self) -> Mapping[str, Source]: ...
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8] | None:
+        """The tensor's bytes, if they can stand in the new file in the source's type; else None."""
+
+    def rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """Rows [start, stop) of the tensor seen as [rows, columns], as float32."""
+
+    def release(self, name: str) -> None:
+        """The tensor is done with."""
+
+
+class GGUFWeights:
+    """The tensors of a GGUF checkpoint, all metadata kept."""
+
+    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
+        assert isinstance(checkpoint.metadata, Metadata)
+        metadata = checkpoint.metadata
+        self.values = {key: Value(*metadata.raw(key)) for key in metadata if key not in DROPPED}
+        self.sources = {name: Source(raw.shape, raw.type) for name, raw in checkpoint.tensors.items()}
+        self._checkpoint = checkpoint
+        self._threads = threads
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8] | None:
+        return self._checkpoint.tensors[name].data
+
+    def rows(self, name: str, start: int, stop: int) -> FloatArray:
+        return decode_rows(self._checkpoint.tensors[name], start, stop, self._threads)
+
+    def release(self, name: str) -> None:
+        self._checkpoint.release(name)
+
+
+def decode_rows(raw: RawTensor, start: int, stop: int, threads: int) -> FloatArray:
+    """Rows [start, stop) of `raw` seen as [rows, columns]; a view where it is float32 and aligned already."""
+    columns = raw.shape[-1]
+    block = BLOCK_TYPES[raw.type]
+    row_bytes = columns // block.elements * block.bytes
+    data = raw.data.reshape(-1).view(np.uint8)[start * row_bytes : stop * row_bytes]
+    if raw.type == "F32":
+        return np.ascontiguousarray(data).view("<f4").reshape(stop - start, columns)
+    out = np.empty((stop - start, columns), np.float32)
+
+    def decode(begin: int, end: int) -> None:
+        _native.dequantize(data[begin * row_bytes : end * row_bytes], raw.type, columns, out[begin:end])
+
+    _share(stop - start, threads, decode)
+    return out
+
+
+def _share(rows: int, threads: int, work: Callable[[int, int], None]) -> None:
+    cuts = [rows * i // threads for i in range(threads + 1)]
+    if threads == 1 or rows < 2 * threads:
+        return work(0, rows)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, cuts[:-1], cuts[1:]))
