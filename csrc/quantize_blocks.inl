@@ -15,7 +15,12 @@ PAGODA_INLINE float largest(typename S::F v) {
 template <class S>
 PAGODA_INLINE Range range_of(const float *x) {
     const auto a = S::load(x), b = S::load(x + 16);
-    return {-largest<S>(neg<S>(S::min(a, b))), largest<S>(S::max(a, b))};
+    Range r{-largest<S>(neg<S>(S::min(a, b))), largest<S>(S::max(a, b))};
+    if (r.low == 0.0f)  // 0 or -0, whichever comes first
+        for (int i = 31; i >= 0; --i)
+            if (x[i] == 0.0f) r.low = x[i];
+    if (r.high == 0.0f) r.high = r.low == 0.0f ? r.low : 0.0f;
+    return r;
 }
 
 // The number of largest magnitude, the first of several.
@@ -24,6 +29,7 @@ PAGODA_INLINE float farthest(const float *x) {
     const Range r = range_of<S>(x);
     if (r.high > -r.low) return r.high;
     if (r.high < -r.low) return r.low;
+    if (r.high == 0.0f) return 0.0f;
     for (int i = 0; i < 32; ++i)
         if (x[i] == r.high || x[i] == r.low) return x[i];
     return 0.0f;
