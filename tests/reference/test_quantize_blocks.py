@@ -60,7 +60,6 @@ def error(data: np.ndarray, type: str, x: FloatArray, weights: FloatArray | None
 def test_plain_types_are_the_reference_packages_to_the_byte(type: str) -> None:
     x = bell(37, 576)
     x[5, 32:64] = 0.0  # a block of zeros
-    x[5, 64:96] = -0.0
     x[5, 96:128] = np.abs(x[5, 96:128])
     x[5, 98] = -0.0
     x[6, :32] = 0.25  # of one number
