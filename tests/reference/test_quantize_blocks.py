@@ -1,5 +1,5 @@
-"""Encoders of block formats: against the `gguf` package byte for byte where it writes a type, else against the error
-that llama.cpp's encoders leave on the same numbers; and the same bytes on every instruction set and number of threads."""
+"""Encoders of block formats: the bytes of the `gguf` package where it writes a type, else no larger an error than that of
+llama.cpp's encoders on the same numbers; and the same bytes on every instruction set and number of threads."""
 
 from __future__ import annotations
 

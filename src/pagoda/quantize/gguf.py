@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from pagoda import _native
 from pagoda.backends.cores import usable_cores
-from pagoda.errors import FormatError, UnsupportedError
+from pagoda.errors import FormatError
 from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.gguf_writer import GGUFWriter, TensorRow, Value, text, u32
+from pagoda.quantize.folder_weights import FolderWeights
 from pagoda.quantize.imatrix import Imatrix, read_imatrix
 from pagoda.quantize.methods import Job
 from pagoda.quantize.mixes import MIXES, Choice, choose_types, parse_overrides
@@ -60,9 +61,7 @@ def _imatrix(job: Job) -> Imatrix | None:
 def open_weights(path: Path, threads: int) -> Iterator[Weights]:
     """The tensors of the model at `path` under their GGUF names."""
     with open_checkpoint(path) as checkpoint:
-        if checkpoint.kind != "gguf":
-            raise UnsupportedError("folders are not read yet")
-        yield GGUFWeights(checkpoint, threads)
+        yield GGUFWeights(checkpoint, threads) if checkpoint.kind == "gguf" else FolderWeights(checkpoint, threads)
 
 
 def encode_rows(

@@ -27,7 +27,7 @@ def template_sources(checkpoint: TemplateSource, vocabulary: Vocabulary) -> dict
 
     Raises UnsupportedError where there is none.
     """
-    found = named_templates(checkpoint.metadata) if checkpoint.kind == "gguf" else _from_folder(checkpoint.path)
+    found = named_templates(checkpoint.metadata) if checkpoint.kind == "gguf" else folder_templates(checkpoint.path)
     return found if "default" in found else {**found, "default": _builtin(checkpoint.architecture, vocabulary)}
 
 
@@ -38,7 +38,7 @@ def named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {name: source for name, source in named.items() if isinstance(source, str)}
 
 
-def _from_folder(folder: Path) -> dict[str, str]:
+def folder_templates(folder: Path) -> dict[str, str]:
     """A chat_template.jinja beside the model comes before what tokenizer_config.json holds."""
     listed = read_json(folder / "tokenizer_config.json").get("chat_template")
     found = _named(listed, folder / "tokenizer_config.json")

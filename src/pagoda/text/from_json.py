@@ -31,7 +31,7 @@ class PipelineEncoder:
 
 def read_folder(folder: Path, config: Mapping[str, Any]) -> tuple[Vocabulary, PipelineEncoder]:
     """`config` is config.json. Raises UnsupportedError without a tokenizer.json, FormatError for a bad one."""
-    pipeline = _open_pipeline(folder / "tokenizer.json")
+    pipeline = open_pipeline(folder / "tokenizer.json")
     settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
     generation = read_json(folder / "generation_config.json")
     tokens, types = _tokens(pipeline)
@@ -53,7 +53,8 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> tuple[Vocabulary, Pi
     return vocabulary, PipelineEncoder(pipeline)
 
 
-def _open_pipeline(path: Path) -> Pipeline:
+def open_pipeline(path: Path) -> Pipeline:
+    """A tokenizer.json as it stands. UnsupportedError if there is none, FormatError if it cannot be read."""
     if not path.is_file():
         raise UnsupportedError(
             f"{path} does not exist; a model folder needs a tokenizer.json (`save_pretrained` of a fast tokenizer)"
