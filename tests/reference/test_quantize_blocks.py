@@ -1,4 +1,4 @@
-"""Encoders of block formats: the bytes of the `gguf` package where it writes a type, else no larger an error than that of
+"""Encoders of block formats: the bytes of the `gguf` package where it writes a type, else no larger error than that of
 llama.cpp's encoders on the same numbers; and the same bytes on every instruction set and number of threads."""
 
 from __future__ import annotations
