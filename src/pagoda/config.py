@@ -30,7 +30,7 @@ else:
 S = TypeVar("S", bound="Settings")
 
 DEFAULT_FILE = "pagoda.toml"
-TABLES = ("chat", "generate", "bench", "bench-serve", "quantize")  # verbs with settings of their own
+TABLES = ("chat", "generate", "bench", "bench-serve", "quantize", "convert")  # verbs with settings of their own
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,11 @@ VERBS = {
         "Make a model smaller: GGUF formats, GPTQ, AWQ, NF4.",
         "pagoda quantize smollm2-135m --to q4_k_m --imatrix auto -o small.gguf",
     ),
+    "convert": Verb(
+        "pagoda.cli.convert:convert",
+        "Turn GGUF files into Hugging Face folders and back.",
+        "pagoda convert smollm2-135m -o smollm2-bf16",
+    ),
     "doctor": Verb("pagoda.cli.doctor:doctor", "Check what this machine has to run models.", "pagoda doctor"),
     "bench": Verb(
         "pagoda.cli.bench:bench",

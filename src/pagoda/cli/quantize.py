@@ -51,4 +51,4 @@ Formats and methods for --to:
 
 \b
 """
-quantize.__doc__ = DOC + "\n".join(f"{name:<8}{method.about}" for name, method in METHODS.items())
+quantize.__doc__ = DOC + "\n".join(f"{name:<12}{method.about}" for name, method in METHODS.items())

@@ -57,12 +57,12 @@ class FolderWeights:
         decoder = load_model(checkpoint)  # checks every shape, and that nothing is left over
         if kind is None or not isinstance(decoder, Decoder):
             raise UnsupportedError(f"a {checkpoint.architecture!r} folder cannot be written as a GGUF file yet")
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._threads = threads
         self._kind = kind
         spec = decoder.blocks[0].attention.spec
         self._heads = {".attn_q.": spec.num_heads, ".attn_k.": spec.num_kv_heads}
-        self._names = _gguf_names(checkpoint, kind, tied=decoder.output.name == decoder.embedding.name)
+        self.names = _gguf_names(checkpoint, kind, tied=decoder.output.name == decoder.embedding.name)
         factors = _rope_factors(checkpoint.metadata, decoder)
         self._made = {} if factors is None else {ROPE_FACTORS: factors}
         self.sources = {
@@ -75,18 +75,18 @@ class FolderWeights:
         }
 
     def _raws(self) -> list[tuple[str, RawTensor]]:
-        return [(name, self._checkpoint.tensors[theirs]) for name, theirs in self._names.items()]
+        return [(name, self.checkpoint.tensors[theirs]) for name, theirs in self.names.items()]
 
     def raw(self, name: str) -> npt.NDArray[np.uint8] | None:
         if name in self._made or self._order(name) is not None:
             return None
-        raw = self._checkpoint.tensors[self._names[name]]
+        raw = self.checkpoint.tensors[self.names[name]]
         return raw.data if len(raw.shape) > 1 else None
 
     def rows(self, name: str, start: int, stop: int) -> FloatArray:
         if name in self._made:
             return self._made[name].reshape(1, -1)[start:stop]
-        raw = self._checkpoint.tensors[self._names[name]]
+        raw = self.checkpoint.tensors[self.names[name]]
         order = self._order(name)
         if order is None:
             x = decode_rows(raw, start, stop, self._threads)
@@ -99,8 +99,8 @@ class FolderWeights:
         return np.ascontiguousarray(x)
 
     def release(self, name: str) -> None:
-        if name in self._names:
-            self._checkpoint.release(self._names[name])
+        if name in self.names:
+            self.checkpoint.release(self.names[name])
 
     def _order(self, name: str) -> npt.NDArray[np.int64] | None:
         """Which of the folder's rows each row of the new file is; None where they are the same."""
@@ -109,7 +109,7 @@ class FolderWeights:
         heads = next((heads for part, heads in self._heads.items() if part in name), None)
         if heads is None:
             return None
-        rows = self._checkpoint.tensors[self._names[name]].shape[0]
+        rows = self.checkpoint.tensors[self.names[name]].shape[0]
         return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
 
 

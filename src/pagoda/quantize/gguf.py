@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from pagoda.errors import FormatError
 from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.gguf_writer import GGUFWriter, TensorRow, Value, text, u32
+from pagoda.quantize.collect import collect_imatrix
 from pagoda.quantize.folder_weights import FolderWeights
-from pagoda.quantize.imatrix import Imatrix, read_imatrix
+from pagoda.quantize.imatrix import Imatrix, read_imatrix, write_imatrix
 from pagoda.quantize.methods import Job
 from pagoda.quantize.mixes import MIXES, Choice, choose_types, parse_overrides
 from pagoda.quantize.weights import GGUFWeights, Weights
@@ -33,7 +35,7 @@ def quantize(job: Job) -> Path:
     overrides = parse_overrides(job.settings.tensor_type)
     mix = MIXES[job.name]
     with open_weights(job.source, threads) as weights:
-        imatrix = _imatrix(job)
+        imatrix = _imatrix(job, weights)
         choices = choose_types(
             {name: source.shape for name, source in weights.sources.items()},
             {name: source.type for name, source in weights.sources.items()},
@@ -50,11 +52,21 @@ def quantize(job: Job) -> Path:
     return path
 
 
-def _imatrix(job: Job) -> Imatrix | None:
+def _imatrix(job: Job, weights: Weights) -> Imatrix | None:
+    """The matrix that the settings ask for; one that is computed is kept for when the job is interrupted."""
     wanted = job.settings.imatrix
     if wanted is None:
         return None
-    return read_imatrix(Path(wanted).expanduser())
+    if wanted != "auto":
+        return read_imatrix(Path(wanted).expanduser())
+    kept = job.work / "imatrix.gguf"
+    if not kept.is_file():
+        names = {theirs: name for name, theirs in weights.names.items()}
+        write_imatrix(collect_imatrix(weights.checkpoint, names, job.settings, job.progress, job.say), kept)
+    imatrix = replace(read_imatrix(kept), name=f"auto ({job.settings.calibration})")
+    if job.settings.save_imatrix is not None:
+        write_imatrix(imatrix, job.settings.save_imatrix)
+    return imatrix
 
 
 @contextmanager

@@ -49,6 +49,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     **{name: Method("pagoda.quantize.gguf:quantize", mix.about, ".gguf") for name, mix in MIXES.items()},
+    "safetensors": Method("pagoda.quantize.to_folder:write_folder", "Hugging Face folder of plain floats, by --dtype"),
     "gptq": Method("pagoda.quantize.checkpoints:gptq", "GPTQ folder: 2, 3, 4 or 8 bits, errors made up for on a text"),
 }
 

@@ -44,6 +44,7 @@ class QuantizeSettings(Settings):
         tuple[str, ...],
         Setting("GGUF formats: REGEX=TYPE, a type for tensors whose name matches; repeat for several, the first wins."),
     ] = ()
+    dtype: Annotated[Literal["bf16", "f16", "f32"], Setting("safetensors: number type of the weights.")] = "bf16"
     max_kld: Annotated[
         float | None, Setting("Fail, and leave nothing behind, if the mean KL divergence is larger.", minimum=0)
     ] = None

@@ -35,6 +35,14 @@ class Weights(Protocol):
     """A model's tensors and metadata under GGUF's names."""
 
     @property
+    def checkpoint(self) -> Checkpoint:
+        """Where they come from."""
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The checkpoint's own name of each tensor that is one of its own."""
+
+    @property
     def values(self) -> Mapping[str, Value]: ...
     @property
     def sources(self) -> Mapping[str, Source]: ...
@@ -57,17 +65,18 @@ class GGUFWeights:
         metadata = checkpoint.metadata
         self.values = {key: Value(*metadata.raw(key)) for key in metadata if key not in DROPPED}
         self.sources = {name: Source(raw.shape, raw.type) for name, raw in checkpoint.tensors.items()}
-        self._checkpoint = checkpoint
+        self.names = {name: name for name in checkpoint.tensors}
+        self.checkpoint = checkpoint
         self._threads = threads
 
     def raw(self, name: str) -> npt.NDArray[np.uint8] | None:
-        return self._checkpoint.tensors[name].data
+        return self.checkpoint.tensors[name].data
 
     def rows(self, name: str, start: int, stop: int) -> FloatArray:
-        return decode_rows(self._checkpoint.tensors[name], start, stop, self._threads)
+        return decode_rows(self.checkpoint.tensors[name], start, stop, self._threads)
 
     def release(self, name: str) -> None:
-        self._checkpoint.release(name)
+        self.checkpoint.release(name)
 
 
 def decode_rows(raw: RawTensor, start: int, stop: int, threads: int) -> FloatArray:
