@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pagoda.errors import ConfigError
-from pagoda.formats.packed import GroupedWeight, pack_gptq
+from pagoda.formats.nf4 import STATE
+from pagoda.formats.packed import pack_gptq, pack_int8
 from pagoda.formats.safetensors_writer import Place
 from pagoda.quantize.folder import (
+    DTYPE_NAMES,
     Arrays,
     Model,
     fitting_group_size,
@@ -19,7 +21,10 @@ from pagoda.quantize.folder import (
     write_folder,
 )
 from pagoda.quantize.gptq import GPTQOptions, GPTQQuantizer, group_count
+from pagoda.quantize.int8 import quantize_rows
+from pagoda.quantize.layers import finite
 from pagoda.quantize.methods import Job
+from pagoda.quantize.nf4 import BLOCK_SIZE, NESTED_SIZE, STATE_BYTES, quantize_nf4
 
 GPTQ_BITS = (2, 3, 4, 8)
 
@@ -35,7 +40,25 @@ def gptq(job: Job) -> Path:
     options = GPTQOptions(s.bits, size, s.symmetric, s.act_order, s.damping)
     sample = load_sample(job, model)
     store = quantize_layers(job, model, sample, GPTQQuantizer(options, job.say))
-    return write_folder(job, model, GPTQPacking(options), store.load, sample=sample)
+    return write_folder(job, model, GPTQPacking(options), lambda n: pack_gptq(store.load(n).weight), sample=sample)
+
+
+def nf4(job: Job) -> Path:
+    """NF4 with double quantization, as bitsandbytes keeps it: QLoRA's base."""
+    model = open_model(job.source)
+    check_multiples(model, 2, "nf4 packs two codes a byte")
+
+    def parts(name: str) -> Arrays:
+        return {f"weight{suffix}": array for suffix, array in quantize_nf4(finite(model.tensor(name)), dtype).items()}
+
+    dtype = DTYPE_NAMES[model.dtype]
+    return write_folder(job, model, NF4Packing(), parts)
+
+
+def int8(job: Job) -> Path:
+    """W8A8: a scale a row for weights, activations quantized token by token when they are served."""
+    model = open_model(job.source)
+    return write_folder(job, model, Int8Packing(), lambda name: pack_int8(quantize_rows(finite(model.tensor(name)))))
 
 
 def check_multiples(model: Model, of: int, what: str) -> None:
@@ -57,9 +80,6 @@ class GPTQPacking:
             "g_idx": Place("I32", (columns,)),
         }
 
-    def parts(self, weight: GroupedWeight) -> Arrays:
-        return pack_gptq(weight)
-
     def config(self, dtype: str) -> dict[str, Any]:
         o = self.options
         return {
@@ -74,4 +94,58 @@ class GPTQPacking:
             "true_sequential": True,
             "lm_head": False,
             "pack_dtype": "int32",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NF4Packing:
+    def places(self, rows: int, columns: int) -> dict[str, Place]:
+        blocks = -(-rows * columns // BLOCK_SIZE)
+        return {
+            "weight": Place("U8", (rows * columns // 2, 1)),
+            "weight.absmax": Place("U8", (blocks,)),
+            "weight.nested_absmax": Place("F32", (-(-blocks // NESTED_SIZE),)),
+            "weight.nested_quant_map": Place("F32", (256,)),
+            "weight.quant_map": Place("F32", (16,)),
+            f"weight.{STATE}nf4": Place("U8", (STATE_BYTES,)),
+        }
+
+    def config(self, dtype: str) -> dict[str, Any]:
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": dtype,
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": ["lm_head"],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Packing:
+    def places(self, rows: int, columns: int) -> dict[str, Place]:
+        return {"weight": Place("I8", (rows, columns)), "weight_scale": Place("F32", (rows, 1))}
+
+    def config(self, dtype: str) -> dict[str, Any]:
+        numbers = {"num_bits": 8, "type": "int", "symmetric": True}
+        weights = {**numbers, "strategy": "channel", "dynamic": False}
+        activations = {**numbers, "strategy": "token", "dynamic": True}
+        return {
+            "quant_method": "compressed-tensors",
+            "format": "int-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {
+                "group_0": {
+                    "targets": ["Linear"],
+                    "weights": weights,
+                    "input_activations": activations,
+                    "output_activations": None,
+                    "format": "int-quantized",
+                }
+            },
+            "ignore": ["lm_head"],
+            "global_compression_ratio": None,
+            "kv_cache_scheme": None,
         }

@@ -21,33 +21,31 @@ import numpy.typing as npt
 from pagoda.errors import ConfigError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
 from pagoda.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
-from pagoda.formats.packed import GroupedWeight
 from pagoda.formats.safetensors_writer import Place, SafetensorsFolder
 from pagoda.models.hugging_face import FAMILIES, HuggingFaceView, as_hugging_face
 from pagoda.models.layers import Block, Decoder, Linear
 from pagoda.models.registry import load_model
 from pagoda.quantize.calibrate import Sample, read_sample
 from pagoda.quantize.forward import WindowOps
-from pagoda.quantize.layers import LayerQuantizer, QuantizedLinear, QuantizingSource, Store, check_finite, finite
+from pagoda.quantize.layers import LayerQuantizer, QuantizingSource, Store, check_finite
 from pagoda.quantize.methods import Job
 from pagoda.text.chat import ChatTemplate, load_chat_template
 from pagoda.text.to_json import write_tokenizer
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
 from pagoda.types import FloatArray, RawTensor
 
+DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16"}  # as config.json calls them
 SLAB_BYTES = 64 << 20  # of float32, of a tensor that is copied
 
 Arrays = dict[str, npt.NDArray[Any]]
+Parts = Callable[[str], Arrays]  # the parts of a linear, by its weight's name
 
 
 class Packing(Protocol):
-    """What a kind of checkpoint makes of a linear's weight."""
+    """What a kind of checkpoint holds instead of a linear's weight."""
 
     def places(self, rows: int, columns: int) -> dict[str, Place]:
         """Its parts, by what follows the linear's name."""
-
-    def parts(self, weight: GroupedWeight) -> Arrays:
-        """The parts themselves."""
 
     def config(self, dtype: str) -> dict[str, Any]:
         """`quantization_config` of config.json."""
@@ -158,17 +156,18 @@ def write_folder(
     job: Job,
     model: Model,
     packing: Packing,
-    linear: Callable[[str], QuantizedLinear],
+    parts: Parts,
     *,
     divisors: Mapping[str, FloatArray] | None = None,
     sample: Sample | None = None,
 ) -> Path:
-    """The finished folder in the job's work folder. `linear` gives each quantized linear by its weight's name."""
+    """The finished folder in the job's work folder. `divisors` are of norms and biases, by the name of the tensor or of
+    the bias's weight."""
     folder = job.work / "folder"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     write_tokenizer(model.opened, folder)
-    writer = _Writer(model, packing, linear, divisors or {})
+    writer = _Writer(model, packing, parts, divisors or {})
     with SafetensorsFolder(folder, writer.places()) as out:
         for count, name in enumerate(out.order):
             out.write(name, writer.pieces(name))
@@ -180,7 +179,7 @@ def write_folder(
 
 
 def _config(job: Job, model: Model, packing: Packing, sample: Sample | None) -> dict[str, Any]:
-    dtype = {"F16": "float16", "BF16": "bfloat16"}[model.dtype]
+    dtype = DTYPE_NAMES[model.dtype]
     made: dict[str, Any] = {"method": job.name, "source": job.source.name}
     if sample is not None:
         made["calibration"] = sample.as_json()
@@ -204,12 +203,12 @@ class _Writer:
         self,
         model: Model,
         packing: Packing,
-        linear: Callable[[str], QuantizedLinear],
+        parts: Parts,
         divisors: Mapping[str, FloatArray],
     ) -> None:
         self.model = model
         self.packing = packing
-        self.linear = linear
+        self.parts = parts
         self.divisors = divisors
         family = next(f for f in FAMILIES.values() if f.model_type.removesuffix("_text") == model.view.architecture)
         self.norm_offset = np.float32(family.norm_offset)
@@ -234,17 +233,9 @@ class _Writer:
             yield from self._copied(name)
             return
         if self._parts[0] != owner:
-            self._parts = owner, self.packing.parts(self._scaled(owner))
+            self._parts = owner, self.parts(owner)
         yield self._parts[1][name.removeprefix(owner.removesuffix("weight"))]
         self.model.view.release(owner)
-
-    def _scaled(self, name: str) -> GroupedWeight:
-        """The weight, its rows divided where a later linear's columns were multiplied."""
-        weight = self.linear(name).weight
-        if name not in self.divisors:
-            return weight
-        scales = weight.scales / self.divisors[name][:, None]
-        return GroupedWeight(weight.bits, weight.codes, scales, weight.zeros, weight.groups, weight.codebook)
 
     def _copied(self, name: str) -> Iterator[npt.NDArray[Any]]:
         raw = self.model.tensor(name)
@@ -288,8 +279,3 @@ def peak_memory() -> int:
     """Bytes of this process's largest resident set."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def direct(model: Model, make: Callable[[FloatArray], GroupedWeight]) -> Callable[[str], QuantizedLinear]:
-    """For methods that look at weights alone: each linear is quantized when it is written."""
-    return lambda name: QuantizedLinear(make(finite(model.tensor(name))))
