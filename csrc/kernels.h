@@ -10,38 +10,32 @@ namespace pagoda {
 enum class Activation : int { Silu, GeluTanh, Gelu };
 enum class KVType : int { F32, F16, BF16, Int8 };
 
-// Activations of a number of tokens as int8 with a scale for each 32. One scale for 32 values serves a block badly
-// that an outlier dominates, so blocks whose largest value exceeds kRefineAbove times the row's root mean square
-// are refined: a second plane of codes holds what the first one's rounding lost, in steps 253 times finer. Where a
-// block is not refined, the second plane's scales are zero, so that whether it is visited changes nothing.
+// Activations of a number of tokens as 16-bit codes, one scale a token. Eight bits would do for most models, but not for
+// all: small ones change one next token in twenty. Products are exact integers, so that no order of theirs shows.
 struct Quantized {
-    int8_t *q;         // [T][K]
-    float *scale;      // [T][K / 32]
-    int32_t *sum32;    // [T][K / 32] sum of 32 codes, for types with an offset
+    uint8_t *q;        // [T][K / 4][8]: quads of columns, each in the order that the instruction set's dot product takes
+    int32_t *sum32;    // [T][K / 32] sum of 32 codes, for codes with an offset
     int32_t *sum16;    // [T][K / 16]
-    float *scaled32;   // [T][K / 32] scale * sum of 32 codes, for types with mins
-    float *scaled16;   // [T][K / 16]
-    uint8_t *refined;  // [T][K / 32] whether the second plane holds anything
-    int64_t plane;     // bytes from anything above (but `refined`) to its place in the second plane
+    float *float32;    // the same as floats, for types with mins
+    float *float16;
+    float *scale;      // [T]
     int64_t k;         // columns
 
-    static int64_t bytes_per_token(int64_t k) { return 2 * (k + k / 32 * 28) + k / 32; }
+    static int64_t bytes_per_token(int64_t k) { return 2 * k + k / 32 * 24 + 4; }
     // The arrays for `tokens` tokens, one after the other from `memory` (64-byte aligned).
     static Quantized at(uint8_t *memory, int64_t tokens, int64_t k) {
         Quantized a;
         a.k = k;
-        a.plane = tokens * (k + k / 32 * 28);
-        a.q = reinterpret_cast<int8_t *>(memory);
-        a.scale = reinterpret_cast<float *>(memory + tokens * k);
-        a.sum32 = reinterpret_cast<int32_t *>(a.scale + tokens * (k / 32));
+        a.q = memory;
+        a.sum32 = reinterpret_cast<int32_t *>(memory + tokens * 2 * k);
         a.sum16 = a.sum32 + tokens * (k / 32);
-        a.scaled32 = reinterpret_cast<float *>(a.sum16 + tokens * (k / 16));
-        a.scaled16 = a.scaled32 + tokens * (k / 32);
-        a.refined = memory + 2 * a.plane;
+        a.float32 = reinterpret_cast<float *>(a.sum16 + tokens * (k / 16));
+        a.float16 = a.float32 + tokens * (k / 32);
+        a.scale = a.float16 + tokens * (k / 16);
         return a;
     }
 };
-constexpr float kRefineAbove = 2.0f;
+constexpr float kLargestCode = 127 * 256;  // so that a code is 256 high + low with both in int8
 
 struct GemmArgs {
     const Weight *weight;

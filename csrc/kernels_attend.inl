@@ -15,12 +15,12 @@ PAGODA_INLINE typename S::F load_kv(const uint8_t *base, int64_t element) {
 template <class S, KVType Type, int R>
 PAGODA_INLINE void score_block(const uint8_t *keys, const float *q, int head_dim, float *scores) {
     typename S::F s[R];
-    for (int r = 0; r < R; ++r) s[r] = S::zero();
+    unroll<R>([&](auto r) __attribute__((always_inline)) { s[r] = S::zero(); });
     for (int d = 0; d < head_dim; ++d) {
         const auto k = load_kv<S, Type>(keys, d * kBlockTokens);
-        for (int r = 0; r < R; ++r) s[r] = S::fma(k, S::set1(q[r * head_dim + d]), s[r]);
+        unroll<R>([&](auto r) __attribute__((always_inline)) { s[r] = S::fma(k, S::set1(q[r * head_dim + d]), s[r]); });
     }
-    for (int r = 0; r < R; ++r) S::store(scores + r * kAttendChunk, s[r]);
+    unroll<R>([&](auto r) __attribute__((always_inline)) { S::store(scores + r * kAttendChunk, s[r]); });
 }
 
 // out[r][at .. at + 16) = sum over the chunk's keys of p[r][key] * V[key][at ..).
@@ -28,17 +28,19 @@ template <class S, KVType Type, int R>
 PAGODA_INLINE void weigh_values(const AttendArgs &a, int block_begin, int block_end, int64_t padded, int64_t at,
                                 const float *p, float *out) {
     typename S::F o[R];
-    for (int r = 0; r < R; ++r) o[r] = S::zero();
+    unroll<R>([&](auto r) __attribute__((always_inline)) { o[r] = S::zero(); });
     for (int b = block_begin; b < block_end; ++b) {
         if (a.table[b] < 0) continue;
         const uint8_t *values = a.kv + a.table[b] * a.block_stride + a.v_offset;
         const float *pb = p + (b - block_begin) * kBlockTokens;
         for (int t = 0; t < kBlockTokens; ++t) {
             const auto v = load_kv<S, Type>(values, t * padded + at);
-            for (int r = 0; r < R; ++r) o[r] = S::fma(v, S::set1(pb[r * kAttendChunk + t]), o[r]);
+            unroll<R>([&](auto r) __attribute__((always_inline)) {
+                o[r] = S::fma(v, S::set1(pb[r * kAttendChunk + t]), o[r]);
+            });
         }
     }
-    for (int r = 0; r < R; ++r) S::store(out + r * padded + at, o[r]);
+    unroll<R>([&](auto r) __attribute__((always_inline)) { S::store(out + r * padded + at, o[r]); });
 }
 
 // Softmax numerators of one row of a chunk, in place; returns their maximum score and their sum.

@@ -6,6 +6,7 @@
 // accumulator.
 
 struct PanelReader {
+    static constexpr bool kUnpacked = false;
     const uint8_t *codes, *scales, *super;
     PanelReader(const Weight &w, int64_t panel) : codes(w.codes(panel)), scales(w.scales(panel)), super(w.super(panel)) {}
 };
@@ -173,26 +174,43 @@ struct ReadIQ4_XS : Iq4 {
     }
 };
 
+// Part P of quad J as the instruction set multiplies it, and what is left to subtract from its codes.
+template <class S, int J, int P, class R>
+PAGODA_INLINE typename S::W part(const R &w, int64_t b) {
+    if constexpr (R::kUnpacked)
+        return w.template part<J, P>(b);
+    else
+        return S::template part<P, (R::kMax < 0), 0>(w.template quad<S, J>(b));
+}
+template <class S, class R>
+constexpr int offset_left() {
+    if constexpr (R::kUnpacked && S::kSigned) return 0;
+    return R::kOffset + (R::kMax < 0 && !S::kSigned ? 128 : 0);
+}
+
 // A stretch of a panel of format R, unpacked into scratch.
-template <class R>
+template <class S, class R>
 struct Unpacked {
     static constexpr int kSub = R::kSub, kMax = R::kMax, kOffset = R::kOffset, kScales = 32 / kSub;
-    static constexpr bool kMin = R::kMin;
-    static constexpr int64_t kBlocks = 32;  // of 32 columns: 16 KiB of codes stay in the first-level cache
+    static constexpr bool kMin = R::kMin, kUnpacked = true;
+    static constexpr int64_t kBlockBytes = 512 * S::kParts;
+    static constexpr int64_t kBlocks = 16384 / kBlockBytes;  // of 32 columns: their codes stay in the first-level cache
     uint8_t *codes;
     float *scales, *mins;
     int64_t first;
 
     Unpacked(uint8_t *scratch, int64_t first_block)
-        : codes(scratch), scales(reinterpret_cast<float *>(scratch + kBlocks * 512)), mins(scales + kBlocks * 32),
+        : codes(scratch), scales(reinterpret_cast<float *>(scratch + kBlocks * kBlockBytes)), mins(scales + kBlocks * 32),
           first(first_block) {}
-    static constexpr size_t kBytes = kBlocks * (512 + 2 * 128);
+    static constexpr size_t kBytes = kBlocks * (kBlockBytes + 2 * 128);
 
-    template <class S>
     PAGODA_INLINE void fill(const R &from, int64_t end) {
         for (int64_t b = first; b < end; ++b) {
             unroll<8>([&](auto j) __attribute__((always_inline)) {
-                S::store_b(codes + 512 * (b - first) + 64 * j, from.template quad<S, j>(b));
+                const auto quad = from.template quad<S, j>(b);
+                unroll<S::kParts>([&](auto p) __attribute__((always_inline)) {
+                    S::store_w(at<j, p>(b), S::template part<p, (kMax < 0), S::kSigned ? kOffset : 0>(quad));
+                });
             });
             for (int h = 0; h < kScales; ++h) {
                 const int64_t at = ((b - first) * kScales + h) * 16;
@@ -201,67 +219,50 @@ struct Unpacked {
             }
         }
     }
-    template <class S, int J>
-    PAGODA_INLINE typename S::B quad(int64_t b) const { return S::load_b(codes + 512 * (b - first) + 64 * J); }
-    template <class S>
+    template <int J, int P>
+    PAGODA_INLINE uint8_t *at(int64_t b) const { return codes + kBlockBytes * (b - first) + 64 * (S::kParts * J + P); }
+    template <int J, int P>
+    PAGODA_INLINE typename S::W part(int64_t b) const { return S::load_w(at<J, P>(b)); }
+    template <class>
     PAGODA_INLINE typename S::F scale(int64_t b, int half) const {
         return S::load(scales + ((b - first) * kScales + half) * 16);
     }
-    template <class S>
+    template <class>
     PAGODA_INLINE typename S::F min(int64_t b, int half) const {
         return S::load(mins + ((b - first) * kScales + half) * 16);
     }
 };
 
-// acc[t] += block b of the panel · token t0 + t, one plane of codes, for T tokens.
+// acc[t] += block b of the panel · codes of token t0 + t, for T tokens.
 template <class S, class R, int T>
-PAGODA_INLINE void int_block(const R &w, const Quantized &a, int64_t t0, int64_t b, int64_t plane, typename S::F *acc) {
-    constexpr int kQuads = R::kSub / 4, kHalves = 32 / R::kSub;
-    constexpr int kOffset = R::kOffset + (R::kMax < 0 && S::kSignedOffset ? 128 : 0);
-    const auto in_plane = [&](auto *p) { return reinterpret_cast<decltype(p)>(reinterpret_cast<char *>(p) + plane); };
+PAGODA_INLINE void int_block(const R &w, const Quantized &a, int64_t t0, int64_t b, typename S::F *acc) {
+    constexpr int kQuads = R::kSub / 4, kHalves = 32 / R::kSub, kLeft = offset_left<S, R>();
     const int64_t nb = a.k / 32;
-    const int8_t *q = in_plane(a.q) + t0 * a.k + 32 * b;
-    const float *scales = in_plane(a.scale) + t0 * nb + b;
+    const uint8_t *q = a.q + t0 * 2 * a.k + 64 * b;
     unroll<kHalves>([&](auto h) __attribute__((always_inline)) {
-        typename S::template Dot<R::kMax> dot[T];
-        unroll<kQuads>([&](auto j) __attribute__((always_inline)) {
-            constexpr int J = h * kQuads + j;
-            const auto codes = w.template quad<S, J>(b);
+        typename S::Dot dot[T];
+        unroll<kQuads * S::kParts>([&](auto i) __attribute__((always_inline)) {
+            constexpr int J = i / S::kParts, P = i % S::kParts;
+            const auto codes = part<S, h * kQuads + J, P>(w, b);
             unroll<T>([&](auto t) __attribute__((always_inline)) {
-                dot[t].template mac<j>(codes, q + t * a.k + 4 * J);
+                dot[t].template mac<J, P>(codes, q + t * 2 * a.k + 8 * kQuads * h);
             });
         });
         const auto scale = w.template scale<S>(b, h);
         unroll<T>([&](auto t) __attribute__((always_inline)) {
             auto sum = dot[t].sum();
-            if constexpr (kOffset != 0) {
-                const int64_t at = (t0 + t) * nb + b;
-                sum = S::sub_int(sum, kOffset * (kHalves == 1 ? in_plane(a.sum32)[at] : in_plane(a.sum16)[2 * at + h]));
-            }
-            acc[t] = S::fma(S::to_float(sum), S::mul(scale, S::set1(scales[t * nb])), acc[t]);
+            const int64_t at = (t0 + t) * nb + b;
+            if constexpr (kLeft != 0) sum = S::sub_int(sum, kLeft * (kHalves == 1 ? a.sum32[at] : a.sum16[2 * at + h]));
+            acc[t] = S::fma(S::to_float(sum), scale, acc[t]);
         });
         if constexpr (R::kMin) {
             const auto min = w.template min<S>(b, h);
             unroll<T>([&](auto t) __attribute__((always_inline)) {
                 const int64_t at = (t0 + t) * nb + b;
-                const float scaled = kHalves == 1 ? in_plane(a.scaled32)[at] : in_plane(a.scaled16)[2 * at + h];
-                acc[t] = S::fma(min, S::set1(scaled), acc[t]);
+                acc[t] = S::fma(min, S::set1(kHalves == 1 ? a.float32[at] : a.float16[2 * at + h]), acc[t]);
             });
         }
     });
-}
-
-// acc[t] += panel blocks [begin, end) · token t0 + t, for T tokens. A block's second plane is visited when any of the
-// tokens needs it; for the others it adds zero.
-template <class S, class R, int T>
-PAGODA_INLINE void int_tile(const R &w, const Quantized &a, int64_t t0, int64_t begin, int64_t end, typename S::F *acc) {
-    const int64_t nb = a.k / 32;
-    for (int64_t b = begin; b < end; ++b) {
-        int refined = 0;
-        for (int t = 0; t < T; ++t) refined |= a.refined[(t0 + t) * nb + b];
-        for (int64_t plane = 0; plane <= (refined ? a.plane : 0); plane += a.plane)
-            int_block<S, R, T>(w, a, t0, b, plane, acc);
-    }
 }
 
 template <class S>
@@ -273,23 +274,28 @@ PAGODA_INLINE void finish(const GemmArgs &g, int64_t panel, int64_t t, typename 
     S::store(out, acc);
 }
 
+template <class S>
+PAGODA_INLINE void finish_int(const GemmArgs &g, int64_t panel, int64_t t, typename S::F acc) {
+    finish<S>(g, panel, t, S::mul(acc, S::set1(g.act.scale[t])));
+}
+
 template <class S, class R>
 void gemm_direct(const GemmArgs &g) {
     for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
         const R w(*g.weight, p);
-        for_tiles<S::kTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
+        for_tiles<S::kDirectTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
             constexpr int T = size;
             typename S::F acc[T];
-            for (int i = 0; i < T; ++i) acc[i] = S::zero();
-            int_tile<S, R, T>(w, g.act, t, 0, g.weight->blocks, acc);
-            for (int i = 0; i < T; ++i) finish<S>(g, p, t + i, acc[i]);
+            unroll<T>([&](auto i) __attribute__((always_inline)) { acc[i] = S::zero(); });
+            for (int64_t b = 0; b < g.weight->blocks; ++b) int_block<S, R, T>(w, g.act, t, b, acc);
+            unroll<T>([&](auto i) __attribute__((always_inline)) { finish_int<S>(g, p, t + i, acc[i]); });
         });
     }
 }
 
 template <class S, class R>
 void gemm_unpacked(const GemmArgs &g) {
-    using U = Unpacked<R>;
+    using U = Unpacked<S, R>;
     float *partial = reinterpret_cast<float *>(g.scratch + U::kBytes);  // [tokens][16]
     const int64_t blocks = g.weight->blocks;
     for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
@@ -297,18 +303,21 @@ void gemm_unpacked(const GemmArgs &g) {
         for (int64_t begin = 0; begin < blocks; begin += U::kBlocks) {
             const int64_t end = begin + U::kBlocks < blocks ? begin + U::kBlocks : blocks;
             U w(g.scratch, begin);
-            w.template fill<S>(packed, end);
+            w.fill(packed, end);
             for_tiles<S::kTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
                 constexpr int T = size;
                 typename S::F acc[T];
                 float *kept = partial + (t - g.token_begin) * 16;
-                for (int i = 0; i < T; ++i) acc[i] = begin == 0 ? S::zero() : S::load(kept + 16 * i);
-                int_tile<S, U, T>(w, g.act, t, begin, end, acc);
-                for (int i = 0; i < T; ++i)
+                unroll<T>([&](auto i) __attribute__((always_inline)) {
+                    acc[i] = begin == 0 ? S::zero() : S::load(kept + 16 * i);
+                });
+                for (int64_t b = begin; b < end; ++b) int_block<S, U, T>(w, g.act, t, b, acc);
+                unroll<T>([&](auto i) __attribute__((always_inline)) {
                     if (end < blocks)
                         S::store(kept + 16 * i, acc[i]);
                     else
-                        finish<S>(g, p, t + i, acc[i]);
+                        finish_int<S>(g, p, t + i, acc[i]);
+                });
             });
         }
     }
@@ -319,7 +328,7 @@ constexpr int64_t kMaxGemmTokens = 4096;   // partial sums of so many tokens fit
 
 template <class S, class R>
 void gemm_int(const GemmArgs &g) {
-    static_assert(Unpacked<R>::kBytes + kMaxGemmTokens * 64 <= kGemmScratch);
+    static_assert(Unpacked<S, R>::kBytes + kMaxGemmTokens * 64 <= kGemmScratch);
     if constexpr (S::kUnpack)
         if (g.token_end - g.token_begin >= kUnpackTokens) return gemm_unpacked<S, R>(g);
     gemm_direct<S, R>(g);
@@ -349,16 +358,15 @@ void gemm_float(const GemmArgs &g) {
         for_tiles<S::kFloatTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
             constexpr int T = size;
             typename S::F acc[T];
-            const float *x[T];
-            for (int i = 0; i < T; ++i) {
-                acc[i] = S::zero();
-                x[i] = g.x + (t + i) * g.x_stride;
-            }
+            const float *x = g.x + t * g.x_stride;
+            unroll<T>([&](auto i) __attribute__((always_inline)) { acc[i] = S::zero(); });
             for (int64_t k = 0; k < columns; ++k) {
                 const auto row = R::template row16<S>(w + k * kPanelRows * R::kBytes);
-                for (int i = 0; i < T; ++i) acc[i] = S::fma(row, S::set1(x[i][k]), acc[i]);
+                unroll<T>([&](auto i) __attribute__((always_inline)) {
+                    acc[i] = S::fma(row, S::set1(x[i * g.x_stride + k]), acc[i]);
+                });
             }
-            for (int i = 0; i < T; ++i) finish<S>(g, p, t + i, acc[i]);
+            unroll<T>([&](auto i) __attribute__((always_inline)) { finish<S>(g, p, t + i, acc[i]); });
         });
     }
 }

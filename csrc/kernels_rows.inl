@@ -52,56 +52,33 @@ PAGODA_INLINE float lanes_max(typename S::F x) {
     return v[0];
 }
 
-// One block of 32 values in one plane: codes, scale and their sums.
-template <class S>
-PAGODA_INLINE void put_codes(typename S::F c0, typename S::F c1, float scale, const Quantized &to, int64_t token,
-                             int64_t b, int64_t plane) {
-    const auto in_plane = [&](auto *p) { return reinterpret_cast<decltype(p)>(reinterpret_cast<char *>(p) + plane); };
-    int8_t *q = in_plane(to.q) + token * to.k + 32 * b;
-    S::store_i8(q, c0);
-    S::store_i8(q + 16, c1);
-    const int32_t sum[2] = {static_cast<int32_t>(lanes_sum<S>(c0)), static_cast<int32_t>(lanes_sum<S>(c1))};
-    const int64_t at = token * (to.k / 32) + b;
-    in_plane(to.scale)[at] = scale;
-    in_plane(to.sum32)[at] = sum[0] + sum[1];
-    in_plane(to.scaled32)[at] = scale * static_cast<float>(sum[0] + sum[1]);
-    for (int h = 0; h < 2; ++h) {
-        in_plane(to.sum16)[2 * at + h] = sum[h];
-        in_plane(to.scaled16)[2 * at + h] = scale * static_cast<float>(sum[h]);
-    }
-}
-
-// The second plane of a block that is not refined: whatever its codes and sums are, they count for nothing.
-PAGODA_INLINE void clear_scales(const Quantized &to, int64_t token, int64_t b) {
-    const auto second = [&](float *p) { return reinterpret_cast<float *>(reinterpret_cast<char *>(p) + to.plane); };
-    const int64_t at = token * (to.k / 32) + b;
-    second(to.scale)[at] = second(to.scaled32)[at] = 0.0f;
-    second(to.scaled16)[2 * at] = second(to.scaled16)[2 * at + 1] = 0.0f;
-}
-
-// Symmetric int8: code = round(x / scale), scale = max|x| / 127; see Quantized for the second plane.
+// code = round(x / scale), scale = max|x| / kLargestCode. A row that is not finite gets a scale of NaN, and so do its
+// products.
 template <class S>
 void quantize(const float *x, int64_t n, const Quantized &to, int64_t token) {
-    auto squares = S::zero();
-    for (int64_t i = 0; i < n; i += 16) squares = S::fma(S::load(x + i), S::load(x + i), squares);
-    const float limit = kRefineAbove * std::sqrt(lanes_sum<S>(squares) / static_cast<float>(n));
-    for (int64_t b = 0; b < n / 32; ++b) {
-        const auto x0 = S::load(x + 32 * b), x1 = S::load(x + 32 * b + 16);
-        const float largest = lanes_max<S>(S::max(S::abs(x0), S::abs(x1)));
-        const float scale = largest / 127.0f;
-        const auto inverse = S::set1(largest > 1e-30f ? 127.0f / largest : 0.0f);
-        const auto c0 = S::round(S::mul(x0, inverse)), c1 = S::round(S::mul(x1, inverse));
-        put_codes<S>(c0, c1, scale, to, token, b, 0);
-        const bool refine = largest > limit;
-        to.refined[token * (n / 32) + b] = refine;
-        if (refine) {
-            const auto back = S::set1(-scale), finer = S::mul(inverse, S::set1(253.0f));
-            const auto r0 = S::round(S::mul(S::fma(c0, back, x0), finer));
-            const auto r1 = S::round(S::mul(S::fma(c1, back, x1), finer));
-            put_codes<S>(r0, r1, scale / 253.0f, to, token, b, to.plane);
-        } else {
-            clear_scales(to, token, b);
-        }
+    auto largest = S::zero(), nothing = S::zero();
+    for (int64_t i = 0; i < n; i += 32) {
+        const auto x0 = S::load(x + i), x1 = S::load(x + i + 16);
+        largest = S::max(S::max(S::abs(x0), S::abs(x1)), largest);
+        nothing = S::fma(S::add(x0, x1), S::zero(), nothing);  // NaN once a value is not finite
+    }
+    const float top = lanes_max<S>(largest) + lanes_sum<S>(nothing);
+    const bool finite = std::isfinite(top);
+    to.scale[token] = finite ? top / kLargestCode : NAN;
+    const auto inverse = S::set1(finite && top > 1e-30f ? kLargestCode / top : 0.0f);
+    uint8_t *q = to.q + token * 2 * n;
+    for (int64_t i = 0; i < n; i += 32) {
+        const auto c0 = S::round_int(S::mul(S::load(x + i), inverse)), c1 = S::round_int(S::mul(S::load(x + i + 16), inverse));
+        S::store_quads(q + 2 * i, c0);
+        S::store_quads(q + 2 * i + 32, c1);
+        const int32_t s0 = S::sum_int(c0), s1 = S::sum_int(c1);
+        const int64_t at = token * (n / 32) + i / 32;
+        to.sum32[at] = s0 + s1;
+        to.float32[at] = static_cast<float>(s0 + s1);
+        to.sum16[2 * at] = s0;
+        to.sum16[2 * at + 1] = s1;
+        to.float16[2 * at] = static_cast<float>(s0);
+        to.float16[2 * at + 1] = static_cast<float>(s1);
     }
 }
 
@@ -220,7 +197,7 @@ int32_t int8_burst(int64_t rounds) {
     const auto w = S::load_b(codes);
     typename S::F total = S::zero();
     for (int64_t n = 0; n < rounds; ++n) {
-        typename S::template Dot<15> dot[4];
+        typename S::Burst dot[4];
         unroll<8>([&](auto j) __attribute__((always_inline)) {
             unroll<4>([&](auto t) __attribute__((always_inline)) { dot[t].template mac<j>(w, tokens[t] + 4 * j); });
         });

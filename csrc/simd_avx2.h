@@ -9,15 +9,18 @@ namespace pagoda {
 
 struct Avx2 {
     static constexpr const char *kName = "avx2";
-    static constexpr int kTile = 4;
+    static constexpr int kTile = 6;
+    static constexpr int kDirectTile = 4;
     static constexpr int kFloatTile = 6;
     static constexpr int kRows = 6;
     static constexpr bool kUnpack = true;
-    static constexpr bool kSignedOffset = false;
+    static constexpr bool kSigned = true;
+    static constexpr int kParts = 2;  // even columns, odd columns
 
     struct F { __m256 a, b; };
     struct I { __m256i a, b; };
     struct B { __m256i a, b; };
+    struct W { __m256i a, b; };  // 16-bit codes of two columns
 
     PAGODA_INLINE static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
     PAGODA_INLINE static F set1(float x) {
@@ -79,11 +82,17 @@ struct Avx2 {
         return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, limit.a, _CMP_LT_OQ)),
                 _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, limit.b, _CMP_LT_OQ))};
     }
-    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
-        const __m256i w = _mm256_permute4x64_epi64(
-            _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
-        const __m128i r = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), r);
+    PAGODA_INLINE static I round_int(const F &x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+    // A quad's 16-bit codes, even columns first.
+    PAGODA_INLINE static void store_quads(uint8_t *p, const I &x) {
+        const __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(w, 0xd8), 0xd8));
+    }
+    PAGODA_INLINE static int32_t sum_int(const I &x) {
+        const __m256i s8 = _mm256_add_epi32(x.a, x.b);
+        const __m128i s4 = _mm_add_epi32(_mm256_castsi256_si128(s8), _mm256_extracti128_si256(s8, 1));
+        const __m128i s2 = _mm_add_epi32(s4, _mm_shuffle_epi32(s4, 0x4e));
+        return _mm_cvtsi128_si32(_mm_add_epi32(s2, _mm_shuffle_epi32(s2, 0xb1)));
     }
     // Lanes i and i + 8, then i and i + 4, …: the same tree as over plain lanes.
     PAGODA_INLINE static float reduce_add(const F &x) {
@@ -131,62 +140,54 @@ struct Avx2 {
         return {_mm256_shuffle_epi8(t, x.a), _mm256_shuffle_epi8(t, x.b)};
     }
 
-    PAGODA_INLINE static __m256i broadcast4(const int8_t *a) {
+    PAGODA_INLINE static W load_w(const void *p) {
+        const B x = load_b(p);
+        return {x.a, x.b};
+    }
+    PAGODA_INLINE static void store_w(void *p, const W &x) { store_b(p, {x.a, x.b}); }
+    template <int P, bool Signed, int Offset>
+    PAGODA_INLINE static W part(const B &x) {
+        const auto one = [](__m256i v) {
+            if constexpr (P == 1)
+                v = Signed ? _mm256_srai_epi16(v, 8) : _mm256_srli_epi16(v, 8);
+            else
+                v = Signed ? _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8) : _mm256_and_si256(v, _mm256_set1_epi16(0xff));
+            return Offset == 0 ? v : _mm256_sub_epi16(v, _mm256_set1_epi16(Offset));
+        };
+        return {one(x.a), one(x.b)};
+    }
+    PAGODA_INLINE static __m256i broadcast4(const void *p) {
         int32_t v;
-        std::memcpy(&v, a, 4);
+        std::memcpy(&v, p, 4);
         return _mm256_set1_epi32(v);
     }
-    PAGODA_INLINE static __m256i pairs(const __m256i &x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
 
-    // Unsigned codes: products of two columns are summed in 16 bits for as many quads as cannot overflow.
-    template <int Max>
     struct Dot {
-        static constexpr int kDepth = 32767 / (Max * 254) < 8 ? 32767 / (Max * 254) : 8;
-        __m256i sum16a, sum16b, sum32a, sum32b;
-
-        template <int J>
-        PAGODA_INLINE void mac(const B &w, const int8_t *a) {
-            const __m256i x = broadcast4(a);
-            const __m256i pa = _mm256_maddubs_epi16(w.a, x), pb = _mm256_maddubs_epi16(w.b, x);
-            if constexpr (J % kDepth == 0) {
-                if constexpr (J > 0) flush<J == kDepth>();
-                sum16a = pa;
-                sum16b = pb;
-            } else {
-                sum16a = _mm256_add_epi16(sum16a, pa);
-                sum16b = _mm256_add_epi16(sum16b, pb);
-            }
-            pending = J / kDepth;
+        __m256i acc_a, acc_b;
+        template <int J, int P>
+        PAGODA_INLINE void mac(const W &w, const uint8_t *quads) {
+            const __m256i x = broadcast4(quads + 8 * J + 4 * P);
+            const __m256i a = _mm256_madd_epi16(w.a, x), b = _mm256_madd_epi16(w.b, x);
+            acc_a = J + P == 0 ? a : _mm256_add_epi32(acc_a, a);
+            acc_b = J + P == 0 ? b : _mm256_add_epi32(acc_b, b);
         }
-        template <bool First>
-        PAGODA_INLINE void flush() {
-            const __m256i a = pairs(sum16a), b = pairs(sum16b);
-            sum32a = First ? a : _mm256_add_epi32(sum32a, a);
-            sum32b = First ? b : _mm256_add_epi32(sum32b, b);
+        PAGODA_INLINE I sum() const { return {acc_a, acc_b}; }
+    };
+
+    struct Burst {  // sums of eight products fit in 16 bits
+        __m256i a, b;
+        template <int J>
+        PAGODA_INLINE void mac(const B &w, const int8_t *token) {
+            const __m256i x = broadcast4(token);
+            const __m256i pa = _mm256_maddubs_epi16(w.a, x), pb = _mm256_maddubs_epi16(w.b, x);
+            a = J == 0 ? pa : _mm256_add_epi16(a, pa);
+            b = J == 0 ? pb : _mm256_add_epi16(b, pb);
         }
         PAGODA_INLINE I sum() const {
-            const __m256i a = pairs(sum16a), b = pairs(sum16b);
-            if (pending == 0) return {a, b};
-            return {_mm256_add_epi32(sum32a, a), _mm256_add_epi32(sum32b, b)};
+            const __m256i ones = _mm256_set1_epi16(1);
+            return {_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)};
         }
-        int pending = 0;  // known at compile time once inlined
     };
-};
-
-// Signed codes: |w| * (a with w's sign), since maddubs wants one unsigned side; one quad fills 16 bits.
-template <>
-struct Avx2::Dot<-1> {
-    __m256i acc_a = _mm256_setzero_si256(), acc_b = _mm256_setzero_si256();
-
-    template <int J>
-    PAGODA_INLINE void mac(const B &w, const int8_t *a) {
-        const __m256i x = broadcast4(a);
-        const __m256i pa = _mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(x, w.a));
-        const __m256i pb = _mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(x, w.b));
-        acc_a = _mm256_add_epi32(acc_a, pairs(pa));
-        acc_b = _mm256_add_epi32(acc_b, pairs(pb));
-    }
-    PAGODA_INLINE I sum() const { return {acc_a, acc_b}; }
 };
 
 }  // namespace pagoda

@@ -10,14 +10,17 @@ namespace pagoda {
 struct Avx512 {
     static constexpr const char *kName = "avx512";
     static constexpr int kTile = 8;
+    static constexpr int kDirectTile = 8;
     static constexpr int kFloatTile = 12;
     static constexpr int kRows = 12;
     static constexpr bool kUnpack = true;
-    static constexpr bool kSignedOffset = true;  // signed codes become unsigned by +128
+    static constexpr bool kSigned = false;
+    static constexpr int kParts = 1;
 
     struct F { __m512 v; };
     struct I { __m512i v; };
     struct B { __m512i v; };
+    using W = B;
 
     PAGODA_INLINE static F zero() { return {_mm512_setzero_ps()}; }
     PAGODA_INLINE static F set1(float x) { return {_mm512_set1_ps(x)}; }
@@ -57,9 +60,15 @@ struct Avx512 {
     PAGODA_INLINE static F below(const F &x, const F &limit, const F &yes, const F &no) {
         return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ), no.v, yes.v)};
     }
-    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
+    PAGODA_INLINE static I round_int(const F &x) { return {_mm512_cvtps_epi32(x.v)}; }
+    // A quad's low bytes (signed), then its high ones.
+    PAGODA_INLINE static void store_quads(uint8_t *p, const I &x) {
+        const __m128i low = _mm512_cvtepi32_epi8(x.v);
+        const __m128i high = _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(x.v, _mm512_set1_epi32(128)), 8));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm_unpacklo_epi32(low, high));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p + 16), _mm_unpackhi_epi32(low, high));
     }
+    PAGODA_INLINE static int32_t sum_int(const I &x) { return _mm512_reduce_add_epi32(x.v); }
     PAGODA_INLINE static F to_float(const I &x) { return {_mm512_cvtepi32_ps(x.v)}; }
     PAGODA_INLINE static I sub_int(const I &x, int32_t y) { return {_mm512_sub_epi32(x.v, _mm512_set1_epi32(y))}; }
 
@@ -78,16 +87,35 @@ struct Avx512 {
         return {_mm512_shuffle_epi8(t, x.v)};
     }
 
-    template <int Max>
+    PAGODA_INLINE static W load_w(const void *p) { return load_b(p); }
+    PAGODA_INLINE static void store_w(void *p, const W &x) { store_b(p, x); }
+    template <int P, bool Signed, int Offset>
+    PAGODA_INLINE static W part(const B &x) {
+        static_assert(Offset == 0);
+        if constexpr (Signed) return {_mm512_xor_si512(x.v, _mm512_set1_epi8(static_cast<char>(0x80)))};
+        return x;
+    }
+    PAGODA_INLINE static __m512i broadcast4(const void *p) {
+        int32_t v;
+        std::memcpy(&v, p, 4);
+        return _mm512_set1_epi32(v);
+    }
+
     struct Dot {
+        __m512i low = _mm512_setzero_si512(), high = _mm512_setzero_si512();
+        template <int J, int P>
+        PAGODA_INLINE void mac(const W &w, const uint8_t *quads) {
+            low = _mm512_dpbusd_epi32(low, w.v, broadcast4(quads + 8 * J));
+            high = _mm512_dpbusd_epi32(high, w.v, broadcast4(quads + 8 * J + 4));
+        }
+        PAGODA_INLINE I sum() const { return {_mm512_add_epi32(_mm512_slli_epi32(high, 8), low)}; }
+    };
+
+    struct Burst {
         __m512i acc = _mm512_setzero_si512();
         template <int J>
-        PAGODA_INLINE void mac(const B &w, const int8_t *a) {
-            int32_t x;
-            std::memcpy(&x, a, 4);
-            __m512i codes = w.v;
-            if constexpr (Max < 0) codes = _mm512_xor_si512(codes, _mm512_set1_epi8(static_cast<char>(0x80)));
-            acc = _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(x));
+        PAGODA_INLINE void mac(const B &w, const int8_t *token) {
+            acc = _mm512_dpbusd_epi32(acc, w.v, broadcast4(token));
         }
         PAGODA_INLINE I sum() const { return {acc}; }
     };

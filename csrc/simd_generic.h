@@ -9,15 +9,18 @@ namespace pagoda {
 
 struct Generic {
     static constexpr const char *kName = "generic";
-    static constexpr int kTile = 1;       // tokens of one integer tile
+    static constexpr int kTile = 1;       // tokens of one integer tile, from unpacked weights
+    static constexpr int kDirectTile = 1;  // and from packed ones
     static constexpr int kFloatTile = 1;  // tokens of one float tile
     static constexpr int kRows = 1;       // query rows of one attention tile
     static constexpr bool kUnpack = false;  // whether unpacking a panel first pays for many tokens
-    static constexpr bool kSignedOffset = false;
+    static constexpr bool kSigned = true;   // whether W holds signed codes (else signed ones are raised by 128)
+    static constexpr int kParts = 1;        // W to a B
 
     struct F { float v[16]; };
     struct I { int32_t v[16]; };
     struct B { uint8_t v[64]; };  // 16 rows, 4 bytes each
+    using W = B;                  // codes of 16 rows as the dot product takes them
 
     template <class Fn>
     PAGODA_INLINE static F map(Fn fn) {
@@ -66,8 +69,23 @@ struct Generic {
     PAGODA_INLINE static F below(const F &a, const F &limit, const F &yes, const F &no) {  // a < limit ? yes : no
         return map([&](int i) { return a.v[i] < limit.v[i] ? yes.v[i] : no.v[i]; });
     }
-    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {  // x integral, in [-128, 127]
-        for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.v[i]);
+    PAGODA_INLINE static I round_int(const F &x) {
+        I r;
+        for (int i = 0; i < 16; ++i) r.v[i] = static_cast<int32_t>(std::nearbyint(x.v[i]));
+        return r;
+    }
+    // 16 columns' 16-bit codes as four quads of 8 bytes: here four low bytes (signed), then four high ones.
+    PAGODA_INLINE static void store_quads(uint8_t *p, const I &x) {
+        for (int i = 0; i < 16; ++i) {
+            const auto low = static_cast<int8_t>(x.v[i]);
+            p[8 * (i / 4) + i % 4] = static_cast<uint8_t>(low);
+            p[8 * (i / 4) + i % 4 + 4] = static_cast<uint8_t>((x.v[i] - low) >> 8);
+        }
+    }
+    PAGODA_INLINE static int32_t sum_int(const I &x) {
+        int32_t sum = 0;
+        for (const int32_t v : x.v) sum += v;
+        return sum;
     }
     PAGODA_INLINE static F to_float(const I &a) { return map([&](int i) { return static_cast<float>(a.v[i]); }); }
     PAGODA_INLINE static I sub_int(const I &a, int32_t x) {
@@ -100,17 +118,36 @@ struct Generic {
         return r;
     }
 
-    // Dot products of 16 rows' quads with one token's quads, at most 8 quads. Max: largest code (or -1: signed).
-    template <int Max>
+    PAGODA_INLINE static W load_w(const void *p) { return load_b(p); }
+    PAGODA_INLINE static void store_w(void *p, const W &x) { store_b(p, x); }
+    // Part P of a quad's codes, less Offset.
+    template <int P, bool Signed, int Offset>
+    PAGODA_INLINE static W part(const B &x) {
+        W r;
+        for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>(x.v[i] - Offset);
+        return r;
+    }
+
+    // Dot products of 16 rows' quads with one token's quads, at most 8 quads.
     struct Dot {
+        I acc{};
+        template <int J, int P>
+        PAGODA_INLINE void mac(const W &w, const uint8_t *quads) {
+            const auto *low = reinterpret_cast<const int8_t *>(quads + 8 * J), *high = low + 4;
+            for (int r = 0; r < 16; ++r)
+                for (int b = 0; b < 4; ++b)
+                    acc.v[r] += static_cast<int8_t>(w.v[4 * r + b]) * (256 * high[b] + low[b]);
+        }
+        PAGODA_INLINE I sum() const { return acc; }
+    };
+
+    // The fastest dot product of bytes there is, to measure the machine by: codes below 16 by signed bytes.
+    struct Burst {
         I acc{};
         template <int J>
         PAGODA_INLINE void mac(const B &w, const int8_t *a) {
             for (int r = 0; r < 16; ++r)
-                for (int b = 0; b < 4; ++b) {
-                    const int code = Max < 0 ? static_cast<int8_t>(w.v[4 * r + b]) : w.v[4 * r + b];
-                    acc.v[r] += code * a[b];
-                }
+                for (int b = 0; b < 4; ++b) acc.v[r] += w.v[4 * r + b] * a[b];
         }
         PAGODA_INLINE I sum() const { return acc; }
     };

@@ -9,15 +9,18 @@ namespace pagoda {
 
 struct Neon {
     static constexpr const char *kName = "neon";
-    static constexpr int kTile = 4;
+    static constexpr int kTile = 2;
+    static constexpr int kDirectTile = 2;
     static constexpr int kFloatTile = 6;
     static constexpr int kRows = 6;
     static constexpr bool kUnpack = true;
-    static constexpr bool kSignedOffset = false;
+    static constexpr bool kSigned = true;
+    static constexpr int kParts = 1;
 
     struct F { float32x4_t a, b, c, d; };
     struct I { int32x4_t a, b, c, d; };
     struct B { uint8x16_t a, b, c, d; };
+    using W = B;
 
     // fn of each register of the operands.
     template <class V, class Fn, class... Operands>
@@ -94,11 +97,22 @@ struct Neon {
     PAGODA_INLINE static F below(const F &x, const F &limit, const F &yes, const F &no) {
         return each<F>([](auto p, auto l, auto y, auto n) { return vbslq_f32(vcltq_f32(p, l), y, n); }, x, limit, yes, no);
     }
-    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
-        const auto narrow = [](float32x4_t u, float32x4_t v) {
-            return vcombine_s16(vqmovn_s32(vcvtq_s32_f32(u)), vqmovn_s32(vcvtq_s32_f32(v)));
+    PAGODA_INLINE static I round_int(const F &x) {
+        return each<I>([](auto p) { return vcvtnq_s32_f32(p); }, x);
+    }
+    // A quad's low bytes (signed), then its high ones.
+    PAGODA_INLINE static void store_quads(uint8_t *p, const I &x) {
+        const auto narrow = [](const I &v) {
+            return vcombine_s8(vmovn_s16(vcombine_s16(vmovn_s32(v.a), vmovn_s32(v.b))),
+                               vmovn_s16(vcombine_s16(vmovn_s32(v.c), vmovn_s32(v.d))));
         };
-        vst1q_s8(p, vcombine_s8(vqmovn_s16(narrow(x.a, x.b)), vqmovn_s16(narrow(x.c, x.d))));
+        const I raised = each<I>([](auto v) { return vshrq_n_s32(vaddq_s32(v, vdupq_n_s32(128)), 8); }, x);
+        const int32x4_t low = vreinterpretq_s32_s8(narrow(x)), high = vreinterpretq_s32_s8(narrow(raised));
+        vst1q_u8(p, vreinterpretq_u8_s32(vzip1q_s32(low, high)));
+        vst1q_u8(p + 16, vreinterpretq_u8_s32(vzip2q_s32(low, high)));
+    }
+    PAGODA_INLINE static int32_t sum_int(const I &x) {
+        return vaddvq_s32(vaddq_s32(vaddq_s32(x.a, x.b), vaddq_s32(x.c, x.d)));
     }
     PAGODA_INLINE static F to_float(const I &x) {
         return each<F>([](auto p) { return vcvtq_f32_s32(p); }, x);
@@ -139,19 +153,44 @@ struct Neon {
         return each<B>([=](auto p) { return vreinterpretq_u8_s8(vqtbl1q_s8(t, p)); }, x);
     }
 
-    // Codes are signed or below 128, so that signed dot products serve all. A token's quads come in order and side by
-    // side: one load brings four.
-    template <int Max>
+    PAGODA_INLINE static W load_w(const void *p) { return load_b(p); }
+    PAGODA_INLINE static void store_w(void *p, const W &x) { store_b(p, x); }
+    template <int P, bool Signed, int Offset>
+    PAGODA_INLINE static W part(const B &x) {  // unsigned codes are below 128: all serve as signed
+        if constexpr (Offset == 0) return x;
+        return each<W>([](auto v) { return vsubq_u8(v, vdupq_n_u8(Offset)); }, x);
+    }
+
     struct Dot {
+        I low{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}, high = low;
+        int8x16_t quads = vdupq_n_s8(0);  // two at a time
+        template <int J, int P>
+        PAGODA_INLINE void mac(const W &w, const uint8_t *token) {
+            if constexpr (J % 2 == 0) quads = vld1q_s8(reinterpret_cast<const int8_t *>(token + 8 * J));
+            const auto dot = [this](auto lane) {
+                return [this, lane](auto sum, auto codes) {
+                    return vdotq_laneq_s32(sum, vreinterpretq_s8_u8(codes), quads, decltype(lane)::value);
+                };
+            };
+            low = each<I>(dot(std::integral_constant<int, J % 2 * 2>{}), low, w);
+            high = each<I>(dot(std::integral_constant<int, J % 2 * 2 + 1>{}), high, w);
+        }
+        PAGODA_INLINE I sum() const {
+            return each<I>([](auto l, auto h) { return vaddq_s32(l, vshlq_n_s32(h, 8)); }, low, high);
+        }
+    };
+
+    struct Burst {
         I acc{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
-        int8x16_t quads = vdupq_n_s8(0);
         template <int J>
-        PAGODA_INLINE void mac(const B &w, const int8_t *a) {
-            static_assert(Max < 128);
-            if constexpr (J % 4 == 0) quads = vld1q_s8(a);
-            acc = each<I>(
-                [this](auto sum, auto codes) { return vdotq_laneq_s32(sum, vreinterpretq_s8_u8(codes), quads, J % 4); },
-                acc, w);
+        PAGODA_INLINE void mac(const B &w, const int8_t *token) {
+            const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(load_i32(token)));
+            acc = each<I>([=](auto sum, auto codes) { return vdotq_s32(sum, vreinterpretq_s8_u8(codes), x); }, acc, w);
+        }
+        PAGODA_INLINE static int32_t load_i32(const int8_t *p) {
+            int32_t v;
+            std::memcpy(&v, p, 4);
+            return v;
         }
         PAGODA_INLINE I sum() const { return acc; }
     };

@@ -19,6 +19,7 @@ PAGODA_INLINE void for_tiles(int64_t begin, int64_t end, Fn &&fn) {
             for (; t + size <= end; t += size) fn(size, t);
     };
     rest(std::integral_constant<int, 8>{});
+    rest(std::integral_constant<int, 6>{});
     rest(std::integral_constant<int, 4>{});
     rest(std::integral_constant<int, 3>{});
     rest(std::integral_constant<int, 2>{});

@@ -65,4 +65,15 @@ int check_rows(const Kernels &k);
 int check_gemm(const Kernels &k);
 int check_attend(const Kernels &k);
 
+// The 16-bit codes of a row, and the scale that goes with them.
+inline std::vector<int> quantized_codes(const float *x, int64_t n, float &scale) {
+    float top = 0.0f;
+    for (int64_t i = 0; i < n; ++i) top = std::fmax(top, std::fabs(x[i]));
+    const float inverse = top > 1e-30f ? kLargestCode / top : 0.0f;
+    std::vector<int> codes;
+    for (int64_t i = 0; i < n; ++i) codes.push_back(static_cast<int>(std::nearbyint(x[i] * inverse)));
+    scale = top / kLargestCode;
+    return codes;
+}
+
 }  // namespace pagoda::check

@@ -75,7 +75,7 @@ std::vector<uint8_t> random_file(Type type, int64_t rows, int64_t columns, bool 
     return data;
 }
 
-// Tokens of plain, of spiked (so that blocks are refined), of vanishing and of saturated activations.
+// Tokens of plain, of spiked, of vanishing and of saturated activations.
 void fill_activations(Problem &p, bool extreme, Random &random) {
     for (int64_t t = 0; t < p.tokens; ++t)
         for (int64_t c = 0; c < p.columns; ++c) {
@@ -86,18 +86,6 @@ void fill_activations(Problem &p, bool extreme, Random &random) {
             if (t % 7 == 6) v *= 1e-20f;
             p.x[static_cast<size_t>(t * p.padded + c)] = v;
         }
-}
-
-template <class T>
-const T *in_plane(const T *p, int64_t bytes) {
-    return reinterpret_cast<const T *>(reinterpret_cast<const char *>(p) + bytes);
-}
-
-double activation(const Quantized &a, int64_t t, int64_t c) {
-    double x = 0.0;
-    for (const int64_t plane : {int64_t{0}, a.plane})
-        x += static_cast<double>(in_plane(a.q, plane)[t * a.k + c]) * in_plane(a.scale, plane)[t * (a.k / 32) + c / 32];
-    return x;
 }
 
 Problem make_problem(const Kernels &k, Type type, Shape shape, int64_t tokens, bool extreme) {
@@ -115,9 +103,14 @@ Problem make_problem(const Kernels &k, Type type, Shape shape, int64_t tokens, b
     if (!is_float(type)) {
         const size_t bytes = static_cast<size_t>(tokens * Quantized::bytes_per_token(p.padded));
         p.args.act = Quantized::at(aligned(p.memory, bytes), tokens, p.padded);
-        for (int64_t t = 0; t < tokens; ++t) k.quantize(&p.x[static_cast<size_t>(t * p.padded)], p.padded, p.args.act, t);
-        for (int64_t i = 0; i < tokens * p.padded; ++i)
-            p.activations[static_cast<size_t>(i)] = activation(p.args.act, i / p.padded, i % p.padded);
+        for (int64_t t = 0; t < tokens; ++t) {
+            const float *row = &p.x[static_cast<size_t>(t * p.padded)];
+            k.quantize(row, p.padded, p.args.act, t);
+            float scale = 0.0f;
+            const std::vector<int> codes = quantized_codes(row, p.padded, scale);
+            for (int64_t i = 0; i < p.padded; ++i)
+                p.activations[static_cast<size_t>(t * p.padded + i)] = static_cast<double>(codes[static_cast<size_t>(i)]) * scale;
+        }
     }
     p.args.x_stride = p.padded;
     p.args.scratch = aligned(p.scratch, kGemmScratch);
