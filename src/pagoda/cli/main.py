@@ -49,6 +49,11 @@ VERBS = {
         "pagoda convert smollm2-135m -o smollm2-bf16",
     ),
     "doctor": Verb("pagoda.cli.doctor:doctor", "Check what this machine has to run models.", "pagoda doctor"),
+    "advise": Verb(
+        "pagoda.cli.advise:advise",
+        "Say whether RAG, fine-tuning, both or neither fits the task, and why.",
+        "pagoda advise --own-facts --facts-change often --citations --no-style --budget small",
+    ),
     "bench": Verb(
         "pagoda.cli.bench:bench",
         "Measure the engine; `bench serve` measures a server.",
