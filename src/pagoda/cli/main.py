@@ -54,6 +54,21 @@ VERBS = {
         "Say whether RAG, fine-tuning, both or neither fits the task, and why.",
         "pagoda advise --own-facts --facts-change often --citations --no-style --budget small",
     ),
+    "advise format": Verb(
+        "pagoda.cli.advise_format:advise_format_verb",
+        "Say which weight format to take on a device.",
+        "pagoda advise format llama-3-8b --on rtx4090",
+    ),
+    "advise speculation": Verb(
+        "pagoda.cli.advise_speculation:advise_speculation_verb",
+        "Say what speculative decoding gains, and when it loses.",
+        "pagoda advise speculation --acceptance 0.7 --cost 0.05 --model llama-3-70b --format awq --on a100-80gb",
+    ),
+    "advise finetune": Verb(
+        "pagoda.cli.advise_finetune:advise_finetune_verb",
+        "Show the memory of full, LoRA and QLoRA fine-tuning.",
+        "pagoda advise finetune llama-3-8b --on rtx4090 --rank 16 --targets q,k,v",
+    ),
     "bench": Verb(
         "pagoda.cli.bench:bench",
         "Measure the engine; `bench serve` measures a server.",

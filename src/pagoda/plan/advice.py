@@ -14,6 +14,7 @@ from pagoda.plan.devices import Device
 from pagoda.plan.quality import QUALITY, Quality
 from pagoda.plan.shapes import ModelShape
 from pagoda.plan.weights import weights_in
+from pagoda.plan.work import Workload, decode_step
 
 Goal = Literal["serve", "edge", "lora"]
 Place = Literal["production GPU", "consumer GPU", "CPU", "edge", "LoRA base"]
@@ -73,10 +74,11 @@ def advise_format(shape: ModelShape, device: Device, goal: Goal = "serve") -> Fo
 
 
 def _option(shape: ModelShape, device: Device, name: str) -> FormatOption:
-    size = weights_in(shape, name).total
-    share = size / device.memory_bytes
-    rate = device.bandwidth_bytes_s * device.efficiency.decode_bandwidth
-    return FormatOption(name, size, share, share <= FITS, size / rate, QUALITY[name])
+    weights = weights_in(shape, name)
+    share = weights.total / device.memory_bytes
+    read = Workload(shape, weights, "f16").of(decode_step(1, 1)).weight_bytes
+    step_s = read / (device.bandwidth_bytes_s * device.efficiency.decode_bandwidth) + device.efficiency.step_overhead_s
+    return FormatOption(name, weights.total, share, share <= FITS, step_s, QUALITY[name])
 
 
 def _pick(place: Place, options: tuple[FormatOption, ...]) -> str | None:
@@ -94,16 +96,16 @@ def _reasons(place: Place, pick: str | None, options: tuple[FormatOption, ...], 
     by_name = {option.format: option for option in options}
     if pick is None:
         least = min(options, key=lambda option: option.num_bytes)
-        yield (
-            f"Nothing fits: even {least.format} takes {least.num_bytes / 1e9:.1f} GB of {device.memory_bytes / 1e9:.1f}. "
-            "Take a smaller model, a larger device, or several."
-        )
+        size, room = least.num_bytes / 1e9, device.memory_bytes / 1e9
+        yield f"Nothing fits: even {least.format} takes {size:.1f} GB, and there are {room:.1f}."
+        yield "Take a smaller model, a larger device, or several."
         return
     yield from _WHY[place](pick, by_name)
     usual = options[0].format
     if pick != usual and place != "production GPU":
         yield f"{usual}, the usual choice, takes {by_name[usual].share:.0%} of the memory: {pick} is what fits."
-    yield from _speed(pick, options)
+    if place != "LoRA base":
+        yield from _speed(pick, options)
 
 
 def _production(pick: str, options: dict[str, FormatOption]) -> Iterator[str]:
@@ -112,15 +114,16 @@ def _production(pick: str, options: dict[str, FormatOption]) -> Iterator[str]:
         yield f"16 bits take {half.share:.0%} of the memory and leave the rest to KV: no loss, and large batches fit."
         yield "At large batches arithmetic binds, and 4-bit weights are widened for it: they save memory, not time."
     else:
-        yield f"16 bits would take {half.share:.0%} of the memory: AWQ takes a quarter, and the rest holds KV of requests."
-        yield "AWQ's kernels (Marlin) keep near 16-bit speed up to batches of some dozens."
+        four = options["awq"]
+        yield f"16 bits would take {half.share:.0%} of the memory, AWQ takes {four.share:.0%}: the rest holds KV."
+        yield "Its kernels keep nearly the whole gain of 4 bits up to batches of 16 to 32 (Marlin, arXiv:2408.11743)."
     if "fp8" in options and options["fp8"].fits:
         yield "FP8 lies between: half the bytes, twice the arithmetic, no loss to be measured."
 
 
 def _consumer(pick: str, options: dict[str, FormatOption]) -> Iterator[str]:
-    yield "Memory is what a consumer card lacks: 4 bits leave room for context, and read a quarter of the bytes a token."
-    yield "AWQ and GPTQ are the formats that GPU kernels are written for; AWQ loses a little less, GPTQ is found more often."
+    yield "Memory is what a consumer card lacks: 4 bits leave room for context, and a token reads fewer bytes."
+    yield "AWQ and GPTQ are what GPU kernels are written for: AWQ loses a little less, GPTQ is found more often."
 
 
 def _cpu(pick: str, options: dict[str, FormatOption]) -> Iterator[str]:

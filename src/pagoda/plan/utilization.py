@@ -1,7 +1,7 @@
 """Why a device is idle while its users wait: a decode step reads every weight to do two operations with it.
 
-Utilization is what is done over what could be. Below the ridge (peak / bandwidth) a step takes as long as its bytes take,
-so that more FLOP/s change nothing, more bandwidth helps in proportion, and more sequences are nearly free.
+Utilization is what is done over what could be. Below the ridge (peak / bandwidth) a step takes as long as its bytes
+take, so that more FLOP/s change nothing, more bandwidth helps in proportion, and more sequences are nearly free.
 Williams, Waterman, Patterson, "Roofline", 2009.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-WORTH = 1.1  # a step that takes a tenth longer is still nearly free
+WORTH = 1.5  # how much longer a step may take for batching to be called cheap
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,16 @@ class Utilization:
 
 
 def explain_utilization(
-    work: Callable[[int], StepWork], batch: int, *, peak_flops: float, bandwidth_bytes_s: float, overhead_s: float = 0.0
+    work: Callable[[int], StepWork],
+    batch: int,
+    *,
+    peak_flops: float,
+    bandwidth_bytes_s: float,
+    overhead_s: float = 0.0,
+    limit: int = 1 << 12,
 ) -> Utilization:
-    """work(batch) is what a step does. Peak and bandwidth are what programs reach, not what the sheet says."""
+    """work(batch) is what a step does. Peak and bandwidth are what programs reach, not what the sheet says; `limit` is
+    the largest batch that memory holds."""
 
     def seconds(size: int, flops: float = 1.0, bandwidth: float = 1.0) -> float:
         one = work(size)
@@ -58,27 +65,28 @@ def explain_utilization(
         reasons=(),
     )
     reasons = [
-        f"A decode step of batch {batch} does {intensity:.1f} FLOP a byte; the device could do {ridge:.0f}: it is bound by "
-        f"{bound}, and its arithmetic is {found.compute_share:.1%} busy."
+        f"A decode step of batch {batch} does {intensity:.1f} FLOP a byte, and the device could do {ridge:.0f}: "
+        f"it is bound by {bound}, and its arithmetic is {found.compute_share:.1%} busy."
     ]
     if bound == "memory":
+        faster, wider = step / seconds(batch, flops=2), step / seconds(batch, bandwidth=2)
         reasons.append(
-            f"Twice the FLOP/s would make a step {step / seconds(batch, flops=2):.2f} times as fast, twice the bandwidth "
-            f"{step / seconds(batch, bandwidth=2):.2f} times: do not buy FLOPs."
+            f"Twice the FLOP/s would make a step {faster:.2f} times as fast, twice the bandwidth {wider:.2f} times: "
+            "do not buy FLOPs."
         )
-        more = _nearly_free(seconds, batch)
+        more = _cheap(seconds, batch, limit)
         if more > batch:
+            gain, slower = more / batch * step / seconds(more), seconds(more) / step - 1
             reasons.append(
-                f"Batch instead: {more} sequences give {more / batch * step / seconds(more):.1f} times the tokens a second, "
-                f"each {seconds(more) / step - 1:.0%} slower."
+                f"Batch instead: {more} sequences give {gain:.1f} times the tokens a second, each {slower:.0%} slower."
             )
     else:
         reasons.append("More sequences only wait longer here: add devices, or fewer bits where arithmetic has them.")
     return replace(found, reasons=tuple(reasons))
 
 
-def _nearly_free(seconds: Callable[[int], float], batch: int, limit: int = 1 << 12) -> int:
-    """The largest batch, by doubling, whose step takes hardly longer."""
+def _cheap(seconds: Callable[[int], float], batch: int, limit: int) -> int:
+    """The largest batch, by doubling, whose step does not take much longer."""
     size = batch
     while size * 2 <= limit and seconds(size * 2) <= WORTH * seconds(batch):
         size *= 2
