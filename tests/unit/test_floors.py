@@ -16,7 +16,7 @@ FLOORS: dict[str, float] = {
     "kv": 3, "sampling": 3, "models": 3,
     "engine": 4, "plan": 5.5,
     "observe": 5, "cache": 5, "evals": 5, "finetune": 5, "quantize": 5,
-    "server": 6, "gateway": 6, "deploy": 6, "benchmark": 6,
+    "server": 6, "gateway": 6, "deploy": 6, "benchmark": 6.5,
     "cli": 7,
 }  # fmt: skip
 

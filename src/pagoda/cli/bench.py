@@ -71,6 +71,7 @@ def measure(engine: EngineSettings, bench: BenchSettings) -> dict[str, Any]:
     try:
         results = _measure_batches(loaded, bench, ceilings)
         profile = _profile(loaded, bench, ceilings) if bench.profile else None
+        serving = _serving(loaded, bench) if bench.profile else None
     finally:
         loaded.close()
     return {
@@ -87,6 +88,7 @@ def measure(engine: EngineSettings, bench: BenchSettings) -> dict[str, Any]:
             "kv": loaded.kv_plan.kv_bytes,
         },
         "profile": profile,
+        "serving": serving,
     }
 
 
@@ -116,6 +118,14 @@ def _profile(loaded: LoadedEngine, bench: BenchSettings, ceilings: Ceilings) -> 
     if program is None:
         return None
     return [profile(_runner(loaded, bench), program, batch, ceilings) for batch in bench.batch]
+
+
+def _serving(loaded: LoadedEngine, bench: BenchSettings) -> dict[str, Any]:
+    """The largest batch as clients over HTTP."""
+    from pagoda.benchmark.serving import profile_serving  # imports the server
+
+    with Console(stderr=True).status("serving over HTTP"):
+        return profile_serving(loaded, max(bench.batch), bench.prompt, bench.gen)
 
 
 def _machine(hardware: Hardware, settings: EngineSettings, ceilings: Ceilings) -> dict[str, Any]:
@@ -162,6 +172,8 @@ def _print(report: dict[str, Any], bench: BenchSettings, console: Console) -> No
     for part in report["profile"] or ():
         for phase in ("prefill", "decode"):
             _print_profile(f"{phase}, batch {part['batch']}", part[phase], console)
+    if report["serving"]:
+        _print_serving(report["serving"], console)
 
 
 def _print_profile(title: str, rows: list[dict[str, Any]], console: Console) -> None:
@@ -178,6 +190,14 @@ def _print_profile(title: str, rows: list[dict[str, Any]], console: Console) -> 
             _percent(row["compute_share"]),
         )
     console.print(table)
+
+
+def _print_serving(report: dict[str, Any], console: Console) -> None:
+    table = Table("part", "ms a step", "of time", title=f"a decode step over HTTP, {report['batch']} clients")
+    for row in report["parts"]:
+        table.add_row(row["part"], f"{1000 * row['seconds'] / report['steps']:.3f}", _percent(row["time_share"]))
+    console.print(table)
+    console.print(f"{_percent(report['outside'])} of the step is not the forward pass", highlight=False)
 
 
 def _ceiling(value: float | None, unit: str) -> str:

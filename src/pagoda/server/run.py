@@ -86,6 +86,10 @@ class PagodaServer(uvicorn.Server):
         if self._stop_asked:
             os.write(2, b"stopped by a second signal\n")
             os._exit(128 + sig)
+        self.stop()
+
+    def stop(self) -> None:
+        """What the first signal does. May be called from any thread."""
         self._stop_asked = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stop_event.set)
