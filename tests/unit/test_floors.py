@@ -11,7 +11,7 @@ SOURCE = Path(pagoda.__file__).parent
 
 FLOORS: dict[str, float] = {
     "errors": 0, "types": 0, "settings": 0.1, "config": 0.2,
-    "formats": 1, "text": 1, "sources": 1, "_native": 1, "client": 1,
+    "formats": 1, "text": 1.1, "sources": 1, "_native": 1, "client": 1,
     "backends": 2,
     "kv": 3, "sampling": 3, "models": 3,
     "engine": 4, "plan": 5.5,
