@@ -20,6 +20,7 @@ from pagoda.server.prompts import Prompt
 from pagoda.types import Delta, TokenLogprobs, Usage
 
 DONE = b"data: [DONE]\n\n"
+MARK = "\ue000"  # stands for the text where a chunk is cut in two
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Choice:
     usage: Usage | None = None
     text_offset: int = 0  # where the next token starts, for completions' logprobs
     started: bool = False  # its first chunk is out
+    frame: tuple[bytes, bytes] | None = None  # what stands around the text in chunks that carry nothing else
 
     @property
     def completion_tokens(self) -> int:
@@ -137,13 +139,25 @@ class Answer:
 
     def _event(self, delta: Delta) -> bytes:
         choice, delta = self._take(delta)
+        if choice.frame is not None and delta.finish_reason is None:
+            return choice.frame[0] + orjson.dumps(delta.text) + choice.frame[1] if delta.text else b""
         wanted = delta.text or delta.finish_reason or not choice.started
         if not (wanted or (delta.token_ids and (self.options.logprobs or self.options.token_ids))):
             return b""  # part of a character, or what may become a stop string
         tail = self._tail(choice)
         pieces = [orjson.dumps(shape) for shape in self._chunk_choices(choice, delta)]
         choice.started = True
+        choice.frame = self._frame(choice)
         return b"".join([self._head + piece + tail for piece in pieces])
+
+    def _frame(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        """The middle chunks of a choice differ in their text alone, unless the request asks for more."""
+        wanted = self.options
+        if wanted.logprobs or wanted.token_ids or wanted.continuous_usage or wanted.drop_output:
+            return None
+        (shape,) = self._chunk_choices(choice, Delta(self.id, choice.index, MARK, ()))
+        before, after = orjson.dumps(shape).split(orjson.dumps(MARK))
+        return self._head + before, after + self._tail(choice)
 
     def _tail(self, choice: Choice) -> bytes:
         """What follows the choice in a chunk: usage, and on a request's first chunk what concerns its prompt."""
