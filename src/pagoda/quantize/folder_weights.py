@@ -23,7 +23,7 @@ from pagoda.models.names import REDUNDANT_SUFFIXES, TENSORS
 from pagoda.models.registry import load_model
 from pagoda.models.rope import frequencies
 from pagoda.quantize.weights import Source, decode_rows
-from pagoda.text.to_gguf import tokenizer_values
+from pagoda.quantize.tokenizer_values import tokenizer_values
 from pagoda.types import FloatArray, RawTensor
 
 ROPE_FACTORS = "rope_freqs.weight"
