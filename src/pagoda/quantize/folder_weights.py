@@ -22,8 +22,8 @@ from pagoda.models.layers import Decoder
 from pagoda.models.names import REDUNDANT_SUFFIXES, TENSORS
 from pagoda.models.registry import load_model
 from pagoda.models.rope import frequencies
-from pagoda.quantize.weights import Source, decode_rows
 from pagoda.quantize.tokenizer_values import tokenizer_values
+from pagoda.quantize.weights import Source, decode_rows
 from pagoda.types import FloatArray, RawTensor
 
 ROPE_FACTORS = "rope_freqs.weight"
