@@ -30,7 +30,8 @@ else:
 S = TypeVar("S", bound="Settings")
 
 DEFAULT_FILE = "pagoda.toml"
-TABLES = ("chat", "generate", "bench", "bench-serve", "quantize", "convert")  # verbs with settings of their own
+# Verbs with settings of their own.
+TABLES = ("chat", "generate", "bench", "bench-serve", "quantize", "convert", "plan")
 
 
 @dataclass(frozen=True, slots=True)

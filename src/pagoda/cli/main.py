@@ -37,6 +37,11 @@ VERBS = {
         "pagoda generate prompts.jsonl -o answers.jsonl --max-tokens 64",
     ),
     "pull": Verb("pagoda.cli.pull:pull", "Download a model into the cache.", "pagoda pull smollm2-135m"),
+    "plan": Verb(
+        "pagoda.cli.plan:plan",
+        "Say what fits where, how fast, and what it costs.",
+        "pagoda plan llama-3-8b --on a100-80gb,rtx4090,this --tpot 50",
+    ),
     "inspect": Verb("pagoda.cli.inspect:inspect", "Show what a model file holds.", "pagoda inspect model.gguf"),
     "quantize": Verb(
         "pagoda.cli.quantize:quantize",

@@ -59,7 +59,7 @@ def find_shape(name: str, *, progress: Progress | None = None) -> ModelShape:
         return shape_of_file(resolve(name, progress=progress).path).named(name)
     source = parse_name(name)
     if isinstance(source, HubSource) and source.file is None:
-        return shape_of_file(fetch_config(source)).named(source.repo)
+        return replace(shape_of_file(fetch_config(source)), name=source.repo, hub=source.repo)
     if name.startswith(("hf:", "pypi:")):
         return shape_of_file(resolve(name, progress=progress).path)
     raise _unknown(name)
@@ -90,7 +90,7 @@ def builtin_shape(name: str) -> ModelShape:
     row = _builtin()[name]
     while "like" in row:
         row = {**_builtin()[row["like"]], **{key: value for key, value in row.items() if key != "like"}}
-    return shape_from_config(row, name)
+    return replace(shape_from_config(row, name), hub=row["hub"])
 
 
 # Files
@@ -119,7 +119,8 @@ def _of_config(path: Path) -> ModelShape:
     if isinstance(quantized, Mapping):
         stored = quantized.get("quant_method")
     size = sum(file.stat().st_size for file in weights) if weights else None
-    return replace(shape, stored_as=STORED.get(str(stored)), file_bytes=size)
+    here = path.parent if weights and not isinstance(quantized, Mapping) else None
+    return replace(shape, stored_as=STORED.get(str(stored)), file_bytes=size, path=here)
 
 
 STORED = {
@@ -146,6 +147,7 @@ def _of_gguf(checkpoint: Checkpoint) -> ModelShape:
         experts_used=reader.integer("expert_used_count", 0, low=0, high=1 << 14),
         stored_as=FILE_TYPES.get(checkpoint.metadata.get("general.file_type", -1)) or _commonest(tensors),
         file_bytes=checkpoint.file_bytes,
+        path=checkpoint.path,
         assumptions=tuple(reader.assumptions),
     )
 

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -56,17 +56,20 @@ class Setup:
     kv_type: KVType
 
 
+def remembered_rates(key: str, setup: Setup) -> Rates | None:
+    """What an earlier run measured for the model and format that `key` names."""
+    try:
+        return Rates.from_json(json.loads(_path(key, setup).read_text()))
+    except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of another version
+        return None
+
+
 def measured_rates(
-    model: Decoder, key: str, setup: Setup, *, fresh: bool = False, say: Say = lambda line: None
+    model: Decoder, counts: Mapping[str, int], key: str, setup: Setup, *, say: Say = lambda line: None
 ) -> Rates:
-    """The rates of `model`, from the cache or measured now. `key` says which model and format it is."""
-    path = cache_dir() / "plan" / f"{_digest(key, setup)}.json"
-    if not fresh and path.is_file():
-        try:
-            return Rates.from_json(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError):
-            pass  # damaged, or of another version: measured again
-    prober = Prober(model, setup)
+    """Measured now, and remembered. `counts`: layers of each signature in the whole model."""
+    path = _path(key, setup)
+    prober = Prober(model, counts, setup)
     for number in range(SWEEPS):
         say(f"measuring the kernels on this machine, once for this kind of model: {number + 1} of {SWEEPS}")
         prober.sweep()
@@ -77,6 +80,10 @@ def measured_rates(
     partial.write_text(json.dumps(rates.to_json()))
     partial.replace(path)
     return rates
+
+
+def _path(key: str, setup: Setup) -> Path:
+    return cache_dir() / "plan" / f"{_digest(key, setup)}.json"
 
 
 def _digest(key: str, setup: Setup) -> str:
@@ -94,7 +101,8 @@ class Prober:
     more than one measured as often at once.
     """
 
-    def __init__(self, model: Decoder, setup: Setup) -> None:
+    def __init__(self, model: Decoder, counts: Mapping[str, int], setup: Setup) -> None:
+        self._counts = counts
         self._backend = CpuBackend(threads=setup.threads, isa=setup.isa)
         self._slice = cut(model, SLICE_BYTES)
         self._vocab_size = model.vocab_size
@@ -124,7 +132,7 @@ class Prober:
         row_s = max(0.0, (many - one) / (max(BATCHES) - 1))
         return Rates(
             layers=layers,
-            counts=self._slice.counts,
+            counts=self._counts,
             head=head,
             decode_attention={b: [(float(c), self._attend(b, 1, c)) for c in self._contexts] for b in BATCHES},
             prefill_pair_s=pair_s,
@@ -140,7 +148,7 @@ class Prober:
         self._attention.model.close()
 
     def _linear_curves(self) -> tuple[dict[str, list[tuple[float, float]]], list[tuple[float, float]]]:
-        curves: dict[str, list[tuple[float, float]]] = {name: [] for name in self._slice.counts}
+        curves: dict[str, list[tuple[float, float]]] = {name: [] for name in self._counts}
         head: list[tuple[float, float]] = []
         for tokens in TOKENS:
             embed, *body, norm, last = self._linear.stages((1, tokens, tokens, _rows(tokens)))
@@ -259,7 +267,7 @@ class _NoModel:
     def close(self) -> None: ...
 
 
-class _NoText:
+class NoText:
     """Tokens without text."""
 
     eos_ids: tuple[int, ...] = ()
@@ -267,7 +275,7 @@ class _NoText:
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return []
 
-    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> _NoText:
+    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> NoText:
         return self
 
     def push(self, token_id: int) -> str:
@@ -285,7 +293,7 @@ def engine_step_s(vocab_size: int, batch: int) -> float:
     model: LoadedModel = _NoModel(vocab_size, batch)
     engine = Engine(
         model,
-        _NoText(),
+        NoText(),
         Sampler(vocab_size),
         vocab_size=vocab_size,
         windows=(None,),

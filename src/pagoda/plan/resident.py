@@ -30,11 +30,16 @@ def packed_bytes(shape: ModelShape, weights: Weights) -> int | None:
     types = weights.types
     if types is None or not set(types.values()) <= set(BLOCK_TYPES):
         return None
-    total = tensor_bytes(types[EMBEDDING], next(t.shape for t in shape.tensors if t.name == EMBEDDING))
+    total = embedding_bytes(shape, weights)
     for tensor in (*shape.layer_matrices, shape.head):
         rows, columns = tensor.elements // tensor.shape[-1], tensor.shape[-1]
         total += round(-(-rows // PANEL_ROWS) * columns / COLUMNS * _panel_bytes(types[tensor.name]))
     return total + 4 * sum(t.elements for t in shape.tensors if not t.is_matrix)
+
+
+def embedding_bytes(shape: ModelShape, weights: Weights) -> int:
+    """The table of the file, of which the OS keeps the pages that were read."""
+    return weights.tensors[EMBEDDING]
 
 
 @functools.cache

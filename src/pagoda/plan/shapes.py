@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from pathlib import Path
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
@@ -91,6 +92,8 @@ class ModelShape:
     experts_used: int = 0
     stored_as: str | None = None  # the format of the file it was read from
     file_bytes: int | None = None
+    path: Path | None = None  # of the file or folder, where its weights are here
+    hub: str | None = None  # the repository that publishes it
     assumptions: tuple[str, ...] = ()
 
     def named(self, name: str) -> ModelShape:

@@ -6,6 +6,7 @@ Without a file they are random codes with scales that keep values near one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,8 +39,7 @@ class Slice:
     """Some layers of a model. `signatures` tell layers of different formats apart."""
 
     decoder: Decoder
-    signatures: tuple[str, ...]  # of the slice's layers
-    counts: Mapping[str, int]  # of the whole model's layers
+    signatures: tuple[str, ...]  # of its layers
 
 
 def signature(block: Block) -> str:
@@ -58,8 +58,12 @@ def cut(model: Decoder, least_bytes: int) -> Slice:
     wanted = min(len(model.blocks), max(1, round(least_bytes / layer_bytes + 0.5)))
     chosen = sorted(i for members in places.values() for i in _spread(members, wanted / len(model.blocks)))
     blocks = tuple(_unwindowed(model.blocks[i]) for i in chosen)
-    counts = {name: len(members) for name, members in places.items()}
-    return Slice(replace(model, blocks=blocks), tuple(signature(block) for block in blocks), counts)
+    return Slice(replace(model, blocks=blocks), tuple(signature(block) for block in blocks))
+
+
+def signatures(model: Decoder) -> dict[str, int]:
+    """How many layers of each signature there are."""
+    return dict(Counter(signature(block) for block in model.blocks))
 
 
 def attention_only(model: Decoder) -> Decoder:
@@ -103,19 +107,47 @@ class RandomCheckpoint:
     kind: str = "gguf"
 
 
-def random_model(shape: ModelShape, weights: Weights, num_layers: int) -> Decoder:
-    """The first layers of such a model. UnsupportedError if the engine has no such family or format."""
-    if shape.architecture not in FAMILIES or weights.types is None:
-        what = shape.architecture if shape.architecture not in FAMILIES else weights.format
+def random_model(shape: ModelShape, weights: Weights, least_bytes: int) -> tuple[Decoder, dict[str, int]]:
+    """A few layers of such a model, at least `least_bytes` of matrices, and how many layers of each signature the
+    whole model has. UnsupportedError if the engine has no such family or format."""
+    if shape.architecture not in FAMILIES or weights.types is None or shape.num_experts:
+        what = weights.format if weights.types is None else shape.architecture
         raise UnsupportedError(f"the engine here does not run {what!r}")
+    if unread := set(weights.types.values()) - set(BLOCK_TYPES):
+        raise UnsupportedError(f"the engine here does not read {', '.join(sorted(unread))}")
+    kinds = _layer_kinds(shape, weights.types)
+    each = sum(weights.tensors[t.name] for t in shape.layer_matrices) / shape.num_layers
+    share = min(1.0, (least_bytes / each + 1) / shape.num_layers)
+    chosen = sorted(i for members in kinds.values() for i in _spread(members, share))
+    model = _random_layers(shape, weights.types, chosen)
+    names = {signature(block): i for block, i in zip(model.blocks, chosen, strict=True)}
+    counts = {name: next(len(m) for m in kinds.values() if i in m) for name, i in names.items()}
+    return model, counts
+
+
+def _layer_kinds(shape: ModelShape, types: Mapping[str, str]) -> dict[tuple[str, ...], list[int]]:
+    """Layers by the types of their matrices."""
+    by_layer: dict[int, list[str]] = {}
+    for tensor in shape.layer_matrices:
+        by_layer.setdefault(tensor.layer or 0, []).append(types[tensor.name])
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for layer, found in by_layer.items():
+        kinds.setdefault(tuple(found), []).append(layer)
+    return kinds
+
+
+def _random_layers(shape: ModelShape, types: Mapping[str, str], chosen: Sequence[int]) -> Decoder:
     rng = np.random.default_rng(0)
-    kept = [t for t in shape.tensors if t.layer is None or t.layer < num_layers]
-    types = {t.name: weights.types[t.name] if t.is_matrix else "F32" for t in kept}
-    for tensor in kept:
-        if types[tensor.name] not in BLOCK_TYPES:
-            raise UnsupportedError(f"the engine here does not read {types[tensor.name]}")
-    tensors = {t.name: _random(rng, t.name, types[t.name], t.shape) for t in kept}
-    checkpoint: Checkpoint = RandomCheckpoint(shape.architecture, _metadata(shape, num_layers), tensors)
+    tensors = {}
+    for tensor in shape.tensors:
+        if tensor.layer is not None and tensor.layer not in chosen:
+            continue
+        name = tensor.name
+        if tensor.layer is not None:
+            name = name.replace(f"blk.{tensor.layer}.", f"blk.{chosen.index(tensor.layer)}.")
+        type = types[tensor.name] if tensor.is_matrix else "F32"
+        tensors[name] = _random(rng, name, type, tensor.shape)
+    checkpoint: Checkpoint = RandomCheckpoint(shape.architecture, _metadata(shape, len(chosen)), tensors)
     model = load_model(checkpoint)
     assert isinstance(model, Decoder)
     return model

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from pagoda.errors import ConfigError
@@ -43,6 +43,7 @@ class Weights:
     about: str
     computes: tuple[str, ...]  # number types of the products, best first
     types: Mapping[str, str] | None = None  # block types by tensor name, of formats that Pagoda's own kernels know
+    is_stored: bool = False  # this is what the model's file holds
 
     @property
     def total(self) -> int:
@@ -112,6 +113,8 @@ def weights_in(shape: ModelShape, format: str) -> Weights:
     if name == STORED:
         return _stored(shape)
     name = ALIASES.get(name, name)
+    if shape.path is not None and name == (shape.stored_as or "").lower():
+        return _stored(shape)
     if name in FORMATS:
         row = FORMATS[name]
         types = {t.name: PLAIN_TYPES[name] for t in shape.tensors} if name in PLAIN_TYPES else None
@@ -134,7 +137,8 @@ def default_format(shape: ModelShape, kind: str) -> str:
 
 def _stored(shape: ModelShape) -> Weights:
     if any(tensor.type is None for tensor in shape.tensors):
-        return weights_in(shape, shape.stored_as or "fp16")
+        plain = weights_in(replace(shape, path=None), shape.stored_as or "fp16")
+        return replace(plain, is_stored=shape.stored_as is not None)
     return _gguf(
         shape, (shape.stored_as or STORED).lower(), "as in the file", {t.name: str(t.type) for t in shape.tensors}
     )

@@ -1,0 +1,40 @@
+"""`pagoda plan`: what fits where, how fast it can be, and what it costs."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+from rich.console import Console
+
+from pagoda.cli.options import with_settings
+from pagoda.cli.plan_tables import print_plan
+from pagoda.cli.progress import download_progress
+from pagoda.plan.planner import make_plan
+from pagoda.plan.settings import PlanSettings
+
+
+@with_settings
+def plan(plan: PlanSettings) -> None:
+    """Say before anything is rented whether a model fits, how many users it serves at what latency, what a million
+    tokens cost, and which limit binds.
+
+    MODEL is a GGUF file, a folder with config.json, hf:owner/repo, or a name such as llama-3-8b, qwen2.5-7b,
+    mixtral-8x7b, deepseek-v3. Devices: this (measured), a100-80gb, h100, l4, rtx4090, apple-m3-max and more; a wrong
+    name lists those near it.
+
+    With --ttft and --tpot the answer is the largest concurrency that keeps them, and the flags of `pagoda serve`
+    that give it. With --verify the engine runs here and its times stand beside the predicted ones.
+    """
+    if plan.verify:
+        from pagoda.cli.plan_verify import verify_and_print
+
+        verify_and_print(plan)
+        return
+    console = Console(stderr=True)
+    with download_progress() as progress, console.status("") as status:
+        found = make_plan(plan, progress=progress, say=lambda line: status.update(line))
+    if plan.json:
+        typer.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
+    else:
+        print_plan(found, Console())

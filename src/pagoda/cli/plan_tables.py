@@ -1,0 +1,173 @@
+"""A plan in the terminal: within 100 columns, a column for each device and format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pagoda.plan.planner import Plan
+from pagoda.plan.report import plan_json
+
+WIDTH = 100
+COLUMNS = 4  # plans side by side; more go below
+
+Row = tuple[str, Callable[[dict[str, Any]], str]]
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    console = Console(file=console.file, width=min(WIDTH, console.width), highlight=False)
+    shape, settings = plan.shape, plan.settings
+    active = f", {_count(shape.active_parameters)} active" if shape.active_parameters != shape.parameters else ""
+    console.print(
+        f"[bold]{shape.name}[/] ({shape.architecture}): {_count(shape.parameters)} parameters{active}, "
+        f"{shape.num_layers} layers, context {shape.max_context:,}.\nPrompt {settings.prompt:,}, "
+        f"output {settings.output:,} tokens, KV in {settings.kv_type}."
+    )
+    for assumption in shape.assumptions:
+        console.print(f"assumed: {assumption}", style="yellow")
+    found = [plan_json(target) for target in plan.targets]
+    for start in range(0, len(found), COLUMNS):
+        console.print(_table(found[start : start + COLUMNS]))
+    if len(found) == 1:
+        console.print(_throughput(found[0]))
+    for one in found:
+        _print_sentences(one, console, alone=len(found) == 1)
+
+
+def _table(plans: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("", style="dim")
+    for one in plans:
+        device = one["device"]
+        count = f"{device['count']} × " if device["count"] > 1 else ""
+        table.add_column(f"{count}{device['id']}\n{one['format']['name']}", justify="right")
+    for label, show in ROWS:
+        table.add_row(label, *[_cell(show, one) for one in plans])
+    return table
+
+
+def _cell(show: Callable[[dict[str, Any]], str], one: dict[str, Any]) -> Text:
+    try:
+        return Text(show(one))
+    except TypeError:  # part of the plan is null: nothing runs there
+        return Text("–", style="dim")
+
+
+def _fits(one: dict[str, Any]) -> str:
+    memory = one["memory"]
+    return "yes" if one["fits"] else f"no, {_gb(memory['missing_bytes'])} over"
+
+
+def _users(one: dict[str, Any]) -> str:
+    return f"{one['operating_point']['concurrency']:,}"
+
+
+def _usd(one: dict[str, Any], which: str) -> str:
+    return f"${one['cost'][f'usd_per_million_{which}_tokens']:,.2f}"
+
+
+def _compute_batch(one: dict[str, Any]) -> str:
+    batch = one["roofline"]["decode_compute_bound_from_batch"]
+    return "never" if batch is None else f"batch {batch:,}"
+
+
+ROWS: tuple[Row, ...] = (
+    ("fits", _fits),
+    ("weights", lambda p: _gb(p["memory"]["weights_bytes"])),
+    ("buffers + runtime", lambda p: _gb(p["memory"]["buffers_bytes"] + p["memory"]["runtime_bytes"])),
+    ("KV a token", lambda p: _size(p["memory"]["kv_bytes_per_token"])),
+    ("KV a request", lambda p: _size(p["memory"]["kv_bytes_per_request"])),
+    ("requests at once, at most", lambda p: f"{p['memory']['max_concurrent_requests']:,}"),
+    ("KV lost: static → paged", lambda p: _lost(p["kv_waste"])),
+    ("ridge, FLOP/byte", lambda p: f"{p['roofline']['ridge_flops_per_byte']:,.0f}"),
+    (
+        "prefill, FLOP/byte",
+        lambda p: f"{p['roofline']['prefill_flops_per_byte']:,.0f} {p['roofline']['prefill_bound']}",
+    ),
+    ("decode, FLOP/byte", lambda p: f"{p['roofline']['decode_flops_per_byte']:,.1f} {p['roofline']['decode_bound']}"),
+    ("decode compute-bound from", _compute_batch),
+    ("one user: TTFT (ceiling)", lambda p: f"{_ms(p['latency']['ttft_ms'])} ({_ms(p['latency']['ttft_ceiling_ms'])})"),
+    ("one user: TPOT (ceiling)", lambda p: f"{_ms(p['latency']['tpot_ms'])} ({_ms(p['latency']['tpot_ceiling_ms'])})"),
+    ("users at once", _users),
+    ("  TTFT", lambda p: _ms(p["operating_point"]["ttft_ms"])),
+    ("  TPOT", lambda p: _ms(p["operating_point"]["tpot_ms"])),
+    ("  output tokens/s", lambda p: f"{p['operating_point']['output_tokens_per_s']:,.0f}"),
+    ("  price an hour", lambda p: f"${p['cost']['price_usd_per_h']:,.2f}"),
+    ("  1M output tokens", lambda p: _usd(p, "output")),
+    ("  1M input tokens", lambda p: _usd(p, "input")),
+)
+
+
+def _throughput(one: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for title in ("users", "TTFT", "TPOT", "output tok/s", "input tok/s", "decode bound by", ""):
+        table.add_column(title, justify="left" if title in ("decode bound by", "") else "right")
+    for row in one["throughput"]:
+        table.add_row(
+            f"{row['concurrency']:,}",
+            _ms(row["ttft_ms"]),
+            _ms(row["tpot_ms"]),
+            f"{row['output_tokens_per_s']:,.0f}",
+            f"{row['input_tokens_per_s']:,.0f}",
+            row["bound"],
+            "" if row["fits"] else "does not fit",
+            style=None if row["fits"] else "dim",
+        )
+    return table
+
+
+def _print_sentences(one: dict[str, Any], console: Console, *, alone: bool) -> None:
+    name = f"{one['device']['id']} {one['format']['name']}"
+    refusal = one["does_not_fit"]
+    if refusal is not None:
+        console.print(Text(f"{name}: {refusal['problem']}.", style="red"))
+        for change in refusal["changes"]:
+            console.print(Text(f"  would do: {change}"))
+        if not refusal["changes"]:
+            console.print(Text("  no single change does; combine a smaller format with more devices"))
+        return
+    if one["serve"]["first"]:
+        console.print(Text(f"{name}: {one['serve']['first']}"), soft_wrap=True)
+    console.print(Text(f"{name}: {one['serve']['command']}"), soft_wrap=True)
+    if one["serve"]["note"]:
+        console.print(Text(f"  {one['serve']['note']}", style="dim"))
+    if alone:
+        reasons = one["reasons"]
+        for key in ("max_concurrent_requests", "prefill_bound", "decode_bound", "ttft_ms", "tpot_ms"):
+            console.print(Text(f"  {key}: {reasons[key]}", style="dim"))
+        console.print(Text(f"  speeds from: {one['speeds_from']}", style="dim"))
+
+
+def _lost(found: dict[str, Any]) -> str:
+    return f"{100 * found['static_reservation_share']:.0f} % → {100 * found['paged_share']:.1f} %"
+
+
+def _side(roofline: dict[str, Any], phase: str) -> str:
+    intensity = roofline[f"{phase}_flops_per_byte"]
+    number = f"{intensity:,.0f}" if intensity >= 10 else f"{intensity:,.1f}"
+    return f"{number} {roofline[f'{phase}_bound']}"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB"
+
+
+def _size(num_bytes: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:,.1f} {unit}"
+    return f"{num_bytes:,.0f} B"
+
+
+def _ms(milliseconds: float) -> str:
+    if milliseconds >= 10_000:
+        return f"{milliseconds / 1000:,.1f} s"
+    return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.1f} ms"
