@@ -28,8 +28,6 @@ def resident_bytes() -> int:
 
 
 def main(model: str, kv_type: str, requests: int, prompt: int) -> None:
-    import pagoda.server.run  # noqa: F401  what a server process has loaded
-
     settings = EngineSettings(model=model, kv_type=kv_type)  # type: ignore[arg-type]
     settings = bench_settings(replace(settings, max_num_seqs=requests), prompt, GENERATED, (requests,))
     loaded = load_engine(settings)

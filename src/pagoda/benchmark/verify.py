@@ -100,7 +100,7 @@ def predicted_resident(shape: ModelShape, weights: Weights, setup: Setup, reques
     kv = requests * kv_request_bytes(shape, setup.kv_type, prompt + GENERATED, CHUNK)
     table = embedding_bytes(shape, weights)
     untouched = exp(-requests * (prompt + GENERATED) * FAULT_AROUND / table)  # tokens are random
-    return round(packed - untouched * table) + buffers + kv + cpu_runtime_bytes(shape)
+    return round(packed - untouched * table) + buffers + kv + cpu_runtime_bytes(shape, server=False)
 
 
 GENERATED = 8

@@ -13,7 +13,7 @@ from pagoda.plan.planner import Plan
 from pagoda.plan.report import plan_json
 
 WIDTH = 100
-COLUMNS = 4  # plans side by side; more go below
+LABEL_WIDTH, COLUMN_WIDTH = 26, 20  # plans that do not fit side by side go below
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -30,9 +30,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     for assumption in shape.assumptions:
         console.print(f"assumed: {assumption}", style="yellow")
     found = [plan_json(target) for target in plan.targets]
-    for start in range(0, len(found), COLUMNS):
-        console.print(_table(found[start : start + COLUMNS]))
-    if len(found) == 1:
+    columns = max(1, (console.width - LABEL_WIDTH) // COLUMN_WIDTH)
+    for start in range(0, len(found), columns):
+        console.print(_table(found[start : start + columns]))
+    if len(found) == 1 and found[0]["memory"]["max_concurrent_requests"]:
         console.print(_throughput(found[0]))
     for one in found:
         _print_sentences(one, console, alone=len(found) == 1)
@@ -59,7 +60,7 @@ def _cell(show: Callable[[dict[str, Any]], str], one: dict[str, Any]) -> Text:
 
 def _fits(one: dict[str, Any]) -> str:
     memory = one["memory"]
-    return "yes" if one["fits"] else f"no, {_gb(memory['missing_bytes'])} over"
+    return "yes" if one["fits"] else f"{_gb(memory['missing_bytes'])} too much"
 
 
 def _users(one: dict[str, Any]) -> str:
@@ -78,7 +79,7 @@ def _compute_batch(one: dict[str, Any]) -> str:
 ROWS: tuple[Row, ...] = (
     ("fits", _fits),
     ("weights", lambda p: _gb(p["memory"]["weights_bytes"])),
-    ("buffers + runtime", lambda p: _gb(p["memory"]["buffers_bytes"] + p["memory"]["runtime_bytes"])),
+    ("buffers and runtime", lambda p: _gb(p["memory"]["buffers_bytes"] + p["memory"]["runtime_bytes"])),
     ("KV a token", lambda p: _size(p["memory"]["kv_bytes_per_token"])),
     ("KV a request", lambda p: _size(p["memory"]["kv_bytes_per_request"])),
     ("requests at once, at most", lambda p: f"{p['memory']['max_concurrent_requests']:,}"),
@@ -104,8 +105,8 @@ ROWS: tuple[Row, ...] = (
 
 def _throughput(one: dict[str, Any]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for title in ("users", "TTFT", "TPOT", "output tok/s", "input tok/s", "decode bound by", ""):
-        table.add_column(title, justify="left" if title in ("decode bound by", "") else "right")
+    for title in ("users", "TTFT", "TPOT", "output tok/s", "input tok/s", "decode: bound", ""):
+        table.add_column(title, justify="left" if title in ("decode: bound", "") else "right")
     for row in one["throughput"]:
         table.add_row(
             f"{row['concurrency']:,}",

@@ -36,7 +36,20 @@ class Change:
 def smallest_changes(target: Target) -> list[Change]:
     """The three smallest of what would make `target` fit and meet its bounds."""
     found = sorted(_working(target), key=lambda change: change.size)
+    if len(found) < NUM_CHANGES:
+        found += sorted(_with_smallest_format(target), key=lambda change: change.size)
     return found[:NUM_CHANGES]
+
+
+def _with_smallest_format(target: Target) -> Iterator[Change]:
+    """A second change on top of the smallest usual format, where that alone does not do."""
+    name = FORMATS_DOWN["gpu" if target.device.kind == "gpu" else "other"][-1]
+    smaller = target.on(format=name)
+    if smaller.meets or smaller.weights.total >= target.weights.total:
+        return
+    ratio = log2(target.weights.total / smaller.weights.total)
+    for change in _working(smaller):
+        yield Change(f"--format {name} and {change.text}", ratio + change.size)
 
 
 def _working(target: Target) -> Iterator[Change]:

@@ -21,8 +21,9 @@ INT8_SCALES = 4.0  # bytes of the scale that int8 keeps for K, and for V, of a t
 # What a process on a GPU holds beside its tensors: CUDA context and loaded kernels (about 0.5 GB), library workspaces
 # and the graphs of decode (about 0.5 GB).
 GPU_RUNTIME_BYTES = 1_000_000_000
-# Python with the engine's and the server's modules; a tokenizer's tables for each entry of the vocabulary. Measured.
-CPU_RUNTIME_BYTES = 62_000_000
+# Python with the engine's modules, and the server's; a tokenizer's tables for each entry of the vocabulary. Measured.
+ENGINE_BYTES = 50_000_000
+SERVER_BYTES = 14_000_000
 TOKENIZER_ENTRY_BYTES = 600
 
 
@@ -100,8 +101,8 @@ def ffn_width(shape: ModelShape) -> int:
     return max(widths)
 
 
-def cpu_runtime_bytes(shape: ModelShape) -> int:
-    return CPU_RUNTIME_BYTES + TOKENIZER_ENTRY_BYTES * shape.vocab_size
+def cpu_runtime_bytes(shape: ModelShape, *, server: bool = True) -> int:
+    return ENGINE_BYTES + SERVER_BYTES * server + TOKENIZER_ENTRY_BYTES * shape.vocab_size
 
 
 # What paging saves
