@@ -279,6 +279,12 @@ PAGODA_INLINE void finish_int(const GemmArgs &g, int64_t panel, int64_t t, typen
     finish<S>(g, panel, t, S::mul(acc, S::set1(g.act.scale[t])));
 }
 
+constexpr int64_t kAhead = 8;  // blocks
+
+PAGODA_INLINE void prefetch(const uint8_t *from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
 template <class S, class R>
 void gemm_direct(const GemmArgs &g) {
     for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
@@ -287,7 +293,10 @@ void gemm_direct(const GemmArgs &g) {
             constexpr int T = size;
             typename S::F acc[T];
             unroll<T>([&](auto i) __attribute__((always_inline)) { acc[i] = S::zero(); });
-            for (int64_t b = 0; b < g.weight->blocks; ++b) int_block<S, R, T>(w, g.act, t, b, acc);
+            for (int64_t b = 0; b < g.weight->blocks; ++b) {
+                prefetch(w.codes + (b + kAhead) * g.weight->shape().codes, g.weight->shape().codes);
+                int_block<S, R, T>(w, g.act, t, b, acc);
+            }
             unroll<T>([&](auto i) __attribute__((always_inline)) { finish_int<S>(g, p, t + i, acc[i]); });
         });
     }

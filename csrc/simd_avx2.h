@@ -82,6 +82,12 @@ struct Avx2 {
         return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, limit.a, _CMP_LT_OQ)),
                 _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, limit.b, _CMP_LT_OQ))};
     }
+    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
+        const __m256i w = _mm256_permute4x64_epi64(
+            _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
+        const __m128i r = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), r);
+    }
     PAGODA_INLINE static I round_int(const F &x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
     // A quad's 16-bit codes, even columns first.
     PAGODA_INLINE static void store_quads(uint8_t *p, const I &x) {

@@ -60,6 +60,9 @@ struct Avx512 {
     PAGODA_INLINE static F below(const F &x, const F &limit, const F &yes, const F &no) {
         return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ), no.v, yes.v)};
     }
+    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
+    }
     PAGODA_INLINE static I round_int(const F &x) { return {_mm512_cvtps_epi32(x.v)}; }
     // A quad's low bytes (signed), then its high ones.
     PAGODA_INLINE static void store_quads(uint8_t *p, const I &x) {

@@ -69,6 +69,9 @@ struct Generic {
     PAGODA_INLINE static F below(const F &a, const F &limit, const F &yes, const F &no) {  // a < limit ? yes : no
         return map([&](int i) { return a.v[i] < limit.v[i] ? yes.v[i] : no.v[i]; });
     }
+    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {  // x integral, in [-128, 127]
+        for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.v[i]);
+    }
     PAGODA_INLINE static I round_int(const F &x) {
         I r;
         for (int i = 0; i < 16; ++i) r.v[i] = static_cast<int32_t>(std::nearbyint(x.v[i]));

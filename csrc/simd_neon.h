@@ -97,6 +97,12 @@ struct Neon {
     PAGODA_INLINE static F below(const F &x, const F &limit, const F &yes, const F &no) {
         return each<F>([](auto p, auto l, auto y, auto n) { return vbslq_f32(vcltq_f32(p, l), y, n); }, x, limit, yes, no);
     }
+    PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
+        const auto narrow = [](float32x4_t u, float32x4_t v) {
+            return vcombine_s16(vqmovn_s32(vcvtq_s32_f32(u)), vqmovn_s32(vcvtq_s32_f32(v)));
+        };
+        vst1q_s8(p, vcombine_s8(vqmovn_s16(narrow(x.a, x.b)), vqmovn_s16(narrow(x.c, x.d))));
+    }
     PAGODA_INLINE static I round_int(const F &x) {
         return each<I>([](auto p) { return vcvtnq_s32_f32(p); }, x);
     }

@@ -65,6 +65,7 @@ class Weight {
         return memory_.data() + super_at_ + panel * (blocks / 8) * shape_.super;
     }
     size_t bytes() const { return memory_.bytes(); }
+    const PanelShape &shape() const { return shape_; }
 
   private:
     void pack_float_block(const uint8_t *data, int64_t panel, int64_t block);

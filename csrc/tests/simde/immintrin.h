@@ -31,6 +31,13 @@ inline To convert(const From &from, Fn fn) {
 }
 constexpr auto kWiden = [](auto x) { return static_cast<int32_t>(x); };
 
+inline int32_t reduce_add(const __m512i &x) {
+    int32_t lanes[16], sum = 0;
+    std::memcpy(lanes, &x, sizeof lanes);
+    for (const int32_t lane : lanes) sum += lane;
+    return sum;
+}
+
 inline __m512 cvtph_ps(__m256i x) {
     const __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_cvtph_ps(low)), _mm256_cvtph_ps(high), 1);
@@ -57,4 +64,15 @@ inline __m512 cvtph_ps(__m256i x) {
 #ifndef _mm512_cvtps_epi32
 #define _mm512_cvtps_epi32(x) \
     simde_fallback::convert<__m512i, int32_t, float>(x, [](float lane) { return static_cast<int32_t>(__builtin_rintf(lane)); })
+#endif
+#ifndef _mm512_cvtepi32_epi8
+#define _mm512_cvtepi32_epi8(x) \
+    simde_fallback::convert<__m128i, int8_t, int32_t>(x, [](int32_t lane) { return static_cast<int8_t>(lane); })
+#endif
+#ifndef _mm512_srai_epi32
+#define _mm512_srai_epi32(x, n) \
+    simde_fallback::convert<__m512i, int32_t, int32_t>(x, [](int32_t lane) { return lane >> (n); })
+#endif
+#ifndef _mm512_reduce_add_epi32
+#define _mm512_reduce_add_epi32(x) simde_fallback::reduce_add(x)
 #endif
