@@ -8,8 +8,9 @@ from typing import Any
 
 from pagoda.errors import ConfigError
 from pagoda.formats.nf4 import STATE
-from pagoda.formats.packed import pack_gptq, pack_int8
+from pagoda.formats.packed import GroupedWeight, pack_awq, pack_gptq, pack_int8
 from pagoda.formats.safetensors_writer import Place
+from pagoda.quantize.awq import BITS, AWQOptions, AWQQuantizer
 from pagoda.quantize.folder import (
     DTYPE_NAMES,
     Arrays,
@@ -41,6 +42,26 @@ def gptq(job: Job) -> Path:
     sample = load_sample(job, model)
     store = quantize_layers(job, model, sample, GPTQQuantizer(options, job.say))
     return write_folder(job, model, GPTQPacking(options), lambda n: pack_gptq(store.load(n).weight), sample=sample)
+
+
+def awq(job: Job) -> Path:
+    """AWQ, as AutoAWQ's version "gemm", transformers and vLLM read it."""
+    s = job.settings
+    if s.bits != BITS:
+        raise ConfigError(f"--bits: awq has {BITS} bits, not {s.bits}")
+    model = open_model(job.source)
+    check_multiples(model, 8, "awq packs eight codes a word, in multiples")
+    options = AWQOptions(fitting_group_size(model, s.group_size, job.say))
+    sample = load_sample(job, model)
+    store = quantize_layers(job, model, sample, AWQQuantizer(options))
+    divisors = store.divisors()
+
+    def parts(name: str) -> Arrays:
+        w = store.load(name).weight
+        scales = w.scales / divisors[name][:, None] if name in divisors else w.scales
+        return pack_awq(GroupedWeight(w.bits, w.codes, scales, w.zeros, w.groups))
+
+    return write_folder(job, model, AWQPacking(options), parts, divisors=divisors, sample=sample)
 
 
 def nf4(job: Job) -> Path:
@@ -94,6 +115,29 @@ class GPTQPacking:
             "true_sequential": True,
             "lm_head": False,
             "pack_dtype": "int32",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AWQPacking:
+    options: AWQOptions
+
+    def places(self, rows: int, columns: int) -> dict[str, Place]:
+        groups = group_count(columns, self.options.group_size)
+        return {
+            "qweight": Place("I32", (columns, rows // 8)),
+            "qzeros": Place("I32", (groups, rows // 8)),
+            "scales": Place("F16", (groups, rows)),
+        }
+
+    def config(self, dtype: str) -> dict[str, Any]:
+        return {
+            "quant_method": "awq",
+            "version": "gemm",
+            "bits": BITS,
+            "group_size": self.options.group_size,
+            "zero_point": True,
+            "modules_to_not_convert": None,
         }
 
 

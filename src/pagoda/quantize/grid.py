@@ -51,13 +51,13 @@ def stored(scale: FloatArray) -> FloatArray:
 
 
 def full_range(w: FloatArray, bits: int, symmetric: bool, share: float = 1.0) -> Grid:
-    """The grid over `share` of the range of w [g, out], zero included. → scales [out]"""
+    """The grid over `share` of the range of w [..., g, out], zero included. → scales [..., out]"""
     top = (1 << bits) - 1
     if symmetric:
-        scale = stored(np.abs(w).max(axis=0) * np.float32(2 * share / top))
+        scale = stored(np.abs(w).max(axis=-2) * np.float32(2 * share / top))
         return Grid(scale, np.full_like(scale, (top + 1) // 2), bits)
-    low = np.minimum(w.min(axis=0), 0) * np.float32(share)
-    high = np.maximum(w.max(axis=0), 0) * np.float32(share)
+    low = np.minimum(w.min(axis=-2), 0) * np.float32(share)
+    high = np.maximum(w.max(axis=-2), 0) * np.float32(share)
     scale = stored((high - low) / np.float32(top))
     # Zero 0 has no code in GPTQ files, which keep zero - 1.
     return Grid(scale, np.clip(np.rint(-low / scale), 1, top).astype(np.float32), bits)

@@ -51,6 +51,7 @@ METHODS: dict[str, Method] = {
     **{name: Method("pagoda.quantize.gguf:quantize", mix.about, ".gguf") for name, mix in MIXES.items()},
     "safetensors": Method("pagoda.quantize.to_folder:write_folder", "Hugging Face folder of plain floats, by --dtype"),
     "gptq": Method("pagoda.quantize.checkpoints:gptq", "GPTQ folder: 2, 3, 4 or 8 bits, errors made up for on a text"),
+    "awq": Method("pagoda.quantize.checkpoints:awq", "AutoAWQ folder: 4 bits, columns scaled by what they meet"),
     "nf4": Method("pagoda.quantize.checkpoints:nf4", "bitsandbytes folder: 4 bits on uneven levels, for QLoRA"),
     "int8": Method("pagoda.quantize.checkpoints:int8", "compressed-tensors folder: W8A8, 8 bits a row"),
 }

@@ -1,0 +1,142 @@
+"""Quantized folders of tiny models of every family: what they hold, resuming, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pagoda.errors import ConfigError, FormatError, UnsupportedError
+from pagoda.formats.checkpoint import open_checkpoint
+from pagoda.models.hugging_face import as_hugging_face
+from pagoda.models.registry import load_model
+from pagoda.quantize import layers
+from pagoda.quantize.folder import narrow
+from pagoda.quantize.forward import WindowOps
+from pagoda.quantize.layers import Store
+from pagoda.text.tokenizer import load_tokenizer
+from quantize_runs import WINDOWS, dequantized, logits, run
+from tiny_models import TINY, memory_checkpoint, write_gguf, write_safetensors
+
+FAMILIES = ["llama3", "llama_biased", "mistral", "qwen2", "qwen3", "gemma3"]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+class Stored:
+    """A `LinearSource`: what a job kept."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def weights(self, x, calls):
+        return [self.store.load(call.weight.name).values() for call in calls]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_the_folder_is_the_model_that_was_calibrated(tmp_path: Path, family: str, method: str) -> None:
+    source = write_gguf(tmp_path / "model.gguf", TINY[family])
+    folder, _ = run(source, tmp_path, method)
+    found = logits(dequantized(folder))
+    # The same layers, not yet folded and packed, in the model as it was:
+    kept: list[np.ndarray] = []
+    source_ = Stored(Store(tmp_path / "work" / "layers"))
+    ops = WindowOps(WINDOWS, source_, on_logits=lambda i, chunk: kept.append(chunk))
+    with open_checkpoint(source) as opened:
+        load_model(as_hugging_face(opened)).forward(ops)
+        assert cosine(found, np.concatenate(kept)) > (0.9995 if family == "gemma3" else 0.99999)
+        assert cosine(found, logits(opened)) > 0.9
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_methods_without_a_sample(tmp_path: Path, method: str) -> None:
+    source = write_safetensors(tmp_path / "model", TINY["qwen3"])
+    folder, said = run(source, tmp_path, method)
+    with open_checkpoint(source) as opened:
+        assert cosine(logits(dequantized(folder)), logits(opened)) > {"nf4": 0.97, "int8": 0.9995}[method]
+    assert not any("calibrating" in line for line in said)
+
+
+def test_what_config_and_tokenizer_say(tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "model.gguf", TINY["llama"])
+    folder, said = run(source, tmp_path, "gptq", group_size=128, act_order="full", symmetric=False)
+    config = json.loads((folder / "config.json").read_text())
+    quantization = config["quantization_config"]
+    assert quantization["quant_method"] == "gptq"
+    assert (quantization["bits"], quantization["group_size"], quantization["desc_act"]) == (4, 32, True)
+    assert quantization["sym"] is False
+    assert config["pagoda"]["calibration"]["windows"] == 6
+    assert len(config["pagoda"]["calibration"]["sha256"]) == 64
+    assert any("groups of 32" in line for line in said)  # 64 and 96 columns
+    assert any("peak memory" in line for line in said)
+    with open_checkpoint(source) as opened, open_checkpoint(folder) as made:
+        text = "hello there,  World 123 <s> \n"
+        assert load_tokenizer(made).encode(text) == load_tokenizer(opened).encode(text)
+
+
+def test_an_interrupted_job_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_safetensors(tmp_path / "model", TINY["llama"])
+    whole, _ = run(source, tmp_path, "awq")
+    expected = (whole / "model.safetensors").read_bytes()
+    finished = tmp_path / "work" / "layers"
+    for name in ("model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.o_proj.weight"):
+        (finished / f"{name}.npz").unlink()
+    made: list[str] = []
+    save = Store.save
+    monkeypatch.setattr(layers.Store, "save", lambda self, name, *rest: (made.append(name), save(self, name, *rest))[1])
+    again, _ = run(source, tmp_path, "awq")
+    assert sorted(made) == ["model.layers.0.self_attn.o_proj.weight", "model.layers.1.mlp.down_proj.weight"]
+    assert (again / "model.safetensors").read_bytes() == expected
+
+
+def test_refusals(tmp_path: Path) -> None:
+    spec = TINY["llama"]
+    source = write_safetensors(tmp_path / "model", spec)
+    with pytest.raises(ConfigError, match="gptq has 2, 3, 4, 8 bits, not 5"):
+        run(source, tmp_path, "gptq", bits=5)
+    with pytest.raises(ConfigError, match="awq has 4 bits"):
+        run(source, tmp_path, "awq", bits=3)
+    with pytest.raises(ConfigError, match="groups of 100 do not divide rows of 64, 96"):
+        run(source, tmp_path, "gptq", group_size=100)
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" \n")
+    with pytest.raises(ConfigError, match="is empty"):
+        run(source, tmp_path, "gptq", calibration=str(empty))
+    quantized, _ = run(source, tmp_path, "int8")
+    with pytest.raises(UnsupportedError, match="quantized already"):
+        run(quantized, tmp_path, "gptq")
+
+
+@pytest.mark.parametrize("method", ["gptq", "nf4"])
+def test_damaged_weights_are_named(tmp_path: Path, method: str) -> None:
+    source = write_safetensors(tmp_path / "model", TINY["llama"])
+    file = source / "model.safetensors"
+    with open_checkpoint(source) as opened:
+        data = opened.tensors["model.layers.0.mlp.up_proj.weight"].data
+        at = file.read_bytes().index(np.ascontiguousarray(data).tobytes())
+    raw = bytearray(file.read_bytes())
+    raw[at : at + 4] = np.float32(np.nan).tobytes()
+    file.write_bytes(raw)
+    with pytest.raises(FormatError, match=r"layers\.0\.mlp\.up_proj\.weight.* NaN or infinite"):
+        run(source, tmp_path, method)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gguf_looks_like_hugging_face(tmp_path: Path, family: str) -> None:
+    """Names, order of rows, norms and settings: the view of a GGUF file computes what the folder computes."""
+    with open_checkpoint(write_gguf(tmp_path / "model.gguf", TINY[family])) as opened:
+        view = as_hugging_face(opened)
+        expected = memory_checkpoint(TINY[family])
+        assert set(view.tensors) == set(expected.tensors)
+        np.testing.assert_allclose(logits(view), logits(expected), rtol=2e-4, atol=2e-4)
+
+
+def test_narrow() -> None:
+    values = np.array([1.0, -0.1, 3.14159, 1e-3], dtype=np.float32)
+    bits = narrow(values, "BF16", "x").astype(np.uint32) << 16
+    np.testing.assert_allclose(bits.view(np.float32), values, rtol=2**-8)
+    with pytest.raises(UnsupportedError, match="float16 cannot"):
+        narrow(np.array([1e6], dtype=np.float32), "F16", "x")
