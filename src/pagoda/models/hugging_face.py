@@ -24,8 +24,10 @@ from pagoda.types import RawTensor
 
 Config = dict[str, Any]
 
-# Llama 3.1 to 3.3 differ in `factor` alone; GGUF files hold only what comes out.
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# GGUF files hold only the frequencies that come out of Llama 3's scaling. Meta's models differ in `factor` alone; of
+# others the context before stretching is found by trying.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3_CONTEXTS = (8192, *(1 << n for n in range(6, 18) if n != 13))
 
 
 class HuggingFaceView:
@@ -186,10 +188,12 @@ def _llama3(decoder: Decoder, theta: float) -> Config:
     found = decoder.blocks[0].attention.rope.inv_freq.astype(np.float64)
     base = frequencies(decoder.head_dim, theta)
     factor = float(np.round(base[-1] / found[-1], 3))
-    again = llama3_frequencies(base, factor, 1.0, 4.0, float(LLAMA3["original_max_position_embeddings"]))
-    if not np.allclose(again, found, rtol=1e-4):
-        raise UnsupportedError("rope_freqs are not Llama 3's; config.json has no name for them")
-    return {"rope_type": "llama3", "factor": factor, **LLAMA3}
+    for original in LLAMA3_CONTEXTS:
+        low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
+        if np.allclose(llama3_frequencies(base, factor, low, high, original), found, rtol=1e-4):
+            stretched = {"factor": factor, **LLAMA3, "original_max_position_embeddings": original}
+            return {"rope_type": "llama3", **stretched}
+    raise UnsupportedError("rope_freqs are not Llama 3's; config.json has no name for them")
 
 
 def _gemma3(checkpoint: Checkpoint, decoder: Decoder) -> Config:

@@ -129,7 +129,7 @@ def clipped(w: FloatArray, hessian: FloatArray, scales: FloatArray, size: int) -
     groups = w.T.reshape(-1, size, len(w))  # [G, g, out]
     blocks = np.stack([hessian[at : at + size, at : at + size] for at in range(0, len(hessian), size)])
     inverse = (1 / scales).reshape(-1, size)
-    blocks = blocks * inverse[:, :, None] * inverse[:, None, :]
+    blocks *= inverse[:, :, None] * inverse[:, None, :]
     best = full_range(groups, BITS, symmetric=False)
     least: FloatArray = np.full(best.scale.shape, np.inf, dtype=np.float32)
     for share in CUTS:
@@ -137,7 +137,7 @@ def clipped(w: FloatArray, hessian: FloatArray, scales: FloatArray, size: int) -
         change = groups - groupwise(grid).rounded(groups)
         loss: FloatArray = np.einsum("gio,gio->go", blocks @ change, change)
         better = loss < least
-        least = np.where(better, loss, least)
+        least = np.minimum(loss, least, out=least)
         best = Grid(np.where(better, grid.scale, best.scale), np.where(better, grid.zero, best.zero), BITS)
     codes = groupwise(best).codes(groups).astype(np.uint8).reshape(w.T.shape).T
     zeros = best.zero.T.astype(np.int32)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
 from pagoda.backends.reference import gated, rms_norm, rope, softcapped
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from pagoda.formats.quantized import as_floats as decoded
 from pagoda.types import FloatArray, Int32Array, RawTensor
 
 CHUNK_TOKENS = 4096
@@ -92,10 +93,6 @@ class PlainWeights:
 
     def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
         return [decoded(call.weight) for call in calls]
-
-
-def decoded(raw: RawTensor) -> FloatArray:
-    return dequantize(raw.data, raw.type, raw.shape)
 
 
 def table_rows(table: RawTensor, ids: Int32Array) -> FloatArray:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from pagoda.errors import FormatError
 from pagoda.formats.packed import GroupedWeight
-from pagoda.quantize.forward import LinearCall, Origin, Value, decoded
+from pagoda.formats.quantized import as_floats
+from pagoda.quantize.forward import LinearCall, Origin, Value
 from pagoda.types import FloatArray, RawTensor
 
 
@@ -158,7 +159,7 @@ class QuantizingSource:
 
 def finite(raw: RawTensor) -> FloatArray:
     """The tensor in float32. FormatError if it holds what is not a number."""
-    values = decoded(raw)
+    values = as_floats(raw)
     check_finite(raw.name, values)
     return values
 
