@@ -245,3 +245,32 @@ def order_of(bench: Bench, count: int) -> list[str]:
         names += list(bench.step())
         bench.scheduler.finish(bench.scheduler.running[0])
     return names
+
+
+def test_prompts_that_begin_alike_wait_for_the_first_to_share_it() -> None:
+    bench = Bench(prefix_caching=True, max_batch_tokens=128)
+    for name in "abc":
+        bench.add(name, 40)
+    assert bench.step() == {"a": 40}
+    plan = bench.plan()
+    assert {bench.names[seq]: count for seq, count in plan.counts.items()} == {"a": 1, "b": 8, "c": 8}
+    assert plan.prefix_hits == 64
+    bench = Bench(prefix_caching=True, max_batch_tokens=128)
+    for name in "ab":
+        bench.add(name, 16)  # a block, but its last token has to be computed by each
+    assert bench.step() == {"a": 16, "b": 16}
+
+
+def test_a_long_prompt_is_shared_chunk_by_chunk() -> None:
+    bench = Bench(prefix_caching=True, max_batch_tokens=64)
+    bench.add("a", 160)
+    bench.add("b", 200)
+    assert [bench.step() for _ in range(3)] == [{"a": 64}, {"a": 64}, {"a": 32}]
+    assert bench.step() == {"a": 1, "b": 40}
+
+
+def test_what_begins_otherwise_does_not_wait() -> None:
+    bench = Bench(prefix_caching=True, max_batch_tokens=128)
+    bench.add("a", 40)
+    bench.add("scored", 40, prompt_logprobs=0)  # computes every token itself
+    assert bench.step() == {"a": 40, "scored": 7}  # as many as there are rows of logits

@@ -2,7 +2,8 @@
 
 A prompt owes its uncached tokens, a running sequence the one it sampled last. Chunked prefill, prefix hits and
 resumption after preemption are all the same operation. Running sequences are paid first, those that owe one token
-before those that owe many; then waiting ones come in, in the order of `WaitingQueue`, while they fit.
+before those that owe many; then waiting ones come in, in the order of `WaitingQueue`, while they fit. Who would
+compute what a running sequence is just computing waits until it can be shared.
 
 When blocks run out, the youngest running sequence of the lowest priority gives its blocks back and is computed
 again later. The oldest of the highest priority is never preempted and always fits alone, so every step gets
@@ -150,6 +151,8 @@ class Scheduler:
             if seq is None:
                 break
             num_cached = self._match(seq)
+            if self._is_being_computed(seq, num_cached):
+                break
             if not self.kv.can_open(seq.keys, num_cached, len(seq.tokens), self.max_batch_tokens, promised):
                 break
             self._open(plan, seq, num_cached, now)
@@ -174,6 +177,17 @@ class Scheduler:
         if seq.num_prompt_logprobs_due:
             return 0  # every prompt token's logits are wanted
         return self.kv.match(seq.root, seq.keys, seq.tokens, len(seq.tokens))
+
+    def _is_being_computed(self, seq: Sequence, num_cached: int) -> bool:
+        """Whether a running sequence is on its way to the next block of the prompt: soon it can be shared."""
+        end = (num_cached + 1) * BLOCK_SIZE
+        if not self.kv.prefix_caching or seq.num_prompt_logprobs_due or end >= len(seq.tokens):
+            return False
+        wanted = seq.tokens[:end]
+        return any(
+            other.root == seq.root and other.num_computed < end <= len(other.tokens) and other.tokens[:end] == wanted
+            for other in self.running
+        )
 
     def _open(self, plan: StepPlan, seq: Sequence, num_cached: int, now: float) -> None:
         self.waiting.remove(seq)
