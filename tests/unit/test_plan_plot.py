@@ -7,9 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pagoda.cli.main import app
 from pagoda.errors import ConfigError
+from pagoda.plan.picture import picture_of
+from pagoda.plan.planner import make_plan
 from pagoda.plan.plot import Picture, Point, Served, check_path, draw
+from pagoda.plan.settings import PlanSettings
 
 PICTURE = Picture(
     title="tiny in fp16 on A100",
@@ -34,20 +39,15 @@ def matplotlib() -> None:
 
 
 def test_svg_says_what_there_is(tmp_path: Path) -> None:
-    draw([PICTURE], tmp_path / "a.svg")
+    draw([PICTURE, replace(PICTURE, title="another")], tmp_path / "a.svg")
     text = words(tmp_path / "a.svg")
     for part in (
-        *("tiny in fp16 on A100", "prefill of 512", "1 users", "32 users", "ridge 156", "2 TB/s"),
-        *("fp16 312 TFLOP/s", "tf32 156 TFLOP/s", "720 tok/s", "18.0 ms", "memory is full", "bound"),
+        *("another", "tiny in fp16 on A100", "prefill of 512", "1 users", "32 users", "ridge 156", "2 TB/s"),
+        *("fp16 312 TFLOP/s", "tf32 156 TFLOP/s", "8 users: 720 tok/s", "18.0 ms", "memory is full", "bound"),
     ):
         assert part in text
     assert "| 2 users" not in text  # no room between 1 and 4
     assert "| 4 users" in text
-
-
-def test_a_row_each(tmp_path: Path) -> None:
-    draw([PICTURE, replace(PICTURE, title="another")], tmp_path / "a.svg")
-    assert "another" in words(tmp_path / "a.svg")
 
 
 def test_png(tmp_path: Path) -> None:
@@ -89,3 +89,28 @@ def test_importing_needs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     importlib.reload(sys.modules["pagoda.plan.plot"])
+
+
+def test_the_command_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ["plan", "llama-3-8b", "--on", "rtx4090", "--format", "awq", "--tpot", "40", "--plot", "plan.svg"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    text = words(tmp_path / "plan.svg")
+    for part in ("llama-3-8b in awq on NVIDIA GeForce RTX 4090 24GB", "prefill of 512", "decode, 1 user", "bound"):
+        assert part in text
+
+
+def test_pictures_agree_with_plans() -> None:
+    """Two A100: twice the ceilings; what is drawn stays below them, and ends where users are to run."""
+    found = make_plan(PlanSettings("llama-3-8b", on=("a100-80gb",), format=("fp16",), gpus=2, tpot=30.0))
+    (target,) = found.targets
+    picture = picture_of(target)
+    assert picture.title == "llama-3-8b in fp16 on 2 × NVIDIA A100 80GB SXM"
+    assert picture.peaks["fp16"] == 624e12
+    for point in (picture.prefill, *picture.decode):
+        assert point.flops_s < min(picture.peaks["fp16"], point.intensity * picture.bandwidth_bytes_s)
+    assert picture.chosen is not None
+    assert picture.chosen.users == target.users
+    assert picture.chosen.tpot_s <= picture.tpot_bound_s == 0.03
+    assert picture.chosen in picture.served

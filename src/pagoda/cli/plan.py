@@ -10,7 +10,9 @@ from rich.console import Console
 from pagoda.cli.options import with_settings
 from pagoda.cli.plan_tables import print_plan
 from pagoda.cli.progress import download_progress
+from pagoda.plan.picture import picture_of
 from pagoda.plan.planner import make_plan
+from pagoda.plan.plot import check_path, draw
 from pagoda.plan.settings import PlanSettings
 
 
@@ -31,9 +33,14 @@ def plan(plan: PlanSettings) -> None:
 
         verify_and_print(plan)
         return
+    if plan.plot is not None:
+        check_path(plan.plot)
     console = Console(stderr=True)
     with download_progress() as progress, console.status("") as status:
         found = make_plan(plan, progress=progress, say=lambda line: status.update(line))
+    if plan.plot is not None:
+        draw([picture_of(target) for target in found.targets], plan.plot)
+        console.print(f"drawn: {plan.plot}", markup=False, highlight=False)
     if plan.json:
         typer.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
     else:

@@ -19,6 +19,7 @@ INK, SOFT, FAINT = "#1f2933", "#7b8794", "#d9dee3"
 PREFILL, DECODE = "#d1495b", "#1d6fa5"
 WIDTH, HEIGHT, DPI = 12.0, 5.2, 130
 NAME_ROOM = 2.5  # how far apart, in FLOP a byte, points must be for both to be named
+TICK_ROOM = 1.5  # the same for numbers of users below their axis
 ABOVE = 1.5  # how far above what memory holds the axes go
 
 
@@ -103,8 +104,9 @@ def _draw_row(row: Any, picture: Picture) -> None:
         bottom.axhline(bound_ms, color=PREFILL, lw=1, ls=":")
         _note(bottom, "bound", (0.01, bound_ms), PREFILL, transform=bottom.get_yaxis_transform())
     if picture.chosen:
-        _mark(top, picture.chosen.users, picture.chosen.output_tok_s, f"{picture.chosen.output_tok_s:,.0f} tok/s")
-        _mark(bottom, picture.chosen.users, 1e3 * picture.chosen.tpot_s, f"{1e3 * picture.chosen.tpot_s:,.1f} ms")
+        one = picture.chosen
+        _mark(top, one.users, one.output_tok_s, f"{one.users:,} users: {one.output_tok_s:,.0f} tok/s")
+        _mark(bottom, one.users, 1e3 * one.tpot_s, f"{1e3 * one.tpot_s:,.1f} ms")
 
 
 # The roofline
@@ -114,7 +116,7 @@ def _roofline(axes: Any, picture: Picture) -> None:
     peak, bandwidth = picture.peaks[picture.compute_type], picture.bandwidth_bytes_s
     points = [picture.prefill, *picture.decode]
     left = min([point.intensity for point in points] + [peak / bandwidth]) / 3
-    right = max([point.intensity for point in points] + [peak / bandwidth]) * 25
+    right = max([point.intensity for point in points] + [peak / bandwidth]) * 8
     for other, kinds in _by_peak(picture.peaks).items():
         if other != peak and other / bandwidth < right:
             _flat(axes, kinds, other, max(left, other / bandwidth), right, color=FAINT, lw=1.2)
@@ -128,7 +130,7 @@ def _roofline(axes: Any, picture: Picture) -> None:
     _slope_label(axes, f"{_si(bandwidth)}B/s", (left * ridge) ** 0.5, bandwidth)
     _path(axes, picture.decode)
     axes.plot(picture.prefill.intensity, picture.prefill.flops_s, "D", color=PREFILL, ms=8, zorder=5)
-    _label(axes, picture.prefill.label, picture.prefill, PREFILL, dy=-14, ha="center")
+    _label(axes, picture.prefill.label, picture.prefill, PREFILL, dx=9, ha="left")
     axes.set_xlabel("FLOP a byte", color=SOFT)
     axes.set_ylabel("FLOP/s", color=SOFT)
     _plain(axes)
@@ -146,7 +148,7 @@ def _flat(axes: Any, kind: str, peak: float, start: float, end: float, **style: 
     axes.plot([start, end], [peak, peak], **style)
     color = INK if style["color"] == INK else SOFT
     unit = "OP/s" if kind.startswith("int") else "FLOP/s"
-    _note(axes, f"{kind} {_si(peak)}{unit}", (end, peak), color, ha="right", dy=3)
+    _note(axes, f" {kind} {_si(peak)}{unit}", (end, peak), color, dy=-5)
 
 
 def _slope_label(axes: Any, text: str, x: float, bandwidth: float) -> None:
@@ -202,11 +204,19 @@ def _over_users(axes: Any, picture: Picture, values: Sequence[float], label: str
         at = (users[max(held, 1) if len(users) > 1 else 0], 0.03)
         _note(axes, "memory is full", at, SOFT, transform=axes.get_xaxis_transform())
     axes.set_xscale("log", base=2)
-    axes.set_xticks(users, [str(n) for n in users], fontsize=8)
+    ticks = _with_room(users)
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=8)
     axes.minorticks_off()
     axes.set_ylim(0, (ABOVE if held < len(users) else 1.18) * max(*values[: max(held, 1)], bound))
     axes.set_title(label, loc="left", fontsize=10, color=SOFT)
     _plain(axes)
+
+
+def _with_room(users: Sequence[int]) -> list[int]:
+    """Powers of two, and others that are not too near."""
+    powers = [n for n in users if n & (n - 1) == 0]
+    near = [n for n in users if any(power / TICK_ROOM < n < power * TICK_ROOM for power in powers)]
+    return sorted({*powers, *(n for n in users if n not in near)})
 
 
 def _mark(axes: Any, x: float, y: float, text: str) -> None:

@@ -52,6 +52,7 @@ class PlanSettings(Settings):
     batch: Annotated[tuple[int, ...], Setting("Concurrencies to show throughput at.", minimum=1)] = (
         *(1, 2, 4, 8, 16, 32, 64, 128, 256),
     )
+    plot: Annotated[Path | None, Setting("Draw roofline, throughput and latency into this .png, .svg or .pdf.")] = None
     json: Annotated[bool, Setting("Print JSON.")] = False
     verify: Annotated[bool, Setting("Run the engine here, and print predicted, measured and error; some minutes.")] = (
         False
