@@ -55,7 +55,8 @@ def pagoda_command(model: Path | str, port: int, *flags: str) -> list[str]:
 
 @contextmanager
 def serving(command: Callable[[int], Sequence[str]], ready_route: str) -> Iterator[Server]:
-    """Run `command(port)` until the block ends. SystemExit with the end of its output if it does not come up."""
+    """Run `command(port)` until the block ends, or SIGTERM comes. SystemExit with its last output if it fails."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder:
