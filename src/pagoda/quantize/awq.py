@@ -3,7 +3,8 @@
 Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration" (arXiv 2306.00978). The
 scale of a column is a power of the mean |x| that it meets, over a power of the mean size of its weights; exponents come
 from a grid, by the error of the outputs over the whole sample: with H = X^T X and D what rounding changes,
-trace(D H D^T). Then the ranges of groups are cut where that lowers the error.
+trace(D H D^T). Then the ranges of groups are cut where that lowers the error, and scales and codes are refined
+(`refine.py`), which the paper does not do.
 
 Scales are folded into the norm before the linears, or into the rows of the linear before: of values for attention's
 output (query heads that share a KV head share scales), of up for down.
@@ -20,6 +21,7 @@ from pagoda.formats.packed import GroupedWeight, even_groups
 from pagoda.quantize.forward import Origin
 from pagoda.quantize.grid import Grid, full_range
 from pagoda.quantize.layers import LinearGroup, Outcome, QuantizedLinear
+from pagoda.quantize.refine import refined
 from pagoda.types import FloatArray
 
 BITS = 4
@@ -50,6 +52,11 @@ class AWQQuantizer:
         best = min(outcomes, key=lambda linears: group_error(group, linears, hessian))
         scales, origin = best[0].column_scales, group.origin
         assert scales is not None
+        scaled = hessian / np.outer(scales, scales)  # of the inputs that the scaled columns meet
+        best = tuple(
+            QuantizedLinear(refined(w * scales, linear.weight, scaled), scales)
+            for w, linear in zip(group.weights, best, strict=True)
+        )
         return Outcome(best, {} if origin is None else {origin.weight.name: per_source(scales, origin)})
 
 

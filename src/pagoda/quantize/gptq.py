@@ -8,6 +8,8 @@ Columns are taken in the order of their Hessian diagonal, largest first ("act-or
 rounded while most others can still make up for them. With static groups scales are set before, by where columns stand
 in the file, so the file's columns stay in order; "full" act-order sets each group's scale when its turn comes, and
 the file then says by g_idx which column belongs to which group.
+
+What comes out is refined (`refine.py`), which the paper does not do.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pagoda.errors import FormatError
 from pagoda.formats.packed import GroupedWeight
 from pagoda.quantize.grid import Grid, full_range, search
 from pagoda.quantize.layers import LinearGroup, Outcome, QuantizedLinear
+from pagoda.quantize.refine import refined
 from pagoda.types import FloatArray, Int32Array
 
 ActOrder = Literal["static", "full", "none"]
@@ -40,6 +43,7 @@ class GPTQOptions:
     act_order: ActOrder = "static"
     damping: float = 0.01  # share of the mean of H's diagonal that is added to it
     search_scales: bool = True
+    refine: bool = True  # scales and codes once more, when all columns are done
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,4 +190,8 @@ class GPTQQuantizer:
         factor = factorize(group.inputs.hessian, self.options.act_order, self.options.damping)
         if factor.damping > self.options.damping:
             self._say(f"{group.names[0]}: singular Hessian, damped by {factor.damping:g}")
-        return Outcome(tuple(QuantizedLinear(quantize(w, factor, self.options)) for w in group.weights))
+        done = [quantize(w, factor, self.options) for w in group.weights]
+        if self.options.refine:
+            hessian = group.inputs.hessian.astype(np.float32)
+            done = [refined(w, quantized, hessian) for w, quantized in zip(group.weights, done, strict=True)]
+        return Outcome(tuple(map(QuantizedLinear, done)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from pagoda.types import FloatArray
 
-SHRINKS = np.linspace(1.0, 0.5, 26, dtype=np.float32)  # shares of the full range that are tried
+SHRINKS = np.linspace(1.0, 0.52, 13, dtype=np.float32)  # shares of the full range that are tried
 
 
 @dataclass(frozen=True, slots=True)
