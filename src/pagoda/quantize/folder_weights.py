@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import Checkpoint
 from pagoda.formats.gguf_writer import Value, f32, text, u32
+from pagoda.formats.quantized import QuantizedTensor, as_floats
 from pagoda.models import gemma3
 from pagoda.models.layers import Decoder
 from pagoda.models.names import REDUNDANT_SUFFIXES, TENSORS
@@ -59,15 +60,14 @@ class FolderWeights:
             raise UnsupportedError(f"a {checkpoint.architecture!r} folder cannot be written as a GGUF file yet")
         self.checkpoint = checkpoint
         self._threads = threads
+        self._decoded: RawTensor | None = None
         self._kind = kind
         spec = decoder.blocks[0].attention.spec
         self._heads = {".attn_q.": spec.num_heads, ".attn_k.": spec.num_kv_heads}
         self.names = _gguf_names(checkpoint, kind, tied=decoder.output.name == decoder.embedding.name)
         factors = _rope_factors(checkpoint.metadata, decoder)
         self._made = {} if factors is None else {ROPE_FACTORS: factors}
-        self.sources = {
-            name: Source(raw.shape, raw.type if len(raw.shape) > 1 else "F32") for name, raw in self._raws()
-        }
+        self.sources = {name: Source(raw.shape, _type_of(raw)) for name, raw in self._raws()}
         self.sources |= {name: Source(values.shape, "F32") for name, values in self._made.items()}
         self.values = {
             **model_values(checkpoint, decoder, kind),
@@ -81,12 +81,12 @@ class FolderWeights:
         if name in self._made or self._order(name) is not None:
             return None
         raw = self.checkpoint.tensors[self.names[name]]
-        return raw.data if len(raw.shape) > 1 else None
+        return raw.data if len(raw.shape) > 1 and not isinstance(raw, QuantizedTensor) else None
 
     def rows(self, name: str, start: int, stop: int) -> FloatArray:
         if name in self._made:
             return self._made[name].reshape(1, -1)[start:stop]
-        raw = self.checkpoint.tensors[self.names[name]]
+        raw = self._plain(self.checkpoint.tensors[self.names[name]])
         order = self._order(name)
         if order is None:
             x = decode_rows(raw, start, stop, self._threads)
@@ -97,6 +97,15 @@ class FolderWeights:
         if self._kind.norm_offset and name.endswith("norm.weight"):
             x = x + np.float32(self._kind.norm_offset)
         return np.ascontiguousarray(x)
+
+    def _plain(self, raw: RawTensor) -> RawTensor:
+        """`raw`, or float32 instead of a layer that the folder has quantized; the last one is kept."""
+        if not isinstance(raw, QuantizedTensor):
+            return raw
+        if self._decoded is None or self._decoded.name != raw.name:
+            values = np.ascontiguousarray(as_floats(raw), dtype=np.float32)
+            self._decoded = RawTensor(raw.name, "F32", raw.shape, values.view(np.uint8).reshape(-1))
+        return self._decoded
 
     def release(self, name: str) -> None:
         if name in self.names:
@@ -111,6 +120,11 @@ class FolderWeights:
             return None
         rows = self.checkpoint.tensors[self.names[name]].shape[0]
         return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+
+
+def _type_of(raw: RawTensor) -> str:
+    """Vectors are float32 in GGUF files, and so is, to begin with, what a folder holds in a way of its own."""
+    return "F32" if len(raw.shape) == 1 or isinstance(raw, QuantizedTensor) else raw.type
 
 
 def _gguf_names(checkpoint: Checkpoint, kind: Kind, *, tied: bool) -> dict[str, str]:

@@ -1,0 +1,171 @@
+"""Whole jobs on tiny models: folders become the GGUF files they should, interrupted jobs go on, nothing is left half."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pagoda.errors import ConfigError, FormatError, UnsupportedError
+from pagoda.formats.blocks import dequantize
+from pagoda.formats.checkpoint import open_checkpoint
+from pagoda.formats.gguf_writer import GGUFWriter
+from pagoda.models.registry import load_model
+from pagoda.quantize.imatrix import read_imatrix
+from pagoda.quantize.run import quantize
+from pagoda.quantize.settings import QuantizeSettings
+from pagoda.text.tokenizer import load_tokenizer
+from paged_run import reference_run
+from tiny_models import TINY, VOCAB, write_gguf, write_safetensors
+
+TOKENS = [(37 * i + 11) % VOCAB for i in range(40)]
+TEXT = "It's the end, and 1234 things — naïve ones — began in the hold of a ship.\n\n  Now then!"
+
+
+def run(source: Path, output: Path, to: str, **settings: object) -> list[str]:
+    """→ what the user was told"""
+    said: list[str] = []
+    quantize(source, output, QuantizeSettings(to=to, threads=2, **settings), say=said.append)  # type: ignore[arg-type]
+    return said
+
+
+def floats(path: Path) -> dict[str, np.ndarray]:
+    with open_checkpoint(path) as checkpoint:
+        return {name: dequantize(raw.data, raw.type, raw.shape) for name, raw in checkpoint.tensors.items()}
+
+
+def logits(path: Path) -> np.ndarray:
+    with open_checkpoint(path) as checkpoint:
+        return reference_run(load_model(checkpoint)).step({"a": TOKENS})["a"]
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "llama3", "llama_biased", "mistral", "qwen2", "qwen3", "qwen3_yarn", "gemma3"]
+)
+def test_a_folder_becomes_the_gguf_file_of_the_same_model(name: str, tmp_path: Path) -> None:
+    spec = TINY[name]
+    folder = write_safetensors(tmp_path / "folder", spec)
+    run(folder, tmp_path / "made.gguf", "f32")
+    expected = floats(write_gguf(tmp_path / "expected.gguf", spec))
+    made = floats(tmp_path / "made.gguf")
+    assert made.keys() == expected.keys()
+    for tensor, values in expected.items():
+        np.testing.assert_allclose(made[tensor], values, rtol=1e-6, err_msg=tensor)
+    np.testing.assert_allclose(logits(tmp_path / "made.gguf"), logits(folder), atol=2e-4)
+    with open_checkpoint(folder) as a, open_checkpoint(tmp_path / "made.gguf") as b:
+        theirs, ours = load_tokenizer(a), load_tokenizer(b)
+    assert ours.encode(TEXT) == theirs.encode(TEXT)
+    assert (ours.bos_id, ours.eos_ids) == (theirs.bos_id, theirs.eos_ids)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_there_and_back_again_is_the_same_model(name: str, tmp_path: Path) -> None:
+    original = write_gguf(tmp_path / "original.gguf", TINY[name])
+    run(original, tmp_path / "folder", "safetensors", dtype="f32")
+    run(tmp_path / "folder", tmp_path / "again.gguf", "f32")
+    expected, again = floats(original), floats(tmp_path / "again.gguf")
+    assert again.keys() == expected.keys()
+    for tensor, values in expected.items():
+        np.testing.assert_allclose(again[tensor], values, rtol=1e-6, err_msg=tensor)
+
+
+def test_windows_that_gguf_cannot_say_are_refused(tmp_path: Path) -> None:
+    folder = write_safetensors(tmp_path / "folder", TINY["qwen2_windowed"])
+    with pytest.raises(UnsupportedError, match="sliding windows"):
+        run(folder, tmp_path / "made.gguf", "f16")
+    assert not (tmp_path / "made.gguf").exists()
+
+
+def test_types_shrink_by_the_mix_and_fallbacks_are_said_aloud(tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "source.gguf", TINY["smollm2"])
+    said = run(source, tmp_path / "made.gguf", "q4_k_m", tensor_type=("attn_output=q8_0",))
+    with open_checkpoint(tmp_path / "made.gguf") as made:
+        types = {name: raw.type for name, raw in made.tensors.items()}
+        assert made.metadata["general.file_type"] == 15
+        assert made.metadata["tokenizer.ggml.pre"] == "gpt-2"
+    assert types["blk.0.ffn_down.weight"] == "Q6_K"
+    assert types["blk.0.attn_q.weight"] == "Q5_0"
+    assert types["blk.0.attn_output.weight"] == "Q8_0"
+    assert types["blk.0.attn_norm.weight"] == "F32"
+    assert any("become Q5_0 instead of Q4_K" in line and "576" in line for line in said)
+    assert np.corrcoef(logits(source).ravel(), logits(tmp_path / "made.gguf").ravel())[0, 1] > 0.98
+
+
+def test_an_interrupted_job_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_gguf(tmp_path / "source.gguf", TINY["llama_256"])
+    run(source, tmp_path / "whole.gguf", "q5_k_m")
+    written: list[str] = []
+    write = GGUFWriter.write
+
+    def watched(self: GGUFWriter, name: str, data: np.ndarray) -> None:
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(name)
+        write(self, name, data)
+
+    monkeypatch.setattr(GGUFWriter, "write", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "made.gguf", "q5_k_m")
+    assert not (tmp_path / "made.gguf").exists()
+    before, written[:] = list(written), []
+    monkeypatch.setattr(GGUFWriter, "write", lambda self, name, data: (written.append(name), write(self, name, data)))
+    assert any("going on" in line for line in run(source, tmp_path / "made.gguf", "q5_k_m"))
+    assert not set(before) & set(written)
+    assert (tmp_path / "made.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert not (tmp_path / "made.gguf.partial").exists()
+
+
+def test_another_jobs_leftovers_are_not_mixed_in(tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "source.gguf", TINY["llama_256"])
+    with pytest.raises(FormatError):
+        run(source, tmp_path / "made.gguf", "q8_0", imatrix=str(source))
+    said = run(source, tmp_path / "made.gguf", "q4_0")
+    assert any("starting over" in line for line in said)
+    run(source, tmp_path / "alone.gguf", "q4_0")
+    assert (tmp_path / "made.gguf").read_bytes() == (tmp_path / "alone.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("tensor", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_damaged_weights_are_named_and_nothing_is_left(bad: float, tensor: str, tmp_path: Path) -> None:
+    folder = write_safetensors(tmp_path / "folder", TINY["llama_256"])
+    with open_checkpoint(folder) as checkpoint:
+        raw = checkpoint.tensors[tensor]
+        offset = (folder / "model.safetensors").read_bytes().index(raw.data.tobytes())
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(offset + 40)
+        file.write(np.float32(bad).tobytes())
+    with pytest.raises(FormatError, match=r"column 10|row 0"):
+        run(folder, tmp_path / "made.gguf", "q4_k_m")
+    assert not (tmp_path / "made.gguf").exists()
+
+
+def test_an_output_that_exists_is_kept_unless_forced(tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "source.gguf", TINY["llama"])
+    output = tmp_path / "made.gguf"
+    output.write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="--force"):
+        run(source, output, "q8_0")
+    assert output.read_bytes() == b"mine"
+    run(source, output, "q8_0", force=True)
+    assert output.stat().st_size > 1000
+
+
+def test_the_importance_matrix_is_the_mean_square_of_inputs(tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "source.gguf", TINY["llama_256"])
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 40)
+    settings = {"imatrix": "auto", "calibration": str(text), "calibration_samples": 4, "calibration_tokens": 64}
+    run(source, tmp_path / "made.gguf", "q4_k_m", save_imatrix=tmp_path / "kept.gguf", **settings)
+    matrix = read_imatrix(tmp_path / "kept.gguf")
+    assert len(matrix.entries) == 14
+    assert {entry.count for entry in matrix.entries.values()} == {4 * 64}
+    with open_checkpoint(source) as checkpoint:
+        norm = dequantize(checkpoint.tensors["blk.0.attn_norm.weight"].data, "F32", (256,))
+    means = matrix.entries["blk.0.attn_q.weight"].means()
+    assert np.mean(means / norm**2) == pytest.approx(1.0, rel=1e-3)  # what an RMS norm gives out
+    run(source, tmp_path / "from_file.gguf", "q4_k_m", imatrix=str(tmp_path / "kept.gguf"))
+    first, second = floats(tmp_path / "made.gguf"), floats(tmp_path / "from_file.gguf")
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name])
