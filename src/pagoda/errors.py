@@ -5,6 +5,7 @@
     ├── SourceError          a model name leads nowhere, a download failed or has the wrong digest
     ├── FormatError          a file is truncated, hostile or inconsistent; says at which offset
     ├── UnsupportedError     well-formed, but this architecture, tensor type or feature is not supported
+    ├── QualityError         what was made is worse than the user allows; says by how much
     ├── CapacityError        it does not fit in memory; says by how much and what would fit
     ├── RequestError         a request is invalid (HTTP 400); names the parameter
     │   ├── ContextLengthError   prompt + max_tokens exceed the context
@@ -44,6 +45,10 @@ class FormatError(PagodaError):
 
 class UnsupportedError(PagodaError):
     """Well-formed input that Pagoda does not support."""
+
+
+class QualityError(PagodaError):
+    """What was made is worse than the user allows."""
 
 
 class CapacityError(PagodaError):

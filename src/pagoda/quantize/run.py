@@ -14,9 +14,10 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
-from pagoda.errors import CapacityError, ConfigError, PagodaError
+from pagoda.errors import CapacityError, ConfigError, PagodaError, QualityError
 from pagoda.quantize.methods import Job, Progress, find_method
 from pagoda.quantize.settings import QuantizeSettings
 
@@ -35,7 +36,8 @@ def quantize(
     """Quantize the model at `source` as `settings.to` says, to the file or folder `output`, and return that.
 
     Raises ConfigError if the output exists and `settings.force` is not set, or a setting cannot be; FormatError for
-    damaged weights; CapacityError for a full disk. Interrupted by whatever, the same call goes on where it was.
+    damaged weights; CapacityError for a full disk; QualityError beyond `settings.max_kld`. Interrupted by whatever,
+    the same call goes on where it was.
     """
     method = find_method(settings.to)
     _check_output(output, settings)
@@ -43,6 +45,7 @@ def quantize(
     try:
         _open_work(work, source, settings, say)
         finished = method.run(Job(source, work, settings.to.lower(), settings, progress, say))
+        _judge(finished, source, work, settings, progress, say)
         _put(finished, output)
         shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
@@ -88,6 +91,25 @@ def _fingerprint(source: Path, settings: QuantizeSettings) -> dict[str, str]:
     wanted = {key: value for key, value in asdict(settings).items() if key not in NOT_OF_THE_RESULT}
     digest = hashlib.sha256(json.dumps([stats, wanted], default=str).encode()).hexdigest()
     return {"source": str(source.absolute()), "to": settings.to.lower(), "digest": digest}
+
+
+def _judge(
+    finished: Path, source: Path, work: Path, settings: QuantizeSettings, progress: Progress, say: Callable[[str], None]
+) -> None:
+    """QualityError, with nothing left, if the result is further from its source than the user wants."""
+    if settings.max_kld is None:
+        return
+    quality = import_module("pagoda.quantize.report").measure(  # which needs the engine: not for every job
+        finished, source, threads=settings.threads, progress=progress
+    )
+    assert quality.kld is not None
+    say(f"mean KL divergence from the source: {quality.kld:.4f}")
+    if not quality.kld <= settings.max_kld:
+        shutil.rmtree(work, ignore_errors=True)
+        raise QualityError(
+            f"the mean KL divergence is {quality.kld:.4f}, more than --max-kld {settings.max_kld:g}; nothing was kept. "
+            "Take more bits, or --imatrix auto"
+        )
 
 
 def _put(finished: Path, output: Path) -> None:
