@@ -1,8 +1,8 @@
 """Predicted beside measured: the planner's figures for a model, and what the engine does with it here.
 
 A machine's speed drifts while others use it, so kernels are probed and the engine is timed in turns, round after
-round, and both sides are medians over the rounds. TTFT is timed as it is. For TPOT at long contexts the prompts need
-not be computed, only to be there: their steps are skipped, and then real steps decode at that context.
+round, and both sides are lower quartiles over the rounds. TTFT is timed as it is. For TPOT at long contexts the
+prompts need not be computed, only to be there: their steps are skipped, then real steps decode at that context.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from pagoda.plan.devices import Device, device
 from pagoda.plan.here import setup_here, sliced
 from pagoda.plan.memory import cpu_runtime_bytes, kv_request_bytes
 from pagoda.plan.models import shape_of_file
-from pagoda.plan.probes import NoText, Prober, Setup
+from pagoda.plan.probes import NoText, Prober, Setup, lower_quartile
 from pagoda.plan.rates import MeasuredCosts
 from pagoda.plan.resident import embedding_bytes, engine_buffer_bytes, packed_bytes
 from pagoda.plan.shapes import ModelShape
@@ -245,9 +244,11 @@ def _speeds(shape: ModelShape, weights: Weights, setup: Setup, rounds: int, say:
                 tpots.setdefault(point, []).extend(runner.tpots(*point))
         costs = _costs(prober, shape, weights, setup, here)
         runner.model.close()
-    found = [Point("ttft", 1, n, prefill_s(costs, n, CHUNK), median(times)) for n, times in ttfts.items()]
+    found = [Point("ttft", 1, n, prefill_s(costs, n, CHUNK), lower_quartile(times)) for n, times in ttfts.items()]
     for (batch, context), times in tpots.items():
-        found.append(Point("tpot", batch, context, costs.step(decode_step(batch, context)).seconds, median(times)))
+        found.append(
+            Point("tpot", batch, context, costs.step(decode_step(batch, context)).seconds, lower_quartile(times))
+        )
     return found
 
 

@@ -25,15 +25,23 @@ from pagoda.plan.work import Workload
 
 
 def measured_costs(
-    shape: ModelShape, weights: Weights, device: Device, kv_type: str, *, say: Callable[[str], None]
+    shape: ModelShape,
+    weights: Weights,
+    device: Device,
+    kv_type: str,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    probe: bool = True,
 ) -> MeasuredCosts:
     """Costs of `shape` in `weights` on this machine, measured if they have not been before.
 
-    UnsupportedError if the engine does not run such a model.
+    UnsupportedError if the engine does not run such a model; or without `probe`, if nothing has been measured.
     """
     setup = setup_here(kv_type)
     key = rates_key(shape, weights)
     rates = remembered_rates(key, setup)
+    if rates is None and not probe:
+        raise UnsupportedError(f"the kernels have not been measured for {shape.name}: run pagoda plan once")
     if rates is None:
         with sliced(shape, weights) as (model, counts):
             rates = measured_rates(model, counts, key, setup, say=say)

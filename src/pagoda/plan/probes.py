@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -40,7 +40,8 @@ BATCHES = (1, 2, 4, 8, 16)
 CONTEXTS = (16, 128, 512, 1024, 2048, 4096)
 CHUNKS = ((128, 128), (512, 512), (512, 1024), (512, 2048), (512, 4096))  # (queries, context)
 SHORT_S = 0.03  # in a sweep, a probe is repeated until it has taken so long
-SWEEPS = 3
+SWEEPS, MOST_SWEEPS = 3, 5
+QUIET_SHARE = 0.8  # of the CPU time that a sweep's threads could have got: less means that others took it
 
 Say = Callable[[str], None]
 StageTime = tuple[str, float]
@@ -70,11 +71,15 @@ def measured_rates(
     """Measured now, and remembered. `counts`: layers of each signature in the whole model."""
     path = _path(key, setup)
     prober = Prober(model, counts, setup)
-    for number in range(SWEEPS):
-        say(f"measuring the kernels on this machine, once for this kind of model: {number + 1} of {SWEEPS}")
+    for number in range(MOST_SWEEPS):
+        if number >= SWEEPS and prober.is_quiet:
+            break
+        say(f"measuring the kernels on this machine, once for this kind of model: sweep {number + 1}")
         prober.sweep()
     rates = prober.rates()
     prober.close()
+    if not prober.is_quiet:  # of others' making: told, but not remembered
+        return replace(rates, source=f"{rates.source}; the machine was busy, so they are too slow: plan again later")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(rates.to_json()))
@@ -94,11 +99,15 @@ def _digest(key: str, setup: Setup) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
+def lower_quartile(times: Sequence[float]) -> float:
+    return sorted(times)[len(times) // 4]
+
+
 class Prober:
-    """Sweeps over all sizes, as often as is wanted; rates are medians over the sweeps.
+    """Sweeps over all sizes, as often as is wanted; rates are lower quartiles over the sweeps.
 
     A shared machine's speed drifts from second to second, so a size measured in several sweeps, seconds apart, says
-    more than one measured as often at once.
+    more than one measured as often at once; and what neighbours do only ever adds time.
     """
 
     def __init__(self, model: Decoder, counts: Mapping[str, int], setup: Setup) -> None:
@@ -113,8 +122,20 @@ class Prober:
         most = max(BATCHES) * self._contexts[-1]
         self._attention = Probe(self._backend, attention_only(model), setup.kv_type, most)
         self._engine: dict[int, list[float]] = {}
+        self._shares: list[float] = []  # of the CPU time that each sweep could have got
+        self._threads = setup.threads
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the last sweeps had the machine to themselves."""
+        return median(self._shares[-SWEEPS:]) >= QUIET_SHARE
 
     def sweep(self) -> None:
+        start, cpu = time.perf_counter(), time.process_time()
+        self._sweep()
+        self._shares.append((time.process_time() - cpu) / (time.perf_counter() - start) / self._threads)
+
+    def _sweep(self) -> None:
         for tokens in TOKENS:
             self._linear.run((1, tokens, tokens, _rows(tokens)))
         for batch in BATCHES:
@@ -128,7 +149,7 @@ class Prober:
     def rates(self) -> Rates:
         layers, head = self._linear_curves()
         pair_s, query_s = _fit([(q * (2 * c - q + 1) / 2, q, self._attend(1, q, c)) for q, c in self._chunks])
-        one, many = (median(times) for times in self._engine.values())
+        one, many = (lower_quartile(times) for times in self._engine.values())
         row_s = max(0.0, (many - one) / (max(BATCHES) - 1))
         return Rates(
             layers=layers,
@@ -192,8 +213,8 @@ class Probe:
                 break
 
     def stages(self, key: Key) -> list[StageTime]:
-        """Name and median seconds of each stage of such a step."""
-        return [(name, median(run[i] for run in self._runs[key])) for i, name in enumerate(self._names[key])]
+        """Name and seconds of each stage of such a step."""
+        return [(name, lower_quartile([run[i] for run in self._runs[key]])) for i, name in enumerate(self._names[key])]
 
     def _step(self, key: Key) -> list[tuple[str, float, float, float]]:
         self.model.forward(self._batch(*key))

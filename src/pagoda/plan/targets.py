@@ -184,12 +184,13 @@ class Target:
 
     @cached_property
     def users(self) -> int:
-        """The concurrency to run at: what was asked for, what the bounds allow, else what memory holds. 0: none."""
+        """The concurrency to run at: what was asked for, what the bounds allow, else what memory holds, up to where
+        decode turns compute-bound and more users only wait. 0: none."""
         if self.settings.concurrency:
             return self.settings.concurrency
         most = min(self.memory.max_requests, MOST_USERS)
         if self.settings.ttft is None and self.settings.tpot is None:
-            return most
+            return min(most, self.compute_bound_batch or most)
         ttft, tpot = (None if ms is None else ms / 1000 for ms in (self.settings.ttft, self.settings.tpot))
         return largest_concurrency(self.costs, self.load, most, ttft, tpot)
 
@@ -237,9 +238,16 @@ def _heads_divide(shape: ModelShape, tp: int) -> bool:
 
 
 def make_target(
-    shape: ModelShape, device: Device, format: str, settings: PlanSettings, *, say: Say = lambda line: None
+    shape: ModelShape,
+    device: Device,
+    format: str,
+    settings: PlanSettings,
+    *,
+    say: Say = lambda line: None,
+    probe: bool = True,
 ) -> Target:
-    """Decide the plan of one row. On this machine the kernels are measured, if that has not been done yet."""
+    """Decide the plan of one row. On this machine the kernels are measured, if that has not been done yet; without
+    `probe` they are not, and the device's own efficiency stands in."""
     weights = weights_in(shape, format)
     if settings.context is not None and settings.context > shape.max_context:
         raise ConfigError(f"--context {settings.context}: the context of {shape.name} is {shape.max_context} tokens")
@@ -255,7 +263,7 @@ def make_target(
     from pagoda.plan.here import measured_costs  # needs the extension and its probes
 
     try:
-        costs = measured_costs(shape, weights, device, settings.kv_type, say=say)
+        costs = measured_costs(shape, weights, device, settings.kv_type, say=say, probe=probe)
     except UnsupportedError:
         return target  # the engine here does not run it: the device's own efficiency stands
     return replace(target, measured=costs)

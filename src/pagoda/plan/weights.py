@@ -27,6 +27,9 @@ from pagoda.quantize.mixes import MIXES, choose_types, is_quantizable
 GROUP = 128  # of GPTQ and AWQ
 STORED = "stored"  # as the file has it
 ALL_TYPES = {**BLOCK_TYPES, **UNREAD_TYPES}
+# Of other things than weights.
+INTERNAL = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
+NAMED_TYPES = [name for name in ALL_TYPES if name not in INTERNAL]
 
 # What a device computes products in, the first that it has: weights of few bits are widened first.
 FLOATS = frozenset({"F32", "F16", "BF16"})
@@ -104,7 +107,7 @@ ALIASES = {"f32": "fp32", "f16": "fp16", "q8": "q8_0", "fp4": "nf4", "gptq-int4"
 def format_names() -> tuple[str, ...]:
     """All names that `weights_in` takes, of GGUF mixes and types in lower case."""
     gguf = [name for name in MIXES if name not in ALIASES and name not in FORMATS]
-    return (*FORMATS, *gguf, *(name.lower() for name in ALL_TYPES if name.lower() not in (*gguf, *ALIASES, *FORMATS)))
+    return (*FORMATS, *gguf, *(name.lower() for name in NAMED_TYPES if name.lower() not in (*gguf, *ALIASES, *FORMATS)))
 
 
 def weights_in(shape: ModelShape, format: str) -> Weights:
@@ -121,7 +124,7 @@ def weights_in(shape: ModelShape, format: str) -> Weights:
         return Weights(name, {t.name: round(row.bytes_of(t)) for t in shape.tensors}, row.about, row.computes, types)
     if name in MIXES:
         return _mix(shape, name)
-    if name.upper() in ALL_TYPES:
+    if name.upper() in NAMED_TYPES:
         return _pure(shape, name.upper())
     near = difflib.get_close_matches(name, format_names(), 3, 0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(format_names())}"

@@ -150,6 +150,15 @@ class Version(BaseModel):
     version: str
 
 
+class Plan(BaseModel):
+    """As `pagoda plan --json` prints it, for this model on this machine; docs/planning.md says what each figure is."""
+
+    model: dict[str, Any]
+    request: dict[str, Any]
+    plans: list[dict[str, Any]]
+    engine: dict[str, Any]
+
+
 DESCRIPTION = "An OpenAI-compatible API: point an OpenAI client's `base_url` at `/v1`."
 TAGS = {
     "/v1/models": "models",
@@ -182,6 +191,7 @@ ANSWERS: dict[str, tuple[type[BaseModel] | None, tuple[int, ...]]] = {
     "/ready": (Health, (401, 503)),
     "/version": (Version, (401,)),
     "/metrics": (None, (401, 503)),
+    "/plan": (Plan, (400, 401, 503)),
 }
 TAKES: dict[str, list[type[BaseModel]]] = {
     "/v1/chat/completions": [ChatRequest],

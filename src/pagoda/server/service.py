@@ -54,6 +54,7 @@ class Model:
     def __init__(self, loaded: Loaded, settings: ServerSettings) -> None:
         self.name = settings.served_model_name or loaded.model_name
         self.created = int(time.time())
+        self.loaded = loaded
         self.engine = loaded.engine
         self.tokenizer = loaded.tokenizer
         self.max_context = loaded.max_context

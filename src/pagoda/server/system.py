@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 import pagoda
 from pagoda.server.failures import error_body, json_response
+from pagoda.server.planning import plan
 from pagoda.server.routes import service_of
 
 
@@ -45,4 +46,5 @@ ROUTES = [
     Route("/ready", ready),
     Route("/version", version),
     Route("/metrics", metrics),
+    Route("/plan", plan),
 ]
