@@ -17,7 +17,7 @@ from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
 from pagoda.plan import probes
-from pagoda.plan.here import setup_here
+from pagoda.plan.here import setup_here, sliced
 from pagoda.plan.memory import kv_token_bytes
 from pagoda.plan.models import builtin_shape, shape_of_file
 from pagoda.plan.probes import Prober, remembered_rates
@@ -105,6 +105,15 @@ def test_the_command_and_the_server_plan(default_model: Path, tmp_path: Path) ->
         refused = server.client.get("/plan", params={"promt": 100})
         assert refused.status_code == 400
         assert "promt" in refused.json()["error"]["message"]
+
+
+def test_a_files_own_layers_are_measured(default_model: Path) -> None:
+    shape = shape_of_file(default_model)
+    with sliced(shape, weights_in(shape, STORED)) as (model, counts):
+        assert model.num_layers == 30
+        assert sum(counts.values()) == 30
+    with sliced(shape, weights_in(shape, "q8_0")) as (model, counts):
+        assert sum(counts.values()) == 30
 
 
 def test_nothing_remembered_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,6 +213,8 @@ SPARE = 128  # tokens that a sequence may get while the others' prompts are skip
 @contextmanager
 def _probing(shape: ModelShape, weights: Weights, setup: Setup) -> Iterator[tuple[Prober, Any]]:
     with sliced(shape, weights) as (model, counts):
+        if model.num_layers != shape.num_layers:
+            raise UnsupportedError(f"{shape.name} cannot be run whole from here: name a file that can be served")
         prober = Prober(model, counts, setup)
         try:
             yield prober, model

@@ -142,9 +142,8 @@ def _stored(shape: ModelShape) -> Weights:
     if any(tensor.type is None for tensor in shape.tensors):
         plain = weights_in(replace(shape, path=None), shape.stored_as or "fp16")
         return replace(plain, is_stored=shape.stored_as is not None)
-    return _gguf(
-        shape, (shape.stored_as or STORED).lower(), "as in the file", {t.name: str(t.type) for t in shape.tensors}
-    )
+    types = {tensor.name: str(tensor.type) for tensor in shape.tensors}
+    return replace(_gguf(shape, (shape.stored_as or STORED).lower(), "as in the file", types), is_stored=True)
 
 
 def _gguf(shape: ModelShape, name: str, about: str, types: Mapping[str, str]) -> Weights:
