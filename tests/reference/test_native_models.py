@@ -26,7 +26,7 @@ from tiny_blocks import encode
 from tiny_models import TINY, VOCAB, MemoryCheckpoint, gguf_weights, memory_checkpoint
 
 ISAS = _native.available_isas()
-KV_TYPES = get_args(KVType)
+KV_TYPES = [type for type in get_args(KVType) if type != "fp8"]  # of GPUs
 BLOCK_QUANTS = [type for type, block in BLOCK_TYPES.items() if block.elements > 1]
 
 # Steps of some sequences' token counts: prompts in chunks of any size beside single tokens. Sequence "a" passes 256

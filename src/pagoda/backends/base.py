@@ -22,7 +22,7 @@ Handle = Any  # numpy array in the reference backend, a buffer id in recorded pr
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 RopeStyle = Literal["interleaved", "neox"]  # pairs (2i, 2i+1), or (i, i + D/2)
-KVType = Literal["f16", "bf16", "f32", "int8"]
+KVType = Literal["f16", "bf16", "f32", "int8", "fp8"]  # fp8 (e4m3): on CUDA alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,9 @@ class Backend(Protocol):
     """A device kind that loads models."""
 
     name: str
+
+    def available_memory(self) -> int | None:
+        """Bytes of the device's own memory that are free now; None: it computes in the host's."""
 
     def load(
         self,

@@ -33,11 +33,16 @@ class CpuBackend:
     def isa(self) -> str:
         return self.runtime.isa
 
+    def available_memory(self) -> int | None:
+        return None
+
     def load(self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType) -> CpuModel:
         """Pack the weights and record the forward pass. `max_batch_seqs` bounds the rows of logits of one step.
 
         UnsupportedError names a tensor whose type or width no kernel takes; CapacityError where memory runs out.
         """
+        if kv_type == "fp8":
+            raise ConfigError("--kv-type fp8 needs a GPU; on CPUs, int8 takes as little")
         trace = Trace()
         model.forward(trace)
         max_rows = max(min(max_batch_seqs, max_batch_tokens), 1)  # no token's logits are wanted twice

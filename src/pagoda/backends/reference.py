@@ -257,6 +257,9 @@ class ReferenceBackend:
     def __init__(self, *, batch_invariant: bool = True) -> None:
         self._batch_invariant = batch_invariant
 
+    def available_memory(self) -> int | None:
+        return None
+
     def load(
         self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
     ) -> ReferenceModel:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pagoda.backends.base import Backend, ForwardModel, LoadedModel
 from pagoda.config import EngineSettings
+from pagoda.engine.device import make_backend
 from pagoda.engine.engine import Engine
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
 from pagoda.engine.thread import EngineThread
@@ -73,11 +73,11 @@ def load_engine(settings: EngineSettings, *, progress: Progress | None = None) -
     Raises SourceError, FormatError, UnsupportedError or CapacityError, each with the remedy.
     """
     start = time.perf_counter()
-    available = available_memory()
+    backend = make_backend(settings)
     source = resolve(settings.model, progress=progress)
     checkpoint = open_checkpoint(source.path)
     try:
-        loaded = _load(settings, source, checkpoint, available)
+        loaded = _load(settings, backend, source, checkpoint)
     except BaseException:
         checkpoint.close()
         raise
@@ -85,11 +85,13 @@ def load_engine(settings: EngineSettings, *, progress: Progress | None = None) -
     return loaded
 
 
-def _load(settings: EngineSettings, source: LocalModel, checkpoint: Checkpoint, available: int) -> LoadedEngine:
+def _load(settings: EngineSettings, backend: Backend, source: LocalModel, checkpoint: Checkpoint) -> LoadedEngine:
     forward_model = load_model(checkpoint)
+    device_memory = backend.available_memory()
+    available = available_memory() if device_memory is None else device_memory
     with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while the weights are repacked
         tokenizer_job = pool.submit(load_tokenizer, checkpoint)
-        model = _backend(settings).load(
+        model = backend.load(
             forward_model,
             max_batch_tokens=settings.max_batch_tokens,
             max_batch_seqs=_max_rows(settings),
@@ -100,7 +102,13 @@ def _load(settings: EngineSettings, source: LocalModel, checkpoint: Checkpoint, 
             checkpoint.release(name)
         tokenizer = tokenizer_job.result()
         chat_template, no_chat_reason = _chat_template(checkpoint, tokenizer)
-        kv_plan = plan_kv(_footprint(forward_model, model), settings, forward_model.max_context, available)
+        kv_plan = plan_kv(
+            _footprint(forward_model, model),
+            settings,
+            forward_model.max_context,
+            available,
+            fill=device_memory is not None,
+        )
         core = _engine(settings, forward_model, model, tokenizer, kv_plan)
     except BaseException:
         model.close()
@@ -119,25 +127,6 @@ def _load(settings: EngineSettings, source: LocalModel, checkpoint: Checkpoint, 
         model=model,
         checkpoint=checkpoint,
     )
-
-
-def _cpu(settings: EngineSettings) -> Backend:
-    from pagoda.backends.cpu import CpuBackend  # imports the extension
-
-    return CpuBackend(threads=settings.threads, isa=settings.isa)
-
-
-def _reference(settings: EngineSettings) -> Backend:
-    from pagoda.backends.reference import ReferenceBackend
-
-    return ReferenceBackend()
-
-
-BACKENDS: dict[str, Callable[[EngineSettings], Backend]] = {"cpu": _cpu, "reference": _reference}
-
-
-def _backend(settings: EngineSettings) -> Backend:
-    return BACKENDS[settings.backend](settings)
 
 
 def _max_rows(settings: EngineSettings) -> int:

@@ -58,8 +58,11 @@ class KVPlan:
         )
 
 
-def plan_kv(footprint: Footprint, settings: EngineSettings, model_context: int, available: int) -> KVPlan:
-    """Size the KV cache. `available` bytes were free before the model was loaded.
+def plan_kv(
+    footprint: Footprint, settings: EngineSettings, model_context: int, available: int, *, fill: bool = False
+) -> KVPlan:
+    """Size the KV cache. `available` bytes were free before the model was loaded. `fill`: take all that may be taken,
+    as on a GPU, whose memory nobody else is waiting for.
 
     Without settings.max_context, the context shrinks to what fits. CapacityError: what was asked for does not fit.
     ConfigError: the model has no such context.
@@ -77,7 +80,7 @@ def plan_kv(footprint: Footprint, settings: EngineSettings, model_context: int, 
     max_context = _max_context(footprint, settings, model_context, budget)
     one = _blocks_of_one(footprint, settings, max_context)
     num_seqs = min(settings.max_num_seqs, settings.max_batch_tokens)
-    usual = _blocks_of_one(footprint, settings, _usual_tokens(settings, max_context))
+    usual = one if fill else _blocks_of_one(footprint, settings, _usual_tokens(settings, max_context))
     wanted = [max(n, few * num_seqs) for n, few in zip(one, usual, strict=True)]
     share = min(1.0, budget / _bytes(footprint, wanted))
     num_blocks = tuple(max(n, int(many * share)) for n, many in zip(one, wanted, strict=True))

@@ -1,0 +1,124 @@
+"""Loads a model onto a GPU, or, to test all but the GPU, onto torch's CPU."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from pagoda.backends import trace as t
+from pagoda.backends.base import AttentionSpec, ForwardModel, KVType
+from pagoda.backends.cuda.eager import EagerOps
+from pagoda.backends.cuda.kv import DTYPES
+from pagoda.backends.cuda.measure import measure_buffers
+from pagoda.backends.cuda.metadata import Limits
+from pagoda.backends.cuda.model import CudaModel
+from pagoda.backends.cuda.ops import DeviceOps
+from pagoda.backends.cuda.options import CudaOptions
+from pagoda.backends.cuda.program import ProgramCompiler
+from pagoda.backends.cuda.shard import WHOLE, Shard, cut
+from pagoda.backends.cuda.weights import WeightLoader, compute_type
+from pagoda.errors import CapacityError, UnsupportedError
+from pagoda.formats.blocks import tensor_bytes
+from pagoda.types import BLOCK_SIZE, RawTensor
+
+log = logging.getLogger(__name__)
+
+
+class CudaBackend:
+    """See `pagoda.backends.base.Backend`. `shard` says which part of the model this process holds."""
+
+    name = "cuda"
+
+    def __init__(self, options: CudaOptions, shard: Shard = WHOLE) -> None:
+        self.options, self.shard = options, shard
+        self.device = torch.device(options.device, shard.rank) if options.device == "cuda" else torch.device("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.backends.cuda.matmul.allow_tf32 = False  # float32 weights are served in float32
+
+    def available_memory(self) -> int | None:
+        """Bytes of the GPU that are free now; None: the host's memory is what counts."""
+        return int(torch.cuda.mem_get_info(self.device)[0]) if self.device.type == "cuda" else None
+
+    def load(self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType) -> CudaModel:
+        """Put the model on the device.
+
+        UnsupportedError names what there is no kernel for; CapacityError says how much is missing and what would fit.
+        """
+        trace, spec = self._recorded(model)
+        self._check_room(trace)
+        limits = Limits(
+            tokens=max_batch_tokens,
+            rows=max(min(max_batch_seqs, max_batch_tokens), 1),
+            seqs=min(max_batch_seqs, max_batch_tokens),
+            table_width=-(-model.max_context // BLOCK_SIZE) + 1,
+            groups=len(model.kv_groups),
+        )
+        dtype = compute_type(_matrices(trace))
+        ops = self._ops(dtype, model.max_context, limits.seqs)
+        weights = WeightLoader(dtype, self.device)
+        with torch.inference_mode():
+            program = ProgramCompiler(trace, model.kv_groups, ops, weights, self.shard).compile()
+        loaded = CudaModel(
+            program,
+            groups=model.kv_groups,
+            kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            kv_type=kv_type,
+            vocab_size=model.vocab_size,
+            limits=limits,
+            tiles=ops.tile_sizes(spec.num_heads // spec.num_kv_heads, spec.head_dim, 8 * DTYPES[kv_type][1].itemsize),
+            device=self.device,
+            graphs=self._graphs,
+            weight_bytes=weights.num_bytes,
+        )
+        if self.device.type == "cuda":
+            loaded.buffer_bytes = measure_buffers(loaded, limits, graphs=self._graphs)
+        return loaded
+
+    def check(self, model: ForwardModel) -> None:
+        """Raise what `load` would, as far as it shows before weights are read."""
+        self._check_room(self._recorded(model)[0])
+
+    def _recorded(self, model: ForwardModel) -> tuple[t.Trace, AttentionSpec]:
+        """This device's part of the forward pass, and the shape of its attention."""
+        trace = t.Trace()
+        model.forward(trace)
+        cut(trace, self.shard)
+        for node in trace.nodes:
+            if isinstance(node, t.Attention):
+                return trace, node.spec
+        raise UnsupportedError("a model without attention")
+
+    @property
+    def _graphs(self) -> bool:
+        return self.options.graphs and self.device.type == "cuda" and self.options.ops == "fast"
+
+    def _ops(self, dtype: torch.dtype, max_context: int, max_seqs: int) -> DeviceOps:
+        """The one place that chooses: kernels, or torch alone."""
+        invariant = self.options.batch_invariant
+        if self.options.ops == "eager":
+            return EagerOps(dtype, batch_invariant=invariant)
+        from pagoda.backends.cuda.fast import FastOps  # imports Triton
+
+        return FastOps(dtype, batch_invariant=invariant, max_context=max_context, max_seqs=max_seqs)
+
+    def _check_room(self, trace: t.Trace) -> None:
+        """Before minutes of loading, whether the weights can fit at all."""
+        free = self.available_memory()
+        if free is None:
+            return
+        matrices = {raw.name: raw for raw in _matrices(trace)}
+        needed = sum(raw.num_bytes for raw in matrices.values())
+        elements = sum(tensor_bytes("BF16", raw.shape) // 2 for raw in matrices.values())
+        if needed > free:
+            raise CapacityError(
+                f"the weights take {needed / 2**30:.1f} GiB, but the GPU has {free / 2**30:.1f} GiB free; in Q4_K they "
+                f"would take {elements * 4.6 / 8 / 2**30:.1f} GiB, and --tensor-parallel shares them among GPUs"
+            )
+
+
+def _matrices(trace: t.Trace) -> list[RawTensor]:
+    tables = [node.table for node in trace.nodes if isinstance(node, t.Embed)]
+    return tables + [node.weight for node in trace.nodes if isinstance(node, (t.Linear, t.Logits))]

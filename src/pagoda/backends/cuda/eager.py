@@ -1,0 +1,194 @@
+"""The ops in plain torch, on any device: what kernels are tested against, and what runs where there is no GPU.
+
+Weights are decoded once and kept; nothing here is fast. With `batch_invariant`, products and attention go token by
+token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from pagoda.backends.base import Activation, AttentionSpec
+from pagoda.backends.cuda.kv import E4M3, PLAIN, KVLayer
+from pagoda.backends.cuda.layer import AttentionLayer
+from pagoda.backends.cuda.metadata import Step, TileSizes
+from pagoda.backends.cuda.ops import Weight, whole
+from pagoda.backends.cuda.planes import PlaneWeight, dequantize
+from pagoda.types import BLOCK_SIZE
+
+ONE_TILE = 1 << 20
+
+
+class EagerOps:
+    """`DeviceOps` in torch."""
+
+    def __init__(self, dtype: torch.dtype, *, batch_invariant: bool = False) -> None:
+        self.dtype = dtype
+        self.batch_invariant = batch_invariant
+        self._decoded: dict[int, tuple[Weight, torch.Tensor]] = {}  # the weight is kept, so that its id stays its own
+
+    def tile_sizes(self, queries_per_kv_head: int, head_dim: int, kv_bits: int) -> TileSizes:
+        return TileSizes(1 if self.batch_invariant else ONE_TILE, ONE_TILE, ONE_TILE)
+
+    def embed(self, table: Weight, tokens: torch.Tensor, scale: float) -> torch.Tensor:
+        index = tokens.to(torch.int64)
+        rows = dequantize(table, index) if isinstance(table, PlaneWeight) else table[index].to(torch.float32)
+        return (rows * scale)[None]
+
+    def norm(self, x: torch.Tensor | None, y: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        if x is not None and y is not None:
+            self.add(x, y)
+        values = x[0] if x is not None else whole(y)
+        return rms_norm(values, weight, eps).to(self.dtype)[None]
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        x[0] += whole(y)
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        values, matrix = x[0].to(torch.float32), self._decode(weight)
+        if self.batch_invariant:
+            out = torch.stack([torch.mv(matrix, row) for row in values]) if len(values) else values @ matrix.t()
+        else:
+            out = values @ matrix.t()
+        return (out if bias is None else out + bias).to(dtype)[None]
+
+    def _decode(self, weight: Weight) -> torch.Tensor:
+        if id(weight) not in self._decoded:
+            decoded = _decoded(weight) if isinstance(weight, PlaneWeight) else weight.to(torch.float32)
+            self._decoded[id(weight)] = weight, decoded
+        return self._decoded[id(weight)][1]
+
+    def prepare(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step
+    ) -> torch.Tensor:
+        spec, tokens = layer.spec, q.shape[1]
+        queries = self._turned(whole(q), layer, layer.q_norm, layer.q_eps, spec.num_heads, step)
+        keys = self._turned(whole(k), layer, layer.k_norm, layer.k_eps, spec.num_kv_heads, step)
+        values = whole(v).view(tokens, spec.num_kv_heads, spec.head_dim)
+        live = (step.positions >= 0).nonzero()[:, 0]
+        block, slot = _places(layer.group, step, live)
+        for pool, scales, new in ((kv.k, kv.k_scale, keys), (kv.v, kv.v_scale, values)):
+            codes, scale = encode(new[live], kv.kind, pool.dtype)
+            pool[block, :, slot] = codes
+            if scales is not None:
+                scales[block, :, slot] = scale
+        return queries.reshape(tokens, -1).to(self.dtype)
+
+    def _turned(
+        self, x: torch.Tensor, layer: AttentionLayer, norm: torch.Tensor | None, eps: float, heads: int, step: Step
+    ) -> torch.Tensor:
+        """→ [T, heads, D]"""
+        x = x.view(x.shape[0], heads, -1)
+        if norm is not None:
+            x = rms_norm(x, norm, eps)
+        if not layer.rotary_dim:
+            return x
+        cos, sin = (angle[: x.shape[0], None] for angle in step.angles[layer.rope_index])
+        return rotate(x, cos, sin, layer.rotary_dim, interleaved=layer.interleaved)
+
+    def attend(self, q: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step) -> torch.Tensor:
+        out = torch.zeros_like(q)
+        for first, count in [*step.short.tolist(), *step.long.tolist()]:
+            if count:
+                out[first : first + count] = self._attend_tile(q[first : first + count], first, layer, kv, step)
+        return out[None]
+
+    def _attend_tile(self, q: torch.Tensor, first: int, layer: AttentionLayer, kv: KVLayer, step: Step) -> torch.Tensor:
+        start = int(step.positions[first])
+        end = start + len(q)
+        low = 0 if layer.spec.window is None else max(start + 1 - layer.spec.window, 0)
+        table = _table(layer.group, int(step.seqs[first]), step)[low // BLOCK_SIZE : (end - 1) // BLOCK_SIZE + 1]
+        skip = low - low // BLOCK_SIZE * BLOCK_SIZE
+        k, v = (
+            decode(pool[table], None if scales is None else scales[table], kv.kind)
+            .transpose(1, 2)
+            .flatten(0, 1)[skip : skip + end - low]
+            for pool, scales in ((kv.k, kv.k_scale), (kv.v, kv.v_scale))
+        )  # [N, K, D]
+        return attention(q.to(torch.float32), k, v, start, low, layer.spec).to(q.dtype)
+
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        x = whole(gate)
+        if activation == "silu":
+            x = F.silu(x)
+        else:
+            x = F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+        out = x * whole(up)
+        if self.dtype == torch.float16:
+            out = out.clamp(-65504.0, 65504.0)
+        return out.to(self.dtype)[None]
+
+
+def _decoded(weight: PlaneWeight) -> torch.Tensor:
+    """Some rows at a time, so that what is needed in between stays in the cache."""
+    rows = torch.arange(weight.rows, device=weight.device).split(max(1, (1 << 19) // weight.columns))
+    return torch.cat([dequantize(weight, some) for some in rows])
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotary_dim: int, *, interleaved: bool
+) -> torch.Tensor:
+    half, out = rotary_dim // 2, x.clone()
+    first = slice(0, rotary_dim, 2) if interleaved else slice(0, half)
+    second = slice(1, rotary_dim, 2) if interleaved else slice(half, rotary_dim)
+    a, b = x[..., first], x[..., second]
+    out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
+    return out
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int, low: int, spec: AttentionSpec
+) -> torch.Tensor:
+    """Queries [T, H * D] at positions from `start` on over keys [N, K, D] at positions from `low` on. → [T, H * D]"""
+    heads = q.view(len(q), spec.num_kv_heads, -1, spec.head_dim)
+    scores = torch.einsum("tkgd,nkd->kgtn", heads, k) * spec.scale
+    if spec.softcap is not None:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    key = low + torch.arange(len(k), device=q.device)
+    position = start + torch.arange(len(q), device=q.device)[:, None]
+    seen = (key <= position) & (key > position - (spec.window or 1 << 30))
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return torch.einsum("kgtn,nkd->tkgd", weights, v).reshape(len(q), -1)
+
+
+def _places(group: int, step: Step, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block and slot of each of these tokens of the step."""
+    at, width = step.meta[2 * group].to(torch.int64), step.meta[2 * group + 1].to(torch.int64)
+    position = step.positions[tokens].to(torch.int64)
+    entry = at + step.seqs[tokens].to(torch.int64) * width + position // BLOCK_SIZE
+    return step.meta[entry].to(torch.int64), position % BLOCK_SIZE
+
+
+def _table(group: int, seq: int, step: Step) -> torch.Tensor:
+    at, width = int(step.meta[2 * group]), int(step.meta[2 * group + 1])
+    return step.meta[at + seq * width : at + (seq + 1) * width].to(torch.int64)
+
+
+def encode(x: torch.Tensor, kind: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """x [..., D] as KV keeps it, and the scale of each [...]; see `kernels/quants.py`."""
+    if kind == PLAIN:
+        return x.to(dtype), None
+    top, unit = (448.0, 256.0) if kind == E4M3 else (127.0, 1.0)
+    most = x.abs().amax(-1)
+    scaled = x * (top / most.clamp_min(1e-30))[..., None]
+    if kind != E4M3:
+        return torch.floor(scaled + 0.5).to(torch.int8), most / top
+    bits = (scaled * 2.0**-8).to(torch.float16).view(torch.int16).to(torch.int32)
+    size = bits & 0x7FFF
+    size = (size + 0x3F + ((size >> 7) & 1)) >> 7
+    return (((bits >> 8) & 0x80) | size).to(torch.uint8), most / top * unit
+
+
+def decode(codes: torch.Tensor, scale: torch.Tensor | None, kind: int) -> torch.Tensor:
+    """The inverse, in float32."""
+    if kind == E4M3:
+        bits = codes.to(torch.int32)
+        half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(torch.int16).view(torch.float16)
+        codes = half
+    values = codes.to(torch.float32)
+    return values if scale is None else values * scale[..., None]

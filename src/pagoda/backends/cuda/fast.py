@@ -1,0 +1,110 @@
+"""The ops by Triton kernels, and which of them serves how many tokens: the one place where that is decided.
+
+`batch_invariant`: a row's bits never depend on the others. Then every product has one shape of tiles and fixed shares
+of the columns, and all attention goes by short tiles. Otherwise a library's product may serve, which picks its kernel
+by the number of tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from pagoda.backends.base import Activation
+from pagoda.backends.cuda.kernels import attend, dense, gated, grouped, norm, prepare
+from pagoda.backends.cuda.kv import KVLayer
+from pagoda.backends.cuda.layer import AttentionLayer
+from pagoda.backends.cuda.metadata import Step, TileSizes
+from pagoda.backends.cuda.ops import Weight, whole
+from pagoda.backends.cuda.planes import PlaneWeight
+
+# Tokens up to which a kernel serves. Estimates from bytes and operations, not yet measured.
+DENSE_SKINNY = 1  # beyond it the library's product
+GROUPED_SKINNY = 2  # beyond it tensor cores, whose least tile is 16 tokens
+GROUPED_TILED = 256  # beyond it decoding the whole weight costs less than it wins
+MOST_SHORT = 16  # tokens of a sequence in a step whose keys are split over programs: decoding, verifying drafts
+INVARIANT_ROWS = 256  # tokens whose chunks are kept at once
+
+
+class FastOps:
+    """`DeviceOps` by kernels."""
+
+    def __init__(self, dtype: torch.dtype, *, batch_invariant: bool = False, max_context: int, max_seqs: int) -> None:
+        self.dtype = dtype
+        self.batch_invariant = batch_invariant
+        self._max_context = max_context
+        self._tokens = max(max_seqs, INVARIANT_ROWS)
+        self._scratch: torch.Tensor | None = None
+
+    def tile_sizes(self, queries_per_kv_head: int, head_dim: int, kv_bits: int) -> TileSizes:
+        short = attend.short_shape(queries_per_kv_head, head_dim, kv_bits).rows // queries_per_kv_head
+        long = attend.long_shape(queries_per_kv_head, head_dim, kv_bits).rows // queries_per_kv_head
+        return TileSizes(short, long, 1 << 30 if self.batch_invariant else MOST_SHORT)
+
+    def embed(self, table: Weight, tokens: torch.Tensor, scale: float) -> torch.Tensor:
+        if isinstance(table, PlaneWeight):
+            return grouped.decode(table, tokens, torch.float32, factor=scale)[None]
+        return (F.embedding(tokens, table).to(torch.float32) * scale)[None]
+
+    def norm(self, x: torch.Tensor | None, y: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return norm.norm(x, y, weight, eps, self.dtype)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        x[0] += whole(y)
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        if isinstance(weight, PlaneWeight):
+            return self._grouped(x, weight, bias, dtype)
+        tokens = x.shape[1]
+        if self.batch_invariant:
+            return dense.tiled(x, weight, bias, dtype)
+        if tokens <= DENSE_SKINNY:
+            return dense.skinny(x, weight, bias, dtype)
+        if dtype != x.dtype:  # logits in float32, which a library's product would round
+            return dense.tiled(x, weight, bias, dtype)
+        return F.linear(x, weight, None if bias is None else bias.to(dtype))
+
+    def _grouped(
+        self, x: torch.Tensor, weight: PlaneWeight, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        tokens = x.shape[1]
+        if weight.order is not None and (self.batch_invariant or tokens <= GROUPED_TILED):
+            x = x[:, :, weight.order]
+        if self.batch_invariant:
+            return grouped.tiled(x, weight, bias, dtype, invariant=True)
+        if tokens <= GROUPED_SKINNY:
+            return grouped.skinny(x, weight, bias, dtype)
+        if tokens <= GROUPED_TILED or dtype != x.dtype:
+            return grouped.tiled(x, weight, bias, dtype, invariant=False)
+        return F.linear(x, grouped.decode(weight, None, x.dtype), None if bias is None else bias.to(dtype))
+
+    def prepare(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step
+    ) -> torch.Tensor:
+        return prepare.prepare(q, k, v, layer, kv, step, self.dtype)
+
+    def attend(self, q: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step) -> torch.Tensor:
+        out = torch.empty_like(q)
+        if step.long.shape[0]:
+            attend.attend_long(q, out, layer, kv, step)
+        self._attend_short(q, out, layer, kv, step)
+        return out[None]
+
+    def _attend_short(self, q: torch.Tensor, out: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step) -> None:
+        """So many tiles at a time that their chunks fit in the scratch memory."""
+        if not step.short.shape[0]:
+            return
+        slots = attend.num_slots(self._max_context, layer.spec.window)
+        scratch = self._scratch_for(layer, slots, q.device)
+        for tiles in step.short.split(self._tokens // step.short_len):
+            attend.attend_short(q, out, tiles, layer, kv, step, scratch, slots)
+
+    def _scratch_for(self, layer: AttentionLayer, slots: int, device: torch.device) -> torch.Tensor:
+        """Shared by all layers: they run one after the other."""
+        size = self._tokens * layer.spec.num_heads * slots * (layer.spec.head_dim + 2)
+        if self._scratch is None or self._scratch.numel() < size:
+            self._scratch = torch.empty(size, dtype=torch.float32, device=device)
+        return self._scratch
+
+    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        return gated.gated(gate, up, activation, self.dtype)

@@ -1,0 +1,77 @@
+"""Decoding steps as CUDA graphs: one launch instead of hundreds.
+
+A graph is captured for each of a few batch sizes, the largest first so that the others find its memory; a step runs as
+the smallest that holds it, padded with tokens that store nothing and see nothing. All graphs read the same metadata
+buffer, whose header says where the block tables lie, so nothing of the context's length is captured.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from pagoda.backends.cuda.kv import KVLayer
+from pagoda.backends.cuda.metadata import StepBuffer
+from pagoda.backends.cuda.program import Program
+from pagoda.types import Batch
+
+LARGEST = 512  # sequences; above it a step is long enough to hide its launches
+
+
+def batch_sizes(most: int) -> list[int]:
+    """1, 2, 4, 8, then by 8 to 64, by 16 to 128, and by 32; `most` is the last."""
+    sizes = {1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, LARGEST + 1, 32)}
+    top = min(most, LARGEST)
+    return sorted({size for size in sizes if size < top} | {top})
+
+
+class DecodeGraphs:
+    """Graphs by batch size."""
+
+    def __init__(self, max_seqs: int) -> None:
+        self.sizes = batch_sizes(max_seqs)
+        self._graphs: dict[int, Any] = {}
+        self._logits: dict[int, torch.Tensor] = {}
+        self._pool: Any = None
+
+    def serves(self, batch: Batch) -> bool:
+        """Whether it is a token and a row of logits a sequence."""
+        seqs = len(batch.seq_starts) - 1
+        return seqs == len(batch.tokens) == len(batch.logit_rows) and seqs <= self.sizes[-1] and bool(self._graphs)
+
+    def replay(self, batch: Batch, buffer: StepBuffer) -> torch.Tensor:
+        """→ logits [size, V], of which the first are the batch's"""
+        size = self.sizes[bisect_left(self.sizes, len(batch.tokens))]
+        buffer.fill(batch, size, size)
+        self._graphs[size].replay()
+        return self._logits[size]
+
+    def capture(self, program: Program, kv: Mapping[int, KVLayer], buffer: StepBuffer, sizes: list[int]) -> None:
+        """Capture these sizes; each runs once before, so that kernels are compiled and memory is there."""
+        for size in sorted(sizes, reverse=True):
+            with torch.inference_mode():
+                self._capture(size, program, kv, buffer)
+
+    def _capture(self, size: int, program: Program, kv: Mapping[int, KVLayer], buffer: StepBuffer) -> None:
+        step = buffer.fill(_empty_batch(buffer.limits.groups), size, size)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            program(step, kv)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = program(step, kv)
+        self._pool = self._pool or graph.pool()
+        self._graphs[size], self._logits[size] = graph, logits
+
+
+def _empty_batch(num_groups: int) -> Batch:
+    """One token at the start of block 0, which whoever takes the block writes again."""
+    zero = np.zeros(1, np.int32)
+    return Batch(zero, zero, np.array([0, 1], np.int32), zero + 1, (zero[:, None],) * num_groups, zero)

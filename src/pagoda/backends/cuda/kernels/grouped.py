@@ -1,0 +1,271 @@
+"""x @ W.T for quantized weights in planes (`planes.py`), and their decoding.
+
+`_skinny` is for one to four tokens, `_tiled` for more: codes become numbers in registers, go to tensor cores as they
+are needed, and memory sees only the codes. `_decode` writes rows out, for embeddings, and for long prompts, where one
+pass over the weights costs little beside a library's product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from pagoda.backends.cuda.kernels.common import power_of_two
+from pagoda.backends.cuda.planes import PlaneWeight
+
+
+@triton.jit
+def _lanes(plane_ptr, n, runs, run, j, BITS: tl.constexpr, PART: tl.constexpr):
+    """Where the lanes of run `run` lie for rows n (int64, already broadcast against j)."""
+    if BITS == 1:
+        return plane_ptr + (n * (runs // 2) + run // 2) * PART + j
+    else:
+        return plane_ptr + (n * runs + run) * PART + j
+
+
+@triton.jit
+def _field(lanes, i: tl.constexpr, run, BITS: tl.constexpr):
+    """Part i of the codes in lanes. → int32"""
+    if BITS == 1:
+        return (lanes.to(tl.int32) >> ((run % 2) * 4 + i)) & 1
+    else:
+        return (lanes.to(tl.int32) >> (i * BITS)) & ((1 << BITS) - 1)
+
+
+@triton.jit
+def _group_scales(
+    scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, column, n, rows, inside,
+    GROUP: tl.constexpr, OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr,
+):  # fmt: skip
+    """Scale and offset of rows n in the group of `column`. → two of float32, the second 0 without OFFSET"""
+    at = (column // GROUP).to(tl.int64) * rows + n
+    scale = tl.load(scales_ptr + at, mask=inside, other=0)
+    offset = scale
+    if NIBBLES:
+        offset = (scale.to(tl.int32) >> 4).to(tl.float32)
+        scale = (scale.to(tl.int32) & 15).to(tl.float32)
+    else:
+        scale = scale.to(tl.float32)
+        if OFFSET:
+            offset = tl.load(offsets_ptr + at, mask=inside, other=0).to(tl.float32)
+        else:
+            offset = scale * 0.0
+    if SUPERS:
+        above = (column // 256).to(tl.int64) * rows + n
+        scale = scale * tl.load(supers_ptr + above, mask=inside, other=0.0).to(tl.float32)
+        if OFFSET:
+            offset = offset * tl.load(super_offsets_ptr + above, mask=inside, other=0.0).to(tl.float32)
+    return scale, offset
+
+
+@triton.jit
+def _number(code, book_ptr, ZERO: tl.constexpr, BOOK: tl.constexpr):
+    if BOOK:
+        return tl.load(book_ptr + code)
+    else:
+        return (code - ZERO).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _skinny(
+    x_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, bias_ptr, out_ptr,
+    tokens, rows, columns, runs, x_row, share,
+    LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = n < rows
+    wide = n.to(tl.int64)[:, None]
+    part = tl.program_id(1)
+    m = tl.arange(0, M)
+    j = tl.arange(0, PART)
+    acc = tl.zeros([M, BLOCK_N, PART], tl.float32)
+    for run in tl.range(part * share, tl.minimum((part + 1) * share, runs), num_stages=STAGES):
+        low = tl.load(_lanes(low_ptr, wide, runs, run, j[None, :], LOW, PART), mask=inside[:, None], other=0)
+        high = low
+        if HIGH != 0:
+            high = tl.load(_lanes(high_ptr, wide, runs, run, j[None, :], HIGH, PART), mask=inside[:, None], other=0)
+        for i in tl.static_range(4):
+            column = (run * 4 + i) * PART
+            scale, offset = _group_scales(
+                scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, column, n, rows, inside,
+                GROUP, OFFSET, SUPERS, NIBBLES,
+            )  # fmt: skip
+            code = _field(low, i, run, LOW)
+            if HIGH != 0:
+                code |= _field(high, i, run, HIGH) << LOW
+            w = _number(code, book_ptr, ZERO, BOOK) * scale[:, None]
+            if OFFSET:
+                w -= offset[:, None]
+            x = tl.load(
+                x_ptr + m[:, None] * x_row + (column + j)[None, :],
+                mask=(m < tokens)[:, None] & (column + j < columns)[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            acc += x[:, None, :] * w[None, :, :]
+    out = tl.sum(acc, axis=2)
+    if HAS_BIAS:
+        out += tl.where(part == 0, tl.load(bias_ptr + n, mask=inside, other=0.0), 0.0)[None, :]
+    at = out_ptr + (part.to(tl.int64) * tokens + m)[:, None] * rows + n[None, :]
+    tl.store(at, out.to(out_ptr.dtype.element_ty), mask=(m < tokens)[:, None] & inside[None, :])
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _tiled(
+    x_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, bias_ptr, out_ptr,
+    tokens, rows, columns, runs, x_row, share,
+    LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    part = tl.program_id(2)
+    inside = n < rows
+    wide = n.to(tl.int64)[None, :]
+    j = tl.arange(0, PART)
+    kind = x_ptr.dtype.element_ty
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    x_at = x_ptr + m.to(tl.int64)[:, None] * x_row + j[None, :]
+    for run in range(part * share, tl.minimum((part + 1) * share, runs)):
+        low = tl.load(_lanes(low_ptr, wide, runs, run, j[:, None], LOW, PART), mask=inside[None, :], other=0)
+        high = low
+        if HIGH != 0:
+            high = tl.load(_lanes(high_ptr, wide, runs, run, j[:, None], HIGH, PART), mask=inside[None, :], other=0)
+        for i in tl.static_range(4):
+            column = (run * 4 + i) * PART
+            scale, offset = _group_scales(
+                scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, column, n, rows, inside,
+                GROUP, OFFSET, SUPERS, NIBBLES,
+            )  # fmt: skip
+            code = _field(low, i, run, LOW)
+            if HIGH != 0:
+                code |= _field(high, i, run, HIGH) << LOW
+            w = _number(code, book_ptr, ZERO, BOOK) * scale[None, :]  # [PART, N]
+            if OFFSET:
+                w -= offset[None, :]
+            x = tl.load(x_at + column, mask=(m < tokens)[:, None] & (column + j < columns)[None, :], other=0.0)
+            acc = tl.dot(x, w.to(kind), acc, input_precision=PRECISION)
+    if HAS_BIAS:
+        acc += tl.where(part == 0, tl.load(bias_ptr + n, mask=inside, other=0.0), 0.0)[None, :]
+    at = out_ptr + (part.to(tl.int64) * tokens + m)[:, None] * rows + n[None, :]
+    tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=(m < tokens)[:, None] & inside[None, :])
+
+
+@triton.jit
+def _decode(
+    chosen_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, order_ptr, out_ptr,
+    factor, rows, columns, runs,
+    LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr,
+    CHOSEN: tl.constexpr, ORDER: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """A row and BLOCK_R runs a program."""
+    to = tl.program_id(0).to(tl.int64)
+    n = to
+    if CHOSEN:
+        n = tl.load(chosen_ptr + to).to(tl.int64)
+    run = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    j = tl.arange(0, PART)
+    some = run < runs
+    low = tl.load(_lanes(low_ptr, n, runs, run[:, None], j[None, :], LOW, PART), mask=some[:, None], other=0)
+    high = low
+    if HIGH != 0:
+        high = tl.load(_lanes(high_ptr, n, runs, run[:, None], j[None, :], HIGH, PART), mask=some[:, None], other=0)
+    for i in tl.static_range(4):
+        column = (run * 4 + i) * PART
+        scale, offset = _group_scales(
+            scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, column, n, rows, some,
+            GROUP, OFFSET, SUPERS, NIBBLES,
+        )  # fmt: skip
+        code = _field(low, i, run[:, None], LOW)
+        if HIGH != 0:
+            code |= _field(high, i, run[:, None], HIGH) << LOW
+        w = _number(code, book_ptr, ZERO, BOOK) * scale[:, None]
+        if OFFSET:
+            w -= offset[:, None]
+        place = column[:, None] + j[None, :]
+        inside = some[:, None] & (place < columns)
+        if ORDER:
+            place = tl.load(order_ptr + place, mask=inside, other=0)
+        tl.store(out_ptr + to * columns + place, (w * factor).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def _tensors(w: PlaneWeight) -> tuple[torch.Tensor, ...]:
+    """What a kernel reads; the first plane stands for what there is none of."""
+    none = w.planes[0]
+    high = w.planes[1] if len(w.planes) == 2 else none
+    rest = (w.offsets, w.super_scales, w.super_offsets, w.codebook)
+    return (none, high, w.scales, *(none if t is None else t for t in rest))
+
+
+def _kinds(w: PlaneWeight) -> dict[str, Any]:
+    return {
+        "LOW": w.scheme.planes[0],
+        "HIGH": w.scheme.planes[1] if len(w.planes) == 2 else 0,
+        "PART": w.scheme.part,
+        "GROUP": w.scheme.group,
+        "ZERO": w.scheme.zero,
+        "OFFSET": w.offsets is not None or w.scheme.nibbles,
+        "SUPERS": w.super_scales is not None,
+        "NIBBLES": w.scheme.nibbles,
+        "BOOK": w.codebook is not None,
+    }
+
+
+def skinny(x: torch.Tensor, w: PlaneWeight, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """x [1, T ≤ 4, C] → [S, T, N], float32 where it comes in several parts"""
+    tokens = x.shape[1]
+    padded = power_of_two(tokens)
+    block_n = 32 if padded <= 2 else 16
+    parts, share = _shares(w, triton.cdiv(w.rows, block_n), 512, 4)
+    out = torch.empty((parts, tokens, w.rows), dtype=dtype if parts == 1 else torch.float32, device=x.device)
+    _skinny[(triton.cdiv(w.rows, block_n), parts)](
+        x, *_tensors(w), w.scales if bias is None else bias, out, tokens, w.rows, w.columns, w.runs, x.stride(1), share,
+        **_kinds(w), HAS_BIAS=bias is not None, M=padded, BLOCK_N=block_n,
+        STAGES=4 if w.codebook is None else 1, num_warps=4,  # a codebook's reads must not be staged
+    )  # fmt: skip
+    return out
+
+
+def tiled(
+    x: torch.Tensor, w: PlaneWeight, bias: torch.Tensor | None, dtype: torch.dtype, *, invariant: bool
+) -> torch.Tensor:
+    """x [1, T, C] → [S, T, N]. `invariant`: tiles and shares by the weight's shape alone."""
+    tokens = x.shape[1]
+    block_m = 64 if invariant else min(max(16, power_of_two(tokens)), 128)
+    block_n = 64
+    row_tiles = 1 if invariant else triton.cdiv(tokens, block_m)
+    parts, share = _shares(w, triton.cdiv(w.rows, block_n) * row_tiles, 256, 8)
+    out = torch.empty((parts, tokens, w.rows), dtype=dtype if parts == 1 else torch.float32, device=x.device)
+    _tiled[(triton.cdiv(w.rows, block_n), triton.cdiv(tokens, block_m), parts)](
+        x, *_tensors(w), w.scales if bias is None else bias, out, tokens, w.rows, w.columns, w.runs, x.stride(1), share,
+        **_kinds(w), HAS_BIAS=bias is not None, BLOCK_M=block_m, BLOCK_N=block_n, PRECISION="ieee",
+        num_warps=4 if block_m <= 64 else 8, num_stages=3 if w.codebook is None else 1,
+    )  # fmt: skip
+    return out
+
+
+def _shares(w: PlaneWeight, tiles: int, wanted: int, most: int) -> tuple[int, int]:
+    """Parts of the columns so that about `wanted` programs run, and how many runs each takes. → parts, share"""
+    parts = max(1, min(most, wanted // tiles, w.runs // 4))
+    share = triton.cdiv(w.runs, parts)
+    return triton.cdiv(w.runs, share), share
+
+
+def decode(w: PlaneWeight, rows: torch.Tensor | None, dtype: torch.dtype, *, factor: float = 1.0) -> torch.Tensor:
+    """All rows, or those asked for, times factor. → [n, C]"""
+    count = w.rows if rows is None else rows.shape[0]
+    out = torch.empty((count, w.columns), dtype=dtype, device=w.device)
+    block_r = min(8, power_of_two(w.runs))
+    none = w.planes[0]
+    _decode[(count, triton.cdiv(w.runs, block_r))](
+        none if rows is None else rows, *_tensors(w), none if w.order is None else w.order, out,
+        factor, w.rows, w.columns, w.runs,
+        **_kinds(w), CHOSEN=rows is not None, ORDER=w.order is not None, BLOCK_R=block_r, num_warps=2,
+    )  # fmt: skip
+    return out

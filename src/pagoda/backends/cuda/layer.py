@@ -1,0 +1,23 @@
+"""What attention of one layer needs besides queries, keys and values: shapes, norms of heads, rotation, its KV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pagoda.backends.base import AttentionSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionLayer:
+    spec: AttentionSpec
+    layer: int
+    group: int  # of KV, whose block table it reads
+    rope_index: int  # which of the step's angles
+    rotary_dim: int  # 0: nothing turns
+    interleaved: bool
+    q_norm: torch.Tensor | None = None  # [D] f32
+    k_norm: torch.Tensor | None = None
+    q_eps: float = 0.0
+    k_eps: float = 0.0

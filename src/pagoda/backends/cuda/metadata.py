@@ -1,0 +1,188 @@
+"""A step's metadata: one array of int32 that is copied to the device at once.
+
+    [0, 2 G)    where each KV group's block tables start in this array, and how wide a row is
+    tokens, positions, seqs     [capacity] each; a padding token has position -1
+    rows                        [max_rows] whose logits are wanted
+    short, long                 tiles of consecutive tokens of one sequence: first token and count, [capacity, 2] each
+    tables                      [B, width] of each group
+
+Everything but the tables has a fixed place, so that a captured graph finds it. Attention takes tiles of two kinds:
+short ones, whose keys are split over many programs (decoding, and everything where results must not depend on
+the batch), and long ones of prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pagoda.types import BLOCK_SIZE, Batch, Int32Array
+
+HEADER = 16
+TILE_SPAN = 16_384  # no short tile crosses a multiple: within it all rows cut their keys alike (`kernels/attend.py`)
+Angles = tuple[torch.Tensor, torch.Tensor]  # cos and sin [T, pairs] f32
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What fits in a step."""
+
+    tokens: int
+    rows: int
+    seqs: int
+    table_width: int  # blocks of the longest sequence
+    groups: int
+
+    @property
+    def ints(self) -> int:
+        return HEADER + 7 * self.tokens + self.rows + self.groups * self.seqs * self.table_width
+
+
+@dataclass(frozen=True, slots=True)
+class TileSizes:
+    """How many tokens a tile has at most, and how short a sequence's share of the step must be for short tiles."""
+
+    short: int
+    long: int
+    most_short: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A step as ops see it: views of the device's copy. T may be padded beyond the batch's tokens."""
+
+    meta: torch.Tensor  # the whole array
+    tokens: torch.Tensor  # [T]
+    positions: torch.Tensor  # [T]
+    seqs: torch.Tensor  # [T]
+    rows: torch.Tensor  # [R]
+    short: torch.Tensor  # [n, 2]
+    long: torch.Tensor  # [m, 2]
+    short_len: int  # tokens of the longest short tile
+    angles: tuple[Angles, ...] = ()
+
+    def with_angles(self, angles: tuple[Angles, ...]) -> Step:
+        return replace(self, angles=angles)
+
+
+class StepBuffer:
+    """The array on the host, pinned where there is a GPU, and on the device."""
+
+    def __init__(self, limits: Limits, tiles: TileSizes, device: torch.device) -> None:
+        self.limits, self.tiles = limits, tiles
+        self._host = torch.zeros(limits.ints, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(limits.ints, dtype=torch.int32, device=device)
+        self._array: Int32Array = self._host.numpy()
+        tokens, rows = limits.tokens, limits.rows
+        ends = np.cumsum([HEADER, tokens, tokens, tokens, rows, 2 * tokens, 2 * tokens]).tolist()
+        self._tokens, self._positions, self._seqs, self._rows, self._short, self._long, self._tables = ends
+
+    def fill(self, batch: Batch, num_tokens: int, num_rows: int) -> Step:
+        """Lay out and send a batch, padded to num_tokens and num_rows."""
+        used = len(batch.tokens)
+        counts = np.diff(batch.seq_starts)
+        self._put(self._tokens, batch.tokens, num_tokens)
+        self._put(self._positions, batch.positions, num_tokens, filler=-1)
+        self._put(self._seqs, np.repeat(np.arange(len(counts), dtype=np.int32), counts), num_tokens)
+        self._put(self._rows, batch.logit_rows, num_rows)
+        short, long = cut_tiles(batch.seq_starts, batch.positions, self.tiles)
+        num_short = len(short) if used == num_tokens else num_tokens  # padding comes with decoding: a tile a token
+        self._put(self._short, short.reshape(-1), 2 * num_short)
+        self._put(self._long, long.reshape(-1), 2 * len(long))
+        end = self._put_tables(batch.block_tables)
+        self._device[:end].copy_(self._host[:end], non_blocking=True)
+        return Step(
+            meta=self._device,
+            tokens=self._view(self._tokens, num_tokens),
+            positions=self._view(self._positions, num_tokens),
+            seqs=self._view(self._seqs, num_tokens),
+            rows=self._view(self._rows, num_rows),
+            short=self._view(self._short, 2 * num_short).view(-1, 2),
+            long=self._view(self._long, 2 * len(long)).view(-1, 2),
+            short_len=int(short[:, 1].max(initial=0)),
+        )
+
+    def _put(self, at: int, values: Int32Array, size: int, filler: int = 0) -> None:
+        self._array[at : at + len(values)] = values
+        self._array[at + len(values) : at + size] = filler
+
+    def _put_tables(self, tables: tuple[Int32Array, ...]) -> int:
+        at = self._tables
+        for group, table in enumerate(tables):
+            self._array[2 * group : 2 * group + 2] = at, table.shape[1]
+            self._array[at : at + table.size] = table.reshape(-1)
+            at += table.size
+        return int(at)
+
+    def _view(self, at: int, size: int) -> torch.Tensor:
+        return self._device[at : at + size]
+
+
+def cut_tiles(seq_starts: Int32Array, positions: Int32Array, sizes: TileSizes) -> tuple[Int32Array, Int32Array]:
+    """Short and long tiles (first token, count) that cover the tokens of every sequence."""
+    counts = np.diff(seq_starts)
+    if counts.size and counts.max() == 1:
+        return np.stack([seq_starts[:-1], np.ones_like(counts)], axis=1), np.empty((0, 2), np.int32)
+    short: list[tuple[int, int]] = []
+    long: list[tuple[int, int]] = []
+    for start, count in zip(seq_starts[:-1].tolist(), counts.tolist(), strict=True):
+        if count > sizes.most_short:
+            long += [(at, min(sizes.long, start + count - at)) for at in range(start, start + count, sizes.long)]
+        else:
+            short += _short_tiles(start, count, int(positions[start]), sizes.short)
+    long.reverse()  # the last tiles of a prompt have the most keys: they start first
+    return np.array(short, np.int32).reshape(-1, 2), np.array(long, np.int32).reshape(-1, 2)
+
+
+def _short_tiles(start: int, count: int, position: int, size: int) -> list[tuple[int, int]]:
+    tiles, at = [], 0
+    while at < count:
+        room = TILE_SPAN - (position + at) % TILE_SPAN
+        length = min(size, count - at, room)
+        tiles.append((start + at, length))
+        at += length
+    return tiles
+
+
+def check_batch(
+    batch: Batch, limits: Limits, vocab_size: int, num_blocks: tuple[int, ...], windows: tuple[int | None, ...]
+) -> None:
+    """ValueError for a step that points outside of anything: kernels check nothing."""
+    tokens, positions, starts = batch.tokens, batch.positions, batch.seq_starts
+    count = len(tokens)
+    _require(0 < count <= limits.tokens, f"a step of {count} tokens; from 1 to {limits.tokens} can be run")
+    _require(len(positions) == count, f"{len(positions)} positions for {count} tokens")
+    _require(tokens.min() >= 0 and tokens.max() < vocab_size, f"a token is outside of a vocabulary of {vocab_size}")
+    _require(2 <= len(starts) <= limits.seqs + 1, f"a step of {len(starts) - 1} sequences; at most {limits.seqs}")
+    _require(starts[0] == 0 and starts[-1] == count, "sequences do not cover the tokens")
+    _require(bool((np.diff(starts) > 0).all()), "a sequence has no token")
+    inner = np.ones(count, bool)
+    inner[starts[:-1]] = False
+    _require(bool((np.diff(positions)[inner[1:]] == 1).all()), "positions of a sequence do not follow each other")
+    rows = batch.logit_rows
+    _require(len(rows) <= limits.rows, f"{len(rows)} rows of logits; at most {limits.rows}")
+    _require(rows.size == 0 or (rows.min() >= 0 and rows.max() < count), "a row of logits is no token of the step")
+    _require(len(batch.block_tables) == len(num_blocks), f"block tables for {len(batch.block_tables)} KV groups")
+    _check_tables(batch, limits, num_blocks, windows)
+
+
+def _check_tables(batch: Batch, limits: Limits, num_blocks: tuple[int, ...], windows: tuple[int | None, ...]) -> None:
+    first, last = batch.positions[batch.seq_starts[:-1]], batch.positions[batch.seq_starts[1:] - 1]
+    _require(bool((first >= 0).all()), "a position is negative")
+    for table, blocks, window in zip(batch.block_tables, num_blocks, windows, strict=True):
+        _require(len(table) == len(first), f"{len(table)} block tables for {len(first)} sequences")
+        _require(table.shape[1] <= limits.table_width, f"a block table is {table.shape[1]} wide")
+        _require(bool((last < table.shape[1] * BLOCK_SIZE).all()), "a position is beyond its block table")
+        start = np.zeros_like(first) if window is None else np.maximum(first - window + 1, 0)
+        index = np.arange(table.shape[1])
+        read = (index >= (start // BLOCK_SIZE)[:, None]) & (index <= (last // BLOCK_SIZE)[:, None])
+        touched: npt.NDArray[np.int32] = table[read]
+        _require(touched.min() >= 0 and touched.max() < blocks, f"a block outside of the pool of {blocks} is read")
+
+
+def _require(condition: bool | np.bool_, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,151 @@
+"""One model over several GPUs of this machine: a process each, which all run the same steps on their shard.
+
+This process is rank 0: it plans, holds a shard itself, and tells the others what to do over pipes. Sums and gathers
+inside a step go by torch.distributed: NCCL between GPUs, gloo between processes on a CPU, for tests. Whoever's pipe
+closes ends; a rank that has died is noticed before the next step.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from pagoda.backends.base import ForwardModel, KVType
+from pagoda.backends.cuda.backend import CudaBackend
+from pagoda.backends.cuda.model import CudaModel
+from pagoda.backends.cuda.options import CudaOptions
+from pagoda.backends.cuda.shard import Shard
+from pagoda.errors import ConfigError, EngineError
+from pagoda.types import Batch, FloatArray
+
+Reopen = Callable[[], ForwardModel]  # opens the model again; other processes call it, so it must be picklable
+
+
+class ParallelBackend:
+    """A `Backend` over `size` devices."""
+
+    name = "cuda"
+
+    def __init__(self, options: CudaOptions, size: int, reopen: Reopen) -> None:
+        if options.device == "cuda" and torch.cuda.device_count() < size:
+            raise ConfigError(f"--tensor-parallel {size}: this machine has {torch.cuda.device_count()} GPUs")
+        self.options, self.size, self.reopen = options, size, reopen
+        self._first = CudaBackend(options, Shard(0, size))
+
+    def available_memory(self) -> int | None:
+        return self._first.available_memory()
+
+    def load(
+        self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
+    ) -> ParallelModel:
+        self._first.check(model)  # before processes start
+        arguments = {"max_batch_tokens": max_batch_tokens, "max_batch_seqs": max_batch_seqs, "kv_type": kv_type}
+        context = multiprocessing.get_context("spawn")
+        port = _free_port()
+        ranks = []
+        for rank in range(1, self.size):
+            ours, theirs = context.Pipe()
+            shard = Shard(rank, self.size)
+            process = context.Process(
+                target=_follow, args=(theirs, self.options, shard, port, self.reopen, arguments), daemon=True
+            )
+            process.start()
+            theirs.close()
+            ranks.append((process, ours))
+        try:
+            _join_group(self.options, Shard(0, self.size), port)
+            return ParallelModel(self._first.load(model, **arguments), ranks)  # type: ignore[arg-type]
+        except BaseException:
+            _end(ranks)
+            raise
+
+
+class ParallelModel:
+    """A `LoadedModel`: what this process does, the others are told to do too."""
+
+    def __init__(self, model: CudaModel, ranks: list[tuple[Any, Connection]]) -> None:
+        self._model, self._ranks = model, ranks
+        self.weight_bytes, self.buffer_bytes = model.weight_bytes, model.buffer_bytes
+
+    def block_bytes(self, group: int) -> int:
+        return self._model.block_bytes(group)
+
+    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
+        self._tell("allocate_kv", num_blocks)
+        self._model.allocate_kv(num_blocks)
+
+    def forward(self, batch: Batch) -> FloatArray:
+        self._model.check(batch)  # a step that is refused must not reach the others
+        self._tell("forward", batch)
+        return self._model.forward(batch)
+
+    def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
+        self._model.copy_blocks(group, pairs)
+        self._tell("copy_blocks", group, pairs)
+
+    def _tell(self, method: str, *arguments: object) -> None:
+        for rank, (process, pipe) in enumerate(self._ranks, start=1):
+            if not process.is_alive():
+                raise EngineError(f"the process of GPU {rank} has ended with code {process.exitcode}; see its messages")
+            pipe.send((method, arguments))
+
+    def close(self) -> None:
+        self._model.close()
+        if self._ranks:
+            _end(self._ranks)
+            self._ranks = []
+            dist.destroy_process_group()
+
+
+def _follow(
+    pipe: Connection, options: CudaOptions, shard: Shard, port: int, reopen: Reopen, arguments: dict[str, Any]
+) -> None:
+    """The life of another rank: load, then do as told until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's to handle
+    torch.set_num_threads(1)
+    _join_group(options, shard, port)
+    model = CudaBackend(options, shard).load(reopen(), **arguments)
+    while True:
+        try:
+            method, given = pipe.recv()
+        except (EOFError, OSError):
+            break
+        getattr(model, method)(*given)
+    model.close()
+    os._exit(0)  # the group may be half gone: nothing is left to hand over in order
+
+
+def _join_group(options: CudaOptions, shard: Shard, port: int) -> None:
+    if options.device == "cuda":
+        torch.cuda.set_device(shard.rank)
+    dist.init_process_group(
+        "nccl" if options.device == "cuda" else "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=shard.rank,
+        world_size=shard.size,
+    )
+
+
+def _end(ranks: list[tuple[Any, Connection]]) -> None:
+    for _, pipe in ranks:
+        pipe.close()
+    for process, _ in ranks:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])

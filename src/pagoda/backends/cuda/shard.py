@@ -1,0 +1,137 @@
+"""One model over several devices: each holds some heads, some of the feed-forward's columns and some of the vocabulary
+(Megatron-LM, arXiv 1909.08053).
+
+A recorded forward pass is cut by what reads what, not by names: a linear that attention or the activation reads gives
+up rows, one that reads those gives up columns, and its products are summed over the devices. Blocks of quantized
+weights stay whole, so any format can be cut that has enough of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from pagoda.backends import trace as t
+from pagoda.errors import ConfigError
+from pagoda.formats.blocks import BLOCK_TYPES
+from pagoda.formats.packed import GroupedWeight
+from pagoda.formats.quantized import QuantizedTensor
+from pagoda.types import RawTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which of `size` devices this is. With one, nothing is cut and nothing exchanged."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """Of all devices' x, which is overwritten."""
+        dist.all_reduce(x)
+        return x
+
+    def gather(self, logits: torch.Tensor, columns: int) -> torch.Tensor:
+        """All devices' columns [R, V / size] side by side, without the padding of the last. → [R, columns]"""
+        per = -(-columns // self.size)
+        mine = torch.nn.functional.pad(logits, (0, per - logits.shape[1])).contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        return torch.cat(parts, dim=1)[:, :columns].contiguous()
+
+
+WHOLE = Shard()
+
+
+def node_reads_part(node: t.Linear) -> bool:
+    """Whether the input of a linear is cut where a model is: what attention or the activation made."""
+    return isinstance(node.inputs[0], (t.Attention, t.Gated))
+
+
+def cut(trace: t.Trace, shard: Shard) -> None:
+    """Leave to each node of the trace this device's part of its weights and heads. ConfigError: it cannot be cut."""
+    if shard.size == 1:
+        return
+    for node in trace.nodes:
+        if isinstance(node, t.Embed):
+            node.table = _vocabulary(node.table, shard)
+        elif isinstance(node, t.Logits):
+            node.weight = _vocabulary(node.weight, shard)
+        elif isinstance(node, t.Linear):
+            _cut_linear(node, shard)
+        elif isinstance(node, t.Attention):
+            _check_even(node.spec.num_heads, "query heads", shard)
+            _check_even(node.spec.num_kv_heads, "KV heads", shard)
+            heads, kv_heads = node.spec.num_heads // shard.size, node.spec.num_kv_heads // shard.size
+            node.spec = replace(node.spec, num_heads=heads, num_kv_heads=kv_heads)
+        elif isinstance(node, (t.Rope, t.Norm)) and node.num_heads is not None:
+            node.num_heads //= shard.size
+
+
+def _cut_linear(node: t.Linear, shard: Shard) -> None:
+    if node_reads_part(node):
+        node.weight = _columns(node.weight, shard)
+        return
+    _check_even(node.weight.shape[0], f"rows of {node.weight.name!r}", shard)
+    node.weight = _rows(node.weight, shard)
+    node.bias = None if node.bias is None else _rows(node.bias, shard)
+    node.columns = node.weight.shape[0]
+
+
+def _vocabulary(raw: RawTensor, shard: Shard) -> RawTensor:
+    per = -(-raw.shape[0] // shard.size)
+    return _slice_rows(raw, shard.rank * per, min((shard.rank + 1) * per, raw.shape[0]))
+
+
+def _rows(raw: RawTensor, shard: Shard) -> RawTensor:
+    per = raw.shape[0] // shard.size
+    return _slice_rows(raw, shard.rank * per, (shard.rank + 1) * per)
+
+
+def _slice_rows(raw: RawTensor, start: int, end: int) -> RawTensor:
+    if isinstance(raw, QuantizedTensor):
+        return _slice_quantized(raw, slice(start, end), slice(None))
+    data = np.asarray(raw.data).reshape(-1).view(np.uint8).reshape(raw.shape[0], -1)[start:end]
+    return replace(raw, shape=(end - start, *raw.shape[1:]), data=data.reshape(-1))
+
+
+def _columns(raw: RawTensor, shard: Shard) -> RawTensor:
+    if isinstance(raw, QuantizedTensor):
+        _check_even(raw.shape[1], f"columns of {raw.name!r}", shard)
+        per = raw.shape[1] // shard.size
+        return _slice_quantized(raw, slice(None), slice(shard.rank * per, (shard.rank + 1) * per))
+    block = BLOCK_TYPES[raw.type]
+    _check_even(raw.shape[1] // block.elements, f"blocks of {raw.type} in a row of {raw.name!r}", shard)
+    data = np.asarray(raw.data).reshape(-1).view(np.uint8).reshape(raw.shape[0], -1)
+    width = data.shape[1] // shard.size
+    part = np.ascontiguousarray(data[:, shard.rank * width : (shard.rank + 1) * width])
+    return replace(raw, shape=(raw.shape[0], raw.shape[1] // shard.size), data=part.reshape(-1))
+
+
+def _slice_quantized(raw: QuantizedTensor, rows: slice, columns: slice) -> QuantizedTensor:
+    """The layer is unpacked whole, and cut then."""
+    whole = raw.unpacker
+
+    def unpack(parts: Mapping[str, npt.NDArray[Any]]) -> GroupedWeight:
+        w = whole(parts)
+        return replace(
+            w,
+            codes=w.codes[rows, columns],
+            scales=w.scales[rows],
+            zeros=w.zeros[rows],
+            groups=w.groups[columns],
+        )
+
+    shape = len(range(raw.shape[0])[rows]), len(range(raw.shape[1])[columns])
+    return replace(raw, shape=shape, unpacker=unpack)
+
+
+def _check_even(count: int, what: str, shard: Shard) -> None:
+    if count % shard.size:
+        raise ConfigError(f"--tensor-parallel {shard.size}: {count} {what} cannot be shared out evenly")

@@ -1,0 +1,103 @@
+"""Where to compute: the device that was asked for, or the best there is, with the reason in the log."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from pagoda.backends.base import Backend, ForwardModel
+from pagoda.config import EngineSettings
+from pagoda.errors import ConfigError
+from pagoda.formats.checkpoint import open_checkpoint
+from pagoda.models.registry import load_model
+from pagoda.sources import resolve
+
+log = logging.getLogger(__name__)
+
+DRIVER = Path("/proc/driver/nvidia/version")
+WSL_DRIVER = Path("/dev/dxg")
+
+
+def make_backend(settings: EngineSettings) -> Backend:
+    """The backend of `settings.backend`. ConfigError: the device is not there, or the settings do not go with it."""
+    chosen = settings.backend
+    if chosen == "auto":
+        missing = no_cuda_reason()
+        chosen = "cpu" if missing else "cuda"
+        log.info("computing on %s: %s", *(("the CPU", missing) if missing else ("CUDA", "there is a GPU")))
+    if chosen != "cuda" and settings.tensor_parallel > 1 and settings.backend != "torch-cpu":
+        raise ConfigError("--tensor-parallel needs --device cuda")
+    return BACKENDS[chosen](settings)
+
+
+def no_cuda_reason() -> str | None:
+    """Why nothing can be computed on a GPU here; None: it can. torch is imported where a GPU's driver is."""
+    if not DRIVER.exists() and not WSL_DRIVER.exists():
+        return "this machine has no NVIDIA GPU, or no driver for it"
+    for package in ("torch", "triton"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed: pip install 'pagoda-llm[cuda]'"
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no GPU that it can use"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than compute capability 8.0"
+    return None
+
+
+def _cpu(settings: EngineSettings) -> Backend:
+    from pagoda.backends.cpu import CpuBackend  # imports the extension
+
+    return CpuBackend(threads=settings.threads, isa=settings.isa)
+
+
+def _reference(settings: EngineSettings) -> Backend:
+    from pagoda.backends.reference import ReferenceBackend
+
+    return ReferenceBackend()
+
+
+def _cuda(settings: EngineSettings) -> Backend:
+    missing = no_cuda_reason()
+    if missing is not None:
+        raise ConfigError(f"--device cuda: {missing}")
+    return _torch(settings, "cuda")
+
+
+def _torch_cpu(settings: EngineSettings) -> Backend:
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("--device torch-cpu: torch is not installed: pip install 'pagoda-llm[cuda]'")
+    return _torch(settings, "cpu")
+
+
+def _torch(settings: EngineSettings, device: str) -> Backend:
+    from pagoda.backends.cuda.backend import CudaBackend  # imports torch
+    from pagoda.backends.cuda.options import CudaOptions
+    from pagoda.backends.cuda.parallel import ParallelBackend
+
+    options = CudaOptions(
+        device,
+        ops="fast" if device == "cuda" else "eager",
+        batch_invariant=settings.batch_invariant,
+        graphs=settings.cuda_graphs,
+    )
+    if settings.tensor_parallel == 1:
+        return CudaBackend(options)
+    return ParallelBackend(options, settings.tensor_parallel, partial(open_model, settings.model))
+
+
+def open_model(name: str) -> ForwardModel:
+    """What another process of the same engine opens for itself."""
+    return load_model(open_checkpoint(resolve(name).path))
+
+
+BACKENDS: dict[str, Callable[[EngineSettings], Backend]] = {
+    "cpu": _cpu,
+    "cuda": _cuda,
+    "torch-cpu": _torch_cpu,
+    "reference": _reference,
+}

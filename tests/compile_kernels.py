@@ -1,0 +1,240 @@
+"""Compiles every Triton kernel for GPUs that this machine need not have, as the launchers would launch it.
+
+    python tests/compile_kernels.py 80 90 Q4_K      # compute capabilities, and what the names must match; a line a
+                                                    # kernel: registers, stack, shared memory
+
+Launchers run on tensors without memory (torch's meta device) with shapes of Llama 3 8B; what they would launch is
+caught, compiled to machine code by the bundled ptxas, and its resources are read off the result.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore", message=".*FP_FUSION.*")
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from pagoda.backends.base import AttentionSpec, KVType
+from pagoda.backends.cuda.fast import FastOps
+from pagoda.backends.cuda.kernels import grouped
+from pagoda.backends.cuda.kv import DTYPES, KVLayer
+from pagoda.backends.cuda.layer import AttentionLayer
+from pagoda.backends.cuda.metadata import Step
+from pagoda.backends.cuda.planes import PlaneWeight, Scheme, Unpacked, pack
+from pagoda.backends.cuda.unpack import KINDS
+from pagoda.formats.blocks import BLOCK_TYPES
+
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+OPTIONS = ("num_warps", "num_stages")
+
+
+@dataclass
+class Launch:
+    """A kernel with the arguments that one launch gave it."""
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int, ...], list[list[Any]]]
+    options: dict[str, int]
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {sorted(self.signature.items())} {sorted(self.constants.items())} {self.options}"
+
+
+def caught(run: Callable[[], object], name: str) -> list[Launch]:
+    """What `run` would launch."""
+    launches: list[Launch] = []
+
+    def catch(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        values = dict(zip(self.arg_names, args, strict=False)) | {k: v for k, v in options.items() if k not in OPTIONS}
+        launches.append(_launch(name, self, values, {k: v for k, v in options.items() if k in OPTIONS}))
+
+    original, JITFunction.run = JITFunction.run, catch
+    try:
+        run()
+    finally:
+        JITFunction.run = original
+    return launches
+
+
+def _launch(name: str, kernel: Any, values: dict[str, Any], options: dict[str, int]) -> Launch:
+    """Types as Triton's launcher would find them; ints that are multiples of 16, and pointers, are said to be."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for i, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = f"*{TYPES[value.dtype]}"
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        elif value == 1 and not parameter.do_not_specialize:
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = 1
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    label = f"{name}: {kernel.fn.__module__.rsplit('.', 1)[1]}.{kernel.fn.__name__}"
+    return Launch(label, kernel, signature, constants, attributes, options)
+
+
+def compile_for(launch: Launch, capability: int) -> str:
+    """→ registers and the like, as cuobjdump tells; raises what the compiler raises"""
+    source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    assert compiled.asm["cubin"], "no machine code"
+    return f"{_resources(compiled.asm['cubin'])} shared {compiled.metadata.shared}"
+
+
+def _resources(cubin: bytes) -> str:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not tool.exists():
+        return ""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=False).stdout
+    return " ".join(f"{field} {value}" for field, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+
+
+# What is launched
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def kv_layer(kv_type: KVType, heads: int = 8, size: int = 128) -> KVLayer:
+    kind, dtype = DTYPES[kv_type]
+    pool = meta(1000, heads, 16, size, dtype=dtype)
+    scale = meta(1000, heads, 16, dtype=torch.float32) if kind else None
+    return KVLayer(pool, pool, scale, scale, kind)
+
+
+def ints(*shape: int) -> torch.Tensor:
+    return meta(*shape, dtype=torch.int32)
+
+
+def step(tokens: int, *, short: int = 0, long: int = 0, rotary: int = 128) -> Step:
+    angle = meta(tokens, rotary // 2, dtype=torch.float32)
+    return Step(
+        ints(4096), ints(tokens), ints(tokens), ints(tokens), ints(1), ints(short, 2), ints(long, 2),
+        1, ((angle, angle),),
+    )  # fmt: skip
+
+
+def attention(
+    heads: int = 32, kv_heads: int = 8, size: int = 128, *, norm: bool = False, style: bool = False, **spec: Any
+) -> AttentionLayer:
+    weight = meta(size, dtype=torch.float32) if norm else None
+    return AttentionLayer(AttentionSpec(heads, kv_heads, size, 0.1, **spec), 0, 0, 0, size, style, weight, weight)
+
+
+def weight(type: str, rows: int = 4096, columns: int = 4096) -> PlaneWeight:
+    kind = KINDS[type]
+    block = BLOCK_TYPES[type]
+    raw = meta(rows, columns // block.elements, block.bytes, dtype=torch.uint8)
+    book = None if kind.codebook is None else meta(16, dtype=torch.float32)
+    return pack(kind.unpack(raw), kind.scheme, codebook=book)
+
+
+def gptq(rows: int = 4096, columns: int = 4096) -> PlaneWeight:
+    codes, groups = meta(rows, columns, dtype=torch.uint8), meta(rows, columns // 128)
+    return pack(Unpacked(codes, groups, groups), Scheme((4,), 128))
+
+
+def launches() -> Iterator[Launch]:
+    """Every kernel in every variant that differs in code."""
+    half, brain = torch.float16, torch.bfloat16
+    for dtype in (half, brain):
+        fast = FastOps(dtype, max_context=8192, max_seqs=64)
+        x, wide = meta(1, 64, 4096, dtype=dtype), meta(1, 64, 4096, dtype=torch.float32)
+        norm_weight = meta(4096, dtype=torch.float32)
+        yield from caught(lambda: fast.norm(wide, x, norm_weight, 1e-5), "add, norm")
+        yield from caught(lambda: fast.gated(x, x, "silu"), "silu")
+    fast = FastOps(brain, max_context=8192, max_seqs=64)
+    invariant = FastOps(brain, batch_invariant=True, max_context=8192, max_seqs=64)
+    x1, x64, w = meta(1, 1, 4096, dtype=brain), meta(1, 64, 4096, dtype=brain), meta(4096, 4096, dtype=brain)
+    parts = meta(4, 64, 4096, dtype=torch.float32)
+    yield from caught(lambda: fast.norm(None, parts, norm_weight, 1e-5), "norm of parts")
+    yield from caught(lambda: fast.gated(parts, parts, "gelu_tanh"), "gelu_tanh of parts")
+    yield from caught(lambda: fast.gated(x64, x64, "gelu"), "gelu")
+    yield from caught(lambda: fast.linear(x1, w, None, brain), "one token")
+    yield from caught(lambda: invariant.linear(x64, w, None, brain), "invariant")
+    yield from caught(lambda: fast.linear(x64, w, None, torch.float32), "logits")
+    q, k = meta(1, 64, 4096, dtype=brain), meta(1, 64, 1024, dtype=brain)
+    for kv_type, layer in {
+        "f16": attention(), "bf16": attention(norm=True), "int8": attention(style=True), "fp8": attention(window=1024),
+        "f32": attention(softcap=50.0),
+    }.items():  # fmt: skip
+        kv = kv_layer(kv_type)  # type: ignore[arg-type]
+        short, long = step(64, short=64), step(64, long=2)
+        yield from caught(lambda: fast.prepare(q, k, k, layer, kv, short), f"{kv_type} prepare")
+        yield from caught(lambda: fast.attend(q[0], layer, kv, short), f"{kv_type} short")
+        yield from caught(lambda: fast.attend(q[0], layer, kv, long), f"{kv_type} long")
+    h1, h16, h256 = meta(1, 1, 4096), meta(1, 16, 4096), meta(1, 256, 4096)
+    fast = FastOps(half, max_context=8192, max_seqs=64)
+    for name, planes in {**{type: weight(type) for type in KINDS}, "g128": gptq()}.items():
+        yield from caught(lambda: fast.linear(h1, planes, None, half), f"{name} one token")
+        yield from caught(lambda: fast.linear(h16, planes, None, half), f"{name} few tokens")
+    for name in ("Q4_K", "Q6_K"):
+        yield from caught(lambda: fast.linear(h256, weight(name), None, half), f"{name} many tokens")
+        yield from caught(lambda: grouped.decode(weight(name), None, half), f"{name} decode")
+    tokens = ints(64)
+    yield from caught(lambda: fast.embed(weight("Q5_K"), tokens, 1.0), "Q5_K embed")
+
+
+def main(capabilities: list[int], wanted: str = "") -> int:
+    """Compile those whose name matches. → how many failed"""
+    unique = [
+        launch for launch in {launch.key: launch for launch in launches()}.values() if re.search(wanted, launch.name)
+    ]
+    jobs = [(launch, capability) for capability in capabilities for launch in unique.values()]
+    failed = 0
+    with ThreadPoolExecutor(2) as pool:
+        results = [(job, pool.submit(compile_for, *job)) for job in jobs]
+        for (launch, capability), result in results:
+            try:
+                print(f"sm_{capability} {launch.name:45} {result.result()}", flush=True)
+            except Exception as error:
+                failed += 1
+                print(f"sm_{capability} {launch.name:45} FAILED {type(error).__name__}: {error}", flush=True)
+    print(f"{len(jobs)} kernels, {failed} failed")
+    return failed
+
+
+if __name__ == "__main__":
+    numbers = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
+    patterns = [argument for argument in sys.argv[1:] if not argument.isdigit()]
+    sys.exit(bool(main(numbers or [80, 90], "|".join(patterns))))
