@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 
 #define PAGODA_INLINE inline __attribute__((always_inline))
 
@@ -94,6 +95,22 @@ class LazyMemory {
     }
 
   private:
+    uint8_t *data_ = nullptr;
+    size_t bytes_ = 0;
+};
+
+// A piece of a large chunk of memory that many share, so that huge pages hold even small weights: a page that is looked
+// up anew every 4 KiB halves the rate at which they stream. The chunk goes when its last piece does. Zero at first.
+class Piece {
+  public:
+    Piece() = default;
+    explicit Piece(size_t bytes);
+
+    uint8_t *data() const { return data_; }
+    size_t bytes() const { return bytes_; }
+
+  private:
+    std::shared_ptr<LazyMemory> chunk_;
     uint8_t *data_ = nullptr;
     size_t bytes_ = 0;
 };

@@ -23,18 +23,15 @@ void pause() {
 constexpr int kSpins = 4000;       // about 50 µs before a waiting thread yields its core
 constexpr int kIdleYields = 20;    // then so many yields before an idle worker sleeps
 
-// Spins, then gives the core to others between looks: the HTTP loop shares it.
-template <class Ready>
-void wait_until(Ready ready) {
-    for (int i = 0; !ready(); ++i) {
-        if (i < kSpins)
-            pause();
-        else
-            std::this_thread::yield();
-    }
-}
-
 }  // namespace
+
+// The HTTP loop shares the cores.
+void Pool::rest(int look) {
+    if (look < kSpins)
+        pause();
+    else
+        std::this_thread::yield();
+}
 
 Pool::Pool(int threads) {
     for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
@@ -52,10 +49,7 @@ void Pool::work(int thread) {
     for (;;) {
         uint32_t now = generation_.load(std::memory_order_acquire);
         for (int i = 0; now == seen && i < kSpins + kIdleYields; ++i) {
-            if (i < kSpins)
-                pause();
-            else
-                std::this_thread::yield();
+            rest(i);
             now = generation_.load(std::memory_order_acquire);
         }
         while (now == seen) {
@@ -76,18 +70,7 @@ void Pool::run(const std::function<void(int)> &job) {
     generation_.fetch_add(1, std::memory_order_acq_rel);
     generation_.notify_all();
     job(0);
-    wait_until([&] { return running_.load(std::memory_order_acquire) == 0; });
-}
-
-void Pool::barrier() {
-    if (workers_.empty()) return;
-    const uint32_t phase = phase_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
-        arrived_.store(0, std::memory_order_relaxed);
-        phase_.store(phase + 1, std::memory_order_release);
-        return;
-    }
-    wait_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
+    for (int i = 0; running_.load(std::memory_order_acquire) != 0; ++i) rest(i);
 }
 
 void Pool::parallel_for(int64_t n, const std::function<void(int64_t, int64_t)> &job) {

@@ -21,14 +21,29 @@ class Pool {
     // must not throw.
     void run(const std::function<void(int)> &job);
 
-    // For use inside a job: waits until every thread has come here.
-    void barrier();
+    // For use inside a job: waits until every thread has come here. Whoever waits calls `idle()`, which must be short,
+    // between two looks.
+    template <class Idle>
+    void barrier(Idle idle) {
+        if (workers_.empty()) return;
+        const uint32_t phase = phase_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.store(phase + 1, std::memory_order_release);
+            return;
+        }
+        for (int i = 0; phase_.load(std::memory_order_acquire) == phase; ++i) {
+            idle();
+            rest(i);
+        }
+    }
 
     // Splits [0, n) into `size()` stretches and calls job(begin, end) on each.
     void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)> &job);
 
   private:
     void work(int thread);
+    static void rest(int look);  // between two looks: spins, then gives the core to others
 
     std::vector<std::thread> workers_;
     const std::function<void(int)> *job_ = nullptr;

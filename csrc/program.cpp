@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <stdexcept>
@@ -9,7 +10,9 @@ namespace pagoda {
 namespace {
 
 constexpr int64_t kTokenChunk = 128;        // tokens that a linear item covers: their activations stay in L2
-constexpr int64_t kItemBytes = 48 * 1024;   // weights that one item of a small batch streams
+constexpr int64_t kItemBytes = 8 * 1024;    // weights that one item of a small batch streams
+constexpr int64_t kReadAheadTokens = 8;     // a step of more is bound by arithmetic
+constexpr int64_t kReadAheadItems = 6;      // of each thread's, while it waits
 
 int64_t element_bytes(KVType t) { return t == KVType::F32 ? 4 : t == KVType::Int8 ? 1 : 2; }
 
@@ -201,9 +204,7 @@ int64_t Program::panels_an_item(const LinearPart &p, int64_t tokens) const {
     const Weight &w = *p.weight;
     if (tokens > kTokenChunk / 2) return 2;
     const int64_t panel_bytes = static_cast<int64_t>(w.bytes()) / w.panels;
-    const int64_t by_size = kItemBytes / panel_bytes, by_share = w.panels / (4 * pool_->size());
-    const int64_t n = by_size < by_share ? by_size : by_share;
-    return n < 1 ? 1 : n;
+    return std::max<int64_t>(1, kItemBytes / panel_bytes);
 }
 
 int64_t Program::items(const Stage &stage, const Step &step) const {
@@ -256,44 +257,69 @@ void Program::rows(const RowStage &s, const Step &step, int64_t row, float *scra
         std::memcpy(to, x, static_cast<size_t>(n) * 4);
 }
 
-void Program::linear(const LinearStage &s, const Step &step, int64_t item, uint8_t *scratch) const {
+Program::LinearItem Program::linear_item(const LinearStage &s, const Step &step, int64_t item) const {
     const int64_t tokens = s.logits ? step.logit_rows : step.tokens;
     int64_t per_chunk = 0;
     for (const LinearPart &p : s.parts) per_chunk += ceil_div(p.weight->panels, panels_an_item(p, tokens));
-    const int64_t chunk = item / per_chunk;
+    const int64_t chunk = item / per_chunk, token_begin = chunk * kTokenChunk;
     item %= per_chunk;
     for (const LinearPart &p : s.parts) {
         const int64_t each = panels_an_item(p, tokens), here = ceil_div(p.weight->panels, each);
-        if (item >= here) {
-            item -= here;
-            continue;
-        }
-        GemmArgs g{};
-        g.weight = p.weight.get();
-        g.panel_begin = item * each;
-        g.panel_end = g.panel_begin + each < p.weight->panels ? g.panel_begin + each : p.weight->panels;
-        g.token_begin = chunk * kTokenChunk;
-        g.token_end = g.token_begin + kTokenChunk < tokens ? g.token_begin + kTokenChunk : tokens;
-        if (s.quantized != kNone) g.act = quantized_[static_cast<size_t>(s.quantized)].view;
-        if (s.x != kNone) {
-            g.x = buffers_[static_cast<size_t>(s.x)].row(0);
-            g.x_stride = buffers_[static_cast<size_t>(s.x)].stride;
-        }
-        g.out = s.logits ? logits() : buffers_[static_cast<size_t>(p.out)].row(0);
-        g.out_stride = s.logits ? logits_stride_ : buffers_[static_cast<size_t>(p.out)].stride;
-        g.bias = p.bias.empty() ? nullptr : p.bias.data();
-        g.accumulate = p.accumulate;
-        g.scale = p.scale;
-        g.scratch = scratch;
-        kernels_->gemm[static_cast<int>(p.weight->type)](g);
-        if (s.softcap > 0)
-            for (int64_t t = g.token_begin; t < g.token_end; ++t)
-                for (int64_t i = g.panel_begin * kPanelRows; i < g.panel_end * kPanelRows; ++i) {
-                    float &x = g.out[t * g.out_stride + i];
-                    x = s.softcap * std::tanh(x / s.softcap);
-                }
-        return;
+        if (item < here)
+            return {&p, item * each, std::min((item + 1) * each, p.weight->panels), token_begin,
+                    std::min(token_begin + kTokenChunk, tokens)};
+        item -= here;
     }
+    return {};
+}
+
+void Program::linear(const LinearStage &s, const Step &step, int64_t item, uint8_t *scratch) const {
+    const LinearItem at = linear_item(s, step, item);
+    const LinearPart &p = *at.part;
+    GemmArgs g{};
+    g.weight = p.weight.get();
+    g.panel_begin = at.panel_begin;
+    g.panel_end = at.panel_end;
+    g.token_begin = at.token_begin;
+    g.token_end = at.token_end;
+    if (s.quantized != kNone) g.act = quantized_[static_cast<size_t>(s.quantized)].view;
+    if (s.x != kNone) {
+        g.x = buffers_[static_cast<size_t>(s.x)].row(0);
+        g.x_stride = buffers_[static_cast<size_t>(s.x)].stride;
+    }
+    g.out = s.logits ? logits() : buffers_[static_cast<size_t>(p.out)].row(0);
+    g.out_stride = s.logits ? logits_stride_ : buffers_[static_cast<size_t>(p.out)].stride;
+    g.bias = p.bias.empty() ? nullptr : p.bias.data();
+    g.accumulate = p.accumulate;
+    g.scale = p.scale;
+    g.scratch = scratch;
+    kernels_->gemm[static_cast<int>(p.weight->type)](g);
+    if (s.softcap <= 0) return;
+    for (int64_t t = g.token_begin; t < g.token_end; ++t)
+        for (int64_t i = g.panel_begin * kPanelRows; i < g.panel_end * kPanelRows; ++i) {
+            float &x = g.out[t * g.out_stride + i];
+            x = s.softcap * std::tanh(x / s.softcap);
+        }
+}
+
+// What the threads will read first of the weights of the next linear stage after `stage`.
+void Program::plan_reading(size_t stage, const Step &step, std::vector<Stretch> &to) const {
+    to.clear();
+    if (step.tokens > kReadAheadTokens) return;
+    while (++stage < stages_.size())
+        if (stages_[stage].kind == Stage::Linear) break;
+    if (stage == stages_.size()) return;
+    const LinearStage &s = linears_[static_cast<size_t>(stages_[stage].index)];
+    const int64_t n = items(stages_[stage], step);
+    for (int64_t ahead = 0; ahead < kReadAheadItems; ++ahead)
+        for (int t = 0; t < pool_->size(); ++t) {
+            const int64_t item = n * t / pool_->size() + ahead;
+            if (item >= n) continue;
+            const LinearItem i = linear_item(s, step, item);
+            const Weight &w = *i.part->weight;
+            to.push_back({w.codes(i.panel_begin), w.codes(i.panel_end)});
+            to.push_back({w.scales(i.panel_begin), w.scales(i.panel_end)});
+        }
 }
 
 void Program::rope_rows(const Step &step, int64_t token) {
@@ -388,20 +414,43 @@ void Program::do_item(const Stage &stage, int64_t item, const Step &step, uint8_
 void Program::run(const Step &step) {
     check(step);
     plan_attention(step);
-    if (!counters_) counters_ = std::make_unique<Counter[]>(stages_.size() + 1);
-    for (size_t i = 0; i <= stages_.size(); ++i) counters_[i].next.store(0, std::memory_order_relaxed);
+    const int threads = pool_->size();
+    if (!counters_) counters_ = std::make_unique<Counter[]>((stages_.size() + 1) * static_cast<size_t>(threads));
+    for (size_t i = 0; i <= stages_.size(); ++i) {
+        const int64_t n = i < stages_.size() ? items(stages_[i], step) : step.tokens;
+        for (int t = 0; t < threads; ++t) {
+            Counter &c = counters_[i * static_cast<size_t>(threads) + static_cast<size_t>(t)];
+            c.next.store(n * t / threads, std::memory_order_relaxed);
+            c.end = n * (t + 1) / threads;
+        }
+    }
     if (profiling && profile_.empty()) profile_.resize(stages_.size());
     pool_->run([&](int thread) {
         uint8_t *scratch = scratch_[static_cast<size_t>(thread)].data();
-        auto &first = counters_[stages_.size()].next;
-        for (int64_t t; (t = first.fetch_add(1, std::memory_order_relaxed)) < step.tokens;) rope_rows(step, t);
+        // A thread streams through its own stretch of the items, then helps the others with theirs.
+        const auto for_items = [&](size_t stage, auto work) {
+            for (int v = 0; v < threads; ++v) {
+                Counter &c = counters_[stage * static_cast<size_t>(threads) + static_cast<size_t>((thread + v) % threads)];
+                for (int64_t i; (i = c.next.fetch_add(1, std::memory_order_relaxed)) < c.end;) work(i);
+            }
+        };
+        for_items(stages_.size(), [&](int64_t token) { rope_rows(step, token); });
+        std::vector<Stretch> ahead;
         double since = profiling && thread == 0 ? now() : 0.0;
         for (size_t i = 0; i < stages_.size(); ++i) {
-            const int64_t n = items(stages_[i], step);
-            auto &next = counters_[i].next;
-            for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < n;)
-                do_item(stages_[i], item, step, scratch);
-            pool_->barrier();
+            for_items(i, [&](int64_t item) { do_item(stages_[i], item, step, scratch); });
+            bool planned = false;
+            size_t reading = 0;
+            pool_->barrier([&] {  // while others work, memory is read ahead
+                if (!planned) {
+                    plan_reading(i, step, ahead);
+                    planned = true;
+                }
+                if (reading == ahead.size()) return;
+                Stretch &s = ahead[reading];
+                for (int line = 0; line < 4 && s.from < s.end; ++line, s.from += 64) __builtin_prefetch(s.from);
+                if (s.from >= s.end) ++reading;
+            });
             if (profiling && thread == 0) {
                 const double at = now();
                 account(i, step, at - since);

@@ -136,6 +136,13 @@ class Program {
         int64_t columns;
         Quantized view;
     };
+    struct LinearItem {  // panels of one part of a linear stage, for a chunk of the tokens
+        const LinearPart *part;
+        int64_t panel_begin, panel_end, token_begin, token_end;
+    };
+    struct Stretch {  // of memory
+        const uint8_t *from, *end;
+    };
     struct AttendItem {
         int32_t sequence, token, tokens;
     };
@@ -151,6 +158,8 @@ class Program {
     void prepare(const PrepareStage &s, const Step &step, int64_t token) const;
     void attend(const AttendStage &s, const Step &step, int64_t item, uint8_t *scratch) const;
     void rope_rows(const Step &step, int64_t token);
+    LinearItem linear_item(const LinearStage &s, const Step &step, int64_t item) const;
+    void plan_reading(size_t stage, const Step &step, std::vector<Stretch> &to) const;
     int64_t panels_an_item(const LinearPart &p, int64_t tokens) const;
     void account(size_t stage, const Step &step, double seconds);
 
@@ -183,8 +192,9 @@ class Program {
     std::vector<int32_t> token_sequence_;  // which sequence a token belongs to
     struct alignas(64) Counter {
         std::atomic<int64_t> next{0};
+        int64_t end = 0;
     };
-    std::unique_ptr<Counter[]> counters_;  // a stage each
+    std::unique_ptr<Counter[]> counters_;  // [stages, and one for rope][threads]
     std::vector<Profile> profile_;
 };
 

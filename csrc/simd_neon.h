@@ -3,6 +3,8 @@
 
 #include <arm_neon.h>
 
+#include <type_traits>
+
 #include "common.h"
 
 namespace pagoda {

@@ -11,7 +11,7 @@ Weight::Weight(Type t, int64_t r, int64_t c)
     if (c % info(t).elements != 0) throw std::invalid_argument("columns are no multiple of the block");
     scales_at_ = round_up(panels * blocks * shape_.codes, 64);
     super_at_ = round_up(scales_at_ + panels * blocks * shape_.scales, 64);
-    memory_ = LazyMemory(static_cast<size_t>(super_at_ + panels * (blocks / 8) * shape_.super + 64));
+    memory_ = Piece(static_cast<size_t>(super_at_ + panels * (blocks / 8) * shape_.super + 64));
 }
 
 namespace {

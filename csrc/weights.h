@@ -73,7 +73,7 @@ class Weight {
 
     PanelShape shape_;
     int64_t scales_at_, super_at_;
-    LazyMemory memory_;
+    Piece memory_;
 };
 
 }  // namespace pagoda
