@@ -50,7 +50,7 @@ STEPS = 8  # timed at each point and round
 LONG_S = 3.0  # a prompt that takes longer is timed in the first two rounds alone
 TOO_LONG_S = 40.0  # and one that takes longer than this not at all
 ROUNDS = 6
-FAULT_AROUND = 65_536  # bytes of a mapped file that Linux maps at once around one that is touched
+FAULT_AROUND = 32_768  # bytes of a mapped file that a touched one brings along: Linux maps up to 64 KiB at once
 
 Say = Callable[[str], None]
 Decode = tuple[int, int]  # sequences, context
