@@ -1,0 +1,101 @@
+"""On a real GPU: kernels through whole models against the reference, bits, preemption, graphs on and off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cuda_cases import need_gpu
+
+need_gpu()
+
+from paged_run import PagedRun, reference_run
+from pagoda.backends.base import KVType
+from pagoda.backends.cuda.backend import CudaBackend
+from pagoda.backends.cuda.options import CudaOptions
+from pagoda.engine.llm import LLM
+from pagoda.models.layers import Decoder
+from pagoda.models.registry import load_model
+from pagoda.types import FloatArray, SamplingParams
+from tiny_models import TINY, VOCAB, memory_checkpoint, write_gguf
+
+STEPS: list[dict[str, int]] = [{"a": 300}, {"a": 1, "b": 5}, {"c": 24, "a": 20, "b": 1}, {"b": 1, "a": 1, "c": 1}]
+
+
+def tokens(name: str, start: int, count: int) -> list[int]:
+    return [(p * p * 31 + 7 * p + 13 * ord(name)) % VOCAB for p in range(start, start + count)]
+
+
+def run_steps(run: PagedRun, steps: list[dict[str, int]]) -> dict[str, FloatArray]:
+    logits: dict[str, list[FloatArray]] = {}
+    for step in steps:
+        chunks = {name: tokens(name, run.lengths.get(name, 0), count) for name, count in step.items()}
+        for name, rows in run.step(chunks).items():
+            logits.setdefault(name, []).append(rows)
+    return {name: np.concatenate(rows) for name, rows in logits.items()}
+
+
+def model_of(name: str) -> Decoder:
+    model = load_model(memory_checkpoint(TINY[name].with_config(max_position_embeddings=512)))
+    assert isinstance(model, Decoder)
+    return model
+
+
+def gpu_run(model: Decoder, kv_type: KVType = "f32", *, graphs: bool = True, invariant: bool = False) -> PagedRun:
+    backend = CudaBackend(CudaOptions("cuda", "fast", invariant, graphs))
+    return PagedRun(model, backend.load(model, max_batch_tokens=512, max_batch_seqs=512, kv_type=kv_type))
+
+
+def error(got: dict[str, FloatArray], right: dict[str, FloatArray]) -> float:
+    off = np.concatenate([got[name] - right[name] for name in got])
+    return float(np.sqrt(np.square(off).mean() / np.square(np.concatenate(list(right.values()))).mean()))
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "qwen2_windowed"])
+def test_logits_of_every_family(name: str, graphs: bool) -> None:
+    model = model_of(name)
+    assert error(run_steps(gpu_run(model, graphs=graphs), STEPS), run_steps(reference_run(model), STEPS)) < 1e-4
+
+
+@pytest.mark.parametrize(("kv_type", "most"), [("f16", 1e-3), ("bf16", 8e-3), ("int8", 0.02), ("fp8", 0.09)])
+def test_kv_types(kv_type: KVType, most: float) -> None:
+    model = model_of("llama")
+    assert error(run_steps(gpu_run(model, kv_type), STEPS), run_steps(reference_run(model), STEPS)) < most
+
+
+def test_bits_do_not_depend_on_the_batch_when_asked_for() -> None:
+    model = model_of("qwen2_windowed")
+    together = run_steps(gpu_run(model, invariant=True), STEPS)
+    for name, rows in together.items():
+        alone = run_steps(gpu_run(model, invariant=True, graphs=False), [{name: len(rows)}])
+        np.testing.assert_array_equal(alone[name], rows)
+
+
+@pytest.mark.parametrize("type", ["Q4_0", "Q4_K", "Q6_K", "Q8_0", "BF16"])
+def test_preemption_changes_no_token(type: str, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", TINY["llama_256"], type=type)
+    prompts = [tokens(name, 0, 24) for name in "abc"]
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    answers = []
+    for blocks in (7, 64):
+        settings = {"backend": "cuda", "kv_memory_bytes": blocks << 15, "batch_invariant": True, "kv_type": "f32"}
+        with LLM(str(path), max_context=64, prefix_caching=False, **settings) as llm:
+            answers.append([output.token_ids for output in llm.generate(prompts, params)])
+    assert answers[0] == answers[1]
+
+
+def test_the_default_model_answers_as_on_the_cpu(default_model: Path) -> None:
+    prompts = ["The capital of France is", "Water boils at", "Once upon a time"]
+    params = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+    answers = []
+    for backend in ("cpu", "cuda"):
+        with LLM(str(default_model), backend=backend, max_context=256) as llm:
+            answers.append([output.token_ids for output in llm.generate(prompts, params)])
+    first = [
+        next((i for i, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), 64)
+        for pair in zip(*answers, strict=True)
+    ]
+    assert min(first) >= 8, first
