@@ -171,13 +171,14 @@ LAYERS: dict[str, AttentionLayer] = {
 }  # fmt: skip
 
 
+# No bf16: the interpreter multiplies its bits as integers.
 # Queries and weights are rounded to the type of the keys (f16 for 8 bits) before tensor cores take them.
-TOLERANCES: dict[KVType, float] = {"f32": 2e-6, "f16": 2e-3, "bf16": 1.5e-2, "int8": 5e-3, "fp8": 5e-3}
+TOLERANCES: dict[KVType, float] = {"f32": 2e-6, "f16": 2e-3, "int8": 5e-3, "fp8": 5e-3}
 
 
 @pytest.mark.parametrize(
     ("name", "kv_type"),
-    [("grouped", "f32"), ("windowed", "f32"), ("capped, normed", "f32"), ("grouped", "f16"), ("windowed", "bf16"),
+    [("grouped", "f32"), ("windowed", "f32"), ("capped, normed", "f32"), ("grouped", "f16"), ("windowed", "f16"),
      ("capped, normed", "int8"), ("grouped", "fp8")],
 )  # fmt: skip
 @pytest.mark.parametrize(("counts", "contexts"), [([1, 1], [300, 17]), ([20, 1, 3], [37, 5, 50])])
