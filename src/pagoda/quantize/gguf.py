@@ -17,6 +17,7 @@ from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.gguf_writer import GGUFWriter, TensorRow, Value, text, u32
 from pagoda.quantize.collect import collect_imatrix
+from pagoda.quantize.folder import peak_memory
 from pagoda.quantize.folder_weights import FolderWeights
 from pagoda.quantize.imatrix import Imatrix, read_imatrix, write_imatrix
 from pagoda.quantize.methods import Job
@@ -49,6 +50,7 @@ def quantize(job: Job) -> Path:
         path = job.work / "model.gguf"
         with GGUFWriter(path, _values(weights, mix.file_type, imatrix), rows) as writer:
             _write_all(job, writer, weights, imatrix, threads)
+    job.say(f"peak memory {peak_memory() / 1e9:.2f} GB")
     return path
 
 
