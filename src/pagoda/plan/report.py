@@ -199,7 +199,7 @@ def _serve(target: Target, point: Speed) -> dict[str, Any]:
     backends = next(field for field in fields(EngineSettings) if field.name == "backend").choices
     wanted = "cuda" if target.device.kind == "gpu" else "cpu"
     flags = {
-        **({"--backend": "cuda"} if wanted == "cuda" and wanted in backends else {}),
+        **({"--device": "cuda"} if wanted == "cuda" and wanted in backends else {}),
         "--max-num-seqs": str(point.concurrency),
         "--max-context": str(target.context),
         "--max-batch-tokens": str(target.chunk),
