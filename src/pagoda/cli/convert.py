@@ -12,6 +12,7 @@ from pagoda.cli.options import with_settings
 from pagoda.cli.progress import download_progress, step_progress
 from pagoda.cli.quantize import total_bytes
 from pagoda.config import EngineSettings
+from pagoda.errors import ConfigError
 from pagoda.quantize.run import quantize as run
 from pagoda.quantize.settings import QuantizeSettings
 from pagoda.settings import Setting, Settings
@@ -28,7 +29,10 @@ class ConvertSettings(Settings):
         Literal["gguf", "safetensors"] | None,
         Setting("Kind of files; by default gguf if OUT ends in .gguf, else safetensors."),
     ] = None
-    dtype: Annotated[Literal["bf16", "f16", "f32"], Setting("Number type of the weights.")] = "bf16"
+    dtype: Annotated[
+        Literal["bf16", "f16", "f32", "keep"] | None,
+        Setting("Number type of the weights; keep: quantized layers stay so. [default: keep to GGUF, else bf16]"),
+    ] = None
     threads: Annotated[int, Setting("Compute threads; 0: one per physical core allowed.", minimum=0)] = 0
     force: Annotated[bool, Setting("Replace an output that exists.")] = False
 
@@ -45,16 +49,20 @@ def convert(
 ) -> None:
     """Turn GGUF files into Hugging Face folders and the other way round, tokenizer and chat template included.
 
-    Quantized weights become floats of --dtype, with the error that they have already and, in 16 bits, that of rounding.
+    Layers of GPTQ, AWQ and the like become GGUF blocks of the same codes where such blocks exist, else 8 bits, and what
+    that adds in error is said. With --dtype they become floats, as quantized GGUF tensors do in a folder.
     To make a model smaller: pagoda quantize --help
     """
     with download_progress() as progress:
         found = resolve(model, progress=progress)
     gguf = convert.to == "gguf" or (convert.to is None and output is not None and output.suffix == ".gguf")
-    target = output or Path(f"{found.name}-{convert.dtype}" + (".gguf" if gguf else ""))
-    settings = QuantizeSettings(
-        to=convert.dtype if gguf else "safetensors", dtype=convert.dtype, threads=convert.threads, force=convert.force
-    )
+    dtype = convert.dtype or ("keep" if gguf else "bf16")
+    if dtype == "keep" and not gguf:
+        raise ConfigError("--dtype keep: a folder of GGUF's blocks does not exist; take bf16, f16 or f32")
+    target = output or Path(found.name + ("" if dtype == "keep" else f"-{dtype}") + (".gguf" if gguf else ""))
+    floats = "bf16" if dtype == "keep" else dtype
+    to = ("gguf" if dtype == "keep" else dtype) if gguf else "safetensors"
+    settings = QuantizeSettings(to=to, dtype=floats, threads=convert.threads, force=convert.force)
     with step_progress() as (steps, say):
         run(found.path, target, settings, progress=steps, say=say)
     typer.echo(f"{target}  {total_bytes(target) / 1e6:,.1f} MB, from {total_bytes(found.path) / 1e6:,.1f} MB")

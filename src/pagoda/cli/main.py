@@ -53,6 +53,11 @@ VERBS = {
         "Turn GGUF files into Hugging Face folders and back.",
         "pagoda convert smollm2-135m -o smollm2-bf16",
     ),
+    "compare": Verb(
+        "pagoda.cli.compare:compare",
+        "Measure how much worse quantized models are than their original.",
+        "pagoda compare model-F16.gguf model-Q4_K_M.gguf model-gptq --plot quality.svg",
+    ),
     "doctor": Verb("pagoda.cli.doctor:doctor", "Check what this machine has to run models.", "pagoda doctor"),
     "advise": Verb(
         "pagoda.cli.advise:advise",

@@ -23,6 +23,7 @@ from pagoda.models.layers import Decoder
 from pagoda.models.names import REDUNDANT_SUFFIXES, TENSORS
 from pagoda.models.registry import load_model
 from pagoda.models.rope import frequencies
+from pagoda.quantize.repack import block_type, blocks_of
 from pagoda.quantize.tokenizer_values import tokenizer_values
 from pagoda.quantize.weights import Source, decode_rows
 from pagoda.types import FloatArray, RawTensor
@@ -68,6 +69,9 @@ class FolderWeights:
         factors = _rope_factors(checkpoint.metadata, decoder)
         self._made = {} if factors is None else {ROPE_FACTORS: factors}
         self.sources = {name: Source(raw.shape, _type_of(raw)) for name, raw in self._raws()}
+        self.sources = {
+            name: Source(raw.shape, _type_of(raw) if len(raw.shape) > 1 else "F32") for name, raw in self._raws()
+        }
         self.sources |= {name: Source(values.shape, "F32") for name, values in self._made.items()}
         self.values = {
             **model_values(checkpoint, decoder, kind),
@@ -78,10 +82,15 @@ class FolderWeights:
         return [(name, self.checkpoint.tensors[theirs]) for name, theirs in self.names.items()]
 
     def raw(self, name: str) -> npt.NDArray[np.uint8] | None:
-        if name in self._made or self._order(name) is not None:
+        if name in self._made:
             return None
         raw = self.checkpoint.tensors[self.names[name]]
         return raw.data if len(raw.shape) > 1 and not isinstance(raw, QuantizedTensor) else None
+        raw, order = self.checkpoint.tensors[self.names[name]], self._order(name)
+        if isinstance(raw, QuantizedTensor):
+            blocks = blocks_of(raw.unpack())
+            return blocks if blocks is None or order is None else blocks[order]
+        return raw.data if len(raw.shape) > 1 and order is None else None
 
     def rows(self, name: str, start: int, stop: int) -> FloatArray:
         if name in self._made:
@@ -125,6 +134,7 @@ class FolderWeights:
 def _type_of(raw: RawTensor) -> str:
     """Vectors are float32 in GGUF files, and so is, to begin with, what a folder holds in a way of its own."""
     return "F32" if len(raw.shape) == 1 or isinstance(raw, QuantizedTensor) else raw.type
+    return block_type(raw.unpack())[0] if isinstance(raw, QuantizedTensor) else raw.type
 
 
 def _gguf_names(checkpoint: Checkpoint, kind: Kind, *, tied: bool) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,12 +17,14 @@ from pagoda.errors import FormatError
 from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.gguf_writer import GGUFWriter, TensorRow, Value, text, u32
+from pagoda.formats.quantized import QuantizedTensor
 from pagoda.quantize.collect import collect_imatrix
 from pagoda.quantize.folder import peak_memory
 from pagoda.quantize.folder_weights import FolderWeights
 from pagoda.quantize.imatrix import Imatrix, read_imatrix, write_imatrix
 from pagoda.quantize.methods import Job
-from pagoda.quantize.mixes import MIXES, Choice, choose_types, parse_overrides
+from pagoda.quantize.mixes import MIXES, Choice, Mix, choose_types, parse_overrides
+from pagoda.quantize.repack import added_error, block_type
 from pagoda.quantize.weights import GGUFWeights, Weights
 from pagoda.types import FloatArray
 
@@ -46,12 +49,46 @@ def quantize(job: Job) -> Path:
             overrides=overrides,
         )
         _say(job, weights, choices)
-        rows = [TensorRow(name, choices[name].type, source.shape) for name, source in weights.sources.items()]
-        path = job.work / "model.gguf"
-        with GGUFWriter(path, _values(weights, mix.file_type, imatrix), rows) as writer:
-            _write_all(job, writer, weights, imatrix, threads)
+        types = {name: choice.type for name, choice in choices.items()}
+        path = _make(job, weights, types, mix, imatrix, threads)
     job.say(f"peak memory {peak_memory() / 1e9:.2f} GB")
     return path
+
+
+def keep(job: Job) -> Path:
+    """A `Method`: a quantized Hugging Face folder as one GGUF file whose blocks hold its codes, as far as they can."""
+    threads = job.settings.threads or usable_cores()
+    with open_weights(job.source, threads) as weights:
+        types = {name: source.type for name, source in weights.sources.items()}
+        layers = Counter(type for type in types.values() if type.lower() in MIXES and type not in FLOATS)
+        mix = MIXES[layers.most_common(1)[0][0].lower() if layers else "bf16"]
+        path = _make(job, weights, types, mix, None, threads)
+        _say_added(job, weights)
+    return path
+
+
+def _make(
+    job: Job, weights: Weights, types: Mapping[str, str], mix: Mix, imatrix: Imatrix | None, threads: int
+) -> Path:
+    rows = [TensorRow(name, types[name], source.shape) for name, source in weights.sources.items()]
+    path = job.work / "model.gguf"
+    with GGUFWriter(path, _values(weights, mix.file_type, imatrix), rows) as writer:
+        _write_all(job, writer, weights, imatrix, threads)
+    return path
+
+
+def _say_added(job: Job, weights: Weights) -> None:
+    """What the new blocks change, by type: the root mean square over all layers, of the weights'."""
+    sums: dict[tuple[str, str, bool], list[float]] = {}
+    for theirs in weights.names.values():
+        tensor = weights.checkpoint.tensors[theirs]
+        if isinstance(tensor, QuantizedTensor):
+            weight = tensor.unpack()
+            total = sums.setdefault((tensor.type, *block_type(weight)), [0.0, 0.0, 0.0])
+            total[:] = [a + b for a, b in zip(total, (*added_error(weight), 1), strict=True)]
+    for (old, new, exact), (change, size, count) in sums.items():
+        error = f"added error {(change / max(size, 1e-30)) ** 0.5:.3%}" if exact else "rounded again"
+        job.say(f"{count:.0f} layers: {old} as {new}, {error}")
 
 
 def _imatrix(job: Job, weights: Weights) -> Imatrix | None:

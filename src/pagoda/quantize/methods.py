@@ -49,6 +49,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     **{name: Method("pagoda.quantize.gguf:quantize", mix.about, ".gguf") for name, mix in MIXES.items()},
+    "gguf": Method("pagoda.quantize.gguf:keep", "quantized folder's codes as they are, in GGUF's blocks", ".gguf"),
     "safetensors": Method("pagoda.quantize.to_folder:write_folder", "Hugging Face folder of plain floats, by --dtype"),
     "gptq": Method("pagoda.quantize.checkpoints:gptq", "GPTQ folder: 2, 3, 4 or 8 bits, errors made up for on a text"),
     "awq": Method("pagoda.quantize.checkpoints:awq", "AutoAWQ folder: 4 bits, columns scaled by what they meet"),

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda.backends.cores import usable_cores
-from pagoda.errors import FormatError, UnsupportedError
+from pagoda.errors import FormatError
 from pagoda.formats.checkpoint import CONFIG, open_checkpoint
 from pagoda.formats.safetensors_writer import Place, SafetensorsFolder
 from pagoda.models.hugging_face import as_hugging_face
@@ -24,6 +24,8 @@ from pagoda.types import RawTensor
 
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # of config.json; the folder has plain floats
+
 
 def write_folder(job: Job) -> Path:
     """A `Method`: the model in floats of `job.settings.dtype`, in a folder that transformers loads."""
@@ -33,8 +35,6 @@ def write_folder(job: Job) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with open_checkpoint(job.source) as checkpoint:
-        if checkpoint.kind != "gguf" and checkpoint.metadata.get("quantization_config") is not None:
-            raise UnsupportedError(f"{job.source} is quantized; to GGUF it can be converted")
         view = as_hugging_face(checkpoint)
         write_tokenizer(checkpoint, folder)
         places = {name: Place(dtype.upper(), raw.shape) for name, raw in view.tensors.items()}
@@ -43,7 +43,8 @@ def write_folder(job: Job) -> Path:
                 out.write(name, _pieces(view.tensors[name], dtype.upper(), threads))
                 view.release(name)
                 job.progress("tensors", count + 1, len(out.order))
-        config = {**view.metadata, "dtype": DTYPES[dtype], "torch_dtype": DTYPES[dtype]}
+        kept = {key: value for key, value in view.metadata.items() if key not in QUANTIZATION_KEYS}
+        config = {**kept, "dtype": DTYPES[dtype], "torch_dtype": DTYPES[dtype]}
     text = json.dumps(config, indent=2, default=_plain)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     return folder

@@ -18,6 +18,7 @@ from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.formats.checkpoint import Checkpoint
 from pagoda.formats.gguf import ALIGNMENT_KEY, Metadata
 from pagoda.formats.gguf_writer import Value
+from pagoda.formats.quantized import QuantizedTensor
 from pagoda.types import FloatArray, RawTensor
 
 DROPPED = ("split.no", "split.count", "split.tensors.count", ALIGNMENT_KEY)
@@ -81,6 +82,8 @@ class GGUFWeights:
 
 def decode_rows(raw: RawTensor, start: int, stop: int, threads: int) -> FloatArray:
     """Rows [start, stop) of `raw` seen as [rows, columns]; a view where it is float32 and aligned already."""
+    if isinstance(raw, QuantizedTensor):
+        return np.ascontiguousarray(raw.unpack().dequantize()[start:stop])
     columns = raw.shape[-1]
     block = BLOCK_TYPES[raw.type]
     row_bytes = columns // block.elements * block.bytes
