@@ -69,9 +69,6 @@ class FolderWeights:
         factors = _rope_factors(checkpoint.metadata, decoder)
         self._made = {} if factors is None else {ROPE_FACTORS: factors}
         self.sources = {name: Source(raw.shape, _type_of(raw)) for name, raw in self._raws()}
-        self.sources = {
-            name: Source(raw.shape, _type_of(raw) if len(raw.shape) > 1 else "F32") for name, raw in self._raws()
-        }
         self.sources |= {name: Source(values.shape, "F32") for name, values in self._made.items()}
         self.values = {
             **model_values(checkpoint, decoder, kind),
@@ -84,8 +81,6 @@ class FolderWeights:
     def raw(self, name: str) -> npt.NDArray[np.uint8] | None:
         if name in self._made:
             return None
-        raw = self.checkpoint.tensors[self.names[name]]
-        return raw.data if len(raw.shape) > 1 and not isinstance(raw, QuantizedTensor) else None
         raw, order = self.checkpoint.tensors[self.names[name]], self._order(name)
         if isinstance(raw, QuantizedTensor):
             blocks = blocks_of(raw.unpack())
@@ -132,9 +127,10 @@ class FolderWeights:
 
 
 def _type_of(raw: RawTensor) -> str:
-    """Vectors are float32 in GGUF files, and so is, to begin with, what a folder holds in a way of its own."""
-    return "F32" if len(raw.shape) == 1 or isinstance(raw, QuantizedTensor) else raw.type
-    return block_type(raw.unpack())[0] if isinstance(raw, QuantizedTensor) else raw.type
+    """Vectors are float32 in GGUF files; what a folder holds in a way of its own gets the nearest block type."""
+    if isinstance(raw, QuantizedTensor):
+        return block_type(raw.unpack())[0]
+    return "F32" if len(raw.shape) == 1 else raw.type
 
 
 def _gguf_names(checkpoint: Checkpoint, kind: Kind, *, tied: bool) -> dict[str, str]:
