@@ -11,6 +11,12 @@ Type type_from_name(const char *name) {
     throw std::invalid_argument(std::string("no such tensor type: ") + name);
 }
 
+Type file_type_from_name(const char *name) {
+    const Type type = type_from_name(name);
+    if (is_grouped(type)) throw std::invalid_argument(std::string("no file holds tensors of type ") + name);
+    return type;
+}
+
 namespace {
 
 void nibbles(const uint8_t *qs, uint8_t *q) {

@@ -174,6 +174,35 @@ struct ReadIQ4_XS : Iq4 {
     }
 };
 
+// Float scales, and minima, that 2^shift blocks share.
+template <class Base, bool Min>
+struct Grouped : Base {
+    static constexpr bool kMin = Min;
+    int shift;
+    Grouped(const Weight &w, int64_t panel) : Base(w, panel), shift(w.group_shift) {}
+    PAGODA_INLINE const float *of(int64_t b) const {
+        return reinterpret_cast<const float *>(this->scales) + (Min ? 32 : 16) * (b >> shift);
+    }
+    template <class S>
+    PAGODA_INLINE typename S::F scale(int64_t b, int) const { return S::load(of(b)); }
+    template <class S>
+    PAGODA_INLINE typename S::F min(int64_t b, int) const { return S::load(of(b) + 16); }
+};
+struct CodebookNibbles : Nibbles {
+    static constexpr int kMax = -1;
+    const int8_t *table;
+    CodebookNibbles(const Weight &w, int64_t panel) : Nibbles(w, panel), table(w.codebook) {}
+    template <class S, int J>
+    PAGODA_INLINE typename S::B quad(int64_t b) const {
+        return S::lookup(table, Nibbles::quad<S, J>(b));
+    }
+};
+using ReadGrouped4 = Grouped<ReadQ4_0, false>;
+using ReadGrouped4Min = Grouped<Nibbles, true>;
+using ReadGrouped8 = Grouped<ReadQ8_0, false>;
+using ReadGrouped8Min = Grouped<ReadQ8_0, true>;
+using ReadCodebook4 = Grouped<CodebookNibbles, false>;
+
 // Part P of quad J as the instruction set multiplies it, and what is left to subtract from its codes.
 template <class S, int J, int P, class R>
 PAGODA_INLINE typename S::W part(const R &w, int64_t b) {
@@ -398,4 +427,9 @@ void set_gemms(Kernels &k) {
     row(Type::Q6_K, gemm_int<S, ReadQ6_K>);
     row(Type::IQ4_NL, gemm_int<S, ReadIQ4_NL>);
     row(Type::IQ4_XS, gemm_int<S, ReadIQ4_XS>);
+    row(Type::Grouped4, gemm_int<S, ReadGrouped4>);
+    row(Type::Grouped4Min, gemm_int<S, ReadGrouped4Min>);
+    row(Type::Grouped8, gemm_int<S, ReadGrouped8>);
+    row(Type::Grouped8Min, gemm_int<S, ReadGrouped8Min>);
+    row(Type::Codebook4, gemm_int<S, ReadCodebook4>);
 }

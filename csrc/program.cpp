@@ -26,6 +26,11 @@ struct HeadLayout {
     int64_t total() const { return round_up(k + v + 2 * scale, 64); }
 };
 
+const float *reordered(const float *x, const std::vector<int32_t> &order, float *to) {
+    for (size_t i = 0; i < order.size(); ++i) to[i] = x[order[i]];
+    return to;
+}
+
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -64,6 +69,7 @@ void Program::add(EmbedStage s) {
     embeds_.push_back(std::move(s));
 }
 void Program::add(RowStage s) {
+    if (s.order.size() * sizeof(float) * 2 > kGemmScratch) throw std::invalid_argument("too many columns to reorder");
     stages_.push_back({Stage::Rows, static_cast<int>(row_stages_.size())});
     row_stages_.push_back(std::move(s));
 }
@@ -250,7 +256,10 @@ void Program::rows(const RowStage &s, const Step &step, int64_t row, float *scra
         kernels_->rms_norm(x, s.norm.data(), s.eps, static_cast<int64_t>(s.norm.size()), to);
         x = to;
     }
-    if (s.quantized != kNone) kernels_->quantize(x, n, quantized_[static_cast<size_t>(s.quantized)].view, row);
+    if (s.quantized != kNone) {
+        const float *values = s.order.empty() ? x : reordered(x, s.order, scratch + kGemmScratch / sizeof(float) / 2);
+        kernels_->quantize(values, n, quantized_[static_cast<size_t>(s.quantized)].view, row);
+    }
     if (s.accumulate)
         kernels_->add(buffers_[static_cast<size_t>(s.out)].row(row), x, n);
     else if (keep && x != to)

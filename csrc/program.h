@@ -41,6 +41,7 @@ struct RowStage {
     bool accumulate = false;  // out += instead of out =
     int quantized = kNone;
     bool gather = false;      // the wanted rows only
+    std::vector<int32_t> order;  // quantized column i is column order[i]; empty: as they are
 };
 
 struct LinearPart {

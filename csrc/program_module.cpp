@@ -21,6 +21,9 @@ namespace {
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::device::cpu>;
+using ByteTable = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<const int8_t, nb::shape<16>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 struct Runtime {
@@ -46,13 +49,46 @@ std::vector<float> to_vector(const std::optional<Floats> &a, size_t padded = 0) 
 
 std::shared_ptr<Weight> pack(const Runtime &runtime, const Bytes &data, const std::string &type, int64_t rows,
                              int64_t columns) {
-    const Type t = type_from_name(type.c_str());
+    const Type t = file_type_from_name(type.c_str());
     auto weight = std::make_shared<Weight>(t, rows, columns);
     if (static_cast<int64_t>(data.shape(0)) != rows * row_bytes(t, columns))
         throw std::invalid_argument("the data is not as long as its shape says");
     nb::gil_scoped_release unlocked;
     runtime.pool->parallel_for(weight->panels,
                                [&](int64_t begin, int64_t end) { weight->pack_panels(data.data(), begin, end); });
+    return weight;
+}
+
+std::vector<int32_t> to_order(const std::optional<Ints> &order, size_t columns) {
+    std::vector<int32_t> v;
+    if (!order) return v;
+    v.assign(order->data(), order->data() + order->shape(0));
+    for (const int32_t c : v)
+        if (c < 0 || static_cast<size_t>(c) >= columns || v.size() != columns)
+            throw std::invalid_argument("an order must name each column");
+    return v;
+}
+
+std::shared_ptr<Weight> pack_grouped(const Runtime &runtime, const std::string &type, const ByteTable &codes,
+                                     const FloatTable &scales, const std::optional<FloatTable> &mins, int group_shift,
+                                     const std::optional<Ints> &order, const std::optional<Codes> &codebook) {
+    const Type t = type_from_name(type.c_str());
+    const auto rows = static_cast<int64_t>(codes.shape(0)), columns = static_cast<int64_t>(codes.shape(1));
+    if (!is_grouped(t) || group_shift < 0 || group_shift > 40) throw std::invalid_argument("not a grouped type");
+    auto weight = std::make_shared<Weight>(t, rows, columns, group_shift);
+    const auto fits = [&](const FloatTable &a) {
+        return static_cast<int64_t>(a.shape(0)) == rows && static_cast<int64_t>(a.shape(1)) == weight->groups;
+    };
+    if (!fits(scales) || mins.has_value() != has_group_mins(t) || (mins && !fits(*mins)) ||
+        codebook.has_value() != (t == Type::Codebook4))
+        throw std::invalid_argument("scales, minima or codebook are not what the type and the groups need");
+    if (codebook) std::memcpy(weight->codebook, codebook->data(), 16);
+    const std::vector<int32_t> checked = to_order(order, static_cast<size_t>(columns));
+    const GroupedSource from{codes.data(), scales.data(), mins ? mins->data() : nullptr,
+                             checked.empty() ? nullptr : checked.data()};
+    nb::gil_scoped_release unlocked;
+    runtime.pool->parallel_for(weight->panels,
+                               [&](int64_t begin, int64_t end) { weight->pack_panels(from, begin, end); });
     return weight;
 }
 
@@ -132,7 +168,7 @@ void bind_program(nb::module_ &m) {
     });
     m.def("dequantize", [](const Bytes &data, const std::string &type, int64_t columns,
                            nb::ndarray<float, nb::ndim<2>, nb::c_contig> out) {
-        const Type t = type_from_name(type.c_str());
+        const Type t = file_type_from_name(type.c_str());
         if (columns < 1 || columns % info(t).elements || static_cast<int64_t>(out.shape(1)) != columns ||
             static_cast<int64_t>(data.shape(0)) != static_cast<int64_t>(out.shape(0)) * row_bytes(t, columns))
             throw std::invalid_argument("shapes do not match");
@@ -152,6 +188,8 @@ void bind_program(nb::module_ &m) {
         .def_prop_ro("threads", [](const Runtime &r) { return r.pool->size(); })
         .def_prop_ro("isa", [](const Runtime &r) { return std::string(r.kernels->name); })
         .def("pack", &pack, "data"_a, "type"_a, "rows"_a, "columns"_a)
+        .def("pack_grouped", &pack_grouped, "type"_a, "codes"_a, "scales"_a, "mins"_a.none(), "group_shift"_a,
+             "order"_a = nb::none(), "codebook"_a = nb::none())
         .def("matmul", &quantized_matmul, "weight"_a, "x"_a, "out"_a)
         .def("program",
              [](const Runtime &r, int64_t max_tokens, int64_t max_logit_rows, const std::string &kv_type) {
@@ -185,7 +223,7 @@ void bind_program(nb::module_ &m) {
         .def("embed",
              [](Program &p, int out, const Bytes &data, const std::string &type, int64_t rows, int64_t columns,
                 float scale) {
-                 const Type t = type_from_name(type.c_str());
+                 const Type t = file_type_from_name(type.c_str());
                  if (static_cast<int64_t>(data.shape(0)) != rows * row_bytes(t, columns))
                      throw std::invalid_argument("the data is not as long as its shape says");
                  p.add(EmbedStage{out, t, data.data(), rows, columns, scale});
@@ -193,12 +231,14 @@ void bind_program(nb::module_ &m) {
              "out"_a, "data"_a, "type"_a, "rows"_a, "columns"_a, "scale"_a, nb::keep_alive<1, 3>())
         .def("rows",
              [](Program &p, int x, int gate, const std::string &activation, std::optional<Floats> norm, float eps,
-                int out, bool accumulate, int quantized, bool gather) {
+                int out, bool accumulate, int quantized, bool gather, std::optional<Ints> order) {
+                 auto columns = order ? to_order(order, order->shape(0)) : std::vector<int32_t>();
                  p.add(RowStage{x, gate, activation_from_name(activation), to_vector(norm), eps, out, accumulate,
-                                quantized, gather});
+                                quantized, gather, std::move(columns)});
              },
              "x"_a, "gate"_a = kNone, "activation"_a = "silu", "norm"_a = nb::none(), "eps"_a = 0.0f,
-             "out"_a = kNone, "accumulate"_a = false, "quantized"_a = kNone, "gather"_a = false)
+             "out"_a = kNone, "accumulate"_a = false, "quantized"_a = kNone, "gather"_a = false,
+             "order"_a = nb::none())
         .def("linear",
              [](Program &p, int x, int quantized, const std::vector<LinearPart> &parts, bool logits, float softcap) {
                  p.add(LinearStage{x, quantized, parts, logits, softcap});

@@ -4,13 +4,13 @@
 
 namespace pagoda {
 
-Weight::Weight(Type t, int64_t r, int64_t c)
+Weight::Weight(Type t, int64_t r, int64_t c, int shift)
     : type(t), rows(r), columns(c), panels(ceil_div(r, kPanelRows)), blocks(ceil_div(c, kActBlock)),
-      shape_(panel_shape(t)) {
+      group_shift(shift), groups(ceil_div(blocks, int64_t{1} << shift)), shape_(panel_shape(t)) {
     if (r <= 0 || c <= 0) throw std::invalid_argument("a weight needs rows and columns");
     if (c % info(t).elements != 0) throw std::invalid_argument("columns are no multiple of the block");
     scales_at_ = round_up(panels * blocks * shape_.codes, 64);
-    super_at_ = round_up(scales_at_ + panels * blocks * shape_.scales, 64);
+    super_at_ = round_up(scales_at_ + panels * groups * shape_.scales, 64);
     memory_ = Piece(static_cast<size_t>(super_at_ + panels * (blocks / 8) * shape_.super + 64));
 }
 
@@ -24,7 +24,9 @@ constexpr int code_bits(Type t) {
         case Type::Q5_1:
         case Type::Q5_K: return 5;
         case Type::Q6_K: return 6;
-        case Type::Q8_0: return 8;
+        case Type::Q8_0:
+        case Type::Grouped8:
+        case Type::Grouped8Min: return 8;
         default: return 4;
     }
 }
@@ -118,6 +120,32 @@ void Weight::pack_float_block(const uint8_t *data, int64_t panel, int64_t block)
         const int64_t n = columns - block * kActBlock < kActBlock ? columns - block * kActBlock : kActBlock;
         for (int64_t i = 0; i < n; ++i) std::memcpy(to + (i * kPanelRows + r) * size, from + i * size, size);
     }
+}
+
+void Weight::pack_grouped_row(const GroupedSource &from, int64_t panel, int64_t row) {
+    const int r = static_cast<int>(row % kPanelRows);
+    uint8_t *codes_to = const_cast<uint8_t *>(codes(panel));
+    uint8_t *scales_to = const_cast<uint8_t *>(scales(panel));
+    const uint8_t *row_codes = from.codes + row * columns;
+    uint8_t q[kActBlock];
+    for (int64_t b = 0; b < blocks; ++b) {
+        for (int64_t i = 0; i < kActBlock; ++i) {
+            const int64_t c = b * kActBlock + i;
+            q[i] = row_codes[from.order ? from.order[c] : c];
+        }
+        scatter_codes(type, q, r, codes_to + b * shape_.codes);
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+        uint8_t *to = scales_to + g * shape_.scales + 4 * r;
+        std::memcpy(to, from.scales + row * groups + g, 4);
+        if (from.mins) std::memcpy(to + 64, from.mins + row * groups + g, 4);
+    }
+}
+
+void Weight::pack_panels(const GroupedSource &from, int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+        for (int64_t row = p * kPanelRows; row < (p + 1) * kPanelRows && row < rows; ++row)
+            pack_grouped_row(from, p, row);
 }
 
 void Weight::pack_panels(const uint8_t *data, int64_t begin, int64_t end) {

@@ -8,6 +8,9 @@
 //   scales  16 rows side by side, in the file's own precision.
 //   super   16 rows side by side, f16.
 //
+// Grouped types have float32 scales (then minima, added) of 16 rows for each 2^group_shift blocks: weight = scale * (code
+// - 8) or scale * code + min of 4 bits, the same of signed bytes, or scale * codebook[code].
+//
 // Float types keep, for each column, 16 rows side by side.
 #pragma once
 
@@ -19,7 +22,7 @@ namespace pagoda {
 
 struct PanelShape {
     int codes;   // bytes for 32 columns of 16 rows
-    int scales;  // bytes for 32 columns of 16 rows
+    int scales;  // bytes for 32 columns of 16 rows, or for a group of them
     int super;   // bytes for 256 columns of 16 rows
 };
 
@@ -40,26 +43,44 @@ constexpr PanelShape panel_shape(Type t) {
         case Type::Q5_K: return {320, 32, 64};
         case Type::Q6_K: return {384, 32, 32};
         case Type::IQ4_XS: return {256, 16, 32};
+        case Type::Codebook4:
+        case Type::Grouped4: return {256, 64, 0};
+        case Type::Grouped4Min: return {256, 128, 0};
+        case Type::Grouped8: return {512, 64, 0};
+        case Type::Grouped8Min: return {512, 128, 0};
         default: return {0, 0, 0};
     }
 }
 
+// A weight of a grouped type as it comes. Column c of the panel is column order[c] here.
+struct GroupedSource {
+    const uint8_t *codes;   // [rows][columns]; bytes of 8-bit types are signed
+    const float *scales;    // [rows][groups], of the columns in the panel's order
+    const float *mins;      // as scales, or null
+    const int32_t *order;   // [columns], or null: as they are
+};
+
 class Weight {
   public:
     // Allocates; fill it with pack_panels over [0, panels).
-    Weight(Type type, int64_t rows, int64_t columns);
+    Weight(Type type, int64_t rows, int64_t columns, int group_shift = 0);
 
     // Packs panels [begin, end) from the file's rows at `data`.
     void pack_panels(const uint8_t *data, int64_t begin, int64_t end);
+    // The same for a grouped type.
+    void pack_panels(const GroupedSource &from, int64_t begin, int64_t end);
 
     Type type;
     int64_t rows, columns;
     int64_t panels;  // of 16 rows, the last one padded with zeros
     int64_t blocks;  // of 32 columns, the last one padded with zeros
+    int group_shift;  // 2^group_shift blocks share scales
+    int64_t groups;
+    int8_t codebook[16] = {};  // what codes of Codebook4 stand for
 
     const uint8_t *codes(int64_t panel) const { return memory_.data() + panel * blocks * shape_.codes; }
     const uint8_t *scales(int64_t panel) const {
-        return memory_.data() + scales_at_ + panel * blocks * shape_.scales;
+        return memory_.data() + scales_at_ + panel * groups * shape_.scales;
     }
     const uint8_t *super(int64_t panel) const {
         return memory_.data() + super_at_ + panel * (blocks / 8) * shape_.super;
@@ -70,6 +91,7 @@ class Weight {
   private:
     void pack_float_block(const uint8_t *data, int64_t panel, int64_t block);
     void pack_block(const uint8_t *data, int64_t panel, int64_t block);
+    void pack_grouped_row(const GroupedSource &from, int64_t panel, int64_t row);
 
     PanelShape shape_;
     int64_t scales_at_, super_at_;

@@ -88,15 +88,48 @@ void fill_activations(Problem &p, bool extreme, Random &random) {
         }
 }
 
+void fill_from_file(Problem &p, bool extreme, Random &random) {
+    const std::vector<uint8_t> file = random_file(p.type, p.rows, p.columns, extreme, random);
+    p.weight.pack_panels(file.data(), 0, p.weight.panels);
+    for (int64_t r = 0; r < p.rows; ++r)
+        dequantize_row(p.type, file.data() + r * row_bytes(p.type, p.columns), p.columns,
+                       &p.decoded[static_cast<size_t>(r * p.columns)]);
+}
+
+// Random codes, scales and minima of groups of 64 columns, and the columns in reverse.
+void fill_grouped(Problem &p, Random &random) {
+    const bool bytes = p.type == Type::Grouped8 || p.type == Type::Grouped8Min;
+    p.weight = Weight(p.type, p.rows, p.columns, 1);
+    std::vector<uint8_t> codes(static_cast<size_t>(p.rows * p.columns));
+    for (uint8_t &code : codes) code = static_cast<uint8_t>(random.below(bytes ? 256 : 16));
+    const std::vector<float> scales = random.normals(static_cast<size_t>(p.rows * p.weight.groups));
+    const std::vector<float> mins = random.normals(scales.size());
+    std::vector<int32_t> order;
+    for (int64_t c = p.columns; c-- > 0;) order.push_back(static_cast<int32_t>(c));
+    for (int i = 0; i < 16; ++i) p.weight.codebook[i] = static_cast<int8_t>(random.below(255) - 127);
+    const float *lows = has_group_mins(p.type) ? mins.data() : nullptr;
+    p.weight.pack_panels(GroupedSource{codes.data(), scales.data(), lows, order.data()}, 0, p.weight.panels);
+    for (int64_t r = 0; r < p.rows; ++r)
+        for (int64_t c = 0; c < p.columns; ++c) {
+            const uint8_t code = codes[static_cast<size_t>(r * p.columns + p.columns - 1 - c)];
+            const auto group = static_cast<size_t>(r * p.weight.groups + c / 64);
+            float value = static_cast<float>(code);
+            if (bytes) value = static_cast<float>(static_cast<int8_t>(code));
+            if (p.type == Type::Grouped4) value -= 8.0f;
+            if (p.type == Type::Codebook4) value = static_cast<float>(p.weight.codebook[code]);
+            p.decoded[static_cast<size_t>(r * p.columns + c)] = scales[group] * value + (lows ? mins[group] : 0.0f);
+        }
+}
+
 Problem make_problem(const Kernels &k, Type type, Shape shape, int64_t tokens, bool extreme) {
     Random random;
     const auto [rows, columns] = shape;
     Problem p{type, rows, columns, tokens, round_up(columns, kActBlock), {}, {}, {}, {}, {}, Weight(type, rows, columns)};
-    const std::vector<uint8_t> file = random_file(type, rows, columns, extreme, random);
-    p.weight.pack_panels(file.data(), 0, p.weight.panels);
     p.decoded.resize(static_cast<size_t>(rows * columns));
-    for (int64_t r = 0; r < rows; ++r)
-        dequantize_row(type, file.data() + r * row_bytes(type, columns), columns, &p.decoded[static_cast<size_t>(r * columns)]);
+    if (is_grouped(type))
+        fill_grouped(p, random);
+    else
+        fill_from_file(p, extreme, random);
     p.x.assign(static_cast<size_t>(tokens * p.padded), 0.0f);
     fill_activations(p, extreme, random);
     p.activations.assign(p.x.begin(), p.x.end());

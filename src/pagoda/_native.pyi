@@ -144,6 +144,7 @@ class Program:
         accumulate: bool = False,
         quantized: int = -1,
         gather: bool = False,
+        order: npt.NDArray[np.int32] | None = None,
     ) -> None: ...
     def linear(
         self, x: int, quantized: int, parts: list[LinearPart], logits: bool = False, softcap: float = 0.0
@@ -187,6 +188,17 @@ class Runtime:
     @property
     def isa(self) -> str: ...
     def pack(self, data: npt.NDArray[np.uint8], type: str, rows: int, columns: int) -> Weight: ...
+    def pack_grouped(
+        self,
+        type: str,
+        codes: npt.NDArray[np.uint8],
+        scales: npt.NDArray[np.float32],
+        mins: npt.NDArray[np.float32] | None,
+        group_shift: int,
+        order: npt.NDArray[np.int32] | None = None,
+        codebook: npt.NDArray[np.int8] | None = None,
+    ) -> Weight:
+        """codes [R, C]; scales, mins [R, G] of groups of 32 << group_shift columns in `order`; see csrc/weights.h."""
     def matmul(self, weight: Weight, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
         """out [T, rows] = x [T, columns] @ weight.T with the kernels' own activation quantization; T up to 4096."""
     def program(self, max_tokens: int, max_logit_rows: int, kv_type: str) -> Program: ...

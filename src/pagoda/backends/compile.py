@@ -2,7 +2,8 @@
 
 - norm and gated activation run where their result is quantized, and leave no float copy behind;
 - linears that read the same value become one stage; so do rope, head norms and the KV store of a layer;
-- a linear or norm whose result is only added to the residual adds into it.
+- a linear or norm whose result is only added to the residual adds into it;
+- weights whose columns are sorted by group (act-order) get their activations in that order as these are quantized.
 
 Values live in buffers that are reused once their last reader has run. What would write over a value that a folded
 norm or activation still waits for runs that one first.
@@ -15,10 +16,13 @@ from collections import Counter
 import numpy as np
 
 from pagoda import _native
+from pagoda.backends import grouped
 from pagoda.backends.base import ForwardModel, RopeSpec
 from pagoda.backends.trace import Add, Attention, Embed, Gated, Linear, Logits, Node, Norm, Rope, Trace
 from pagoda.errors import UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from pagoda.formats.packed import Ints
+from pagoda.formats.quantized import QuantizedTensor
 from pagoda.types import FloatArray, RawTensor
 
 NONE = -1
@@ -48,14 +52,27 @@ class Weights:
     def __init__(self, runtime: _native.Runtime) -> None:
         self.runtime = runtime
         self.packed: dict[str, _native.Weight] = {}
+        self.orders: dict[str, Ints | None] = {}
 
     def __getitem__(self, tensor: RawTensor) -> _native.Weight:
-        if tensor.name not in self.packed:
+        if tensor.name in self.packed:
+            return self.packed[tensor.name]
+        if isinstance(tensor, QuantizedTensor):
+            self.packed[tensor.name] = grouped.pack(self.runtime, tensor)
+        else:
             check_blocks(tensor)
             rows, columns = tensor.shape
             data = np.ascontiguousarray(tensor.data.reshape(-1))
             self.packed[tensor.name] = self.runtime.pack(data, tensor.type, rows, columns)
         return self.packed[tensor.name]
+
+    def order(self, tensor: RawTensor) -> Ints | None:
+        """The order of columns that the packed weight wants its activations in; None: as they are."""
+        if not isinstance(tensor, QuantizedTensor):
+            return None
+        if tensor.name not in self.orders:
+            self.orders[tensor.name] = tensor.column_order()
+        return self.orders[tensor.name]
 
     @property
     def num_bytes(self) -> int:
@@ -136,7 +153,15 @@ class Compiler:
         users = node.users
         quantizes = all(isinstance(u, (Linear, Logits)) and u.weight.type not in FLOAT_TYPES for u in users)
         one_stage = len(users) == 1 or all(isinstance(u, Linear) for u in users)
-        return bool(users) and quantizes and one_stage
+        return bool(users) and quantizes and one_stage and len({self._source(u) for u in users}) == 1
+
+    def _source(self, node: Node) -> bytes | None:
+        """What a product reads its input as: floats (None), or quantized in an order of columns (empty: as it is)."""
+        assert isinstance(node, (Linear, Logits))
+        if node.weight.type in FLOAT_TYPES:
+            return None
+        order = self.weights.order(node.weight)
+        return b"" if order is None else order.tobytes()
 
     def _unfold_readers(self, x: Node, before: Node) -> None:
         """Run what waits for x, folded into a later stage, now: `before` writes over x."""
@@ -187,33 +212,36 @@ class Compiler:
         x = add.inputs[0]
         return add if x in self.buffers and self.readers[x] == 1 else None
 
-    def _quantize(self, node: Node, *, gather: bool) -> int:
+    def _quantize(self, node: Node, order: Ints | None, *, gather: bool) -> int:
         """Quantize the node's rows, running the norm or activation that makes it on the way."""
         to = self._quantized(node.columns)
         if node in self.buffers:
-            self.program.rows(self.buffers[node], quantized=to, gather=gather)
+            self.program.rows(self.buffers[node], quantized=to, gather=gather, order=order)
         elif isinstance(node, Norm):
             x = self.buffers[node.inputs[0]]
-            self.program.rows(x, norm=as_floats(node.weight), eps=node.eps, quantized=to, gather=gather)
+            norm = as_floats(node.weight)
+            self.program.rows(x, norm=norm, eps=node.eps, quantized=to, gather=gather, order=order)
         else:
             assert isinstance(node, Gated)
             gate, up = (self.buffers[value] for value in node.inputs)
-            self.program.rows(up, gate=gate, activation=node.activation, quantized=to, gather=gather)
+            activation = node.activation
+            self.program.rows(up, gate=gate, activation=activation, quantized=to, gather=gather, order=order)
         if node not in self.buffers:
             for value in node.inputs:
                 self._read(value)
         return to
 
     def _linears(self, first: Linear) -> None:
-        """The linear and all others that read the same value: one stage for block types, one for float types."""
+        """The linear and all others that read the same value: one stage for each way in which they read it."""
         (x,) = first.inputs
         together = [node for node in x.users if isinstance(node, Linear)]
-        for is_float in (False, True):
-            group = [node for node in together if (node.weight.type in FLOAT_TYPES) == is_float]
-            if group:
-                source = self.buffers[x] if is_float else self._quantize(x, gather=False)
-                parts = self._parts(group)
-                self.program.linear(source if is_float else NONE, NONE if is_float else source, parts)
+        groups: dict[bytes | None, list[Linear]] = {}
+        for node in together:
+            groups.setdefault(self._source(node), []).append(node)
+        for way in sorted(groups, key=lambda way: (way is None, way or b"")):
+            group = groups[way]
+            quantized = NONE if way is None else self._quantize(x, self.weights.order(group[0].weight), gather=False)
+            self.program.linear(self.buffers[x] if way is None else NONE, quantized, self._parts(group))
         self.emitted.update(together)
         self._read(x, len(together))
 
@@ -243,7 +271,8 @@ class Compiler:
             self.program.rows(self.buffers[x], out=gathered, gather=True)
             self.program.linear(gathered, NONE, [part], logits=True, softcap=softcap)
         else:
-            self.program.linear(NONE, self._quantize(x, gather=True), [part], logits=True, softcap=softcap)
+            quantized = self._quantize(x, self.weights.order(node.weight), gather=True)
+            self.program.linear(NONE, quantized, [part], logits=True, softcap=softcap)
         self._read(x)
 
     # Attention ---------------------------------------------------------------------------------------------

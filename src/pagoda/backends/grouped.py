@@ -1,0 +1,82 @@
+"""Quantized layers of Hugging Face checkpoints into the CPU backend's panels of grouped weights.
+
+    bits    zeros                    panel           weight
+    ≤ 4     all 8                    grouped4        scale * (code - 8)
+    ≤ 4     any                      grouped4_min    scale * code + min, min = -scale * zero
+    ≤ 8     all 128                  grouped8        scale * (code - 128)
+    ≤ 8     any                      grouped8_min    scale * (code - 128) + min, min = scale * (128 - zero)
+    4       a codebook               codebook4       scale * value[code], values rounded to signed bytes
+
+Columns are sorted by group (act-order), and the activations with them. The panels' scales are float32, so that nothing
+is lost but in a codebook: NF4's values on the best grid of bytes are off by 0.5 % of the weights' root mean square,
+where NF4 itself is off by 9 %.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda import _native
+from pagoda.errors import UnsupportedError
+from pagoda.formats.packed import Ints
+from pagoda.formats.quantized import QuantizedTensor
+from pagoda.types import FloatArray
+
+BLOCK = 32  # columns that a panel's block holds
+
+
+def pack(runtime: _native.Runtime, tensor: QuantizedTensor) -> _native.Weight:
+    """The layer's weight in panels, its columns in `tensor.column_order()`.
+
+    UnsupportedError for columns or groups that blocks of 32 do not divide.
+    """
+    weight, order = tensor.unpack(), tensor.column_order()
+    groups = weight.groups if order is None else weight.groups[order]
+    kept, shift = panel_groups(tensor.name, groups)
+    scales = weight.scales[:, kept]
+    type, codes, mins, codebook = f"grouped{4 if weight.bits <= 4 else 8}", weight.codes, None, None
+    if weight.codebook is not None:
+        type = "codebook4"
+        codebook, unit = byte_codebook(weight.codebook)
+        scales = scales * np.float32(unit)
+    else:
+        middle = 8 if weight.bits <= 4 else 128
+        if middle == 128:
+            codes = codes ^ np.uint8(128)  # 128 less, as signed bytes
+        if (weight.zeros != middle).any():
+            type += "_min"
+            zeros = weight.zeros[:, kept] - (0 if middle == 8 else 128)
+            mins = np.ascontiguousarray(-scales * zeros.astype(np.float32))
+    return runtime.pack_grouped(
+        type, np.ascontiguousarray(codes), np.ascontiguousarray(scales), mins, shift, order, codebook
+    )
+
+
+def panel_groups(name: str, groups: Ints) -> tuple[Ints, int]:
+    """Columns' groups [C] → the group of each run of 2^shift blocks, and the largest such shift."""
+    if groups.size % BLOCK:
+        raise UnsupportedError(f"tensor {name!r} has {groups.size} columns, no multiple of {BLOCK}; {_REMEDY}")
+    blocks = groups.reshape(-1, BLOCK)
+    if (blocks != blocks[:, :1]).any():
+        raise UnsupportedError(f"tensor {name!r} has groups of columns that are no multiple of {BLOCK}; {_REMEDY}")
+    of_block, shift = blocks[:, 0], 0
+    while 1 << shift < of_block.size and _runs_agree(of_block, 2 << shift):
+        shift += 1
+    return np.ascontiguousarray(of_block[:: 1 << shift]), shift
+
+
+_REMEDY = "quantize the model again with groups of 32, 64 or 128 columns"
+
+
+def _runs_agree(values: npt.NDArray[np.int32], run: int) -> bool:
+    return bool((values == np.repeat(values[::run], run)[: values.size]).all())
+
+
+def byte_codebook(values: FloatArray) -> tuple[npt.NDArray[np.int8], float]:
+    """values [16] → integers in -127 … 127 and a unit such that unit * integers comes closest (least squares)."""
+    largest = max(float(np.abs(values).max()), 1e-30)
+    grids = np.rint(np.linspace(63.5, 127, 12701)[:, None] * (values / largest))  # [N, 16]
+    units = grids @ values / np.maximum((grids * grids).sum(1), 1)
+    best = int(np.square(units[:, None] * grids - values).sum(1).argmin())
+    return grids[best].astype(np.int8), float(units[best])
