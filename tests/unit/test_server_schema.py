@@ -50,7 +50,7 @@ def test_the_document_and_its_page_are_served(base_url: str) -> None:
 def test_the_document_lists_every_route() -> None:
     assert set(document["paths"]) == {
         "/v1/models", "/v1/models/{model_id}", "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize",
-        "/health", "/ready", "/version", "/metrics",
+        "/health", "/ready", "/version", "/metrics", "/plan",
     }  # fmt: skip
 
 
