@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -74,14 +75,19 @@ def compare(
 
 
 def print_report(found: Report, console: Console) -> None:
-    columns = ["MB", "B/weight", "perplexity", "KLD", "99 %", "top 1", "prompt t/s", "t/s"]
-    table = Table(Column("model", overflow="fold"), *(Column(name, justify="right", no_wrap=True) for name in columns))
+    columns = ["MB", "B/w", "perplexity", "KLD", "99 %", "top 1", "prompt/s", "t/s"]
+    name = Column("model", overflow="fold")
+    table = Table(
+        name, *(Column(name, justify="right", no_wrap=True) for name in columns), box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for row in found.rows:
         table.add_row(row.name, *_cells(row))
     console.print(table)
     console.print(
         f"{found.tokens:,} tokens of {found.text}, {found.windows} windows of {found.context}; "
-        f"KLD and top 1 against {found.original}",
+        f"KLD (mean and 99th percentile, nats) and top 1 against {found.original}; "
+        f"standard error of perplexity {max(row.perplexity_error / row.perplexity for row in found.rows):.1%}; "
+        "bytes a weight; tokens a second of a prompt, and of one stream",
         highlight=False,
     )
 
@@ -90,7 +96,7 @@ def _cells(row: Quality) -> list[str]:
     return [
         f"{row.file_bytes / 1e6:,.1f}",
         f"{row.bytes_per_weight:.3f}",
-        f"{row.perplexity:.3f} ± {row.perplexity_error:.2f}",
+        f"{row.perplexity:.3f}",
         _number(row.kld, "{:.5f}"),
         _number(row.kld_p99, "{:.4f}"),
         _number(row.agreement, "{:.1%}"),
