@@ -34,6 +34,7 @@ class Setting:
     maximum: float | None = None
     size: bool = False  # bytes; takes "4GiB" too
     positional: bool = False
+    also: tuple[str, ...] = ()  # other spellings of the flag, on the command line alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ class Field:
             raise ConfigError(f"{where}: {value!r} is not one of {', '.join(self.choices)}")
         least, most = self.about.minimum, self.about.maximum
         if (least is not None and parsed < least) or (most is not None and parsed > most):
-            limits = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"
+            low, high = (None if limit is None else f"{limit:.12g}" for limit in (least, most))
+            limits = f"at least {low}" if most is None else f"between {low} and {high}"
             raise ConfigError(f"{where}: {value} is out of range, must be {limits}")
         return parsed
 

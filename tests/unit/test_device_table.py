@@ -21,7 +21,8 @@ def test_every_figure_has_a_source(row: Device) -> None:
     assert any("https://" in text for text in row.sources.values())
     assert "https://" in row.efficiency.source or "the L40S" in row.efficiency.source
     if row.usd_per_hour is not None:
-        assert re.match(r"list price, as of 20\d\d: ", row.sources["usd_per_hour"])
+        dated = r"(list price|from memory) .*\b20\d\d\b"
+        assert re.match(dated, row.sources["usd_per_hour"]), "what a price is, whose, and when"
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.id)

@@ -60,7 +60,8 @@ def _parameter(field: Field) -> inspect.Parameter:
         hint = Annotated[bool | None, typer.Option(names, help=text, show_default=False)]
     else:
         shape = list[str] if field.many and field.type is str else str
-        hint = Annotated[shape | None, typer.Option(f"--{field.key}", **common)]
+        flags = [f"--{name}" for name in (field.key, *about.also)]
+        hint = Annotated[shape | None, typer.Option(*flags, **common)]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
 
 

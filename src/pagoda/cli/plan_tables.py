@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -68,7 +70,8 @@ def _users(one: dict[str, Any]) -> str:
 
 
 def _usd(one: dict[str, Any], which: str) -> str:
-    return f"${one['cost'][f'usd_per_million_{which}_tokens']:,.2f}"
+    usd = one["cost"][f"usd_per_million_{which}_tokens"]
+    return f"${usd:,.2f}" if usd >= 0.1 else f"${usd:.2g}"
 
 
 def _compute_batch(one: dict[str, Any]) -> str:
@@ -83,7 +86,7 @@ ROWS: tuple[Row, ...] = (
     ("KV a token", lambda p: _size(p["memory"]["kv_bytes_per_token"])),
     ("KV a request", lambda p: _size(p["memory"]["kv_bytes_per_request"])),
     ("requests at once, at most", lambda p: f"{p['memory']['max_concurrent_requests']:,}"),
-    ("KV lost: static → paged", lambda p: _lost(p["kv_waste"])),
+    ("KV wasted: static → paged", lambda p: _lost(p["kv_waste"])),
     ("ridge, FLOP/byte", lambda p: f"{p['roofline']['ridge_flops_per_byte']:,.0f}"),
     (
         "prefill, FLOP/byte",
@@ -102,11 +105,20 @@ ROWS: tuple[Row, ...] = (
     ("  1M input tokens", lambda p: _usd(p, "input")),
 )
 
+REASONS = (
+    ("requests at once", "max_concurrent_requests"),
+    ("users at once", "concurrency"),
+    ("prefill", "prefill_bound"),
+    ("decode", "decode_bound"),
+    ("TTFT", "ttft_ms"),
+    ("TPOT", "tpot_ms"),
+)
+
 
 def _throughput(one: dict[str, Any]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for title in ("users", "TTFT", "TPOT", "output tok/s", "input tok/s", "decode: bound", ""):
-        table.add_column(title, justify="left" if title in ("decode: bound", "") else "right")
+    for title in ("users", "TTFT", "TPOT", "output tok/s", "input tok/s", "decode bound by", ""):
+        table.add_column(title, justify="left" if title in ("decode bound by", "") else "right")
     for row in one["throughput"]:
         table.add_row(
             f"{row['concurrency']:,}",
@@ -129,18 +141,29 @@ def _print_sentences(one: dict[str, Any], console: Console, *, alone: bool) -> N
         for change in refusal["changes"]:
             console.print(Text(f"  would do: {change}"))
         if not refusal["changes"]:
-            console.print(Text("  no single change does; combine a smaller format with more devices"))
+            console.print(Text(f"  {refusal['otherwise']}"))
         return
-    if one["serve"]["first"]:
-        console.print(Text(f"{name}: {one['serve']['first']}"), soft_wrap=True)
-    console.print(Text(f"{name}: {one['serve']['command']}"), soft_wrap=True)
+    console.print(Text(f"{name}:"))
+    for command in filter(None, (one["serve"]["first"], one["serve"]["command"])):
+        for line in shell_lines(command, console.width - 2):
+            console.print(Text(f"  {line}"), soft_wrap=True)
     if one["serve"]["note"]:
-        console.print(Text(f"  {one['serve']['note']}", style="dim"))
+        console.print(Padding(Text(one["serve"]["note"], style="yellow"), (0, 0, 0, 2), expand=False))
     if alone:
-        reasons = one["reasons"]
-        for key in ("max_concurrent_requests", "prefill_bound", "decode_bound", "ttft_ms", "tpot_ms"):
-            console.print(Text(f"  {key}: {reasons[key]}", style="dim"))
-        console.print(Text(f"  speeds from: {one['speeds_from']}", style="dim"))
+        for label, key in REASONS:
+            console.print(Padding(Text(f"{label}: {one['reasons'][key]}", style="dim"), (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text(f"speeds from: {one['speeds_from']}", style="dim"), (0, 0, 0, 2), expand=False))
+
+
+def shell_lines(command: str, width: int) -> list[str]:
+    """A command over as many lines as it needs, which a shell reads as one: all but the last end in a backslash."""
+    lines: list[str] = []
+    for word in re.split(r" (?=-)", command):
+        if lines and len(lines[-1]) + len(word) + 3 <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"    {word}" if lines else word)
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
 def _lost(found: dict[str, Any]) -> str:

@@ -6,12 +6,12 @@ of the KV cache 1, twice the devices 1 + 1 (they cost money, too), a device with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import log2
 
 from pagoda.errors import ConfigError
-from pagoda.plan.devices import THIS, devices
+from pagoda.plan.devices import THIS, Device, devices
 from pagoda.plan.speed import smallest
 from pagoda.plan.targets import Target
 
@@ -37,19 +37,21 @@ def smallest_changes(target: Target) -> list[Change]:
     """The three smallest of what would make `target` fit and meet its bounds."""
     found = sorted(_working(target), key=lambda change: change.size)
     if len(found) < NUM_CHANGES:
-        found += sorted(_with_smallest_format(target), key=lambda change: change.size)
+        known = {change.text for change in found}
+        found += sorted(_with_smallest_format(target, known), key=lambda change: change.size)
     return found[:NUM_CHANGES]
 
 
-def _with_smallest_format(target: Target) -> Iterator[Change]:
-    """A second change on top of the smallest usual format, where that alone does not do."""
+def _with_smallest_format(target: Target, known: Collection[str]) -> Iterator[Change]:
+    """A second change on top of the smallest usual format, where neither of them does alone."""
     name = FORMATS_DOWN["gpu" if target.device.kind == "gpu" else "other"][-1]
     smaller = target.on(format=name)
     if smaller.meets or smaller.weights.total >= target.weights.total:
         return
     ratio = log2(target.weights.total / smaller.weights.total)
     for change in _working(smaller):
-        yield Change(f"--format {name} and {change.text}", ratio + change.size)
+        if change.text not in known:
+            yield Change(f"--format {name} and {change.text}", ratio + change.size)
 
 
 def _working(target: Target) -> Iterator[Change]:
@@ -123,15 +125,21 @@ def _more_devices(target: Target) -> Iterator[Change]:
 
 
 def _larger_device(target: Target) -> Iterator[Change]:
-    """The one of the table with the least memory that will do, of the same kind if it can be."""
+    """The one of the table with the least memory that will do: of the same kind if it can be, else of any."""
     kinds = {target.device.kind} if target.device.id != THIS else {"gpu", "cpu"}
-    larger = [d for d in devices() if d.kind in kinds and d.id != target.device.id]
-    for device in sorted(larger, key=lambda d: (d.memory_bytes, -d.bandwidth_bytes_s)):
-        try:
-            works = target.on(device, tp=1 if device.interconnect_bytes_s is None else target.tp).meets
-        except ConfigError:  # it computes in none of the format's types
-            continue
-        if works:
+    others = sorted(
+        (d for d in devices() if d.id != target.device.id),
+        key=lambda d: (d.kind not in kinds, d.memory_bytes, -d.bandwidth_bytes_s),
+    )
+    for device in others:
+        if _works_on(target, device):
             ratio = device.memory_bytes / max(1, target.device.memory_bytes)
             yield Change(f"--on {device.id} instead of {target.device.id}", 1 + abs(log2(ratio)))
             return
+
+
+def _works_on(target: Target, device: Device) -> bool:
+    try:
+        return target.on(device, tp=1 if device.interconnect_bytes_s is None else target.tp).meets
+    except ConfigError:  # it computes in none of the format's types
+        return False

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pagoda.plan.settings import PlanSettings
 from pagoda.plan.shapes import AttentionShape
-from pagoda.plan.targets import Target
+from pagoda.plan.targets import MOST_USERS, Target
 from pagoda.plan.work import decode_step
 from pagoda.types import BLOCK_SIZE
 
 
 def reasons(target: Target) -> dict[str, str]:
     """By the figure's name in the plan."""
-    return {**_memory(target), **_roofline(target), **_speed(target)}
+    return {**_memory(target), **_roofline(target), **_speed(target), "concurrency": _concurrency(target)}
 
 
 def _memory(target: Target) -> dict[str, str]:
@@ -73,3 +74,24 @@ def _speed(target: Target) -> dict[str, str]:
         "same steps",
         "usd_per_million_output_tokens": "the price of the time that decode takes, over the tokens it makes",
     }
+
+
+def _concurrency(target: Target) -> str:
+    """Why so many users."""
+    settings, users = target.settings, target.users
+    if settings.concurrency:
+        return "as asked for"
+    if users < 1:
+        return "not even one"
+    bounds = " and ".join(f"--{name} {ms:g}" for name, ms in _bounds(settings).items())
+    if users == target.memory.max_requests:
+        return "as many as memory holds" + (f"; {bounds} would allow more" if bounds else "")
+    if users == MOST_USERS:
+        return f"{MOST_USERS}, the most that is planned into one server; memory holds {target.memory.max_requests:,}"
+    if bounds:
+        return f"the most that keep {bounds}"
+    return "from there on decode is bound by arithmetic: more users would only wait longer"
+
+
+def _bounds(settings: PlanSettings) -> dict[str, float]:
+    return {name: ms for name, ms in (("ttft", settings.ttft), ("tpot", settings.tpot)) if ms is not None}

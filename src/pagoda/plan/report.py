@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from typing import Any
 
-from pagoda.config import EngineSettings
 from pagoda.plan.changes import smallest_changes
 from pagoda.plan.memory import Waste, usual_lengths, waste
 from pagoda.plan.reasons import reasons
+from pagoda.plan.serving import serving
 from pagoda.plan.settings import PlanSettings, read_lengths
 from pagoda.plan.shapes import ModelShape
 from pagoda.plan.speed import Speed
 from pagoda.plan.targets import Target
-from pagoda.settings import fields
 
 PROMPTS = (128, 512, 1024, 2048, 4096, 8192)
 MILLION = 1_000_000
@@ -68,7 +65,7 @@ def plan_json(target: Target) -> dict[str, Any]:
         "does_not_fit": None if target.meets else _refusal(target),
         "operating_point": None if point is None else _speed(target, point),
         "cost": None if point is None else _cost(target, point),
-        "serve": None if point is None else _serve(target, point),
+        "serve": None if point is None else serving(target, point),
         "speeds_from": target.costs.source,
         "reasons": reasons(target),
     }
@@ -193,41 +190,6 @@ def _cost(target: Target, point: Speed) -> dict[str, Any] | None:
     }
 
 
-def _serve(target: Target, point: Speed) -> dict[str, Any]:
-    """What makes `pagoda serve` run at that point."""
-    settings = target.settings
-    backends = next(field for field in fields(EngineSettings) if field.name == "backend").choices
-    wanted = "cuda" if target.device.kind == "gpu" else "cpu"
-    flags = {
-        **({"--device": "cuda"} if wanted == "cuda" and wanted in backends else {}),
-        "--max-num-seqs": str(point.concurrency),
-        "--max-context": str(target.context),
-        "--max-batch-tokens": str(target.chunk),
-        "--kv-type": settings.kv_type,
-        "--kv-memory": f"{-(-point.concurrency * target.memory.kv_context_bytes // 2**20)}MiB",
-        "--memory-utilization": f"{settings.memory_utilization:g}",
-    }
-    model = str(target.shape.path) if target.shape.path else f"hf:{target.shape.hub}"
-    first = None
-    if not target.weights.is_stored and target.weights.format not in ("fp16", "bf16"):
-        served = f"{target.shape.name.rsplit('/')[-1]}-{target.weights.format}"
-        first = shlex.join(["pagoda", "quantize", model, "--to", target.weights.format, "-o", served])
-        model = served
-    words = ["pagoda", "serve", model, *(word for pair in flags.items() for word in pair)]
-    return {"flags": flags, "command": shlex.join(words), "first": first, "note": _serve_note(target, backends)}
-
-
-def _serve_note(target: Target, backends: Sequence[str]) -> str | None:
-    if target.num_devices > 1:
-        return (
-            "pagoda serve runs on one device: on several, this is what a server with tensor or pipeline parallelism "
-            "of its own (vLLM: --tensor-parallel-size) is to be given"
-        )
-    if target.device.kind == "gpu" and "cuda" not in backends:
-        return "this version of pagoda serve has no GPU backend"
-    return None
-
-
 def _refusal(target: Target) -> dict[str, Any]:
     """Why it is impossible, by how much, and the smallest changes that would make it possible."""
     changes = smallest_changes(target)
@@ -235,7 +197,18 @@ def _refusal(target: Target) -> dict[str, Any]:
         "problem": problem(target),
         "missing_bytes": target.missing_bytes,
         "changes": [change.text for change in changes],
+        "otherwise": None if changes else _otherwise(target),
     }
+
+
+def _otherwise(target: Target) -> str:
+    """What to do where no change that was tried is enough."""
+    if target.fits:
+        return (
+            "no smaller format, second device or other device of the table keeps these bounds: raise them, shorten "
+            "--prompt, or take a smaller model"
+        )
+    return "no single change does; combine a smaller format with more devices"
 
 
 def problem(target: Target) -> str:

@@ -22,7 +22,9 @@ class PlanSettings(Settings):
     model: Annotated[
         str, Setting("GGUF file, folder or config.json, hf:owner/repo, or a name such as llama-3-8b.", positional=True)
     ] = "smollm2-135m"
-    on: Annotated[tuple[str, ...], Setting("Devices, by commas; `this` is this machine, measured.")] = ("this",)
+    on: Annotated[
+        tuple[str, ...], Setting("Devices, by commas; `this` is this machine, measured.", also=("device",))
+    ] = ("this",)
     format: Annotated[
         tuple[str, ...],
         Setting("Weight formats, by commas: fp16, awq, q4_k_m …; by default the file's, or what is usual there."),

@@ -1,0 +1,69 @@
+"""The flags of `pagoda serve` that give a plan's operating point, what to run before, and what stands against it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from pagoda.models.registry import FAMILIES
+from pagoda.plan.speed import Speed
+from pagoda.plan.targets import Target
+from pagoda.quantize.methods import METHODS
+
+SERVED_AS_IS = ("fp16", "bf16")  # what a hub's folder holds already
+METHOD_NAMES = {"fp32": "f32"}  # where `pagoda quantize` spells a format differently
+
+
+def serving(target: Target, point: Speed) -> dict[str, Any]:
+    """`command` starts the server, `first` makes its model where a format is not the file's, `note` says what a
+    reader must know, or is None."""
+    model, first = _model(target)
+    flags = _flags(target, point)
+    words = ["pagoda", "serve", model, *(word for pair in flags.items() for word in pair)]
+    return {"flags": flags, "command": shlex.join(words), "first": first, "note": " ".join(_notes(target)) or None}
+
+
+def _flags(target: Target, point: Speed) -> dict[str, str]:
+    settings = target.settings
+    return {
+        "--device": "cuda" if target.device.kind == "gpu" else "cpu",
+        **({"--tensor-parallel": str(target.tp)} if target.tp > 1 else {}),
+        "--max-num-seqs": str(point.concurrency),
+        "--max-context": str(target.context),
+        "--max-batch-tokens": str(target.chunk),
+        "--kv-type": settings.kv_type,
+        "--kv-memory": f"{-(-point.concurrency * target.memory.kv_context_bytes // 2**20)}MiB",
+        "--memory-utilization": f"{settings.memory_utilization:g}",
+    }
+
+
+def _model(target: Target) -> tuple[str, str | None]:
+    """What `pagoda serve` opens, and the command that makes it where it is not there yet."""
+    shape, format = target.shape, target.weights.format
+    model = f"hf:{shape.hub}" if shape.hub else target.settings.model
+    if target.weights.is_stored or (shape.path is None and format in SERVED_AS_IS):
+        return model, None
+    method = METHOD_NAMES.get(format, format)
+    if method not in METHODS:
+        return model, None
+    made = f"{shape.name.rsplit('/')[-1].removesuffix('.gguf')}-{format}{METHODS[method].suffix}"
+    return made, shlex.join(["pagoda", "quantize", model, "--to", method, "-o", made])
+
+
+def _notes(target: Target) -> Iterator[str]:
+    """Sentences: where this version of the server does not do what is planned."""
+    device, shape, format = target.device, target.shape, target.weights.format
+    if shape.architecture not in FAMILIES or shape.num_experts:
+        yield f"pagoda serve does not run {shape.architecture} models yet: the figures are those of another engine."
+    elif not target.weights.is_stored and METHOD_NAMES.get(format, format) not in (*METHODS, *SERVED_AS_IS):
+        yield f"pagoda quantize makes no {format}: the figures are those of a server that reads such weights."
+    if device.kind == "apple":
+        yield "The speeds are those of the Mac's GPU under llama.cpp; pagoda serve computes on its CPU cores."
+    if device.kind == "gpu" and "NVIDIA" not in device.name:
+        yield "pagoda serve runs on NVIDIA GPUs: on this one, the figures are those of a server that knows it."
+    if target.pp > 1:
+        yield (
+            "pagoda serve has tensor parallelism (--tensor-parallel), not pipeline parallelism: the stages are for a "
+            "server that has it (vLLM: --pipeline-parallel-size)."
+        )
