@@ -23,7 +23,7 @@ LARGEST_CODE = 127 * 256
 
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 9, 17, 33)
 ROWS = 37  # two panels of 16 and a part of one
-COLUMNS = (256, 768, 1536, 2304)  # for every type; unpacking goes by stretches of 1024
+COLUMNS = (256, 768, 1536, 2304)  # for every type; unpacking goes by stretches of 512 (AVX2) or 1024
 LEGACY_COLUMNS = (32, 64, 576, 1056)
 FLOAT_COLUMNS = (1, 31, 100)
 

@@ -320,6 +320,7 @@ def step(op: str, *pick: int, type: str = "Q8_0", flag: bool = False) -> Step:
 
 
 ATTENTION = step("attention")
+TWO_PRODUCTS = [step("norm", 0), step("linear", 1, 1), step("linear", 1, 1)]
 TRICKY: dict[str, list[Step]] = {
     "a norm whose input is written over before it is read": [
         step("norm", 0),
@@ -337,20 +338,12 @@ TRICKY: dict[str, list[Step]] = {
         ATTENTION,
     ],
     "two products of one value that are both added to one sum": [
-        step("norm", 0),
-        step("linear", 1, 1),
-        step("linear", 1, 1),
+        *TWO_PRODUCTS,
         step("add", 0, 2),
-        step("add", 3, 1),
+        step("add", 3, 2),
         ATTENTION,
     ],
-    "a product added to another of the same value": [
-        step("norm", 0),
-        step("linear", 1, 1),
-        step("linear", 1, 1),
-        step("add", 2, 3),
-        ATTENTION,
-    ],
+    "a product added to another of the same value": [*TWO_PRODUCTS, step("add", 2, 3), ATTENTION],
     "a norm that a linear and the output head read": [
         ATTENTION,
         step("norm", 0),

@@ -112,6 +112,7 @@ def test_body_limit() -> None:
         response = served.client.post("/tokenize", content=parts, headers={"content-type": "application/json"})
         assert response.status_code == 413
         assert "1000 bytes" in response.json()["error"]["message"]
+        assert response.json()["error"]["code"] == "body_too_large"
 
 
 def test_request_ids() -> None:

@@ -36,6 +36,10 @@ TYPES = {
 BRANCHES = {"str", "int", "float", "bool", "list", "dict"}
 
 
+class BodyTooLargeError(HTTPException):
+    """More has come than a body may have."""
+
+
 def error_body(
     message: str, status: int = 400, *, kind: str | None = None, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
@@ -64,7 +68,8 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]
             return 400, _invalid(error.errors()), {}
         case HTTPException():
             message = str(error.detail or HTTPStatus(error.status_code).phrase)
-            return error.status_code, error_body(message, error.status_code), dict(error.headers or {})
+            code = "body_too_large" if isinstance(error, BodyTooLargeError) else None
+            return error.status_code, error_body(message, error.status_code, code=code), dict(error.headers or {})
     return 500, error_body("internal error; the server's log says more", 500), {}
 
 

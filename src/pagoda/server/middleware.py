@@ -15,12 +15,11 @@ import time
 from typing import Any
 
 import orjson
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagoda.server import logs
 from pagoda.server.answers import Answer
-from pagoda.server.failures import error_body
+from pagoda.server.failures import BodyTooLargeError, error_body
 from pagoda.server.requests import new_id
 from pagoda.server.service import Service
 from pagoda.server.stream import ClientGone
@@ -161,7 +160,7 @@ class BodyLimit:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > self.max_bytes:
-                    raise HTTPException(413, self._message(), {"Connection": "close"})
+                    raise BodyTooLargeError(413, self._message(), {"Connection": "close"})
             return message
 
         await self.app(scope, receive_limited, send)
