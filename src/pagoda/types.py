@@ -57,7 +57,7 @@ class Request:
     params: SamplingParams
     arrival: float  # time.monotonic() seconds
     priority: int = 0  # lower is served first, as in vLLM
-    tenant: str = ""  # fairness is between tenants
+    tenant: str = ""  # fairness is between tenants, and prefix blocks are not shared between them
     cache_salt: str = ""  # prefix blocks are shared only between equal salts
     adapter: str | None = None  # LoRA adapter, None: the base model
 

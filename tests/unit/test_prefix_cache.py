@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from pagoda.kv.prefix import PrefixCache, extend_keys, first_needed_block, longest_match, root_key
 
-ROOTS = [("", None), ("a", None), ("", "a"), ("a", "a"), ("", ""), ("+a", None), ("a+", "a")]
+ROOTS = [
+    ("", None),
+    ("a", None),
+    ("", "a"),
+    ("a", "a"),
+    ("", ""),
+    ("+a", None),
+    ("a+", "a"),
+    ("", None, "a"),
+    ("a", None, "a"),
+]
 
 
 def keys_of(tokens: list[int], salt: str = "", adapter: str | None = None) -> list[bytes]:
@@ -31,7 +41,7 @@ def test_keys_grow_as_tokens_come() -> None:
     assert keys == keys_of(list(range(50)))
 
 
-def test_roots_differ_in_salt_and_adapter() -> None:
+def test_roots_differ_in_salt_adapter_and_tenant() -> None:
     assert len({root_key(*root) for root in ROOTS}) == len(ROOTS)
     assert not set(keys_of([1] * 32)) & set(keys_of([1] * 32, salt="other"))
 

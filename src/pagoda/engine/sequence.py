@@ -82,7 +82,7 @@ class Sequence:
         self.num_cached = 0  # of the prompt, found in the prefix cache when first scheduled
         self.status = Status.PENDING if index else Status.WAITING
         self.table: BlockTable | None = None
-        self.root = root_key(request.cache_salt, request.adapter)
+        self.root = root_key(request.cache_salt, request.adapter, request.tenant)
         self.keys: list[bytes] = []  # prefix keys of the full blocks, grown on demand
         self.children: list[Sequence] = []  # choices to fork off once the prompt is computed
         wanted = request.params.prompt_logprobs is not None and index == 0

@@ -1,7 +1,7 @@
 """Which block holds which prefix: a full block is published under a hash of everything before and in it.
 
-The key of block i is a keyed BLAKE2b of (key of block i - 1, its 16 tokens); the chain starts from the cache salt
-and the adapter. The hash key is drawn at start, so no tenant can prepare tokens that collide with another's.
+The key of block i is a keyed BLAKE2b of (key of block i - 1, its 16 tokens); the chain starts from the tenant, its
+cache salt and the adapter. The hash key is drawn at start, so no tenant can prepare tokens that collide with another's.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ KEY_BYTES = 16
 _PROCESS_KEY = os.urandom(32)
 
 
-def root_key(salt: str, adapter: str | None) -> bytes:
-    """Start of the chain: prefixes are shared between equal roots only."""
-    parts = [salt.encode("utf-8", "surrogatepass"), b"" if adapter is None else b"+" + adapter.encode()]
+def root_key(salt: str, adapter: str | None, tenant: str = "") -> bytes:
+    """Start of the chain: prefixes are shared between equal roots only, so never between tenants, who could else learn
+    from the time to the first token what others have asked."""
+    parts = [
+        salt.encode("utf-8", "surrogatepass"),
+        b"" if adapter is None else b"+" + adapter.encode(),
+        tenant.encode(),
+    ]
     hasher = blake2b(digest_size=KEY_BYTES, key=_PROCESS_KEY)
     for part in parts:
         hasher.update(len(part).to_bytes(8, "little") + part)
