@@ -10,12 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
+from pagoda.cli.fetching import fetch
 from pagoda.cli.options import with_settings
 from pagoda.config import EngineSettings, ServerSettings
 from pagoda.server.listen import bind, url
 from pagoda.server.logs import set_up_logging
 
 if TYPE_CHECKING:
+    from pagoda.engine.load import LoadedEngine
     from pagoda.server.service import Model
 
 T = TypeVar("T")
@@ -25,6 +27,7 @@ logger = logging.getLogger("pagoda.server")
 # Between threads that want the interpreter. The engine's comes back from a native step many times a second, and by
 # default would wait 5 ms for the event loop's turn to end: as long as a step.
 SWITCH_S = 0.0005
+SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 @with_settings
@@ -41,7 +44,10 @@ def serve(engine: EngineSettings, server: ServerSettings) -> None:
     sys.setswitchinterval(SWITCH_S)
     from pagoda.engine.load import load_engine
 
-    loading = in_thread(lambda: load_engine(engine))
+    def load() -> LoadedEngine:
+        return load_engine(engine, source=fetch(engine.model, bars=server.log_format == "text"))
+
+    loading = in_thread(load)
     from pagoda.server.run import run
 
     try:
@@ -49,6 +55,8 @@ def serve(engine: EngineSettings, server: ServerSettings) -> None:
     finally:
         logging.shutdown()
         if not loading.done():  # stopped while loading: do not wait for the thread
+            if sys.stderr.isatty():
+                os.write(2, SHOW_CURSOR)  # which the bars of a download hide
             os._exit(0)
 
 

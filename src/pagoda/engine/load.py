@@ -67,14 +67,17 @@ class LoadedEngine:
         self.checkpoint.close()
 
 
-def load_engine(settings: EngineSettings, *, progress: Progress | None = None) -> LoadedEngine:
+def load_engine(
+    settings: EngineSettings, *, progress: Progress | None = None, source: LocalModel | None = None
+) -> LoadedEngine:
     """Find the model, put its weights in place, size the KV cache.
 
-    Raises SourceError, FormatError, UnsupportedError or CapacityError, each with the remedy.
+    `source` is what `settings.model` resolves to, where that is known already. Raises SourceError, FormatError,
+    UnsupportedError or CapacityError, each with the remedy.
     """
     start = time.perf_counter()
     backend = make_backend(settings)
-    source = resolve(settings.model, progress=progress)
+    source = source or resolve(settings.model, progress=progress)
     checkpoint = open_checkpoint(source.path)
     try:
         loaded = _load(settings, backend, source, checkpoint)
