@@ -9,14 +9,15 @@ block, a block number outside of the pool.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from pagoda.engine.engine import Engine
 from pagoda.sampling.reference import ReferenceSampler
-from pagoda.types import BLOCK_SIZE, Batch, FloatArray
+from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array
 
 UInt64Array = npt.NDArray[np.uint64]
 
@@ -111,6 +112,56 @@ class FakeModel:
 
     def close(self) -> None:
         self.closed = True
+
+
+class FakeDevice(FakeModel):
+    """A `StagedModel` that does what it was asked in order and as late as it may: when somebody waits.
+
+    `log` says what was asked when: ("stage", n), ("launch", n), ("wait", n), steps counted from 1.
+    """
+
+    def __init__(self, windows: Sequence[int | None], *, fail_at_step: int | None = None) -> None:
+        super().__init__(windows, fail_at_step=fail_at_step)
+        self.log: list[tuple[str, int]] = []
+        self._asked: list[Callable[[], None]] = []
+        self._staged: Batch | None = None
+        self._logits: FloatArray | None = None
+        self._num_launched = 0
+
+    def forward(self, batch: Batch) -> FloatArray:
+        raise AssertionError("an engine over a device stages, launches and waits")
+
+    def stage(self, batch: Batch) -> None:
+        self.log.append(("stage", self._num_launched + 1))
+        tables = tuple(table.copy() for table in batch.block_tables)
+        arrays = {f.name: getattr(batch, f.name).copy() for f in fields(batch) if f.name != "block_tables"}
+        self._staged = Batch(**arrays, block_tables=tables)
+
+    def launch(self, tokens: Int32Array) -> None:
+        assert self._staged is not None, "a launch without a staged step"
+        assert tokens.min() >= 0, "a token that nobody knows"
+        batch, self._staged = replace(self._staged, tokens=tokens.copy()), None
+        self._num_launched += 1
+        self.log.append(("launch", self._num_launched))
+        self._asked.append(lambda: self._compute(batch))
+
+    def _compute(self, batch: Batch) -> None:
+        self._logits = self.answer(batch)
+
+    def answer(self, batch: Batch) -> FloatArray:
+        return super().forward(batch)
+
+    def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
+        pairs = pairs.copy()
+        self._asked.append(lambda: FakeModel.copy_blocks(self, group, pairs))
+
+    def wait(self) -> FloatArray:
+        self.log.append(("wait", self._num_launched))
+        asked, self._asked = self._asked, []
+        for do in asked:
+            do()
+        assert self._logits is not None
+        return self._logits
 
 
 class FakeStream:

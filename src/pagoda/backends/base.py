@@ -10,12 +10,12 @@ V vocabulary, R rows whose logits are wanted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.types import Batch, FloatArray
+from pagoda.types import Batch, FloatArray, Int32Array
 from pagoda.types import RawTensor as RawTensor  # part of this interface
 
 Handle = Any  # numpy array in the reference backend, a buffer id in recorded programs
@@ -129,6 +129,24 @@ class LoadedModel(Protocol):
 
     def close(self) -> None:
         """Free everything. Idempotent."""
+
+
+@runtime_checkable
+class StagedModel(LoadedModel, Protocol):
+    """A model on a device that computes by itself: a step is laid out, started and waited for apart.
+
+    The next step may be staged while one runs, and is launched once that one was waited for. The device does one thing
+    after the other: blocks that are copied meanwhile are those that the running step leaves.
+    """
+
+    def stage(self, batch: Batch) -> None:
+        """Lay out the next step. Its tokens may be unknown as yet, whatever they say. Keeps nothing of the batch."""
+
+    def launch(self, tokens: Int32Array) -> None:
+        """Start the staged step with these tokens [T], and return before it is done."""
+
+    def wait(self) -> FloatArray:
+        """The launched step's logits [R, V] float32, when they are there; valid until the next wait."""
 
 
 class Backend(Protocol):

@@ -1,4 +1,4 @@
-"""The loop: plan, run, sample, commit. Synchronous and for one thread; `EngineThread` gives it one."""
+"""The loop: plan, run, sample, pay and settle. Synchronous and for one thread; `EngineThread` gives it one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Protocol
 
-from pagoda.backends.base import LoadedModel
+from pagoda.backends.base import LoadedModel, StagedModel
 from pagoda.engine.facts import Facts
 from pagoda.engine.output import OutputText, TokenStream
+from pagoda.engine.overlap import Overlap, Steps
 from pagoda.engine.runner import Logits, Runner
 from pagoda.engine.scheduler import Scheduler, StepPlan
 from pagoda.engine.sequence import Sequence, Status
@@ -52,11 +53,12 @@ class Engine:
         max_rows: int = 0,
         prefix_caching: bool = True,
         seed: int = 0,
+        overlap: bool = True,
     ) -> None:
         """`windows` and `num_blocks` describe the KV groups; one sequence of max_context tokens must fit in them.
 
         max_rows: rows of logits that the model can give in one step, at least max_num_seqs; more are good for prompt
-        logprobs alone.
+        logprobs alone. overlap: plan the next step while a device computes, where the model can do that.
         """
         model.allocate_kv(tuple(num_blocks))
         self.vocab_size = vocab_size
@@ -80,6 +82,10 @@ class Engine:
         self._sequences: dict[str, list[Sequence]] = {}  # by request: its choices that have not ended
         self._num_added = 0
         self._facts = Facts()
+        self._overlap: Overlap | None = None
+        if overlap and isinstance(model, StagedModel):
+            steps = Steps(self._sample, self._pay, self._settle)
+            self._overlap = Overlap(model, self._runner, self.scheduler, self._facts, steps)
 
     # Requests come and go
 
@@ -137,30 +143,41 @@ class Engine:
     def step(self) -> StepResult:
         """Compute some of the tokens that are owed, and report what came of it."""
         self._facts.start()
+        plan = self._turn() if self._overlap is None else self._overlap.turn()
+        return self._facts.take(plan, self.scheduler)
+
+    def _turn(self) -> StepPlan:
+        """One thing after the other; `Overlap` does it on a device that computes by itself."""
         plan = self.scheduler.plan(time.monotonic())
         if plan.counts:
             logits = self._facts.time_forward(lambda: self._runner.run(plan))
             sampled = self._facts.time_sample(lambda: self._sample(logits))
-            self._commit(plan, logits, sampled)
-        return self._facts.take(plan, self.scheduler)
+            self._pay(plan, logits.wanted.ready)
+            self._settle(logits.wanted.ready, sampled)
+        return plan
 
     def _sample(self, logits: Logits) -> Sampled:
         """A token for every choice whose turn it is."""
-        for rows in logits.prompt:
+        wanted = logits.wanted
+        for rows in wanted.prompt:
             part = logits.logits[rows.first : rows.first + len(rows.targets)]
             rows.seq.take_prompt_logprobs(self._sampler, part, rows.targets)
-        return self._sampler.sample(logits.logits, [seq.sampler for seq in logits.ready], rows=logits.rows)
+        return self._sampler.sample(logits.logits, [seq.sampler for seq in wanted.ready], rows=wanted.rows)
 
-    def _commit(self, plan: StepPlan, logits: Logits, sampled: Sampled) -> None:
-        """The tokens are computed, and the sampled ones owed or the last."""
-        now = time.monotonic()
+    def _pay(self, plan: StepPlan, ready: Seq[Sequence]) -> None:
+        """The planned tokens are computed."""
         self._facts.count_prompt_tokens(plan)
         self.scheduler.commit(plan)
-        for seq in logits.ready:
+        for seq in ready:
             if seq.children:
                 self.scheduler.fork(seq)
-        for i, (seq, token_id) in enumerate(zip(logits.ready, sampled.token_ids.tolist(), strict=True)):
+
+    def _settle(self, ready: Seq[Sequence], sampled: Sampled) -> None:
+        """The sampled tokens are owed, or the last."""
+        now = time.monotonic()
+        for i, (seq, token_id) in enumerate(zip(ready, sampled.token_ids.tolist(), strict=True)):
             if sampled.errors and i in sampled.errors:
+                seq.forget_unknown()
                 self._end(seq, "error", sampled.errors[i])
                 continue
             delta = seq.append(token_id, sampled.logprobs[i])
@@ -211,7 +228,8 @@ class Engine:
         self._leave(seq, reason, time.monotonic())
 
     def _leave(self, seq: Sequence, reason: FinishReason, now: float) -> None:
-        self.scheduler.finish(seq)
+        if seq.status is not Status.FINISHED:  # by its length, before its last token was known
+            self.scheduler.finish(seq)
         self._facts.finished.append(seq.ended(reason, now))
         sequences = self._sequences[seq.request.id]
         sequences.remove(seq)

@@ -27,7 +27,7 @@ class Facts:
         self._inter_token_s: list[float] = []
         self._num_prompt_tokens = 0
         self._num_generation_tokens = 0
-        self._forward_s = 0.0
+        self.forward_s = 0.0
         self._sample_s = 0.0
 
     def __bool__(self) -> bool:
@@ -39,7 +39,7 @@ class Facts:
     def time_forward(self, run: Callable[[], R]) -> R:
         start = time.perf_counter()
         result = run()
-        self._forward_s = time.perf_counter() - start
+        self.forward_s = time.perf_counter() - start
         return result
 
     def time_sample(self, run: Callable[[], R]) -> R:
@@ -85,7 +85,7 @@ class Facts:
             kv_blocks_used=kv.num_used_blocks,
             kv_slots_wasted=kv.num_wasted_slots,
             step_s=time.perf_counter() - self._started,
-            forward_s=self._forward_s,
+            forward_s=self.forward_s,
             sample_s=self._sample_s,
         )
         self._reset()

@@ -8,7 +8,7 @@ import numpy as np
 
 from pagoda.backends.base import LoadedModel
 from pagoda.engine.scheduler import StepPlan
-from pagoda.engine.sequence import Sequence
+from pagoda.engine.sequence import Sequence, Status
 from pagoda.kv.cache import KVCache
 from pagoda.types import Batch, FloatArray, Int32Array
 
@@ -23,13 +23,29 @@ class PromptRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Logits:
-    """What a forward pass gave. Row rows[i], or i without `rows`, is for the next token of ready[i]."""
+class Wanted:
+    """What a step's logits are for. Row rows[i], or i without `rows`, is for the next token of ready[i]."""
 
-    logits: FloatArray  # [R, V], valid until the next pass
     ready: list[Sequence]  # those that have paid all they owed, and the choices that start from the same prompt
     rows: Int32Array | None
     prompt: list[PromptRows]
+
+    def without_ended(self) -> Wanted:
+        """Where sequences have ended since the step was laid out."""
+        if all(seq.status is not Status.FINISHED for seq in self.ready):
+            return self
+        live = [i for i, seq in enumerate(self.ready) if seq.status is not Status.FINISHED]
+        rows = np.array(live, np.int32) if self.rows is None else self.rows[live]
+        prompt = [part for part in self.prompt if part.seq.status is not Status.FINISHED]
+        return Wanted([self.ready[i] for i in live], rows, prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """What a forward pass gave."""
+
+    logits: FloatArray  # [R, V], valid until the next pass
+    wanted: Wanted
 
 
 class Runner:
@@ -48,6 +64,11 @@ class Runner:
 
     def run(self, plan: StepPlan) -> Logits:
         """Compute the planned tokens."""
+        batch, wanted = self.lay_out(plan)
+        return Logits(self._model.forward(batch), wanted)
+
+    def lay_out(self, plan: StepPlan) -> tuple[Batch, Wanted]:
+        """The planned tokens as a batch, whose arrays are good until the next one."""
         ready: list[Sequence] = []
         rows: list[int] = []
         end = 0
@@ -66,13 +87,13 @@ class Runner:
                 ready.append(seq)
                 rows.append(end - 1)
         prompt = self._prompt_rows(plan, rows)
-        logits = self._model.forward(self._batch(plan, end, rows))
+        batch = self._batch(plan, end, rows)
         if not prompt and not any(seq.children for seq in ready):
-            return Logits(logits, ready, None, prompt)
+            return batch, Wanted(ready, None, prompt)
         parents = range(len(ready))
         shared = [i for i in parents for _ in ready[i].children]
         children = [child for seq in ready for child in seq.children]
-        return Logits(logits, ready + children, np.array([*parents, *shared], np.int32), prompt)
+        return batch, Wanted(ready + children, np.array([*parents, *shared], np.int32), prompt)
 
     def _batch(self, plan: StepPlan, num_tokens: int, rows: list[int]) -> Batch:
         num_seqs = len(plan.counts)

@@ -24,6 +24,8 @@ from pagoda.types import (
     Usage,
 )
 
+UNKNOWN = -1  # in `tokens`, last and within a step: a token that is owed before it is sampled (`overlap.py`)
+
 
 class Status(Enum):
     PENDING = auto()  # a further choice, whose prompt its first sibling computes
@@ -110,8 +112,19 @@ class Sequence:
         num_top = self.request.params.prompt_logprobs or 0
         self.prompt_logprobs.extend(sampler.prompt_logprobs(logits, targets, num_top))
 
+    @property
+    def ends_with_next(self) -> bool:
+        """Whether its length ends it with the next token, whichever it is."""
+        return len(self.tokens) + 1 >= self.max_len
+
+    def forget_unknown(self) -> None:
+        """The token that it counted on did not come, or does now."""
+        if self.tokens[-1] == UNKNOWN:
+            self.tokens.pop()
+
     def append(self, token_id: int, logprobs: TokenLogprobs | None) -> Delta:
         """Take the sampled token in; the Delta says whether the sequence has ended with it."""
+        self.forget_unknown()
         self.tokens.append(token_id)
         self.sampler.accept(token_id)
         text, reason, stop = self._text_after(token_id)

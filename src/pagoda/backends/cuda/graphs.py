@@ -43,10 +43,11 @@ class DecodeGraphs:
         seqs = len(batch.seq_starts) - 1
         return seqs == len(batch.tokens) == len(batch.logit_rows) and seqs <= self.sizes[-1] and bool(self._graphs)
 
-    def replay(self, batch: Batch, buffer: StepBuffer) -> torch.Tensor:
-        """→ logits [size, V], of which the first are the batch's"""
-        size = self.sizes[bisect_left(self.sizes, len(batch.tokens))]
-        buffer.fill(batch, size, size)
+    def size_for(self, num_seqs: int) -> int:
+        return self.sizes[bisect_left(self.sizes, num_seqs)]
+
+    def replay(self, size: int) -> torch.Tensor:
+        """The step that was sent. → logits [size, V], of which the first are the batch's"""
         self._graphs[size].replay()
         return self._logits[size]
 
@@ -57,7 +58,8 @@ class DecodeGraphs:
                 self._capture(size, program, kv, buffer)
 
     def _capture(self, size: int, program: Program, kv: Mapping[int, KVLayer], buffer: StepBuffer) -> None:
-        step = buffer.fill(_empty_batch(buffer.limits.groups), size, size)
+        batch = _empty_batch(buffer.limits.groups)
+        step = buffer.send(buffer.lay_out(batch, size, size), batch.tokens)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -80,6 +80,8 @@ class KVPool:
             return
         if pairs.min() < 0 or pairs.max() >= self.num_blocks:
             raise ValueError(f"copy of blocks {pairs.tolist()}, but there are {self.num_blocks}")
-        chosen = torch.from_numpy(pairs.astype(np.int64)).to(self.k.device)
+        chosen = torch.from_numpy(pairs.astype(np.int64))
+        if self.k.device.type == "cuda":  # from pinned memory the copy does not wait for the step that runs
+            chosen = chosen.pin_memory().to(self.k.device, non_blocking=True)
         for pool in (self.k, self.v, *self._scales):
             pool[:, chosen[:, 1]] = pool[:, chosen[:, 0]]

@@ -68,57 +68,85 @@ class Step:
         return replace(self, angles=angles)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A step that lies in one of the host's arrays, all but its tokens."""
+
+    host: int
+    end: int  # ints that are used
+    num_tokens: int  # padded
+    num_rows: int
+    num_short: int
+    num_long: int
+    short_len: int
+
+
 class StepBuffer:
-    """The array on the host, pinned where there is a GPU, and on the device."""
+    """The array on the device, and two on the host, pinned where there is a GPU: one is laid out while the other may
+    still be on its way.
+    """
 
     def __init__(self, limits: Limits, tiles: TileSizes, device: torch.device) -> None:
         self.limits, self.tiles = limits, tiles
-        self._host = torch.zeros(limits.ints, dtype=torch.int32, pin_memory=device.type == "cuda")
+        pinned = device.type == "cuda"
+        self._hosts = [torch.zeros(limits.ints, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
+        self._arrays: list[Int32Array] = [host.numpy() for host in self._hosts]
+        self._sent = [torch.cuda.Event() for _ in self._hosts] if pinned else []
+        self._next = 0
         self._device = torch.zeros(limits.ints, dtype=torch.int32, device=device)
-        self._array: Int32Array = self._host.numpy()
         tokens, rows = limits.tokens, limits.rows
         ends = np.cumsum([HEADER, tokens, tokens, tokens, rows, 2 * tokens, 2 * tokens]).tolist()
         self._tokens, self._positions, self._seqs, self._rows, self._short, self._long, self._tables = ends
 
-    def fill(self, batch: Batch, num_tokens: int, num_rows: int) -> Step:
-        """Lay out and send a batch, padded to num_tokens and num_rows."""
-        used = len(batch.tokens)
-        counts = np.diff(batch.seq_starts)
-        self._put(self._tokens, batch.tokens, num_tokens)
-        self._put(self._positions, batch.positions, num_tokens, filler=-1)
-        self._put(self._seqs, np.repeat(np.arange(len(counts), dtype=np.int32), counts), num_tokens)
-        self._put(self._rows, batch.logit_rows, num_rows)
+    def lay_out(self, batch: Batch, num_tokens: int, num_rows: int) -> Layout:
+        """A batch padded to num_tokens and num_rows, without its tokens."""
+        host, self._next = self._next, 1 - self._next
+        if self._sent:
+            self._sent[host].synchronize()
+        array, used, counts = self._arrays[host], len(batch.tokens), np.diff(batch.seq_starts)
+        _put(array, self._positions, batch.positions, num_tokens, filler=-1)
+        _put(array, self._seqs, np.repeat(np.arange(len(counts), dtype=np.int32), counts), num_tokens)
+        _put(array, self._rows, batch.logit_rows, num_rows)
         short, long = cut_tiles(batch.seq_starts, batch.positions, self.tiles)
         num_short = len(short) if used == num_tokens else num_tokens  # padding comes with decoding: a tile a token
-        self._put(self._short, short.reshape(-1), 2 * num_short)
-        self._put(self._long, long.reshape(-1), 2 * len(long))
-        end = self._put_tables(batch.block_tables)
-        self._device[:end].copy_(self._host[:end], non_blocking=True)
+        _put(array, self._short, short.reshape(-1), 2 * num_short)
+        _put(array, self._long, long.reshape(-1), 2 * len(long))
+        end = self._put_tables(array, batch.block_tables)
+        return Layout(host, end, num_tokens, num_rows, num_short, len(long), int(short[:, 1].max(initial=0)))
+
+    def send(self, layout: Layout, tokens: Int32Array) -> Step:
+        """Put the tokens in, and copy all to the device."""
+        host = self._hosts[layout.host]
+        _put(self._arrays[layout.host], self._tokens, tokens, layout.num_tokens)
+        self._device[: layout.end].copy_(host[: layout.end], non_blocking=True)
+        if self._sent:
+            self._sent[layout.host].record()
         return Step(
             meta=self._device,
-            tokens=self._view(self._tokens, num_tokens),
-            positions=self._view(self._positions, num_tokens),
-            seqs=self._view(self._seqs, num_tokens),
-            rows=self._view(self._rows, num_rows),
-            short=self._view(self._short, 2 * num_short).view(-1, 2),
-            long=self._view(self._long, 2 * len(long)).view(-1, 2),
-            short_len=int(short[:, 1].max(initial=0)),
+            tokens=self._view(self._tokens, layout.num_tokens),
+            positions=self._view(self._positions, layout.num_tokens),
+            seqs=self._view(self._seqs, layout.num_tokens),
+            rows=self._view(self._rows, layout.num_rows),
+            short=self._view(self._short, 2 * layout.num_short).view(-1, 2),
+            long=self._view(self._long, 2 * layout.num_long).view(-1, 2),
+            short_len=layout.short_len,
         )
 
-    def _put(self, at: int, values: Int32Array, size: int, filler: int = 0) -> None:
-        self._array[at : at + len(values)] = values
-        self._array[at + len(values) : at + size] = filler
-
-    def _put_tables(self, tables: tuple[Int32Array, ...]) -> int:
+    def _put_tables(self, array: Int32Array, tables: tuple[Int32Array, ...]) -> int:
         at = self._tables
         for group, table in enumerate(tables):
-            self._array[2 * group : 2 * group + 2] = at, table.shape[1]
-            self._array[at : at + table.size] = table.reshape(-1)
+            array[2 * group : 2 * group + 2] = at, table.shape[1]
+            array[at : at + table.size] = table.reshape(-1)
             at += table.size
         return int(at)
 
     def _view(self, at: int, size: int) -> torch.Tensor:
         return self._device[at : at + size]
+
+
+def _put(array: Int32Array, at: int, values: Int32Array, size: int, filler: int = 0) -> None:
+    array[at : at + len(values)] = values
+    array[at + len(values) : at + size] = filler
 
 
 def cut_tiles(seq_starts: Int32Array, positions: Int32Array, sizes: TileSizes) -> tuple[Int32Array, Int32Array]:
@@ -147,15 +175,18 @@ def _short_tiles(start: int, count: int, position: int, size: int) -> list[tuple
     return tiles
 
 
-def check_batch(
-    batch: Batch, limits: Limits, vocab_size: int, num_blocks: tuple[int, ...], windows: tuple[int | None, ...]
-) -> None:
-    """ValueError for a step that points outside of anything: kernels check nothing."""
-    tokens, positions, starts = batch.tokens, batch.positions, batch.seq_starts
-    count = len(tokens)
+def check_tokens(tokens: Int32Array, num_tokens: int, vocab_size: int) -> None:
+    """ValueError for tokens that the embedding does not have."""
+    _require(len(tokens) == num_tokens, f"{len(tokens)} tokens for a step of {num_tokens}")
+    _require(tokens.min() >= 0 and tokens.max() < vocab_size, f"a token is outside of a vocabulary of {vocab_size}")
+
+
+def check_batch(batch: Batch, limits: Limits, num_blocks: tuple[int, ...], windows: tuple[int | None, ...]) -> None:
+    """ValueError for a step that points outside of anything: kernels check nothing. Tokens are `check_tokens`'s."""
+    positions, starts = batch.positions, batch.seq_starts
+    count = len(batch.tokens)
     _require(0 < count <= limits.tokens, f"a step of {count} tokens; from 1 to {limits.tokens} can be run")
     _require(len(positions) == count, f"{len(positions)} positions for {count} tokens")
-    _require(tokens.min() >= 0 and tokens.max() < vocab_size, f"a token is outside of a vocabulary of {vocab_size}")
     _require(2 <= len(starts) <= limits.seqs + 1, f"a step of {len(starts) - 1} sequences; at most {limits.seqs}")
     _require(starts[0] == 0 and starts[-1] == count, "sequences do not cover the tokens")
     _require(bool((np.diff(starts) > 0).all()), "a sequence has no token")

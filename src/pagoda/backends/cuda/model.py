@@ -1,8 +1,9 @@
-"""A loaded model: steps go in as metadata, logits come out. One thread uses it."""
+"""A loaded model: steps go in as metadata, logits come out. One thread uses it, and need not wait for the device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +12,22 @@ import torch
 from pagoda.backends.base import KVGroup, KVType
 from pagoda.backends.cuda.graphs import DecodeGraphs
 from pagoda.backends.cuda.kv import KVLayer, KVPool, block_bytes
-from pagoda.backends.cuda.metadata import Limits, StepBuffer, TileSizes, check_batch
+from pagoda.backends.cuda.metadata import Layout, Limits, StepBuffer, TileSizes, check_batch, check_tokens
 from pagoda.backends.cuda.program import Program
 from pagoda.errors import CapacityError, EngineError
-from pagoda.types import Batch, FloatArray
+from pagoda.types import Batch, FloatArray, Int32Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    layout: Layout
+    num_tokens: int
+    num_rows: int
+    graph: int | None  # its size
 
 
 class CudaModel:
-    """A `LoadedModel`. Steps of one token a sequence may run as captured graphs."""
+    """A `StagedModel`. Steps of one token a sequence may run as captured graphs."""
 
     def __init__(
         self,
@@ -47,7 +56,9 @@ class CudaModel:
         self._pools: list[KVPool] = []
         self._layers: Mapping[int, KVLayer] = {}
         self._graphs = DecodeGraphs(limits.seqs) if graphs else None
-        self._logits = torch.empty((0, vocab_size), dtype=torch.float32)
+        self._staged: _Staged | None = None
+        self.logits = torch.empty((0, vocab_size), dtype=torch.float32, device=device)  # of the launched step, [R, V]
+        self._host_logits = torch.empty((0, vocab_size), dtype=torch.float32)
 
     @property
     def program(self) -> Program:
@@ -96,32 +107,50 @@ class CudaModel:
         graphs.capture(self.program, self._layers, self._buffer, sizes)
 
     def forward(self, batch: Batch) -> FloatArray:
-        self.check(batch)
-        with torch.inference_mode():
-            return self._to_host(self.launch(batch))
+        self.stage(batch)
+        self.launch(batch.tokens)
+        return self.wait()
 
-    def launch(self, batch: Batch) -> torch.Tensor:
-        """Start a step that was checked. → logits [R, V] on the device, until the next step"""
+    def stage(self, batch: Batch) -> None:
+        """ValueError for a step that must not run."""
+        self.check(batch)
         tokens, rows = len(batch.tokens), len(batch.logit_rows)
-        if self._graphs is not None and self._graphs.serves(batch):
-            return self._graphs.replay(batch, self._buffer)[:rows]
-        step = self._buffer.fill(batch, tokens, rows)
-        return self.program(step, self._layers)
+        size = self._graphs.size_for(tokens) if self._graphs is not None and self._graphs.serves(batch) else None
+        layout = self._buffer.lay_out(batch, size or tokens, size or rows)
+        self._staged = _Staged(layout, tokens, rows, size)
+
+    def launch(self, tokens: Int32Array) -> None:
+        """ValueError: nothing is staged, or no such tokens."""
+        staged, self._staged = self._staged, None
+        if staged is None:
+            raise ValueError("a launch before a step was staged")
+        check_tokens(tokens, staged.num_tokens, self.vocab_size)
+        with torch.inference_mode():
+            step = self._buffer.send(staged.layout, tokens)
+            if self._graphs is not None and staged.graph is not None:
+                self.logits = self._graphs.replay(staged.graph)[: staged.num_rows]
+            else:
+                self.logits = self.program(step, self._layers)
+
+    def wait(self) -> FloatArray:
+        assert self.program
+        with torch.inference_mode():
+            return self._to_host(self.logits)
 
     def check(self, batch: Batch) -> None:
-        """ValueError for a step that must not run."""
+        """ValueError for a step that must not run, whatever its tokens."""
         assert self.program
         if not self._pools:
             raise ValueError("a step before there are blocks of its KV groups: call allocate_kv")
         blocks = tuple(pool.num_blocks for pool in self._pools)
-        check_batch(batch, self._limits, self.vocab_size, blocks, tuple(group.window for group in self.groups))
+        check_batch(batch, self._limits, blocks, tuple(group.window for group in self.groups))
 
     def _to_host(self, logits: torch.Tensor) -> FloatArray:
         if self._device.type != "cuda":
             return np.asarray(logits.numpy())
-        if len(self._logits) < len(logits):
-            self._logits = torch.empty(logits.shape, dtype=torch.float32, pin_memory=True)
-        host = self._logits[: len(logits)]
+        if len(self._host_logits) < len(logits):
+            self._host_logits = torch.empty(logits.shape, dtype=torch.float32, pin_memory=True)
+        host = self._host_logits[: len(logits)]
         host.copy_(logits, non_blocking=True)
         torch.cuda.current_stream().synchronize()
         return np.asarray(host.numpy())
@@ -135,7 +164,8 @@ class CudaModel:
 
     def close(self) -> None:
         """Weights, buffers, graphs and KV go with the last reference."""
-        self._program, self._graphs = None, None
+        self._program, self._graphs, self._staged = None, None, None
+        self.logits = torch.empty((0, self.vocab_size))
         self.free_pools()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -22,11 +22,12 @@ import torch.distributed as dist
 
 from pagoda.backends.base import ForwardModel, KVType
 from pagoda.backends.cuda.backend import CudaBackend
+from pagoda.backends.cuda.metadata import check_tokens
 from pagoda.backends.cuda.model import CudaModel
 from pagoda.backends.cuda.options import CudaOptions
 from pagoda.backends.cuda.shard import Shard
 from pagoda.errors import ConfigError, EngineError
-from pagoda.types import Batch, FloatArray
+from pagoda.types import Batch, FloatArray, Int32Array
 
 Reopen = Callable[[], ForwardModel]  # opens the model again; other processes call it, so it must be picklable
 
@@ -85,9 +86,21 @@ class ParallelModel:
         self._model.allocate_kv(num_blocks)
 
     def forward(self, batch: Batch) -> FloatArray:
-        self._model.check(batch)  # a step that is refused must not reach the others
-        self._tell("forward", batch)
-        return self._model.forward(batch)
+        self.stage(batch)
+        self.launch(batch.tokens)
+        return self.wait()
+
+    def stage(self, batch: Batch) -> None:
+        self._model.stage(batch)  # a step that is refused must not reach the others
+        self._tell("stage", batch)
+
+    def launch(self, tokens: Int32Array) -> None:
+        check_tokens(tokens, len(tokens), self._model.vocab_size)
+        self._tell("launch", tokens)
+        self._model.launch(tokens)
+
+    def wait(self) -> FloatArray:
+        return self._model.wait()
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         self._model.copy_blocks(group, pairs)
