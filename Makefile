@@ -6,6 +6,8 @@ PYTHON ?= python3
 MODEL ?= smollm2-135m
 SERVE_FLAGS ?=
 BUILD_TOOLS := "scikit-build-core>=0.10" "nanobind>=2.4" $(foreach tool,cmake ninja,$(if $(shell command -v $(tool)),,$(tool)))
+# On Linux, torch's plain wheel brings gigabytes of CUDA, which is of use beside a GPU alone.
+TORCH := $(shell grep '^torch==' constraints.txt)$(if $(wildcard /proc/driver/nvidia/version /dev/dxg),,$(if $(filter Linux,$(shell uname)),+cpu))
 NATIVE := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 
 .PHONY: serve test native clean
@@ -13,7 +15,7 @@ NATIVE := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 serve: .venv/.installed
 	.venv/bin/pagoda serve $(MODEL) $(SERVE_FLAGS)
 
-test: .venv-dev/.installed
+test: .venv-dev/.installed .venv-dev/.torch
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
@@ -36,6 +38,15 @@ define install
 		--no-build-isolation --editable $(2)
 	@touch $@
 endef
+
+# What the tests of the CUDA backend run on; they are skipped where an index has no wheel of it for this machine.
+.venv-dev/.torch: constraints.txt .venv-dev/.installed
+	@for package in $(TORCH) triton; do \
+		.venv-dev/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+			--only-binary :all: $$package 2> .venv-dev/torch.log \
+		|| { tail -1 .venv-dev/torch.log; echo "no $$package: tests of the CUDA backend that need it will be skipped"; }; \
+	done
+	@touch $@
 
 native:
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) > /dev/null

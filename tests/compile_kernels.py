@@ -220,7 +220,7 @@ def main(capabilities: list[int], wanted: str = "") -> int:
     unique = [
         launch for launch in {launch.key: launch for launch in launches()}.values() if re.search(wanted, launch.name)
     ]
-    jobs = [(launch, capability) for capability in capabilities for launch in unique.values()]
+    jobs = [(launch, capability) for capability in capabilities for launch in unique]
     failed = 0
     with ThreadPoolExecutor(2) as pool:
         results = [(job, pool.submit(compile_for, *job)) for job in jobs]

@@ -2,6 +2,7 @@
 
     run = PagedRun(model, loaded)                   # allocates the KV pool
     logits = run.step({"a": prompt, "b": [token]})  # any mix of chunks → {"a": [T, V], "b": [1, V]}
+    logits = run_steps(run, [{"a": 37}, {"a": 1, "b": 5}])  # steps of so many tokens of made-up texts
 
 Blocks come in random order, a sliding window's old blocks are given back at once, and their table entries are -1.
 """
@@ -14,6 +15,7 @@ import numpy as np
 
 from pagoda.backends.base import ForwardModel, LoadedModel
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray
+from tiny_models import VOCAB
 
 
 class PagedRun:
@@ -67,6 +69,28 @@ class PagedRun:
             ),
             logit_rows=np.arange(sum(counts), dtype=np.int32),
         )
+
+
+def chunk(name: str, start: int, count: int) -> list[int]:
+    """Tokens [start, start + count) of the text that the sequence `name` is made of."""
+    return [(p * p * 31 + 7 * p + 13 * ord(name)) % VOCAB for p in range(start, start + count)]
+
+
+def run_steps(run: PagedRun, steps: Sequence[Mapping[str, int]]) -> dict[str, FloatArray]:
+    """Feed each sequence the next so many tokens of its text, step by step. → logits of all of them, [total, V] each"""
+    logits: dict[str, list[FloatArray]] = {}
+    for step in steps:
+        chunks = {name: chunk(name, run.lengths.get(name, 0), count) for name, count in step.items()}
+        for name, rows in run.step(chunks).items():
+            logits.setdefault(name, []).append(rows)
+    return {name: np.concatenate(rows) for name, rows in logits.items()}
+
+
+def error(got: Mapping[str, FloatArray], expected: Mapping[str, FloatArray]) -> float:
+    """Root mean square of the difference, beside that of the logits themselves, of the tokens that `got` has."""
+    right = np.concatenate([expected[name][: len(rows)] for name, rows in got.items()])
+    off = np.concatenate(list(got.values())) - right
+    return float(np.sqrt(np.square(off).mean() / np.square(right).mean()))
 
 
 def reference_run(model: ForwardModel, *, num_blocks: int = 64, seed: int = 0) -> PagedRun:

@@ -11,30 +11,17 @@ from cuda_cases import need_gpu
 
 need_gpu()
 
-from paged_run import PagedRun, reference_run
+from paged_run import PagedRun, chunk, error, reference_run, run_steps
 from pagoda.backends.base import KVType
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.options import CudaOptions
 from pagoda.engine.llm import LLM
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
-from pagoda.types import FloatArray, SamplingParams
-from tiny_models import TINY, VOCAB, memory_checkpoint, write_gguf
+from pagoda.types import SamplingParams
+from tiny_models import TINY, memory_checkpoint, write_gguf
 
 STEPS: list[dict[str, int]] = [{"a": 300}, {"a": 1, "b": 5}, {"c": 24, "a": 20, "b": 1}, {"b": 1, "a": 1, "c": 1}]
-
-
-def tokens(name: str, start: int, count: int) -> list[int]:
-    return [(p * p * 31 + 7 * p + 13 * ord(name)) % VOCAB for p in range(start, start + count)]
-
-
-def run_steps(run: PagedRun, steps: list[dict[str, int]]) -> dict[str, FloatArray]:
-    logits: dict[str, list[FloatArray]] = {}
-    for step in steps:
-        chunks = {name: tokens(name, run.lengths.get(name, 0), count) for name, count in step.items()}
-        for name, rows in run.step(chunks).items():
-            logits.setdefault(name, []).append(rows)
-    return {name: np.concatenate(rows) for name, rows in logits.items()}
 
 
 def model_of(name: str) -> Decoder:
@@ -46,11 +33,6 @@ def model_of(name: str) -> Decoder:
 def gpu_run(model: Decoder, kv_type: KVType = "f32", *, graphs: bool = True, invariant: bool = False) -> PagedRun:
     backend = CudaBackend(CudaOptions("cuda", "fast", invariant, graphs))
     return PagedRun(model, backend.load(model, max_batch_tokens=512, max_batch_seqs=512, kv_type=kv_type))
-
-
-def error(got: dict[str, FloatArray], right: dict[str, FloatArray]) -> float:
-    off = np.concatenate([got[name] - right[name] for name in got])
-    return float(np.sqrt(np.square(off).mean() / np.square(np.concatenate(list(right.values()))).mean()))
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -77,7 +59,7 @@ def test_bits_do_not_depend_on_the_batch_when_asked_for() -> None:
 @pytest.mark.parametrize("type", ["Q4_0", "Q4_K", "Q6_K", "Q8_0", "BF16"])
 def test_preemption_changes_no_token(type: str, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", TINY["llama_256"], type=type)
-    prompts = [tokens(name, 0, 24) for name in "abc"]
+    prompts = [chunk(name, 0, 24) for name in "abc"]
     params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
     answers = []
     for blocks in (7, 64):

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cuda_cases import HAS_GPU, need_torch
+from cuda_cases import NO_GPU, need_torch
 
 need_torch(triton=True)
-if HAS_GPU:
+if NO_GPU is None:
     pytest.skip("there is a GPU: tests/device runs the kernels on it", allow_module_level=True)
 
 import torch
@@ -94,11 +94,12 @@ def planes(type: str, rows: int, columns: int) -> PlaneWeight:
 
 @pytest.mark.parametrize("type", KINDS)
 def test_quantized_products_and_decoding(type: str) -> None:
-    weight = planes(type, 40, 512 if BLOCK_TYPES[type].elements == 256 else 288)
+    """Two tiles of rows, the second short; where a format allows it, columns that end within a run."""
+    weight = planes(type, 40, 256 if BLOCK_TYPES[type].elements == 256 else 160)
     right = dequantize(weight)
     assert torch.equal(grouped.decode(weight, None, F32), right)
-    rows = torch.tensor([7, 0, 7], dtype=torch.int32)
-    close(grouped.decode(weight, rows, F32, factor=2.0)[None], right[[7, 0, 7]][None] * 2)
+    rows = torch.tensor([7, 0], dtype=torch.int32)
+    close(grouped.decode(weight, rows, F32, factor=2.0)[None], right[[7, 0]][None] * 2)
     x, bias = numbers(1, 3, weight.columns), numbers(40, name="b")
     expected = (x[0] @ right.t() + bias)[None]
     close(grouped.skinny(x, weight, bias, F32), expected)
@@ -162,10 +163,10 @@ def pool_of(layer: AttentionLayer, kv_type: KVType) -> KVPool:
 
 
 LAYERS: dict[str, AttentionLayer] = {
-    "grouped": AttentionLayer(AttentionSpec(6, 2, 16, 0.25), 0, 0, 0, 16, False),
+    "grouped": AttentionLayer(AttentionSpec(4, 2, 16, 0.25), 0, 0, 0, 16, False),
     "windowed": AttentionLayer(AttentionSpec(2, 2, 16, 0.25, window=20), 0, 0, 0, 16, True),
     "capped, normed": AttentionLayer(
-        AttentionSpec(4, 1, 24, 0.25, softcap=2.0), 0, 0, 0, 16, False,
+        AttentionSpec(3, 1, 24, 0.25, softcap=2.0), 0, 0, 0, 16, False,
         numbers(24, name="qn") + 1, numbers(24, name="kn") + 1, 1e-5, 1e-5,
     ),
 }  # fmt: skip
@@ -178,10 +179,15 @@ TOLERANCES: dict[KVType, float] = {"f32": 2e-6, "f16": 2e-3, "int8": 5e-3, "fp8"
 
 @pytest.mark.parametrize(
     ("name", "kv_type"),
-    [("grouped", "f32"), ("windowed", "f32"), ("capped, normed", "f32"), ("grouped", "f16"), ("windowed", "f16"),
-     ("capped, normed", "int8"), ("grouped", "fp8")],
-)  # fmt: skip
-@pytest.mark.parametrize(("counts", "contexts"), [([1, 1], [300, 17]), ([20, 1, 3], [37, 5, 50])])
+    [
+        ("grouped", "f32"),
+        ("windowed", "f16"),
+        ("capped, normed", "f32"),
+        ("capped, normed", "int8"),
+        ("grouped", "fp8"),
+    ],
+)
+@pytest.mark.parametrize(("counts", "contexts"), [([1, 1], [300, 17]), ([18, 1, 2], [37, 5, 50])])
 def test_attention(name: str, kv_type: KVType, counts: list[int], contexts: list[int]) -> None:
     """Decoding over chunks of keys; a long tile beside short ones. Stored keys must be the same, too."""
     layer = LAYERS[name]
@@ -209,28 +215,28 @@ def test_bits_of_attention_do_not_depend_on_the_cut_or_the_batch() -> None:
     """A row alone, in a tile with others, and beside another sequence; with chunks shared by several programs."""
     layer = LAYERS["grouped"]
     fast = FastOps(F32, batch_invariant=True, max_context=1024, max_seqs=4)
-    sizes = fast.tile_sizes(3, 16, 32)
+    sizes = fast.tile_sizes(2, 16, 32)
     results = []
-    for counts, contexts in (([4], [300]), ([4, 2], [300, 300])):
+    for counts, contexts in (([3], [300]), ([3, 1], [300, 300])):
         step = step_of(counts, contexts, sizes, layer)
-        q = numbers(64, 96, name="q")[: sum(counts)]
+        q = numbers(64, 64, name="q")[: sum(counts)]
         pool = pool_of(layer, "f32")
         if len(counts) == 1:
             width = step.meta[1]
             first = step.meta[step.meta[0] : step.meta[0] + width].clone()
         else:
             step.meta[step.meta[0] : step.meta[0] + width] = first
-        results.append(fast.attend(q, layer, pool.layer(0), step)[0, :4])
+        results.append(fast.attend(q, layer, pool.layer(0), step)[0, :3])
     assert torch.equal(*results)
 
 
 def test_kernels_compile_for_gpus() -> None:
     """To machine code, for an A100 and an H100, in a process where nothing is interpreted."""
     script = Path(__file__).parents[1] / "compile_kernels.py"
-    wanted = ["bf16 (short|long|prepare)", "add, norm", "silu", "Q4_K (one|few)", "Q6_K decode", "one token: dense"]
+    wanted = ["fp8 short", "Q4_K (one|few)"]
     environment = {"PYTHONPATH": ":".join(path for path in sys.path if path), "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
     done = subprocess.run(
         [sys.executable, script, "80", "90", *wanted], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("sm_90") >= 10
+    assert done.stdout.count("sm_80") == done.stdout.count("sm_90") == 4

@@ -13,7 +13,7 @@ from cuda_cases import need_torch
 
 need_torch()
 
-from paged_run import PagedRun, reference_run
+from paged_run import PagedRun, chunk, error, reference_run, run_steps
 from pagoda.backends.base import KVType
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.model import CudaModel
@@ -28,20 +28,6 @@ from tiny_models import TINY, VOCAB, memory_checkpoint, write_gguf, write_safete
 
 STEPS: list[dict[str, int]] = [{"a": 37}, {"a": 1, "b": 5}, {"c": 24, "a": 20, "b": 1}, {"b": 1, "a": 1, "c": 1}]
 TOTALS = {name: sum(step.get(name, 0) for step in STEPS) for name in "abc"}
-
-
-def tokens(name: str, start: int, count: int) -> list[int]:
-    return [(p * p * 31 + 7 * p + 13 * ord(name)) % VOCAB for p in range(start, start + count)]
-
-
-def run_steps(run: PagedRun, steps: list[dict[str, int]]) -> dict[str, FloatArray]:
-    """→ logits of each sequence's tokens, [total, V]"""
-    logits: dict[str, list[FloatArray]] = {}
-    for step in steps:
-        chunks = {name: tokens(name, run.lengths.get(name, 0), count) for name, count in step.items()}
-        for name, rows in run.step(chunks).items():
-            logits.setdefault(name, []).append(rows)
-    return {name: np.concatenate(rows) for name, rows in logits.items()}
 
 
 @functools.cache
@@ -59,11 +45,6 @@ def expected(name: str) -> dict[str, FloatArray]:
 def loaded(model: Decoder, kv_type: KVType = "f32", *, batch_invariant: bool = False) -> CudaModel:
     options = CudaOptions("cpu", "eager", batch_invariant)
     return CudaBackend(options).load(model, max_batch_tokens=128, max_batch_seqs=128, kv_type=kv_type)
-
-
-def error(got: dict[str, FloatArray], right: dict[str, FloatArray]) -> float:
-    off = np.concatenate([got[name] - right[name] for name in got])
-    return float(np.sqrt(np.square(off).mean() / np.square(np.concatenate(list(right.values()))).mean()))
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if name != "smollm2"])
@@ -126,7 +107,7 @@ def test_quantized_files(type: str, tmp_path: Path) -> None:
 def test_preemption_changes_no_token(tmp_path: Path) -> None:
     """Through the engine, with so few KV blocks that sequences are computed again."""
     path = write_gguf(tmp_path / "model.gguf", TINY["llama_256"], type="Q8_0")
-    prompts = [tokens(name, 0, 24) for name in "abc"]
+    prompts = [chunk(name, 0, 24) for name in "abc"]
     params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
     answers = []
     for blocks in (7, 64):
@@ -169,9 +150,9 @@ def test_copied_blocks_and_wrong_steps() -> None:
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:
-    from cuda_cases import HAS_GPU
+    from cuda_cases import NO_GPU
 
-    if HAS_GPU:
+    if NO_GPU is None:
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match="no NVIDIA GPU"):
         LLM("smollm2-135m", backend="cuda")
@@ -182,7 +163,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 @pytest.mark.parametrize(("name", "type"), [("qwen3", "F32"), ("llama_256", "Q8_0")])
 def test_two_processes_give_the_tokens_of_one(name: str, type: str, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", TINY[name], type=type)
-    prompts = [tokens(name, 0, 20) for name in "ab"]
+    prompts = [chunk(name, 0, 20) for name in "ab"]
     params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, n=1)
     answers = []
     for size in (1, 2):

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from paged_run import PagedRun, reference_run
+from paged_run import PagedRun, chunk, error, reference_run, run_steps
 from pagoda import _native
 from pagoda.backends.base import Activation, KVType
 from pagoda.backends.cpu import CpuBackend, CpuModel
@@ -42,24 +42,6 @@ STEPS: list[dict[str, int]] = [
 ]
 FEWER = STEPS[:4]
 TOTALS = {name: sum(step.get(name, 0) for step in STEPS) for name in "abcd"}
-
-
-def token(name: str, position: int) -> int:
-    return (position * position * 31 + 7 * position + 13 * ord(name)) % VOCAB
-
-
-def chunk(name: str, start: int, count: int) -> list[int]:
-    return [token(name, p) for p in range(start, start + count)]
-
-
-def run_steps(run: PagedRun, steps: list[dict[str, int]]) -> dict[str, FloatArray]:
-    """→ logits of each sequence's tokens, [total, V]"""
-    logits: dict[str, list[FloatArray]] = {}
-    for step in steps:
-        chunks = {name: chunk(name, run.lengths.get(name, 0), count) for name, count in step.items()}
-        for name, rows in run.step(chunks).items():
-            logits.setdefault(name, []).append(rows)
-    return {name: np.concatenate(rows) for name, rows in logits.items()}
 
 
 @functools.cache
@@ -97,13 +79,6 @@ def reference_logits(name: str, type: str = "F32") -> Mapping[str, FloatArray]:
 def steps_on(isa: str) -> list[dict[str, int]]:
     """The generic kernels are slow."""
     return FEWER if isa == "generic" else STEPS
-
-
-def error(got: Mapping[str, FloatArray], expected: Mapping[str, FloatArray]) -> float:
-    """Root mean square of the difference, beside that of the logits themselves, of the tokens that `got` has."""
-    right = np.concatenate([expected[name][: len(rows)] for name, rows in got.items()])
-    off = np.concatenate(list(got.values())) - right
-    return float(np.sqrt(np.square(off).mean() / np.square(right).mean()))
 
 
 def assert_same_bits(got: Mapping[str, FloatArray], expected: Mapping[str, FloatArray]) -> None:
