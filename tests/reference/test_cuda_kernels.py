@@ -95,12 +95,12 @@ def planes(type: str, rows: int, columns: int) -> PlaneWeight:
 @pytest.mark.parametrize("type", KINDS)
 def test_quantized_products_and_decoding(type: str) -> None:
     """Two tiles of rows, the second short; where a format allows it, columns that end within a run."""
-    weight = planes(type, 40, 256 if BLOCK_TYPES[type].elements == 256 else 160)
+    weight = planes(type, 24, 256 if BLOCK_TYPES[type].elements == 256 else 160)
     right = dequantize(weight)
     assert torch.equal(grouped.decode(weight, None, F32), right)
     rows = torch.tensor([7, 0], dtype=torch.int32)
     close(grouped.decode(weight, rows, F32, factor=2.0)[None], right[[7, 0]][None] * 2)
-    x, bias = numbers(1, 3, weight.columns), numbers(40, name="b")
+    x, bias = numbers(1, 3, weight.columns), numbers(24, name="b")
     expected = (x[0] @ right.t() + bias)[None]
     close(grouped.skinny(x, weight, bias, F32), expected)
     close(grouped.tiled(x, weight, bias, F32, invariant=False), expected)
