@@ -48,7 +48,7 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 @dataclass
@@ -211,6 +211,8 @@ def launches() -> Iterator[Launch]:
     for name in ("Q4_K", "Q6_K"):
         yield from caught(lambda: fast.linear(h256, weight(name), None, half), f"{name} many tokens")
         yield from caught(lambda: grouped.decode(weight(name), None, half), f"{name} decode")
+    logits = meta(64, 128256, dtype=torch.float32)
+    yield from caught(lambda: fast.weights(logits, fast.likeliest(logits, 64)[2]), "sampling")
     tokens = ints(64)
     yield from caught(lambda: fast.embed(weight("Q5_K"), tokens, 1.0), "Q5_K embed")
 

@@ -155,13 +155,13 @@ class FakeDevice(FakeModel):
         pairs = pairs.copy()
         self._asked.append(lambda: FakeModel.copy_blocks(self, group, pairs))
 
-    def wait(self) -> FloatArray:
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
         self.log.append(("wait", self._num_launched))
         asked, self._asked = self._asked, []
         for do in asked:
             do()
         assert self._logits is not None
-        return self._logits
+        return self._logits if rows is None else self._logits[rows]
 
 
 class FakeStream:

@@ -145,8 +145,32 @@ class StagedModel(LoadedModel, Protocol):
     def launch(self, tokens: Int32Array) -> None:
         """Start the staged step with these tokens [T], and return before it is done."""
 
-    def wait(self) -> FloatArray:
-        """The launched step's logits [R, V] float32, when they are there; valid until the next wait."""
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
+        """The launched step's logits [R, V] float32, or these rows of them, when they are there; valid until the next
+        wait."""
+
+
+LOGIT_BLOCK = 64  # logits that are ranked together
+
+
+@dataclass(frozen=True, slots=True)
+class Likeliest:
+    """Of each row of logits N blocks of 64 neighbours, among which are its N likeliest tokens (equals by id)."""
+
+    blocks: Int32Array  # [R, N], ascending; block b holds tokens [64 b, 64 b + 64)
+    logits: FloatArray  # [R, N, 64], -inf beyond the vocabulary
+    weights: FloatArray | None  # [R, V / 64]: of each block, the sum of e^(x - the greatest x of the row)
+
+
+@runtime_checkable
+class RankingModel(StagedModel, Protocol):
+    """A `StagedModel` whose device finds the likeliest tokens, so that whole rows need not travel."""
+
+    def likeliest(self, num_tokens: int, *, weights: bool) -> Likeliest:
+        """Of the launched step, when they are there; valid until the next call. `wait` gives whole rows besides.
+
+        num_tokens: at most ceil(V / 64). weights: only where V is a multiple of 64.
+        """
 
 
 class Backend(Protocol):

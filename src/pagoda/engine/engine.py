@@ -6,20 +6,25 @@ import time
 from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from typing import Protocol
 
-from pagoda.backends.base import LoadedModel, StagedModel
+import numpy as np
+
+from pagoda.backends.base import LoadedModel, RankingModel, StagedModel
 from pagoda.engine.facts import Facts
 from pagoda.engine.output import OutputText, TokenStream
 from pagoda.engine.overlap import Overlap, Steps
-from pagoda.engine.runner import Logits, Runner
+from pagoda.engine.ranked import fetch, sample
+from pagoda.engine.runner import Logits, Runner, Wanted
 from pagoda.engine.scheduler import Scheduler, StepPlan
 from pagoda.engine.sequence import Sequence, Status
 from pagoda.errors import ContextLengthError, RequestError
 from pagoda.kv.cache import KVCache
 from pagoda.sampling.bad_words import token_sequences
 from pagoda.sampling.base import Sampled, SamplerProtocol
+from pagoda.sampling.likely import LikelySampler
 from pagoda.sampling.params import validate
 from pagoda.types import Delta, FinishReason, Request, StepResult
 
@@ -84,7 +89,7 @@ class Engine:
         self._facts = Facts()
         self._overlap: Overlap | None = None
         if overlap and isinstance(model, StagedModel):
-            steps = Steps(self._sample, self._pay, self._settle)
+            steps = Steps(partial(self._wait, model), self._sample, self._pay, self._settle)
             self._overlap = Overlap(model, self._runner, self.scheduler, self._facts, steps)
 
     # Requests come and go
@@ -156,9 +161,20 @@ class Engine:
             self._settle(logits.wanted.ready, sampled)
         return plan
 
+    def _wait(self, model: StagedModel, wanted: Wanted) -> Logits:
+        """What sampling needs of the step that runs."""
+        if isinstance(model, RankingModel) and isinstance(self._sampler, LikelySampler) and not wanted.prompt:
+            ranked = fetch(model, [seq.sampler for seq in wanted.ready], wanted.logit_rows)
+            if ranked is not None:
+                return Logits(np.empty((0, self.vocab_size), np.float32), wanted, ranked)
+        return Logits(model.wait(), wanted)
+
     def _sample(self, logits: Logits) -> Sampled:
         """A token for every choice whose turn it is."""
         wanted = logits.wanted
+        if logits.ranked is not None:
+            assert isinstance(self._sampler, LikelySampler)
+            return sample(self._sampler, logits.ranked, [seq.sampler for seq in wanted.ready], wanted.logit_rows)
         for rows in wanted.prompt:
             part = logits.logits[rows.first : rows.first + len(rows.targets)]
             rows.seq.take_prompt_logprobs(self._sampler, part, rows.targets)

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pagoda.backends.base import Backend, ForwardModel, LoadedModel
+from pagoda.backends.base import Backend, ForwardModel, LoadedModel, RankingModel
 from pagoda.config import EngineSettings
 from pagoda.engine.device import make_backend
 from pagoda.engine.engine import Engine
@@ -16,6 +16,7 @@ from pagoda.engine.thread import EngineThread
 from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.models.registry import load_model
+from pagoda.sampling.likely import LikelySampler
 from pagoda.sampling.sampler import Sampler
 from pagoda.sources import LocalModel, Progress, resolve
 from pagoda.text.chat import ChatTemplate, load_chat_template
@@ -152,7 +153,7 @@ def _engine(
     return Engine(
         model,
         tokenizer,
-        Sampler(forward_model.vocab_size, isa=settings.isa),
+        (LikelySampler if isinstance(model, RankingModel) else Sampler)(forward_model.vocab_size, isa=settings.isa),
         vocab_size=forward_model.vocab_size,
         windows=kv_plan.footprint.windows,
         num_blocks=kv_plan.num_blocks,

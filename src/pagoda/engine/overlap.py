@@ -38,6 +38,7 @@ Rows = npt.NDArray[np.intp]
 class Steps:
     """What the engine does with a step's results."""
 
+    wait: Callable[[Wanted], Logits]  # for the running step, and for no more of it than sampling needs
     sample: Callable[[Logits], Sampled]
     pay: Callable[[StepPlan, list[Sequence]], None]  # the planned tokens are computed
     settle: Callable[[list[Sequence], Sampled], None]  # the sampled tokens are owed, or the last
@@ -106,7 +107,7 @@ class Overlap:
         running = running.forget_ended()
         foreseen = running.is_foreseeable
         staged = self._plan_ahead(running) if foreseen else None
-        logits = Logits(self._model.wait(), running.wanted)
+        logits = self._steps.wait(running.wanted)
         self._facts.forward_s = time.perf_counter() - running.launched
         sampled = self._facts.time_sample(lambda: self._steps.sample(logits))
         if staged is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pagoda.backends.base import LoadedModel
+from pagoda.engine.ranked import Ranked
 from pagoda.engine.scheduler import StepPlan
 from pagoda.engine.sequence import Sequence, Status
 from pagoda.kv.cache import KVCache
@@ -30,6 +31,11 @@ class Wanted:
     rows: Int32Array | None
     prompt: list[PromptRows]
 
+    @property
+    def logit_rows(self) -> Int32Array:
+        """Of ready's, one each."""
+        return np.arange(len(self.ready), dtype=np.int32) if self.rows is None else self.rows
+
     def without_ended(self) -> Wanted:
         """Where sequences have ended since the step was laid out."""
         if all(seq.status is not Status.FINISHED for seq in self.ready):
@@ -44,8 +50,9 @@ class Wanted:
 class Logits:
     """What a forward pass gave."""
 
-    logits: FloatArray  # [R, V], valid until the next pass
+    logits: FloatArray  # [R, V], valid until the next pass; without rows where a device ranked them
     wanted: Wanted
+    ranked: Ranked | None = None
 
 
 class Runner:

@@ -72,6 +72,7 @@ class CudaBackend:
             device=self.device,
             graphs=self._graphs,
             weight_bytes=weights.num_bytes,
+            ops=ops,
         )
         if self.device.type == "cuda":
             loaded.buffer_bytes = measure_buffers(loaded, limits, graphs=self._graphs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pagoda.backends.base import Activation, AttentionSpec
+from pagoda.backends.base import LOGIT_BLOCK, Activation, AttentionSpec
 from pagoda.backends.cuda.kv import E4M3, PLAIN, KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Step, TileSizes
@@ -118,6 +118,41 @@ class EagerOps:
         if self.dtype == torch.float16:
             out = out.clamp(-65504.0, 65504.0)
         return out.to(self.dtype)[None]
+
+    def likeliest(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        blocks = _blocks(logits)
+        maxima = blocks.amax(-1)
+        ranked = torch.sort(maxima, dim=1, descending=True, stable=True).indices[:, :count]
+        chosen = ranked.sort(dim=1).values
+        values = blocks.gather(1, chosen[:, :, None].expand(-1, -1, LOGIT_BLOCK))
+        return chosen.to(torch.int32), values, maxima
+
+    def weights(self, logits: torch.Tensor, maxima: torch.Tensor) -> torch.Tensor:
+        most = maxima.amax(1)[:, None, None]
+        lanes = _weigh(_blocks(logits), most).unflatten(-1, (-1, 16))
+        total = torch.zeros_like(lanes[:, :, 0])
+        for part in lanes.unbind(2):
+            total = total + part
+        for half in (8, 4, 2, 1):
+            total = total[..., :half] + total[..., half:]
+        return total[..., 0]
+
+
+def _blocks(logits: torch.Tensor) -> torch.Tensor:
+    """[R, V] → [R, ceil(V / 64), 64]"""
+    rest = -logits.shape[1] % LOGIT_BLOCK
+    return F.pad(logits, (0, rest), value=float("-inf")).unflatten(1, (-1, LOGIT_BLOCK))
+
+
+def _weigh(x: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
+    """e^(x - most), operation by operation as the sampler on the host (`csrc/sampler_passes.inl`)."""
+    t = ((x - most) * 1.44269504).clamp_min(-127.0)
+    shifted = t + 12582912.0
+    r = t - (shifted - 12582912.0)
+    r2 = r * r
+    high = (0.24022242 + 0.055507336 * r) + r2 * (0.009671513 + 0.0013264727 * r)
+    y = (1.0 + 0.693147 * r) + r2 * high
+    return (y.view(torch.int32) + (shifted.view(torch.int32) << 23)).view(torch.float32)
 
 
 def _decoded(weight: PlaneWeight) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pagoda.backends.base import Activation
-from pagoda.backends.cuda.kernels import attend, dense, gated, grouped, norm, prepare
+from pagoda.backends.cuda.kernels import attend, dense, gated, grouped, likeliest, norm, prepare
 from pagoda.backends.cuda.kv import KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Step, TileSizes
@@ -108,3 +108,9 @@ class FastOps:
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
         return gated.gated(gate, up, activation, self.dtype)
+
+    def likeliest(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return likeliest.likeliest(logits, count)
+
+    def weights(self, logits: torch.Tensor, maxima: torch.Tensor) -> torch.Tensor:
+        return likeliest.weights(logits, maxima)

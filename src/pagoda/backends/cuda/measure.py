@@ -24,6 +24,7 @@ def measure_buffers(model: CudaModel, limits: Limits, *, graphs: bool) -> int:
         before = torch.cuda.memory_allocated(device)
         model.allocate_pools((1,) * limits.groups)
         model.forward(largest_step(limits))
+        model.likeliest(1, weights=False)
         peak = torch.cuda.max_memory_allocated(device) - before
         return int(peak) + (_graph_bytes(model, limits) if graphs else 0)
     except torch.OutOfMemoryError as error:

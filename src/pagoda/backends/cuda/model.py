@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pagoda.backends.base import KVGroup, KVType
+from pagoda.backends.base import KVGroup, KVType, Likeliest
 from pagoda.backends.cuda.graphs import DecodeGraphs
 from pagoda.backends.cuda.kv import KVLayer, KVPool, block_bytes
 from pagoda.backends.cuda.metadata import Layout, Limits, StepBuffer, TileSizes, check_batch, check_tokens
+from pagoda.backends.cuda.ops import DeviceOps
 from pagoda.backends.cuda.program import Program
 from pagoda.errors import CapacityError, EngineError
 from pagoda.types import Batch, FloatArray, Int32Array
@@ -27,7 +29,7 @@ class _Staged:
 
 
 class CudaModel:
-    """A `StagedModel`. Steps of one token a sequence may run as captured graphs."""
+    """A `RankingModel`. Steps of one token a sequence may run as captured graphs."""
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class CudaModel:
         device: torch.device,
         graphs: bool,
         weight_bytes: int,
+        ops: DeviceOps,
     ) -> None:
         self.weight_bytes = weight_bytes
         self.buffer_bytes = 0
@@ -58,7 +61,8 @@ class CudaModel:
         self._graphs = DecodeGraphs(limits.seqs) if graphs else None
         self._staged: _Staged | None = None
         self.logits = torch.empty((0, vocab_size), dtype=torch.float32, device=device)  # of the launched step, [R, V]
-        self._host_logits = torch.empty((0, vocab_size), dtype=torch.float32)
+        self._ops = ops
+        self._host: dict[str, torch.Tensor] = {}  # pinned, by what comes to lie there
 
     @property
     def program(self) -> Program:
@@ -132,10 +136,22 @@ class CudaModel:
             else:
                 self.logits = self.program(step, self._layers)
 
-    def wait(self) -> FloatArray:
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
         assert self.program
         with torch.inference_mode():
-            return self._to_host(self.logits)
+            chosen = self.logits if rows is None else self.logits[torch.from_numpy(rows).to(self._device)]
+            (logits,) = self._to_host({"logits": chosen})
+            return logits
+
+    def likeliest(self, num_tokens: int, *, weights: bool) -> Likeliest:
+        assert self.program
+        with torch.inference_mode():
+            blocks, values, maxima = self._ops.likeliest(self.logits, num_tokens)
+            found = {"blocks": blocks, "values": values}
+            if weights:
+                found["weights"] = self._ops.weights(self.logits, maxima)
+            host = self._to_host(found)
+            return Likeliest(host[0], host[1], host[2] if weights else None)
 
     def check(self, batch: Batch) -> None:
         """ValueError for a step that must not run, whatever its tokens."""
@@ -145,15 +161,19 @@ class CudaModel:
         blocks = tuple(pool.num_blocks for pool in self._pools)
         check_batch(batch, self._limits, blocks, tuple(group.window for group in self.groups))
 
-    def _to_host(self, logits: torch.Tensor) -> FloatArray:
+    def _to_host(self, tensors: dict[str, torch.Tensor]) -> list[npt.NDArray[Any]]:
+        """Copy all, and wait once."""
         if self._device.type != "cuda":
-            return np.asarray(logits.numpy())
-        if len(self._host_logits) < len(logits):
-            self._host_logits = torch.empty(logits.shape, dtype=torch.float32, pin_memory=True)
-        host = self._host_logits[: len(logits)]
-        host.copy_(logits, non_blocking=True)
+            return [tensor.contiguous().numpy() for tensor in tensors.values()]
+        hosts = []
+        for name, tensor in tensors.items():
+            if name not in self._host or self._host[name].numel() < tensor.numel():
+                self._host[name] = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
+            host = self._host[name][: tensor.numel()].view(tensor.shape)
+            host.copy_(tensor, non_blocking=True)
+            hosts.append(host)
         torch.cuda.current_stream().synchronize()
-        return np.asarray(host.numpy())
+        return [host.numpy() for host in hosts]
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         assert self.program

@@ -45,6 +45,16 @@ class DeviceOps(Protocol):
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """→ [1, T, F]"""
 
+    def likeliest(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Blocks of 64 logits that hold the `count` likeliest tokens of each row [R, V].
+
+        → which blocks [R, count] int32, ascending; their logits [R, count, 64]; the maxima of all [R, ceil(V / 64)]
+        """
+
+    def weights(self, logits: torch.Tensor, maxima: torch.Tensor) -> torch.Tensor:
+        """What the tokens of each block weigh beside the likeliest of their row, which is 1; V in whole blocks.
+        → [R, V / 64] float32"""
+
     def tile_sizes(self, queries_per_kv_head: int, head_dim: int, kv_bits: int) -> TileSizes:
         """How attention wants a step cut."""
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from pagoda.backends.base import ForwardModel, KVType
+from pagoda.backends.base import ForwardModel, KVType, Likeliest
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.metadata import check_tokens
 from pagoda.backends.cuda.model import CudaModel
@@ -99,8 +99,11 @@ class ParallelModel:
         self._tell("launch", tokens)
         self._model.launch(tokens)
 
-    def wait(self) -> FloatArray:
-        return self._model.wait()
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
+        return self._model.wait(rows)
+
+    def likeliest(self, num_tokens: int, *, weights: bool) -> Likeliest:
+        return self._model.likeliest(num_tokens, weights=weights)  # every rank has all logits
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         self._model.copy_blocks(group, pairs)
