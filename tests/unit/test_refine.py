@@ -30,7 +30,7 @@ def test_every_step_lowers_the_error(options: GPTQOptions) -> None:
     errors = [row_errors(WEIGHT, start, HESSIAN)]
     steps = [start]
     for step in (refit_scales, move_codes, refit_scales):
-        steps.append(step(WEIGHT, steps[-1], HESSIAN))
+        steps.append(step(steps[-1], HESSIAN, HESSIAN @ WEIGHT.T))
         errors.append(row_errors(WEIGHT, steps[-1], HESSIAN))
         assert (errors[-1] <= errors[-2] * 1.001).all()
     assert errors[-1].sum() < 0.98 * errors[0].sum()

@@ -25,6 +25,7 @@ from pagoda.formats.quantized import as_floats as decoded
 from pagoda.types import FloatArray, Int32Array, RawTensor
 
 CHUNK_TOKENS = 4096
+GATED_ROWS = 64  # tokens whose activations are computed at once: they stay in the cache
 QUERY_BLOCK = 128  # queries that attend at once; keys after the last of them are left out
 
 
@@ -187,7 +188,15 @@ class WindowOps:
         return Value(compute, dear=True, origin=origin)
 
     def gated(self, gate: Value, up: Value, activation: Activation) -> Value:
-        return Value(lambda i: gated(gate.chunk(i), up.chunk(i), activation), dear=True, origin=up.origin)
+        def compute(i: int) -> FloatArray:
+            opened, passed = gate.chunk(i), up.chunk(i)
+            out = np.empty_like(passed)
+            for start in range(0, len(out), GATED_ROWS):
+                rows = slice(start, start + GATED_ROWS)
+                out[rows] = gated(opened[rows], passed[rows], activation)
+            return out
+
+        return Value(compute, dear=True, origin=up.origin)
 
     def add(self, x: Value, y: Value) -> Value:
         for i, chunk in enumerate(x.keep(self.num_chunks)):

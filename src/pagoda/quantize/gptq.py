@@ -31,7 +31,7 @@ from pagoda.types import FloatArray, Int32Array
 ActOrder = Literal["static", "full", "none"]
 Double = npt.NDArray[np.float64]
 
-BLOCK = 64  # columns between two updates of all that follow
+BLOCK = 32  # columns between two updates of all that follow
 TRIANGLE = 64  # triangles up to this size are inverted at once
 
 
@@ -170,12 +170,12 @@ class _Run:
     def block(self, start: int, end: int, grids: list[Grid]) -> None:
         """Round columns [start, end), and move those after them."""
         w, upper = self.w[start:end], self.upper[start:end, start:end]
-        errors = np.empty_like(w)
+        errors, room = np.empty_like(w), np.empty_like(w)
         for i, grid in enumerate(grids):
             codes = grid.codes(w[i])
             self.codes[start + i] = codes
             error = np.divide(w[i] - grid.values(codes), upper[i, i], out=errors[i])
-            w[i + 1 :] -= np.outer(upper[i, i + 1 :], error)
+            w[i + 1 :] -= np.multiply(upper[i, i + 1 :, None], error, out=room[i + 1 :])
         self.w[end:] -= self.upper[start:end, end:].T @ errors
 
 

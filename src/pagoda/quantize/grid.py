@@ -31,16 +31,23 @@ class Grid:
 
     def codes(self, w: FloatArray) -> FloatArray:
         """The nearest codes, as whole float32 numbers."""
-        q = w / self.scale
-        np.rint(q, out=q)
-        q += self.zero
-        return np.clip(q, 0, self.top, out=q)
+        return on_grid(w / self.scale, self.zero, np.float32(self.top))
 
     def values(self, codes: FloatArray) -> FloatArray:
-        return np.asarray((codes - self.zero) * self.scale, dtype=np.float32)
+        steps = codes - self.zero
+        steps *= self.scale
+        return np.asarray(steps, dtype=np.float32)
 
     def rounded(self, w: FloatArray) -> FloatArray:
         return self.values(self.codes(w))
+
+
+def on_grid(q: FloatArray, zero: FloatArray, top: np.float32) -> FloatArray:
+    """Weights in units of their scales → codes, in place."""
+    np.rint(q, out=q)
+    q += zero
+    np.minimum(q, top, out=q)
+    return np.maximum(q, np.float32(0), out=q)
 
 
 def stored(scale: FloatArray) -> FloatArray:
@@ -69,11 +76,13 @@ def search(w: FloatArray, importance: FloatArray, bits: int, symmetric: bool) ->
     w [g, out], importance [g] of columns. Symmetric grids reach one step further down than up, so the side of the
     largest weight decides their sign: a negative scale turns the grid around.
     """
-    weight = importance[:, None].astype(np.float32)
+    weight = importance.astype(np.float32)
     best, least = full_range(w, bits, symmetric), None
     for share in SHRINKS:
         for grid in _candidates(w, bits, symmetric, float(share)):
-            loss = (weight * np.square(w - grid.rounded(w))).sum(axis=0)
+            change = grid.rounded(w)
+            change -= w
+            loss = np.einsum("g,go,go->o", weight, change, change)
             if least is None:
                 best, least = grid, loss
                 continue
