@@ -27,6 +27,7 @@ from pagoda.types import FloatArray
 BITS = 4
 EXPONENTS = np.arange(0, 1, 0.05)
 CUTS = np.arange(1, 0.49, -0.05)  # shares of a group's range
+SEARCH_ROWS = 256  # of each linear, evenly spread, that scales are tried on before the finalists are on all
 FINALISTS = 3  # scales that are tried with cut ranges too
 LEAST = np.float32(1e-4)  # of what scales are made from
 
@@ -71,8 +72,10 @@ def likely_scales(group: LinearGroup, hessian: FloatArray, size: int) -> list[Fl
     if group.origin is None:
         return [none]
 
+    weights = [w[:: -(-len(w) // SEARCH_ROWS)] for w in group.weights]
+
     def loss(scales: FloatArray) -> float:
-        return sum(output_error(w, rounded(w * scales, size) / scales, hessian) for w in group.weights)
+        return sum(output_error(w, rounded(w * scales, size) / scales, hessian) for w in weights)
 
     grid = sorted(candidates(group.weights, group.inputs.mean_abs, size, group.origin), key=loss)
     return [*grid[:FINALISTS], none]
