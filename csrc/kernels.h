@@ -53,6 +53,8 @@ struct GemmArgs {
 };
 constexpr size_t kGemmScratch = 512 * 1024;
 
+constexpr int kAttendChunk = 256;   // keys that one softmax pass covers, at fixed positions
+
 struct AttendArgs {
     // Queries: `tokens` consecutive tokens of one sequence, the first at position `position`, `group` query heads
     // that share KV head `kv_head`.
@@ -71,9 +73,15 @@ struct AttendArgs {
     int64_t k_scale_offset, v_scale_offset;  // int8 only
     KVType type;
     uint8_t *scratch;      // kAttendScratch bytes, 64-byte aligned
-};
+    // Where `part` is set, only the keys of this chunk are looked at, and what they add goes there.
+    int chunk;
+    float *part;           // attend_part_floats(tokens * group, head_dim)
 
-constexpr int kAttendChunk = 256;   // keys that one softmax pass covers, at fixed positions
+    int first_chunk() const { return window > 0 && position >= window ? (position - window + 1) / kAttendChunk : 0; }
+    int last_chunk() const { return (position + tokens - 1) / kAttendChunk; }
+};
+constexpr int64_t attend_part_floats(int64_t rows, int64_t head_dim) { return rows * (round_up(head_dim, 16) + 2); }
+
 constexpr int kAttendRows = 24;     // query rows (tokens * group) of one call at most
 constexpr int kMaxHeadDim = 512;
 constexpr size_t kAttendScratch =
@@ -86,12 +94,15 @@ struct Kernels {
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
     void (*gated)(const float *gate, const float *up, Activation kind, int64_t n, float *out);
     void (*add)(float *x, const float *y, int64_t n);
-    // Rotates pairs of one head; cos_sin holds rotary_dim / 2 cosines, then as many sines.
-    void (*rope)(float *x, const float *cos_sin, int rotary_dim, bool neox);
+    // Rotates pairs of one head; turn holds rotary_dim cosines, an element each, then the sines that the element's partner
+    // is multiplied by.
+    void (*rope)(float *x, const float *turn, int rotary_dim, bool neox);
     // Stores one token of one KV head at `slot` of a block.
     void (*store_kv)(const float *k, const float *v, int head_dim, int slot, KVType type, uint8_t *k_to,
                      uint8_t *v_to, float *k_scale, float *v_scale);
     void (*attend)(const AttendArgs &);
+    // The rows of all chunks from their parts, chunk c at parts + c * attend_part_floats(…).
+    void (*merge_attended)(const AttendArgs &, const float *parts);
     void (*gemm[static_cast<int>(Type::Count)])(const GemmArgs &);
     // kBurstOperations integer operations a round, in registers; returns something that depends on them.
     int32_t (*int8_burst)(int64_t rounds);

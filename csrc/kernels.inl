@@ -25,6 +25,7 @@ Kernels make_kernels() {
     k.rope = rope<S>;
     k.store_kv = store_kv<S>;
     k.attend = attend<S>;
+    k.merge_attended = merge_attended<S>;
     k.int8_burst = int8_burst<S>;
     return k;
 }

@@ -1,7 +1,8 @@
 // Paged attention of a few query rows against one KV head. Included by kernels.inl.
 //
 // Keys are taken in chunks of 256 at fixed positions. Each chunk has its own softmax from scratch, and chunks are
-// merged in order; so a row's result depends on its own keys alone, whoever shares the call.
+// merged in order; so a row's result depends on its own keys alone, whoever shares the call, and whether one call or
+// several went over the chunks.
 
 template <class S, KVType Type>
 PAGODA_INLINE typename S::F load_kv(const uint8_t *base, int64_t element) {
@@ -64,6 +65,20 @@ PAGODA_INLINE void softmax_row(float *s, int width, float &top, float &sum) {
     sum = lanes_sum<S>(total);
 }
 
+constexpr int kStreamedRows = 8;  // so few rows wait for memory rather than for arithmetic
+
+// The keys of the next block, and this one's values, which are wanted once all keys are scored.
+template <KVType Type>
+PAGODA_INLINE void read_ahead(const AttendArgs &a, int b, int block_end) {
+    constexpr int64_t kBytes = Type == KVType::F32 ? 4 : Type == KVType::Int8 ? 1 : 2;
+    const int64_t bytes = kBytes * a.head_dim * kBlockTokens;
+    const uint8_t *values = a.kv + a.table[b] * a.block_stride + a.v_offset;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(values + i, 0, 2);
+    if (b + 1 == block_end || a.table[b + 1] < 0) return;
+    const uint8_t *keys = a.kv + a.table[b + 1] * a.block_stride + a.k_offset;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(keys + i);
+}
+
 template <class S, KVType Type>
 PAGODA_INLINE void score_chunk(const AttendArgs &a, const float *q, int rows, int block_begin, int block_end, float *scores) {
     for (int b = block_begin; b < block_end; ++b) {
@@ -73,6 +88,7 @@ PAGODA_INLINE void score_chunk(const AttendArgs &a, const float *q, int rows, in
             continue;
         }
         const uint8_t *block = a.kv + a.table[b] * a.block_stride;
+        if (rows <= kStreamedRows) read_ahead<Type>(a, b, block_end);
         for_tiles<S::kRows>(0, rows, [&](auto size, int64_t r) __attribute__((always_inline)) {
             score_block<S, Type, size>(block + a.k_offset, q + r * a.head_dim, a.head_dim, to + r * kAttendChunk);
         });
@@ -123,47 +139,94 @@ PAGODA_INLINE void merge_row(float *total, float &top, float &sum, const float *
         S::store(total + d, S::fma(S::load(part + d), n, S::mul(S::load(total + d), k)));
 }
 
-template <class S, KVType Type>
-void attend_as(const AttendArgs &a) {
-    const int rows = a.tokens * a.group, last = a.position + a.tokens - 1;
-    const int64_t padded = round_up(a.head_dim, 16);
-    float *q = reinterpret_cast<float *>(a.scratch);
-    float *scores = q + round_up(rows * a.head_dim, 16);
-    float *part = scores + rows * kAttendChunk, *total = part + rows * padded;
-    float tops[kAttendRows], sums[kAttendRows];
-    for (int r = 0; r < rows; ++r) {
+// What a chunk adds, or all chunks together, before the division by the sums.
+struct Partial {
+    float *out;          // [rows][head_dim padded to 16]
+    float *tops, *sums;  // [rows]: largest score, sum of the numerators
+    Partial(float *memory, int rows, int64_t padded)
+        : out(memory), tops(memory + rows * padded), sums(memory + rows * padded + rows) {}
+};
+
+template <class S>
+PAGODA_INLINE void merge(Partial &total, const Partial &part, int rows, int64_t padded) {
+    for (int r = 0; r < rows; ++r)
+        merge_row<S>(total.out + r * padded, total.tops[r], total.sums[r], part.out + r * padded, part.tops[r], part.sums[r],
+                     padded);
+}
+
+PAGODA_INLINE Partial no_keys(float *memory, int rows, int64_t padded) {
+    Partial p(memory, rows, padded);
+    std::memset(p.out, 0, static_cast<size_t>(rows * padded) * 4);
+    std::memset(p.sums, 0, static_cast<size_t>(rows) * 4);
+    for (int r = 0; r < rows; ++r) p.tops[r] = -INFINITY;
+    return p;
+}
+
+PAGODA_INLINE void write_rows(const AttendArgs &a, const Partial &total, int64_t padded) {
+    for (int r = 0; r < a.tokens * a.group; ++r) {
+        float *to = a.out + r / a.group * a.out_stride + r % a.group * a.head_dim;
+        const float inverse = 1.0f / total.sums[r];
+        for (int d = 0; d < a.head_dim; ++d) to[d] = total.out[r * padded + d] * inverse;
+    }
+}
+
+PAGODA_INLINE void scale_queries(const AttendArgs &a, float *q) {
+    for (int r = 0; r < a.tokens * a.group; ++r) {
         const float *from = a.q + r / a.group * a.q_stride + r % a.group * a.head_dim;
         for (int d = 0; d < a.head_dim; ++d) q[r * a.head_dim + d] = from[d] * a.scale;
-        tops[r] = -INFINITY;
-        sums[r] = 0.0f;
-        std::memset(total + r * padded, 0, static_cast<size_t>(padded) * 4);
     }
-    const int oldest = a.window > 0 && a.position - a.window + 1 > 0 ? a.position - a.window + 1 : 0;
-    for (int chunk = oldest / kAttendChunk; chunk <= last / kAttendChunk; ++chunk) {
-        const int first_key = chunk * kAttendChunk, block_begin = first_key / kBlockTokens;
-        const int keys = last + 1 - first_key < kAttendChunk ? last + 1 - first_key : kAttendChunk;
-        const int block_end = block_begin + static_cast<int>(ceil_div(keys, kBlockTokens));
-        const int width = (block_end - block_begin) * kBlockTokens;
-        score_chunk<S, Type>(a, q, rows, block_begin, block_end, scores);
-        float part_top[kAttendRows], part_sum[kAttendRows];
-        for (int r = 0; r < rows; ++r) {
-            mask_row<S>(a, a.position + r / a.group, first_key, width, scores + r * kAttendChunk);
-            softmax_row<S>(scores + r * kAttendChunk, width, part_top[r], part_sum[r]);
-        }
-        scale_by_values<S, Type>(a, block_begin, block_end, rows, scores);
-        for (int64_t at = 0; at < padded; at += 16)
-            for_tiles<S::kRows>(0, rows, [&](auto size, int64_t r) __attribute__((always_inline)) {
-                weigh_values<S, Type, size>(a, block_begin, block_end, padded, at, scores + r * kAttendChunk,
-                                            part + r * padded);
-            });
-        for (int r = 0; r < rows; ++r)
-            merge_row<S>(total + r * padded, tops[r], sums[r], part + r * padded, part_top[r], part_sum[r], padded);
-    }
+}
+
+template <class S, KVType Type>
+PAGODA_INLINE void attend_keys(const AttendArgs &a, int chunk, const float *q, float *scores, Partial &to) {
+    const int rows = a.tokens * a.group, last = a.position + a.tokens - 1;
+    const int64_t padded = round_up(a.head_dim, 16);
+    const int first_key = chunk * kAttendChunk, block_begin = first_key / kBlockTokens;
+    const int keys = last + 1 - first_key < kAttendChunk ? last + 1 - first_key : kAttendChunk;
+    const int block_end = block_begin + static_cast<int>(ceil_div(keys, kBlockTokens));
+    const int width = (block_end - block_begin) * kBlockTokens;
+    score_chunk<S, Type>(a, q, rows, block_begin, block_end, scores);
     for (int r = 0; r < rows; ++r) {
-        float *to = a.out + r / a.group * a.out_stride + r % a.group * a.head_dim;
-        const float inverse = 1.0f / sums[r];
-        for (int d = 0; d < a.head_dim; ++d) to[d] = total[r * padded + d] * inverse;
+        mask_row<S>(a, a.position + r / a.group, first_key, width, scores + r * kAttendChunk);
+        softmax_row<S>(scores + r * kAttendChunk, width, to.tops[r], to.sums[r]);
     }
+    scale_by_values<S, Type>(a, block_begin, block_end, rows, scores);
+    for (int64_t at = 0; at < padded; at += 16)
+        for_tiles<S::kRows>(0, rows, [&](auto size, int64_t r) __attribute__((always_inline)) {
+            weigh_values<S, Type, size>(a, block_begin, block_end, padded, at, scores + r * kAttendChunk,
+                                        to.out + r * padded);
+        });
+}
+
+template <class S, KVType Type>
+void attend_as(const AttendArgs &a) {
+    const int rows = a.tokens * a.group;
+    const int64_t padded = round_up(a.head_dim, 16);
+    float *q = reinterpret_cast<float *>(a.scratch);
+    float *scores = q + round_up(rows * a.head_dim, 16), *memory = scores + rows * kAttendChunk;
+    scale_queries(a, q);
+    if (a.part) {
+        Partial part(a.part, rows, padded);
+        return attend_keys<S, Type>(a, a.chunk, q, scores, part);
+    }
+    Partial part(memory, rows, padded), total = no_keys(memory + attend_part_floats(rows, a.head_dim), rows, padded);
+    for (int chunk = a.first_chunk(); chunk <= a.last_chunk(); ++chunk) {
+        attend_keys<S, Type>(a, chunk, q, scores, part);
+        merge<S>(total, part, rows, padded);
+    }
+    write_rows(a, total, padded);
+}
+
+template <class S>
+void merge_attended(const AttendArgs &a, const float *parts) {
+    const int rows = a.tokens * a.group;
+    const int64_t padded = round_up(a.head_dim, 16), each = attend_part_floats(rows, a.head_dim);
+    Partial total = no_keys(reinterpret_cast<float *>(a.scratch), rows, padded);
+    for (int chunk = a.first_chunk(); chunk <= a.last_chunk(); ++chunk) {
+        const Partial part(const_cast<float *>(parts) + chunk * each, rows, padded);
+        merge<S>(total, part, rows, padded);
+    }
+    write_rows(a, total, padded);
 }
 
 template <class S>

@@ -1,4 +1,5 @@
-// Kernels that work on one row at a time: quantize, norms, activations, rope, KV store; and the peak to set them by. Included by kernels.inl.
+// Kernels that work on one row at a time: quantize, norms, activations, rope, KV store; and the peak to set them by.
+// Included by kernels.inl.
 
 // exp(x) to about 1 ulp in [-87, 88], 0 below: Cody-Waite reduction and a degree-6 polynomial.
 template <class S>
@@ -129,15 +130,37 @@ void add(float *x, const float *y, int64_t n) {
     for (; i < n; ++i) x[i] += y[i];
 }
 
+// out[i] = x[i] cos + x[partner of i] (-sin or sin): `turn` holds [rotary_dim] cosines and as many signed sines, as the
+// elements of a head take them.
 template <class S>
-void rope(float *x, const float *cos_sin, int rotary_dim, bool neox) {
+void rope(float *x, const float *turn, int rotary_dim, bool neox) {
+    const float *c = turn, *s = turn + rotary_dim;
     const int half = rotary_dim / 2;
-    const float *c = cos_sin, *s = cos_sin + half;
-    for (int i = 0; i < half; ++i) {
-        float &a = x[neox ? i : 2 * i], &b = x[neox ? i + half : 2 * i + 1];
-        const float ra = a * c[i] - b * s[i], rb = a * s[i] + b * c[i];
-        a = ra;
-        b = rb;
+    const auto turned = [&](auto at, auto partner, int i) __attribute__((always_inline)) {
+        return S::add(S::mul(at, S::load(c + i)), S::mul(partner, S::load(s + i)));
+    };
+    int i = 0;
+    if (neox) {
+        for (; i + 16 <= half; i += 16) {
+            const auto a = S::load(x + i), b = S::load(x + half + i);
+            S::store(x + i, turned(a, b, i));
+            S::store(x + half + i, turned(b, a, half + i));
+        }
+        for (; i < half; ++i) {
+            const float a = x[i], b = x[half + i];
+            x[i] = a * c[i] + b * s[i];
+            x[half + i] = b * c[half + i] + a * s[half + i];
+        }
+        return;
+    }
+    for (; i + 16 <= rotary_dim; i += 16) {
+        const auto v = S::load(x + i);
+        S::store(x + i, turned(v, S::swap_pairs(v), i));
+    }
+    for (; i < rotary_dim; i += 2) {
+        const float a = x[i], b = x[i + 1];
+        x[i] = a * c[i] + b * s[i];
+        x[i + 1] = b * c[i + 1] + a * s[i + 1];
     }
 }
 
@@ -152,6 +175,27 @@ PAGODA_INLINE void store_kv_as(const float *k, const float *v, int head_dim, int
     const int64_t padded = round_up(head_dim, 16);
     for (int d = 0; d < head_dim; ++d) kt[d * kBlockTokens + slot] = convert(finite(k[d], limit));
     for (int d = 0; d < head_dim; ++d) vt[slot * padded + d] = convert(finite(v[d], limit));
+}
+
+template <class S>
+PAGODA_INLINE void store_kv_half(const float *k, const float *v, int head_dim, int slot, uint8_t *k_to, uint8_t *v_to) {
+    uint16_t *kt = reinterpret_cast<uint16_t *>(k_to), *vt = reinterpret_cast<uint16_t *>(v_to) + slot * round_up(head_dim, 16);
+    const auto top = S::set1(65504.0f), bottom = S::set1(-65504.0f);
+    const auto halves = [&](const float *x, uint16_t *to) __attribute__((always_inline)) {
+        const auto v = S::load(x);
+        S::store_half(to, S::max(S::below(v, top, v, top), bottom));  // NaN becomes the largest, too
+    };
+    int d = 0;
+    for (; d + 16 <= head_dim; d += 16) {
+        uint16_t column[16];
+        halves(k + d, column);
+        for (int i = 0; i < 16; ++i) kt[(d + i) * kBlockTokens + slot] = column[i];
+        halves(v + d, vt + d);
+    }
+    for (; d < head_dim; ++d) {
+        kt[d * kBlockTokens + slot] = float_to_half(finite(k[d], 65504.0f));
+        vt[d] = float_to_half(finite(v[d], 65504.0f));
+    }
 }
 
 PAGODA_INLINE float largest_magnitude(const float *x, int n) {
@@ -169,7 +213,7 @@ void store_kv(const float *k, const float *v, int head_dim, int slot, KVType typ
             store_kv_as(k, v, head_dim, slot, k_to, v_to, 3e38f, [](float x) { return x; });
             break;
         case KVType::F16:
-            store_kv_as(k, v, head_dim, slot, k_to, v_to, 65504.0f, [](float x) { return float_to_half(x); });
+            store_kv_half<S>(k, v, head_dim, slot, k_to, v_to);
             break;
         case KVType::BF16:
             store_kv_as(k, v, head_dim, slot, k_to, v_to, 3e38f, [](float x) { return float_to_bfloat(x); });

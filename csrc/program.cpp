@@ -13,6 +13,7 @@ constexpr int64_t kTokenChunk = 128;        // tokens that a linear item covers:
 constexpr int64_t kItemBytes = 8 * 1024;    // weights that one item of a small batch streams
 constexpr int64_t kReadAheadTokens = 8;     // a step of more is bound by arithmetic
 constexpr int64_t kReadAheadItems = 6;      // of each thread's, while it waits
+constexpr int64_t kAttendItems = 8;         // fewer attention tiles a thread are split by keys
 
 int64_t element_bytes(KVType t) { return t == KVType::F32 ? 4 : t == KVType::Int8 ? 1 : 2; }
 
@@ -59,7 +60,7 @@ int Program::add_quantized(int64_t columns) {
 }
 
 int Program::add_rope(RopeTable table) {
-    rope_rows_.emplace_back(static_cast<size_t>(max_tokens_) * table.inv_freq.size() * 8);
+    rope_rows_.emplace_back(static_cast<size_t>(max_tokens_) * table.inv_freq.size() * 16);
     ropes_.push_back(std::move(table));
     return static_cast<int>(ropes_.size()) - 1;
 }
@@ -191,7 +192,7 @@ void Program::check(const Step &s) const {
 // Query tiles of every sequence; the costliest, those with the longest contexts, first.
 void Program::plan_attention(const Step &s) {
     token_sequence_.resize(static_cast<size_t>(s.tokens));
-    attend_items_.clear();
+    attend_tiles_.clear();
     int group = 1;
     for (const AttendStage &a : attends_) {
         const int g = a.heads / layers_[static_cast<size_t>(a.layer)].kv_heads;
@@ -202,8 +203,45 @@ void Program::plan_attention(const Step &s) {
         const int32_t begin = s.seq_starts[b], end = s.seq_starts[b + 1];
         for (int32_t t = begin; t < end; ++t) token_sequence_[static_cast<size_t>(t)] = static_cast<int32_t>(b);
         for (int32_t t = begin + (end - 1 - begin) / tile * tile; t >= begin; t -= tile)
-            attend_items_.push_back({static_cast<int32_t>(b), t, end - t < tile ? end - t : tile});
+            attend_tiles_.push_back({static_cast<int32_t>(b), t, end - t < tile ? end - t : tile});
     }
+    split_attention(s);
+}
+
+// Few tiles would leave threads without work, and long contexts make uneven ones: their chunks of keys become items.
+void Program::split_attention(const Step &step) {
+    int64_t kv_heads = 1, head_dim = 0, group = 1;  // the largest of any layer
+    for (const AttendStage &a : attends_) {
+        const LayerKV &l = layers_[static_cast<size_t>(a.layer)];
+        kv_heads = std::max<int64_t>(kv_heads, l.kv_heads);
+        head_dim = std::max<int64_t>(head_dim, l.head_dim);
+        group = std::max<int64_t>(group, a.heads / l.kv_heads);
+    }
+    left_stride_ = kv_heads;
+    const bool few = static_cast<int64_t>(attend_tiles_.size()) * kv_heads < kAttendItems * pool_->size() && pool_->size() > 1;
+    attend_pieces_.clear();
+    attend_splits_.assign(attend_tiles_.size(), {});
+    int64_t floats = 0;
+    for (size_t i = 0; i < attend_tiles_.size(); ++i) {
+        const AttendTile &t = attend_tiles_[i];
+        const int32_t chunks = (step.positions[t.token] + t.tokens - 1) / kAttendChunk + 1;
+        if (!few || chunks == 1) {
+            attend_pieces_.push_back({static_cast<int32_t>(i), kNone});
+            continue;
+        }
+        attend_splits_[i] = {chunks, floats};
+        floats += kv_heads * chunks * attend_part_floats(t.tokens * group, head_dim);
+        for (int32_t c = 0; c < chunks; ++c) attend_pieces_.push_back({static_cast<int32_t>(i), c});
+    }
+    if (floats == 0) return;
+    if (attend_parts_.size() < static_cast<size_t>(floats)) attend_parts_.resize(static_cast<size_t>(floats));
+    const size_t counts = attend_tiles_.size() * static_cast<size_t>(kv_heads);
+    if (attend_left_size_ < counts) {
+        attend_left_ = std::make_unique<std::atomic<int32_t>[]>(counts);
+        attend_left_size_ = counts;
+    }
+    for (size_t i = 0; i < counts; ++i)
+        attend_left_[i].store(attend_splits_[i / static_cast<size_t>(kv_heads)].chunks, std::memory_order_relaxed);
 }
 
 int64_t Program::panels_an_item(const LinearPart &p, int64_t tokens) const {
@@ -220,7 +258,7 @@ int64_t Program::items(const Stage &stage, const Step &step) const {
         case Stage::Prepare: return step.tokens;
         case Stage::Rows: return row_stages_[index].gather ? step.logit_rows : step.tokens;
         case Stage::Attend:
-            return static_cast<int64_t>(attend_items_.size()) *
+            return static_cast<int64_t>(attend_pieces_.size()) *
                    layers_[static_cast<size_t>(attends_[index].layer)].kv_heads;
         case Stage::Linear: {
             const LinearStage &s = linears_[index];
@@ -335,12 +373,14 @@ void Program::rope_rows(const Step &step, int64_t token) {
     for (size_t r = 0; r < ropes_.size(); ++r) {
         const RopeTable &rope = ropes_[r];
         const auto half = static_cast<int64_t>(rope.inv_freq.size());
-        float *to = rope_rows_[r].as<float>() + token * 2 * half;
+        float *cosines = rope_rows_[r].as<float>() + token * 4 * half, *sines = cosines + 2 * half;
         for (int64_t i = 0; i < half; ++i) {
             const double angle =
                 static_cast<double>(step.positions[token]) * static_cast<double>(rope.inv_freq[static_cast<size_t>(i)]);
-            to[i] = static_cast<float>(std::cos(angle)) * rope.scale;
-            to[half + i] = static_cast<float>(std::sin(angle)) * rope.scale;
+            const int64_t first = rope.neox ? i : 2 * i, second = rope.neox ? i + half : 2 * i + 1;
+            cosines[first] = cosines[second] = static_cast<float>(std::cos(angle)) * rope.scale;
+            sines[second] = static_cast<float>(std::sin(angle)) * rope.scale;
+            sines[first] = -sines[second];
         }
     }
 }
@@ -350,21 +390,21 @@ void Program::prepare(const PrepareStage &s, const Step &step, int64_t token) co
     const auto g = static_cast<size_t>(l.group);
     float *q = buffers_[static_cast<size_t>(s.q)].row(token), *k = buffers_[static_cast<size_t>(s.k)].row(token);
     const float *v = buffers_[static_cast<size_t>(s.v)].row(token);
-    const float *cos_sin = nullptr;
+    const float *turn = nullptr;
     int rotary = 0;
     bool neox = false;
     if (s.rope != kNone) {
         const RopeTable &rope = ropes_[static_cast<size_t>(s.rope)];
         rotary = static_cast<int>(2 * rope.inv_freq.size());
         neox = rope.neox;
-        cos_sin = rope_rows_[static_cast<size_t>(s.rope)].as<float>() + token * rotary;
+        turn = rope_rows_[static_cast<size_t>(s.rope)].as<float>() + token * 2 * rotary;
     }
-    const auto turn = [&](float *head, const std::vector<float> &norm) {
+    const auto finish = [&](float *head, const std::vector<float> &norm) {
         if (!norm.empty()) kernels_->rms_norm(head, norm.data(), s.eps, l.head_dim, head);
-        if (cos_sin) kernels_->rope(head, cos_sin, rotary, neox);
+        if (turn) kernels_->rope(head, turn, rotary, neox);
     };
-    for (int h = 0; h < s.heads; ++h) turn(q + h * l.head_dim, s.q_norm);
-    for (int h = 0; h < l.kv_heads; ++h) turn(k + h * l.head_dim, s.k_norm);
+    for (int h = 0; h < s.heads; ++h) finish(q + h * l.head_dim, s.q_norm);
+    for (int h = 0; h < l.kv_heads; ++h) finish(k + h * l.head_dim, s.k_norm);
 
     const HeadLayout layout(l, kv_type_);
     const int32_t position = step.positions[token];
@@ -378,10 +418,11 @@ void Program::prepare(const PrepareStage &s, const Step &step, int64_t token) co
     }
 }
 
-void Program::attend(const AttendStage &s, const Step &step, int64_t item, uint8_t *scratch) const {
+void Program::attend(const AttendStage &s, const Step &step, int64_t item, uint8_t *scratch) {
     const LayerKV &l = layers_[static_cast<size_t>(s.layer)];
     const auto g = static_cast<size_t>(l.group);
-    const AttendItem &tile = attend_items_[static_cast<size_t>(item / l.kv_heads)];
+    const AttendPiece &piece = attend_pieces_[static_cast<size_t>(item / l.kv_heads)];
+    const AttendTile &tile = attend_tiles_[static_cast<size_t>(piece.tile)];
     const int64_t head = item % l.kv_heads;
     const HeadLayout layout(l, kv_type_);
     AttendArgs a{};
@@ -406,10 +447,22 @@ void Program::attend(const AttendStage &s, const Step &step, int64_t item, uint8
     a.v_scale_offset = a.k_scale_offset + layout.scale;
     a.type = kv_type_;
     a.scratch = scratch;
-    kernels_->attend(a);
+    if (piece.chunk == kNone) return kernels_->attend(a);
+    const Split &split = attend_splits_[static_cast<size_t>(piece.tile)];
+    const int64_t each = attend_part_floats(a.tokens * a.group, l.head_dim);
+    float *parts = attend_parts_.data() + split.parts_at + head * split.chunks * each;
+    if (piece.chunk >= a.first_chunk()) {
+        a.chunk = piece.chunk;
+        a.part = parts + piece.chunk * each;
+        kernels_->attend(a);
+    }
+    std::atomic<int32_t> &left = attend_left_[static_cast<size_t>(piece.tile * left_stride_ + head)];
+    if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    left.store(split.chunks, std::memory_order_relaxed);  // for the next layer
+    kernels_->merge_attended(a, parts);
 }
 
-void Program::do_item(const Stage &stage, int64_t item, const Step &step, uint8_t *scratch) const {
+void Program::do_item(const Stage &stage, int64_t item, const Step &step, uint8_t *scratch) {
     const auto i = static_cast<size_t>(stage.index);
     switch (stage.kind) {
         case Stage::Embed: embed(embeds_[i], step, item); break;

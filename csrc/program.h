@@ -144,20 +144,24 @@ class Program {
     struct Stretch {  // of memory
         const uint8_t *from, *end;
     };
-    struct AttendItem {
+    struct AttendTile {  // consecutive tokens of one sequence, with all the query heads of one KV head
         int32_t sequence, token, tokens;
+    };
+    struct AttendPiece {  // one chunk of keys of a tile; chunk kNone: all of them
+        int32_t tile, chunk;
     };
 
     int64_t widest_window(size_t group) const;
     void check(const Step &step) const;
     void plan_attention(const Step &step);
     int64_t items(const Stage &stage, const Step &step) const;
-    void do_item(const Stage &stage, int64_t item, const Step &step, uint8_t *scratch) const;
+    void do_item(const Stage &stage, int64_t item, const Step &step, uint8_t *scratch);
     void embed(const EmbedStage &s, const Step &step, int64_t token) const;
     void rows(const RowStage &s, const Step &step, int64_t row, float *scratch) const;
     void linear(const LinearStage &s, const Step &step, int64_t item, uint8_t *scratch) const;
     void prepare(const PrepareStage &s, const Step &step, int64_t token) const;
-    void attend(const AttendStage &s, const Step &step, int64_t item, uint8_t *scratch) const;
+    void attend(const AttendStage &s, const Step &step, int64_t item, uint8_t *scratch);
+    void split_attention(const Step &step);
     void rope_rows(const Step &step, int64_t token);
     LinearItem linear_item(const LinearStage &s, const Step &step, int64_t item) const;
     void plan_reading(size_t stage, const Step &step, std::vector<Stretch> &to) const;
@@ -173,7 +177,7 @@ class Program {
     std::vector<Buffer> buffers_;
     std::vector<QuantizedBuffer> quantized_;
     std::vector<RopeTable> ropes_;
-    std::vector<LazyMemory> rope_rows_;  // [max_tokens][rotary_dim]: cosines, then sines
+    std::vector<LazyMemory> rope_rows_;  // [max_tokens][2 * rotary_dim]: see Kernels::rope
     std::vector<Stage> stages_;
     std::vector<EmbedStage> embeds_;
     std::vector<RowStage> row_stages_;
@@ -189,7 +193,17 @@ class Program {
 
     LazyMemory logits_;
     std::vector<LazyMemory> scratch_;  // a thread each
-    std::vector<AttendItem> attend_items_;
+    std::vector<AttendTile> attend_tiles_;
+    std::vector<AttendPiece> attend_pieces_;
+    struct Split {  // a tile's chunks are worked on by several threads; the last to finish merges
+        int32_t chunks = 0;     // 0: it is not split
+        int64_t parts_at = 0;   // floats from the start of attend_parts_, of KV head 0
+    };
+    std::vector<Split> attend_splits_;       // a tile each
+    std::vector<float> attend_parts_;
+    std::unique_ptr<std::atomic<int32_t>[]> attend_left_;  // [tiles][left_stride_]: chunks that are not done, a KV head each
+    size_t attend_left_size_ = 0;
+    int64_t left_stride_ = 1;
     std::vector<int32_t> token_sequence_;  // which sequence a token belongs to
     struct alignas(64) Counter {
         std::atomic<int64_t> next{0};

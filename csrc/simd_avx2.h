@@ -54,6 +54,12 @@ struct Avx2 {
         _mm256_storeu_ps(p, x.a);
         _mm256_storeu_ps(p + 8, x.b);
     }
+    PAGODA_INLINE static void store_half(uint16_t *p, const F &x) {
+        __m128i *h = reinterpret_cast<__m128i *>(p);
+        _mm_storeu_si128(h, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128(h + 1, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+    }
+    PAGODA_INLINE static F swap_pairs(const F &x) { return {_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)}; }
     PAGODA_INLINE static F add(const F &x, const F &y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
     PAGODA_INLINE static F sub(const F &x, const F &y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
     PAGODA_INLINE static F mul(const F &x, const F &y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }

@@ -42,6 +42,10 @@ struct Avx512 {
         return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x))};
     }
     PAGODA_INLINE static void store(float *p, const F &x) { _mm512_storeu_ps(p, x.v); }
+    PAGODA_INLINE static void store_half(uint16_t *p, const F &x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+    }
+    PAGODA_INLINE static F swap_pairs(const F &x) { return {_mm512_permute_ps(x.v, 0xb1)}; }
     PAGODA_INLINE static F add(const F &x, const F &y) { return {_mm512_add_ps(x.v, y.v)}; }
     PAGODA_INLINE static F sub(const F &x, const F &y) { return {_mm512_sub_ps(x.v, y.v)}; }
     PAGODA_INLINE static F mul(const F &x, const F &y) { return {_mm512_mul_ps(x.v, y.v)}; }

@@ -48,6 +48,10 @@ struct Generic {
         return map([=](int i) { return static_cast<float>(u[i] >> shift & 15); });
     }
     PAGODA_INLINE static void store(float *p, const F &x) { std::memcpy(p, x.v, 64); }
+    PAGODA_INLINE static void store_half(uint16_t *p, const F &x) {  // to nearest even
+        for (int i = 0; i < 16; ++i) p[i] = float_to_half(x.v[i]);
+    }
+    PAGODA_INLINE static F swap_pairs(const F &x) { return map([&](int i) { return x.v[i ^ 1]; }); }
     PAGODA_INLINE static F add(const F &a, const F &b) { return map([&](int i) { return a.v[i] + b.v[i]; }); }
     PAGODA_INLINE static F sub(const F &a, const F &b) { return map([&](int i) { return a.v[i] - b.v[i]; }); }
     PAGODA_INLINE static F mul(const F &a, const F &b) { return map([&](int i) { return a.v[i] * b.v[i]; }); }

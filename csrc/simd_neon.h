@@ -64,6 +64,16 @@ struct Neon {
         vst1q_f32(p + 8, x.c);
         vst1q_f32(p + 12, x.d);
     }
+    PAGODA_INLINE static void store_half(uint16_t *p, const F &x) {
+        const auto narrow = [](float32x4_t v) { return vreinterpret_u16_f16(vcvt_f16_f32(v)); };
+        vst1_u16(p, narrow(x.a));
+        vst1_u16(p + 4, narrow(x.b));
+        vst1_u16(p + 8, narrow(x.c));
+        vst1_u16(p + 12, narrow(x.d));
+    }
+    PAGODA_INLINE static F swap_pairs(const F &x) {
+        return each<F>([](auto p) { return vrev64q_f32(p); }, x);
+    }
     PAGODA_INLINE static F add(const F &x, const F &y) {
         return each<F>([](auto p, auto q) { return vaddq_f32(p, q); }, x, y);
     }

@@ -179,6 +179,26 @@ void run(const Kernels &k, Attention &a, int token, int tokens, int head, int he
     k.attend(args);
 }
 
+// The same rows, each chunk of keys by a call of its own, then merged.
+void run_by_chunks(const Kernels &k, Attention &a, std::vector<float> &out) {
+    AttendArgs args = a.args;
+    args.q = a.q.data();
+    args.out = out.data();
+    args.position = a.s.position;
+    args.tokens = a.s.tokens;
+    args.group = a.s.group;
+    args.kv = a.cache.start();
+    args.table = a.cache.table.data();
+    args.scratch = a.scratch.data() + (64 - reinterpret_cast<uintptr_t>(a.scratch.data()) % 64);
+    const auto each = static_cast<size_t>(attend_part_floats(a.s.tokens * a.s.group, a.s.head_dim));
+    std::vector<float> parts(each * static_cast<size_t>(args.last_chunk() + 1), NAN);
+    for (args.chunk = args.last_chunk(); args.chunk >= args.first_chunk(); --args.chunk) {
+        args.part = parts.data() + each * static_cast<size_t>(args.chunk);
+        k.attend(args);
+    }
+    k.merge_attended(args, parts.data());
+}
+
 // Softmax numerators of one row over the keys that it sees, [first, position].
 std::vector<double> row_weights(Attention &a, int row, int first, int position) {
     std::vector<double> scores;
@@ -222,9 +242,12 @@ void check_setting(const Kernels &k, const Setting &s, KVType type, Report &repo
         run(k, a, t, 1, 0, s.group, by_token);
         for (int h = 0; h < s.group; ++h) run(k, a, t, 1, h, 1, alone);
     }
+    std::vector<float> by_chunks(a.q.size());
+    run_by_chunks(k, a, by_chunks);
     check_values(a, together, report);
     const char *name = kNames[static_cast<int>(type)];
     report.expect(together == alone, "%s at %d: rows differ alone", name, s.position);
+    report.expect(together == by_chunks, "%s at %d: chunks apart differ", name, s.position);
     report.expect(together == by_token, "%s at %d: tokens differ alone", name, s.position);
 }
 

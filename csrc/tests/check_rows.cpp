@@ -108,21 +108,22 @@ int check_rope(const Kernels &k) {
     for (const int dim : {2, 16, 30, 64, 128})
         for (const bool neox : {false, true}) {
             const int half = dim / 2;
-            std::vector<float> x = random.normals(static_cast<size_t>(dim) + 16), turns(static_cast<size_t>(dim));
+            std::vector<float> x = random.normals(static_cast<size_t>(dim) + 16), angles, turns(static_cast<size_t>(2 * dim));
+            const auto at = [&](int i, int which) { return static_cast<size_t>(neox ? i + which * half : 2 * i + which); };
             for (int i = 0; i < half; ++i) {
-                const float angle = 10.0f * random.normal();
-                turns[static_cast<size_t>(i)] = std::cos(angle);
-                turns[static_cast<size_t>(i + half)] = std::sin(angle);
+                angles.push_back(10.0f * random.normal());
+                turns[at(i, 0)] = turns[at(i, 1)] = std::cos(angles.back());
+                turns[static_cast<size_t>(dim) + at(i, 0)] = -std::sin(angles.back());
+                turns[static_cast<size_t>(dim) + at(i, 1)] = std::sin(angles.back());
             }
             const std::vector<float> before = x;
             k.rope(x.data(), turns.data(), dim, neox);
             for (int i = 0; i < half; ++i) {
-                const auto at = [&](int which) { return static_cast<size_t>(neox ? i + which * half : 2 * i + which); };
-                const double a = before[at(0)], b = before[at(1)];
-                const double c = turns[static_cast<size_t>(i)], s = turns[static_cast<size_t>(i + half)];
+                const double a = before[at(i, 0)], b = before[at(i, 1)];
+                const double c = std::cos(angles[static_cast<size_t>(i)]), s = std::sin(angles[static_cast<size_t>(i)]);
                 const double tolerance = 3 * kUlp * (std::fabs(a) + std::fabs(b));
-                report.close(x[at(0)], a * c - b * s, tolerance, "first");
-                report.close(x[at(1)], a * s + b * c, tolerance, "second");
+                report.close(x[at(i, 0)], a * c - b * s, tolerance, "first");
+                report.close(x[at(i, 1)], a * s + b * c, tolerance, "second");
             }
             for (size_t i = static_cast<size_t>(dim); i < x.size(); ++i)
                 report.expect(x[i] == before[i], "turned what is not rotary");
