@@ -2,7 +2,8 @@
 
 A machine's speed drifts while others use it, so kernels are probed and the engine is timed in turns, round after
 round, and both sides are lower quartiles over the rounds. TTFT is timed as it is. For TPOT at long contexts the
-prompts need not be computed, only to be there: their steps are skipped, then real steps decode at that context.
+prompts need not be computed, only to be there: their steps are skipped, then real steps decode at that context, whose
+blocks have memory of their own (`write_all_blocks`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import exp
+from math import exp, inf
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from pagoda.backends.base import LoadedModel
 from pagoda.backends.cpu import CpuBackend
-from pagoda.benchmark.prompts import random_ids
+from pagoda.benchmark.prompts import FIRST_ID, LAST_ID, random_ids
 from pagoda.engine.engine import Engine
 from pagoda.engine.load import MIN_ROWS
 from pagoda.errors import ConfigError, UnsupportedError
@@ -32,9 +33,10 @@ from pagoda.plan.devices import Device, device
 from pagoda.plan.here import setup_here, sliced
 from pagoda.plan.memory import cpu_runtime_bytes, kv_request_bytes
 from pagoda.plan.models import shape_of_file
-from pagoda.plan.probes import NoText, Prober, Setup, lower_quartile
+from pagoda.plan.probes import QUIET_SHARE, NoText, Prober, Setup, lower_quartile, write_all_blocks
 from pagoda.plan.rates import MeasuredCosts
 from pagoda.plan.resident import embedding_bytes, engine_buffer_bytes, packed_bytes
+from pagoda.plan.settings import FIGURES, Figure
 from pagoda.plan.shapes import ModelShape
 from pagoda.plan.speed import prefill_s
 from pagoda.plan.weights import STORED, Weights, weights_in
@@ -50,7 +52,7 @@ STEPS = 8  # timed at each point and round
 LONG_S = 3.0  # a prompt that takes longer is timed in the first two rounds alone
 TOO_LONG_S = 40.0  # and one that takes longer than this not at all
 ROUNDS = 6
-FAULT_AROUND = 32_768  # bytes of a mapped file that a touched one brings along: Linux maps up to 64 KiB at once
+FAULT_AROUND = 65_536  # bytes of a mapped file that a touched one brings along on Linux
 
 Say = Callable[[str], None]
 Decode = tuple[int, int]  # sequences, context
@@ -71,17 +73,43 @@ class Point:
         return self.predicted / self.measured - 1
 
 
-def verify(path: Path, kv_type: str, *, rounds: int = ROUNDS, say: Say = lambda line: None) -> list[Point]:
-    """Run the engine on the model at `path` here. UnsupportedError if it does not run such a model."""
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found. `cpu_share`: of the CPU time that the probes could have got; None without any."""
+
+    points: list[Point]
+    cpu_share: float | None
+
+    @property
+    def is_quiet(self) -> bool:
+        return self.cpu_share is None or self.cpu_share >= QUIET_SHARE
+
+
+def verify(
+    path: Path,
+    kv_type: str,
+    *,
+    figures: Collection[Figure] = FIGURES,
+    seconds: float | None = None,
+    say: Say = lambda line: None,
+) -> Verified:
+    """Run the engine on the model at `path` here. Once `seconds` are over, no further round of timing begins.
+
+    UnsupportedError if the engine does not run such a model.
+    """
+    start = time.perf_counter()
     shape = shape_of_file(path)
     weights = weights_in(shape, STORED)
     setup = setup_here(kv_type)
     points = []
-    for requests, prompt in LOADS:
+    for requests, prompt in LOADS if "memory" in figures else ():
         say(f"resident memory with {requests} × {prompt} tokens")
         predicted = predicted_resident(shape, weights, setup, requests, prompt)
         points.append(Point("memory", requests, prompt, predicted, measured_resident(path, kv_type, requests, prompt)))
-    return points + _speeds(shape, weights, setup, rounds, say)
+    if not {"ttft", "tpot"} & set(figures):
+        return Verified(points, None)
+    speeds = _speeds(shape, weights, setup, figures, Clock(start + (seconds or inf)), say)
+    return replace(speeds, points=points + speeds.points)
 
 
 # Memory
@@ -98,8 +126,15 @@ def predicted_resident(shape: ModelShape, weights: Weights, setup: Setup, reques
     )
     kv = requests * kv_request_bytes(shape, setup.kv_type, prompt + GENERATED, CHUNK)
     table = embedding_bytes(shape, weights)
-    untouched = exp(-requests * (prompt + GENERATED) * FAULT_AROUND / table)  # tokens are random
-    return round(packed - untouched * table) + buffers + kv + cpu_runtime_bytes(shape, server=False)
+    touched = _touched_bytes(table, shape.vocab_size, requests * (prompt + GENERATED))
+    return packed - table + touched + buffers + kv + cpu_runtime_bytes(shape, server=False)
+
+
+def _touched_bytes(table: int, vocab_size: int, num_tokens: int) -> int:
+    """Of an embedding table, when so many of `random_ids` were looked up in it: the pages that they fall into."""
+    rows = min(vocab_size, LAST_ID) - min(FIRST_ID, vocab_size // 2)
+    reachable = table * rows / vocab_size
+    return round(reachable * (1 - exp(-num_tokens * FAULT_AROUND / reachable)))
 
 
 GENERATED = 8
@@ -167,6 +202,8 @@ class Runner:
             max_rows=rows,
             prefix_caching=False,
         )
+        for group in range(len(model.kv_groups)):
+            write_all_blocks(loaded, group, blocks)
         self._number = 0
 
     def ttft(self, prompt: int) -> float:
@@ -222,35 +259,56 @@ def _probing(shape: ModelShape, weights: Weights, setup: Setup) -> Iterator[tupl
             prober.close()
 
 
-def _speeds(shape: ModelShape, weights: Weights, setup: Setup, rounds: int, say: Say) -> list[Point]:
+class Clock:
+    """Says whether another round as long as the longest so far would end in time."""
+
+    def __init__(self, end: float) -> None:
+        self._end, self._last, self._longest = end, time.perf_counter(), 0.0
+
+    def has_room(self) -> bool:
+        now = time.perf_counter()
+        self._longest, self._last = max(self._longest, now - self._last), now
+        return now + self._longest <= self._end
+
+
+def _speeds(
+    shape: ModelShape, weights: Weights, setup: Setup, figures: Collection[Figure], clock: Clock, say: Say
+) -> Verified:
     decodes = [(batch, context) for batch, context in DECODES if context + SPARE <= shape.max_context]
     prompts = [prompt for prompt in PROMPTS if prompt <= shape.max_context - SPARE]
     if not decodes or not prompts:
         raise UnsupportedError(f"a context of {shape.max_context} tokens is too short to verify anything")
     ttfts: dict[int, list[float]] = {}
-    tpots: dict[tuple[int, int], list[float]] = {}
+    tpots: dict[Decode, list[float]] = {}
     here = device("this")
     with _probing(shape, weights, setup) as (prober, model):
         runner = Runner(shape, setup, model, decodes, max(prompts))
-        for number in range(rounds):
-            say(f"round {number + 1} of {rounds}: probing kernels")
+        clock.has_room()  # loading is no round
+        for number in range(ROUNDS):
+            say(f"round {number + 1} of {ROUNDS}: probing kernels")
             prober.sweep()
             costs = _costs(prober, shape, weights, setup, here)
-            for prompt in prompts:
-                expected = prefill_s(costs, prompt, CHUNK)
-                if expected < (TOO_LONG_S if number < 2 else LONG_S):
-                    say(f"round {number + 1} of {rounds}: TTFT of {prompt} tokens")
+            for prompt in prompts if "ttft" in figures else ():
+                if prefill_s(costs, prompt, CHUNK) < (TOO_LONG_S if number < 2 else LONG_S):
+                    say(f"round {number + 1} of {ROUNDS}: TTFT of {prompt} tokens")
                     ttfts.setdefault(prompt, []).append(runner.ttft(prompt))
-            for point in decodes:
-                say(f"round {number + 1} of {rounds}: TPOT of {point[0]} × {point[1]} tokens")
+            for point in decodes if "tpot" in figures else ():
+                say(f"round {number + 1} of {ROUNDS}: TPOT of {point[0]} × {point[1]} tokens")
                 tpots.setdefault(point, []).extend(runner.tpots(*point))
+            if not clock.has_room():
+                break
         costs = _costs(prober, shape, weights, setup, here)
         runner.model.close()
+    return Verified(_points(costs, ttfts, tpots), prober.cpu_share)
+
+
+def _points(
+    costs: MeasuredCosts, ttfts: Mapping[int, Sequence[float]], tpots: Mapping[Decode, Sequence[float]]
+) -> list[Point]:
     found = [Point("ttft", 1, n, prefill_s(costs, n, CHUNK), lower_quartile(times)) for n, times in ttfts.items()]
     for (batch, context), times in tpots.items():
-        found.append(
-            Point("tpot", batch, context, costs.step(decode_step(batch, context)).seconds, lower_quartile(times))
-        )
+        step_s = costs.step(decode_step(batch, context)).seconds
+        found.append(Point("tpot", batch, context, step_s, lower_quartile(times)))
     return found
 
 

@@ -18,7 +18,9 @@ from pagoda.plan.models import find_shape
 
 def advise_finetune_verb(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="What pagoda plan takes.")],
-    on: Annotated[str | None, typer.Option("--on", metavar="DEVICE", help="Say what fits on this device.")] = None,
+    on: Annotated[
+        str | None, typer.Option("--on", "--device", metavar="DEVICE", help="Say what fits on this device.")
+    ] = None,
     rank: Annotated[int, typer.Option(metavar="R", help="Of the adapters.")] = 16,
     targets: Annotated[str, typer.Option(metavar="q,v,...", help="q, k, v, o, gate, up, down; or all.")] = "q,v",
     batch: Annotated[int, typer.Option(metavar="N", help="Sequences at a time on one device.")] = 1,

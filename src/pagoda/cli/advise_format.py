@@ -28,7 +28,9 @@ CONTEXT = 2048  # of the sequences whose decode is explained
 
 def advise_format_verb(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="What pagoda plan takes.")],
-    on: Annotated[str, typer.Option("--on", metavar="DEVICE", help="A device of the table, or this.")] = "this",
+    on: Annotated[
+        str, typer.Option("--on", "--device", metavar="DEVICE", help="A device of the table, or this.")
+    ] = "this",
     goal: Annotated[str, typer.Option(metavar="serve|edge|lora", help="What it is for.")] = "serve",
     batch: Annotated[int, typer.Option(metavar="N", help="Sequences whose decode step is explained.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

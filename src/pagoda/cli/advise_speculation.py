@@ -28,11 +28,17 @@ def advise_speculation_verb(
         float, typer.Option(metavar="C", help="A draft token's time in steps of the model; 0 for n-gram lookup.")
     ] = 0.0,
     model: Annotated[str | None, typer.Option(metavar="MODEL", help="With --on: the gain at each batch size.")] = None,
-    on: Annotated[str, typer.Option("--on", metavar="DEVICE", help="A device of the table, or this.")] = "this",
+    on: Annotated[
+        str, typer.Option("--on", "--device", metavar="DEVICE", help="A device of the table, or this.")
+    ] = "this",
     format: Annotated[str | None, typer.Option(metavar="FORMAT", help="Of the model's weights.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what speculative decoding gains (Leviathan et al., 2023), the best draft length, and when it loses."""
+    """Say what speculative decoding gains (Leviathan et al., 2023), the best draft length, and when it loses.
+
+    For engines that have it: pagoda serve does not speculate yet. Without --model, the pass that verifies a draft is
+    taken to cost one step, as it does while memory binds.
+    """
     found = advise_speculation(acceptance, cost, _step(model, on, format) if model else None)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))

@@ -22,11 +22,25 @@ def verify_and_print(settings: PlanSettings) -> None:
     with download_progress() as progress:
         path = resolve(settings.model, progress=progress).path
     with console.status("") as status:
-        points = verify(path, settings.kv_type, say=lambda line: status.update(line))
+        found = verify(
+            path,
+            settings.kv_type,
+            figures=settings.figures,
+            seconds=settings.verify_seconds,
+            say=lambda line: status.update(line),
+        )
     if settings.json:
-        typer.echo(json.dumps({"model": settings.model, "points": [_json(point) for point in points]}, indent=2))
+        points = [_json(point) for point in found.points]
+        answer = {"model": settings.model, "cpu_share": found.cpu_share, "is_quiet": found.is_quiet, "points": points}
+        typer.echo(json.dumps(answer, indent=2))
     else:
-        _print(settings.model, points, Console(highlight=False))
+        _print(settings.model, found.points, Console(highlight=False))
+    if not found.is_quiet and found.cpu_share is not None:
+        console.print(
+            f"The machine was busy: the kernels got {found.cpu_share:.0%} of the CPU time that they could have had, so "
+            "times say little; verify again on a quiet machine.",
+            style="yellow",
+        )
 
 
 def _json(point: Point) -> dict[str, object]:
@@ -42,7 +56,8 @@ def _json(point: Point) -> dict[str, object]:
 
 
 def _print(model: str, points: Sequence[Point], console: Console) -> None:
-    table = Table(title=f"{model}: predicted and measured here", title_justify="left")
+    console.print(f"{model}: predicted and measured here", markup=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for title in ("figure", "requests", "tokens", "predicted", "measured", "error"):
         table.add_column(title, justify="left" if title == "figure" else "right")
     for point in points:

@@ -21,10 +21,11 @@ INT8_SCALES = 4.0  # bytes of the scale that int8 keeps for K, and for V, of a t
 # What a process on a GPU holds beside its tensors: CUDA context and loaded kernels (about 0.5 GB), library workspaces
 # and the graphs of decode (about 0.5 GB).
 GPU_RUNTIME_BYTES = 1_000_000_000
-# Python with the engine's modules, and the server's; a tokenizer's tables for each entry of the vocabulary. Measured.
-ENGINE_BYTES = 50_000_000
+# Python with the engine's modules, and the server's; a tokenizer's tables for each entry of the vocabulary. Fitted to
+# resident memory: docs/planning.md says on what.
+ENGINE_BYTES = 45_000_000
 SERVER_BYTES = 14_000_000
-TOKENIZER_ENTRY_BYTES = 600
+TOKENIZER_ENTRY_BYTES = 760
 
 
 @dataclass(frozen=True, slots=True)

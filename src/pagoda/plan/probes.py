@@ -2,7 +2,8 @@
 
 Each probe is a real step of the native program, whose stages are timed one by one (`Program.take_profile`). Weights
 come from memory as they do in the whole model, because the slice is larger than the caches; so do keys and values,
-because each probe takes the next region of a pool that is larger than they are.
+because each probe takes the next region of a pool that is larger than they are, and every block of which was written:
+of memory that never was, the OS shows one page of zeros again and again, and that page lies in a cache.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def lower_quartile(times: Sequence[float]) -> float:
 
 
 class Prober:
-    """Sweeps over all sizes, as often as is wanted; rates are lower quartiles over the sweeps.
+    """Sweeps over all sizes, as often as is wanted; rates are those of steps around the lower quartile of all sweeps.
 
     A shared machine's speed drifts from second to second, so a size measured in several sweeps, seconds apart, says
     more than one measured as often at once; and what neighbours do only ever adds time.
@@ -126,9 +127,14 @@ class Prober:
         self._threads = setup.threads
 
     @property
+    def cpu_share(self) -> float:
+        """Of the CPU time that the last sweeps' threads could have got."""
+        return median(self._shares[-SWEEPS:])
+
+    @property
     def is_quiet(self) -> bool:
         """Whether the last sweeps had the machine to themselves."""
-        return median(self._shares[-SWEEPS:]) >= QUIET_SHARE
+        return self.cpu_share >= QUIET_SHARE
 
     def sweep(self) -> None:
         start, cpu = time.perf_counter(), time.process_time()
@@ -194,6 +200,7 @@ class Probe:
         block_bytes = self.model.block_bytes(0)
         self.num_blocks = max(POOL_BYTES // block_bytes, -(-least_tokens // BLOCK_SIZE) + 1)
         self.model.allocate_kv((self.num_blocks,))
+        write_all_blocks(self.model, 0, self.num_blocks)
         self.vocab_size = model.vocab_size
         self._next_block = 0
         self._rng = np.random.default_rng(0)
@@ -213,8 +220,14 @@ class Probe:
                 break
 
     def stages(self, key: Key) -> list[StageTime]:
-        """Name and seconds of each stage of such a step."""
-        return [(name, lower_quartile([run[i] for run in self._runs[key]])) for i, name in enumerate(self._names[key])]
+        """Name and seconds of each stage of such a step: means over the steps around the lower quartile of all.
+
+        Not each stage's own quartile: what disturbs a step hits one stage here and another there, so that quartiles
+        of stages add up to less than any step ever took.
+        """
+        runs = sorted(self._runs[key], key=sum)
+        around = runs[len(runs) // 8 : len(runs) * 3 // 8 + 1]
+        return [(name, mean(run[i] for run in around)) for i, name in enumerate(self._names[key])]
 
     def _step(self, key: Key) -> list[tuple[str, float, float, float]]:
         self.model.forward(self._batch(*key))
@@ -237,6 +250,12 @@ class Probe:
         blocks = (self._next_block + np.arange(batch * each)) % self.num_blocks
         self._next_block = int(blocks[-1] + 1) % self.num_blocks
         return blocks.astype(np.int32).reshape(batch, each)
+
+
+def write_all_blocks(model: LoadedModel, group: int, num_blocks: int) -> None:
+    """Give each KV block of a pool memory of its own, by copying the first one over the others."""
+    others = np.arange(1, num_blocks, dtype=np.int32)
+    model.copy_blocks(group, np.stack([np.zeros_like(others), others], axis=1))
 
 
 def _rows(tokens: int) -> int:

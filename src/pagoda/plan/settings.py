@@ -11,6 +11,8 @@ from pagoda.errors import ConfigError
 from pagoda.settings import Setting, Settings
 
 MAX_TOKENS = 1 << 26
+Figure = Literal["memory", "ttft", "tpot"]
+FIGURES: tuple[Figure, ...] = ("memory", "ttft", "tpot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,18 @@ class PlanSettings(Settings):
     verify: Annotated[bool, Setting("Run the engine here, and print predicted, measured and error; some minutes.")] = (
         False
     )
+    figures: Annotated[tuple[Figure, ...], Setting("With --verify: which figures.")] = FIGURES
+    verify_seconds: Annotated[
+        float | None, Setting("With --verify: begin no further round of timing after so long; six rounds by default.")
+    ] = None
 
 
 def check(settings: PlanSettings) -> None:
     """ConfigError, in a sentence, for what makes no sense: the command line's parser has not seen the API's values."""
-    for name in ("ttft", "tpot", "price"):
+    for name in ("ttft", "tpot", "price", "verify_seconds"):
         value = getattr(settings, name)
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"--{name} {value:g}: must be a number above 0")
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be a number above 0")
     for name in ("prompt", "output", "gpus", "context", "concurrency", "tp", "pp", "max_batch_tokens"):
         value = getattr(settings, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

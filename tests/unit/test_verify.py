@@ -1,0 +1,40 @@
+"""What verifying rests on: pages that random tokens touch, a clock that ends in time, steps that add up."""
+
+import time
+
+import pytest
+
+from pagoda.benchmark.verify import FAULT_AROUND, Clock, Point, Verified, _touched_bytes
+from pagoda.plan.probes import Probe
+
+TABLE, VOCAB = 100_000_000, 100_000  # a kilobyte a row
+
+
+def test_random_tokens_touch_a_window_each_and_no_more_than_they_can_reach() -> None:
+    assert _touched_bytes(TABLE, VOCAB, 10) == pytest.approx(10 * FAULT_AROUND, rel=0.02)
+    assert _touched_bytes(TABLE, VOCAB, 1_000_000) == 29_000_000  # random_ids are from 1,000 to 30,000
+
+
+def test_a_clock_leaves_no_room_for_a_round_as_long_as_the_longest() -> None:
+    clock = Clock(time.perf_counter() + 0.2)
+    time.sleep(0.05)
+    assert clock.has_room()
+    time.sleep(0.1)
+    assert not clock.has_room()
+
+
+def test_a_busy_machine_is_told() -> None:
+    points = [Point("tpot", 1, 128, 0.9, 1.0)]
+    assert points[0].error == pytest.approx(-0.1)
+    assert not Verified(points, 0.5).is_quiet
+    assert Verified(points, 0.95).is_quiet
+    assert Verified(points, None).is_quiet  # nothing was timed
+
+
+def test_stages_add_up_to_steps_that_were_taken() -> None:
+    """Each step is disturbed in one of its stages, each time another: no step took less than 5."""
+    probe = Probe.__new__(Probe)
+    key = (1, 1, 1, 1)
+    probe._names = {key: ["a", "b", "c", "d"]}
+    probe._runs = {key: [[2.0 if stage == run % 4 else 1.0 for stage in range(4)] for run in range(16)]}
+    assert sum(seconds for _, seconds in probe.stages(key)) == pytest.approx(5.0)
