@@ -1,231 +1,216 @@
-"""Ceilings of the GPU, then Pagoda's CUDA backend beside them: decode and prefill of a random model, greedy steps.
+"""On a GPU: checks Pagoda's CUDA backend, then times it beside the device's measured limits and beside transformers.
 
-    python bench/gpu.py --shape llama3-8b --types BF16 Q4_K --out bench/results/gpu
-    python bench/gpu.py --shape tiny --device cpu           # tests this script's own paths, and nothing else
+    python bench/gpu.py                                # everything; JSON and Markdown in bench/results/gpu.*
+    python bench/gpu.py --only check steps             # a part or two; the others' results in the file stay
+    python bench/gpu.py --only load --types BF16 --out bench/results/h100
+    python bench/gpu.py --device cpu --shape tiny      # tests this script's own paths, and nothing else
 
-Every time is a median; each result stands beside what bytes or operations allow at the rate measured in the same run.
-Writes JSON and Markdown.
+Parts: check (logits of small models are right), steps (decoding and prefill of random weights of --shape), load (256
+requests through the engine), peer (the same through transformers' continuous batching), default (the default model's
+real weights: logits, answers beside the CPU's, steps). Each result is printed and written as it comes. Exits with 1
+where a bar is broken or a part failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
+import sys
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from pagoda.backends.base import AttentionSpec, RopeSpec
-from pagoda.backends.cuda.backend import CudaBackend
-from pagoda.backends.cuda.model import CudaModel
-from pagoda.backends.cuda.options import CudaOptions
-from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
-from pagoda.models.layers import Attention, Block, Decoder, FeedForward, Linear, Norm
-from pagoda.types import BLOCK_SIZE, Batch, RawTensor
+from gpu_checks import check_default, check_logits
+from gpu_load import measure_load
+from gpu_models import SHAPES, W4, Rates
+from gpu_peer import measure_peer, missing
+from gpu_steps import Device, ceilings, measure_steps
+from pagoda.formats.checkpoint import open_checkpoint
+from pagoda.models.layers import Decoder
+from pagoda.models.registry import load_model
+from pagoda.sources import resolve
+
+PARTS = ("check", "steps", "load", "peer", "default")
+RESULTS = Path(__file__).parent / "results"
+
+# The least share of the floor by part, start of the case and weights; on a GPU.
+BARS = [
+    ("steps", "decode 1 ", "BF16", 0.85),
+    ("steps", "decode 1 ", W4, 0.70),
+    ("steps", "decode 64 ", "BF16", 0.70),
+    ("steps", "prefill 1 ", "BF16", 0.65),
+    ("load", "256 ", "BF16", 0.75),
+]
+LEAST_OVER_PEER = 3.0
 
 
-@dataclass(frozen=True)
-class Shape:
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
+class Book:
+    """Results by part, printed and saved one by one."""
 
+    def __init__(self, out: Path | None, device: Device) -> None:
+        self.out, self.device = out, device
+        self.data: dict[str, Any] = {"device": device.title, "torch": torch.__version__, "parts": {}}
+        if out is not None and out.with_suffix(".json").exists():
+            before = json.loads(out.with_suffix(".json").read_text())
+            if before["device"] == device.title:
+                self.data["parts"] = before["parts"]
 
-SHAPES = {
-    "llama3-8b": Shape(32, 4096, 14336, 32, 8, 128, 128_256),
-    "smollm2-135m": Shape(30, 576, 1536, 9, 3, 64, 49_152),
-    "tiny": Shape(2, 256, 512, 4, 2, 64, 512),
-}
-CASES = [("decode", 1, 1024), ("decode", 16, 1024), ("decode", 64, 1024), ("prefill", 1, 4096)]
+    def begin(self, part: str) -> Callable[..., None]:
+        """→ what takes the rows of this part, whose earlier ones go"""
+        self.data["parts"][part] = []
+        print(f"\n{part}", flush=True)
+        return partial(self.add, part)
 
+    def add(self, part: str, **row: Any) -> None:
+        row = {**row, "ok": self._is_ok(part, row)}
+        self.data["parts"][part].append(row)
+        print("  " + " | ".join(_cells(row)), flush=True)
+        self.save()
 
-@dataclass(frozen=True)
-class Result:
-    case: str
-    type: str
-    ms: float
-    tokens_per_second: float
-    floor_ms: float  # bytes over bandwidth, or operations over peak, the larger
+    def _is_ok(self, part: str, row: dict[str, Any]) -> bool | None:
+        """None: nothing is asked of it."""
+        if "error" in row:
+            return False
+        if row.get("most") is not None or row.get("least") is not None:
+            return row.get("least", 0) <= row["value"] <= (row.get("most") or 1)
+        if not self.device.is_gpu or "batch-invariant" in row["case"]:
+            return None
+        if part == "peer":
+            return None if row.get("ratio") is None else row["ratio"] >= LEAST_OVER_PEER
+        bars = [
+            bar
+            for p, case, weights, bar in BARS
+            if p == part and row["case"].startswith(case) and row["weights"] == weights
+        ]
+        return row["share"] >= bars[0] if bars else None
 
     @property
-    def share(self) -> float:
-        return self.floor_ms / self.ms
+    def broken(self) -> list[str]:
+        rows = [row for rows in self.data["parts"].values() for row in rows]
+        return [f"{row['case']}, {row['weights']}" for row in rows if row["ok"] is False]
+
+    def save(self) -> None:
+        """Whole files or none: a run that is cut off loses nothing."""
+        if self.out is None:
+            return
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, text in ((".json", json.dumps(self.data, indent=1) + "\n"), (".md", self.markdown())):
+            path = self.out.with_suffix(suffix)
+            path.with_suffix(".part").write_text(text)
+            os.replace(path.with_suffix(".part"), path)
+
+    def markdown(self) -> str:
+        rates = self.data.get("rates", {})
+        lines = [f"{self.data['device']}, torch {self.data['torch']}" + "".join(f", {k} {v}" for k, v in rates.items())]
+        for part in PARTS:
+            rows = self.data["parts"].get(part, [])
+            if rows:
+                lines += [
+                    "",
+                    f"## {part}",
+                    "",
+                    "| case | weights | result | tokens/s | floor | of it | | bar |",
+                    "|---" * 8 + "|",
+                ]
+                lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+        return "\n".join(lines) + "\n"
 
 
-def random_model(shape: Shape, type: str) -> Decoder:
-    """Weights of random bits with sane scales."""
-    rng = np.random.default_rng(0)
-
-    def matrix(name: str, rows: int, columns: int) -> RawTensor:
-        size = tensor_bytes(type, (rows, columns))
-        if type in ("BF16", "F16"):
-            values = torch.randn(rows * columns) * columns**-0.5
-            data = values.to(torch.bfloat16 if type == "BF16" else torch.float16).view(torch.uint8).numpy()
-        else:
-            data = rng.integers(0, 256, size, dtype=np.uint8)
-            scale = np.array([1e-4], np.float16).view(np.uint8)
-            blocks = data.reshape(-1, BLOCK_TYPES[type].bytes)
-            at = {"Q6_K": (208,), "Q4_K": (0, 2), "Q4_1": (0, 2)}.get(type, (0,))
-            for place in at:
-                blocks[:, place : place + 2] = scale
-        return RawTensor(name, type, (rows, columns), data)
-
-    def vector(name: str, size: int) -> RawTensor:
-        return RawTensor(name, "F32", (size,), np.ones(size, np.float32).view(np.uint8))
-
-    e, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    rope = RopeSpec("neox", (5e5 ** -(np.arange(0, shape.head_dim, 2) / shape.head_dim)).astype(np.float32))
-    spec = AttentionSpec(shape.heads, shape.kv_heads, shape.head_dim, shape.head_dim**-0.5)
-    blocks = tuple(
-        Block(
-            Norm(vector(f"{i}.an", e), 1e-5),
-            Attention(
-                Linear(matrix(f"{i}.q", q, e)),
-                Linear(matrix(f"{i}.k", kv, e)),
-                Linear(matrix(f"{i}.v", kv, e)),
-                Linear(matrix(f"{i}.o", e, q)),
-                rope,
-                spec,
-            ),
-            Norm(vector(f"{i}.fn", e), 1e-5),
-            FeedForward(
-                Linear(matrix(f"{i}.g", shape.ffn, e)),
-                Linear(matrix(f"{i}.u", shape.ffn, e)),
-                Linear(matrix(f"{i}.d", e, shape.ffn)),
-                "silu",
-            ),
-        )
-        for i in range(shape.layers)
-    )
-    embedding, output = matrix("embedding", shape.vocab, e), matrix("output", shape.vocab, e)
-    return Decoder(embedding, blocks, Norm(vector("on", e), 1e-5), output, 8192)
-
-
-def median_ms(run: Callable[[], object], device: str, rounds: int = 10) -> float:
-    for _ in range(2):
-        run()
-    times = []
-    for _ in range(rounds):
-        _wait(device)
-        start = time.perf_counter()
-        run()
-        _wait(device)
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def ceilings(device: str) -> tuple[float, float]:
-    """Bytes a second that a copy reads and writes, and operations a second of a large 16-bit product."""
-    large = device == "cuda"
-    source = torch.randn((1 << 28) if large else (1 << 20), device=device)
-    target = torch.empty_like(source)
-    copy = 2 * source.numel() * 4 / (1e-3 * median_ms(lambda: target.copy_(source), device))
-    side = 8192 if large else 256
-    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    product = 2 * side**3 / (1e-3 * median_ms(lambda: a @ a, device))
-    return copy, product
-
-
-def step(kind: str, seqs: int, context: int) -> Batch:
-    """`seqs` sequences at `context` tokens that decode one more, or one prompt of `context` tokens."""
-    width = -(-context // BLOCK_SIZE)
-    tables = np.arange(seqs * width, dtype=np.int32).reshape(seqs, width)
-    count = 1 if kind == "decode" else context
-    starts = np.arange(seqs + 1, dtype=np.int32) * np.int32(count)
-    return Batch(
-        tokens=np.arange(seqs * count, dtype=np.int32) % 256,
-        positions=np.tile(np.arange(context - count, context, dtype=np.int32), seqs),
-        seq_starts=starts,
-        context_lens=np.full(seqs, context, np.int32),
-        block_tables=(tables,),
-        logit_rows=starts[1:] - 1,
-    )
-
-
-def floor_ms(shape: Shape, model: CudaModel, kind: str, seqs: int, context: int, rates: tuple[float, float]) -> float:
-    count = seqs if kind == "decode" else context
-    width = shape.heads * shape.head_dim
-    weights = shape.layers * shape.hidden * (2 * width + 2 * shape.kv_heads * shape.head_dim + 3 * shape.ffn)
-    scores = 2 * 2 * width * shape.layers * (seqs * context if kind == "decode" else context * context / 2)
-    operations = 2 * weights * count + scores + 2 * seqs * shape.hidden * shape.vocab
-    kv = seqs * context / BLOCK_SIZE * model.block_bytes(0)
-    table = model.weight_bytes * shape.vocab * shape.hidden / (weights + 2 * shape.vocab * shape.hidden)
-    return 1e3 * max((model.weight_bytes - table + kv) / rates[0], operations / rates[1])
-
-
-def measure(shape: Shape, type: str, device: str, invariant: bool, rates: tuple[float, float]) -> list[Result]:
-    cases = CASES if device == "cuda" else [("decode", 2, 32), ("prefill", 1, 32)]
-    options = CudaOptions(device, "fast" if device == "cuda" else "eager", invariant, graphs=device == "cuda")
-    backend = CudaBackend(options)
-    model = backend.load(random_model(shape, type), max_batch_tokens=4096, max_batch_seqs=64, kv_type="f16")
-    model.allocate_kv((max(seqs * -(-context // BLOCK_SIZE) for _, seqs, context in cases),))
-    results = []
-    for kind, seqs, context in cases:
-        batch = step(kind, seqs, context)
-        logits = model.forward(batch)
-        assert np.isfinite(logits).all(), f"{kind} {seqs} x {context}: logits are not finite"
-        ms = median_ms(lambda: model.forward(batch), device)  # noqa: B023
-        tokens = seqs if kind == "decode" else context
-        name = f"{kind} {seqs} x {context}" + (" invariant" if invariant else "")
-        results.append(Result(name, type, ms, 1e3 * tokens / ms, floor_ms(shape, model, kind, seqs, context, rates)))
-    model.close()
-    return results
-
-
-def report(device: str, rates: tuple[float, float], results: list[Result]) -> str:
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU: a test of this script, not a measurement"
-    lines = [
-        f"{name}: copy {rates[0] / 1e9:,.0f} GB/s, product {rates[1] / 1e12:,.1f} TFLOP/s\n",
-        "| case | weights | ms | tokens/s | floor ms | of the floor |",
-        "|---|---|---|---|---|---|",
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Eight of them, whatever the row holds."""
+    cells = [
+        row["case"],
+        row["weights"],
+        f"{row['ms']:,.2f} ms" if "ms" in row else f"{row.get('value', ''):.3g}" if "value" in row else "",
     ]
-    for r in results:
-        rate = f"{r.tokens_per_second:,.0f}"
-        lines.append(f"| {r.case} | {r.type} | {r.ms:.2f} | {rate} | {r.floor_ms:.2f} | {r.share:.0%} |")
-    return "\n".join(lines) + "\n"
+    cells.append(f"{row['tokens_s']:,.0f}" if "tokens_s" in row else "")
+    cells.append(f"{row['floor_ms']:,.2f} ms" if "floor_ms" in row else "")
+    cells.append(f"{row['share']:.0%}" if "share" in row else "")
+    cells.append(row.get("error", row.get("note", "")))
+    cells.append({True: "met", False: "BROKEN", None: ""}[row["ok"]])
+    return cells
 
 
-def main() -> None:
+class Run:
+    """The parts, each a method of its name."""
+
+    def __init__(self, args: argparse.Namespace, book: Book, rates: Rates) -> None:
+        self.args, self.book, self.rates = args, book, rates
+        self.device, self.shape = Device(args.device), SHAPES[args.shape]
+
+    def check(self, add: Callable[..., None]) -> None:
+        check_logits(self.device, self.args.types, add)
+
+    def steps(self, add: Callable[..., None]) -> None:
+        for type in self.args.types:
+            measure_steps(self.device, self.shape, type, self.rates, add)
+
+    def load(self, add: Callable[..., None]) -> None:
+        for type in self.args.types:
+            measure_load(self.device, self.shape, type, self.rates, add)
+        measure_load(self.device, self.shape, self.args.types[0], self.rates, add, invariant=True)
+
+    def peer(self, add: Callable[..., None]) -> None:
+        why = missing()
+        if why is not None:
+            raise RuntimeError(f"no peer: {why}")
+        loads = self.book.data["parts"].get("load", [])
+        ours = next((row["tokens_s"] for row in loads if row["weights"] == "BF16" and "tokens_s" in row), None)
+        measure_peer(self.device, self.shape, ours, add)
+
+    def default(self, add: Callable[..., None]) -> None:
+        path = resolve(self.args.model).path
+        check_default(self.device, path, add)
+        model = load_model(open_checkpoint(path))
+        assert isinstance(model, Decoder)
+        measure_steps(self.device, SHAPES["smollm2-135m"], "default", self.rates, add, model=model)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="llama3-8b")
-    parser.add_argument("--types", nargs="+", default=["BF16", "Q4_0", "Q4_K"])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run; all by default")
+    parser.add_argument("--shape", choices=SHAPES, default="llama3-8b", help="of the random weights")
+    parser.add_argument(
+        "--types", nargs="+", default=["BF16", W4, "Q4_K"], help=f"of the random weights, {W4} or GGUF's"
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--out", type=Path, help="where to write OUT.json and OUT.md")
+    parser.add_argument("--model", default="smollm2-135m", help="the default model's name, or its file")
+    parser.add_argument("--out", type=Path, help="OUT.json and OUT.md; bench/results/gpu on a GPU, else nowhere")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU; --device cpu --shape tiny tests the script itself")
-    rates = ceilings(args.device)
-    shape = SHAPES[args.shape]
-    results = [
-        result
-        for type in args.types
-        for invariant in (False, True)
-        for result in measure(shape, type, args.device, invariant, rates)
-    ]
-    text = report(args.device, rates, results)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.with_suffix(".md").write_text(text)
-        rows = [{**asdict(result), "share": result.share} for result in results]
-        args.out.with_suffix(".json").write_text(
-            json.dumps({"copy_bytes_s": rates[0], "product_flops": rates[1], "results": rows}, indent=1)
-        )
+    device = Device(args.device)
+    if not device.is_gpu:
+        torch.set_num_threads(1)  # tensors are tiny, and threads only wait for each other
+    book = Book(args.out or (RESULTS / "gpu" if device.is_gpu else None), device)
+    rates = ceilings(device)
+    book.data["rates"] = asdict(rates)
+    print(f"{device.title}: copy {rates.copy / 1e9:,.0f} GB/s, read {rates.read / 1e9:,.0f} GB/s, "
+          f"product {rates.product / 1e12:,.1f} TFLOP/s")  # fmt: skip
+    run = Run(args, book, rates)
+    for part in args.only:
+        add, start = book.begin(part), time.perf_counter()
+        try:
+            getattr(run, part)(add)
+        except Exception as error:  # the other parts can still tell something
+            traceback.print_exc()
+            add(
+                case=part,
+                weights="",
+                error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            )
+        print(f"  {time.perf_counter() - start:.1f} s", flush=True)
+    if book.broken:
+        print("\nbroken: " + "; ".join(book.broken))
+    return 1 if book.broken else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -34,6 +34,10 @@ DEFAULT_FILE = "pagoda.toml"
 TABLES = ("chat", "generate", "bench", "bench-serve", "quantize", "convert", "plan")
 
 
+# Tokens of a step, sequences at once. A GPU needs thousands of tokens before arithmetic is what takes the time.
+CPU_LIMITS, GPU_LIMITS = (512, 64), (4096, 256)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings(Settings):
     """What the engine needs to start."""
@@ -59,8 +63,12 @@ class EngineSettings(Settings):
     max_context: Annotated[
         int | None, Setting("Longest prompt + output in tokens; the model's own by default.", minimum=1)
     ] = None
-    max_batch_tokens: Annotated[int, Setting("Token budget of one step.", minimum=1)] = 512
-    max_num_seqs: Annotated[int, Setting("Sequences that run at once.", minimum=1)] = 64
+    max_batch_tokens: Annotated[
+        int | None, Setting("Token budget of one step; by default 512 on a CPU and 4096 on a GPU.", minimum=1)
+    ] = None
+    max_num_seqs: Annotated[
+        int | None, Setting("Sequences that run at once; by default 64 on a CPU and 256 on a GPU.", minimum=1)
+    ] = None
     kv_memory_bytes: Annotated[
         int | None,
         Setting(
@@ -81,6 +89,23 @@ class EngineSettings(Settings):
     ] = False
     cuda_graphs: Annotated[bool, Setting("On a GPU: capture decoding steps, so that a step is one launch.")] = True
     tensor_parallel: Annotated[int, Setting("GPUs of this machine to share the model among.", minimum=1)] = 1
+
+    @property
+    def batch_tokens(self) -> int:
+        """max_batch_tokens, or a CPU's."""
+        return self.max_batch_tokens or CPU_LIMITS[0]
+
+    @property
+    def num_seqs(self) -> int:
+        """max_num_seqs, or a CPU's."""
+        return self.max_num_seqs or CPU_LIMITS[1]
+
+    def with_limits(self, *, gpu: bool) -> EngineSettings:
+        """With the limits that the device likes, where nobody said them."""
+        tokens, seqs = GPU_LIMITS if gpu else CPU_LIMITS
+        return dataclasses.replace(
+            self, max_batch_tokens=self.max_batch_tokens or tokens, max_num_seqs=self.max_num_seqs or seqs
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,14 +82,14 @@ def bench_settings(settings: EngineSettings, prompt: int, gen: int, batches: Ite
         settings,
         prefix_caching=False,
         max_num_seqs=batch,
-        max_batch_tokens=max(settings.max_batch_tokens, batch),
+        max_batch_tokens=max(settings.batch_tokens, batch),
         max_context=max(context, settings.max_context or 0),
     )
 
 
 def decode_slack(settings: EngineSettings, prompt: int, batch: int) -> int:
     """Tokens that the first sequence may have got by the time that the last one's prompt is done, and some."""
-    room = max(1, settings.max_batch_tokens - batch)  # for prompts, while others decode
+    room = max(1, settings.batch_tokens - batch)  # for prompts, while others decode
     return -(-batch * prompt // room) + 2
 
 

@@ -67,7 +67,7 @@ def generate(
     defaults: dict[str, Any] = {"max_tokens": generate.max_tokens, "temperature": generate.temperature}
     defaults = {name: value for name, value in defaults.items() if value is not None}
     model = served_model(generate.url, generate.api_key, engine.model)
-    concurrency = generate.concurrency or engine.max_num_seqs * 3 // 2
+    concurrency = generate.concurrency or engine.num_seqs * 3 // 2
     with (
         _reading(source) as file,
         _writing(output) as out,

@@ -78,6 +78,7 @@ def load_engine(
     """
     start = time.perf_counter()
     backend = make_backend(settings)
+    settings = settings.with_limits(gpu=backend.available_memory() is not None)
     source = source or resolve(settings.model, progress=progress)
     checkpoint = open_checkpoint(source.path)
     try:
@@ -97,7 +98,7 @@ def _load(settings: EngineSettings, backend: Backend, source: LocalModel, checkp
         tokenizer_job = pool.submit(load_tokenizer, checkpoint)
         model = backend.load(
             forward_model,
-            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_tokens=settings.batch_tokens,
             max_batch_seqs=_max_rows(settings),
             kv_type=settings.kv_type,
         )
@@ -134,7 +135,7 @@ def _load(settings: EngineSettings, backend: Backend, source: LocalModel, checkp
 
 
 def _max_rows(settings: EngineSettings) -> int:
-    return max(settings.max_num_seqs, MIN_ROWS)
+    return max(settings.num_seqs, MIN_ROWS)
 
 
 def _footprint(forward_model: ForwardModel, model: LoadedModel) -> Footprint:
@@ -158,8 +159,8 @@ def _engine(
         windows=kv_plan.footprint.windows,
         num_blocks=kv_plan.num_blocks,
         max_context=kv_plan.max_context,
-        max_batch_tokens=settings.max_batch_tokens,
-        max_num_seqs=settings.max_num_seqs,
+        max_batch_tokens=settings.batch_tokens,
+        max_num_seqs=settings.num_seqs,
         max_rows=_max_rows(settings),
         prefix_caching=settings.prefix_caching,
         seed=settings.seed,

@@ -79,7 +79,7 @@ def plan_kv(
             )
     max_context = _max_context(footprint, settings, model_context, budget)
     one = _blocks_of_one(footprint, settings, max_context)
-    num_seqs = min(settings.max_num_seqs, settings.max_batch_tokens)
+    num_seqs = min(settings.num_seqs, settings.batch_tokens)
     usual = one if fill else _blocks_of_one(footprint, settings, _usual_tokens(settings, max_context))
     wanted = [max(n, few * num_seqs) for n, few in zip(one, usual, strict=True)]
     share = min(1.0, budget / _bytes(footprint, wanted))
@@ -124,7 +124,7 @@ def _largest(limit: int, fits: Callable[[int], bool]) -> int:
 
 
 def _blocks_of_one(footprint: Footprint, settings: EngineSettings, num_tokens: int) -> list[int]:
-    return [peak_blocks(num_tokens, window, settings.max_batch_tokens) for window in footprint.windows]
+    return [peak_blocks(num_tokens, window, settings.batch_tokens) for window in footprint.windows]
 
 
 def _bytes(footprint: Footprint, num_blocks: Sequence[int]) -> int:

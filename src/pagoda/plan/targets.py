@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from pagoda.config import EngineSettings
+from pagoda.config import CPU_LIMITS, GPU_LIMITS
 from pagoda.engine.load import MIN_ROWS
 from pagoda.errors import ConfigError, UnsupportedError
 from pagoda.plan.costs import Costs, RooflineCosts, peak_flops
@@ -28,7 +28,7 @@ from pagoda.plan.work import Workload, decode_step, prefill_steps
 
 Say = Callable[[str], None]
 
-CPU_CHUNK, GPU_CHUNK = EngineSettings().max_batch_tokens, 2048  # the latter is vLLM's
+CPU_CHUNK, GPU_CHUNK = CPU_LIMITS[0], GPU_LIMITS[0]
 MOST_USERS = 512  # more than that are not planned into one replica
 USUAL_ROWS = 64
 

@@ -1,0 +1,71 @@
+"""bench/gpu.py runs from end to end where there is no GPU, keeps what it found, and notices what is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
+
+if importlib.util.find_spec("torch") is None:
+    pytest.skip("torch is not installed: pip install -e '.[cuda]'", allow_module_level=True)
+
+
+def bench(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCH), "--device", "cpu", "--shape", "tiny", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+def test_every_part_that_needs_no_model_file(tmp_path: Path) -> None:
+    out = tmp_path / "gpu"
+    done = bench("--only", "check", "steps", "--types", "W4-g128", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.with_suffix(".json").read_text())["parts"]
+    assert [(row["weights"], row["ok"]) for row in found["check"]] == [("W4-g128", True)] * 2
+    assert all(1e-5 < row["value"] < 2e-2 for row in found["check"])
+    assert len(found["steps"]) == 4
+    assert sum("times the time without" in row["note"] for row in found["steps"]) == 2
+
+    done = bench("--only", "load", "--types", "BF16", "--out", str(out))  # the parts before stay
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = json.loads(out.with_suffix(".json").read_text())
+    assert set(data["parts"]) == {"check", "steps", "load"}
+    assert all(row["tokens_s"] > 0 and row["note"].startswith("host gaps") for row in data["parts"]["load"])
+    text = out.with_suffix(".md").read_text()
+    assert text.count("| BF16 |") == 2
+    assert data["rates"].keys() == {"copy", "read", "product"}
+
+
+def test_a_part_that_fails_is_said_and_the_others_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "gpu"
+    done = bench("--only", "default", "check", "--model", "no-such-model", "--types", "BF16", "--out", str(out))
+    assert done.returncode == 1
+    assert "no-such-model" in done.stdout
+    found = json.loads(out.with_suffix(".json").read_text())["parts"]
+    assert found["default"][0]["ok"] is False
+    assert len(found["check"]) == 2
+
+
+def test_what_a_step_costs_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    from gpu_load import Load
+    from gpu_models import SHAPES, Cost, Rates, cost_of
+
+    shape = SHAPES["llama3-8b"]
+    assert shape.layer_weights + 2 * shape.vocab * shape.hidden == pytest.approx(8.03e9, rel=1e-3)
+    rates = Rates(copy=3e12, read=3e12, product=800e12)
+    cost = cost_of(shape, 2 * 8_030_000_000, 32 * 2 * 8 * 128 * 2)
+    assert cost.weight_bytes == pytest.approx(15.0e9, rel=0.01)  # without the embedding
+    assert cost.decode_s(rates, 1, 1024) == pytest.approx((15.0e9 + 1025 * 131_072) / 3e12, rel=0.01)
+    assert cost.prefill_s(rates, 4096) == pytest.approx(
+        (2 * 6.98e9 * 4096 + 32 * 4 * 4096 * 4096**2 / 2) / 800e12, rel=0.01
+    )
+    load = Load(256, 512, 128, 8192)
+    decode = sum(cost.decode_s(rates, 256, 512 + i) for i in range(1, 128))
+    assert load.floor_s(cost, rates) == pytest.approx(16 * cost.prefill_s(rates, 512, 16) + decode)
+    assert Cost(shape, 0, 0).floor_s(rates, tokens=0, rows=0, keys=0, pairs=0) == 0
