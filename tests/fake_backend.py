@@ -120,6 +120,8 @@ class FakeDevice(FakeModel):
     `log` says what was asked when: ("stage", n), ("launch", n), ("wait", n), steps counted from 1.
     """
 
+    graph_bytes = 0
+
     def __init__(self, windows: Sequence[int | None], *, fail_at_step: int | None = None) -> None:
         super().__init__(windows, fail_at_step=fail_at_step)
         self.log: list[tuple[str, int]] = []

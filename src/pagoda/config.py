@@ -73,7 +73,7 @@ class EngineSettings(Settings):
         int | None,
         Setting(
             "Size of the KV cache, as 4GiB; by default --max-num-seqs times 2048 tokens, or times --max-context if "
-            "given, within --memory-utilization.",
+            "given, within --memory-utilization, and on a GPU all that this allows.",
             "kv-memory",
             1,
             size=True,

@@ -57,6 +57,20 @@ def test_the_log_line_says_the_sum() -> None:
     )
 
 
+def test_the_log_line_tells_graphs_from_activations() -> None:
+    gpu = replace(ONE_GROUP, graph_bytes=5 * MIB)
+    text = str(plan_kv(gpu, SETTINGS, 1024, available=200 * MIB, fill=True))
+    assert text.startswith("memory: weights 100 MiB + activations 15 MiB + graphs 5 MiB + KV blocks 60 MiB (240 of 16")
+
+
+def test_limits_go_by_the_device_where_nobody_says_them() -> None:
+    said = EngineSettings(max_num_seqs=3)
+    cpu, gpu = said.with_limits(gpu=False), said.with_limits(gpu=True)
+    assert (cpu.max_batch_tokens, cpu.max_num_seqs) == (512, 3) == (said.batch_tokens, said.num_seqs)
+    assert (gpu.max_batch_tokens, gpu.max_num_seqs) == (4096, 3)
+    assert EngineSettings().with_limits(gpu=True).max_num_seqs == 256
+
+
 def test_the_context_shrinks_to_what_fits() -> None:
     plan = plan_kv(ONE_GROUP, replace(SETTINGS, kv_memory_bytes=10 * MIB), 100_000, available=1)
     assert (plan.num_blocks, plan.max_context, plan.num_seqs) == ((40,), 640, 1.0)
@@ -76,6 +90,10 @@ def test_a_context_that_the_model_has_not_is_refused() -> None:
 def test_a_model_that_does_not_fit_says_by_how_much() -> None:
     with pytest.raises(CapacityError, match=r"needs 120 MiB, but 90% of the available memory is 90 MiB"):
         plan_kv(ONE_GROUP, SETTINGS, 1024, available=100 * MIB)
+    with pytest.raises(CapacityError, match="take a smaller model"):
+        plan_kv(ONE_GROUP, SETTINGS, 1024, available=100 * MIB)
+    with pytest.raises(CapacityError, match=r"lower --max-batch-tokens 512 .* buffers take 20 MiB"):
+        plan_kv(ONE_GROUP, SETTINGS, 1024, available=130 * MIB)
     with pytest.raises(CapacityError, match="enough for 0 tokens"):
         plan_kv(ONE_GROUP, replace(SETTINGS, kv_memory_bytes=1), 1024, available=1)
 

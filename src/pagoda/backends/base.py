@@ -139,6 +139,8 @@ class StagedModel(LoadedModel, Protocol):
     after the other: blocks that are copied meanwhile are those that the running step leaves.
     """
 
+    graph_bytes: int  # of buffer_bytes, what captured graphs take
+
     def stage(self, batch: Batch) -> None:
         """Lay out the next step. Its tokens may be unknown as yet, whatever they say. Keeps nothing of the batch."""
 

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pagoda.backends.base import Backend, ForwardModel, LoadedModel, RankingModel
+from pagoda.backends.base import Backend, ForwardModel, LoadedModel, RankingModel, StagedModel
 from pagoda.config import EngineSettings
 from pagoda.engine.device import make_backend
 from pagoda.engine.engine import Engine
@@ -145,6 +145,7 @@ def _footprint(forward_model: ForwardModel, model: LoadedModel) -> Footprint:
         model.buffer_bytes,
         tuple(group.window for group in groups),
         tuple(model.block_bytes(g) for g in range(len(groups))),
+        model.graph_bytes if isinstance(model, StagedModel) else 0,
     )
 
 

@@ -34,6 +34,7 @@ class Footprint:
     buffer_bytes: int
     windows: tuple[int | None, ...]  # of the KV groups
     block_bytes: tuple[int, ...]
+    graph_bytes: int = 0  # of buffer_bytes, on a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,16 @@ class KVPlan:
         return _bytes(self.footprint, self.num_blocks)
 
     def __str__(self) -> str:
-        weights, buffers = _mib(self.footprint.weight_bytes), _mib(self.footprint.buffer_bytes)
+        taken = f"weights {_mib(self.footprint.weight_bytes)} + {self._buffers()}"
         return (
-            f"memory: weights {weights} + buffers {buffers} + KV blocks {_mib(self.kv_bytes)} "
+            f"memory: {taken} + KV blocks {_mib(self.kv_bytes)} "
             f"({' + '.join(map(str, self.num_blocks))} of {BLOCK_SIZE} tokens) "
             f"= {self.num_seqs:.1f} sequences of {self.max_context} tokens"
         )
+
+    def _buffers(self) -> str:
+        buffers, graphs = self.footprint.buffer_bytes, self.footprint.graph_bytes
+        return f"activations {_mib(buffers - graphs)} + graphs {_mib(graphs)}" if graphs else f"buffers {_mib(buffers)}"
 
 
 def plan_kv(
@@ -73,9 +78,15 @@ def plan_kv(
         allowed = int(available * settings.memory_utilization)
         budget = allowed - taken
         if budget <= 0:
+            smaller = "take a smaller model"
+            if footprint.weight_bytes < allowed:
+                smaller = (
+                    f"lower --max-batch-tokens {settings.batch_tokens} or --max-num-seqs {settings.num_seqs}, whose "
+                    f"buffers take {_mib(footprint.buffer_bytes)} of it"
+                )
             raise CapacityError(
                 f"the model needs {_mib(taken)}, but {settings.memory_utilization:.0%} of the available memory is "
-                f"{_mib(allowed)}; free some memory, raise --memory-utilization or take a smaller model"
+                f"{_mib(allowed)}; free some memory, raise --memory-utilization or {smaller}"
             )
     max_context = _max_context(footprint, settings, model_context, budget)
     one = _blocks_of_one(footprint, settings, max_context)

@@ -19,7 +19,7 @@ from pagoda.backends.cuda.program import ProgramCompiler
 from pagoda.backends.cuda.shard import WHOLE, Shard, cut
 from pagoda.backends.cuda.weights import WeightLoader, compute_type
 from pagoda.errors import CapacityError, UnsupportedError
-from pagoda.formats.blocks import tensor_bytes
+from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.types import BLOCK_SIZE, RawTensor
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,8 @@ class CudaBackend:
             ops=ops,
         )
         if self.device.type == "cuda":
-            loaded.buffer_bytes = measure_buffers(loaded, limits, graphs=self._graphs)
+            activations, loaded.graph_bytes = measure_buffers(loaded, limits, graphs=self._graphs)
+            loaded.buffer_bytes = activations + loaded.graph_bytes
         return loaded
 
     def check(self, model: ForwardModel) -> None:
@@ -112,12 +113,22 @@ class CudaBackend:
             return
         matrices = {raw.name: raw for raw in _matrices(trace)}
         needed = sum(raw.num_bytes for raw in matrices.values())
-        elements = sum(tensor_bytes("BF16", raw.shape) // 2 for raw in matrices.values())
         if needed > free:
+            elements = sum(tensor_bytes("BF16", raw.shape) // 2 for raw in matrices.values())
             raise CapacityError(
-                f"the weights take {needed / 2**30:.1f} GiB, but the GPU has {free / 2**30:.1f} GiB free; in Q4_K they "
-                f"would take {elements * 4.6 / 8 / 2**30:.1f} GiB, and --tensor-parallel shares them among GPUs"
+                f"the weights take {needed / 2**30:.1f} GiB, but the GPU has {free / 2**30:.1f} GiB free; "
+                f"{_what_fits(elements, free)}, and --tensor-parallel shares them among GPUs"
             )
+
+
+def _what_fits(elements: int, free: int) -> str:
+    """The widest format that leaves a fifth of the memory to everything else."""
+    for name in ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"):
+        block = BLOCK_TYPES[name]
+        size = elements / block.elements * block.bytes
+        if size < 0.8 * free:
+            return f"in {name} they would take {size / 2**30:.1f} GiB and fit"
+    return "no format is small enough to fit"
 
 
 def _matrices(trace: t.Trace) -> list[RawTensor]:

@@ -16,8 +16,8 @@ from pagoda.errors import CapacityError
 from pagoda.types import BLOCK_SIZE, Batch
 
 
-def measure_buffers(model: CudaModel, limits: Limits, *, graphs: bool) -> int:
-    """Bytes of working memory; the model has no KV yet, and has none afterwards."""
+def measure_buffers(model: CudaModel, limits: Limits, *, graphs: bool) -> tuple[int, int]:
+    """Bytes that a step works in, and that graphs take; the model has no KV yet, and has none afterwards."""
     device = torch.device("cuda", torch.cuda.current_device())
     try:
         torch.cuda.reset_peak_memory_stats(device)
@@ -26,7 +26,7 @@ def measure_buffers(model: CudaModel, limits: Limits, *, graphs: bool) -> int:
         model.forward(largest_step(limits))
         model.likeliest(1, weights=False)
         peak = torch.cuda.max_memory_allocated(device) - before
-        return int(peak) + (_graph_bytes(model, limits) if graphs else 0)
+        return int(peak), _graph_bytes(model, limits) if graphs else 0
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"the GPU's memory cannot hold a step of {limits.tokens} tokens; lower --max-batch-tokens or --max-num-seqs"

@@ -48,7 +48,7 @@ class CudaModel:
         ops: DeviceOps,
     ) -> None:
         self.weight_bytes = weight_bytes
-        self.buffer_bytes = 0
+        self.buffer_bytes = self.graph_bytes = 0
         self.groups = groups
         self.vocab_size = vocab_size
         self._program: Program | None = program

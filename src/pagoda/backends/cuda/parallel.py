@@ -77,6 +77,7 @@ class ParallelModel:
     def __init__(self, model: CudaModel, ranks: list[tuple[Any, Connection]]) -> None:
         self._model, self._ranks = model, ranks
         self.weight_bytes, self.buffer_bytes = model.weight_bytes, model.buffer_bytes
+        self.graph_bytes = model.graph_bytes
 
     def block_bytes(self, group: int) -> int:
         return self._model.block_bytes(group)
