@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pagoda.formats.checkpoint import open_checkpoint
+from serving import process
+from tiny_models import TINY, write_gguf
 
 
 def pagoda(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -47,3 +50,27 @@ def test_what_cannot_be_made_is_an_error_with_a_remedy(default_model: Path, tmp_
     assert wrong.returncode == 2
     assert "did you mean q4_k_" in wrong.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["q4_k_m", "nf4"])
+def test_what_is_made_is_served(method: str, default_model: Path, tmp_path: Path) -> None:
+    made = tmp_path / ("model.gguf" if method == "q4_k_m" else "model")
+    done = pagoda("quantize", default_model, "--to", method, "-o", made)
+    assert done.returncode == 0, done.stderr
+    assert "peak memory" in done.stderr
+    question = {"role": "user", "content": "What is the capital of France? One sentence."}
+    with process(made, tmp_path / "log") as server:
+        body = {"messages": [question], "temperature": 0, "max_tokens": 16}
+        answer = server.client.post("/v1/chat/completions", json=body).json()
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+
+
+def test_worse_than_the_user_allows(tmp_path: Path) -> None:
+    source, made = write_gguf(tmp_path / "source.gguf", TINY["llama_256"]), tmp_path / "made.gguf"
+    arguments = ("quantize", source, "--to", "q2_k", "-o", made, "--max-kld")
+    worse = pagoda(*arguments, "1e-6")
+    assert worse.returncode == 1
+    assert "more than --max-kld 1e-06; nothing was kept" in " ".join(worse.stderr.split())
+    assert list(tmp_path.iterdir()) == [source]
+    assert pagoda(*arguments, "100").returncode == 0
+    assert sorted(tmp_path.iterdir()) == [made, source]

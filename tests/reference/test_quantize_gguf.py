@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from paged_run import reference_run
-from pagoda.errors import ConfigError, FormatError, UnsupportedError
+from pagoda.errors import CapacityError, ConfigError, FormatError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.gguf_writer import GGUFWriter
+from pagoda.formats.safetensors_writer import SafetensorsFolder
 from pagoda.models.registry import load_model
 from pagoda.quantize.imatrix import read_imatrix
 from pagoda.quantize.run import quantize
 from pagoda.quantize.settings import QuantizeSettings
 from pagoda.text.tokenizer import load_tokenizer
+from quantized_models import write_quantized
 from tiny_models import TINY, VOCAB, write_gguf, write_safetensors
 
 TOKENS = [(37 * i + 11) % VOCAB for i in range(40)]
@@ -139,6 +143,52 @@ def test_damaged_weights_are_named_and_nothing_is_left(bad: float, tensor: str, 
     with pytest.raises(FormatError, match=r"column 10|row 0"):
         run(folder, tmp_path / "made.gguf", "q4_k_m")
     assert not (tmp_path / "made.gguf").exists()
+
+
+@pytest.mark.parametrize("kind", ["gguf", "folder"])
+@pytest.mark.parametrize("to", ["q4_k_m", "nf4"])
+def test_a_truncated_model_is_refused(kind: str, to: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    weights = write_gguf(source, TINY["llama_256"]) if kind == "gguf" else write_safetensors(source, TINY["llama_256"])
+    weights = source if kind == "gguf" else source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5000])
+    with pytest.raises(FormatError, match=r"source.*(truncated|ends|beyond|outside)"):
+        run(source, tmp_path / "made", to)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_folder_whose_groups_do_not_fit_is_refused(tmp_path: Path) -> None:
+    source = write_quantized(tmp_path / "source", TINY["llama"], "gptq-4", group_size=24)
+    for to in ("gguf", "q4_0", "safetensors"):
+        with pytest.raises(FormatError, match="group"):
+            run(source, tmp_path / "made", to)
+        shutil.rmtree(tmp_path / "made.partial")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(("to", "writer"), [("q8_0", GGUFWriter), ("int8", SafetensorsFolder)])
+def test_a_disk_that_fills_up_leaves_nothing_under_the_final_name(
+    to: str, writer: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_gguf(tmp_path / "source.gguf", TINY["llama"])
+
+    def full(*anything: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "write", full)
+        with pytest.raises(CapacityError, match=r"the disk is full: .*made\.partial; make room and run"):
+            run(source, tmp_path / "made", to)
+    assert not (tmp_path / "made").exists()
+    assert any("going on" in line for line in run(source, tmp_path / "made", to))
+    assert (tmp_path / "made").exists()
+
+
+def test_what_is_quantized_already_is_refused_or_said(tmp_path: Path) -> None:
+    source = write_quantized(tmp_path / "source", TINY["llama"], "gptq-4")
+    with pytest.raises(UnsupportedError, match=r"quantized already \(GPTQ-4\); .* pagoda convert"):
+        run(source, tmp_path / "again", "nf4")
+    assert any("quantized already" in line for line in run(source, tmp_path / "made.gguf", "q8_0", imatrix="auto"))
 
 
 def test_an_output_that_exists_is_kept_unless_forced(tmp_path: Path) -> None:

@@ -6,17 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
+from pagoda.cli.making import DEFAULT_MODEL, ModelArgument, OutputOption, find, make
 from pagoda.cli.options import with_settings
-from pagoda.cli.progress import download_progress, step_progress
-from pagoda.cli.quantize import total_bytes
-from pagoda.config import EngineSettings
 from pagoda.errors import ConfigError
-from pagoda.quantize.run import quantize as run
 from pagoda.quantize.settings import QuantizeSettings
 from pagoda.settings import Setting, Settings
-from pagoda.sources import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +32,14 @@ class ConvertSettings(Settings):
 
 
 @with_settings
-def convert(
-    convert: ConvertSettings,
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Alias, GGUF file, Hugging Face folder or hf:owner/repo.")
-    ] = EngineSettings().model,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File or folder to make.", metavar="OUT")
-    ] = None,
-) -> None:
+def convert(convert: ConvertSettings, model: ModelArgument = DEFAULT_MODEL, output: OutputOption = None) -> None:
     """Turn GGUF files into Hugging Face folders and the other way round, tokenizer and chat template included.
 
     Layers of GPTQ, AWQ and the like become GGUF blocks of the same codes where such blocks exist, else 8 bits, and what
     that adds in error is said. With --dtype they become floats, as quantized GGUF tensors do in a folder.
     To make a model smaller: pagoda quantize --help
     """
-    with download_progress() as progress:
-        found = resolve(model, progress=progress)
+    found = find(model)
     gguf = convert.to == "gguf" or (convert.to is None and output is not None and output.suffix == ".gguf")
     dtype = convert.dtype or ("keep" if gguf else "bf16")
     if dtype == "keep" and not gguf:
@@ -63,6 +48,4 @@ def convert(
     floats = "bf16" if dtype == "keep" else dtype
     to = ("gguf" if dtype == "keep" else dtype) if gguf else "safetensors"
     settings = QuantizeSettings(to=to, dtype=floats, threads=convert.threads, force=convert.force)
-    with step_progress() as (steps, say):
-        run(found.path, target, settings, progress=steps, say=say)
-    typer.echo(f"{target}  {total_bytes(target) / 1e6:,.1f} MB, from {total_bytes(found.path) / 1e6:,.1f} MB")
+    make(found, target, settings)

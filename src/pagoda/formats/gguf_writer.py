@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.errors import CapacityError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
+from pagoda.formats.disk import check_room
 from pagoda.formats.gguf import DEFAULT_ALIGNMENT, MAGIC
 from pagoda.formats.gguf_fields import ARRAY, BOOL, SCALARS, STRING
 
@@ -103,7 +103,7 @@ class GGUFWriter:
         self._data = len(header)
         self.file_bytes = self._data + size
         self._done = _whole_tensors(path, header, [self._end(i) for i in range(len(self.rows))])
-        _check_room(path, self.file_bytes)
+        check_room(path.parent, self.file_bytes, there=path.stat().st_size if path.is_file() else 0)
         self._file = path.open("r+b" if self._done is not None else "wb")
         if self._done is None:
             self._file.write(header)
@@ -185,12 +185,3 @@ def _whole_tensors(path: Path, header: bytes, ends: Sequence[int]) -> int | None
             return None
     size = path.stat().st_size
     return sum(end <= size for end in ends)
-
-
-def _check_room(path: Path, file_bytes: int) -> None:
-    room = os.statvfs(path.parent)
-    free = room.f_bavail * room.f_frsize + (path.stat().st_size if path.is_file() else 0)
-    if file_bytes > free:
-        raise CapacityError(
-            f"{path.parent} has {free / 1e6:,.0f} MB left, and the file takes {file_bytes / 1e6:,.0f} MB; make room"
-        )

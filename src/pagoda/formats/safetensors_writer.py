@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda.formats.checkpoint import INDEX, WEIGHTS
+from pagoda.formats.disk import check_room
 from pagoda.formats.safetensors import DTYPES
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -43,7 +44,8 @@ class Place:
 class SafetensorsFolder:
     """The weights of a Hugging Face folder while they are written; `order` is the order in which to write them.
 
-    Files get their names when all tensors are there: nothing half-written stands under a final name.
+    Files get their names when all tensors are there: nothing half-written stands under a final name. Raises
+    CapacityError where the disk has no room for them.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class SafetensorsFolder:
         self._tensors = dict(tensors)
         self._shards = _shards(self._tensors, max_shard_bytes)
         self.order = [name for shard in self._shards for name in shard]
+        check_room(folder, sum(place.num_bytes for place in self._tensors.values()))
         self._next = 0
         self._file: BinaryIO | None = None
         self._files: list[Path] = []

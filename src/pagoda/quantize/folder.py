@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pagoda.errors import ConfigError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
 from pagoda.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.safetensors_writer import Place, SafetensorsFolder
 from pagoda.models.hugging_face import FAMILIES, HuggingFaceView, as_hugging_face
 from pagoda.models.layers import Block, Decoder, Linear
@@ -68,8 +69,12 @@ class Model:
 def open_model(path: Path) -> Model:
     """UnsupportedError for a model that is quantized already, except for GGUF's block types."""
     opened = open_checkpoint(path)
-    if opened.kind != "gguf" and opened.metadata.get("quantization_config") is not None:
-        raise UnsupportedError(f"{path} is quantized already; quantize the model that it was made from")
+    types = sorted({raw.type for raw in opened.tensors.values() if isinstance(raw, QuantizedTensor)})
+    if types:
+        raise UnsupportedError(
+            f"{path} is quantized already ({', '.join(types)}); quantize the model that it was made from, or make a "
+            f"folder of plain floats of it first: pagoda convert {path} -o FOLDER"
+        )
     view = as_hugging_face(opened)
     decoder = load_model(view)
     assert isinstance(decoder, Decoder)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
 from pagoda.backends.reference import gated, rms_norm, rope, softcapped
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.quantized import as_floats as decoded
 from pagoda.types import FloatArray, Int32Array, RawTensor
 
@@ -97,7 +98,9 @@ class PlainWeights:
 
 
 def table_rows(table: RawTensor, ids: Int32Array) -> FloatArray:
-    """Rows `ids` of a matrix of any block type, without decoding the rest. → [len(ids), E]"""
+    """Rows `ids` of a matrix of any type; of block types without decoding the rest. → [len(ids), E]"""
+    if isinstance(table, QuantizedTensor):
+        return decoded(table)[ids]
     block = BLOCK_TYPES[table.type]
     columns = table.shape[1]
     raw = np.asarray(table.data).reshape(-1).view(np.uint8).reshape(-1, columns // block.elements * block.bytes)

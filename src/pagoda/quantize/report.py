@@ -97,6 +97,8 @@ def compare(
 ) -> Report:
     """Score each model on `text` (builtin, or a file's name) against `against`, by default the first of them.
 
+    Windows are of `context` tokens, or of as many as the original was made for if these are fewer.
+
     Raises ConfigError for a text that is unreadable or shorter than a window, and for models whose tokenizers differ;
     what `load_engine` raises for models.
     """
@@ -112,7 +114,7 @@ def compare(
         start += run.round(start, candidates)
     digest = hashlib.sha256(content.encode()).hexdigest()
     rows = tuple(run.quality(name) for name in names)
-    return Report(run.facts[original]["name"], source, digest, len(run.windows), context, run.num_tokens, rows)
+    return Report(run.facts[original]["name"], source, digest, len(run.windows), run.context, run.num_tokens, rows)
 
 
 def read_text(text: str) -> tuple[str, str]:
@@ -154,6 +156,7 @@ class _Comparison:
         kept: list[Kept] = []
         with scoring(self.original, self.context, self.threads) as engine:
             if not self.windows:
+                self.context = min(self.context, engine.max_context)
                 self.windows = self._cut(engine)
             part = self.windows[start : start + self._capacity(engine)]
             for logits in self._score(self.original, engine, part, start):

@@ -1,0 +1,42 @@
+"""What `quantize` and `convert` share: which model, into what, and the job with its progress bars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pagoda.cli.progress import download_progress, step_progress
+from pagoda.config import EngineSettings
+from pagoda.quantize.run import quantize
+from pagoda.quantize.settings import QuantizeSettings
+from pagoda.sources import LocalModel, resolve
+
+DEFAULT_MODEL = EngineSettings().model
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Alias, GGUF file, Hugging Face folder or hf:owner/repo.")
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="File or folder to make. [default: named after MODEL, here]", metavar="OUT"),
+]
+
+
+def find(model: str) -> LocalModel:
+    """The model's files, downloaded with a progress bar where they must be."""
+    with download_progress() as progress:
+        return resolve(model, progress=progress)
+
+
+def make(found: LocalModel, target: Path, settings: QuantizeSettings) -> None:
+    """Run the job, and print what was made and how large it is."""
+    with step_progress() as (steps, say):
+        quantize(found.path, target, settings, progress=steps, say=say)
+    typer.echo(f"{target}  {total_bytes(target) / 1e6:,.1f} MB, from {total_bytes(found.path) / 1e6:,.1f} MB")
+
+
+def total_bytes(path: Path) -> int:
+    """Of a file, or of the files of a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
