@@ -2,8 +2,10 @@
 
 Each probe is a real step of the native program, whose stages are timed one by one (`Program.take_profile`). Weights
 come from memory as they do in the whole model, because the slice is larger than the caches; so do keys and values,
-because each probe takes the next region of a pool that is larger than they are, and every block of which was written:
-of memory that never was, the OS shows one page of zeros again and again, and that page lies in a cache.
+because each probe takes the next region of a pool that is larger than they are. What else makes reading them slow in
+earnest is there, too. Every block of the pool was written: of memory that never was, the OS shows one page of zeros
+again and again, and that page lies in a cache. And a sequence's blocks lie as far apart as in the whole model, where a
+block holds the keys and values of all layers (`scattered`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,25 +28,27 @@ import pagoda._native as native
 from pagoda.backends.base import KVType, LoadedModel
 from pagoda.backends.cpu import CpuBackend, CpuModel
 from pagoda.config import cache_dir
-from pagoda.engine.engine import Engine
 from pagoda.models.layers import Decoder
+from pagoda.plan.engine_probe import engine_step_s
 from pagoda.plan.hardware import read_hardware
 from pagoda.plan.rates import Rates
 from pagoda.plan.slices import attention_only, cut
-from pagoda.sampling.sampler import Sampler
-from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, Request, SamplingParams
+from pagoda.types import BLOCK_SIZE, Batch, Int32Array
 
-SLICE_BYTES = 64 << 20  # of weights: more than caches hold
-POOL_BYTES = 96 << 20  # of keys and values
+SLICE_BYTES = 192 << 20  # of weights: so many times what caches hold that hardly any is found there again
+POOL_BYTES = 192 << 20  # of keys and values
 TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512)
 ROWS = (1, 2, 4, 8, 16)
 BATCHES = (1, 2, 4, 8, 16)
 CONTEXTS = (16, 128, 512, 1024, 2048, 4096)
 CHUNKS = ((128, 128), (512, 512), (512, 1024), (512, 2048), (512, 4096))  # (queries, context)
-SHORT_S = 0.03  # in a sweep, a probe is repeated until it has taken so long
+SHORT_S = 0.06  # in a sweep, a probe is repeated until it has taken so long
 SWEEPS, MOST_SWEEPS = 3, 5
+METHOD = 2  # of measuring: rates of another one are not comparable
+ATTENTION_STAGES = ("attention", "rope + store KV")  # whose time is that of cold KV blocks, which differ by sequence
 QUIET_SHARE = 0.8  # of the CPU time that a sweep's threads could have got: less means that others took it
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 StageTime = tuple[str, float]
 Key = tuple[int, int, int, int]  # batch, queries, context, rows
@@ -95,13 +100,24 @@ def _path(key: str, setup: Setup) -> Path:
 def _digest(key: str, setup: Setup) -> str:
     """Changes with the machine, the version, the built extension, the model's layers and the setup."""
     built = Path(native.__file__).stat()
-    facts = [pagoda.__version__, built.st_size, built.st_mtime_ns, platform.node(), read_hardware().cpu, key]
+    facts = [pagoda.__version__, built.st_size, built.st_mtime_ns, platform.node(), read_hardware().cpu, key, METHOD]
     facts += [setup.threads, setup.isa, setup.kv_type]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
+def around_quartile(times: Sequence[T], key: Callable[[T], float]) -> Sequence[T]:
+    """Those between the first and the third eighth, by `key`; of few the least. Neighbours only ever add time."""
+    return sorted(times, key=key)[len(times) // 8 : len(times) * 3 // 8 + 1]
+
+
 def lower_quartile(times: Sequence[float]) -> float:
-    return sorted(times)[len(times) // 4]
+    """Mean of the times around it."""
+    return mean(around_quartile(times, lambda seconds: seconds))
+
+
+def scattered(num_blocks: int, stride: int) -> Int32Array:
+    """All blocks of a pool in an order in which neighbours are `stride` apart."""
+    return np.concatenate([np.arange(first, num_blocks, stride, dtype=np.int32) for first in range(stride)])
 
 
 class Prober:
@@ -121,7 +137,7 @@ class Prober:
         self._chunks = [(q, c) for q, c in CHUNKS if c <= model.max_context] or [(self._contexts[-1],) * 2]
         self._linear = Probe(self._backend, self._slice.decoder, setup.kv_type, max(TOKENS))
         most = max(BATCHES) * self._contexts[-1]
-        self._attention = Probe(self._backend, attention_only(model), setup.kv_type, most)
+        self._attention = Probe(self._backend, attention_only(model), setup.kv_type, most, stride=model.num_layers)
         self._engine: dict[int, list[float]] = {}
         self._shares: list[float] = []  # of the CPU time that each sweep could have got
         self._threads = setup.threads
@@ -187,13 +203,15 @@ class Prober:
 
     def _attend(self, batch: int, queries: int, context: int) -> float:
         stages = self._attention.stages((batch, queries, context, 1))
-        return sum(seconds for name, seconds in stages if name == "attention")
+        return sum(seconds for name, seconds in stages if name in ATTENTION_STAGES)
 
 
 class Probe:
     """A loaded slice and a pool of KV that steps walk through; remembers what each stage took."""
 
-    def __init__(self, backend: CpuBackend, model: Decoder, kv_type: KVType, least_tokens: int) -> None:
+    def __init__(
+        self, backend: CpuBackend, model: Decoder, kv_type: KVType, least_tokens: int, *, stride: int = 1
+    ) -> None:
         self.model: CpuModel = backend.load(
             model, max_batch_tokens=max(TOKENS), max_batch_seqs=max(*ROWS, *BATCHES), kv_type=kv_type
         )
@@ -201,6 +219,7 @@ class Probe:
         self.num_blocks = max(POOL_BYTES // block_bytes, -(-least_tokens // BLOCK_SIZE) + 1)
         self.model.allocate_kv((self.num_blocks,))
         write_all_blocks(self.model, 0, self.num_blocks)
+        self._order = scattered(self.num_blocks, stride)
         self.vocab_size = model.vocab_size
         self._next_block = 0
         self._rng = np.random.default_rng(0)
@@ -225,8 +244,7 @@ class Probe:
         Not each stage's own quartile: what disturbs a step hits one stage here and another there, so that quartiles
         of stages add up to less than any step ever took.
         """
-        runs = sorted(self._runs[key], key=sum)
-        around = runs[len(runs) // 8 : len(runs) * 3 // 8 + 1]
+        around = around_quartile(self._runs[key], sum)
         return [(name, mean(run[i] for run in around)) for i, name in enumerate(self._names[key])]
 
     def _step(self, key: Key) -> list[tuple[str, float, float, float]]:
@@ -247,9 +265,9 @@ class Probe:
     def _tables(self, batch: int, context: int) -> Int32Array:
         """The next blocks of the pool."""
         each = -(-context // BLOCK_SIZE)
-        blocks = (self._next_block + np.arange(batch * each)) % self.num_blocks
-        self._next_block = int(blocks[-1] + 1) % self.num_blocks
-        return blocks.astype(np.int32).reshape(batch, each)
+        places = (self._next_block + np.arange(batch * each)) % self.num_blocks
+        self._next_block = int(places[-1] + 1) % self.num_blocks
+        return self._order[places].reshape(batch, each)
 
 
 def write_all_blocks(model: LoadedModel, group: int, num_blocks: int) -> None:
@@ -263,13 +281,13 @@ def _rows(tokens: int) -> int:
 
 
 def _by_signature(body: Sequence[StageTime], signatures: Sequence[str]) -> dict[str, float]:
-    """Mean seconds of a layer of each signature, without attention; every layer has the same number of stages."""
+    """Mean seconds of a layer of each signature, without attention's; every layer has the same number of stages."""
     each, rest = divmod(len(body), len(signatures))
     assert rest == 0, f"{len(body)} stages in {len(signatures)} layers"
     times: dict[str, list[float]] = {}
     for i, name in enumerate(signatures):
         stages = body[i * each : (i + 1) * each]
-        times.setdefault(name, []).append(sum(seconds for stage, seconds in stages if stage != "attention"))
+        times.setdefault(name, []).append(sum(seconds for stage, seconds in stages if stage not in ATTENTION_STAGES))
     return {name: sum(values) / len(values) for name, values in times.items()}
 
 
@@ -281,72 +299,3 @@ def _fit(points: Iterable[tuple[float, float, float]]) -> tuple[float, float]:
     if pair_s < 0 or query_s < 0 or len(table) < 2:
         return float(np.mean(table[:, 2] / table[:, 0])), 0.0
     return float(pair_s), float(query_s)
-
-
-# The engine around the forward pass
-
-
-class _NoModel:
-    """A `LoadedModel` that computes nothing: what is left of a step is the engine's own time."""
-
-    weight_bytes = buffer_bytes = 0
-
-    def __init__(self, vocab_size: int, rows: int) -> None:
-        self._logits: FloatArray = np.random.default_rng(0).standard_normal((rows, vocab_size), np.float32)
-
-    def block_bytes(self, group: int) -> int:
-        return BLOCK_SIZE
-
-    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None: ...
-
-    def forward(self, batch: Batch) -> FloatArray:
-        return self._logits[: len(batch.logit_rows)]
-
-    def copy_blocks(self, group: int, pairs: Int32Array) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class NoText:
-    """Tokens without text."""
-
-    eos_ids: tuple[int, ...] = ()
-
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        return []
-
-    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> NoText:
-        return self
-
-    def push(self, token_id: int) -> str:
-        return "a"
-
-    def flush(self) -> str:
-        return ""
-
-
-ENGINE_STEPS = 50
-
-
-def engine_step_s(vocab_size: int, batch: int) -> float:
-    """Seconds of scheduling, sampling and bookkeeping around a decode step of `batch` sequences."""
-    model: LoadedModel = _NoModel(vocab_size, batch)
-    engine = Engine(
-        model,
-        NoText(),
-        Sampler(vocab_size),
-        vocab_size=vocab_size,
-        windows=(None,),
-        num_blocks=(batch * (ENGINE_STEPS + 3 * BLOCK_SIZE) // BLOCK_SIZE + batch,),
-        max_context=ENGINE_STEPS + 2 * BLOCK_SIZE,
-        max_num_seqs=batch,
-    )
-    params = SamplingParams(max_tokens=ENGINE_STEPS + BLOCK_SIZE, temperature=0.0, ignore_eos=True)
-    for i in range(batch):
-        engine.add(Request(str(i), (1, 2, 3), params, time.monotonic()))
-    times = []
-    for _ in range(ENGINE_STEPS):
-        start = time.perf_counter()
-        engine.step()
-        times.append(time.perf_counter() - start)
-    return median(times)

@@ -1,0 +1,80 @@
+"""The engine's own time around a forward pass: its steps around a model that computes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+
+from pagoda.backends.base import LoadedModel
+from pagoda.engine.engine import Engine
+from pagoda.sampling.sampler import Sampler
+from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, Request, SamplingParams
+
+
+class _NoModel:
+    """A `LoadedModel` that computes nothing: what is left of a step is the engine's own time."""
+
+    weight_bytes = buffer_bytes = 0
+
+    def __init__(self, vocab_size: int, rows: int) -> None:
+        self._logits: FloatArray = np.random.default_rng(0).standard_normal((rows, vocab_size), np.float32)
+
+    def block_bytes(self, group: int) -> int:
+        return BLOCK_SIZE
+
+    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None: ...
+
+    def forward(self, batch: Batch) -> FloatArray:
+        return self._logits[: len(batch.logit_rows)]
+
+    def copy_blocks(self, group: int, pairs: Int32Array) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoText:
+    """Tokens without text."""
+
+    eos_ids: tuple[int, ...] = ()
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        return []
+
+    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> NoText:
+        return self
+
+    def push(self, token_id: int) -> str:
+        return "a"
+
+    def flush(self) -> str:
+        return ""
+
+
+ENGINE_STEPS = 50
+
+
+def engine_step_s(vocab_size: int, batch: int) -> float:
+    """Seconds of scheduling, sampling and bookkeeping around a decode step of `batch` sequences."""
+    model: LoadedModel = _NoModel(vocab_size, batch)
+    engine = Engine(
+        model,
+        NoText(),
+        Sampler(vocab_size),
+        vocab_size=vocab_size,
+        windows=(None,),
+        num_blocks=(batch * (ENGINE_STEPS + 3 * BLOCK_SIZE) // BLOCK_SIZE + batch,),
+        max_context=ENGINE_STEPS + 2 * BLOCK_SIZE,
+        max_num_seqs=batch,
+    )
+    params = SamplingParams(max_tokens=ENGINE_STEPS + BLOCK_SIZE, temperature=0.0, ignore_eos=True)
+    for i in range(batch):
+        engine.add(Request(str(i), (1, 2, 3), params, time.monotonic()))
+    times = []
+    for _ in range(ENGINE_STEPS):
+        start = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start)
+    return median(times)
