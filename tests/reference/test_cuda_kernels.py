@@ -102,7 +102,8 @@ def test_quantized_products_and_decoding(type: str) -> None:
     close(grouped.decode(weight, rows, F32, factor=2.0)[None], right[[7, 0]][None] * 2)
     x, bias = numbers(1, 3, weight.columns), numbers(24, name="b")
     expected = (x[0] @ right.t() + bias)[None]
-    close(grouped.skinny(x, weight, bias, F32), expected)
+    for tokens in (1, 2):
+        close(grouped.skinny(x[:, :tokens], weight, bias, F32), expected[:, :tokens])
     close(grouped.tiled(x, weight, bias, F32, invariant=False), expected)
     half = grouped.tiled(x.to(torch.float16), weight, None, torch.float16, invariant=True)
     close(half, (x[0] @ right.t())[None], 2e-3)
@@ -145,7 +146,7 @@ def step_of(counts: list[int], contexts: list[int], sizes: TileSizes, layer: Att
     )
     buffer = StepBuffer(Limits(64, 8, 8, 64, 1), sizes, CPU)
     padded = total + 1 if max(counts) == 1 else total  # decoding is padded
-    step = buffer.fill(batch, padded, 1)
+    step = buffer.send(buffer.lay_out(batch, padded, 1), batch.tokens)
     angle = step.positions[:, None] * torch.linspace(1, 0.01, max(layer.rotary_dim // 2, 1))
     return step.with_angles(((angle.cos(), angle.sin()),))
 

@@ -20,7 +20,7 @@ def from_grouped(weight: GroupedWeight, device: torch.device) -> PlaneWeight | N
     order = np.argsort(weight.groups, kind="stable")
     numbers, counts = np.unique(weight.groups, return_counts=True)
     group = -(-columns // LANES) * LANES if len(numbers) == 1 else int(counts[0])
-    if group % 16 or (counts[:-1] != counts[0]).any() or counts[-1] > counts[0]:
+    if group % 16 or group % min(group, 32) or (counts[:-1] != counts[0]).any() or counts[-1] > counts[0]:
         return None
     scales, zeros = weight.scales[:, numbers], weight.zeros[:, numbers]
     zero, offsets = 0, None

@@ -1,7 +1,7 @@
 """x @ W.T for quantized weights in planes (`planes.py`), and their decoding.
 
-`_skinny` is for one to four tokens, `_tiled` for more: codes become numbers in registers, go to tensor cores as they
-are needed, and memory sees only the codes. `_decode` writes rows out, for embeddings, and for long prompts, where one
+`_skinny` is for one token or two, `_tiled` for more: codes become numbers in registers, go to tensor cores as they are
+needed, and memory sees only the codes. `_decode` writes rows out, for embeddings, and for long prompts, where one
 pass over the weights costs little beside a library's product.
 """
 
@@ -19,7 +19,7 @@ from pagoda.backends.cuda.planes import PlaneWeight
 
 @triton.jit
 def _lanes(plane_ptr, n, runs, run, j, BITS: tl.constexpr, PART: tl.constexpr):
-    """Where the lanes of run `run` lie for rows n (int64, already broadcast against j)."""
+    """Where the lanes of run `run` lie for rows n. A matrix has less than 2^31 lanes: 2^33 weights (`_tensors`)."""
     if BITS == 1:
         return plane_ptr + (n * (runs // 2) + run // 2) * PART + j
     else:
@@ -36,37 +36,73 @@ def _field(lanes, i: tl.constexpr, run, BITS: tl.constexpr):
 
 
 @triton.jit
-def _group_scales(
-    scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, column, n, rows, inside,
-    GROUP: tl.constexpr, OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr,
+def _over(
+    supers_ptr, super_offsets_ptr, run, n, rows, inside,
+    PART: tl.constexpr, OFFSET: tl.constexpr, SUPERS: tl.constexpr,
 ):  # fmt: skip
-    """Scale and offset of rows n in the group of `column`. → two of float32, the second 0 without OFFSET"""
-    at = (column // GROUP).to(tl.int64) * rows + n
-    scale = tl.load(scales_ptr + at, mask=inside, other=0)
+    """What scales and offsets of rows n in a run are multiples of: 1 where there are no super-blocks."""
+    scale = (n * 0).to(tl.float32) + 1.0
     offset = scale
-    if NIBBLES:
-        offset = (scale.to(tl.int32) >> 4).to(tl.float32)
-        scale = (scale.to(tl.int32) & 15).to(tl.float32)
-    else:
-        scale = scale.to(tl.float32)
-        if OFFSET:
-            offset = tl.load(offsets_ptr + at, mask=inside, other=0).to(tl.float32)
-        else:
-            offset = scale * 0.0
     if SUPERS:
-        above = (column // 256).to(tl.int64) * rows + n
-        scale = scale * tl.load(supers_ptr + above, mask=inside, other=0.0).to(tl.float32)
+        at = run // (64 // PART) * rows + n
+        scale = tl.load(supers_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if OFFSET:
-            offset = offset * tl.load(super_offsets_ptr + above, mask=inside, other=0.0).to(tl.float32)
+            offset = tl.load(super_offsets_ptr + at, mask=inside, other=0.0).to(tl.float32)
     return scale, offset
 
 
 @triton.jit
-def _number(code, book_ptr, ZERO: tl.constexpr, BOOK: tl.constexpr):
+def _group(
+    scales_ptr, offsets_ptr, over, over_offset, group, n, rows, inside,
+    OFFSET: tl.constexpr, NIBBLES: tl.constexpr,
+):  # fmt: skip
+    """Scale and offset of rows n in a group. → two of float32, the second 0 without OFFSET"""
+    at = group * rows + n
+    scale = tl.load(scales_ptr + at, mask=inside, other=0)
+    if NIBBLES:
+        offset = (scale.to(tl.int32) >> 4).to(tl.float32) * over_offset
+        scale = (scale.to(tl.int32) & 15).to(tl.float32)
+    elif OFFSET:
+        offset = tl.load(offsets_ptr + at, mask=inside, other=0).to(tl.float32) * over_offset
+    else:
+        offset = over * 0.0
+    return scale.to(tl.float32) * over, offset
+
+
+@triton.jit
+def _float(bits):
+    """Integers below 2^23 as float32, plus 2^23: one `or` instead of a conversion, which takes several issue slots."""
+    return (bits | 0x4B000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _numbers(
+    low, high, i: tl.constexpr, run, book_ptr,
+    LOW: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, BOOK: tl.constexpr,
+):  # fmt: skip
+    """What part i of the codes stands for, before scale and offset: code - zero, or the codebook's. → float32"""
+    code = _field(low, i, run, LOW)
+    if HIGH != 0:
+        code |= _field(high, i, run, HIGH) << LOW
     if BOOK:
         return tl.load(book_ptr + code)
     else:
-        return (code - ZERO).to(tl.float32)
+        return _float(code) - (8388608.0 + ZERO)
+
+
+@triton.jit
+def _numbers_in_place(lanes, i: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr):
+    """`_numbers` times 2^(i BITS), of one plane of up to 4 bits that has the exponent of 2^23 above it: one `and`, one
+    subtraction. → float32"""
+    shift: tl.constexpr = i * BITS
+    mask: tl.constexpr = 0x4B000000 | (((1 << BITS) - 1) << shift)
+    return (lanes & mask).to(tl.float32, bitcast=True) - (8388608.0 + (ZERO << shift))
+
+
+@triton.jit
+def _lane_sums(x, ROWS: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr):
+    """Sums over WIDTH neighbours, which one thread holds. [ROWS, PART] → [ROWS, PART / WIDTH]"""
+    return tl.sum(tl.reshape(x, [ROWS, PART // WIDTH, WIDTH]), axis=2)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -75,43 +111,60 @@ def _skinny(
     tokens, rows, columns, runs, x_row, share,
     LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
     OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr,
-    HAS_BIAS: tl.constexpr, M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    HAS_BIAS: tl.constexpr, TWO: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    IN_PLACE: tl.constexpr = HIGH == 0 and LOW <= 4 and not BOOK
+    LANES: tl.constexpr = (1 << 4 * LOW) - 1
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = n < rows
-    wide = n.to(tl.int64)[:, None]
     part = tl.program_id(1)
-    m = tl.arange(0, M)
     j = tl.arange(0, PART)
-    acc = tl.zeros([M, BLOCK_N, PART], tl.float32)
+    acc = tl.zeros([BLOCK_N, PART // WIDTH], tl.float32)
+    acc1 = acc
     for run in tl.range(part * share, tl.minimum((part + 1) * share, runs), num_stages=STAGES):
-        low = tl.load(_lanes(low_ptr, wide, runs, run, j[None, :], LOW, PART), mask=inside[:, None], other=0)
+        low = tl.load(_lanes(low_ptr, n[:, None], runs, run, j[None, :], LOW, PART), mask=inside[:, None], other=0)
         high = low
         if HIGH != 0:
-            high = tl.load(_lanes(high_ptr, wide, runs, run, j[None, :], HIGH, PART), mask=inside[:, None], other=0)
-        for i in tl.static_range(4):
-            column = (run * 4 + i) * PART
-            scale, offset = _group_scales(
-                scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, column, n, rows, inside,
-                GROUP, OFFSET, SUPERS, NIBBLES,
+            high = tl.load(
+                _lanes(high_ptr, n[:, None], runs, run, j[None, :], HIGH, PART), mask=inside[:, None], other=0
+            )
+        if IN_PLACE:
+            low = (low.to(tl.int32) & LANES) | 0x4B000000
+        over, over_offset = _over(supers_ptr, super_offsets_ptr, run, n, rows, inside, PART, OFFSET, SUPERS)
+        if GROUP % (4 * PART) == 0:
+            scale, offset = _group(
+                scales_ptr, offsets_ptr, over, over_offset, run // (GROUP // (4 * PART)), n, rows, inside,
+                OFFSET, NIBBLES,
             )  # fmt: skip
-            code = _field(low, i, run, LOW)
-            if HIGH != 0:
-                code |= _field(high, i, run, HIGH) << LOW
-            w = _number(code, book_ptr, ZERO, BOOK) * scale[:, None]
+        for i in tl.static_range(4):
+            if GROUP % (4 * PART) != 0:
+                scale, offset = _group(
+                    scales_ptr, offsets_ptr, over, over_offset, (run * 4 + i) // (GROUP // PART), n, rows, inside,
+                    OFFSET, NIBBLES,
+                )  # fmt: skip
+            if IN_PLACE:
+                w = _numbers_in_place(low, i, LOW, ZERO)
+                factor = scale * (1.0 / (1 << (i * LOW)))
+            else:
+                w = _numbers(low, high, i, run, book_ptr, LOW, HIGH, ZERO, BOOK)
+                factor = scale
+            column = (run * 4 + i) * PART + j
+            x = tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+            acc += _lane_sums(w * x, BLOCK_N, PART, WIDTH) * factor[:, None]
             if OFFSET:
-                w -= offset[:, None]
-            x = tl.load(
-                x_ptr + m[:, None] * x_row + (column + j)[None, :],
-                mask=(m < tokens)[:, None] & (column + j < columns)[None, :],
-                other=0.0,
-            ).to(tl.float32)
-            acc += x[:, None, :] * w[None, :, :]
-    out = tl.sum(acc, axis=2)
+                acc -= _lane_sums(x, 1, PART, WIDTH) * offset[:, None]
+            if TWO:
+                x = tl.load(x_ptr + x_row + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+                acc1 += _lane_sums(w * x, BLOCK_N, PART, WIDTH) * factor[:, None]
+                if OFFSET:
+                    acc1 -= _lane_sums(x, 1, PART, WIDTH) * offset[:, None]
+    bias = tl.zeros([BLOCK_N], tl.float32)
     if HAS_BIAS:
-        out += tl.where(part == 0, tl.load(bias_ptr + n, mask=inside, other=0.0), 0.0)[None, :]
-    at = out_ptr + (part.to(tl.int64) * tokens + m)[:, None] * rows + n[None, :]
-    tl.store(at, out.to(out_ptr.dtype.element_ty), mask=(m < tokens)[:, None] & inside[None, :])
+        bias = tl.where(part == 0, tl.load(bias_ptr + n, mask=inside, other=0.0), 0.0)
+    at = out_ptr + part.to(tl.int64) * tokens * rows + n
+    tl.store(at, (tl.sum(acc, axis=1) + bias).to(out_ptr.dtype.element_ty), mask=inside)
+    if TWO:
+        tl.store(at + rows, (tl.sum(acc1, axis=1) + bias).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -126,28 +179,27 @@ def _tiled(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
     inside = n < rows
-    wide = n.to(tl.int64)[None, :]
     j = tl.arange(0, PART)
     kind = x_ptr.dtype.element_ty
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     x_at = x_ptr + m.to(tl.int64)[:, None] * x_row + j[None, :]
     for run in range(part * share, tl.minimum((part + 1) * share, runs)):
-        low = tl.load(_lanes(low_ptr, wide, runs, run, j[:, None], LOW, PART), mask=inside[None, :], other=0)
+        low = tl.load(_lanes(low_ptr, n[None, :], runs, run, j[:, None], LOW, PART), mask=inside[None, :], other=0)
         high = low
         if HIGH != 0:
-            high = tl.load(_lanes(high_ptr, wide, runs, run, j[:, None], HIGH, PART), mask=inside[None, :], other=0)
+            high = tl.load(
+                _lanes(high_ptr, n[None, :], runs, run, j[:, None], HIGH, PART), mask=inside[None, :], other=0
+            )
+        over, over_offset = _over(supers_ptr, super_offsets_ptr, run, n, rows, inside, PART, OFFSET, SUPERS)
         for i in tl.static_range(4):
-            column = (run * 4 + i) * PART
-            scale, offset = _group_scales(
-                scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, column, n, rows, inside,
-                GROUP, OFFSET, SUPERS, NIBBLES,
+            scale, offset = _group(
+                scales_ptr, offsets_ptr, over, over_offset, (run * 4 + i) // (GROUP // PART), n, rows, inside,
+                OFFSET, NIBBLES,
             )  # fmt: skip
-            code = _field(low, i, run, LOW)
-            if HIGH != 0:
-                code |= _field(high, i, run, HIGH) << LOW
-            w = _number(code, book_ptr, ZERO, BOOK) * scale[None, :]  # [PART, N]
+            w = _numbers(low, high, i, run, book_ptr, LOW, HIGH, ZERO, BOOK) * scale[None, :]  # [PART, N]
             if OFFSET:
                 w -= offset[None, :]
+            column = (run * 4 + i) * PART
             x = tl.load(x_at + column, mask=(m < tokens)[:, None] & (column + j < columns)[None, :], other=0.0)
             acc = tl.dot(x, w.to(kind), acc, input_precision=PRECISION)
     if HAS_BIAS:
@@ -166,9 +218,9 @@ def _decode(
 ):  # fmt: skip
     """A row and BLOCK_R runs a program."""
     to = tl.program_id(0).to(tl.int64)
-    n = to
+    n = tl.program_id(0)
     if CHOSEN:
-        n = tl.load(chosen_ptr + to).to(tl.int64)
+        n = tl.load(chosen_ptr + to)
     run = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     j = tl.arange(0, PART)
     some = run < runs
@@ -176,18 +228,16 @@ def _decode(
     high = low
     if HIGH != 0:
         high = tl.load(_lanes(high_ptr, n, runs, run[:, None], j[None, :], HIGH, PART), mask=some[:, None], other=0)
+    over, over_offset = _over(supers_ptr, super_offsets_ptr, run, n, rows, some, PART, OFFSET, SUPERS)
     for i in tl.static_range(4):
-        column = (run * 4 + i) * PART
-        scale, offset = _group_scales(
-            scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, column, n, rows, some,
-            GROUP, OFFSET, SUPERS, NIBBLES,
+        scale, offset = _group(
+            scales_ptr, offsets_ptr, over, over_offset, (run * 4 + i) // (GROUP // PART), n, rows, some,
+            OFFSET, NIBBLES,
         )  # fmt: skip
-        code = _field(low, i, run[:, None], LOW)
-        if HIGH != 0:
-            code |= _field(high, i, run[:, None], HIGH) << LOW
-        w = _number(code, book_ptr, ZERO, BOOK) * scale[:, None]
+        w = _numbers(low, high, i, run[:, None], book_ptr, LOW, HIGH, ZERO, BOOK) * scale[:, None]
         if OFFSET:
             w -= offset[:, None]
+        column = (run * 4 + i) * PART
         place = column[:, None] + j[None, :]
         inside = some[:, None] & (place < columns)
         if ORDER:
@@ -198,6 +248,7 @@ def _decode(
 def _tensors(w: PlaneWeight) -> tuple[torch.Tensor, ...]:
     """What a kernel reads; the first plane stands for what there is none of."""
     none = w.planes[0]
+    assert none.numel() < 1 << 31, "offsets of lanes are int32"
     high = w.planes[1] if len(w.planes) == 2 else none
     rest = (w.offsets, w.super_scales, w.super_offsets, w.codebook)
     return (none, high, w.scales, *(none if t is None else t for t in rest))
@@ -218,15 +269,15 @@ def _kinds(w: PlaneWeight) -> dict[str, Any]:
 
 
 def skinny(x: torch.Tensor, w: PlaneWeight, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """x [1, T ≤ 4, C] → [S, T, N], float32 where it comes in several parts"""
+    """x [1, T ≤ 2, C] → [S, T, N], float32 where it comes in several parts"""
     tokens = x.shape[1]
-    padded = power_of_two(tokens)
-    block_n = 32 if padded <= 2 else 16
-    parts, share = _shares(w, triton.cdiv(w.rows, block_n), 512, 4)
+    block_n = 64  # two rows a thread share its part of x; with more, scales would be exchanged through shared memory
+    parts, share = _shares(w, triton.cdiv(w.rows, block_n), 528, 8)
     out = torch.empty((parts, tokens, w.rows), dtype=dtype if parts == 1 else torch.float32, device=x.device)
     _skinny[(triton.cdiv(w.rows, block_n), parts)](
         x, *_tensors(w), w.scales if bias is None else bias, out, tokens, w.rows, w.columns, w.runs, x.stride(1), share,
-        **_kinds(w), HAS_BIAS=bias is not None, M=padded, BLOCK_N=block_n,
+        **_kinds(w), HAS_BIAS=bias is not None, TWO=tokens == 2, BLOCK_N=block_n,
+        WIDTH=min(16 // w.planes[0].element_size(), w.scheme.part),
         STAGES=4 if w.codebook is None else 1, num_warps=4,  # a codebook's reads must not be staged
     )  # fmt: skip
     return out
