@@ -128,3 +128,10 @@ def test_codes_use_every_bit_of_a_lane() -> None:
         weight = pack(KINDS[type].unpack(torch.from_numpy(data)), KINDS[type].scheme)
         expected = blocks.dequantize(data.reshape(-1), type, (1, 128))
         np.testing.assert_array_equal(dequantize(weight).numpy(), expected)
+
+
+def test_groups_that_end_within_a_part_of_a_run_are_left_to_decode() -> None:
+    weight = GroupedWeight(
+        4, np.zeros((4, 96), np.uint8), np.ones((4, 2), np.float32), np.zeros((4, 2), np.int32), even_groups(96, 48)
+    )
+    assert from_grouped(weight, CPU) is None

@@ -93,6 +93,49 @@ def _gather(
     return new, total, acc
 
 
+@triton.jit
+def _queries(
+    q_ptr, k_pool, first, count, kv_head,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, KIND: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The queries of a tile: a row for each token and each head that shares the KV head.
+    → q [M, D] as tensor cores take it with these keys; where it lies, and what of it is there [M, D]; token of the
+    tile and head [M]"""
+    row = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_D)
+    token = row // (H // K)
+    head = kv_head * (H // K) + row % (H // K)
+    offset = (first + token).to(tl.int64)[:, None] * (H * D) + (head * D)[:, None] + column[None, :]
+    inside = (token < count)[:, None] & (column < D)[None, :]
+    q = tl.load(q_ptr + offset, mask=inside, other=0.0)
+    if KIND == 0:
+        q = q.to(k_pool.dtype.element_ty)
+    else:
+        q = q.to(tl.float16)
+    return q, offset, inside, token, head
+
+
+@triton.jit
+def _over_keys(
+    q, k_pool, v_pool, k_scales, v_scales, table, kv_head, start, stop, row_position, window, scale, softcap,
+    K: tl.constexpr, D: tl.constexpr, KIND: tl.constexpr, CAPPED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The softmax of keys [start, stop) and their values. → greatest score [M], sum of weights [M], values [M, D]"""
+    column = tl.arange(0, BLOCK_D)
+    most = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for at in range(start, stop, BLOCK_N):
+        scores, slot, valid = _scores(
+            q, k_pool, k_scales, table, kv_head, at, stop, column, row_position, row_position + 1 - window, scale,
+            softcap, K, D, KIND, CAPPED, BLOCK_N, PRECISION,
+        )  # fmt: skip
+        most, total, acc = _gather(scores, most, total, acc, v_pool, v_scales, slot, valid, column, D, KIND, PRECISION)
+    return most, total, acc
+
+
 @triton.jit(do_not_specialize=["longest"])
 def _split(
     q_ptr, acc_ptr, stats_ptr, k_pool, v_pool, k_scales, v_scales, meta_ptr, positions_ptr, seqs_ptr, tiles_ptr,
@@ -101,7 +144,6 @@ def _split(
     SLOTS: tl.constexpr, CHUNK: tl.constexpr, MOST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    G: tl.constexpr = H // K
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
     share = tl.program_id(2)
@@ -110,52 +152,30 @@ def _split(
     count = tl.load(tiles_ptr + 2 * tile + 1)
     position = tl.load(positions_ptr + first)
     end = tl.where((count > 0) & (position >= 0), position + count, 0)
-    row = tl.arange(0, BLOCK_M)
-    token = row // G
-    head = kv_head * G + row % G
-    live = token < count
-    row_position = position + token
-    lowest = row_position + 1 - window
-    column = tl.arange(0, BLOCK_D)
-    q = tl.load(
-        q_ptr + (first + token).to(tl.int64)[:, None] * (H * D) + (head * D)[:, None] + column[None, :],
-        mask=live[:, None] & (column < D)[None, :],
-        other=0.0,
-    )
-    if KIND == 0:
-        q = q.to(k_pool.dtype.element_ty)
-    else:
-        q = q.to(tl.float16)
+    q, _, inside, token, head = _queries(q_ptr, k_pool, first, count, kv_head, H, K, D, KIND, BLOCK_M, BLOCK_D)
     table = table_row(meta_ptr, group, tl.load(seqs_ptr + first))
     length = _chunk_length(position, window, CHUNK, MOST)
     begin = tl.maximum(position + 1 - window, 0)
     for chunk in range(begin // length + share, tl.cdiv(end, length), num_shares):
-        most = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
-        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         start = tl.maximum(chunk * length, begin // BLOCK_N * BLOCK_N)
         stop = tl.minimum(chunk * length + length, end)
-        for at in range(start, stop, BLOCK_N):
-            scores, slot, valid = _scores(
-                q, k_pool, k_scales, table, kv_head, at, stop, column, row_position, lowest, scale, softcap,
-                K, D, KIND, CAPPED, BLOCK_N, PRECISION,
-            )  # fmt: skip
-            most, total, acc = _gather(
-                scores, most, total, acc, v_pool, v_scales, slot, valid, column, D, KIND, PRECISION
-            )
+        most, total, acc = _over_keys(
+            q, k_pool, v_pool, k_scales, v_scales, table, kv_head, start, stop, position + token, window, scale,
+            softcap, K, D, KIND, CAPPED, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
+        )  # fmt: skip
         to = ((tile * longest + token).to(tl.int64) * H + head) * SLOTS + chunk % SLOTS
-        tl.store(stats_ptr + 2 * to, most, mask=live)
-        tl.store(stats_ptr + 2 * to + 1, total, mask=live)
-        tl.store(acc_ptr + to[:, None] * D + column[None, :], acc, mask=live[:, None] & (column < D)[None, :])
+        tl.store(stats_ptr + 2 * to, most, mask=token < count)
+        tl.store(stats_ptr + 2 * to + 1, total, mask=token < count)
+        tl.store(acc_ptr + to[:, None] * D + tl.arange(0, BLOCK_D)[None, :], acc, mask=inside)
 
 
 @triton.jit(do_not_specialize=["longest"])
 def _combine(
     acc_ptr, stats_ptr, out_ptr, positions_ptr, tiles_ptr, window, longest,
     H: tl.constexpr, D: tl.constexpr, SLOTS: tl.constexpr, CHUNK: tl.constexpr, MOST: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_D: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Merge the chunks of one token and head, in order."""
+    """Merge the chunks of one token and head, in an order that its position fixes."""
     tile = tl.program_id(0) // longest
     at = tl.program_id(0) % longest
     head = tl.program_id(1)
@@ -171,14 +191,20 @@ def _combine(
         total = 0.0
         acc = tl.zeros([BLOCK_D], tl.float32)
         base = (tl.program_id(0).to(tl.int64) * H + head) * SLOTS
-        for chunk in range(begin, end):
+        for start in range(begin, end, STEP):  # so many at once, whose reads need not wait for each other
+            chunk = start + tl.arange(0, STEP)
+            there = chunk < end
             slot = base + chunk % SLOTS
-            chunk_most = tl.load(stats_ptr + 2 * slot)
-            new = tl.maximum(most, chunk_most)
+            chunk_most = tl.load(stats_ptr + 2 * slot, mask=there, other=float("-inf"))
+            new = tl.maximum(most, tl.max(chunk_most, axis=0))
             shrink = tl.exp2(most - new)
             grow = tl.exp2(chunk_most - new)
-            total = total * shrink + tl.load(stats_ptr + 2 * slot + 1) * grow
-            acc = acc * shrink + tl.load(acc_ptr + slot * D + column, mask=inside, other=0.0) * grow
+            chunk_total = tl.load(stats_ptr + 2 * slot + 1, mask=there, other=0.0)
+            total = total * shrink + tl.sum(chunk_total * grow, axis=0)
+            values = tl.load(
+                acc_ptr + slot[:, None] * D + column[None, :], mask=there[:, None] & inside[None, :], other=0.0
+            )
+            acc = acc * shrink + tl.sum(values * grow[:, None], axis=0)
             most = new
         out = acc / tl.maximum(total, 1e-30)  # a padding token has seen nothing
         tl.store(out_ptr + (token.to(tl.int64) * H + head) * D + column, out.to(out_ptr.dtype.element_ty), mask=inside)
@@ -191,38 +217,18 @@ def _long(
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, KIND: tl.constexpr, CAPPED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    G: tl.constexpr = H // K
     tile = tl.program_id(1)
     kv_head = tl.program_id(0)
     first = tl.load(tiles_ptr + 2 * tile)
     count = tl.load(tiles_ptr + 2 * tile + 1)
     position = tl.load(positions_ptr + first)
-    row = tl.arange(0, BLOCK_M)
-    token = row // G
-    head = kv_head * G + row % G
-    live = token < count
-    row_position = position + token
-    lowest = row_position + 1 - window
-    column = tl.arange(0, BLOCK_D)
-    inside = live[:, None] & (column < D)[None, :]
-    offset = (first + token).to(tl.int64)[:, None] * (H * D) + (head * D)[:, None] + column[None, :]
-    q = tl.load(q_ptr + offset, mask=inside, other=0.0)
-    if KIND == 0:
-        q = q.to(k_pool.dtype.element_ty)
-    else:
-        q = q.to(tl.float16)
+    q, offset, inside, token, _ = _queries(q_ptr, k_pool, first, count, kv_head, H, K, D, KIND, BLOCK_M, BLOCK_D)
     table = table_row(meta_ptr, group, tl.load(seqs_ptr + first))
     begin = tl.maximum(position + 1 - window, 0) // BLOCK_N * BLOCK_N
-    end = position + count
-    most = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for at in range(begin, end, BLOCK_N):
-        scores, slot, valid = _scores(
-            q, k_pool, k_scales, table, kv_head, at, end, column, row_position, lowest, scale, softcap,
-            K, D, KIND, CAPPED, BLOCK_N, PRECISION,
-        )  # fmt: skip
-        most, total, acc = _gather(scores, most, total, acc, v_pool, v_scales, slot, valid, column, D, KIND, PRECISION)
+    _, total, acc = _over_keys(
+        q, k_pool, v_pool, k_scales, v_scales, table, kv_head, begin, position + count, position + token, window, scale,
+        softcap, K, D, KIND, CAPPED, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
+    )  # fmt: skip
     out = acc / tl.maximum(total, 1e-30)[:, None]
     tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -286,7 +292,8 @@ def attend_short(
     )  # fmt: skip
     _combine[(tiles.shape[0] * step.short_len, heads)](
         acc, stats, out, step.positions, tiles, window, step.short_len,
-        H=heads, D=size, SLOTS=slots, CHUNK=CHUNK, MOST=MOST, BLOCK_D=power_of_two(size), num_warps=1,
+        H=heads, D=size, SLOTS=slots, CHUNK=CHUNK, MOST=MOST, BLOCK_D=power_of_two(size),
+        STEP=min(16, power_of_two(slots)), num_warps=2,
     )  # fmt: skip
 
 
