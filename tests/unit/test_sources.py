@@ -39,7 +39,7 @@ def test_a_cached_alias_needs_no_network(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PAGODA_CACHE", str(tmp_path / "file"))
-    with pytest.raises(SourceError, match=r"smollm2-135m: .*Not a directory"):
+    with pytest.raises(SourceError, match=r"smollm2-135m: .*Not a directory.*set PAGODA_CACHE to"):
         resolve("smollm2-135m")
 
 

@@ -27,7 +27,9 @@ def resolve(name: str, *, progress: Progress | None = None) -> LocalModel:
     try:
         return _fetch(name, source, progress or (lambda what, done, total: None))
     except OSError as error:
-        raise SourceError(f"{name}: {error}") from error
+        in_cache = str(error.filename or "").startswith(str(cache_dir()))
+        remedy = "; set PAGODA_CACHE to a folder that can be written" if in_cache else ""
+        raise SourceError(f"{name}: {error}{remedy}") from error
 
 
 def cached_path(name: str) -> Path | None:
