@@ -10,6 +10,7 @@
     ├── RequestError         a request is invalid (HTTP 400); names the parameter
     │   ├── ContextLengthError   prompt + max_tokens exceed the context
     │   └── ModelNotFoundError   the model named is not served here (HTTP 404)
+    ├── GenerationError      the model computed nothing that an answer could be made of (HTTP 500); others are answered
     ├── OverloadedError      the queue is full (HTTP 429); says when to come back
     ├── UnavailableError     starting up or shutting down (HTTP 503); says when to come back
     └── EngineError          the engine has stopped; says why
@@ -76,6 +77,10 @@ class ModelNotFoundError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, param="model", code="model_not_found")
+
+
+class GenerationError(PagodaError):
+    """The model's output for one request is useless; the engine goes on."""
 
 
 class OverloadedError(PagodaError):

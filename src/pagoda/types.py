@@ -17,6 +17,7 @@ Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Fault = Literal["request", "model", "engine"]
 
 BLOCK_SIZE = 16  # tokens in one KV block
 
@@ -123,6 +124,7 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # on the first delta, when asked for
     usage: Usage | None = None  # of this choice, with finish_reason
     error: str | None = None  # with finish_reason "error"
+    fault: Fault = "engine"  # whose the error is; but for the engine's own, others are still answered
 
 
 @dataclass(frozen=True, slots=True)

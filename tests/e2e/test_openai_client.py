@@ -17,6 +17,7 @@ from serving import Served, serving
 
 KEY = "sk-test"
 MODEL = "smollm2"
+COMMA = 28  # its token
 CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
 
 
@@ -154,6 +155,10 @@ def test_refusals(client: OpenAI, served: Served) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.completions.create(model=MODEL, prompt="word " * 3000)
     assert bad.value.code == "context_length_exceeded"
+    impossible = {"allowed_token_ids": [COMMA], "bad_words": [","]}
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.completions.create(model=MODEL, prompt="One", max_tokens=3, extra_body=impossible)
+    assert bad.value.code == "nothing_allowed"
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(**(ask | {"model": "gpt-5"}))
     assert missing.value.code == "model_not_found"

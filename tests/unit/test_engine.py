@@ -145,6 +145,33 @@ def test_impossible_sampling_ends_with_the_reason() -> None:
     deltas, _ = run(engine)
     assert [d.finish_reason for d in deltas] == ["error", "error"]
     assert "ruled out" in (deltas[0].error or "")
+    assert deltas[0].fault == "request"
+    assert engine.kv.num_used_blocks == 0
+
+
+class Poisoned(FakeModel):
+    """Computes nothing of use after token 7."""
+
+    def forward(self, batch: Batch) -> FloatArray:
+        logits = super().forward(batch)
+        logits[batch.tokens[batch.logit_rows] == 7] = np.nan
+        return logits
+
+
+@pytest.mark.parametrize("max_batch_tokens", [3, 32])
+@pytest.mark.parametrize(
+    ("prompt", "params"), [((3, 9, 7), {}), ((3, 9, 7, 9, 2, 4, 6), {"prompt_logprobs": 0, "n": 2})]
+)
+def test_logits_that_are_not_finite_end_their_own_request_only(
+    prompt: tuple[int, ...], params: dict[str, Any], max_batch_tokens: int
+) -> None:
+    engine = fake_engine(model=Poisoned((None,)), max_batch_tokens=max_batch_tokens, max_num_seqs=3)
+    engine.add(request((8, 9), id="other", max_tokens=6, allowed_token_ids=(9, 10)))
+    engine.add(request(prompt, **params))
+    deltas, _ = run(engine)
+    last = {delta.request_id: delta for delta in deltas if delta.index == 0}
+    assert (last["other"].finish_reason, last["r"].finish_reason, last["r"].fault) == ("length", "error", "model")
+    assert "NaN" in (last["r"].error or "")
     assert engine.kv.num_used_blocks == 0
 
 

@@ -26,6 +26,7 @@ from pagoda.sampling.bad_words import token_sequences
 from pagoda.sampling.base import Sampled, SamplerProtocol
 from pagoda.sampling.likely import LikelySampler
 from pagoda.sampling.params import validate
+from pagoda.sampling.reference import NOTHING_ALLOWED
 from pagoda.types import Delta, FinishReason, Request, StepResult
 
 
@@ -86,6 +87,7 @@ class Engine:
         )
         self._sequences: dict[str, list[Sequence]] = {}  # by request: its choices that have not ended
         self._num_added = 0
+        self._unscored: dict[Sequence, str] = {}  # whose prompt logprobs this step could not give, and why
         self._facts = Facts()
         self._overlap: Overlap | None = None
         if overlap and isinstance(model, StagedModel):
@@ -177,7 +179,10 @@ class Engine:
             return sample(self._sampler, logits.ranked, [seq.sampler for seq in wanted.ready], wanted.logit_rows)
         for rows in wanted.prompt:
             part = logits.logits[rows.first : rows.first + len(rows.targets)]
-            rows.seq.take_prompt_logprobs(self._sampler, part, rows.targets)
+            try:
+                rows.seq.take_prompt_logprobs(self._sampler, part, rows.targets)
+            except ValueError as error:  # not finite
+                self._unscored[rows.seq] = str(error)
         return self._sampler.sample(logits.logits, [seq.sampler for seq in wanted.ready], rows=wanted.rows)
 
     def _pay(self, plan: StepPlan, ready: Seq[Sequence]) -> None:
@@ -196,10 +201,17 @@ class Engine:
                 seq.forget_unknown()
                 self._end(seq, "error", sampled.errors[i])
                 continue
+            if seq in self._unscored:
+                continue
             delta = seq.append(token_id, sampled.logprobs[i])
             self._facts.token(seq, delta, now)
             if delta.finish_reason is not None:
                 self._leave(seq, delta.finish_reason, now)
+        for parent, why in self._unscored.items():
+            for seq in list(self._sequences.get(parent.request.id, ())):
+                seq.forget_unknown()
+                self._end(seq, "error", why)
+        self._unscored.clear()
 
     # Inside
 
@@ -237,9 +249,9 @@ class Engine:
 
     def _end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
         """End a choice that did not end by itself."""
-        delta = Delta(
-            seq.request.id, seq.index, seq.output.finish()[0], (), finish_reason=reason, usage=seq.usage(), error=error
-        )
+        delta = Delta(seq.request.id, seq.index, seq.output.finish()[0], (), finish_reason=reason, usage=seq.usage())
+        if error is not None:
+            delta = replace(delta, error=error, fault="request" if error == NOTHING_ALLOWED else "model")
         self._facts.deltas.append(delta)
         self._leave(seq, reason, time.monotonic())
 

@@ -79,4 +79,7 @@ class SamplerProtocol(Protocol):
         """
 
     def prompt_logprobs(self, logits: FloatArray, targets: Int32Array, num_top: int) -> list[TokenLogprobs]:
-        """How likely each target [R] was under its row of logits [R, V], with the num_top likeliest tokens there."""
+        """How likely each target [R] was under its row of logits [R, V], with the num_top likeliest tokens there.
+
+        Raises ValueError where logits are not finite.
+        """

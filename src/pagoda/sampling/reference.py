@@ -127,6 +127,8 @@ class ReferenceSampler:
         return Sampled(token_ids, logprobs, errors)
 
     def prompt_logprobs(self, logits: FloatArray, targets: Int32Array, num_top: int) -> list[TokenLogprobs]:
+        if np.isnan(logits).any() or np.isposinf(logits).any():
+            raise ValueError(NOT_FINITE)
         return [token_logprobs(row, int(target), num_top) for row, target in zip(logits, targets, strict=True)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from pagoda.errors import EngineError
+from pagoda.errors import EngineError, GenerationError, PagodaError, RequestError
 from pagoda.observe.metrics import Metrics
 from pagoda.server.bridge import DeltaStream
 from pagoda.server.logprob_json import LogprobWriter
@@ -78,7 +78,7 @@ class Answer:
         self._head = b"data: " + orjson.dumps(self._common | {"object": self.chunk_name})[:-1] + b',"choices":['
 
     async def whole(self, stream: DeltaStream) -> dict[str, Any]:
-        """Read the stream to its end. → the response object. Raises EngineError."""
+        """Read the stream to its end. → the response object. Raises what ended it early."""
         async for deltas in stream:
             for delta in deltas:
                 self._take(delta)
@@ -86,7 +86,7 @@ class Answer:
         return answer | {"usage": self.usage()} | self._top_level()
 
     async def events(self, stream: DeltaStream) -> AsyncIterator[bytes]:
-        """Server-sent events, all that arrived together in one piece. Raises EngineError."""
+        """Server-sent events, all that arrived together in one piece. Raises what ended them early."""
         async for deltas in stream:
             if chunks := b"".join([self._event(delta) for delta in deltas]):
                 yield chunks
@@ -122,7 +122,7 @@ class Answer:
         place = self._places[delta.request_id]
         choice = self.choices[place * self.options.n + delta.index]
         if delta.finish_reason in ("error", "abort"):
-            raise EngineError(delta.error or "the request was aborted: the server is shutting down")
+            raise _error_of(delta)
         if self.first_token is None and delta.token_ids:
             self.first_token = time.monotonic()
         if delta.prompt_logprobs is not None:
@@ -262,6 +262,19 @@ class CompletionAnswer(Answer):
         logprobs = self.writer.completion(shown, ids, choice.text_offset)
         choice.text_offset += sum(len(token) for token in logprobs["tokens"])
         return text, logprobs
+
+
+def _error_of(delta: Delta) -> PagodaError:
+    """What ended a choice before its time."""
+    if delta.error is None:
+        return EngineError("the request was aborted: the server is shutting down")
+    match delta.fault:
+        case "request":
+            return RequestError(delta.error, code="nothing_allowed")
+        case "model":
+            return GenerationError(delta.error)
+        case "engine":
+            return EngineError(delta.error)
 
 
 def prompt_text(prompt: Prompt, writer: LogprobWriter) -> str:

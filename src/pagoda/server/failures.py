@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from pagoda.errors import (
     EngineError,
+    GenerationError,
     ModelNotFoundError,
     OverloadedError,
     RequestError,
@@ -62,6 +63,8 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]
             return 429, error_body(str(error), 429, code="queue_full"), _retry(error.retry_after)
         case UnavailableError():
             return 503, error_body(str(error), 503, code="unavailable"), _retry(error.retry_after)
+        case GenerationError():
+            return 500, error_body(str(error), 500, code="generation_failed"), {}
         case EngineError():
             return 503, error_body(str(error), 503, code="engine_stopped"), {}
         case ValidationError():
