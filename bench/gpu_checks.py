@@ -16,6 +16,7 @@ from gpu_load import answer, make_engine
 from gpu_models import SHAPES, random_model
 from gpu_steps import Device, load
 from pagoda.backends.base import LoadedModel
+from pagoda.backends.cpu import CpuBackend
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.checkpoint import open_checkpoint
@@ -63,10 +64,6 @@ def check_default(device: Device, path: Path, add: Callable[..., None]) -> None:
 
 
 def _check_answers(device: Device, half: Decoder, own: Decoder, ids: list[int], add: Callable[..., None]) -> None:
-    try:
-        from pagoda.backends.cpu import CpuBackend
-    except ImportError as error:
-        raise RuntimeError("the CPU backend's answers need the native extension: pip install . first") from error
     count = 64 if device.is_gpu else 4
     prompts = [ids[at : at + PROMPT] for at in range(0, count * 97, 97)]
     cpu = CpuBackend().load(half, max_batch_tokens=512, max_batch_seqs=count, kv_type="f16")

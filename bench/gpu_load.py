@@ -16,10 +16,10 @@ import torch
 
 from gpu_models import Cost, Rates, Shape, cost_of, random_model
 from gpu_steps import Device, load
-from pagoda.backends.base import ForwardModel, LoadedModel
+from pagoda.backends.base import ForwardModel, LoadedModel, RankingModel
 from pagoda.engine.engine import Engine
-from pagoda.plan.probes import NoText
-from pagoda.sampling.base import SamplerProtocol
+from pagoda.sampling.likely import LikelySampler
+from pagoda.sampling.sampler import Sampler
 from pagoda.types import BLOCK_SIZE, Request, SamplingParams
 
 
@@ -51,15 +51,22 @@ LOAD = Load(256, 512, 128, 8192)
 SMALL_LOAD = Load(3, 20, 5, 32)  # where there is no GPU
 
 
-def make_sampler(vocab: int) -> SamplerProtocol:
-    """What ranks on the device, where the extension is built; greedy answers are the same with the reference."""
-    try:
-        from pagoda.sampling.likely import LikelySampler
-    except ImportError:
-        from pagoda.sampling.reference import ReferenceSampler
+class NoText:
+    """A tokenizer whose tokens have no text."""
 
-        return ReferenceSampler()
-    return LikelySampler(vocab)
+    eos_ids: tuple[int, ...] = ()
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        return []
+
+    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> NoText:
+        return self
+
+    def push(self, token_id: int) -> str:
+        return "a"
+
+    def flush(self) -> str:
+        return ""
 
 
 def make_engine(model: LoadedModel, decoder: ForwardModel, *, tokens: int, seqs: int, context: int) -> Engine:
@@ -68,7 +75,7 @@ def make_engine(model: LoadedModel, decoder: ForwardModel, *, tokens: int, seqs:
     return Engine(
         model,
         NoText(),
-        make_sampler(decoder.vocab_size),
+        (LikelySampler if isinstance(model, RankingModel) else Sampler)(decoder.vocab_size),
         vocab_size=decoder.vocab_size,
         windows=[group.window for group in decoder.kv_groups],
         num_blocks=blocks,
