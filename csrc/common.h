@@ -12,7 +12,7 @@ namespace pagoda {
 
 constexpr int kBlockTokens = 16;  // tokens in one KV block
 constexpr int kPanelRows = 16;    // output rows interleaved in one weight panel
-constexpr int kActBlock = 32;     // activations that share one int8 scale
+constexpr int kActBlock = 32;     // columns that a kernel multiplies at a time
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 constexpr int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }

@@ -1,6 +1,6 @@
 // Checks one instruction set's kernels (PAGODA_CHECK: generic, avx2, avx512 or neon) against plain double arithmetic.
 // It is built apart from the extension, so that kernels that this machine cannot run can be checked in an emulator:
-// see run.sh.
+// see the Makefile.
 #include "check.h"
 
 #define PAGODA_CONCAT(a, b) a##b

@@ -12,6 +12,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../common.h"
+
+#ifndef _MM_FROUND_TO_NEAREST_INT
+#define _MM_FROUND_TO_NEAREST_INT SIMDE_MM_FROUND_TO_NEAREST_INT
+#endif
 #ifndef _MM_FROUND_NO_EXC
 #define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
 #endif
@@ -43,10 +48,36 @@ inline __m512 cvtph_ps(__m256i x) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_cvtph_ps(low)), _mm256_cvtph_ps(high), 1);
 }
 
+// Rounds to nearest even, which is all that is asked for.
+inline __m256i cvtps_ph(const __m512 &x) {
+    float lanes[16];
+    uint16_t halves[16];
+    std::memcpy(lanes, &x, sizeof lanes);
+    for (int i = 0; i < 16; ++i) halves[i] = pagoda::float_to_half(lanes[i]);
+    __m256i to;
+    std::memcpy(&to, halves, sizeof to);
+    return to;
+}
+
+inline __m512 permute_ps(const __m512 &x, unsigned order) {  // within each four lanes
+    float in[16], out[16];
+    std::memcpy(in, &x, sizeof in);
+    for (unsigned i = 0; i < 16; ++i) out[i] = in[i / 4 * 4 + (order >> i % 4 * 2 & 3)];
+    __m512 to;
+    std::memcpy(&to, out, sizeof to);
+    return to;
+}
+
 }  // namespace simde_fallback
 
 #ifndef _mm512_cvtph_ps
 #define _mm512_cvtph_ps simde_fallback::cvtph_ps
+#endif
+#ifndef _mm512_cvtps_ph
+#define _mm512_cvtps_ph(x, rounding) simde_fallback::cvtps_ph(x)
+#endif
+#ifndef _mm512_permute_ps
+#define _mm512_permute_ps(x, order) simde_fallback::permute_ps(x, order)
 #endif
 #ifndef _mm512_cvtepi8_epi32
 #define _mm512_cvtepi8_epi32(x) simde_fallback::convert<__m512i, int32_t, int8_t>(x, simde_fallback::kWiden)
