@@ -253,9 +253,11 @@ def short_shape(queries_per_kv_head: int, head_dim: int, bits: int) -> TileShape
 
 
 def long_shape(queries_per_kv_head: int, head_dim: int, bits: int) -> TileShape:
-    small = head_dim > 128 or bits > 16
-    rows = max(64 if small else 128, power_of_two(queries_per_kv_head))
-    return TileShape(rows, 32 if small else 64, 8 if rows >= 128 else 4, 3 if head_dim <= 64 else 2)
+    group = power_of_two(queries_per_kv_head)
+    if bits > 16:  # without tensor cores: what a thread multiplies must fit in its registers
+        return TileShape(max(32, group), 16, 8, 2)
+    rows = max(64 if head_dim > 128 else 128, group)
+    return TileShape(rows, 32 if head_dim > 128 else 64, 8 if rows >= 128 else 4, 3 if head_dim <= 64 else 2)
 
 
 def num_slots(max_context: int, window: int | None) -> int:
