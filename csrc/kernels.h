@@ -104,8 +104,13 @@ struct Kernels {
     // The rows of all chunks from their parts, chunk c at parts + c * attend_part_floats(…).
     void (*merge_attended)(const AttendArgs &, const float *parts);
     void (*gemm[static_cast<int>(Type::Count)])(const GemmArgs &);
-    // kBurstOperations integer operations a round, in registers; returns something that depends on them.
+    // What keeps a part of a core as busy as it can be; each returns something that depends on all it did. In
+    // registers, kBurstOperations integer operations a round, and fp32_operations of floats:
     int32_t (*int8_burst)(int64_t rounds);
+    float (*fp32_burst)(int64_t rounds);
+    int64_t fp32_operations;
+    // Reads `bytes`, a multiple of 256, with the widest loads.
+    uint64_t (*read_burst)(const uint8_t *data, size_t bytes);
 };
 constexpr int64_t kBurstOperations = 4 * 8 * 64 * 2;  // 4 tokens, 8 quads of 16 rows, multiply and add
 

@@ -12,6 +12,7 @@ namespace {
 
 #include "tiles.inl"
 #include "kernels_rows.inl"
+#include "kernels_bursts.inl"
 #include "kernels_attend.inl"
 
 template <class S>
@@ -27,6 +28,9 @@ Kernels make_kernels() {
     k.attend = attend<S>;
     k.merge_attended = merge_attended<S>;
     k.int8_burst = int8_burst<S>;
+    k.fp32_burst = fp32_burst<S>;
+    k.fp32_operations = kChains<S> * 16 * 2;
+    k.read_burst = read_burst<S>;
     return k;
 }
 

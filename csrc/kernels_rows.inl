@@ -1,4 +1,4 @@
-// Kernels that work on one row at a time: quantize, norms, activations, rope, KV store; and the peak to set them by.
+// Kernels that work on one row at a time: quantize, norms, activations, rope, KV store. Included by kernels.inl.
 // Included by kernels.inl.
 
 // exp(x) to about 1 ulp in [-87, 88], 0 below: Cody-Waite reduction and a degree-6 polynomial.
@@ -231,22 +231,4 @@ void store_kv(const float *k, const float *v, int head_dim, int slot, KVType typ
             break;
         }
     }
-}
-
-template <class S>
-int32_t int8_burst(int64_t rounds) {
-    alignas(64) int8_t codes[64], tokens[4][32];
-    for (int i = 0; i < 64; ++i) codes[i] = static_cast<int8_t>(i % 16);
-    for (int i = 0; i < 128; ++i) tokens[i / 32][i % 32] = static_cast<int8_t>(i);
-    const auto w = S::load_b(codes);
-    typename S::F total = S::zero();
-    for (int64_t n = 0; n < rounds; ++n) {
-        typename S::Burst dot[4];
-        unroll<8>([&](auto j) __attribute__((always_inline)) {
-            unroll<4>([&](auto t) __attribute__((always_inline)) { dot[t].template mac<j>(w, tokens[t] + 4 * j); });
-        });
-        for (const auto &d : dot) total = S::add(total, S::to_float(d.sum()));
-        asm volatile("" : : "r"(codes), "r"(tokens) : "memory");
-    }
-    return static_cast<int32_t>(lanes_sum<S>(total));
 }

@@ -43,7 +43,7 @@ double read_bandwidth(int threads, int64_t bytes) {
     Pool pool(threads);
     LazyMemory memory(static_cast<size_t>(bytes));
     pool.run([&](int thread) { std::memset(memory.data() + thread * stretch, 1, static_cast<size_t>(stretch)); });
-    const ReadLoop read = read_loop();
+    const auto read = available_kernels().front()->read_burst;
     std::atomic<uint64_t> sink{0};
     return best_rate(static_cast<double>(bytes), [&] {
         pool.run([&](int thread) { sink += read(memory.data() + thread * stretch, static_cast<size_t>(stretch)); });
@@ -57,7 +57,7 @@ double cache_bandwidth(int threads, int64_t bytes) {
     const int64_t times = std::max<int64_t>(1, traffic / bytes), stretch = round_up(bytes, 4096);
     Pool pool(threads);
     LazyMemory memory(static_cast<size_t>(stretch * threads));
-    const ReadLoop read = read_loop();
+    const auto read = available_kernels().front()->read_burst;
     std::atomic<uint64_t> sink{0};
     const auto pass = [&](int thread) {
         const uint8_t *data = memory.data() + thread * stretch;
@@ -81,7 +81,8 @@ double int8_peak(int threads) {
 std::optional<double> peak(const std::string &type, int threads) {
     if (type == "int8") return int8_peak(threads);
     if (type != "fp32" && type != "bf16") throw std::invalid_argument("no peak is measured in " + type);
-    const Burst burst = type == "fp32" ? fp32_burst() : bf16_burst();
+    const Kernels *kernels = available_kernels().front();
+    const Burst burst = type == "fp32" ? Burst{kernels->fp32_operations, kernels->fp32_burst} : bf16_burst();
     if (burst.run == nullptr) return std::nullopt;
     constexpr int64_t operations = int64_t{200} << 20;  // of one thread and round: some milliseconds
     const int64_t rounds = operations / burst.operations;

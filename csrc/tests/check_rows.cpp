@@ -1,4 +1,4 @@
-// What works on rows: quantization of activations, norms, gates, sums, rotations.
+// What works on rows: quantization of activations, norms, gates, sums, rotations; and the bursts.
 #include <algorithm>
 #include <numeric>
 
@@ -131,10 +131,29 @@ int check_rope(const Kernels &k) {
     return report.finish();
 }
 
+// What the machine is measured by does the work that it is credited with.
+int check_bursts(const Kernels &k) {
+    Report report("bursts");
+    int products = 0;
+    for (int i = 0; i < 4 * 8 * 64; ++i)  // token, quad, row and column
+        products += i % 64 % 16 * static_cast<int8_t>(i / 512 * 32 + i / 64 % 8 * 4 + i % 4);
+    report.expect(k.int8_burst(3) == 3 * products, "int8: %d, not %d", k.int8_burst(3), 3 * products);
+    const double chains = static_cast<double>(k.fp32_operations / 2);
+    report.close(k.fp32_burst(3), chains * 0.9375, 0.0, "fp32: 1/2, then three times half of it and 1/2");
+    std::vector<uint8_t> memory(1024 + 64);
+    uint8_t *data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
+    for (int i = 0; i < 1024; ++i) {
+        data[i] = 1;
+        report.expect(k.read_burst(data, 1024) == uint64_t{1} << i % 8 * 8, "byte %d is not read", i);
+        data[i] = 0;
+    }
+    return report.finish();
+}
+
 }  // namespace
 
 int check_rows(const Kernels &k) {
-    return check_quantize(k) + check_norm(k) + check_gated(k) + check_add(k) + check_rope(k);
+    return check_quantize(k) + check_norm(k) + check_gated(k) + check_add(k) + check_rope(k) + check_bursts(k);
 }
 
 }  // namespace pagoda::check
