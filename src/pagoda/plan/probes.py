@@ -44,7 +44,7 @@ CONTEXTS = (16, 128, 512, 1024, 2048, 4096)
 CHUNKS = ((128, 128), (512, 512), (512, 1024), (512, 2048), (512, 4096))  # (queries, context)
 SHORT_S = 0.06  # in a sweep, a probe is repeated until it has taken so long
 SWEEPS, MOST_SWEEPS = 3, 5
-METHOD = 2  # of measuring: rates of another one are not comparable
+METHOD = 3  # of measuring: rates of another one are not comparable
 ATTENTION_STAGES = ("attention", "rope + store KV")  # whose time is that of cold KV blocks, which differ by sequence
 QUIET_SHARE = 0.8  # of the CPU time that a sweep's threads could have got: less means that others took it
 
