@@ -6,13 +6,14 @@
 // accumulator.
 
 struct PanelReader {
-    static constexpr bool kUnpacked = false;
+    static constexpr bool kUnpacked = false, kFine = false;
     const uint8_t *codes, *scales, *super;
     PanelReader(const Weight &w, int64_t panel) : codes(w.codes(panel)), scales(w.scales(panel)), super(w.super(panel)) {}
 };
 
 // Traits of a format: kSub columns share a scale; codes are 0 … kMax, or signed bytes (kMax -1); kOffset is
-// subtracted from every code; kMin says whether a min is added.
+// subtracted from every code; kMin says whether a min is added; kFine that codes have 12 bits, which byte products take in
+// two planes, 16 times the one and the other.
 struct Nibbles : PanelReader {
     using PanelReader::PanelReader;
     static constexpr int kSub = 32, kMax = 15, kOffset = 0;
@@ -190,11 +191,16 @@ struct Grouped : Base {
 };
 struct CodebookNibbles : Nibbles {
     static constexpr int kMax = -1;
-    const int8_t *table;
-    CodebookNibbles(const Weight &w, int64_t panel) : Nibbles(w, panel), table(w.codebook) {}
+    static constexpr bool kFine = true;
+    const Codebook &book;
+    CodebookNibbles(const Weight &w, int64_t panel) : Nibbles(w, panel), book(w.codebook) {}
     template <class S, int J>
     PAGODA_INLINE typename S::B quad(int64_t b) const {
-        return S::lookup(table, Nibbles::quad<S, J>(b));
+        return S::lookup(S::kWide ? book.high : book.coarse, Nibbles::quad<S, J>(b));
+    }
+    template <class S, int J>
+    PAGODA_INLINE typename S::B fine(int64_t b) const {
+        return S::lookup(S::kWide ? book.low : book.fine, Nibbles::quad<S, J>(b));
     }
 };
 using ReadGrouped4 = Grouped<ReadQ4_0, false>;
@@ -203,13 +209,27 @@ using ReadGrouped8 = Grouped<ReadQ8_0, false>;
 using ReadGrouped8Min = Grouped<ReadQ8_0, true>;
 using ReadCodebook4 = Grouped<CodebookNibbles, false>;
 
-// Part P of quad J as the instruction set multiplies it, and what is left to subtract from its codes.
-template <class S, int J, int P, class R>
+template <class S, class R>
+constexpr int kPlanes = R::kFine && !S::kWide ? 2 : 1;
+
+// Part P of quad J in plane L as the instruction set multiplies it, less Offset.
+template <class S, int J, int P, int L, int Offset, class R>
+PAGODA_INLINE typename S::W packed_part(const R &w, int64_t b) {
+    if constexpr (R::kFine && S::kWide)
+        return S::template wide_part<P>(w.template quad<S, J>(b), w.template fine<S, J>(b));
+    else if constexpr (L == 1)
+        return S::template part<P, true, Offset>(w.template fine<S, J>(b));
+    else
+        return S::template part<P, (R::kMax < 0), Offset>(w.template quad<S, J>(b));
+}
+
+// The same of a panel, packed or not, and what is left to subtract from its codes.
+template <class S, int J, int P, int L, class R>
 PAGODA_INLINE typename S::W part(const R &w, int64_t b) {
     if constexpr (R::kUnpacked)
-        return w.template part<J, P>(b);
+        return w.template part<J, P, L>(b);
     else
-        return S::template part<P, (R::kMax < 0), 0>(w.template quad<S, J>(b));
+        return packed_part<S, J, P, L, 0>(w, b);
 }
 template <class S, class R>
 constexpr int offset_left() {
@@ -221,8 +241,8 @@ constexpr int offset_left() {
 template <class S, class R>
 struct Unpacked {
     static constexpr int kSub = R::kSub, kMax = R::kMax, kOffset = R::kOffset, kScales = 32 / kSub;
-    static constexpr bool kMin = R::kMin, kUnpacked = true;
-    static constexpr int64_t kBlockBytes = 512 * S::kParts;
+    static constexpr bool kMin = R::kMin, kUnpacked = true, kFine = R::kFine;
+    static constexpr int64_t kPlaneBytes = 512 * S::kParts, kBlockBytes = kPlaneBytes * kPlanes<S, R>;
     static constexpr int64_t kBlocks = 16384 / kBlockBytes;  // of 32 columns: their codes stay in the first-level cache
     uint8_t *codes;
     float *scales, *mins;
@@ -236,9 +256,9 @@ struct Unpacked {
     PAGODA_INLINE void fill(const R &from, int64_t end) {
         for (int64_t b = first; b < end; ++b) {
             unroll<8>([&](auto j) __attribute__((always_inline)) {
-                const auto quad = from.template quad<S, j>(b);
-                unroll<S::kParts>([&](auto p) __attribute__((always_inline)) {
-                    S::store_w(at<j, p>(b), S::template part<p, (kMax < 0), S::kSigned ? kOffset : 0>(quad));
+                unroll<S::kParts * kPlanes<S, R>>([&](auto i) __attribute__((always_inline)) {
+                    constexpr int P = i % S::kParts, L = i / S::kParts;
+                    S::store_w(at<j, P, L>(b), packed_part<S, j, P, L, S::kSigned ? kOffset : 0>(from, b));
                 });
             });
             for (int h = 0; h < kScales; ++h) {
@@ -248,10 +268,12 @@ struct Unpacked {
             }
         }
     }
-    template <int J, int P>
-    PAGODA_INLINE uint8_t *at(int64_t b) const { return codes + kBlockBytes * (b - first) + 64 * (S::kParts * J + P); }
-    template <int J, int P>
-    PAGODA_INLINE typename S::W part(int64_t b) const { return S::load_w(at<J, P>(b)); }
+    template <int J, int P, int L>
+    PAGODA_INLINE uint8_t *at(int64_t b) const {
+        return codes + kBlockBytes * (b - first) + kPlaneBytes * L + 64 * (S::kParts * J + P);
+    }
+    template <int J, int P, int L>
+    PAGODA_INLINE typename S::W part(int64_t b) const { return S::load_w(at<J, P, L>(b)); }
     template <class>
     PAGODA_INLINE typename S::F scale(int64_t b, int half) const {
         return S::load(scales + ((b - first) * kScales + half) * 16);
@@ -265,23 +287,27 @@ struct Unpacked {
 // acc[t] += block b of the panel · codes of token t0 + t, for T tokens.
 template <class S, class R, int T>
 PAGODA_INLINE void int_block(const R &w, const Quantized &a, int64_t t0, int64_t b, typename S::F *acc) {
-    constexpr int kQuads = R::kSub / 4, kHalves = 32 / R::kSub, kLeft = offset_left<S, R>();
+    constexpr int kQuads = R::kSub / 4, kHalves = 32 / R::kSub, kLeft = offset_left<S, R>(), kL = kPlanes<S, R>;
     const int64_t nb = a.k / 32;
     const uint8_t *q = a.q + t0 * 2 * a.k + 64 * b;
     unroll<kHalves>([&](auto h) __attribute__((always_inline)) {
-        typename S::Dot dot[T];
-        unroll<kQuads * S::kParts>([&](auto i) __attribute__((always_inline)) {
-            constexpr int J = i / S::kParts, P = i % S::kParts;
-            const auto codes = part<S, h * kQuads + J, P>(w, b);
+        typename S::Dot dot[kL][T];
+        unroll<kQuads * S::kParts * kL>([&](auto i) __attribute__((always_inline)) {
+            constexpr int J = i / S::kParts % kQuads, P = i % S::kParts, L = i / (S::kParts * kQuads);
+            const auto codes = part<S, h * kQuads + J, P, L>(w, b);
             unroll<T>([&](auto t) __attribute__((always_inline)) {
-                dot[t].template mac<J, P>(codes, q + t * 2 * a.k + 8 * kQuads * h);
+                dot[L][t].template mac<J, P>(codes, q + t * 2 * a.k + 8 * kQuads * h);
             });
         });
         const auto scale = w.template scale<S>(b, h);
         unroll<T>([&](auto t) __attribute__((always_inline)) {
-            auto sum = dot[t].sum();
             const int64_t at = (t0 + t) * nb + b;
-            if constexpr (kLeft != 0) sum = S::sub_int(sum, kLeft * (kHalves == 1 ? a.sum32[at] : a.sum16[2 * at + h]));
+            const auto less = [&](auto sum) __attribute__((always_inline)) {
+                if constexpr (kLeft == 0) return sum;
+                else return S::sub_int(sum, kLeft * (kHalves == 1 ? a.sum32[at] : a.sum16[2 * at + h]));
+            };
+            auto sum = less(dot[0][t].sum());
+            if constexpr (kL == 2) sum = S::sixteen_times(sum, less(dot[1][t].sum()));
             acc[t] = S::fma(S::to_float(sum), scale, acc[t]);
         });
         if constexpr (R::kMin) {

@@ -8,6 +8,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstdlib>
 #include <stdexcept>
 
 #include "program.h"
@@ -23,7 +24,7 @@ using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::c
 using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::device::cpu>;
 using ByteTable = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Codes = nb::ndarray<const int8_t, nb::shape<16>, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<const int16_t, nb::shape<16>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 struct Runtime {
@@ -82,7 +83,10 @@ std::shared_ptr<Weight> pack_grouped(const Runtime &runtime, const std::string &
     if (!fits(scales) || mins.has_value() != has_group_mins(t) || (mins && !fits(*mins)) ||
         codebook.has_value() != (t == Type::Codebook4))
         throw std::invalid_argument("scales, minima or codebook are not what the type and the groups need");
-    if (codebook) std::memcpy(weight->codebook, codebook->data(), 16);
+    for (int code = 0; codebook && code < 16; ++code) {
+        if (std::abs(codebook->data()[code]) > Codebook::kLargest) throw std::invalid_argument("codebook beyond 12 bits");
+        weight->codebook.set(code, codebook->data()[code]);
+    }
     const std::vector<int32_t> checked = to_order(order, static_cast<size_t>(columns));
     const GroupedSource from{codes.data(), scales.data(), mins ? mins->data() : nullptr,
                              checked.empty() ? nullptr : checked.data()};

@@ -16,6 +16,7 @@ struct Avx2 {
     static constexpr bool kUnpack = true;
     static constexpr bool kSigned = true;
     static constexpr int kParts = 2;  // even columns, odd columns
+    static constexpr bool kWide = true;
 
     struct F { __m256 a, b; };
     struct I { __m256i a, b; };
@@ -167,6 +168,16 @@ struct Avx2 {
             return Offset == 0 ? v : _mm256_sub_epi16(v, _mm256_set1_epi16(Offset));
         };
         return {one(x.a), one(x.b)};
+    }
+    // The same of codes in 16 bits, given as their bytes.
+    template <int P>
+    PAGODA_INLINE static W wide_part(const B &high, const B &low) {
+        const auto one = [](__m256i h, __m256i l) {
+            const __m256i mask = _mm256_set1_epi16(0xff);
+            if constexpr (P == 1) return _mm256_or_si256(_mm256_andnot_si256(mask, h), _mm256_srli_epi16(l, 8));
+            else return _mm256_or_si256(_mm256_slli_epi16(h, 8), _mm256_and_si256(l, mask));
+        };
+        return {one(high.a, low.a), one(high.b, low.b)};
     }
     PAGODA_INLINE static __m256i broadcast4(const void *p) {
         int32_t v;

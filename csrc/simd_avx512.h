@@ -16,6 +16,7 @@ struct Avx512 {
     static constexpr bool kUnpack = true;
     static constexpr bool kSigned = false;
     static constexpr int kParts = 1;
+    static constexpr bool kWide = false;
 
     struct F { __m512 v; };
     struct I { __m512i v; };
@@ -78,6 +79,10 @@ struct Avx512 {
     PAGODA_INLINE static int32_t sum_int(const I &x) { return _mm512_reduce_add_epi32(x.v); }
     PAGODA_INLINE static F to_float(const I &x) { return {_mm512_cvtepi32_ps(x.v)}; }
     PAGODA_INLINE static I sub_int(const I &x, int32_t y) { return {_mm512_sub_epi32(x.v, _mm512_set1_epi32(y))}; }
+
+    PAGODA_INLINE static I sixteen_times(const I &x, const I &y) {
+        return {_mm512_add_epi32(_mm512_slli_epi32(x.v, 4), y.v)};
+    }
 
     PAGODA_INLINE static B load_b(const void *p) { return {_mm512_loadu_si512(p)}; }
     PAGODA_INLINE static void store_b(void *p, const B &x) { _mm512_storeu_si512(p, x.v); }

@@ -16,6 +16,7 @@ struct Generic {
     static constexpr bool kUnpack = false;  // whether unpacking a panel first pays for many tokens
     static constexpr bool kSigned = true;   // whether W holds signed codes (else signed ones are raised by 128)
     static constexpr int kParts = 1;        // W to a B
+    static constexpr bool kWide = false;    // whether W holds 16-bit codes
 
     struct F { float v[16]; };
     struct I { int32_t v[16]; };
@@ -98,6 +99,13 @@ struct Generic {
     PAGODA_INLINE static I sub_int(const I &a, int32_t x) {
         I r;
         for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] - x;
+        return r;
+    }
+
+    // 16 a + b
+    PAGODA_INLINE static I sixteen_times(const I &a, const I &b) {
+        I r;
+        for (int i = 0; i < 16; ++i) r.v[i] = 16 * a.v[i] + b.v[i];
         return r;
     }
 

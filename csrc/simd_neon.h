@@ -18,6 +18,7 @@ struct Neon {
     static constexpr bool kUnpack = true;
     static constexpr bool kSigned = true;
     static constexpr int kParts = 1;
+    static constexpr bool kWide = false;
 
     struct F { float32x4_t a, b, c, d; };
     struct I { int32x4_t a, b, c, d; };
@@ -138,6 +139,9 @@ struct Neon {
     PAGODA_INLINE static I sub_int(const I &x, int32_t y) {
         const int32x4_t v = vdupq_n_s32(y);
         return each<I>([=](auto p) { return vsubq_s32(p, v); }, x);
+    }
+    PAGODA_INLINE static I sixteen_times(const I &x, const I &y) {
+        return each<I>([](auto p, auto q) { return vaddq_s32(vshlq_n_s32(p, 4), q); }, x, y);
     }
 
     PAGODA_INLINE static B load_b(const void *p) {

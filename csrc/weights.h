@@ -9,7 +9,7 @@
 //   super   16 rows side by side, f16.
 //
 // Grouped types have float32 scales (then minima, added) of 16 rows for each 2^group_shift blocks: weight = scale * (code
-// - 8) or scale * code + min of 4 bits, the same of signed bytes, or scale * codebook[code].
+// - 8) or scale * code + min of 4 bits, the same of signed bytes, or scale * codebook[code], of 12-bit values.
 //
 // Float types keep, for each column, 16 rows side by side.
 #pragma once
@@ -60,6 +60,20 @@ struct GroupedSource {
     const int32_t *order;   // [columns], or null: as they are
 };
 
+// 16 values of at most kLargest, so that 32 products with activations fit in 32 bits; as bytes to look up.
+struct Codebook {
+    static constexpr int kLargest = 16 * 127 + 7;
+    int8_t coarse[16] = {}, fine[16] = {};  // value = 16 coarse + fine, fine from -8 to 7
+    int8_t high[16] = {}, low[16] = {};     // the bytes of the value in 16 bits
+    void set(int code, int value) {
+        fine[code] = static_cast<int8_t>(((value + 8) & 15) - 8);
+        coarse[code] = static_cast<int8_t>((value - fine[code]) / 16);
+        high[code] = static_cast<int8_t>(value >> 8);
+        low[code] = static_cast<int8_t>(value & 255);
+    }
+    int at(int code) const { return 16 * coarse[code] + fine[code]; }
+};
+
 class Weight {
   public:
     // Allocates; fill it with pack_panels over [0, panels).
@@ -76,7 +90,7 @@ class Weight {
     int64_t blocks;  // of 32 columns, the last one padded with zeros
     int group_shift;  // 2^group_shift blocks share scales
     int64_t groups;
-    int8_t codebook[16] = {};  // what codes of Codebook4 stand for
+    Codebook codebook;  // what codes of Codebook4 stand for
 
     const uint8_t *codes(int64_t panel) const { return memory_.data() + panel * blocks * shape_.codes; }
     const uint8_t *scales(int64_t panel) const {

@@ -97,16 +97,20 @@ void fill_from_file(Problem &p, bool extreme, Random &random) {
 }
 
 // Random codes, scales and minima of groups of 64 columns, and the columns in reverse.
-void fill_grouped(Problem &p, Random &random) {
+void fill_grouped(Problem &p, bool extreme, Random &random) {
     const bool bytes = p.type == Type::Grouped8 || p.type == Type::Grouped8Min;
     p.weight = Weight(p.type, p.rows, p.columns, 1);
     std::vector<uint8_t> codes(static_cast<size_t>(p.rows * p.columns));
-    for (uint8_t &code : codes) code = static_cast<uint8_t>(random.below(bytes ? 256 : 16));
+    for (size_t i = 0; i < codes.size(); ++i) {
+        const bool last = extreme && i / static_cast<size_t>(p.columns) % 2;
+        codes[i] = static_cast<uint8_t>(last ? (bytes ? 127 : 15) : random.below(bytes ? 256 : 16));
+    }
     const std::vector<float> scales = random.normals(static_cast<size_t>(p.rows * p.weight.groups));
     const std::vector<float> mins = random.normals(scales.size());
     std::vector<int32_t> order;
     for (int64_t c = p.columns; c-- > 0;) order.push_back(static_cast<int32_t>(c));
-    for (int i = 0; i < 16; ++i) p.weight.codebook[i] = static_cast<int8_t>(random.below(255) - 127);
+    constexpr int kLargest = Codebook::kLargest;
+    for (int i = 0; i < 16; ++i) p.weight.codebook.set(i, i < 15 ? random.below(2 * kLargest + 1) - kLargest : kLargest);
     const float *lows = has_group_mins(p.type) ? mins.data() : nullptr;
     p.weight.pack_panels(GroupedSource{codes.data(), scales.data(), lows, order.data()}, 0, p.weight.panels);
     for (int64_t r = 0; r < p.rows; ++r)
@@ -116,7 +120,7 @@ void fill_grouped(Problem &p, Random &random) {
             float value = static_cast<float>(code);
             if (bytes) value = static_cast<float>(static_cast<int8_t>(code));
             if (p.type == Type::Grouped4) value -= 8.0f;
-            if (p.type == Type::Codebook4) value = static_cast<float>(p.weight.codebook[code]);
+            if (p.type == Type::Codebook4) value = static_cast<float>(p.weight.codebook.at(code));
             p.decoded[static_cast<size_t>(r * p.columns + c)] = scales[group] * value + (lows ? mins[group] : 0.0f);
         }
 }
@@ -127,7 +131,7 @@ Problem make_problem(const Kernels &k, Type type, Shape shape, int64_t tokens, b
     Problem p{type, rows, columns, tokens, round_up(columns, kActBlock), {}, {}, {}, {}, {}, Weight(type, rows, columns)};
     p.decoded.resize(static_cast<size_t>(rows * columns));
     if (is_grouped(type))
-        fill_grouped(p, random);
+        fill_grouped(p, extreme, random);
     else
         fill_from_file(p, extreme, random);
     p.x.assign(static_cast<size_t>(tokens * p.padded), 0.0f);

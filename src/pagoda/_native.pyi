@@ -196,7 +196,7 @@ class Runtime:
         mins: npt.NDArray[np.float32] | None,
         group_shift: int,
         order: npt.NDArray[np.int32] | None = None,
-        codebook: npt.NDArray[np.int8] | None = None,
+        codebook: npt.NDArray[np.int16] | None = None,
     ) -> Weight:
         """codes [R, C]; scales, mins [R, G] of groups of 32 << group_shift columns in `order`; see csrc/weights.h."""
     def matmul(self, weight: Weight, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:

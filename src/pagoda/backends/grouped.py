@@ -5,11 +5,11 @@
     ≤ 4     any                      grouped4_min    scale * code + min, min = -scale * zero
     ≤ 8     all 128                  grouped8        scale * (code - 128)
     ≤ 8     any                      grouped8_min    scale * (code - 128) + min, min = scale * (128 - zero)
-    4       a codebook               codebook4       scale * value[code], values rounded to signed bytes
+    4       a codebook               codebook4       scale * value[code], values rounded to 12 bits
 
 Columns are sorted by group (act-order), and the activations with them. The panels' scales are float32, so that nothing
-is lost but in a codebook: NF4's values on the best grid of bytes are off by 0.5 % of the weights' root mean square,
-where NF4 itself is off by 9 %.
+is lost but in a codebook: NF4's values on the best grid of 12 bits are off by 0.02 % of the weights' root mean square,
+where NF4 itself is off by 9 %. (On a grid of bytes they were off by 0.5 %, which showed in the logits.)
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pagoda.formats.quantized import QuantizedTensor
 from pagoda.types import FloatArray
 
 BLOCK = 32  # columns that a panel's block holds
+LARGEST = 2039  # of a codebook, so that a block's products with 16-bit activations add up in 32 bits
 
 
 def pack(runtime: _native.Runtime, tensor: QuantizedTensor) -> _native.Weight:
@@ -38,7 +39,7 @@ def pack(runtime: _native.Runtime, tensor: QuantizedTensor) -> _native.Weight:
     type, codes, mins, codebook = f"grouped{4 if weight.bits <= 4 else 8}", weight.codes, None, None
     if weight.codebook is not None:
         type = "codebook4"
-        codebook, unit = byte_codebook(weight.codebook)
+        codebook, unit = integer_codebook(weight.codebook)
         scales = scales * np.float32(unit)
     else:
         middle = 8 if weight.bits <= 4 else 128
@@ -73,10 +74,10 @@ def _runs_agree(values: npt.NDArray[np.int32], run: int) -> bool:
     return bool((values == np.repeat(values[::run], run)[: values.size]).all())
 
 
-def byte_codebook(values: FloatArray) -> tuple[npt.NDArray[np.int8], float]:
-    """values [16] → integers in -127 … 127 and a unit such that unit * integers comes closest (least squares)."""
+def integer_codebook(values: FloatArray) -> tuple[npt.NDArray[np.int16], float]:
+    """values [16] → integers up to LARGEST and a unit such that unit * integers comes closest (least squares)."""
     largest = max(float(np.abs(values).max()), 1e-30)
-    grids = np.rint(np.linspace(63.5, 127, 12701)[:, None] * (values / largest))  # [N, 16]
+    grids = np.rint(np.linspace(LARGEST / 2, LARGEST, 12701)[:, None] * (values / largest))  # [N, 16]
     units = grids @ values / np.maximum((grids * grids).sum(1), 1)
     best = int(np.square(units[:, None] * grids - values).sum(1).argmin())
-    return grids[best].astype(np.int8), float(units[best])
+    return grids[best].astype(np.int16), float(units[best])
