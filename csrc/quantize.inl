@@ -13,11 +13,18 @@ namespace {
 #include "quantize_blocks.inl"
 #include "quantize_supers.inl"
 
-// The weight of each number's error: its column's importance, else all the same.
+// The weight of each number's error: its column's importance, if that is known, times four parts of the group's mean
+// magnitude and one of its own. Few weights are large, and what they meet often is, too: without their part, layers with
+// such weights lost up to a fifth of what a plain search of scales keeps, though their root mean square error was less.
 template <class S, int N>
 void weigh(Groups<S, N> &g, const float *const importance[16]) {
-    if (importance[0] == nullptr)
-        for (int i = 0; i < N; ++i) g.w[i] = S::set1(1.0f);
+    typename S::F mean = S::zero();
+    for (int i = 0; i < N; ++i) mean = S::add(mean, S::abs(g.x[i]));
+    mean = S::mul(mean, S::set1(4.0f / N));
+    for (int i = 0; i < N; ++i) {
+        const auto own = S::add(mean, S::abs(g.x[i]));
+        g.w[i] = importance[0] == nullptr ? own : S::mul(g.w[i], own);
+    }
     g.sum();
 }
 
