@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-os.cpu_count = lambda: 4  # on two it divides by a count of workers that is zero
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # of two cores it would use one
 
 
 def rows(windows: npt.NDArray[Any]) -> list[dict[str, list[int]]]:
