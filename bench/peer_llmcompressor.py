@@ -20,6 +20,8 @@ def main(method: str, model: str, windows: str, out: str, group_size: str) -> No
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not torch.cuda.is_available():  # AWQ pins what it keeps, which torch refuses without an accelerator
+        torch.Tensor.pin_memory = lambda self, *_: self
     symmetric = method == "gptq"
     weights = QuantizationArgs(
         num_bits=4, type="int", symmetric=symmetric, strategy="group", group_size=int(group_size)
