@@ -42,7 +42,7 @@ from pagoda.text.chat import load_chat_template
 from pagoda.text.tokenizer import load_tokenizer
 from pagoda.types import FloatArray, Int32Array
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).absolute().parent
 TEXT = HERE / "texts" / "persuasion.txt"
 KEPT_EVERY = 4  # of an original's predictions one in so many is kept for divergence
 BITS = 4
@@ -102,7 +102,8 @@ def make(maker: Maker, windows: Path, options: argparse.Namespace) -> Path | Non
     started = time.perf_counter()
     with out.with_suffix(".log").open("w") as log:
         command = [python, *maker.command(options.model, windows, out, options)]
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        # In the work folder, since GPTQModel writes a folder of logs where it stands.
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=options.work)
         _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed; see {out.with_suffix('.log')}")
@@ -205,9 +206,12 @@ def held_out(model: Path, options: argparse.Namespace) -> Int32Array:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| | perplexity | over the original's | KLD | CPU s | peak GB |", "|---|---|---|---|---|---|"]
     for r in rows:
-        loss = f"{r['ratio'] - 1:+.2%} (±{r['ratio_error']:.2%}) | {r['kld']:.4f} (±{r['kld_error']:.4f})"
-        cost = f"{r['cpu_s']:.0f} | {r['peak_gb']:.2f}" if "cpu_s" in r else " | "
-        lines.append(f"| {r['name']} | {r['perplexity']:.3f} | {loss if 'ratio' in r else ' | '} | {cost} |")
+        loss = cost = " | "
+        if "ratio" in r:
+            loss = f"{r['ratio'] - 1:+.2%} (±{r['ratio_error']:.2%}) | {r['kld']:.4f} (±{r['kld_error']:.4f})"
+        if "cpu_s" in r:
+            cost = f"{r['cpu_s']:.0f} | {r['peak_gb']:.2f}"
+        lines.append(f"| {r['name']} | {r['perplexity']:.3f} | {loss} | {cost} |")
     return "\n".join(lines)
 
 
@@ -223,7 +227,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=("gptq", "awq"))
     parser.add_argument("--make", action="store_true", help="make what there is to make, and score nothing")
     parser.add_argument("--score", nargs="*", type=Path, default=[], metavar="FOLDER", help="of other folders, too")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.model, options.work = options.model.absolute(), options.work.absolute()
+    return options
 
 
 def main() -> None:
