@@ -104,7 +104,7 @@ def test_what_cannot_be_compared(models: list[Path], tmp_path: Path, text: str) 
     with pytest.raises(ConfigError, match=r"nowhere\.txt cannot be read"):
         compare(models, text="nowhere.txt")
     (tmp_path / "short.txt").write_text("Too short.")
-    with pytest.raises(ConfigError, match=r"short\.txt is shorter than one window of 512 tokens"):
+    with pytest.raises(ConfigError, match=r"short\.txt is shorter than one window of 256 tokens"):
         compare(models, text=str(tmp_path / "short.txt"))
     other = write_safetensors(tmp_path / "other", LLAMA)
     changed = json.loads((other / "tokenizer.json").read_text())
