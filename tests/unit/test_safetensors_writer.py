@@ -1,7 +1,6 @@
 """Written folders, as the format's own library reads them."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +65,8 @@ def test_nothing_stays_of_what_failed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_without_room_is_named_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.statvfs(tmp_path)
-    full = os.statvfs_result((*tuple(real)[:4], 0, *tuple(real)[5:]))
-    monkeypatch.setattr(os, "statvfs", lambda path: full)
+@pytest.mark.usefixtures("full_disk")
+def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(CapacityError, match="0 MB left"):
         write(tmp_path)
     assert list(tmp_path.iterdir()) == []
