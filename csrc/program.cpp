@@ -93,6 +93,9 @@ void Program::add(AttendStage s) {
         throw std::invalid_argument("too many query heads share a KV head, or the head is too large");
     for (PrepareStage &p : prepares_)
         if (p.layer == s.layer) p.heads = s.heads;
+    largest_.kv_heads = std::max<int64_t>(largest_.kv_heads, l.kv_heads);
+    largest_.head_dim = std::max<int64_t>(largest_.head_dim, l.head_dim);
+    largest_.group = std::max<int64_t>(largest_.group, s.heads / l.kv_heads);
     stages_.push_back({Stage::Attend, static_cast<int>(attends_.size())});
     attends_.push_back(s);
 }
@@ -193,12 +196,7 @@ void Program::check(const Step &s) const {
 void Program::plan_attention(const Step &s) {
     token_sequence_.resize(static_cast<size_t>(s.tokens));
     attend_tiles_.clear();
-    int group = 1;
-    for (const AttendStage &a : attends_) {
-        const int g = a.heads / layers_[static_cast<size_t>(a.layer)].kv_heads;
-        group = g > group ? g : group;
-    }
-    const int32_t tile = kAttendRows / group;
+    const int32_t tile = kAttendRows / static_cast<int32_t>(largest_.group);
     for (int64_t b = 0; b < s.sequences; ++b) {
         const int32_t begin = s.seq_starts[b], end = s.seq_starts[b + 1];
         for (int32_t t = begin; t < end; ++t) token_sequence_[static_cast<size_t>(t)] = static_cast<int32_t>(b);
@@ -210,14 +208,7 @@ void Program::plan_attention(const Step &s) {
 
 // Few tiles would leave threads without work, and long contexts make uneven ones: their chunks of keys become items.
 void Program::split_attention(const Step &step) {
-    int64_t kv_heads = 1, head_dim = 0, group = 1;  // the largest of any layer
-    for (const AttendStage &a : attends_) {
-        const LayerKV &l = layers_[static_cast<size_t>(a.layer)];
-        kv_heads = std::max<int64_t>(kv_heads, l.kv_heads);
-        head_dim = std::max<int64_t>(head_dim, l.head_dim);
-        group = std::max<int64_t>(group, a.heads / l.kv_heads);
-    }
-    left_stride_ = kv_heads;
+    const auto [kv_heads, head_dim, group] = largest_;
     const bool few = static_cast<int64_t>(attend_tiles_.size()) * kv_heads < kAttendItems * pool_->size() && pool_->size() > 1;
     attend_pieces_.clear();
     attend_splits_.assign(attend_tiles_.size(), {});
@@ -456,7 +447,7 @@ void Program::attend(const AttendStage &s, const Step &step, int64_t item, uint8
         a.part = parts + piece.chunk * each;
         kernels_->attend(a);
     }
-    std::atomic<int32_t> &left = attend_left_[static_cast<size_t>(piece.tile * left_stride_ + head)];
+    std::atomic<int32_t> &left = attend_left_[static_cast<size_t>(piece.tile * largest_.kv_heads + head)];
     if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
     left.store(split.chunks, std::memory_order_relaxed);  // for the next layer
     kernels_->merge_attended(a, parts);

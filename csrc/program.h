@@ -184,6 +184,9 @@ class Program {
     std::vector<LinearStage> linears_;
     std::vector<PrepareStage> prepares_;
     std::vector<AttendStage> attends_;
+    struct {
+        int64_t kv_heads = 1, head_dim = 0, group = 1;  // query heads of a KV head
+    } largest_;  // of any attention
 
     std::vector<LayerKV> layers_;
     std::vector<int64_t> layer_offset_;  // in a block of its group
@@ -201,9 +204,8 @@ class Program {
     };
     std::vector<Split> attend_splits_;       // a tile each
     std::vector<float> attend_parts_;
-    std::unique_ptr<std::atomic<int32_t>[]> attend_left_;  // [tiles][left_stride_]: chunks that are not done, a KV head each
+    std::unique_ptr<std::atomic<int32_t>[]> attend_left_;  // [tiles][largest_.kv_heads]: chunks that are not done, a KV head each
     size_t attend_left_size_ = 0;
-    int64_t left_stride_ = 1;
     std::vector<int32_t> token_sequence_;  // which sequence a token belongs to
     struct alignas(64) Counter {
         std::atomic<int64_t> next{0};
