@@ -76,6 +76,10 @@ struct AttendArgs {
     // Where `part` is set, only the keys of this chunk are looked at, and what they add goes there.
     int chunk;
     float *part;           // attend_part_floats(tokens * group, head_dim)
+    // The first keys that the next call will want, to be read ahead: of so many blocks, or of none.
+    const uint8_t *next_keys;
+    const int32_t *next_table;
+    int next_blocks;
 
     int first_chunk() const { return window > 0 && position >= window ? (position - window + 1) / kAttendChunk : 0; }
     int last_chunk() const { return (position + tokens - 1) / kAttendChunk; }

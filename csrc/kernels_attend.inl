@@ -12,36 +12,90 @@ PAGODA_INLINE typename S::F load_kv(const uint8_t *base, int64_t element) {
     if constexpr (Type == KVType::Int8) return S::load_i8(base + element);
 }
 
-// scores[r][0..15] of R rows against the 16 keys of a block.
-template <class S, KVType Type, int R>
-PAGODA_INLINE void score_block(const uint8_t *keys, const float *q, int head_dim, float *scores) {
-    typename S::F s[R];
-    unroll<R>([&](auto r) __attribute__((always_inline)) { s[r] = S::zero(); });
-    for (int d = 0; d < head_dim; ++d) {
-        const auto k = load_kv<S, Type>(keys, d * kBlockTokens);
-        unroll<R>([&](auto r) __attribute__((always_inline)) { s[r] = S::fma(k, S::set1(q[r * head_dim + d]), s[r]); });
-    }
-    unroll<R>([&](auto r) __attribute__((always_inline)) { S::store(scores + r * kAttendChunk, s[r]); });
+// Memory that will be wanted is asked for line by line between products: a core has few misses under way at once, and a
+// burst of requests would keep the products waiting.
+template <int Bytes>
+PAGODA_INLINE void read_ahead(const uint8_t *from) {
+    for (int i = 0; i < Bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-// out[r][at .. at + 16) = sum over the chunk's keys of p[r][key] * V[key][at ..).
-template <class S, KVType Type, int R>
+template <KVType Type>
+constexpr int kElement = Type == KVType::F32 ? 4 : Type == KVType::Int8 ? 1 : 2;  // bytes
+
+// How many vectors of keys, or of values, are worked on side by side for R rows: sums enough to hide a product's latency,
+// within the registers.
+template <class S, int R>
+constexpr int kBeside = 2 * R <= S::kRows ? 2 : 1;
+
+// The same pointer, of which the compiler knows nothing where N vectors share what is read through it: that is loaded
+// anew for each, rather than kept in registers that the sums need.
+template <int N>
+PAGODA_INLINE const float *unknown(const float *p) {
+    if constexpr (N > 1) asm volatile("" : "+r"(p));
+    return p;
+}
+
+constexpr int kStreamedRows = 8;  // so few rows of a call wait for memory rather than for arithmetic
+
+// scores[r][16 n … 16 n + 15] of R rows against the 16 keys of N blocks; with Ahead their values are read meanwhile.
+template <class S, KVType Type, int R, int N, bool Ahead>
+PAGODA_INLINE void score_blocks(const uint8_t *const *keys, const uint8_t *const *values, const float *q, int head_dim,
+                                float *scores) {
+    constexpr int kStep = kBlockTokens * kElement<Type>;
+    typename S::F s[N][R];
+    unroll<N * R>([&](auto i) __attribute__((always_inline)) { s[i / R][i % R] = S::zero(); });
+    for (int d = 0; d < head_dim; ++d, ++q)
+        unroll<N>([&](auto n) __attribute__((always_inline)) {
+            if constexpr (Ahead) read_ahead<kStep>(values[n] + d * kStep);
+            const auto k = load_kv<S, Type>(keys[n] + d * kStep, 0);
+            const float *at = unknown<N>(q);
+            unroll<R>([&](auto r) __attribute__((always_inline)) {
+                s[n][r] = S::fma(k, S::set1(at[r * head_dim]), s[n][r]);
+            });
+        });
+    unroll<N * R>([&](auto i) __attribute__((always_inline)) {
+        S::store(scores + i % R * kAttendChunk + i / R * kBlockTokens, s[i / R][i % R]);
+    });
+}
+
+// Keys that will be wanted after those at hand.
+struct Upcoming {
+    const uint8_t *keys;
+    const int32_t *table;
+    int64_t block_stride;
+    int blocks;
+};
+
+// out[r][at … at + 16 N) = sum over the chunk's keys of p[r][key] * V[key][at …); with Ahead the keys of `next` are read
+// meanwhile.
+template <class S, KVType Type, int R, int N, bool Ahead>
 PAGODA_INLINE void weigh_values(const AttendArgs &a, int block_begin, int block_end, int64_t padded, int64_t at,
-                                const float *p, float *out) {
-    typename S::F o[R];
-    unroll<R>([&](auto r) __attribute__((always_inline)) { o[r] = S::zero(); });
+                                const float *p, const Upcoming &next, float *out) {
+    constexpr int kStep = 16 * N * kElement<Type>;
+    typename S::F o[N][R];
+    unroll<N * R>([&](auto i) __attribute__((always_inline)) { o[i / R][i % R] = S::zero(); });
     for (int b = block_begin; b < block_end; ++b) {
         if (a.table[b] < 0) continue;
-        const uint8_t *values = a.kv + a.table[b] * a.block_stride + a.v_offset;
-        const float *pb = p + (b - block_begin) * kBlockTokens;
+        const int i = b - block_begin;
+        const uint8_t *values = a.kv + a.table[b] * a.block_stride + a.v_offset + kElement<Type> * at;
+        const bool more = i < next.blocks && next.table[i] >= 0;
+        const uint8_t *ahead =
+            more ? next.keys + next.table[i] * next.block_stride + kBlockTokens * kElement<Type> * at : values;
+        const float *weights = p + i * kBlockTokens;
         for (int t = 0; t < kBlockTokens; ++t) {
-            const auto v = load_kv<S, Type>(values, t * padded + at);
-            unroll<R>([&](auto r) __attribute__((always_inline)) {
-                o[r] = S::fma(v, S::set1(pb[r * kAttendChunk + t]), o[r]);
+            if constexpr (Ahead) read_ahead<kStep>(ahead + kStep * t);
+            unroll<N>([&](auto n) __attribute__((always_inline)) {
+                const auto v = load_kv<S, Type>(values, t * padded + 16 * n);
+                const float *w = unknown<N>(weights + t);
+                unroll<R>([&](auto r) __attribute__((always_inline)) {
+                    o[n][r] = S::fma(v, S::set1(w[r * kAttendChunk]), o[n][r]);
+                });
             });
         }
     }
-    unroll<R>([&](auto r) __attribute__((always_inline)) { S::store(out + r * padded + at, o[r]); });
+    unroll<N * R>([&](auto i) __attribute__((always_inline)) {
+        S::store(out + i % R * padded + at + 16 * (i / R), o[i / R][i % R]);
+    });
 }
 
 // Softmax numerators of one row of a chunk, in place; returns their maximum score and their sum.
@@ -65,39 +119,50 @@ PAGODA_INLINE void softmax_row(float *s, int width, float &top, float &sum) {
     sum = lanes_sum<S>(total);
 }
 
-constexpr int kStreamedRows = 8;  // so few rows wait for memory rather than for arithmetic
-
-// The keys of the next block, and this one's values, which are wanted once all keys are scored.
-template <KVType Type>
-PAGODA_INLINE void read_ahead(const AttendArgs &a, int b, int block_end) {
-    constexpr int64_t kBytes = Type == KVType::F32 ? 4 : Type == KVType::Int8 ? 1 : 2;
-    const int64_t bytes = kBytes * a.head_dim * kBlockTokens;
-    const uint8_t *values = a.kv + a.table[b] * a.block_stride + a.v_offset;
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(values + i, 0, 2);
-    if (b + 1 == block_end || a.table[b + 1] < 0) return;
-    const uint8_t *keys = a.kv + a.table[b + 1] * a.block_stride + a.k_offset;
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(keys + i);
+// Whether the calls of `fn`, for R of `rows` rows, read ahead: all but the full tiles of many rows.
+template <class S, int R, class Fn>
+PAGODA_INLINE void with_ahead(int rows, Fn &&fn) {
+    if (R < S::kRows || rows <= kStreamedRows) return fn(std::true_type{});
+    if constexpr (R == S::kRows) fn(std::false_type{});
 }
 
 template <class S, KVType Type>
 PAGODA_INLINE void score_chunk(const AttendArgs &a, const float *q, int rows, int block_begin, int block_end, float *scores) {
-    for (int b = block_begin; b < block_end; ++b) {
-        float *to = scores + (b - block_begin) * kBlockTokens;
-        if (a.table[b] < 0) {
-            for (int r = 0; r < rows; ++r) S::store(to + r * kAttendChunk, S::set1(-INFINITY));
-            continue;
+    const auto block = [&](int b) { return a.kv + a.table[b] * a.block_stride; };
+    const auto score = [&](auto count, int b) __attribute__((always_inline)) {
+        constexpr int N = count;
+        const uint8_t *keys[N], *values[N];
+        for (int n = 0; n < N; ++n) {
+            keys[n] = block(b + n) + a.k_offset;
+            values[n] = block(b + n) + a.v_offset;
         }
-        const uint8_t *block = a.kv + a.table[b] * a.block_stride;
-        if (rows <= kStreamedRows) read_ahead<Type>(a, b, block_end);
         for_tiles<S::kRows>(0, rows, [&](auto size, int64_t r) __attribute__((always_inline)) {
-            score_block<S, Type, size>(block + a.k_offset, q + r * a.head_dim, a.head_dim, to + r * kAttendChunk);
+            constexpr int R = size, kAtOnce = kBeside<S, R> < N ? 1 : N;
+            float *to = scores + r * kAttendChunk + (b - block_begin) * kBlockTokens;
+            with_ahead<S, R>(rows, [&](auto ahead) __attribute__((always_inline)) {
+                for (int n = 0; n < N; n += kAtOnce)
+                    score_blocks<S, Type, R, kAtOnce, ahead>(keys + n, values + n, q + r * a.head_dim, a.head_dim,
+                                                             to + n * kBlockTokens);
+            });
         });
-        if constexpr (Type == KVType::Int8) {
-            const auto k_scale = S::load(reinterpret_cast<const float *>(block + a.k_scale_offset));
+    };
+    for (int b = block_begin; b < block_end; ++b) {
+        if (a.table[b] < 0) {
             for (int r = 0; r < rows; ++r)
-                S::store(to + r * kAttendChunk, S::mul(S::load(to + r * kAttendChunk), k_scale));
+                S::store(scores + r * kAttendChunk + (b - block_begin) * kBlockTokens, S::set1(-INFINITY));
+        } else if (b + 1 < block_end && a.table[b + 1] >= 0) {
+            score(std::integral_constant<int, 2>{}, b++);
+        } else {
+            score(std::integral_constant<int, 1>{}, b);
         }
     }
+    if constexpr (Type == KVType::Int8)
+        for (int b = block_begin; b < block_end; ++b) {
+            if (a.table[b] < 0) continue;
+            const auto k_scale = S::load(reinterpret_cast<const float *>(block(b) + a.k_scale_offset));
+            float *at = scores + (b - block_begin) * kBlockTokens;
+            for (int r = 0; r < rows; ++r) S::store(at + r * kAttendChunk, S::mul(S::load(at + r * kAttendChunk), k_scale));
+        }
 }
 
 // Soft cap, then what a row may not see: keys after it, and keys that its window has left behind.
@@ -177,6 +242,14 @@ PAGODA_INLINE void scale_queries(const AttendArgs &a, float *q) {
     }
 }
 
+// The keys of the next chunk, or the first of the next call.
+PAGODA_INLINE Upcoming upcoming(const AttendArgs &a, int chunk) {
+    constexpr int kBlocks = kAttendChunk / kBlockTokens;
+    if (a.part || chunk == a.last_chunk()) return {a.next_keys, a.next_table, a.block_stride, a.next_blocks};
+    const int first = (chunk + 1) * kBlocks, all = (a.position + a.tokens - 1) / kBlockTokens + 1;
+    return {a.kv + a.k_offset, a.table + first, a.block_stride, all - first < kBlocks ? all - first : kBlocks};
+}
+
 template <class S, KVType Type>
 PAGODA_INLINE void attend_keys(const AttendArgs &a, int chunk, const float *q, float *scores, Partial &to) {
     const int rows = a.tokens * a.group, last = a.position + a.tokens - 1;
@@ -191,10 +264,18 @@ PAGODA_INLINE void attend_keys(const AttendArgs &a, int chunk, const float *q, f
         softmax_row<S>(scores + r * kAttendChunk, width, to.tops[r], to.sums[r]);
     }
     scale_by_values<S, Type>(a, block_begin, block_end, rows, scores);
-    for (int64_t at = 0; at < padded; at += 16)
+    const Upcoming next = upcoming(a, chunk);
+    for (int64_t at = 0; at < padded; at += 32)  // of the values so many columns stay in the first-level cache
         for_tiles<S::kRows>(0, rows, [&](auto size, int64_t r) __attribute__((always_inline)) {
-            weigh_values<S, Type, size>(a, block_begin, block_end, padded, at, scores + r * kAttendChunk,
-                                        to.out + r * padded);
+            constexpr int R = size;
+            with_ahead<S, R>(rows, [&](auto ahead) __attribute__((always_inline)) {
+                const auto weigh = [&](auto beside, int64_t column) __attribute__((always_inline)) {
+                    weigh_values<S, Type, R, beside, ahead>(a, block_begin, block_end, padded, column,
+                                                            scores + r * kAttendChunk, next, to.out + r * padded);
+                };
+                if (kBeside<S, R> == 2 && at + 32 <= padded) return weigh(std::integral_constant<int, kBeside<S, R>>{}, at);
+                for (int64_t c = at; c < at + 32 && c < padded; c += 16) weigh(std::integral_constant<int, 1>{}, c);
+            });
         });
 }
 

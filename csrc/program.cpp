@@ -409,6 +409,25 @@ void Program::prepare(const PrepareStage &s, const Step &step, int64_t token) co
     }
 }
 
+// Tells of the keys that `item`, the next of this stage, starts with.
+void Program::look_ahead(AttendArgs &a, const AttendStage &s, int64_t item, const Step &step) const {
+    const LayerKV &l = layers_[static_cast<size_t>(s.layer)];
+    const auto index = static_cast<size_t>(item / l.kv_heads);
+    if (index >= attend_pieces_.size()) return;
+    const AttendPiece &piece = attend_pieces_[index];
+    const AttendTile &tile = attend_tiles_[static_cast<size_t>(piece.tile)];
+    const Step::Table &table = step.tables[static_cast<size_t>(l.group)];
+    AttendArgs next{};
+    next.position = step.positions[tile.token];
+    next.tokens = tile.tokens;
+    next.window = s.window;
+    const int chunk = piece.chunk == kNone ? next.first_chunk() : piece.chunk;
+    const int blocks = (next.position + next.tokens - 1) / kBlockTokens + 1, first = chunk * (kAttendChunk / kBlockTokens);
+    a.next_keys = a.kv + layer_offset_[static_cast<size_t>(s.layer)] + item % l.kv_heads * HeadLayout(l, kv_type_).total();
+    a.next_table = table.blocks + tile.sequence * table.stride + first;
+    a.next_blocks = std::min(blocks - first, kAttendChunk / kBlockTokens);
+}
+
 void Program::attend(const AttendStage &s, const Step &step, int64_t item, uint8_t *scratch) {
     const LayerKV &l = layers_[static_cast<size_t>(s.layer)];
     const auto g = static_cast<size_t>(l.group);
@@ -438,6 +457,7 @@ void Program::attend(const AttendStage &s, const Step &step, int64_t item, uint8
     a.v_scale_offset = a.k_scale_offset + layout.scale;
     a.type = kv_type_;
     a.scratch = scratch;
+    look_ahead(a, s, item + 1, step);
     if (piece.chunk == kNone) return kernels_->attend(a);
     const Split &split = attend_splits_[static_cast<size_t>(piece.tile)];
     const int64_t each = attend_part_floats(a.tokens * a.group, l.head_dim);

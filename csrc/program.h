@@ -160,6 +160,7 @@ class Program {
     void rows(const RowStage &s, const Step &step, int64_t row, float *scratch) const;
     void linear(const LinearStage &s, const Step &step, int64_t item, uint8_t *scratch) const;
     void prepare(const PrepareStage &s, const Step &step, int64_t token) const;
+    void look_ahead(AttendArgs &a, const AttendStage &s, int64_t item, const Step &step) const;
     void attend(const AttendStage &s, const Step &step, int64_t item, uint8_t *scratch);
     void split_attention(const Step &step);
     void rope_rows(const Step &step, int64_t token);
