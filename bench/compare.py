@@ -2,6 +2,8 @@
 
     LLAMA_CPP_BIN=build/bin python bench/compare.py model.gguf other.gguf [--pairs 5] [--only decode-1,http-16]
 
+With --activation-type int8 Pagoda multiplies what llama.cpp does: activations in bytes, a scale for 32 of them.
+
 Machines drift: clocks, neighbours, caches. So each ratio is of two runs that stand next to each other, the order
 turns round from pair to pair, and the median of the ratios is what counts. Beside it stand the shares of what the
 machine can do, from ceilings measured in the same runs. Prints a Markdown table; the figures of every run go to
@@ -209,6 +211,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--runs", type=int, default=2, help="of each program within one run of a pair")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--activation-type", choices=("int16", "int8"), default="int16", help="Pagoda's")
     parser.add_argument("--only", default="", help=f"of {', '.join(m.name for m in MEASURES)}; by commas")
     parser.add_argument("--at-least", type=float, help="exit with 1 if a ratio of tok/s is below this")
     options = parser.parse_args()
@@ -221,6 +224,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     rig = Rig(Llama.require(options.threads), options.threads, options.runs)
+    os.environ["PAGODA_ACTIVATION_TYPE"] = options.activation_type  # of the children
     busy = os.getloadavg()[0]
     if busy > QUIET_LOAD:
         print(
@@ -237,7 +241,8 @@ def main() -> None:
             raw.append({"file": model.name, "measure": measure.name, "pairs": done})
             rows += rows_of(model, measure, done)
     machine = ceilings(everything)
-    path = save({"llama_cpp": rig.llama.version(), "machine": machine, "load": busy, "rows": rows, "pairs": raw})
+    setup = {"llama_cpp": rig.llama.version(), "activation_type": options.activation_type, "machine": machine}
+    path = save({**setup, "load": busy, "rows": rows, "pairs": raw})
     print(f"{markdown(rows, machine)}\n\n{path}")
     slow = [row for row in rows if row["metric"] == "tok_s" and row["ratio"] < (options.at_least or 0)]
     sys.exit(1 if slow else 0)

@@ -100,6 +100,7 @@ def loaded(path: Path, backend: str, options: argparse.Namespace) -> Iterator[Lo
         backend=backend,  # type: ignore[arg-type]
         threads=options.threads,
         kv_type=options.kv_type,
+        activation_type=options.activation_type if backend == "cpu" else "int16",
         max_batch_tokens=options.context,
         max_num_seqs=options.context,  # as many rows of logits
         kv_memory_bytes=KV_BYTES,
@@ -179,6 +180,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--backend", choices=("cpu", "reference"), default="cpu")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--kv-type", default="f16")
+    parser.add_argument("--activation-type", choices=("int16", "int8"), default="int16")
     parser.add_argument("--agreement", type=int, default=0, metavar="N", help="compare N windows with the reference")
     parser.add_argument("--tolerance", type=float, default=0.005, help="exit with 1 beyond this share off llama.cpp")
     parser.add_argument("--json", action="store_true")

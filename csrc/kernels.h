@@ -10,38 +10,43 @@ namespace pagoda {
 enum class Activation : int { Silu, GeluTanh, Gelu };
 enum class KVType : int { F32, F16, BF16, Int8 };
 
-// Activations of a number of tokens as 16-bit codes, one scale a token. Eight bits would do for most models, but not for
-// all: small ones change one next token in twenty. Products are exact integers, so that no order of theirs shows.
+// Activations of a number of tokens as codes, whose products are exact integers, so that no order of theirs shows.
+// Of 16 bits: value = scale * code. Of 8 bits: value = scale * factor * code, with a whole factor for 32 columns; half the
+// work where products of bytes are what the machine does best, but small models then change one next token in thirty.
 struct Quantized {
-    uint8_t *q;        // [T][K / 4][8]: quads of columns, each in the order that the instruction set's dot product takes
-    int32_t *sum32;    // [T][K / 32] sum of 32 codes, for codes with an offset
+    uint8_t *q;        // [T][K / 4][8 or 4]: quads of columns, each in the order that the instruction set's dot product takes
+    int32_t *sum32;    // [T][K / 32] sum of 32 codes (times their factor where S::kWeighed), for codes with an offset
     int32_t *sum16;    // [T][K / 16]
-    float *float32;    // the same as floats, for types with mins
+    float *float32;    // the same (times the factor) as floats, for types with mins
     float *float16;
+    uint32_t *factor;  // [T][K / 32] of 8-bit codes, as the instruction set multiplies by it
     float *scale;      // [T]
     int64_t k;         // columns
 
-    static int64_t bytes_per_token(int64_t k) { return 2 * k + k / 32 * 24 + 4; }
+    static int64_t bytes_per_token(int64_t k, int bits) { return bits / 8 * k + k / 32 * 28 + 4; }
     // The arrays for `tokens` tokens, one after the other from `memory` (64-byte aligned).
-    static Quantized at(uint8_t *memory, int64_t tokens, int64_t k) {
+    static Quantized at(uint8_t *memory, int64_t tokens, int64_t k, int bits) {
         Quantized a;
         a.k = k;
         a.q = memory;
-        a.sum32 = reinterpret_cast<int32_t *>(memory + tokens * 2 * k);
+        a.sum32 = reinterpret_cast<int32_t *>(memory + tokens * (bits / 8) * k);
         a.sum16 = a.sum32 + tokens * (k / 32);
         a.float32 = reinterpret_cast<float *>(a.sum16 + tokens * (k / 16));
         a.float16 = a.float32 + tokens * (k / 32);
-        a.scale = a.float16 + tokens * (k / 16);
+        a.factor = reinterpret_cast<uint32_t *>(a.float16 + tokens * (k / 16));
+        a.scale = reinterpret_cast<float *>(a.factor + tokens * (k / 32));
         return a;
     }
 };
-constexpr float kLargestCode = 127 * 256;  // so that a code is 256 high + low with both in int8
+constexpr float kLargestCode = 127 * 256;  // of 16 bits: 256 high + low with both in int8
+constexpr int kLargestByte = 127;
+constexpr int kLargestFactor = 16383;      // so that 32 products of bytes and 5-bit codes, times it, fit in 32 bits
 
 struct GemmArgs {
     const Weight *weight;
     int64_t panel_begin, panel_end;
     int64_t token_begin, token_end;
-    Quantized act;        // for block types
+    Quantized act;        // for block types, of the bits that the kernel takes
     const float *x;       // for float types: [T][x_stride], padded with zeros to blocks * 32
     int64_t x_stride;
     float *out;           // [T][out_stride]; columns up to panels * 16 are written
@@ -93,7 +98,8 @@ constexpr size_t kAttendScratch =
 
 struct Kernels {
     const char *name;
-    void (*quantize)(const float *x, int64_t n, const Quantized &to, int64_t token);
+    void (*quantize)(const float *x, int64_t n, const Quantized &to, int64_t token);   // to 16 bits
+    void (*quantize8)(const float *x, int64_t n, const Quantized &to, int64_t token);  // to 8
     // out may be x. weight [n].
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
     void (*gated)(const float *gate, const float *up, Activation kind, int64_t n, float *out);
@@ -108,6 +114,7 @@ struct Kernels {
     // The rows of all chunks from their parts, chunk c at parts + c * attend_part_floats(…).
     void (*merge_attended)(const AttendArgs &, const float *parts);
     void (*gemm[static_cast<int>(Type::Count)])(const GemmArgs &);
+    void (*gemm8[static_cast<int>(Type::Count)])(const GemmArgs &);  // null where 8 bits are no faster than 16
     // What keeps a part of a core as busy as it can be; each returns something that depends on all it did. In
     // registers, kBurstOperations integer operations a round, and fp32_operations of floats:
     int32_t (*int8_burst)(int64_t rounds);

@@ -2,6 +2,7 @@
 // includes this file, and kernels_gemm.inl in a file of its own.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -20,6 +21,7 @@ Kernels make_kernels() {
     Kernels k{};
     k.name = S::kName;
     k.quantize = quantize<S>;
+    k.quantize8 = quantize8<S>;
     k.rms_norm = rms_norm<S>;
     k.gated = gated<S>;
     k.add = add<S>;

@@ -284,31 +284,51 @@ struct Unpacked {
     }
 };
 
+template <class S, class R, bool = S::kBits == 8>
+struct DotOf {
+    using Type = typename S::Dot;
+};
+template <class S, class R>
+struct DotOf<S, R, true> {
+    using Type = typename S::template Dot<R::kMax, R::kSub / 4>;
+};
+
 // acc[t] += block b of the panel · codes of token t0 + t, for T tokens.
 template <class S, class R, int T>
 PAGODA_INLINE void int_block(const R &w, const Quantized &a, int64_t t0, int64_t b, typename S::F *acc) {
     constexpr int kQuads = R::kSub / 4, kHalves = 32 / R::kSub, kLeft = offset_left<S, R>(), kL = kPlanes<S, R>;
-    const int64_t nb = a.k / 32;
-    const uint8_t *q = a.q + t0 * 2 * a.k + 64 * b;
+    constexpr int kQuadBytes = S::kBits / 2;
+    constexpr bool kFold = kLeft != 0 && S::kBits == 8 && S::kWeighed;  // subtract offsets in floats, where that is shorter
+    const int64_t nb = a.k / 32, stride = kQuadBytes * a.k / 4;
+    const uint8_t *q = a.q + t0 * stride + 8 * kQuadBytes * b;
     unroll<kHalves>([&](auto h) __attribute__((always_inline)) {
-        typename S::Dot dot[kL][T];
+        typename DotOf<S, R>::Type dot[kL][T];
         unroll<kQuads * S::kParts * kL>([&](auto i) __attribute__((always_inline)) {
             constexpr int J = i / S::kParts % kQuads, P = i % S::kParts, L = i / (S::kParts * kQuads);
             const auto codes = part<S, h * kQuads + J, P, L>(w, b);
             unroll<T>([&](auto t) __attribute__((always_inline)) {
-                dot[L][t].template mac<J, P>(codes, q + t * 2 * a.k + 8 * kQuads * h);
+                const uint8_t *quads = q + t * stride + kQuadBytes * kQuads * h;
+                if constexpr (S::kBits == 8)
+                    dot[L][t].template mac<J, P>(codes, quads, a.factor[(t0 + t) * nb + b]);
+                else
+                    dot[L][t].template mac<J, P>(codes, quads);
             });
         });
         const auto scale = w.template scale<S>(b, h);
+        const auto offset = S::mul(scale, S::set1(-kLeft));
         unroll<T>([&](auto t) __attribute__((always_inline)) {
             const int64_t at = (t0 + t) * nb + b;
             const auto less = [&](auto sum) __attribute__((always_inline)) {
-                if constexpr (kLeft == 0) return sum;
+                if constexpr (kLeft == 0 || kFold) return sum;
                 else return S::sub_int(sum, kLeft * (kHalves == 1 ? a.sum32[at] : a.sum16[2 * at + h]));
             };
             auto sum = less(dot[0][t].sum());
             if constexpr (kL == 2) sum = S::sixteen_times(sum, less(dot[1][t].sum()));
-            acc[t] = S::fma(S::to_float(sum), scale, acc[t]);
+            auto product = S::to_float(sum);
+            if constexpr (S::kBits == 8 && !S::kWeighed) product = S::mul(product, S::set1(bits_to_float(a.factor[at])));
+            acc[t] = S::fma(product, scale, acc[t]);
+            if constexpr (kFold)
+                acc[t] = S::fma(offset, S::set1(kHalves == 1 ? a.float32[at] : a.float16[2 * at + h]), acc[t]);
         });
         if constexpr (R::kMin) {
             const auto min = w.template min<S>(b, h);
@@ -435,27 +455,40 @@ void gemm_float(const GemmArgs &g) {
     }
 }
 
+// Every block type's reader, by fn.operator()<Reader>(type).
+template <class Fn>
+void for_block_types(Fn fn) {
+    fn.template operator()<ReadQ4_0>(Type::Q4_0);
+    fn.template operator()<ReadQ4_1>(Type::Q4_1);
+    fn.template operator()<ReadQ5_0>(Type::Q5_0);
+    fn.template operator()<ReadQ5_1>(Type::Q5_1);
+    fn.template operator()<ReadQ8_0>(Type::Q8_0);
+    fn.template operator()<ReadQ2_K>(Type::Q2_K);
+    fn.template operator()<ReadQ3_K>(Type::Q3_K);
+    fn.template operator()<ReadQ4_K>(Type::Q4_K);
+    fn.template operator()<ReadQ5_K>(Type::Q5_K);
+    fn.template operator()<ReadQ6_K>(Type::Q6_K);
+    fn.template operator()<ReadIQ4_NL>(Type::IQ4_NL);
+    fn.template operator()<ReadIQ4_XS>(Type::IQ4_XS);
+    fn.template operator()<ReadGrouped4>(Type::Grouped4);
+    fn.template operator()<ReadGrouped4Min>(Type::Grouped4Min);
+    fn.template operator()<ReadGrouped8>(Type::Grouped8);
+    fn.template operator()<ReadGrouped8Min>(Type::Grouped8Min);
+    fn.template operator()<ReadCodebook4>(Type::Codebook4);
+}
+
 template <class S>
 void set_gemms(Kernels &k) {
-    const auto row = [&](Type t, void (*fn)(const GemmArgs &)) { k.gemm[static_cast<int>(t)] = fn; };
-    row(Type::F32, gemm_float<S, ReadF32>);
-    row(Type::F16, gemm_float<S, ReadF16>);
-    row(Type::BF16, gemm_float<S, ReadBF16>);
-    row(Type::Q4_0, gemm_int<S, ReadQ4_0>);
-    row(Type::Q4_1, gemm_int<S, ReadQ4_1>);
-    row(Type::Q5_0, gemm_int<S, ReadQ5_0>);
-    row(Type::Q5_1, gemm_int<S, ReadQ5_1>);
-    row(Type::Q8_0, gemm_int<S, ReadQ8_0>);
-    row(Type::Q2_K, gemm_int<S, ReadQ2_K>);
-    row(Type::Q3_K, gemm_int<S, ReadQ3_K>);
-    row(Type::Q4_K, gemm_int<S, ReadQ4_K>);
-    row(Type::Q5_K, gemm_int<S, ReadQ5_K>);
-    row(Type::Q6_K, gemm_int<S, ReadQ6_K>);
-    row(Type::IQ4_NL, gemm_int<S, ReadIQ4_NL>);
-    row(Type::IQ4_XS, gemm_int<S, ReadIQ4_XS>);
-    row(Type::Grouped4, gemm_int<S, ReadGrouped4>);
-    row(Type::Grouped4Min, gemm_int<S, ReadGrouped4Min>);
-    row(Type::Grouped8, gemm_int<S, ReadGrouped8>);
-    row(Type::Grouped8Min, gemm_int<S, ReadGrouped8Min>);
-    row(Type::Codebook4, gemm_int<S, ReadCodebook4>);
+    k.gemm[static_cast<int>(Type::F32)] = gemm_float<S, ReadF32>;
+    k.gemm[static_cast<int>(Type::F16)] = gemm_float<S, ReadF16>;
+    k.gemm[static_cast<int>(Type::BF16)] = gemm_float<S, ReadBF16>;
+    for_block_types([&]<class R>(Type t) { k.gemm[static_cast<int>(t)] = gemm_int<S, R>; });
+}
+
+// Of activations in 8 bits. S is the instruction set's struct of bytes.
+template <class S>
+void set_byte_gemms(Kernels &k) {
+    for_block_types([&]<class R>(Type t) {
+        if constexpr (S::takes(R::kMax)) k.gemm8[static_cast<int>(t)] = gemm_int<S, R>;
+    });
 }

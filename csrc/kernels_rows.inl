@@ -83,6 +83,41 @@ void quantize(const float *x, int64_t n, const Quantized &to, int64_t token) {
     }
 }
 
+// code = round(x / (scale * factor)), scale = max|x| / (127 * 16383), and the least factor that keeps 32 codes in a byte.
+template <class S>
+void quantize8(const float *x, int64_t n, const Quantized &to, int64_t token) {
+    auto largest = S::zero(), nothing = S::zero();
+    for (int64_t i = 0; i < n; i += 32) {
+        const auto x0 = S::load(x + i), x1 = S::load(x + i + 16);
+        largest = S::max(S::max(S::abs(x0), S::abs(x1)), largest);
+        nothing = S::fma(S::add(x0, x1), S::zero(), nothing);
+    }
+    const float top = lanes_max<S>(largest) + lanes_sum<S>(nothing);
+    const bool usable = std::isfinite(top) && top > 1e-30f;
+    to.scale[token] = std::isfinite(top) ? top / (kLargestByte * kLargestFactor) : NAN;
+    const float steps = usable ? kLargestFactor / top : 0.0f;
+    uint8_t *q = to.q + token * n;
+    for (int64_t i = 0; i < n; i += 32) {
+        const auto x0 = S::load(x + i), x1 = S::load(x + i + 16);
+        const float most = usable ? lanes_max<S>(S::max(S::abs(x0), S::abs(x1))) : 0.0f;
+        const int factor = std::max(static_cast<int>(std::ceil(most * steps)), 1);
+        const auto inverse = S::set1(steps * kLargestByte / static_cast<float>(factor));
+        const auto c0 = S::round(S::mul(x0, inverse)), c1 = S::round(S::mul(x1, inverse));
+        S::store_i8(reinterpret_cast<int8_t *>(q + i), c0);
+        S::store_i8(reinterpret_cast<int8_t *>(q + i + 16), c1);
+        const int32_t s0 = S::sum_int(S::round_int(c0)), s1 = S::sum_int(S::round_int(c1));
+        const int64_t at = token * (n / 32) + i / 32;
+        const int32_t weight = S::kWeighed ? factor : 1;
+        to.sum32[at] = weight * (s0 + s1);
+        to.sum16[2 * at] = weight * s0;
+        to.sum16[2 * at + 1] = weight * s1;
+        to.float32[at] = static_cast<float>(factor * (s0 + s1));
+        to.float16[2 * at] = static_cast<float>(factor * s0);
+        to.float16[2 * at + 1] = static_cast<float>(factor * s1);
+        to.factor[at] = S::factor(factor);
+    }
+}
+
 template <class S>
 void rms_norm(const float *x, const float *weight, float eps, int64_t n, float *out) {
     auto squares = S::zero();

@@ -39,9 +39,9 @@ double now() {
 }  // namespace
 
 Program::Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max_tokens, int64_t max_logit_rows,
-                 KVType kv_type)
+                 KVType kv_type, int activation_bits)
     : pool_(std::move(pool)), kernels_(kernels), max_tokens_(max_tokens), max_logit_rows_(max_logit_rows),
-      kv_type_(kv_type) {
+      kv_type_(kv_type), activation_bits_(activation_bits) {
     constexpr size_t scratch = kGemmScratch > kAttendScratch ? kGemmScratch : kAttendScratch;
     for (int t = 0; t < pool_->size(); ++t) scratch_.emplace_back(scratch);
 }
@@ -53,10 +53,17 @@ int Program::add_buffer(int64_t columns) {
 }
 
 int Program::add_quantized(int64_t columns) {
-    LazyMemory memory(static_cast<size_t>(max_tokens_ * Quantized::bytes_per_token(columns)));
-    const auto view = Quantized::at(memory.data(), max_tokens_, columns);
-    quantized_.push_back({std::move(memory), columns, view});
+    quantized_.push_back({columns, {}, {}});
+    if (activation_bits_ == 16) open(quantized_.back(), 16);
     return static_cast<int>(quantized_.size()) - 1;
+}
+
+void Program::open(QuantizedBuffer &x, int bits) const {
+    Quantized &codes = bits == 8 ? x.codes8 : x.codes16;
+    if (codes.q) return;
+    LazyMemory &memory = bits == 8 ? x.memory8 : x.memory16;
+    memory = LazyMemory(static_cast<size_t>(max_tokens_ * Quantized::bytes_per_token(x.columns, bits)));
+    codes = Quantized::at(memory.data(), max_tokens_, x.columns, bits);
 }
 
 int Program::add_rope(RopeTable table) {
@@ -80,6 +87,8 @@ void Program::add(LinearStage s) {
         logits_stride_ = w.panels * kPanelRows;
         logits_ = LazyMemory(static_cast<size_t>(max_logit_rows_ * logits_stride_) * 4);
     }
+    if (s.quantized != kNone)
+        for (const LinearPart &p : s.parts) open(quantized_.at(static_cast<size_t>(s.quantized)), takes_bytes(p) ? 8 : 16);
     stages_.push_back({Stage::Linear, static_cast<int>(linears_.size())});
     linears_.push_back(std::move(s));
 }
@@ -139,7 +148,7 @@ int64_t Program::vocab() const {
 int64_t Program::buffer_bytes() const {
     int64_t total = static_cast<int64_t>(logits_.bytes());
     for (const auto &b : buffers_) total += static_cast<int64_t>(b.memory.bytes());
-    for (const auto &b : quantized_) total += static_cast<int64_t>(b.memory.bytes());
+    for (const auto &b : quantized_) total += static_cast<int64_t>(b.memory16.bytes() + b.memory8.bytes());
     for (const auto &b : scratch_) total += static_cast<int64_t>(b.bytes());
     for (const auto &b : rope_rows_) total += static_cast<int64_t>(b.bytes());
     return total;
@@ -287,7 +296,9 @@ void Program::rows(const RowStage &s, const Step &step, int64_t row, float *scra
     }
     if (s.quantized != kNone) {
         const float *values = s.order.empty() ? x : reordered(x, s.order, scratch + kGemmScratch / sizeof(float) / 2);
-        kernels_->quantize(values, n, quantized_[static_cast<size_t>(s.quantized)].view, row);
+        const QuantizedBuffer &x = quantized_[static_cast<size_t>(s.quantized)];
+        if (x.codes16.q) kernels_->quantize(values, n, x.codes16, row);
+        if (x.codes8.q) kernels_->quantize8(values, n, x.codes8, row);
     }
     if (s.accumulate)
         kernels_->add(buffers_[static_cast<size_t>(s.out)].row(row), x, n);
@@ -320,7 +331,11 @@ void Program::linear(const LinearStage &s, const Step &step, int64_t item, uint8
     g.panel_end = at.panel_end;
     g.token_begin = at.token_begin;
     g.token_end = at.token_end;
-    if (s.quantized != kNone) g.act = quantized_[static_cast<size_t>(s.quantized)].view;
+    const bool bytes = takes_bytes(p);
+    if (s.quantized != kNone) {
+        const QuantizedBuffer &x = quantized_[static_cast<size_t>(s.quantized)];
+        g.act = bytes ? x.codes8 : x.codes16;
+    }
     if (s.x != kNone) {
         g.x = buffers_[static_cast<size_t>(s.x)].row(0);
         g.x_stride = buffers_[static_cast<size_t>(s.x)].stride;
@@ -331,7 +346,7 @@ void Program::linear(const LinearStage &s, const Step &step, int64_t item, uint8
     g.accumulate = p.accumulate;
     g.scale = p.scale;
     g.scratch = scratch;
-    kernels_->gemm[static_cast<int>(p.weight->type)](g);
+    (bytes ? kernels_->gemm8 : kernels_->gemm)[static_cast<int>(p.weight->type)](g);
     if (s.softcap <= 0) return;
     for (int64_t t = g.token_begin; t < g.token_end; ++t)
         for (int64_t i = g.panel_begin * kPanelRows; i < g.panel_end * kPanelRows; ++i) {

@@ -92,7 +92,7 @@ struct LayerKV {
 class Program {
   public:
     Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max_tokens, int64_t max_logit_rows,
-            KVType kv_type);
+            KVType kv_type, int activation_bits);
 
     int add_buffer(int64_t columns);
     int add_quantized(int64_t columns);
@@ -132,10 +132,10 @@ class Program {
         int64_t stride;  // floats a token
         float *row(int64_t t) const { return memory.as<float>() + t * stride; }
     };
-    struct QuantizedBuffer {
-        LazyMemory memory;
+    struct QuantizedBuffer {  // in the codes that the linears reading it take
         int64_t columns;
-        Quantized view;
+        LazyMemory memory16, memory8;
+        Quantized codes16{}, codes8{};  // q is null where nobody reads them
     };
     struct LinearItem {  // panels of one part of a linear stage, for a chunk of the tokens
         const LinearPart *part;
@@ -151,6 +151,7 @@ class Program {
         int32_t tile, chunk;
     };
 
+    void open(QuantizedBuffer &x, int bits) const;  // memory for codes of so many bits
     int64_t widest_window(size_t group) const;
     void check(const Step &step) const;
     void plan_attention(const Step &step);
@@ -166,6 +167,9 @@ class Program {
     void rope_rows(const Step &step, int64_t token);
     LinearItem linear_item(const LinearStage &s, const Step &step, int64_t item) const;
     void plan_reading(size_t stage, const Step &step, std::vector<Stretch> &to) const;
+    bool takes_bytes(const LinearPart &p) const {
+        return activation_bits_ == 8 && kernels_->gemm8[static_cast<int>(p.weight->type)];
+    }
     int64_t panels_an_item(const LinearPart &p, int64_t tokens) const;
     void account(size_t stage, const Step &step, double seconds);
 
@@ -173,6 +177,7 @@ class Program {
     const Kernels *kernels_;
     int64_t max_tokens_, max_logit_rows_;
     KVType kv_type_;
+    int activation_bits_;
     int64_t logits_stride_ = 0;
 
     std::vector<Buffer> buffers_;

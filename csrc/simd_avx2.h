@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "common.h"
+#include "kernels.h"
 
 namespace pagoda {
 
@@ -17,6 +17,8 @@ struct Avx2 {
     static constexpr bool kSigned = true;
     static constexpr int kParts = 2;  // even columns, odd columns
     static constexpr bool kWide = true;
+    static constexpr int kBits = 16;
+    static constexpr bool kWeighed = true;
 
     struct F { __m256 a, b; };
     struct I { __m256i a, b; };
@@ -95,6 +97,7 @@ struct Avx2 {
         const __m128i r = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p), r);
     }
+    PAGODA_INLINE static uint32_t factor(int x) { return static_cast<uint32_t>(x) * 0x10001u; }  // twice, in 16 bits
     PAGODA_INLINE static I round_int(const F &x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
     // A quad's 16-bit codes, even columns first.
     PAGODA_INLINE static void store_quads(uint8_t *p, const I &x) {
@@ -210,6 +213,45 @@ struct Avx2 {
             const __m256i ones = _mm256_set1_epi16(1);
             return {_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)};
         }
+    };
+};
+
+// The same with activations of 8 bits, for unsigned codes: signed ones need two more instructions, and 16 bits are as fast.
+struct Avx2Bytes : Avx2 {
+    static constexpr int kParts = 1;
+    static constexpr bool kSigned = false;
+    static constexpr bool kWide = false;
+    static constexpr int kBits = 8;
+    using W = B;
+    PAGODA_INLINE static W load_w(const void *p) { return load_b(p); }
+    PAGODA_INLINE static void store_w(void *p, const W &x) { store_b(p, x); }
+    template <int P, bool Signed, int Offset>
+    PAGODA_INLINE static W part(const B &x) {
+        static_assert(!Signed && Offset == 0);
+        return x;
+    }
+    static constexpr bool takes(int most) { return most > 0; }  // codes up to it; -1: signed ones
+
+    // Of at most Quads quads and codes up to Most: as many products as fit are added in 16 bits, then multiplied by the
+    // factor.
+    template <int Most, int Quads>
+    struct Dot {
+        static constexpr int kTogether = 32767 / (2 * kLargestByte * Most);
+        __m256i part_a, part_b, acc_a, acc_b;
+        template <int J, int P>
+        PAGODA_INLINE void mac(const W &w, const uint8_t *quads, uint32_t factor) {
+            const __m256i x = broadcast4(quads + 4 * J);
+            const __m256i a = _mm256_maddubs_epi16(w.a, x), b = _mm256_maddubs_epi16(w.b, x);
+            part_a = J % kTogether == 0 ? a : _mm256_add_epi16(part_a, a);
+            part_b = J % kTogether == 0 ? b : _mm256_add_epi16(part_b, b);
+            if constexpr ((J + 1) % kTogether == 0 || J + 1 == Quads) {
+                const __m256i f = _mm256_set1_epi32(static_cast<int>(factor));
+                const __m256i fa = _mm256_madd_epi16(part_a, f), fb = _mm256_madd_epi16(part_b, f);
+                acc_a = J < kTogether ? fa : _mm256_add_epi32(acc_a, fa);
+                acc_b = J < kTogether ? fb : _mm256_add_epi32(acc_b, fb);
+            }
+        }
+        PAGODA_INLINE I sum() const { return {acc_a, acc_b}; }
     };
 };
 

@@ -17,6 +17,8 @@ struct Avx512 {
     static constexpr bool kSigned = false;
     static constexpr int kParts = 1;
     static constexpr bool kWide = false;
+    static constexpr int kBits = 16;
+    static constexpr bool kWeighed = false;
 
     struct F { __m512 v; };
     struct I { __m512i v; };
@@ -68,6 +70,7 @@ struct Avx512 {
     PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
     }
+    PAGODA_INLINE static uint32_t factor(int x) { return float_to_bits(static_cast<float>(x)); }
     PAGODA_INLINE static I round_int(const F &x) { return {_mm512_cvtps_epi32(x.v)}; }
     // A quad's low bytes (signed), then its high ones.
     PAGODA_INLINE static void store_quads(uint8_t *p, const I &x) {
@@ -128,6 +131,21 @@ struct Avx512 {
         template <int J>
         PAGODA_INLINE void mac(const B &w, const int8_t *token) {
             acc = _mm512_dpbusd_epi32(acc, w.v, broadcast4(token));
+        }
+        PAGODA_INLINE I sum() const { return {acc}; }
+    };
+};
+
+// The same with activations of 8 bits.
+struct Avx512Bytes : Avx512 {
+    static constexpr int kBits = 8;
+    static constexpr bool takes(int) { return true; }
+    template <int Most, int Quads>
+    struct Dot {
+        __m512i acc = _mm512_setzero_si512();
+        template <int J, int P>
+        PAGODA_INLINE void mac(const W &w, const uint8_t *quads, uint32_t) {
+            acc = _mm512_dpbusd_epi32(acc, w.v, broadcast4(quads + 4 * J));
         }
         PAGODA_INLINE I sum() const { return {acc}; }
     };

@@ -17,6 +17,8 @@ struct Generic {
     static constexpr bool kSigned = true;   // whether W holds signed codes (else signed ones are raised by 128)
     static constexpr int kParts = 1;        // W to a B
     static constexpr bool kWide = false;    // whether W holds 16-bit codes
+    static constexpr int kBits = 16;  // of an activation's code
+    static constexpr bool kWeighed = false;  // whether a byte dot product multiplies by the factor itself
 
     struct F { float v[16]; };
     struct I { int32_t v[16]; };
@@ -90,6 +92,7 @@ struct Generic {
             p[8 * (i / 4) + i % 4 + 4] = static_cast<uint8_t>((x.v[i] - low) >> 8);
         }
     }
+    PAGODA_INLINE static uint32_t factor(int x) { return float_to_bits(static_cast<float>(x)); }
     PAGODA_INLINE static int32_t sum_int(const I &x) {
         int32_t sum = 0;
         for (const int32_t v : x.v) sum += v;
@@ -163,6 +166,24 @@ struct Generic {
         PAGODA_INLINE void mac(const B &w, const int8_t *a) {
             for (int r = 0; r < 16; ++r)
                 for (int b = 0; b < 4; ++b) acc.v[r] += w.v[4 * r + b] * a[b];
+        }
+        PAGODA_INLINE I sum() const { return acc; }
+    };
+};
+
+// The same with activations of 8 bits.
+struct GenericBytes : Generic {
+    static constexpr int kBits = 8;
+    static constexpr bool takes(int) { return true; }  // codes up to so many; -1: signed ones
+    // Dot products with codes up to Most (-1: signed) of at most Quads quads, which have one factor.
+    template <int Most, int Quads>
+    struct Dot {
+        I acc{};
+        template <int J, int P>
+        PAGODA_INLINE void mac(const W &w, const uint8_t *quads, uint32_t) {
+            const auto *codes = reinterpret_cast<const int8_t *>(quads + 4 * J);
+            for (int r = 0; r < 16; ++r)
+                for (int b = 0; b < 4; ++b) acc.v[r] += static_cast<int8_t>(w.v[4 * r + b]) * codes[b];
         }
         PAGODA_INLINE I sum() const { return acc; }
     };

@@ -19,6 +19,8 @@ struct Neon {
     static constexpr bool kSigned = true;
     static constexpr int kParts = 1;
     static constexpr bool kWide = false;
+    static constexpr int kBits = 16;
+    static constexpr bool kWeighed = false;
 
     struct F { float32x4_t a, b, c, d; };
     struct I { int32x4_t a, b, c, d; };
@@ -116,6 +118,7 @@ struct Neon {
         };
         vst1q_s8(p, vcombine_s8(vqmovn_s16(narrow(x.a, x.b)), vqmovn_s16(narrow(x.c, x.d))));
     }
+    PAGODA_INLINE static uint32_t factor(int x) { return float_to_bits(static_cast<float>(x)); }
     PAGODA_INLINE static I round_int(const F &x) {
         return each<I>([](auto p) { return vcvtnq_s32_f32(p); }, x);
     }
@@ -213,6 +216,26 @@ struct Neon {
             int32_t v;
             std::memcpy(&v, p, 4);
             return v;
+        }
+        PAGODA_INLINE I sum() const { return acc; }
+    };
+};
+
+// The same with activations of 8 bits.
+struct NeonBytes : Neon {
+    static constexpr int kTile = 4;
+    static constexpr int kBits = 8;
+    static constexpr bool takes(int) { return true; }
+    template <int Most, int Quads>
+    struct Dot {
+        I acc{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
+        int8x16_t quads = vdupq_n_s8(0);  // four at a time
+        template <int J, int P>
+        PAGODA_INLINE void mac(const W &w, const uint8_t *token, uint32_t) {
+            if constexpr (J % 4 == 0) quads = vld1q_s8(reinterpret_cast<const int8_t *>(token + 4 * J));
+            acc = each<I>([this](auto sum, auto codes) {
+                return vdotq_laneq_s32(sum, vreinterpretq_s8_u8(codes), quads, J % 4);
+            }, acc, w);
         }
         PAGODA_INLINE I sum() const { return acc; }
     };

@@ -1,6 +1,7 @@
 // What the checks share: random numbers, and a count of what failed.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
@@ -73,6 +74,24 @@ inline std::vector<int> quantized_codes(const float *x, int64_t n, float &scale)
     std::vector<int> codes;
     for (int64_t i = 0; i < n; ++i) codes.push_back(static_cast<int>(std::nearbyint(x[i] * inverse)));
     scale = top / kLargestCode;
+    return codes;
+}
+
+// The same in bytes, with a factor for each 32.
+inline std::vector<int> quantized_bytes(const float *x, int64_t n, float &scale, std::vector<int> &factors) {
+    float top = 0.0f;
+    for (int64_t i = 0; i < n; ++i) top = std::fmax(top, std::fabs(x[i]));
+    const float steps = top > 1e-30f ? kLargestFactor / top : 0.0f;
+    std::vector<int> codes;
+    for (int64_t block = 0; block < n; block += 32) {
+        float most = 0.0f;
+        for (int64_t i = block; i < block + 32; ++i) most = std::fmax(most, std::fabs(x[i]));
+        const int factor = std::max(static_cast<int>(std::ceil(most * steps)), 1);
+        const float inverse = steps * kLargestByte / static_cast<float>(factor);
+        for (int64_t i = block; i < block + 32; ++i) codes.push_back(static_cast<int>(std::nearbyint(x[i] * inverse)));
+        factors.push_back(factor);
+    }
+    scale = top / (kLargestByte * kLargestFactor);
     return codes;
 }
 

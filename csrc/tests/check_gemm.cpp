@@ -1,4 +1,4 @@
-// Matrix products: every weight type, against the plain decoder's weights times the activations as quantized.
+// Matrix products: every weight type with activations of 16 and of 8 bits, against the plain decoder's weights times the activations as quantized.
 #include "check.h"
 
 namespace pagoda::check {
@@ -13,6 +13,7 @@ struct Shape {
 
 struct Problem {
     Type type;
+    int bits;  // of an activation's code
     int64_t rows, columns, tokens;
     int64_t padded;                   // columns, to a multiple of 32
     std::vector<float> decoded;       // [rows][columns]
@@ -125,10 +126,29 @@ void fill_grouped(Problem &p, bool extreme, Random &random) {
         }
 }
 
-Problem make_problem(const Kernels &k, Type type, Shape shape, int64_t tokens, bool extreme) {
+// Activations as codes, and the values that these stand for.
+void quantize_activations(const Kernels &k, Problem &p) {
+    const size_t bytes = static_cast<size_t>(p.tokens * Quantized::bytes_per_token(p.padded, p.bits));
+    p.args.act = Quantized::at(aligned(p.memory, bytes), p.tokens, p.padded, p.bits);
+    for (int64_t t = 0; t < p.tokens; ++t) {
+        const float *row = &p.x[static_cast<size_t>(t * p.padded)];
+        (p.bits == 8 ? k.quantize8 : k.quantize)(row, p.padded, p.args.act, t);
+        float scale = 0.0f;
+        std::vector<int> factors;
+        const std::vector<int> codes =
+            p.bits == 8 ? quantized_bytes(row, p.padded, scale, factors) : quantized_codes(row, p.padded, scale);
+        for (int64_t i = 0; i < p.padded; ++i) {
+            const int factor = p.bits == 8 ? factors[static_cast<size_t>(i / 32)] : 1;
+            p.activations[static_cast<size_t>(t * p.padded + i)] =
+                static_cast<double>(codes[static_cast<size_t>(i)]) * factor * scale;
+        }
+    }
+}
+
+Problem make_problem(const Kernels &k, Type type, int bits, Shape shape, int64_t tokens, bool extreme) {
     Random random;
     const auto [rows, columns] = shape;
-    Problem p{type, rows, columns, tokens, round_up(columns, kActBlock), {}, {}, {}, {}, {}, Weight(type, rows, columns)};
+    Problem p{type, bits, rows, columns, tokens, round_up(columns, kActBlock), {}, {}, {}, {}, {}, Weight(type, rows, columns)};
     p.decoded.resize(static_cast<size_t>(rows * columns));
     if (is_grouped(type))
         fill_grouped(p, extreme, random);
@@ -137,18 +157,7 @@ Problem make_problem(const Kernels &k, Type type, Shape shape, int64_t tokens, b
     p.x.assign(static_cast<size_t>(tokens * p.padded), 0.0f);
     fill_activations(p, extreme, random);
     p.activations.assign(p.x.begin(), p.x.end());
-    if (!is_float(type)) {
-        const size_t bytes = static_cast<size_t>(tokens * Quantized::bytes_per_token(p.padded));
-        p.args.act = Quantized::at(aligned(p.memory, bytes), tokens, p.padded);
-        for (int64_t t = 0; t < tokens; ++t) {
-            const float *row = &p.x[static_cast<size_t>(t * p.padded)];
-            k.quantize(row, p.padded, p.args.act, t);
-            float scale = 0.0f;
-            const std::vector<int> codes = quantized_codes(row, p.padded, scale);
-            for (int64_t i = 0; i < p.padded; ++i)
-                p.activations[static_cast<size_t>(t * p.padded + i)] = static_cast<double>(codes[static_cast<size_t>(i)]) * scale;
-        }
-    }
+    if (!is_float(type)) quantize_activations(k, p);
     p.args.x_stride = p.padded;
     p.args.scratch = aligned(p.scratch, kGemmScratch);
     return p;
@@ -168,7 +177,7 @@ std::vector<float> run(const Kernels &k, Problem &p, int64_t begin, int64_t end,
     if (g.scale == 0.0f) g.scale = 1.0f;
     std::vector<float> out(static_cast<size_t>(p.tokens * g.out_stride), kUntouched);
     g.out = out.data();
-    k.gemm[static_cast<int>(p.type)](g);
+    (p.bits == 8 ? k.gemm8 : k.gemm)[static_cast<int>(p.type)](g);
     return out;
 }
 
@@ -241,8 +250,8 @@ void check_epilogue(const Kernels &k, Problem &p, Report &report) {
     }
 }
 
-void check_problem(const Kernels &k, Type type, Shape shape, int64_t tokens, bool extreme, Report &report) {
-    Problem p = make_problem(k, type, shape, tokens, extreme);
+void check_problem(const Kernels &k, Type type, int bits, Shape shape, int64_t tokens, bool extreme, Report &report) {
+    Problem p = make_problem(k, type, bits, shape, tokens, extreme);
     check_values(k, p, report);
     check_invariance(k, p, report);
     check_epilogue(k, p, report);
@@ -255,10 +264,13 @@ int check_gemm(const Kernels &k) {
     for (int i = 0; i < static_cast<int>(Type::Count); ++i) {
         const Type type = static_cast<Type>(i);
         const bool is_super = info(type).elements == 256;
-        check_problem(k, type, {40, 256}, 33, false, report);
-        check_problem(k, type, {16, 256}, 9, true, report);
-        check_problem(k, type, {17, is_super ? 2304 : 1056}, 23, false, report);  // more than one stretch of a panel
-        check_problem(k, type, {3, is_float(type) ? 41 : is_super ? 768 : 96}, 5, true, report);
+        for (const int bits : {16, 8}) {
+            if (bits == 8 && !k.gemm8[i]) continue;
+            check_problem(k, type, bits, {40, 256}, 33, false, report);
+            check_problem(k, type, bits, {16, 256}, 9, true, report);
+            check_problem(k, type, bits, {17, is_super ? 2304 : 1056}, 23, false, report);  // several stretches of a panel
+            check_problem(k, type, bits, {3, is_float(type) ? 41 : is_super ? 768 : 96}, 5, true, report);
+        }
     }
     return report.finish();
 }

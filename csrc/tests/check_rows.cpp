@@ -9,14 +9,36 @@ namespace {
 
 constexpr double kUlp = 0x1p-24;
 
+// Codes in bytes, in the order that every instruction set takes them; sums may carry the factor.
+void check_bytes(const std::vector<float> &x, const Quantized &a, int64_t t, Report &report) {
+    const auto n = static_cast<int64_t>(x.size());
+    if (!std::isfinite(x.back())) return report.expect(std::isnan(a.scale[t]), "a row that is not finite has a scale in bytes");
+    float scale = 0.0f;
+    std::vector<int> factors;
+    const std::vector<int> codes = quantized_bytes(x.data(), n, scale, factors);
+    report.close(a.scale[t], scale, 0.0, "scale of bytes");
+    for (int64_t i = 0; i < n; ++i)
+        report.expect(static_cast<int8_t>(a.q[t * n + i]) == codes[static_cast<size_t>(i)], "code in a byte");
+    for (int64_t i = 0; i < n; i += 32) {
+        const int64_t at = t * (n / 32) + i / 32;
+        const int factor = factors[static_cast<size_t>(i / 32)];
+        const int low = std::accumulate(codes.begin() + i, codes.begin() + i + 16, 0);
+        const int high = std::accumulate(codes.begin() + i + 16, codes.begin() + i + 32, 0);
+        report.expect(a.float32[at] == static_cast<float>(factor * (low + high)), "float32 of bytes");
+        report.expect(a.float16[2 * at + 1] == static_cast<float>(factor * high), "float16 of bytes");
+        const int weight = a.sum32[at] == low + high ? 1 : factor;
+        report.expect(a.sum32[at] == weight * (low + high) && a.sum16[2 * at] == weight * low, "sums of bytes");
+    }
+}
+
 int check_quantize(const Kernels &k) {
     Report report("quantize");
     Random random;
     constexpr int64_t kTokens = 7;
     for (const int64_t n : {32, 64, 576, 1280}) {
-        std::vector<uint8_t> memory(static_cast<size_t>(kTokens * Quantized::bytes_per_token(n) + 64), 0xa5);
+        std::vector<uint8_t> memory(static_cast<size_t>(kTokens * Quantized::bytes_per_token(n, 16) + 64), 0xa5);
         uint8_t *start = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
-        const Quantized a = Quantized::at(start, kTokens, n);
+        const Quantized a = Quantized::at(start, kTokens, n, 16), b = Quantized::at(start, kTokens, n, 8);
         for (int64_t t = 0; t < kTokens; ++t) {
             std::vector<float> x = random.normals(static_cast<size_t>(n));
             if (t % 2 == 1) x[static_cast<size_t>(random.below(static_cast<int>(n)))] = -50.0f;
@@ -24,6 +46,8 @@ int check_quantize(const Kernels &k) {
             if (t == 3) for (float &v : x) v *= 1e-12f;
             if (t == 4) std::fill(x.begin(), x.end(), 0.0f);
             if (t >= 5) x[static_cast<size_t>(n - 1)] = t == 5 ? INFINITY : NAN;
+            k.quantize8(x.data(), n, b, t);
+            check_bytes(x, b, t, report);
             k.quantize(x.data(), n, a, t);
             if (t >= 5) {
                 report.expect(std::isnan(a.scale[t]), "a row that is not finite has a scale");

@@ -45,8 +45,8 @@ TOTALS = {name: sum(step.get(name, 0) for step in STEPS) for name in "abcd"}
 
 
 @functools.cache
-def backend(isa: str = ISAS[0], threads: int = 2) -> CpuBackend:
-    return CpuBackend(threads=threads, isa=isa)
+def backend(isa: str = ISAS[0], threads: int = 2, bits: int = 16) -> CpuBackend:
+    return CpuBackend(threads=threads, isa=isa, activation_bits=bits)
 
 
 def native_run(model: Decoder, *, on: CpuBackend | None = None, kv_type: KVType = "f32", seed: int = 0) -> PagedRun:
@@ -111,6 +111,29 @@ def test_quantized_weights_err_as_int8_activations_must(type: str, isa: str) -> 
     name = "llama_256" if BLOCK_TYPES[type].elements == 256 else "llama"
     got = run_steps(native_run(model_of(name, type), on=backend(isa)), steps_on(isa))
     assert error(got, reference_logits(name, type)) < 0.02
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type", ["Q4_0", "Q4_1", "Q5_0", "Q6_K", "Q8_0"])
+def test_activations_in_bytes(type: str, isa: str) -> None:
+    """They err more than those of 16 bits where the instruction set takes them, and keep the batch's invariance."""
+    name = "llama_256" if BLOCK_TYPES[type].elements == 256 else "llama"
+    on = backend(isa, bits=8)
+    together = run_steps(native_run(model_of(name, type), on=on), steps_on(isa))
+    assert error(together, reference_logits(name, type)) < 0.05
+    if type == "Q4_0":
+        wide = run_steps(native_run(model_of(name, type), on=backend(isa)), steps_on(isa))
+        assert error(together, reference_logits(name, type)) > 2 * error(wide, reference_logits(name, type))
+    alone = run_steps(native_run(model_of(name, type), on=on, seed=1), [{"a": len(together["a"])}])
+    assert_same_bits(alone, together)
+
+
+def test_linears_that_read_one_value_in_bytes_and_in_sixteen_bits() -> None:
+    checkpoint, q8 = typed("llama", "Q4_0"), typed("llama", "Q8_0")
+    mixed = {name: q8.tensors[name] for name in checkpoint.tensors if "attn_q" in name or "ffn_up" in name}
+    model = load_model(replace(checkpoint, tensors={**checkpoint.tensors, **mixed}))
+    got = run_steps(native_run(model, on=backend(bits=8)), STEPS)
+    assert error(got, run_steps(reference_run(model), STEPS)) < 0.05
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "qwen2_windowed", "gemma3", "mistral", "smollm2", "llama3"])

@@ -15,15 +15,16 @@ from pagoda.types import Batch, FloatArray
 
 
 class CpuBackend:
-    """Threads and kernels. `isa` forces an instruction set; ConfigError where the machine lacks it."""
+    """Threads and kernels. `isa` forces an instruction set; ConfigError where the machine lacks it. `activation_bits`, 16
+    or 8: of the codes that activations are multiplied in; float weights take floats."""
 
     name = "cpu"
 
-    def __init__(self, *, threads: int = 0, isa: str | None = None) -> None:
+    def __init__(self, *, threads: int = 0, isa: str | None = None, activation_bits: int = 16) -> None:
         available = _native.available_isas()
         if isa is not None and isa not in available:
             raise ConfigError(f"isa {isa!r} is not available on this machine; available: {', '.join(available)}")
-        self.runtime = _native.Runtime(threads or usable_cores(), isa)
+        self.runtime = _native.Runtime(threads or usable_cores(), isa, activation_bits)
 
     @property
     def threads(self) -> int:

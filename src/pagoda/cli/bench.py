@@ -142,7 +142,8 @@ def _machine(hardware: Hardware, settings: EngineSettings, ceilings: Ceilings) -
 def _print(report: dict[str, Any], bench: BenchSettings, console: Console) -> None:
     machine = report["machine"]
     console.print(
-        f"{report['model']} on {machine['cpu']}, {machine['isa']}, {machine['threads']} threads; "
+        f"{report['model']} on {machine['cpu']}, {machine['isa']}, {machine['threads']} threads, "
+        f"{report['settings']['activation_type']} activations; "
         f"{_ceiling(machine['read_bandwidth'], 'GB/s read')}, {_ceiling(machine['int8_peak'], 'Gop/s int8')}",
         highlight=False,
     )

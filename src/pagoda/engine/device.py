@@ -30,6 +30,8 @@ def make_backend(settings: EngineSettings) -> Backend:
         log.info("computing on %s: %s", *(("the CPU", missing) if missing else ("CUDA", "there is a GPU")))
     if chosen != "cuda" and settings.tensor_parallel > 1 and settings.backend != "torch-cpu":
         raise ConfigError("--tensor-parallel needs --device cuda")
+    if chosen != "cpu" and settings.activation_type == "int8":
+        raise ConfigError("--activation-type int8 needs --device cpu: elsewhere activations are floats")
     return BACKENDS[chosen](settings)
 
 
@@ -52,7 +54,7 @@ def no_cuda_reason() -> str | None:
 def _cpu(settings: EngineSettings) -> Backend:
     from pagoda.backends.cpu import CpuBackend  # imports the extension
 
-    return CpuBackend(threads=settings.threads, isa=settings.isa)
+    return CpuBackend(threads=settings.threads, isa=settings.isa, activation_bits=int(settings.activation_type[3:]))
 
 
 def _reference(settings: EngineSettings) -> Backend:

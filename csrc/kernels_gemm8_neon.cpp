@@ -1,0 +1,14 @@
+#include "simd_neon.h"
+
+#include <utility>
+
+#include "kernels.h"
+
+namespace pagoda {
+namespace {
+#include "tiles.inl"
+#include "kernels_gemm.inl"
+}  // namespace
+
+void set_byte_gemms_neon(Kernels &k) { set_byte_gemms<NeonBytes>(k); }
+}  // namespace pagoda
