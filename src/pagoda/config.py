@@ -60,8 +60,8 @@ class EngineSettings(Settings):
     activation_type: Annotated[
         Literal["int16", "int8"],
         Setting(
-            "Codes in which activations meet block-quantized weights on CPUs. int8 is faster, and as exact as llama.cpp: "
-            "small models then change one next token in thirty."
+            "Codes in which activations meet block-quantized weights on CPUs. int8 is faster, and as exact as "
+            "llama.cpp: small models then change one next token in thirty."
         ),
     ] = "int16"
     kv_type: Annotated[

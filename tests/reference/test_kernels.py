@@ -1,7 +1,7 @@
 """Matrix kernels of every block format and instruction set against numpy on decoded weights.
 
-Activations become 16-bit codes with a scale for each token, or bytes with one for 32 columns (csrc/kernels.h). Errors are judged against what that rounding
-must cost: a step's uniform error is step / sqrt(12), and errors are independent.
+Activations become 16-bit codes with a scale for each token, or bytes with one for 32 columns (csrc/kernels.h). Errors
+are judged against what that rounding must cost: a step's uniform error is step / sqrt(12), and errors are independent.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def test_in_bytes_products_err_by_the_rounding_of_bytes(type: str, columns: int,
     expected, sigma = expected_and_sigma(type, data, x, bits=8)
     together = matmul(isa, type, data, x, bits=8)
     errors = (together - expected) / sigma
-    assert np.abs(errors).max() < 6 and np.sqrt(np.square(errors).mean()) < 1.15
+    assert np.abs(errors).max() < 6
+    assert np.sqrt(np.square(errors).mean()) < 1.15
     for tokens in TOKENS:
         np.testing.assert_array_equal(matmul(isa, type, data, x[:tokens], bits=8), together[:tokens])
 

@@ -15,8 +15,10 @@ from pagoda.types import Batch, FloatArray
 
 
 class CpuBackend:
-    """Threads and kernels. `isa` forces an instruction set; ConfigError where the machine lacks it. `activation_bits`, 16
-    or 8: of the codes that activations are multiplied in; float weights take floats."""
+    """Threads and kernels. `isa` forces an instruction set; ConfigError where the machine lacks it.
+
+    `activation_bits`, 16 or 8: of the codes in which activations meet block-quantized weights.
+    """
 
     name = "cpu"
 
