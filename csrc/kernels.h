@@ -15,9 +15,9 @@ enum class KVType : int { F32, F16, BF16, Int8 };
 // work where products of bytes are what the machine does best, but small models then change one next token in thirty.
 struct Quantized {
     uint8_t *q;        // [T][K / 4][8 or 4]: quads of columns, each in the order that the instruction set's dot product takes
-    int32_t *sum32;    // [T][K / 32] sum of 32 codes (times their factor where S::kWeighed), for codes with an offset
+    int32_t *sum32;    // [T][K / 32] sum of 32 codes, for codes with an offset
     int32_t *sum16;    // [T][K / 16]
-    float *float32;    // the same (times the factor) as floats, for types with mins
+    float *float32;    // the same as floats, times the factor, for types with mins
     float *float16;
     uint32_t *factor;  // [T][K / 32] of 8-bit codes, as the instruction set multiplies by it
     float *scale;      // [T]

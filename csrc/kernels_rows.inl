@@ -107,10 +107,9 @@ void quantize8(const float *x, int64_t n, const Quantized &to, int64_t token) {
         S::store_i8(reinterpret_cast<int8_t *>(q + i + 16), c1);
         const int32_t s0 = S::sum_int(S::round_int(c0)), s1 = S::sum_int(S::round_int(c1));
         const int64_t at = token * (n / 32) + i / 32;
-        const int32_t weight = S::kWeighed ? factor : 1;
-        to.sum32[at] = weight * (s0 + s1);
-        to.sum16[2 * at] = weight * s0;
-        to.sum16[2 * at + 1] = weight * s1;
+        to.sum32[at] = s0 + s1;
+        to.sum16[2 * at] = s0;
+        to.sum16[2 * at + 1] = s1;
         to.float32[at] = static_cast<float>(factor * (s0 + s1));
         to.float16[2 * at] = static_cast<float>(factor * s0);
         to.float16[2 * at + 1] = static_cast<float>(factor * s1);

@@ -248,7 +248,7 @@ int64_t Program::panels_an_item(const LinearPart &p, int64_t tokens) const {
     const Weight &w = *p.weight;
     if (tokens > kTokenChunk / 2) return 2;
     const int64_t panel_bytes = static_cast<int64_t>(w.bytes()) / w.panels;
-    return std::max<int64_t>(1, kItemBytes / panel_bytes);
+    return std::max<int64_t>(tokens > kReadAheadTokens ? 2 : 1, kItemBytes / panel_bytes);
 }
 
 int64_t Program::items(const Stage &stage, const Step &step) const {

@@ -18,7 +18,7 @@ struct Generic {
     static constexpr int kParts = 1;        // W to a B
     static constexpr bool kWide = false;    // whether W holds 16-bit codes
     static constexpr int kBits = 16;  // of an activation's code
-    static constexpr bool kWeighed = false;  // whether a byte dot product multiplies by the factor itself
+    static constexpr bool kWeighed = false;  // whether byte dot products multiply by the factor themselves
 
     struct F { float v[16]; };
     struct I { int32_t v[16]; };
