@@ -76,9 +76,14 @@ def test_agreement_counts_equal_tokens_over_all_windows(perplexity: ModuleType) 
 
 
 @pytest.mark.slow
-def test_default_model_is_as_perplexed_as_in_llama_cpp(perplexity: ModuleType, default_model: Path) -> None:
+@pytest.mark.parametrize("activations", ["int16", "int8"])
+def test_default_model_is_as_perplexed_as_in_llama_cpp(
+    perplexity: ModuleType, default_model: Path, activations: str
+) -> None:
     ((chunks, expected),) = LLAMA_CPP.items()
-    options = argparse.Namespace(text=perplexity.TEXT, context=512, threads=0, kv_type="f16")
+    options = argparse.Namespace(
+        text=perplexity.TEXT, context=512, threads=0, kv_type="f16", activation_type=activations
+    )
     windows = perplexity.score_file(default_model, "cpu", options, chunks)
     found = perplexity.Perplexity.of(np.concatenate([window.nll for window in windows]))
     assert found.tokens == chunks * 255
