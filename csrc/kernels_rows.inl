@@ -53,17 +53,33 @@ PAGODA_INLINE float lanes_max(typename S::F x) {
     return v[0];
 }
 
-// code = round(x / scale), scale = max|x| / kLargestCode. A row that is not finite gets a scale of NaN, and so do its
-// products.
+// The largest magnitude of a row whose length is a multiple of 32, or something that is not finite where a value is not.
 template <class S>
-void quantize(const float *x, int64_t n, const Quantized &to, int64_t token) {
+PAGODA_INLINE float row_top(const float *x, int64_t n) {
     auto largest = S::zero(), nothing = S::zero();
     for (int64_t i = 0; i < n; i += 32) {
         const auto x0 = S::load(x + i), x1 = S::load(x + i + 16);
         largest = S::max(S::max(S::abs(x0), S::abs(x1)), largest);
         nothing = S::fma(S::add(x0, x1), S::zero(), nothing);  // NaN once a value is not finite
     }
-    const float top = lanes_max<S>(largest) + lanes_sum<S>(nothing);
+    return lanes_max<S>(largest) + lanes_sum<S>(nothing);
+}
+
+// The sums of block `at` from those of its halves' codes.
+PAGODA_INLINE void store_sums(const Quantized &to, int64_t at, int32_t s0, int32_t s1, int factor) {
+    to.sum32[at] = s0 + s1;
+    to.sum16[2 * at] = s0;
+    to.sum16[2 * at + 1] = s1;
+    to.float32[at] = static_cast<float>(factor * (s0 + s1));
+    to.float16[2 * at] = static_cast<float>(factor * s0);
+    to.float16[2 * at + 1] = static_cast<float>(factor * s1);
+}
+
+// code = round(x / scale), scale = max|x| / kLargestCode. A row that is not finite gets a scale of NaN, and so do its
+// products.
+template <class S>
+void quantize(const float *x, int64_t n, const Quantized &to, int64_t token) {
+    const float top = row_top<S>(x, n);
     const bool finite = std::isfinite(top);
     to.scale[token] = finite ? top / kLargestCode : NAN;
     const auto inverse = S::set1(finite && top > 1e-30f ? kLargestCode / top : 0.0f);
@@ -72,29 +88,16 @@ void quantize(const float *x, int64_t n, const Quantized &to, int64_t token) {
         const auto c0 = S::round_int(S::mul(S::load(x + i), inverse)), c1 = S::round_int(S::mul(S::load(x + i + 16), inverse));
         S::store_quads(q + 2 * i, c0);
         S::store_quads(q + 2 * i + 32, c1);
-        const int32_t s0 = S::sum_int(c0), s1 = S::sum_int(c1);
-        const int64_t at = token * (n / 32) + i / 32;
-        to.sum32[at] = s0 + s1;
-        to.float32[at] = static_cast<float>(s0 + s1);
-        to.sum16[2 * at] = s0;
-        to.sum16[2 * at + 1] = s1;
-        to.float16[2 * at] = static_cast<float>(s0);
-        to.float16[2 * at + 1] = static_cast<float>(s1);
+        store_sums(to, token * (n / 32) + i / 32, S::sum_int(c0), S::sum_int(c1), 1);
     }
 }
 
 // code = round(x / (scale * factor)), scale = max|x| / (127 * 16383), and the least factor that keeps 32 codes in a byte.
 template <class S>
 void quantize8(const float *x, int64_t n, const Quantized &to, int64_t token) {
-    auto largest = S::zero(), nothing = S::zero();
-    for (int64_t i = 0; i < n; i += 32) {
-        const auto x0 = S::load(x + i), x1 = S::load(x + i + 16);
-        largest = S::max(S::max(S::abs(x0), S::abs(x1)), largest);
-        nothing = S::fma(S::add(x0, x1), S::zero(), nothing);
-    }
-    const float top = lanes_max<S>(largest) + lanes_sum<S>(nothing);
-    const bool usable = std::isfinite(top) && top > 1e-30f;
-    to.scale[token] = std::isfinite(top) ? top / (kLargestByte * kLargestFactor) : NAN;
+    const float top = row_top<S>(x, n);
+    const bool finite = std::isfinite(top), usable = finite && top > 1e-30f;
+    to.scale[token] = finite ? top / (kLargestByte * kLargestFactor) : NAN;
     const float steps = usable ? kLargestFactor / top : 0.0f;
     uint8_t *q = to.q + token * n;
     for (int64_t i = 0; i < n; i += 32) {
@@ -105,14 +108,8 @@ void quantize8(const float *x, int64_t n, const Quantized &to, int64_t token) {
         const auto c0 = S::round(S::mul(x0, inverse)), c1 = S::round(S::mul(x1, inverse));
         S::store_i8(reinterpret_cast<int8_t *>(q + i), c0);
         S::store_i8(reinterpret_cast<int8_t *>(q + i + 16), c1);
-        const int32_t s0 = S::sum_int(S::round_int(c0)), s1 = S::sum_int(S::round_int(c1));
         const int64_t at = token * (n / 32) + i / 32;
-        to.sum32[at] = s0 + s1;
-        to.sum16[2 * at] = s0;
-        to.sum16[2 * at + 1] = s1;
-        to.float32[at] = static_cast<float>(factor * (s0 + s1));
-        to.float16[2 * at] = static_cast<float>(factor * s0);
-        to.float16[2 * at + 1] = static_cast<float>(factor * s1);
+        store_sums(to, at, S::sum_int(S::round_int(c0)), S::sum_int(S::round_int(c1)), factor);
         to.factor[at] = S::factor(factor);
     }
 }

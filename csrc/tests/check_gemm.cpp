@@ -1,4 +1,5 @@
-// Matrix products: every weight type with activations of 16 and of 8 bits, against the plain decoder's weights times the activations as quantized.
+// Matrix products: every weight type with activations of 16 and of 8 bits, against the plain decoder's weights times the
+// activations as quantized.
 #include "check.h"
 
 namespace pagoda::check {
