@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda.models.registry import load_model
+from pagoda.quantize.arithmetic import Arithmetic
 from pagoda.quantize.forward import PlainWeights, WindowOps
 from pagoda.quantize.methods import Job, find_method
 from pagoda.quantize.settings import QuantizeSettings
@@ -34,9 +35,11 @@ def run(source: Path, folder: Path, to: str, **changes: Any) -> tuple[Path, list
     return find_method(to).run(job), said
 
 
-def logits(checkpoint: Any, windows: npt.NDArray[np.int32] = WINDOWS) -> FloatArray:
+def logits(
+    checkpoint: Any, windows: npt.NDArray[np.int32] = WINDOWS, arithmetic: Arithmetic | None = None
+) -> FloatArray:
     """Of every token of the windows. → [N, V]"""
     found: list[FloatArray] = []
-    ops = WindowOps(windows, PlainWeights(), on_logits=lambda i, chunk: found.append(chunk))
+    ops = WindowOps(windows, PlainWeights(), on_logits=lambda i, chunk: found.append(chunk), arithmetic=arithmetic)
     load_model(checkpoint).forward(ops)
     return np.concatenate(found)

@@ -1,5 +1,6 @@
 """Quantized folders of tiny models of every family: what they hold, resuming, and what is refused."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -50,6 +51,23 @@ def test_the_folder_is_the_model_that_was_calibrated(tmp_path: Path, family: str
         load_model(as_hugging_face(opened)).forward(ops)
         assert cosine(found, np.concatenate(kept)) > (0.9995 if family == "gemma3" else 0.99999)
         assert cosine(found, logits(opened)) > 0.85
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_calibration_in_torch_makes_the_same_model(tmp_path: Path, method: str) -> None:
+    source = write_gguf(tmp_path / "model.gguf", TINY["qwen2_windowed"])
+    found = []
+    for device in ("cpu", "torch-cpu"):
+        place = tmp_path / device
+        place.mkdir()
+        folder, said = run(source, place, method, device=device)
+        assert ("computing in torch on cpu" in said) == (device == "torch-cpu")
+        with open_checkpoint(folder) as made:
+            found.append(logits(made))
+    with open_checkpoint(source) as opened:
+        original = logits(opened)
+    assert cosine(*found) > 0.999 > 0.99 > cosine(found[0], original)
 
 
 @pytest.mark.parametrize("method", ["nf4", "int8"])

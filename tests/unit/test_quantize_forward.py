@@ -1,5 +1,6 @@
-"""The forward pass over windows computes what the reference backend computes, whatever the family."""
+"""The forward pass over windows computes what the reference backend computes, whatever the family and arithmetic."""
 
+import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.models.registry import load_model
-from pagoda.quantize.forward import LinearCall, PlainWeights, Value, WindowOps, perplexity_of
+from pagoda.quantize.arithmetic import make_arithmetic
+from pagoda.quantize.forward import LinearCall, PlainWeights, Value, WindowOps
+from pagoda.quantize.layers import InputStatistics, column_sums
 from pagoda.types import Batch, FloatArray
 from quantize_runs import WINDOWS, logits
 from tiny_models import TINY, memory_checkpoint
@@ -34,10 +37,42 @@ def reference_logits(family: str) -> FloatArray:
     return np.concatenate(rows)
 
 
+need_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+DEVICES = ["cpu", pytest.param("torch-cpu", marks=need_torch)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", ["llama3", "llama_biased", "mistral", "qwen2_windowed", "qwen3_yarn", "gemma3"])
-def test_agrees_with_the_reference_backend(family: str) -> None:
-    found = logits(memory_checkpoint(TINY[family]))
+def test_agrees_with_the_reference_backend(family: str, device: str) -> None:
+    found = logits(memory_checkpoint(TINY[family]), arithmetic=make_arithmetic(device, print))
     np.testing.assert_allclose(found, reference_logits(family), rtol=2e-4, atol=2e-4)
+
+
+@need_torch
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_statistics_are_the_same_in_torch(family: str) -> None:
+    found: list[list[FloatArray]] = []
+    for device in ("cpu", "torch-cpu"):
+        source = Statistics()
+        model = load_model(memory_checkpoint(TINY[family]))
+        model.forward(WindowOps(WINDOWS, source, arithmetic=make_arithmetic(device, print)))
+        found.append(source.found)
+    assert len(found[0]) == 3 * 4 * model.num_layers
+    for host, device in zip(*found, strict=True):
+        np.testing.assert_allclose(device, host, rtol=2e-3, atol=2e-4 * np.abs(host).max())
+
+
+class Statistics(PlainWeights):
+    """Keeps what quantizers are told of inputs."""
+
+    def __init__(self) -> None:
+        self.found: list[FloatArray] = []
+
+    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+        statistics = InputStatistics(x)
+        self.found += [statistics.hessian, statistics.mean_abs, column_sums(x, 2)[0]]
+        assert np.allclose(np.diagonal(statistics.hessian), column_sums(x, 2)[0], rtol=1e-5)
+        return super().weights(x, calls)
 
 
 class Noting(PlainWeights):
@@ -57,13 +92,3 @@ def test_linears_of_one_input_are_asked_for_together() -> None:
     model.forward(WindowOps(WINDOWS, source))
     layer = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
     assert source.groups == layer * 2
-
-
-def test_perplexity_is_of_second_halves() -> None:
-    checkpoint = memory_checkpoint(TINY["llama"])
-    rows = logits(checkpoint).reshape(*WINDOWS.shape, -1).astype(np.float64)
-    rows -= np.log(np.exp(rows).sum(axis=-1, keepdims=True))
-    half = WINDOWS.shape[1] // 2
-    chosen = np.take_along_axis(rows[:, half:-1], WINDOWS[:, half + 1 :, None], axis=-1)
-    found = perplexity_of(load_model(checkpoint).forward, WINDOWS, PlainWeights())
-    assert found == pytest.approx(np.exp(-chosen.mean()), rel=1e-4)

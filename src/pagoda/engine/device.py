@@ -51,6 +51,23 @@ def no_cuda_reason() -> str | None:
     return None
 
 
+def torch_device(backend: str) -> str | None:
+    """What torch calls the device behind this value of `--device`; None: torch is not what computes there.
+
+    ConfigError: the device, or torch, is not there.
+    """
+    if backend == "torch-cpu":
+        if importlib.util.find_spec("torch") is None:
+            raise ConfigError("--device torch-cpu: torch is not installed: pip install 'pagoda-llm[cuda]'")
+        return "cpu"
+    if backend not in ("auto", "cuda"):
+        return None
+    missing = no_cuda_reason()
+    if missing is not None and backend == "cuda":
+        raise ConfigError(f"--device cuda: {missing}")
+    return None if missing else "cuda"
+
+
 def _cpu(settings: EngineSettings) -> Backend:
     from pagoda.backends.cpu import CpuBackend  # imports the extension
 
@@ -63,20 +80,9 @@ def _reference(settings: EngineSettings) -> Backend:
     return ReferenceBackend()
 
 
-def _cuda(settings: EngineSettings) -> Backend:
-    missing = no_cuda_reason()
-    if missing is not None:
-        raise ConfigError(f"--device cuda: {missing}")
-    return _torch(settings, "cuda")
-
-
-def _torch_cpu(settings: EngineSettings) -> Backend:
-    if importlib.util.find_spec("torch") is None:
-        raise ConfigError("--device torch-cpu: torch is not installed: pip install 'pagoda-llm[cuda]'")
-    return _torch(settings, "cpu")
-
-
-def _torch(settings: EngineSettings, device: str) -> Backend:
+def _torch(settings: EngineSettings) -> Backend:
+    device = torch_device(settings.backend)
+    assert device is not None
     from pagoda.backends.cuda.backend import CudaBackend  # imports torch
     from pagoda.backends.cuda.options import CudaOptions
     from pagoda.backends.cuda.parallel import ParallelBackend
@@ -99,7 +105,7 @@ def open_model(name: str) -> ForwardModel:
 
 BACKENDS: dict[str, Callable[[EngineSettings], Backend]] = {
     "cpu": _cpu,
-    "cuda": _cuda,
-    "torch-cpu": _torch_cpu,
+    "cuda": _torch,
+    "torch-cpu": _torch,
     "reference": _reference,
 }

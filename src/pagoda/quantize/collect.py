@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
 from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import Checkpoint
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
+from pagoda.quantize.arithmetic import make_arithmetic
 from pagoda.quantize.calibrate import Sample, read_sample
 from pagoda.quantize.forward import LinearCall, PlainWeights, Value, WindowOps
 from pagoda.quantize.imatrix import Entry, Imatrix
+from pagoda.quantize.layers import column_sums
 from pagoda.quantize.settings import QuantizeSettings
 from pagoda.text.chat import load_chat_template
 from pagoda.text.tokenizer import load_tokenizer
@@ -22,17 +22,13 @@ from pagoda.types import FloatArray
 class SquaredInputs(PlainWeights):
     """The model as it is, while sums of squares of what its linears read are kept, by the file's names."""
 
-    def __init__(self, num_chunks: int, done: Callable[[int], None]) -> None:
+    def __init__(self, done: Callable[[int], None]) -> None:
         self.entries: dict[str, Entry] = {}
-        self._num_chunks = num_chunks
         self._done = done
 
     def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
-        sums, count = np.zeros(calls[0].weight.shape[1]), 0
-        for chunk in x.chunks(self._num_chunks):
-            sums += np.einsum("tc,tc->c", chunk, chunk, dtype=np.float64)
-            count += len(chunk)
-        self.entries |= {call.weight.name: Entry(sums, count) for call in calls}
+        entry = Entry(*column_sums(x, 2))
+        self.entries |= {call.weight.name: entry for call in calls}
         self._done(len(self.entries))
         return super().weights(x, calls)
 
@@ -54,10 +50,8 @@ def collect_imatrix(
     windows, tokens = sample.windows.shape
     say(f"importance matrix from {windows} windows of {tokens} tokens ({settings.calibration})")
     total = 7 * decoder.num_layers
-    ops = WindowOps(sample.windows, PlainWeights())
-    source = SquaredInputs(ops.num_chunks, lambda done: progress("importance matrix", done, total))
-    ops.source = source
-    decoder.forward(ops)
+    source = SquaredInputs(lambda done: progress("importance matrix", done, total))
+    decoder.forward(WindowOps(sample.windows, source, arithmetic=make_arithmetic(settings.device, say)))
     entries = {names[name]: entry for name, entry in source.entries.items()}
     return Imatrix(entries, f"auto ({settings.calibration})", (settings.calibration,), windows, tokens)
 

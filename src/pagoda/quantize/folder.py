@@ -26,6 +26,7 @@ from pagoda.formats.safetensors_writer import Place, SafetensorsFolder
 from pagoda.models.hugging_face import FAMILIES, HuggingFaceView, as_hugging_face
 from pagoda.models.layers import Block, Decoder, Linear
 from pagoda.models.registry import load_model
+from pagoda.quantize.arithmetic import make_arithmetic
 from pagoda.quantize.calibrate import Sample, read_sample
 from pagoda.quantize.forward import WindowOps
 from pagoda.quantize.layers import LayerQuantizer, QuantizingSource, Store, check_finite
@@ -148,9 +149,9 @@ def quantize_layers(job: Job, model: Model, sample: Sample, quantizer: LayerQuan
         job.progress(f"{job.name}: linears", finished, len(model.linears))
 
     job.progress(f"{job.name}: linears", 0, len(model.linears))
-    source = QuantizingSource(quantizer, store, lambda: ops.num_chunks, done)
-    ops = WindowOps(sample.windows, source)
-    model.decoder.forward(ops)
+    source = QuantizingSource(quantizer, store, done)
+    arithmetic = make_arithmetic(job.settings.device, job.say)
+    model.decoder.forward(WindowOps(sample.windows, source, arithmetic=arithmetic))
     return store
 
 

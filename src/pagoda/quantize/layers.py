@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from pagoda.errors import FormatError
 from pagoda.formats.packed import GroupedWeight
 from pagoda.formats.quantized import as_floats
+from pagoda.quantize.arithmetic import Doubles
 from pagoda.quantize.forward import LinearCall, Origin, Value
 from pagoda.types import FloatArray, RawTensor
 
@@ -26,28 +26,29 @@ from pagoda.types import FloatArray, RawTensor
 class InputStatistics:
     """Of one input x [T, in] over the whole sample, computed when asked for."""
 
-    def __init__(self, x: Value, num_chunks: int) -> None:
+    def __init__(self, x: Value) -> None:
         self._x = x
-        self._num_chunks = num_chunks
 
     @cached_property
-    def hessian(self) -> npt.NDArray[np.float64]:
-        """X^T X, summed chunk by chunk in float64. → [in, in]"""
-        total: npt.NDArray[np.float64] | None = None
-        for chunk in self._x.chunks(self._num_chunks):
-            product = chunk.T @ chunk  # BLAS computes one triangle
-            total = product.astype(np.float64) if total is None else np.add(total, product, out=total)
-        assert total is not None
-        return total
+    def hessian(self) -> Doubles:
+        """X^T X. → [in, in]"""
+        return self._x.arithmetic.gram(self._x.chunks())
 
     @cached_property
     def mean_abs(self) -> FloatArray:
         """Mean |x| of each column. → [in]"""
-        sums, count = np.zeros(0), 0
-        for chunk in self._x.chunks(self._num_chunks):
-            part = np.abs(chunk).sum(axis=0, dtype=np.float64)
-            sums, count = part if not count else sums + part, count + len(chunk)
+        sums, count = column_sums(self._x, 1)
         return (sums / count).astype(np.float32)
+
+
+def column_sums(x: Value, power: int) -> tuple[Doubles, int]:
+    """Σ |x|^power of each column over the whole sample, and how many tokens that is. → [in]"""
+    sums: list[Doubles] = []
+    count = 0
+    for chunk in x.chunks():
+        sums.append(x.arithmetic.column_sums(chunk, power))
+        count += len(chunk)
+    return np.sum(sums, axis=0), count
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +132,10 @@ class QuantizingSource:
         self,
         quantizer: LayerQuantizer,
         store: Store,
-        num_chunks: Callable[[], int],
         done: Callable[[Sequence[str]], None],
     ) -> None:
         self._quantizer = quantizer
         self._store = store
-        self._num_chunks = num_chunks
         self._done = done
 
     def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
@@ -150,8 +149,7 @@ class QuantizingSource:
 
     def _quantize(self, x: Value, names: tuple[str, ...], calls: Sequence[LinearCall]) -> list[FloatArray]:
         weights = tuple(finite(call.weight) for call in calls)
-        statistics = InputStatistics(x, self._num_chunks())
-        outcome = self._quantizer.quantize(LinearGroup(names, weights, x.origin, statistics))
+        outcome = self._quantizer.quantize(LinearGroup(names, weights, x.origin, InputStatistics(x)))
         for i, (name, linear) in enumerate(zip(names, outcome.linears, strict=True)):
             self._store.save(name, linear, {} if i else outcome.divisors)
         return [linear.values() for linear in outcome.linears]

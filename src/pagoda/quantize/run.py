@@ -22,7 +22,7 @@ from pagoda.quantize.methods import Job, Progress, find_method
 from pagoda.quantize.settings import QuantizeSettings
 
 JOB_FILE = "job.json"
-NOT_OF_THE_RESULT = ("max_kld", "threads", "force")  # settings that change nothing of what is made
+NOT_OF_THE_RESULT = ("max_kld", "device", "threads", "force")  # settings that change nothing of what is made
 
 
 def quantize(

@@ -48,5 +48,12 @@ class QuantizeSettings(Settings):
     max_kld: Annotated[
         float | None, Setting("Fail, and leave nothing behind, if the mean KL divergence is larger.", minimum=0)
     ] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "torch-cpu"],
+        Setting(
+            "gptq, awq and --imatrix auto: where the calibration text is computed. auto: a GPU where there is one and "
+            "pagoda-llm[cuda] is installed; torch-cpu tests that without one."
+        ),
+    ] = "auto"
     threads: Annotated[int, Setting("Compute threads; 0: one per physical core allowed.", minimum=0)] = 0
     force: Annotated[bool, Setting("Replace an output that exists.")] = False

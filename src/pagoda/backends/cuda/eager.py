@@ -109,12 +109,7 @@ class EagerOps:
         return attention(q.to(torch.float32), k, v, start, low, layer.spec).to(q.dtype)
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
-        x = whole(gate)
-        if activation == "silu":
-            x = F.silu(x)
-        else:
-            x = F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-        out = x * whole(up)
+        out = activated(whole(gate), activation) * whole(up)
         if self.dtype == torch.float16:
             out = out.clamp(-65504.0, 65504.0)
         return out.to(self.dtype)[None]
@@ -159,6 +154,12 @@ def _decoded(weight: PlaneWeight) -> torch.Tensor:
     """Some rows at a time, so that what is needed in between stays in the cache."""
     rows = torch.arange(weight.rows, device=weight.device).split(max(1, (1 << 19) // weight.columns))
     return torch.cat([dequantize(weight, some) for some in rows])
+
+
+def activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+    if activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
