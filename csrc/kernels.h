@@ -56,7 +56,7 @@ struct GemmArgs {
     float scale;          // result *= scale, before accumulate; 1 for most
     uint8_t *scratch;     // kGemmScratch bytes, 64-byte aligned, this thread's own
 };
-constexpr size_t kGemmScratch = 512 * 1024;
+constexpr size_t kGemmScratch = 1024 * 1024;
 
 constexpr int kAttendChunk = 256;   // keys that one softmax pass covers, at fixed positions
 

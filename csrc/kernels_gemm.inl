@@ -212,6 +212,11 @@ using ReadCodebook4 = Grouped<CodebookNibbles, false>;
 template <class S, class R>
 constexpr int kPlanes = R::kFine && !S::kWide ? 2 : 1;
 
+// Panels that share a tile: what is read of a token serves all of them.
+constexpr int at_least_one(int n) { return n > 1 ? n : 1; }
+template <class S, class R>
+constexpr int kPanels = at_least_one(S::kPanels / kPlanes<S, R>);
+
 // Part P of quad J in plane L as the instruction set multiplies it, less Offset.
 template <class S, int J, int P, int L, int Offset, class R>
 PAGODA_INLINE typename S::W packed_part(const R &w, int64_t b) {
@@ -243,11 +248,13 @@ struct Unpacked {
     static constexpr int kSub = R::kSub, kMax = R::kMax, kOffset = R::kOffset, kScales = 32 / kSub;
     static constexpr bool kMin = R::kMin, kUnpacked = true, kFine = R::kFine;
     static constexpr int64_t kPlaneBytes = 512 * S::kParts, kBlockBytes = kPlaneBytes * kPlanes<S, R>;
-    static constexpr int64_t kBlocks = 16384 / kBlockBytes;  // of 32 columns: their codes stay in the first-level cache
+    // Of 32 columns: the codes of all panels that share a tile stay in the first-level cache.
+    static constexpr int64_t kBlocks = 16384 / (kPanels<S, R> * kBlockBytes);
     uint8_t *codes;
     float *scales, *mins;
     int64_t first;
 
+    Unpacked() = default;
     Unpacked(uint8_t *scratch, int64_t first_block)
         : codes(scratch), scales(reinterpret_cast<float *>(scratch + kBlocks * kBlockBytes)), mins(scales + kBlocks * 32),
           first(first_block) {}
@@ -293,48 +300,58 @@ struct DotOf<S, R, true> {
     using Type = typename S::template Dot<R::kMax, R::kSub / 4>;
 };
 
-// acc[t] += block b of the panel · codes of token t0 + t, for T tokens.
-template <class S, class R, int T>
-PAGODA_INLINE void int_block(const R &w, const Quantized &a, int64_t t0, int64_t b, typename S::F *acc) {
+// acc[n][t] += block b of panel n · codes of token t0 + t, for N panels and T tokens.
+template <class S, class R, int N, int T>
+PAGODA_INLINE void int_block(const R *w, const Quantized &a, int64_t t0, int64_t b, typename S::F (*acc)[T]) {
     constexpr int kQuads = R::kSub / 4, kHalves = 32 / R::kSub, kLeft = offset_left<S, R>(), kL = kPlanes<S, R>;
     constexpr int kQuadBytes = S::kBits / 2;
     constexpr bool kFold = kLeft != 0 && S::kBits == 8 && S::kWeighed;  // subtract offsets in floats, where that is shorter
     const int64_t nb = a.k / 32, stride = kQuadBytes * a.k / 4;
     const uint8_t *q = a.q + t0 * stride + 8 * kQuadBytes * b;
     unroll<kHalves>([&](auto h) __attribute__((always_inline)) {
-        typename DotOf<S, R>::Type dot[kL][T];
+        typename DotOf<S, R>::Type dot[N][kL][T];
         unroll<kQuads * S::kParts * kL>([&](auto i) __attribute__((always_inline)) {
             constexpr int J = i / S::kParts % kQuads, P = i % S::kParts, L = i / (S::kParts * kQuads);
-            const auto codes = part<S, h * kQuads + J, P, L>(w, b);
+            typename S::W codes[N];
+            unroll<N>([&](auto n) __attribute__((always_inline)) { codes[n] = part<S, h * kQuads + J, P, L>(w[n], b); });
             unroll<T>([&](auto t) __attribute__((always_inline)) {
                 const uint8_t *quads = q + t * stride + kQuadBytes * kQuads * h;
-                if constexpr (S::kBits == 8)
-                    dot[L][t].template mac<J, P>(codes, quads, a.factor[(t0 + t) * nb + b]);
-                else
-                    dot[L][t].template mac<J, P>(codes, quads);
+                unroll<N>([&](auto n) __attribute__((always_inline)) {
+                    if constexpr (S::kBits == 8)
+                        dot[n][L][t].template mac<J, P>(codes[n], quads, a.factor[(t0 + t) * nb + b]);
+                    else
+                        dot[n][L][t].template mac<J, P>(codes[n], quads);
+                });
             });
         });
-        const auto scale = w.template scale<S>(b, h);
-        const auto offset = S::mul(scale, S::set1(-kLeft));
+        typename S::F scale[N], offset[N];
+        unroll<N>([&](auto n) __attribute__((always_inline)) {
+            scale[n] = w[n].template scale<S>(b, h);
+            offset[n] = S::mul(scale[n], S::set1(-kLeft));
+        });
         unroll<T>([&](auto t) __attribute__((always_inline)) {
             const int64_t at = (t0 + t) * nb + b;
             const auto less = [&](auto sum) __attribute__((always_inline)) {
                 if constexpr (kLeft == 0 || kFold) return sum;
                 else return S::sub_int(sum, kLeft * (kHalves == 1 ? a.sum32[at] : a.sum16[2 * at + h]));
             };
-            auto sum = less(dot[0][t].sum());
-            if constexpr (kL == 2) sum = S::sixteen_times(sum, less(dot[1][t].sum()));
-            auto product = S::to_float(sum);
-            if constexpr (S::kBits == 8 && !S::kWeighed) product = S::mul(product, S::set1(bits_to_float(a.factor[at])));
-            acc[t] = S::fma(product, scale, acc[t]);
-            if constexpr (kFold)
-                acc[t] = S::fma(offset, S::set1(kHalves == 1 ? a.float32[at] : a.float16[2 * at + h]), acc[t]);
+            unroll<N>([&](auto n) __attribute__((always_inline)) {
+                auto sum = less(dot[n][0][t].sum());
+                if constexpr (kL == 2) sum = S::sixteen_times(sum, less(dot[n][1][t].sum()));
+                auto product = S::to_float(sum);
+                if constexpr (S::kBits == 8 && !S::kWeighed)
+                    product = S::mul(product, S::set1(bits_to_float(a.factor[at])));
+                acc[n][t] = S::fma(product, scale[n], acc[n][t]);
+                if constexpr (kFold)
+                    acc[n][t] = S::fma(offset[n], S::set1(kHalves == 1 ? a.float32[at] : a.float16[2 * at + h]), acc[n][t]);
+            });
         });
         if constexpr (R::kMin) {
-            const auto min = w.template min<S>(b, h);
+            typename S::F min[N];
+            unroll<N>([&](auto n) __attribute__((always_inline)) { min[n] = w[n].template min<S>(b, h); });
             unroll<T>([&](auto t) __attribute__((always_inline)) {
-                const int64_t at = (t0 + t) * nb + b;
-                acc[t] = S::fma(min, S::set1(kHalves == 1 ? a.float32[at] : a.float16[2 * at + h]), acc[t]);
+                const auto sum = S::set1(kHalves == 1 ? a.float32[(t0 + t) * nb + b] : a.float16[2 * ((t0 + t) * nb + b) + h]);
+                unroll<N>([&](auto n) __attribute__((always_inline)) { acc[n][t] = S::fma(min[n], sum, acc[n][t]); });
             });
         }
     });
@@ -364,47 +381,57 @@ template <class S, class R>
 void gemm_direct(const GemmArgs &g) {
     for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
         const R w(*g.weight, p);
-        for_tiles<S::kDirectTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
+        constexpr int kTile = at_least_one(S::kDirectTile / kPlanes<S, R>);
+        for_tiles<kTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
             constexpr int T = size;
-            typename S::F acc[T];
-            unroll<T>([&](auto i) __attribute__((always_inline)) { acc[i] = S::zero(); });
+            typename S::F acc[1][T];
+            unroll<T>([&](auto i) __attribute__((always_inline)) { acc[0][i] = S::zero(); });
             for (int64_t b = 0; b < g.weight->blocks; ++b) {
                 prefetch(w.codes + (b + kAhead) * g.weight->shape().codes, g.weight->shape().codes);
-                int_block<S, R, T>(w, g.act, t, b, acc);
+                int_block<S, R, 1, T>(&w, g.act, t, b, acc);
             }
-            unroll<T>([&](auto i) __attribute__((always_inline)) { finish_int<S>(g, p, t + i, acc[i]); });
+            unroll<T>([&](auto i) __attribute__((always_inline)) { finish_int<S>(g, p, t + i, acc[0][i]); });
+        });
+    }
+}
+
+// N panels from p on.
+template <class S, class R, int N>
+PAGODA_INLINE void unpacked_panels(const GemmArgs &g, int64_t p) {
+    using U = Unpacked<S, R>;
+    float *partial = reinterpret_cast<float *>(g.scratch + N * U::kBytes);  // [tokens][N][16]
+    const int64_t blocks = g.weight->blocks;
+    for (int64_t begin = 0; begin < blocks; begin += U::kBlocks) {
+        const int64_t end = begin + U::kBlocks < blocks ? begin + U::kBlocks : blocks;
+        U w[N];
+        unroll<N>([&](auto n) __attribute__((always_inline)) {
+            w[n] = U(g.scratch + n * U::kBytes, begin);
+            w[n].fill(R(*g.weight, p + n), end);
+        });
+        for_tiles<S::kTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
+            constexpr int T = size;
+            typename S::F acc[N][T];
+            float *kept = partial + (t - g.token_begin) * N * 16;
+            unroll<N * T>([&](auto i) __attribute__((always_inline)) {
+                acc[i % N][i / N] = begin == 0 ? S::zero() : S::load(kept + 16 * i);
+            });
+            for (int64_t b = begin; b < end; ++b) int_block<S, U, N, T>(w, g.act, t, b, acc);
+            unroll<N * T>([&](auto i) __attribute__((always_inline)) {
+                if (end < blocks)
+                    S::store(kept + 16 * i, acc[i % N][i / N]);
+                else
+                    finish_int<S>(g, p + i % N, t + i / N, acc[i % N][i / N]);
+            });
         });
     }
 }
 
 template <class S, class R>
 void gemm_unpacked(const GemmArgs &g) {
-    using U = Unpacked<S, R>;
-    float *partial = reinterpret_cast<float *>(g.scratch + U::kBytes);  // [tokens][16]
-    const int64_t blocks = g.weight->blocks;
-    for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
-        const R packed(*g.weight, p);
-        for (int64_t begin = 0; begin < blocks; begin += U::kBlocks) {
-            const int64_t end = begin + U::kBlocks < blocks ? begin + U::kBlocks : blocks;
-            U w(g.scratch, begin);
-            w.fill(packed, end);
-            for_tiles<S::kTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
-                constexpr int T = size;
-                typename S::F acc[T];
-                float *kept = partial + (t - g.token_begin) * 16;
-                unroll<T>([&](auto i) __attribute__((always_inline)) {
-                    acc[i] = begin == 0 ? S::zero() : S::load(kept + 16 * i);
-                });
-                for (int64_t b = begin; b < end; ++b) int_block<S, U, T>(w, g.act, t, b, acc);
-                unroll<T>([&](auto i) __attribute__((always_inline)) {
-                    if (end < blocks)
-                        S::store(kept + 16 * i, acc[i]);
-                    else
-                        finish_int<S>(g, p, t + i, acc[i]);
-                });
-            });
-        }
-    }
+    int64_t p = g.panel_begin;
+    for (; p + kPanels<S, R> <= g.panel_end; p += kPanels<S, R>) unpacked_panels<S, R, kPanels<S, R>>(g, p);
+    if constexpr (kPanels<S, R> > 1)
+        for (; p < g.panel_end; ++p) unpacked_panels<S, R, 1>(g, p);
 }
 
 constexpr int64_t kUnpackTokens = 8;       // from here on unpacking a panel first pays
@@ -412,7 +439,7 @@ constexpr int64_t kMaxGemmTokens = 4096;   // partial sums of so many tokens fit
 
 template <class S, class R>
 void gemm_int(const GemmArgs &g) {
-    static_assert(Unpacked<S, R>::kBytes + kMaxGemmTokens * 64 <= kGemmScratch);
+    static_assert(kPanels<S, R> * (Unpacked<S, R>::kBytes + kMaxGemmTokens * 64) <= kGemmScratch);
     if constexpr (S::kUnpack)
         if (g.token_end - g.token_begin >= kUnpackTokens) return gemm_unpacked<S, R>(g);
     gemm_direct<S, R>(g);

@@ -11,6 +11,7 @@ struct Avx2 {
     static constexpr const char *kName = "avx2";
     static constexpr int kTile = 6;
     static constexpr int kDirectTile = 4;
+    static constexpr int kPanels = 1;
     static constexpr int kFloatTile = 6;
     static constexpr int kRows = 6;
     static constexpr bool kUnpack = true;

@@ -9,8 +9,9 @@ namespace pagoda {
 
 struct Avx512 {
     static constexpr const char *kName = "avx512";
-    static constexpr int kTile = 8;
+    static constexpr int kTile = 4;
     static constexpr int kDirectTile = 8;
+    static constexpr int kPanels = 2;  // a broadcast of activations takes as long as a product
     static constexpr int kFloatTile = 12;
     static constexpr int kRows = 12;
     static constexpr bool kUnpack = true;
@@ -138,6 +139,7 @@ struct Avx512 {
 
 // The same with activations of 8 bits.
 struct Avx512Bytes : Avx512 {
+    static constexpr int kTile = 6;
     static constexpr int kBits = 8;
     static constexpr bool takes(int) { return true; }
     template <int Most, int Quads>

@@ -11,6 +11,7 @@ struct Generic {
     static constexpr const char *kName = "generic";
     static constexpr int kTile = 1;       // tokens of one integer tile, from unpacked weights
     static constexpr int kDirectTile = 1;  // and from packed ones
+    static constexpr int kPanels = 1;      // of one integer tile, from unpacked weights
     static constexpr int kFloatTile = 1;  // tokens of one float tile
     static constexpr int kRows = 1;       // query rows of one attention tile
     static constexpr bool kUnpack = false;  // whether unpacking a panel first pays for many tokens

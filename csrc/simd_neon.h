@@ -13,6 +13,7 @@ struct Neon {
     static constexpr const char *kName = "neon";
     static constexpr int kTile = 2;
     static constexpr int kDirectTile = 2;
+    static constexpr int kPanels = 1;
     static constexpr int kFloatTile = 6;
     static constexpr int kRows = 6;
     static constexpr bool kUnpack = true;
