@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from pagoda.errors import ConfigError, FormatError, UnsupportedError
 from pagoda.formats.checkpoint import open_checkpoint
@@ -15,8 +16,9 @@ from pagoda.quantize import layers
 from pagoda.quantize.folder import narrow
 from pagoda.quantize.forward import WindowOps
 from pagoda.quantize.layers import Store
+from pagoda.quantize.run import quantize
 from pagoda.text.tokenizer import load_tokenizer
-from quantize_runs import WINDOWS, logits, run
+from quantize_runs import WINDOWS, logits, run, settings
 from tiny_models import TINY, memory_checkpoint, write_gguf, write_safetensors
 
 FAMILIES = ["llama3", "llama_biased", "mistral", "qwen2", "qwen3", "gemma3"]
@@ -77,6 +79,19 @@ def test_methods_without_a_sample(tmp_path: Path, method: str) -> None:
     with open_checkpoint(source) as opened, open_checkpoint(folder) as made:
         assert cosine(logits(made), logits(opened)) > {"nf4": 0.88, "int8": 0.9995}[method]
     assert not any("calibrating" in line for line in said)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_those_that_were_asked_for(tmp_path: Path, threads: int) -> None:
+    source, counts = write_gguf(tmp_path / "model.gguf", TINY["llama"]), []
+
+    def say(line: str) -> None:
+        if "calibrating" in line:
+            counts.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+
+    quantize(source, tmp_path / "out", settings(tmp_path, "gptq", threads=threads), say=say)
+    assert counts
+    assert set(counts) == {threads}
 
 
 def test_what_config_and_tokenizer_say(tmp_path: Path) -> None:

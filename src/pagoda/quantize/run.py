@@ -17,6 +17,9 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
+from pagoda.backends.cores import usable_cores
 from pagoda.errors import CapacityError, ConfigError, PagodaError, QualityError
 from pagoda.quantize.methods import Job, Progress, find_method
 from pagoda.quantize.settings import QuantizeSettings
@@ -44,7 +47,8 @@ def quantize(
     work = output.with_name(output.name + ".partial")
     try:
         _open_work(work, source, settings, say)
-        finished = method.run(Job(source, work, settings.to.lower(), settings, progress, say))
+        with threadpool_limits(settings.threads or usable_cores()):  # BLAS would take a thread for each CPU there is
+            finished = method.run(Job(source, work, settings.to.lower(), settings, progress, say))
         _judge(finished, source, work, settings, progress, say)
         _put(finished, output)
         shutil.rmtree(work, ignore_errors=True)
