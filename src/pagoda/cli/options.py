@@ -10,7 +10,6 @@ settings stay what typer makes of them.
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Callable
 from dataclasses import MISSING
 from pathlib import Path
@@ -26,10 +25,11 @@ CONFIG_HELP = "TOML file with settings, a line each: threads = 4. By default ./p
 
 def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the flags of every settings class among its parameters, and `--config`."""
-    hints = typing.get_type_hints(function, include_extras=True)
+    # Not typing.get_type_hints: Python 3.10's hides what is annotated in an Optional where the default is None.
+    parameters = inspect.signature(function, eval_str=True).parameters
+    hints = {name: p.annotation for name, p in parameters.items()}
     classes = {name: hint for name, hint in hints.items() if inspect.isclass(hint) and issubclass(hint, Settings)}
-    kept = [p.replace(annotation=hints[p.name]) for p in inspect.signature(function).parameters.values()]
-    kept = [p for p in kept if p.name not in classes]
+    kept = [p for name, p in parameters.items() if name not in classes]
 
     def command(*, config: Path | None = None, **values: Any) -> Any:
         for field in positional:
