@@ -94,6 +94,14 @@ def test_threads_are_those_that_were_asked_for(tmp_path: Path, threads: int) -> 
     assert set(counts) == {threads}
 
 
+def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pagoda.engine.device.no_cuda_reason", lambda: "there is none")
+    source = write_gguf(tmp_path / "model.gguf", TINY["llama"])
+    with pytest.raises(ConfigError, match="--device cuda: there is none"):
+        quantize(source, tmp_path / "out", settings(tmp_path, "gptq", device="cuda"))
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_what_config_and_tokenizer_say(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "model.gguf", TINY["llama"])
     folder, said = run(source, tmp_path, "gptq", group_size=128, act_order="full", symmetric=False)

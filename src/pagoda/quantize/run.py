@@ -20,6 +20,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from pagoda.backends.cores import usable_cores
+from pagoda.engine.device import torch_device
 from pagoda.errors import CapacityError, ConfigError, PagodaError, QualityError
 from pagoda.quantize.methods import Job, Progress, find_method
 from pagoda.quantize.settings import QuantizeSettings
@@ -38,12 +39,13 @@ def quantize(
 ) -> Path:
     """Quantize the model at `source` as `settings.to` says, to the file or folder `output`, and return that.
 
-    Raises ConfigError if the output exists and `settings.force` is not set, or a setting cannot be; FormatError for
-    damaged weights; CapacityError for a full disk; QualityError beyond `settings.max_kld`. Interrupted by whatever,
-    the same call goes on where it was.
+    Raises ConfigError if the output exists and `settings.force` is not set, a setting cannot be, or the device is not
+    there; FormatError for damaged weights; CapacityError for a full disk; QualityError beyond `settings.max_kld`.
+    Interrupted by whatever, the same call goes on where it was.
     """
     method = find_method(settings.to)
     _check_output(output, settings)
+    torch_device(settings.device)  # raises while nothing is made yet
     work = output.with_name(output.name + ".partial")
     try:
         _open_work(work, source, settings, say)
