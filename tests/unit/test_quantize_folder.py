@@ -1,6 +1,5 @@
 """Quantized folders of tiny models of every family: what they hold, resuming, and what is refused."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -18,14 +17,10 @@ from pagoda.quantize.forward import WindowOps
 from pagoda.quantize.layers import Store
 from pagoda.quantize.run import quantize
 from pagoda.text.tokenizer import load_tokenizer
-from quantize_runs import WINDOWS, logits, run, settings
+from quantize_runs import WINDOWS, cosine, logits, logits_by_device, need_torch, run, settings
 from tiny_models import TINY, memory_checkpoint, write_gguf, write_safetensors
 
 FAMILIES = ["llama3", "llama_biased", "mistral", "qwen2", "qwen3", "gemma3"]
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
 class Stored:
@@ -55,18 +50,11 @@ def test_the_folder_is_the_model_that_was_calibrated(tmp_path: Path, family: str
         assert cosine(found, logits(opened)) > 0.85
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@need_torch
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_calibration_in_torch_makes_the_same_model(tmp_path: Path, method: str) -> None:
     source = write_gguf(tmp_path / "model.gguf", TINY["qwen2_windowed"])
-    found = []
-    for device in ("cpu", "torch-cpu"):
-        place = tmp_path / device
-        place.mkdir()
-        folder, said = run(source, place, method, device=device)
-        assert ("computing in torch on cpu" in said) == (device == "torch-cpu")
-        with open_checkpoint(folder) as made:
-            found.append(logits(made))
+    found = logits_by_device(source, tmp_path, method, "cpu", "torch-cpu")
     with open_checkpoint(source) as opened:
         original = logits(opened)
     assert cosine(*found) > 0.999 > 0.99 > cosine(found[0], original)

@@ -1,6 +1,5 @@
 """The forward pass over windows computes what the reference backend computes, whatever the family and arithmetic."""
 
-import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from pagoda.quantize.arithmetic import make_arithmetic
 from pagoda.quantize.forward import LinearCall, PlainWeights, Value, WindowOps
 from pagoda.quantize.layers import InputStatistics, column_sums
 from pagoda.types import Batch, FloatArray
-from quantize_runs import WINDOWS, logits
+from quantize_runs import WINDOWS, logits, need_torch
 from tiny_models import TINY, memory_checkpoint
 
 
@@ -37,7 +36,6 @@ def reference_logits(family: str) -> FloatArray:
     return np.concatenate(rows)
 
 
-need_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 DEVICES = ["cpu", pytest.param("torch-cpu", marks=need_torch)]
 
 

@@ -78,7 +78,23 @@ class NumpyArithmetic:
         return rope(x, np.tile(positions, len(x) // length), num_heads, spec)
 
     def attend(self, q: FloatArray, k: FloatArray, v: FloatArray, length: int, spec: AttentionSpec) -> FloatArray:
-        return attend_windows(q, k, v, length, spec)
+        out = np.empty_like(q)
+        group = spec.num_heads // spec.num_kv_heads
+        for start in range(0, len(q), length):
+            rows = slice(start, start + length)
+            heads = q[rows].reshape(length, spec.num_kv_heads, group, spec.head_dim)
+            keys = np.ascontiguousarray(k[rows].reshape(length, spec.num_kv_heads, -1).transpose(1, 2, 0))  # [K, D, T]
+            values = np.ascontiguousarray(v[rows].reshape(length, spec.num_kv_heads, -1).swapaxes(0, 1))  # [K, T, D]
+            target = out[rows].reshape(heads.shape)
+            for first in range(0, length, QUERY_BLOCK):
+                last = min(first + QUERY_BLOCK, length)
+                seen = 0 if spec.window is None else max(first - spec.window + 1, 0)
+                block = np.ascontiguousarray(heads[first:last].transpose(1, 2, 0, 3))  # [K, G, t, D]
+                block *= np.float32(spec.scale)
+                bias = mask(first, last, seen, spec.window)
+                mixed = _attend_block(block, keys[:, :, seen:last], values[:, seen:last], bias, spec.softcap)
+                target[first:last] = mixed.transpose(2, 0, 1, 3)
+        return out
 
     def gated(self, gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArray:
         out = np.empty_like(up)
@@ -101,27 +117,6 @@ class NumpyArithmetic:
         if power == 1:
             return np.asarray(np.abs(x).sum(axis=0, dtype=np.float64))
         return np.asarray(np.einsum("tc,tc->c", x, x, dtype=np.float64))
-
-
-def attend_windows(q: FloatArray, k: FloatArray, v: FloatArray, length: int, spec: AttentionSpec) -> FloatArray:
-    """Causal attention within each window of `length` tokens. q [T, H * D], k and v [T, K * D] → [T, H * D]"""
-    out = np.empty_like(q)
-    group = spec.num_heads // spec.num_kv_heads
-    for start in range(0, len(q), length):
-        rows = slice(start, start + length)
-        heads = q[rows].reshape(length, spec.num_kv_heads, group, spec.head_dim)
-        keys = np.ascontiguousarray(k[rows].reshape(length, spec.num_kv_heads, -1).transpose(1, 2, 0))  # [K, D, T]
-        values = np.ascontiguousarray(v[rows].reshape(length, spec.num_kv_heads, -1).swapaxes(0, 1))  # [K, T, D]
-        target = out[rows].reshape(heads.shape)
-        for first in range(0, length, QUERY_BLOCK):
-            last = min(first + QUERY_BLOCK, length)
-            seen = 0 if spec.window is None else max(first - spec.window + 1, 0)
-            block = np.ascontiguousarray(heads[first:last].transpose(1, 2, 0, 3))  # [K, G, t, D]
-            block *= np.float32(spec.scale)
-            bias = mask(first, last, seen, spec.window)
-            mixed = _attend_block(block, keys[:, :, seen:last], values[:, seen:last], bias, spec.softcap)
-            target[first:last] = mixed.transpose(2, 0, 1, 3)
-    return out
 
 
 def mask(first: int, last: int, seen: int, window: int | None) -> FloatArray:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
-from pagoda.backends.cuda.eager import activated, rms_norm, rotate
+from pagoda.backends.cuda.eager import activated, attention, rms_norm, rotate
 from pagoda.backends.reference import rope_angles
 from pagoda.quantize.arithmetic import Doubles
 from pagoda.types import FloatArray
@@ -41,16 +41,11 @@ class TorchArithmetic:
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int, spec: AttentionSpec
     ) -> torch.Tensor:
-        position = torch.arange(length, device=self.device)
-        distance = position[:, None] - position
-        hidden = (distance < 0) | (distance >= (spec.window or length))
         out = torch.empty_like(q)
         for start in range(0, len(q), length):  # one window's scores at a time: they are what takes memory
-            queries, keys, values = (x[start : start + length].view(length, -1, spec.head_dim) for x in (q, k, v))
-            grouped = queries.view(length, spec.num_kv_heads, -1, spec.head_dim)
-            scores = self.softcapped(torch.einsum("tkgd,nkd->kgtn", grouped, keys) * spec.scale, spec.softcap)
-            weights = scores.masked_fill_(hidden, float("-inf")).softmax(-1)
-            out[start : start + length] = torch.einsum("kgtn,nkd->tkgd", weights, values).reshape(length, -1)
+            rows = slice(start, start + length)
+            keys, values = (x[rows].view(length, -1, spec.head_dim) for x in (k, v))
+            out[rows] = attention(q[rows], keys, values, 0, 0, spec)
         return out
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
