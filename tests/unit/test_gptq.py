@@ -1,5 +1,7 @@
 """GPTQ's arithmetic against a slow twin, and what it promises."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from pagoda.errors import FormatError
 from pagoda.quantize.gptq import GPTQOptions, factorize, inverse_factor, quantize
 from pagoda.quantize.grid import Grid, full_range, search
 from pagoda.types import FloatArray
+from quantize_runs import need_torch
 
 RNG = np.random.default_rng(5)
 
@@ -39,7 +42,7 @@ def test_agrees_with_the_slow_twin(columns: int, size: int) -> None:
     x, w = inputs(400, columns), RNG.normal(size=(40, columns)).astype(np.float32)
     hessian = x.T.astype(np.float64) @ x
     options = GPTQOptions(group_size=size, act_order="none", search_scales=False)
-    fast = quantize(w, factorize(hessian, "none", options.damping), options).dequantize()
+    fast = quantize(w, factorize(hessian, "none", options.damping), options).values().T
     slow = slow_gptq(w, hessian, size, options.damping)
     # Float32 sums may tip a weight that lies between two codes; nearly all agree, and the error does.
     assert (np.abs(fast - slow) < 1e-6).mean() > 0.98
@@ -58,7 +61,7 @@ def test_loses_less_than_rounding_to_nearest(bits: int, symmetric: bool, act_ord
         [full_range(w.T[i : i + 32], bits, symmetric).rounded(w.T[i : i + 32]) for i in range(0, 128, 32)]
     ).T
     assert done.codes.max() < 1 << bits
-    assert error(w, done.dequantize(), hessian) < 0.7 * error(w, nearest, hessian)
+    assert error(w, done.values().T, hessian) < 0.7 * error(w, nearest, hessian)
     assert (np.diff(done.groups) >= 0).all() == (act_order != "full")
 
 
@@ -69,19 +72,22 @@ def test_act_order_helps_and_a_row_may_be_one_group() -> None:
     for order in ("static", "none"):
         options = GPTQOptions(group_size=-1, act_order=order)  # type: ignore[arg-type]
         done = quantize(w, factorize(hessian, options.act_order, 0.01), options)
-        assert done.scales.shape == (64, 1)
-        lost[order] = error(w, done.dequantize(), hessian)
+        assert done.scales.shape == (1, 64)
+        lost[order] = error(w, done.values().T, hessian)
     assert lost["static"] < lost["none"]
 
 
-def test_singular_hessians_are_damped_more() -> None:
+@pytest.mark.parametrize("module", ["numpy", pytest.param("torch", marks=need_torch)])
+def test_singular_hessians_are_damped_more(module: str) -> None:
+    xp = importlib.import_module(module)
     x = inputs(10, 64)  # fewer tokens than columns
     x[:, 7] = 0  # and one that is never used
     hessian = x.T.astype(np.float64) @ x
-    factor = factorize(hessian, "static", 0.0)
+    factor = factorize(xp.asarray(hessian), "static", 0.0)
     assert 0 < factor.damping <= 0.01
     w = RNG.normal(size=(8, 64)).astype(np.float32)
-    assert np.isfinite(quantize(w, factor, GPTQOptions(group_size=32)).dequantize()).all()
+    done = quantize(xp.asarray(w), factor, GPTQOptions(group_size=32))
+    assert np.isfinite(done.grouped().dequantize()).all()
 
 
 def test_what_is_not_a_number_is_refused() -> None:
@@ -115,4 +121,4 @@ def test_rows_of_zeros_stay_zero() -> None:
     w = np.zeros((4, 32), dtype=np.float32)
     for symmetric in (True, False):
         done = quantize(w, factorize(np.eye(32), "static", 0.01), GPTQOptions(group_size=32, symmetric=symmetric))
-        assert (done.dequantize() == 0).all()
+        assert (done.values() == 0).all()

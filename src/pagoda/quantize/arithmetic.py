@@ -7,7 +7,7 @@ that `+=`, slices of rows and `len` do what they do in numpy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ import numpy.typing as npt
 from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
 from pagoda.backends.reference import gated, rms_norm, rope, softcapped
 from pagoda.engine.device import torch_device
+from pagoda.quantize.arrays import Array
 from pagoda.types import FloatArray
 
-Array = Any
 Doubles = npt.NDArray[np.float64]
 
 GATED_ROWS = 64  # tokens whose activations are computed at once: they stay in the cache
@@ -48,8 +48,8 @@ class Arithmetic(Protocol):
 
     def softcapped(self, x: Array, cap: float | None) -> Array: ...
 
-    def gram(self, chunks: Iterator[Array]) -> Doubles:
-        """x^T x, summed over at least one chunk in float64. → [width, width]"""
+    def gram(self, chunks: Iterator[Array]) -> Array:
+        """x^T x, summed over at least one chunk. → [width, width] float64"""
 
     def column_sums(self, x: Array, power: int) -> Doubles:
         """Σ |x|^power of each column; power 1 or 2. → [width]"""

@@ -21,7 +21,8 @@ from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.quantized import as_floats as decoded
-from pagoda.quantize.arithmetic import Arithmetic, Array, NumpyArithmetic
+from pagoda.quantize.arithmetic import Arithmetic, NumpyArithmetic
+from pagoda.quantize.arrays import Array
 from pagoda.types import FloatArray, Int32Array, RawTensor
 
 CHUNK_TOKENS = 4096

@@ -9,7 +9,7 @@ rounded while most others can still make up for them. With static groups scales 
 in the file, so the file's columns stay in order; "full" act-order sets each group's scale when its turn comes, and
 the file then says by g_idx which column belongs to which group.
 
-What comes out is refined (`refine.py`), which the paper does not do.
+What comes out is refined (`refine.py`), which the paper does not do. Arrays are numpy's or torch's.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda.errors import FormatError
-from pagoda.formats.packed import GroupedWeight
-from pagoda.quantize.grid import Grid, full_range, search
+from pagoda.quantize.arrays import Array, fetched, floats, namespace
+from pagoda.quantize.grid import Grid, Rounded, full_range, search
 from pagoda.quantize.layers import LinearGroup, Outcome, QuantizedLinear
 from pagoda.quantize.refine import refined
-from pagoda.types import FloatArray, Int32Array
+from pagoda.types import Int32Array
 
 ActOrder = Literal["static", "full", "none"]
-Double = npt.NDArray[np.float64]
 
 BLOCK = 32  # columns between two updates of all that follow
 TRIANGLE = 64  # triangles up to this size are inverted at once
@@ -46,60 +45,62 @@ class GPTQOptions:
     refine: bool = True  # scales and codes once more, when all columns are done
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Factor:
     """U of H^-1 = U^T U for columns in `order`, and the damping that it took."""
 
-    upper: FloatArray  # [in, in]
+    upper: Array  # [in, in] float32
     order: npt.NDArray[np.intp]
     damping: float
-    dead: npt.NDArray[np.bool_]  # columns, in the weight's order, that the sample never used
 
 
-def factorize(hessian: Double, act_order: ActOrder, damping: float) -> Factor:
-    """Damp H, ten times as much whenever it is singular, and factorize its inverse.
+def factorize(hessian: Array, act_order: ActOrder, damping: float) -> Factor:
+    """Damp H, [in, in] float64, ten times as much whenever it is singular, and factorize its inverse.
 
     FormatError where that does not help: the inputs hold what is not a number.
     """
-    diagonal = np.diagonal(hessian).copy()
-    if not np.isfinite(hessian).all():
+    xp = namespace(hessian)
+    if not xp.isfinite(hessian).all():
         raise FormatError("the model computes infinities or NaN on the calibration text; its weights are damaged")
-    dead = diagonal <= 0
-    diagonal[dead] = 1.0
-    order = np.arange(len(diagonal)) if act_order == "none" else np.argsort(-diagonal, kind="stable")
+    diagonal = xp.diagonal(hessian)
+    diagonal = xp.where(diagonal > 0, diagonal, xp.ones_like(diagonal))  # a column that the sample never used
+    every = np.arange(len(diagonal))
+    order = every if act_order == "none" else np.argsort(-fetched(diagonal), kind="stable")
     mean = float(diagonal.mean())
     for _ in range(8):
-        damped = hessian[np.ix_(order, order)]
-        damped[np.diag_indices_from(damped)] = diagonal[order] + damping * mean
+        damped = hessian[order[:, None], order]
+        damped[every, every] = diagonal[order] + damping * mean
         try:
             upper = inverse_factor(damped)
-        except np.linalg.LinAlgError:
+        except xp.linalg.LinAlgError:
             damping = max(10 * damping, 1e-4)
             continue
-        return Factor(upper.astype(np.float32), order, damping, dead)
+        return Factor(floats(upper), order, damping)
     raise FormatError("the Hessian stays singular however much it is damped")
 
 
-def inverse_factor(matrix: Double) -> Double:
-    """Upper U with matrix^-1 = U^T U. LinAlgError if the matrix is not positive definite.
+def inverse_factor(matrix: Array) -> Array:
+    """Upper U with matrix^-1 = U^T U. LinAlgError, numpy's or torch's, if the matrix is not positive definite.
 
     With J the reversal of rows, J matrix J = L L^T gives matrix = (J L J) (J L J)^T, so U = J L^-1 J.
     """
-    lower: Double = np.asarray(np.linalg.cholesky(matrix[::-1, ::-1]), dtype=np.float64)
-    return inverse_lower(lower)[::-1, ::-1]
+    xp = namespace(matrix)
+    lower = xp.linalg.cholesky(xp.flip(matrix, (0, 1)))
+    return xp.flip(inverse_lower(lower), (0, 1))
 
 
-def inverse_lower(lower: Double) -> Double:
+def inverse_lower(lower: Array) -> Array:
     """Inverse of a lower triangle by halves: [[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]."""
-    out = np.zeros_like(lower)
+    out = namespace(lower).zeros_like(lower)
     _invert_into(lower, out)
     return out
 
 
-def _invert_into(lower: Double, out: Double) -> None:
+def _invert_into(lower: Array, out: Array) -> None:
     n = len(lower)
     if n <= TRIANGLE:
-        out[:] = np.tril(np.linalg.inv(lower))
+        xp = namespace(lower)
+        out[:] = xp.tril(xp.linalg.inv(lower))
         return
     half = n // 2
     _invert_into(lower[:half, :half], out[:half, :half])
@@ -111,13 +112,11 @@ def group_count(columns: int, group_size: int) -> int:
     return 1 if group_size == -1 else -(-columns // group_size)
 
 
-def quantize(weight: FloatArray, factor: Factor, options: GPTQOptions) -> GroupedWeight:
+def quantize(weight: Array, factor: Factor, options: GPTQOptions) -> Rounded:
     """Round weight [out, in] with the error compensation of `factor`."""
-    columns = weight.shape[1]
+    xp, columns = namespace(weight), weight.shape[1]
     size = columns if options.group_size == -1 else options.group_size
-    w = weight.T[factor.order]  # [in, out], a copy
-    importance: FloatArray = np.square(1 / np.diagonal(factor.upper)).astype(np.float32)
-    run = _Run(w, factor.upper, importance, options)
+    run = _Run(weight.T[factor.order], factor.upper, options)
     if options.act_order == "static":
         groups = np.arange(columns, dtype=np.int32) // size
         grids = [run.grid(np.flatnonzero(groups[factor.order] == g)) for g in range(group_count(columns, size))]
@@ -126,22 +125,22 @@ def quantize(weight: FloatArray, factor: Factor, options: GPTQOptions) -> Groupe
         groups = np.empty(columns, dtype=np.int32)
         groups[factor.order] = np.arange(columns) // size
         grids = run.growing(size)
-    codes = np.empty(weight.shape, dtype=np.uint8)
-    codes[:, factor.order] = run.codes.T
-    scales = np.stack([grid.scale for grid in grids], axis=1)
-    zeros = np.stack([grid.zero for grid in grids], axis=1).astype(np.int32)
-    return GroupedWeight(options.bits, codes, scales, zeros, groups)
+    codes = xp.empty_like(run.codes)
+    codes[factor.order] = run.codes
+    scales, zeros = xp.stack([grid.scale for grid in grids]), xp.stack([grid.zero for grid in grids])
+    return Rounded(options.bits, codes, scales, zeros, groups)
 
 
 class _Run:
     """The state of one matrix: w [in, out], changed as columns are rounded."""
 
-    def __init__(self, w: FloatArray, upper: FloatArray, importance: FloatArray, options: GPTQOptions) -> None:
+    def __init__(self, w: Array, upper: Array, options: GPTQOptions) -> None:
+        xp = self.xp = namespace(w)
         self.w = w
         self.upper = upper
-        self.importance = importance
+        self.importance = xp.square(1 / xp.diagonal(upper))
         self.options = options
-        self.codes = np.empty(w.shape, dtype=np.uint8)
+        self.codes = xp.empty_like(w, dtype=xp.uint8)
 
     def grid(self, rows: npt.NDArray[np.intp]) -> Grid:
         """The grid for these columns as they are now."""
@@ -170,12 +169,13 @@ class _Run:
     def block(self, start: int, end: int, grids: list[Grid]) -> None:
         """Round columns [start, end), and move those after them."""
         w, upper = self.w[start:end], self.upper[start:end, start:end]
-        errors, room = np.empty_like(w), np.empty_like(w)
+        xp = self.xp
+        errors, room = xp.empty_like(w), xp.empty_like(w)
         for i, grid in enumerate(grids):
             codes = grid.codes(w[i])
             self.codes[start + i] = codes
-            error = np.divide(w[i] - grid.values(codes), upper[i, i], out=errors[i])
-            w[i + 1 :] -= np.multiply(upper[i, i + 1 :, None], error, out=room[i + 1 :])
+            error = xp.divide(w[i] - grid.values(codes), upper[i, i], out=errors[i])
+            w[i + 1 :] -= xp.multiply(upper[i, i + 1 :, None], error, out=room[i + 1 :])
         self.w[end:] -= self.upper[start:end, end:].T @ errors
 
 
@@ -192,6 +192,6 @@ class GPTQQuantizer:
             self._say(f"{group.names[0]}: singular Hessian, damped by {factor.damping:g}")
         done = [quantize(w, factor, self.options) for w in group.weights]
         if self.options.refine:
-            hessian = group.inputs.hessian.astype(np.float32)
-            done = [refined(w, quantized, hessian) for w, quantized in zip(group.weights, done, strict=True)]
-        return Outcome(tuple(map(QuantizedLinear, done)))
+            hessian = floats(group.inputs.hessian)
+            done = [refined(w, rounded, hessian) for w, rounded in zip(group.weights, done, strict=True)]
+        return Outcome(tuple(QuantizedLinear(rounded.grouped()) for rounded in done))

@@ -19,6 +19,7 @@ from pagoda.errors import FormatError
 from pagoda.formats.packed import GroupedWeight
 from pagoda.formats.quantized import as_floats
 from pagoda.quantize.arithmetic import Doubles
+from pagoda.quantize.arrays import Array
 from pagoda.quantize.forward import LinearCall, Origin, Value
 from pagoda.types import FloatArray, RawTensor
 
@@ -30,15 +31,15 @@ class InputStatistics:
         self._x = x
 
     @cached_property
-    def hessian(self) -> Doubles:
-        """X^T X. → [in, in]"""
+    def hessian(self) -> Array:
+        """X^T X. → [in, in] float64"""
         return self._x.arithmetic.gram(self._x.chunks())
 
     @cached_property
-    def mean_abs(self) -> FloatArray:
+    def mean_abs(self) -> Array:
         """Mean |x| of each column. → [in]"""
         sums, count = column_sums(self._x, 1)
-        return (sums / count).astype(np.float32)
+        return self._x.arithmetic.place((sums / count).astype(np.float32))
 
 
 def column_sums(x: Value, power: int) -> tuple[Doubles, int]:
@@ -53,10 +54,10 @@ def column_sums(x: Value, power: int) -> tuple[Doubles, int]:
 
 @dataclass(frozen=True, slots=True)
 class LinearGroup:
-    """Linears that read one input, their weights [out, in] as the model has them."""
+    """Linears that read one input, their weights [out, in] as the model has them, where the computing is done."""
 
     names: tuple[str, ...]
-    weights: tuple[FloatArray, ...]
+    weights: tuple[Array, ...]
     origin: Origin | None
     inputs: InputStatistics
 
@@ -148,7 +149,7 @@ class QuantizingSource:
         return values
 
     def _quantize(self, x: Value, names: tuple[str, ...], calls: Sequence[LinearCall]) -> list[FloatArray]:
-        weights = tuple(finite(call.weight) for call in calls)
+        weights = tuple(x.arithmetic.place(finite(call.weight)) for call in calls)
         outcome = self._quantizer.quantize(LinearGroup(names, weights, x.origin, InputStatistics(x)))
         for i, (name, linear) in enumerate(zip(names, outcome.linears, strict=True)):
             self._store.save(name, linear, {} if i else outcome.divisors)

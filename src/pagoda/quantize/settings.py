@@ -51,7 +51,7 @@ class QuantizeSettings(Settings):
     device: Annotated[
         Literal["auto", "cpu", "cuda", "torch-cpu"],
         Setting(
-            "gptq, awq and --imatrix auto: where the calibration text is computed. auto: a GPU where there is one and "
+            "gptq, awq and --imatrix auto: where layers are computed and rounded. auto: a GPU where there is one and "
             "pagoda-llm[cuda] is installed; torch-cpu tests that without one."
         ),
     ] = "auto"

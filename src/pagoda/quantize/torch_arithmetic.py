@@ -54,12 +54,12 @@ class TorchArithmetic:
     def softcapped(self, x: torch.Tensor, cap: float | None) -> torch.Tensor:
         return x if cap is None else cap * torch.tanh(x / cap)
 
-    def gram(self, chunks: Iterator[torch.Tensor]) -> Doubles:
+    def gram(self, chunks: Iterator[torch.Tensor]) -> torch.Tensor:
         first = next(chunks)
         total = (first.t() @ first).double()
         for x in chunks:
             total += x.t() @ x
-        return np.asarray(total.cpu().numpy())
+        return total
 
     def column_sums(self, x: torch.Tensor, power: int) -> Doubles:
         return np.asarray(x.abs().pow_(power).sum(0, dtype=torch.float64).cpu().numpy())
