@@ -213,9 +213,8 @@ template <class S, class R>
 constexpr int kPlanes = R::kFine && !S::kWide ? 2 : 1;
 
 // Panels that share a tile: what is read of a token serves all of them.
-constexpr int at_least_one(int n) { return n > 1 ? n : 1; }
 template <class S, class R>
-constexpr int kPanels = at_least_one(S::kPanels / kPlanes<S, R>);
+constexpr int kPanels = std::max(S::kPanels / kPlanes<S, R>, 1);
 
 // Part P of quad J in plane L as the instruction set multiplies it, less Offset.
 template <class S, int J, int P, int L, int Offset, class R>
@@ -381,7 +380,7 @@ template <class S, class R>
 void gemm_direct(const GemmArgs &g) {
     for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
         const R w(*g.weight, p);
-        constexpr int kTile = at_least_one(S::kDirectTile / kPlanes<S, R>);
+        constexpr int kTile = std::max(S::kDirectTile / kPlanes<S, R>, 1);
         for_tiles<kTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
             constexpr int T = size;
             typename S::F acc[1][T];
