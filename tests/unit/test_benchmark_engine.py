@@ -14,12 +14,12 @@ from pagoda.benchmark.engine import (
     bench_settings,
     decode_slack,
     model_work,
-    peak_memory,
     result_of,
 )
 from pagoda.benchmark.profile import profile
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
+from pagoda.engine.memory import peak_memory
 from pagoda.errors import CapacityError
 from pagoda.types import RawTensor, StepResult
 from tiny_models import TINY, write_gguf

@@ -2,16 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from pagoda.errors import ConfigError, FormatError, UnsupportedError
+from pagoda.errors import CapacityError, ConfigError, FormatError, UnsupportedError
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.hugging_face import as_hugging_face
 from pagoda.models.registry import load_model
 from pagoda.quantize import layers
+from pagoda.quantize.arithmetic import Arithmetic, make_arithmetic
 from pagoda.quantize.folder import narrow
 from pagoda.quantize.forward import WindowOps
 from pagoda.quantize.layers import Store
@@ -152,6 +154,20 @@ def test_damaged_weights_are_named(tmp_path: Path, method: str) -> None:
     file.write_bytes(raw)
     with pytest.raises(FormatError, match=r"layers\.0\.mlp\.up_proj\.weight.* NaN or infinite"):
         run(source, tmp_path, method)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("torch-cpu", marks=need_torch)])
+@pytest.mark.parametrize("to", ["gptq", "q4_0"])
+def test_a_sample_that_memory_does_not_hold(tmp_path: Path, to: str, device: str, monkeypatch: Any) -> None:
+    source = write_gguf(tmp_path / "model.gguf", TINY["llama"])
+    arithmetic = type(make_arithmetic(device, print))
+
+    def gated(self: Arithmetic, *_: Any) -> None:
+        raise arithmetic.out_of_memory("no more")
+
+    monkeypatch.setattr(arithmetic, "gated", gated)
+    with pytest.raises(CapacityError, match=r"ran out on 6 windows of 64 tokens; take fewer --calibration-samples"):
+        run(source, tmp_path, to, device=device, imatrix="auto" if to == "q4_0" else None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

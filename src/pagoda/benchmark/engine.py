@@ -10,13 +10,11 @@ prefill; decode_compute_share). What a step does besides is not counted, so a sh
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pagoda.backends.cores import IS_MACOS
 from pagoda.benchmark.prompts import random_ids
 from pagoda.benchmark.stats import median
 from pagoda.config import EngineSettings
@@ -206,9 +204,3 @@ def _rates(batch: int, run: Run, prompt: int, gen: int) -> dict[str, float]:
 def share(rate: float, ceiling: float | None) -> float | None:
     """Of the ceiling; None where that was not measured."""
     return None if ceiling is None else round(rate / ceiling, 4)
-
-
-def peak_memory() -> int:
-    """The most bytes of memory that this process has held at once."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if IS_MACOS else peak * 1024

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pagoda.backends.cores import IS_MACOS
-from pagoda.benchmark.engine import Bench, bench_settings, decode_slack, peak_memory
+from pagoda.benchmark.engine import Bench, bench_settings, decode_slack
 from pagoda.config import EngineSettings
 from pagoda.engine.load import load_engine
+from pagoda.engine.memory import peak_memory
 
 GENERATED = 8
 

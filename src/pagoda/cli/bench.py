@@ -17,7 +17,6 @@ from pagoda.benchmark.engine import (
     bench_settings,
     decode_slack,
     model_work,
-    peak_memory,
     result_of,
 )
 from pagoda.benchmark.profile import profile
@@ -25,6 +24,7 @@ from pagoda.cli.options import with_settings
 from pagoda.cli.progress import download_progress
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
+from pagoda.engine.memory import peak_memory
 from pagoda.plan.hardware import Hardware, int8_peak, read_bandwidth, read_hardware
 from pagoda.settings import Setting, Settings
 

@@ -12,6 +12,7 @@ the machine.
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -192,3 +193,9 @@ def _cgroup_room(folder: Path, limit: str, usage: str, inactive: str) -> list[in
 def _darwin_memory() -> int:
     """Half of the physical memory: macOS has no figure for what is available that means the same."""
     return int(subprocess.check_output(["sysctl", "-n", "hw.memsize"])) // 2
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held at once."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -27,6 +27,8 @@ QUERY_BLOCK = 128  # queries that attend at once; keys after the last of them ar
 class Arithmetic(Protocol):
     """Windows have `length` tokens each; other letters as in `backends/base.py`."""
 
+    out_of_memory: type[Exception]  # what an allocation that fails raises
+
     def place(self, values: FloatArray) -> Array:
         """Bring an array to where the computing is done."""
 
@@ -57,6 +59,8 @@ class Arithmetic(Protocol):
 
 class NumpyArithmetic:
     """An `Arithmetic`."""
+
+    out_of_memory: type[Exception] = MemoryError
 
     def place(self, values: FloatArray) -> FloatArray:
         return values

@@ -8,9 +8,8 @@ from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import Checkpoint
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
-from pagoda.quantize.arithmetic import make_arithmetic
 from pagoda.quantize.calibrate import Sample, read_sample
-from pagoda.quantize.forward import LinearCall, PlainWeights, Value, WindowOps
+from pagoda.quantize.forward import LinearCall, PlainWeights, Value, run_sample
 from pagoda.quantize.imatrix import Entry, Imatrix
 from pagoda.quantize.layers import column_sums
 from pagoda.quantize.settings import QuantizeSettings
@@ -51,7 +50,7 @@ def collect_imatrix(
     say(f"importance matrix from {windows} windows of {tokens} tokens ({settings.calibration})")
     total = 7 * decoder.num_layers
     source = SquaredInputs(lambda done: progress("importance matrix", done, total))
-    decoder.forward(WindowOps(sample.windows, source, arithmetic=make_arithmetic(settings.device, say)))
+    run_sample(decoder, sample.windows, source, settings.device, say)
     entries = {names[name]: entry for name, entry in source.entries.items()}
     return Imatrix(entries, f"auto ({settings.calibration})", (settings.calibration,), windows, tokens)
 

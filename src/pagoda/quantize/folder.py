@@ -7,9 +7,7 @@ the sample where the method wants one → the folder, a tensor at a time. Embedd
 from __future__ import annotations
 
 import json
-import resource
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pagoda.engine.memory import peak_memory
 from pagoda.errors import ConfigError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
 from pagoda.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
@@ -26,9 +25,8 @@ from pagoda.formats.safetensors_writer import Place, SafetensorsFolder
 from pagoda.models.hugging_face import FAMILIES, HuggingFaceView, as_hugging_face
 from pagoda.models.layers import Block, Decoder, Linear
 from pagoda.models.registry import load_model
-from pagoda.quantize.arithmetic import make_arithmetic
 from pagoda.quantize.calibrate import Sample, read_sample
-from pagoda.quantize.forward import WindowOps
+from pagoda.quantize.forward import run_sample
 from pagoda.quantize.layers import LayerQuantizer, QuantizingSource, Store, check_finite
 from pagoda.quantize.methods import Job
 from pagoda.text.chat import ChatTemplate, load_chat_template
@@ -150,8 +148,7 @@ def quantize_layers(job: Job, model: Model, sample: Sample, quantizer: LayerQuan
 
     job.progress(f"{job.name}: linears", 0, len(model.linears))
     source = QuantizingSource(quantizer, store, done)
-    arithmetic = make_arithmetic(job.settings.device, job.say)
-    model.decoder.forward(WindowOps(sample.windows, source, arithmetic=arithmetic))
+    run_sample(model.decoder, sample.windows, source, job.settings.device, job.say)
     return store
 
 
@@ -279,9 +276,3 @@ def narrow(values: FloatArray, dtype: str, name: str) -> npt.NDArray[Any]:
         return values.astype(np.float16)
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def peak_memory() -> int:
-    """Bytes of this process's largest resident set."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

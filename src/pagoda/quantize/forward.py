@@ -18,10 +18,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
+from pagoda.errors import CapacityError
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.quantized import as_floats as decoded
-from pagoda.quantize.arithmetic import Arithmetic, NumpyArithmetic
+from pagoda.models.layers import Decoder
+from pagoda.quantize.arithmetic import Arithmetic, NumpyArithmetic, make_arithmetic
 from pagoda.quantize.arrays import Array
 from pagoda.types import FloatArray, Int32Array, RawTensor
 
@@ -201,3 +203,23 @@ class WindowOps:
         for i in range(self.num_chunks):
             logits = compute.product(x.chunk(i), w, None) * scale
             self.on_logits(i, compute.fetch(compute.softcapped(logits, softcap)))
+
+
+def run_sample(
+    decoder: Decoder, windows: Int32Array, source: LinearSource, device: str, say: Callable[[str], None]
+) -> None:
+    """One forward pass over a calibration sample [N, T], on what `--device` names.
+
+    Raises what `make_arithmetic` raises, and CapacityError if the sample does not fit into memory.
+    """
+    arithmetic = make_arithmetic(device, say)
+    try:
+        decoder.forward(WindowOps(windows, source, arithmetic=arithmetic))
+    except arithmetic.out_of_memory as error:
+        memory, other = "memory", ""
+        if not isinstance(arithmetic, NumpyArithmetic):
+            memory, other = "the GPU's memory", ", or go on where this stopped with --device cpu"
+        count, length = windows.shape
+        raise CapacityError(
+            f"{memory} ran out on {count} windows of {length} tokens; take fewer --calibration-samples{other}"
+        ) from error

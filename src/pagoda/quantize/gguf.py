@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from pagoda import _native
 from pagoda.backends.cores import usable_cores
+from pagoda.engine.memory import peak_memory
 from pagoda.errors import FormatError
 from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.gguf_writer import GGUFWriter, TensorRow, Value, text, u32
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.quantize.collect import collect_imatrix
-from pagoda.quantize.folder import peak_memory
 from pagoda.quantize.folder_weights import FolderWeights
 from pagoda.quantize.imatrix import Imatrix, read_imatrix, write_imatrix
 from pagoda.quantize.methods import Job

@@ -40,7 +40,8 @@ def quantize(
     """Quantize the model at `source` as `settings.to` says, to the file or folder `output`, and return that.
 
     Raises ConfigError if the output exists and `settings.force` is not set, a setting cannot be, or the device is not
-    there; FormatError for damaged weights; CapacityError for a full disk; QualityError beyond `settings.max_kld`.
+    there; FormatError for damaged weights; CapacityError for a full disk or memory; QualityError beyond
+    `settings.max_kld`.
     Interrupted by whatever, the same call goes on where it was.
     """
     method = find_method(settings.to)

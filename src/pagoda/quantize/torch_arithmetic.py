@@ -17,6 +17,8 @@ from pagoda.types import FloatArray
 class TorchArithmetic:
     """An `Arithmetic` on `device`, as torch calls it."""
 
+    out_of_memory: type[Exception] = torch.OutOfMemoryError
+
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
 
