@@ -5,7 +5,7 @@
 >>> [(row.name, row.perplexity, row.kld) for row in report.rows]
 
 Memory is bounded: one model is loaded at a time, and of the original's predictions as many windows are kept as fit in
-`KEPT_BYTES`; longer texts take several rounds over the models.
+an eighth of what memory is available; longer texts take several rounds over the models.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pagoda.engine.load import LoadedEngine
+from pagoda.engine.memory import available_memory
 from pagoda.errors import ConfigError
 from pagoda.quantize.score import Kept, Tally, predictions, scoring, speeds, windows_of
 from pagoda.types import FloatArray, Int32Array
@@ -27,7 +28,6 @@ from pagoda.types import FloatArray, Int32Array
 BUILTIN = Path(__file__).with_name("heldout.txt")  # Jane Austen, Persuasion, chapters 1 to 4: not what calibrates
 CONTEXT = 512
 WINDOWS = 16
-KEPT_BYTES = 512 * 2**20
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -185,7 +185,7 @@ class _Comparison:
 
     def _capacity(self, engine: LoadedEngine) -> int:
         window_bytes = 2 * (self.context // 2) * engine.core.vocab_size
-        return max(KEPT_BYTES // window_bytes, 1)
+        return max(kept_bytes() // window_bytes, 1)
 
     def _check_tokenizer(self, engine: LoadedEngine) -> None:
         """Divergence compares the same tokens after the same tokens."""
@@ -211,6 +211,11 @@ class _Comparison:
             kld_p99=float(np.quantile(divergence, 0.99)),
             agreement=float(np.concatenate(tally.agreed).mean()),
         )
+
+
+def kept_bytes() -> int:
+    """Memory for the original's predictions."""
+    return max(512 * 2**20, available_memory() // 8)
 
 
 def facts_of(engine: LoadedEngine, window: Int32Array | None) -> dict[str, Any]:
