@@ -25,20 +25,20 @@ def nearest(bits: int) -> Rounded:
     return quantize(WEIGHT, plain, GPTQOptions(bits, 32, False, "none"))
 
 
-def row_errors(weight: FloatArray, rounded: Rounded, hessian: FloatArray) -> FloatArray:
-    """(w - v) H (w - v)^T of each row. → [out]"""
-    change = weight - rounded.values().T
-    return np.asarray(np.einsum("oi,oi->o", change @ hessian, change))
+def row_errors(values: FloatArray) -> FloatArray:
+    """(w - v) H (w - v)^T of each row of values [out, in]. → [out]"""
+    change = WEIGHT - values
+    return np.asarray(np.einsum("oi,oi->o", change @ HESSIAN, change))
 
 
 @pytest.mark.parametrize("options", [GPTQOptions(4, 32), GPTQOptions(3, 48, False, "full"), GPTQOptions(2, -1)])
 def test_every_step_lowers_the_error(options: GPTQOptions) -> None:
     start = quantized(options)
-    errors = [row_errors(WEIGHT, start, HESSIAN)]
+    errors = [row_errors(start.values().T)]
     steps = [start]
     for step in (refit_scales, move_codes, refit_scales):
         steps.append(step(steps[-1], HESSIAN, HESSIAN @ WEIGHT.T))
-        errors.append(row_errors(WEIGHT, steps[-1], HESSIAN))
+        errors.append(row_errors(steps[-1].values().T))
         assert (errors[-1] <= errors[-2] * 1.001).all()
     assert errors[-1].sum() < 0.98 * errors[0].sum()
     np.testing.assert_array_equal(refined(WEIGHT, start, HESSIAN).codes, steps[-1].codes)
@@ -59,14 +59,14 @@ def test_torch_rounds_as_numpy_does(options: GPTQOptions) -> None:
     in_numpy, in_torch = found
     assert (in_numpy.codes == in_torch.codes).mean() > 0.98  # sums in another order may tip a code
     assert (in_numpy.groups == in_torch.groups).all()
-    losses = [np.einsum("oi,oi->", (c := WEIGHT - one.dequantize()) @ HESSIAN, c) for one in found]
+    losses = [row_errors(one.dequantize()).sum() for one in found]
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
 def test_rounding_to_nearest_gains_much() -> None:
     start = nearest(4)
     end = refined(WEIGHT, start, HESSIAN)
-    assert row_errors(WEIGHT, end, HESSIAN).sum() < 0.6 * row_errors(WEIGHT, start, HESSIAN).sum()
+    assert row_errors(end.values().T).sum() < 0.6 * row_errors(start.values().T).sum()
 
 
 def test_a_perfect_weight_stays() -> None:
