@@ -83,7 +83,8 @@ def test_other_formats_take_the_decoded_weights(tmp_path: Path) -> None:
 
 def test_a_folder_of_floats_can_be_had_back(tmp_path: Path) -> None:
     folder = write_quantized(tmp_path / "folder", LLAMA, "awq")
-    floats = quantize(folder, tmp_path / "floats", QuantizeSettings(to="safetensors", dtype="f32"))
+    floats = quantize(str(folder), str(tmp_path / "floats"), QuantizeSettings(to="safetensors", dtype="f32"))
+    assert floats == tmp_path / "floats"
     with open_checkpoint(folder) as a, open_checkpoint(floats) as b:
         logits = [reference_run(load_model(c)).step({"a": TOKENS})["a"] for c in (a, b)]
     np.testing.assert_array_equal(*logits)

@@ -24,29 +24,32 @@ from pagoda.engine.device import torch_device
 from pagoda.errors import CapacityError, ConfigError, PagodaError, QualityError
 from pagoda.quantize.methods import Job, Progress, find_method
 from pagoda.quantize.settings import QuantizeSettings
+from pagoda.sources import resolve
 
 JOB_FILE = "job.json"
 NOT_OF_THE_RESULT = ("max_kld", "device", "threads", "force")  # settings that change nothing of what is made
 
 
 def quantize(
-    source: Path,
-    output: Path,
+    source: Path | str,
+    output: Path | str,
     settings: QuantizeSettings,
     *,
     progress: Progress = lambda what, done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Quantize the model at `source` as `settings.to` says, to the file or folder `output`, and return that.
+    """Quantize the model `source`, a path or a name, as `settings.to` says, to the file or folder `output`: → that.
 
     Raises ConfigError if the output exists and `settings.force` is not set, a setting cannot be, or the device is not
-    there; FormatError for damaged weights; CapacityError for a full disk or memory; QualityError beyond
-    `settings.max_kld`.
+    there; SourceError for a name that leads nowhere; FormatError for damaged weights; CapacityError for a full disk or
+    memory; QualityError beyond `settings.max_kld`.
     Interrupted by whatever, the same call goes on where it was.
     """
+    output = Path(output)
     method = find_method(settings.to)
     _check_output(output, settings)
     torch_device(settings.device)  # raises while nothing is made yet
+    source = resolve(source, progress=progress).path if isinstance(source, str) else source
     work = output.with_name(output.name + ".partial")
     try:
         _open_work(work, source, settings, say)
