@@ -4,7 +4,8 @@ python bench/peer_llmcompressor.py gptq|awq MODEL TOKENS.npy OUT GROUP_SIZE
 
 AWQ's search runs the attention and the MLP of a layer twenty times each over the whole sample: hours on a CPU. So it
 uses torch's fused attention instead of the eager one, and keeps the scales that it finds beside OUT, so that a second
-start goes on where the first stopped. Neither changes what is found, but for the order of sums.
+start goes on where the first stopped (its cost is then of that start alone). Neither changes what is found, but for the
+order of sums. The file's name says what was searched: sample and group size.
 """
 
 from __future__ import annotations
@@ -60,10 +61,11 @@ def main(method: str, model: str, windows: str, out: str, group_size: str) -> No
         num_bits=4, type="int", symmetric=symmetric, strategy="group", group_size=int(group_size)
     )
     groups = {"linears": QuantizationScheme(targets=["Linear"], weights=weights)}
+    kept = Path(f"{out}-{Path(windows).stem}-{group_size}.scales")
     scope = {"config_groups": groups, "ignore": ["lm_head"]}
     recipe = {
         "gptq": lambda: [GPTQModifier(**scope)],
-        "awq": lambda: [resumable_awq(Path(f"{out}.scales")), QuantizationModifier(**scope)],
+        "awq": lambda: [resumable_awq(kept), QuantizationModifier(**scope)],
     }[method]()
     tokens = np.load(windows)
     sample = Dataset.from_dict({"input_ids": tokens.tolist(), "attention_mask": np.ones_like(tokens).tolist()})
