@@ -57,7 +57,8 @@ def test_resident_memory_is_within_5_percent(default_model: Path) -> None:
     assert predicted == pytest.approx(measured_resident(default_model, "f16", 4, 256), rel=0.05)
 
 
-def test_rates_of_a_slice_add_up(default_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("activation_type", ["int16", "int8"])
+def test_rates_of_a_slice_add_up(default_model: Path, monkeypatch: pytest.MonkeyPatch, activation_type: str) -> None:
     """Not how fast it is, which a busy machine spoils, but that the parts are there and grow as they must."""
     for name, sizes in SMALL.items():
         monkeypatch.setattr(probes, name, sizes)
@@ -67,10 +68,11 @@ def test_rates_of_a_slice_add_up(default_model: Path, monkeypatch: pytest.Monkey
         model = load_model(checkpoint)
         assert isinstance(model, Decoder)
         counts = signatures(model)
-        prober = Prober(replace(model, blocks=model.blocks[:2]), counts, setup_here("f16"))
+        prober = Prober(replace(model, blocks=model.blocks[:2]), counts, setup_here("f16", activation_type))
         prober.sweep()
         rates = prober.rates()
         prober.close()
+    assert f"{activation_type} activations" in rates.source
     assert sum(rates.counts.values()) == shape.num_layers == 30
     text = json.dumps(rates.to_json())
     assert json.dumps(Rates.from_json(json.loads(text)).to_json()) == text
@@ -94,10 +96,12 @@ def test_the_command_and_the_server_plan(default_model: Path, tmp_path: Path) ->
     found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     assert found["plans"][0]["operating_point"]["tpot_ms"] <= 50
     assert found["model"]["parameters"] == 134_515_008
-    with process(default_model, tmp_path / "log", "--kv-memory", "64MiB", "--max-num-seqs", "4") as server:
+    flags = ["--kv-memory", "64MiB", "--max-num-seqs", "4", "--activation-type", "int8"]
+    with process(default_model, tmp_path / "log", *flags) as server:
         answer = server.client.get("/plan", params={"prompt": 100, "output": 20}, timeout=120).json()
         assert answer["plans"][0]["device"]["id"] == "this"
         assert answer["request"]["prompt_tokens"] == 100
+        assert answer["request"]["activation_type"] == "int8"
         assert answer["engine"]["max_num_seqs"] == 4
         shape, weights = shape_of_file(default_model), answer["plans"][0]["memory"]["weights_bytes"]
         table = embedding_bytes(shape, weights_in(shape, STORED))

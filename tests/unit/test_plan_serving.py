@@ -21,12 +21,13 @@ def serve(model: str, on: str, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("on", ["a100-80gb", "aws-c7a-4xlarge", "apple-m3-max"])
 def test_the_flags_are_those_of_serve(on: str) -> None:
-    found = serve("llama-3-8b", on, concurrency=3, prompt=900, output=100, kv_type="int8")
+    found = serve("llama-3-8b", on, concurrency=3, prompt=900, output=100, kv_type="int8", activation_type="int8")
     by_key = {field.key: field.name for field in fields(EngineSettings)}
     given = {by_key[flag.removeprefix("--")]: value for flag, value in found["flags"].items()}
     settings = load_settings(EngineSettings, given, environ={})
     assert settings.backend == ("cuda" if on == "a100-80gb" else "cpu")
     assert (settings.max_num_seqs, settings.max_context, settings.kv_type) == (3, 1000, "int8")
+    assert settings.activation_type == ("int16" if settings.backend == "cuda" else "int8")
 
 
 def test_tensor_parallelism_is_a_flag_and_pipelines_are_told() -> None:

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from pagoda.backends.base import LoadedModel
-from pagoda.backends.cpu import CpuBackend
 from pagoda.benchmark.prompts import FIRST_ID, LAST_ID, random_ids
 from pagoda.engine.engine import Engine
 from pagoda.engine.load import MIN_ROWS
@@ -91,6 +90,7 @@ def verify(
     path: Path,
     kv_type: str,
     *,
+    activation_type: str = "int16",
     figures: Collection[Figure] = FIGURES,
     seconds: float | None = None,
     say: Say = lambda line: None,
@@ -102,7 +102,7 @@ def verify(
     start = time.perf_counter()
     shape = shape_of_file(path)
     weights = weights_in(shape, STORED)
-    setup = setup_here(kv_type)
+    setup = setup_here(kv_type, activation_type)
     points = []
     for requests, prompt in LOADS if "memory" in figures else ():
         say(f"resident memory with {requests} × {prompt} tokens")
@@ -186,8 +186,7 @@ class Runner:
         self, shape: ModelShape, setup: Setup, model: Any, decodes: list[tuple[int, int]], prompt: int
     ) -> None:
         rows = max(MIN_ROWS, max(batch for batch, _ in decodes))
-        backend = CpuBackend(threads=setup.threads, isa=setup.isa)
-        loaded = backend.load(model, max_batch_tokens=CHUNK, max_batch_seqs=rows, kv_type=setup.kv_type)
+        loaded = setup.backend().load(model, max_batch_tokens=CHUNK, max_batch_seqs=rows, kv_type=setup.kv_type)
         self.model = Skipping(loaded, shape.vocab_size, rows)
         self._vocab_size = shape.vocab_size
         blocks = max([batch * blocks_for(context + SPARE) for batch, context in decodes] + [blocks_for(prompt + SPARE)])

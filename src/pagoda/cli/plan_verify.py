@@ -25,6 +25,7 @@ def verify_and_print(settings: PlanSettings) -> None:
         found = verify(
             path,
             settings.kv_type,
+            activation_type=settings.activation_type,
             figures=settings.figures,
             seconds=settings.verify_seconds,
             say=lambda line: status.update(line),

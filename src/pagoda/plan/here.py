@@ -29,6 +29,7 @@ def measured_costs(
     weights: Weights,
     device: Device,
     kv_type: str,
+    activation_type: str,
     *,
     say: Callable[[str], None] = lambda line: None,
     probe: bool = True,
@@ -37,7 +38,7 @@ def measured_costs(
 
     UnsupportedError if the engine does not run such a model; or without `probe`, if nothing has been measured.
     """
-    setup = setup_here(kv_type)
+    setup = setup_here(kv_type, activation_type)
     key = rates_key(shape, weights)
     rates = remembered_rates(key, setup)
     if rates is None and not probe:
@@ -49,10 +50,10 @@ def measured_costs(
     return MeasuredCosts(rates, Workload(shape, weights, kv_type), device.bandwidth_bytes_s, peak)
 
 
-def setup_here(kv_type: str) -> Setup:
+def setup_here(kv_type: str, activation_type: str = "int16") -> Setup:
     if kv_type not in get_args(KVType):
         raise UnsupportedError(f"the engine here has no {kv_type} KV cache")
-    return Setup(usable_cores(), None, cast(KVType, kv_type))
+    return Setup(usable_cores(), None, cast(KVType, kv_type), int(activation_type.removeprefix("int")))
 
 
 @contextmanager

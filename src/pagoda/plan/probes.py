@@ -61,6 +61,10 @@ class Setup:
     threads: int
     isa: str | None
     kv_type: KVType
+    activation_bits: int = 16
+
+    def backend(self) -> CpuBackend:
+        return CpuBackend(threads=self.threads, isa=self.isa, activation_bits=self.activation_bits)
 
 
 def remembered_rates(key: str, setup: Setup) -> Rates | None:
@@ -101,7 +105,7 @@ def _digest(key: str, setup: Setup) -> str:
     """Changes with the machine, the version, the built extension, the model's layers and the setup."""
     built = Path(native.__file__).stat()
     facts = [pagoda.__version__, built.st_size, built.st_mtime_ns, platform.node(), read_hardware().cpu, key, METHOD]
-    facts += [setup.threads, setup.isa, setup.kv_type]
+    facts += [setup.threads, setup.isa, setup.kv_type, setup.activation_bits]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
@@ -129,7 +133,7 @@ class Prober:
 
     def __init__(self, model: Decoder, counts: Mapping[str, int], setup: Setup) -> None:
         self._counts = counts
-        self._backend = CpuBackend(threads=setup.threads, isa=setup.isa)
+        self._backend = setup.backend()
         self._slice = cut(model, SLICE_BYTES)
         self._vocab_size = model.vocab_size
         contexts = [context for context in CONTEXTS if context <= model.max_context]
@@ -183,7 +187,7 @@ class Prober:
             engine_step_s=max(0.0, one - row_s),
             engine_row_s=row_s,
             source=f"kernels measured here on a slice of the model: {self._backend.threads} threads, "
-            f"{self._backend.isa}",
+            f"{self._backend.isa}, int{self._backend.runtime.activation_bits} activations",
         )
 
     def close(self) -> None:

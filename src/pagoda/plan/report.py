@@ -37,6 +37,7 @@ def request_json(settings: PlanSettings) -> dict[str, Any]:
         "output_tokens": settings.output,
         "context_tokens": settings.context or settings.prompt + settings.output,
         "kv_type": settings.kv_type,
+        "activation_type": settings.activation_type,
         "concurrency": settings.concurrency,
         "ttft_bound_ms": settings.ttft,
         "tpot_bound_ms": settings.tpot,

@@ -26,13 +26,15 @@ def serving(target: Target, point: Speed) -> dict[str, Any]:
 
 def _flags(target: Target, point: Speed) -> dict[str, str]:
     settings = target.settings
+    device = "cuda" if target.device.kind == "gpu" else "cpu"
     return {
-        "--device": "cuda" if target.device.kind == "gpu" else "cpu",
+        "--device": device,
         **({"--tensor-parallel": str(target.tp)} if target.tp > 1 else {}),
         "--max-num-seqs": str(point.concurrency),
         "--max-context": str(target.context),
         "--max-batch-tokens": str(target.chunk),
         "--kv-type": settings.kv_type,
+        **({"--activation-type": settings.activation_type} if device == "cpu" else {}),
         "--kv-memory": f"{-(-point.concurrency * target.memory.kv_context_bytes // 2**20)}MiB",
         "--memory-utilization": f"{settings.memory_utilization:g}",
     }

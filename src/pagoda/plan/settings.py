@@ -47,6 +47,10 @@ class PlanSettings(Settings):
     tp: Annotated[int | None, Setting("Devices that share every layer (tensor parallel).", minimum=1)] = None
     pp: Annotated[int | None, Setting("Stages of layers (pipeline parallel).", minimum=1)] = None
     kv_type: Annotated[Literal["f16", "bf16", "f32", "fp8", "int8"], Setting("Number type of the KV cache.")] = "f16"
+    activation_type: Annotated[
+        Literal["int16", "int8"],
+        Setting("Codes of activations, as in `pagoda serve`; this machine is measured with them."),
+    ] = "int16"
     max_batch_tokens: Annotated[
         int | None, Setting("Token budget of one step; 512 on CPUs, 2048 on GPUs by default.", minimum=1)
     ] = None

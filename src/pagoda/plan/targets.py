@@ -263,7 +263,7 @@ def make_target(
     from pagoda.plan.here import measured_costs  # needs the extension and its probes
 
     try:
-        costs = measured_costs(shape, weights, device, settings.kv_type, say=say, probe=probe)
+        costs = measured_costs(shape, weights, device, settings.kv_type, settings.activation_type, say=say, probe=probe)
     except UnsupportedError:
         return target  # the engine here does not run it: the device's own efficiency stands
     return replace(target, measured=costs)

@@ -61,6 +61,7 @@ def _report(loaded: FromFiles, options: dict[str, str]) -> dict[str, Any]:
     settings = PlanSettings(
         model=str(loaded.source.path),
         kv_type=engine.kv_type,
+        activation_type=engine.activation_type,
         max_batch_tokens=engine.max_batch_tokens,
         memory_utilization=engine.memory_utilization,
         **values,
