@@ -205,9 +205,9 @@ class Target:
         return None if each is None else each * self.num_devices
 
     def with_settings(self, **changes: Any) -> Target:
-        """The same for other settings; what was measured holds as long as the KV type does."""
+        """The same for other settings; what was measured holds as long as the types of KV and activations do."""
         settings = replace(self.settings, **changes)
-        measured = self.measured if settings.kv_type == self.settings.kv_type else None
+        measured = None if {"kv_type", "activation_type"} & changes.keys() else self.measured
         return replace(self, settings=settings, measured=measured)
 
     def on(self, device: Device | None = None, *, tp: int | None = None, format: str | None = None) -> Target:
