@@ -71,6 +71,21 @@ class ContextLengthError(RequestError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message, param=param, code="context_length_exceeded")
 
+    @classmethod
+    def of(cls, max_context: int, num_prompt_tokens: int, max_tokens: int | None) -> ContextLengthError:
+        """In OpenAI's words, which clients and routers look for. `max_tokens` None: until the context is full."""
+        limit = f"This model's maximum context length is {max_context} tokens. However, "
+        if num_prompt_tokens + 1 > max_context:
+            return cls(
+                f"{limit}your prompt resulted in {num_prompt_tokens} tokens. Please reduce the length of the prompt.",
+                param="prompt",
+            )
+        return cls(
+            f"{limit}you requested {num_prompt_tokens + (max_tokens or 1)} tokens ({num_prompt_tokens} in the prompt, "
+            f"{max_tokens} in the completion). Please reduce the length of the prompt or max_tokens.",
+            param="max_tokens",
+        )
+
 
 class ModelNotFoundError(RequestError):
     """A request names a model that is not served here."""

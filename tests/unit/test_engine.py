@@ -281,7 +281,7 @@ def test_a_prompt_that_fills_the_context_but_one_is_served() -> None:
 
 
 def test_too_long_says_how_long() -> None:
-    with pytest.raises(ContextLengthError, match=r"96 tokens.*prompt has 90.*max_tokens is 10"):
+    with pytest.raises(ContextLengthError, match=r"length is 96 tokens.*requested 100 tokens .90 in the prompt, 10 in"):
         fake_engine(max_context=96).add(request((1,) * 90, max_tokens=10))
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import pytest
 
 from fake_engine import FakeEngine, FakeLoaded
 from pagoda.errors import OverloadedError, RequestError
 from pagoda.server.admission import Admission, DrainRate
-from pagoda.server.bridge import DeltaStream
+from pagoda.server.call import Call, DeltaStream, Serve, fold
 from pagoda.types import Delta, Request, SamplingParams
 from serving import serving, wait_for
 
@@ -42,12 +42,26 @@ def request(name: str, num_tokens: int = 10) -> Request:
     return Request(name, tuple(range(num_tokens)), SamplingParams(), arrival=0.0)
 
 
-def admission(max_requests: int = 3, max_tokens: int = 100) -> tuple[Admission, Clock]:
-    async def serve(requests: Sequence[Request]) -> DeltaStream:
-        return Scripted([Delta(r.id, 0, "x", (1,), finish_reason=None) for r in requests])
+async def answer(call: Call) -> DeltaStream:
+    return Scripted([Delta(r.id, 0, "x", (1,), finish_reason=None) for r in call.requests])
 
-    clock = Clock()
-    return Admission(serve, max_requests, max_tokens, clock), clock
+
+class Door:
+    """An admission layer around `serve`."""
+
+    def __init__(self, serve: Serve, max_requests: int = 3, max_tokens: int = 100) -> None:
+        self.clock = Clock()
+        self.layer = Admission(max_requests, max_tokens, self.clock)
+        self.serve = fold([self.layer], serve)
+        self.requests, self.tokens = self.layer.requests, self.layer.tokens
+
+    async def open(self, requests: list[Request]) -> DeltaStream:
+        return await self.serve(Call("call", tuple(requests)))
+
+
+def admission(max_requests: int = 3, max_tokens: int = 100) -> tuple[Door, Clock]:
+    door = Door(answer, max_requests, max_tokens)
+    return door, door.clock
 
 
 async def read(stream: DeltaStream) -> None:
@@ -114,11 +128,11 @@ def test_closing_leaves_the_queue_once() -> None:
 
 
 def test_a_refused_submission_leaves_the_queue() -> None:
-    async def refuse(requests: Sequence[Request]) -> DeltaStream:
+    async def refuse(call: Call) -> DeltaStream:
         raise RequestError("no")
 
     async def scenario() -> None:
-        door = Admission(refuse, 3, 100)
+        door = Door(refuse)
         with pytest.raises(RequestError):
             await door.open([request("a")])
         assert (door.requests.waiting, door.tokens.waiting) == (0, 0)

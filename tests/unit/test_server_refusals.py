@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fake_engine import FakeLoaded
-from pagoda.server.neutral import NEUTRAL
+from pagoda.server.unsupported_fields import NEUTRAL
 from serving import Served, serving
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}

@@ -19,12 +19,12 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from fake_engine import FakeLoaded
-from pagoda.server import documents
+from pagoda.server import openapi
 from serving import serving
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 
-document = documents.document()
+document = openapi.document()
 schema = schemathesis.openapi.from_dict(document)
 
 

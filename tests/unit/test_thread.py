@@ -104,12 +104,13 @@ def test_it_sleeps_without_work_and_wakes_for_it(thread: EngineThread, gate: Gat
         assert len(gate.batches) == 5 * (1 + "ab".index(id))
 
 
-def test_an_invalid_request_is_refused_where_it_is_submitted(thread: EngineThread) -> None:
-    client = Client()
+def test_requests_are_validated_once_before_they_are_submitted(thread: EngineThread) -> None:
     with pytest.raises(RequestError):
-        thread.submit(request(temperature=-1.0), client)
-    assert thread.num_pending == 0
-    assert client.deltas == []
+        thread.validate(request(temperature=-1.0))
+    client = Client()
+    thread.submit(thread.validate(request(temperature=1e-6)), client)
+    client.wait()
+    assert thread.wait_idle(TIMEOUT)
 
 
 def test_a_request_whose_id_is_taken_ends_with_an_error(thread: EngineThread, gate: Gate) -> None:

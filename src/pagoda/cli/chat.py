@@ -203,5 +203,5 @@ def explain(error: Exception) -> str:
     stated = body.get("error") if isinstance(body, dict) else None
     if not isinstance(stated, dict):
         return str(error)
-    hint = "; /reset begins a new conversation" if stated.get("code") == "context_length_exceeded" else ""
+    hint = " /reset begins a new conversation." if stated.get("code") == "context_length_exceeded" else ""
     return f"{stated.get('message', error)}{hint}"

@@ -108,13 +108,8 @@ class Engine:
                     param="prompt",
                 )
         params = validate(request.params, self.vocab_size, self.max_context)
-        room = self.max_context - len(prompt)
-        if room < (params.max_tokens or 1):
-            raise ContextLengthError(
-                f"the context holds {self.max_context} tokens, but the prompt has {len(prompt)} and max_tokens is "
-                f"{params.max_tokens}; shorten the prompt or ask for fewer",
-                param="max_tokens" if room > 0 else "prompt",
-            )
+        if len(prompt) + (params.max_tokens or 1) > self.max_context:
+            raise ContextLengthError.of(self.max_context, len(prompt), params.max_tokens)
         return replace(request, params=params)
 
     def add(self, request: Request) -> None:

@@ -61,12 +61,16 @@ class EngineThread:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, request: Request, sink: Sink) -> None:
-        """Continue the request's prompt; `sink` gets a Delta a step and choice, the last with a finish_reason.
+    def validate(self, request: Request) -> Request:
+        """The request as `submit` takes it. Raises RequestError where it cannot be served."""
+        return self.engine.validate(request)
 
-        Raises RequestError where the request cannot be served, EngineError where the engine has stopped.
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Continue the prompt of a request that `validate` returned.
+
+        `sink` gets a Delta a step and choice, the last with a finish_reason. Raises EngineError where the engine has
+        stopped.
         """
-        request = self.engine.validate(request)
         with self._idle:
             if self.error is not None:
                 raise EngineError(f"the engine has stopped: {self.error}")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 
 from pagoda.errors import OverloadedError, RequestError
-from pagoda.server.bridge import DeltaStream, Serve
-from pagoda.types import Delta, Request
+from pagoda.server.call import Call, DeltaStream, Serve
+from pagoda.types import Delta
 
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 120.0
@@ -82,17 +82,15 @@ class Bounded:
 
 
 class Admission:
-    """A layer around `serve` that refuses what does not fit in the queue."""
+    """A layer that refuses what does not fit in the queue."""
 
-    def __init__(
-        self, serve: Serve, max_requests: int, max_tokens: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._serve = serve
+    def __init__(self, max_requests: int, max_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.requests = Bounded("requests", "--max-queue-requests", max_requests, clock)
         self.tokens = Bounded("prompt tokens", "--max-queue-tokens", max_tokens, clock)
 
-    async def open(self, requests: Sequence[Request]) -> DeltaStream:
+    async def __call__(self, call: Call, serve: Serve) -> DeltaStream:
         """Raises OverloadedError when the queue is full."""
+        requests = call.requests
         if len(requests) > self.requests.limit:
             raise RequestError(
                 f"{len(requests)} prompts in one request, but at most {self.requests.limit} may wait", param="prompt"
@@ -104,7 +102,7 @@ class Admission:
             self.requests.enter(1)
             self.tokens.enter(num_tokens)
         try:
-            return AdmittedStream(self, await self._serve(requests), waiting)
+            return AdmittedStream(self, await serve(call), waiting)
         except BaseException:
             for num_tokens in waiting.values():
                 self.leave(num_tokens)

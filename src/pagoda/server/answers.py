@@ -1,4 +1,4 @@
-"""Deltas → OpenAI's JSON: one `Answer` a request, written as chunks while they come or as one object at the end.
+"""Deltas → OpenAI's JSON: one `Answer` a call, written as chunks while they come or as one object at the end.
 
 `ChatAnswer` and `CompletionAnswer` differ only in the shape of a choice.
 """
@@ -14,7 +14,7 @@ import orjson
 
 from pagoda.errors import EngineError, GenerationError, PagodaError, RequestError
 from pagoda.observe.metrics import Metrics
-from pagoda.server.bridge import DeltaStream
+from pagoda.server.call import Call, DeltaStream
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.prompts import Prompt
 from pagoda.types import Delta, TokenLogprobs, Usage
@@ -39,13 +39,14 @@ class AnswerOptions:
 
 @dataclass(slots=True)
 class Choice:
-    """What has come of one choice so far."""
+    """What has come of one choice so far. Streams, which have sent what came, keep no texts, ids and logprobs."""
 
     index: int
     prompt: Prompt
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    num_tokens: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     usage: Usage | None = None
@@ -55,33 +56,33 @@ class Choice:
 
     @property
     def completion_tokens(self) -> int:
-        return self.usage.completion_tokens if self.usage else len(self.token_ids)
+        return self.usage.completion_tokens if self.usage else self.num_tokens
 
 
 class Answer:
-    """The answer to one HTTP request. Subclasses shape choices."""
+    """The answer to one call. Subclasses shape choices."""
 
     object_name: str
     chunk_name: str
 
     def __init__(
-        self, id: str, model: str, prompts: Sequence[Prompt], options: AnswerOptions, writer: LogprobWriter
+        self, call: Call, model: str, prompts: Sequence[Prompt], options: AnswerOptions, writer: LogprobWriter
     ) -> None:
-        self.id = id
+        self.id = call.id
         self.options = options
         self.writer = writer
         self.choices = [Choice(i * options.n + j, prompt) for i, prompt in enumerate(prompts) for j in range(options.n)]
         self.prompt_logprobs: dict[int, Sequence[TokenLogprobs | None]] = {}  # by place of the prompt
         self.first_token: float | None = None
-        self._places = {request_id(id, i): i for i in range(len(prompts))}
-        self._common = {"id": id, "created": int(time.time()), "model": model}
+        self._places = {request.id: place for place, request in enumerate(call.requests)}
+        self._common = {"id": call.id, "created": int(time.time()), "model": model}
         self._head = b"data: " + orjson.dumps(self._common | {"object": self.chunk_name})[:-1] + b',"choices":['
 
     async def whole(self, stream: DeltaStream) -> dict[str, Any]:
         """Read the stream to its end. → the response object. Raises what ended it early."""
         async for deltas in stream:
             for delta in deltas:
-                self._take(delta)
+                _keep(*self._take(delta))
         answer = self._common | {"object": self.object_name, "choices": [self._whole_choice(c) for c in self.choices]}
         return answer | {"usage": self.usage()} | self._top_level()
 
@@ -104,6 +105,18 @@ class Answer:
             if all(choice.finish_reason for choice in group):
                 metrics.record_answer([choice.completion_tokens for choice in group])
 
+    def facts(self, start: float) -> dict[str, Any]:
+        """What the log says of it; `start` is when the HTTP request came, by time.monotonic()."""
+        usage = self.usage()
+        return {
+            "id": self.id,
+            "prompt_tokens": usage["prompt_tokens"],
+            "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
+            "completion_tokens": usage["completion_tokens"],
+            "finish": ",".join(sorted({choice.finish_reason or "unfinished" for choice in self.choices})),
+            "ttft": None if self.first_token is None else round(self.first_token - start, 4),
+        }
+
     def usage(self) -> dict[str, Any]:
         """Prompts are counted once, however many choices continue them."""
         firsts = self.choices[:: self.options.n]
@@ -118,7 +131,7 @@ class Answer:
         }
 
     def _take(self, delta: Delta) -> tuple[Choice, Delta]:
-        """Add the delta to its choice. → both, the delta as the client may see it."""
+        """Count the delta in its choice. → both, the delta as the client may see it."""
         place = self._places[delta.request_id]
         choice = self.choices[place * self.options.n + delta.index]
         if delta.finish_reason in ("error", "abort"):
@@ -130,9 +143,7 @@ class Answer:
         if self.options.drop_output:
             usage = delta.usage and replace(delta.usage, completion_tokens=0)
             delta = replace(delta, text="", token_ids=(), logprobs=(), usage=usage)
-        choice.texts.append(delta.text)
-        choice.token_ids.extend(delta.token_ids)
-        choice.logprobs.extend(delta.logprobs or ())
+        choice.num_tokens += len(delta.token_ids)
         choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
         choice.usage = delta.usage or choice.usage
         return choice, delta
@@ -264,6 +275,13 @@ class CompletionAnswer(Answer):
         return text, logprobs
 
 
+def _keep(choice: Choice, delta: Delta) -> None:
+    """Keep what the delta says for an answer in one piece."""
+    choice.texts.append(delta.text)
+    choice.token_ids.extend(delta.token_ids)
+    choice.logprobs.extend(delta.logprobs or ())
+
+
 def _error_of(delta: Delta) -> PagodaError:
     """What ended a choice before its time."""
     if delta.error is None:
@@ -280,8 +298,3 @@ def _error_of(delta: Delta) -> PagodaError:
 def prompt_text(prompt: Prompt, writer: LogprobWriter) -> str:
     """The prompt as it was sent, or what its ids say."""
     return prompt.text if prompt.text is not None else writer.decode(prompt.ids)
-
-
-def request_id(answer_id: str, place: int) -> str:
-    """The engine's name for prompt number `place` of an answer."""
-    return f"{answer_id}-{place}"

@@ -44,7 +44,7 @@ def create_app(loaded: Loaded | None, settings: ServerSettings) -> Starlette:
 
 async def _document(request: Request) -> Response:
     def made() -> dict[str, Any]:
-        from pagoda.server.documents import document
+        from pagoda.server.openapi import document
 
         return document()
 
@@ -53,7 +53,7 @@ async def _document(request: Request) -> Response:
 
 async def _docs(request: Request) -> Response:
     def made() -> str:
-        from pagoda.server.documents import page
+        from pagoda.server.openapi import page
 
         return page()
 

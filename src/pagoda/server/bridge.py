@@ -1,33 +1,17 @@
-"""Between the engine's thread and the event loop: requests go down, deltas come up in about one wake-up a step.
-
-`Serve` is the type of everything that answers: the engine below, and the layers around it (admission now; caches and
-routers later), composed in `app.py`.
-"""
+"""Between the engine's thread and the event loop: requests go down, deltas come up in about one wake-up a step."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from pagoda.errors import EngineError
+from pagoda.server.call import Call, DeltaStream
 from pagoda.types import Delta, Request, StepResult
-
-
-class DeltaStream(Protocol):
-    """The deltas of some requests as they come. Whoever opened it closes it, however it ends."""
-
-    def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        """All that has come since the last time, never empty; ends when every choice has finished."""
-
-    def close(self) -> None:
-        """Abort what has not finished. Idempotent."""
-
-
-Serve = Callable[[Sequence[Request]], Awaitable[DeltaStream]]
 
 
 class EngineThread(Protocol):
@@ -42,6 +26,8 @@ class EngineThread(Protocol):
     def error(self) -> BaseException | None: ...
 
     def start(self) -> None: ...
+
+    def validate(self, request: Request) -> Request: ...
 
     def submit(self, request: Request, sink: Callable[[Delta], None]) -> None: ...
 
@@ -66,17 +52,17 @@ class EngineBridge:
         self._open: set[EngineStream] = set()
         self.busy_since: float | None = None  # None: no stream is open
 
-    async def open(self, requests: Sequence[Request]) -> DeltaStream:
-        """Submit the requests. Raises EngineError when the engine has stopped, RequestError for a bad request."""
+    async def open(self, call: Call) -> DeltaStream:
+        """Submit the requests, which are valid. Raises EngineError when the engine has stopped."""
         if not self._engine.alive:
             raise EngineError(f"the engine has stopped: {self._engine.error or 'it was shut down'}")
-        stream = EngineStream(self._engine, requests, self._closed)
+        stream = EngineStream(self._engine, call.requests, self._closed)
         self._open.add(stream)
         if self.busy_since is None:
             self.busy_since = time.monotonic()
         sink = self._sink(stream, asyncio.get_running_loop())
         try:
-            for request in requests:
+            for request in call.requests:
                 self._engine.submit(request, sink)
         except BaseException:
             stream.close()

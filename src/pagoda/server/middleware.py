@@ -18,8 +18,8 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagoda.server import logs
-from pagoda.server.answers import Answer
 from pagoda.server.failures import BodyTooLargeError, error_body
+from pagoda.server.record import KEY, RequestRecord, record_of
 from pagoda.server.requests import new_id
 from pagoda.server.service import Service
 from pagoda.server.stream import ClientGone
@@ -51,7 +51,7 @@ class RequestLog:
         known = given is not None and SAFE_ID.fullmatch(given)
         name = given if given is not None and known else new_id("req").encode()
         status = 500
-        start = time.monotonic()
+        scope[KEY] = record = RequestRecord(name.decode())
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -60,7 +60,7 @@ class RequestLog:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
             await send(message)
 
-        token = logs.request_id.set(name.decode())
+        token = logs.request_id.set(record.id)
         counts = scope["path"] not in QUIET_PATHS
         self.service.num_active += counts
         try:
@@ -69,38 +69,19 @@ class RequestLog:
             status = CLIENT_CLOSED
         finally:
             self.service.num_active -= counts
-            self._log(scope, status, start)
+            self._log(scope, status, record)
             logs.request_id.reset(token)
 
-    def _log(self, scope: Scope, status: int, start: float) -> None:
+    def _log(self, scope: Scope, status: int, record: RequestRecord) -> None:
         if self.service.loaded is not None:
             metrics = self.service.loaded.metrics
             metrics.own.http_requests.add(str(status))
             metrics.own.disconnects.value += status == CLIENT_CLOSED
-            if "pagoda.answer" in scope:
-                scope["pagoda.answer"].record(metrics)
         level = logging.DEBUG if scope["path"] in QUIET_PATHS and status in (200, 503) else logging.INFO
         if logger.isEnabledFor(level):
             facts = {"method": scope["method"], "path": scope["path"], "status": status}
-            facts |= {"seconds": round(time.monotonic() - start, 4)} | _answer_facts(scope, start)
+            facts |= {"seconds": round(time.monotonic() - record.start, 4)} | record.answer
             logger.log(level, "request", extra={"facts": facts})
-
-
-def _answer_facts(scope: Scope, start: float) -> dict[str, Any]:
-    answer: Answer | None = scope.get("pagoda.answer")
-    if answer is None:
-        return {}
-    usage = answer.usage()
-    reasons = {choice.finish_reason or "unfinished" for choice in answer.choices}
-    first = answer.first_token
-    return {
-        "id": answer.id,
-        "prompt_tokens": usage["prompt_tokens"],
-        "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
-        "completion_tokens": usage["completion_tokens"],
-        "finish": ",".join(sorted(reasons)),
-        "ttft": None if first is None else round(first - start, 4),
-    }
 
 
 class ApiKeys:
@@ -115,7 +96,7 @@ class ApiKeys:
             return await self.app(scope, receive, send)
         tenant = self._tenant(header(scope, b"authorization"))
         if tenant is not None:
-            scope["pagoda.tenant"] = tenant
+            record_of(scope).tenant = tenant
             return await self.app(scope, receive, send)
         body = error_body(
             "Incorrect API key provided: send one as `Authorization: Bearer KEY`.", 401, code="invalid_api_key"

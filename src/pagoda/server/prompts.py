@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pagoda.errors import ContextLengthError, RequestError
+from pagoda.errors import RequestError
 from pagoda.server.schema import CompletionRequest, Conversation
 
 T = TypeVar("T")
@@ -85,27 +85,15 @@ class Prompts:
             highest = self.tokenizer.vocab_size - 1
             raise RequestError(f"{param} holds a token id outside of the vocabulary (0 to {highest})", param=param)
 
-    def fit(self, prompt: Prompt, max_tokens: int | None, truncate: int | None) -> Prompt:
-        """Keep the last `truncate` tokens (-1: as many as fit), and refuse what does not fit in the context."""
-        wanted = max_tokens or 1
-        if truncate is not None:
-            keep = self.max_context - wanted if truncate == -1 else truncate
-            if 0 < keep < len(prompt.ids):
-                prompt = Prompt(prompt.ids[-keep:])
-        if not prompt.ids:
-            raise RequestError("the prompt is empty: give at least one token", param="prompt")
-        if len(prompt.ids) + wanted > self.max_context:
-            asked = f" and {max_tokens} for the output" if max_tokens else ""
-            raise ContextLengthError(
-                f"the model's context holds {self.max_context} tokens, but the prompt has {len(prompt.ids)}{asked}: "
-                "shorten the prompt, lower max_tokens or set truncate_prompt_tokens",
-                param="max_tokens" if len(prompt.ids) < self.max_context else "prompt",
-            )
-        return prompt
+    def truncated(self, prompt: Prompt, max_tokens: int | None, truncate: int | None) -> Prompt:
+        """The last `truncate` tokens of the prompt; -1: as many as fit; None: all."""
+        if truncate is None:
+            return prompt
+        keep = self.max_context - (max_tokens or 1) if truncate == -1 else truncate
+        return Prompt(prompt.ids[-keep:]) if 0 < keep < len(prompt.ids) else prompt
 
     def _item(self, item: str | list[int], add_special: bool) -> Prompt:
         if isinstance(item, list):
-            self.check_ids(item, "prompt")
             return Prompt(tuple(item))
         return Prompt(tuple(self.tokenizer.encode(item, add_special=add_special, parse_special=True)), item)
 
@@ -121,9 +109,8 @@ class Prompts:
         if not TEMPLATE_NAMES.isdisjoint(kwargs):
             raise RequestError("chat_template_kwargs sets what has a field of its own", param="chat_template_kwargs")
         start_answer = not going_on if body.add_generation_prompt is None else body.add_generation_prompt
-        messages = [message.plain() for message in body.messages]
         ids = self._template.render_ids(
-            messages, add_generation_prompt=start_answer, continue_final_message=going_on, **kwargs
+            body.plain_messages(), add_generation_prompt=start_answer, continue_final_message=going_on, **kwargs
         )
         return Prompt(tuple(ids))
 

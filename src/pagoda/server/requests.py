@@ -1,16 +1,16 @@
-"""A validated body → engine requests and the options of their answer."""
+"""A body → a `Call` of token requests, and the options of their answer."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pagoda.errors import RequestError
-from pagoda.sampling.params import validate
-from pagoda.server.answers import AnswerOptions, request_id
+from pagoda.server.answers import AnswerOptions
+from pagoda.server.call import Call
 from pagoda.server.prompts import Prompt
 from pagoda.server.schema import ChatRequest, CompletionRequest, Generation
 from pagoda.types import Request, SamplingParams
@@ -26,24 +26,24 @@ SAME_LISTS = ("stop_token_ids", "allowed_token_ids", "bad_words")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What one HTTP request asks of the model."""
+class GenerationSpec:
+    """What one HTTP request asks of the model. The engine validates the params."""
 
     params: SamplingParams
     options: AnswerOptions
 
 
-def chat_plan(body: ChatRequest, vocab_size: int, max_context: int) -> Plan:
+def chat_spec(body: ChatRequest) -> GenerationSpec:
     """Raises RequestError naming the field."""
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
     _check_stream_options(body)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     params = replace(_params(body), max_tokens=limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-    return Plan(validate(params, vocab_size, max_context), _options(body, logprobs=bool(body.logprobs)))
+    return GenerationSpec(params, _options(body, logprobs=bool(body.logprobs)))
 
 
-def completion_plan(body: CompletionRequest, vocab_size: int, max_context: int) -> Plan:
+def completion_spec(body: CompletionRequest) -> GenerationSpec:
     """Raises RequestError naming the field."""
     _check_stream_options(body)
     limit = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
@@ -54,7 +54,7 @@ def completion_plan(body: CompletionRequest, vocab_size: int, max_context: int) 
     if echo and body.logprobs is not None and params.prompt_logprobs is None:
         params = replace(params, prompt_logprobs=body.logprobs)
     options = replace(_options(body, logprobs=body.logprobs is not None), echo=echo, drop_output=limit == 0)
-    return Plan(validate(params, vocab_size, max_context), options)
+    return GenerationSpec(params, options)
 
 
 def check_total(num_prompts: int, n: int) -> None:
@@ -67,23 +67,30 @@ def check_total(num_prompts: int, n: int) -> None:
         )
 
 
-def engine_requests(
-    plan: Plan, body: Generation, prompts: Sequence[Prompt], answer_id: str, tenant: str
-) -> list[Request]:
-    """One engine request a prompt."""
+def make_call(
+    spec: GenerationSpec,
+    body: Generation,
+    prompts: Sequence[Prompt],
+    *,
+    id: str,
+    tenant: str,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+) -> Call:
+    """One token request a prompt. `id` names the answer, and with a number each request."""
     arrival = time.monotonic()
-    return [
+    requests = tuple(
         Request(
-            id=request_id(answer_id, place),
+            id=f"{id}-{place}",
             prompt_token_ids=prompt.ids,
-            params=plan.params,
+            params=spec.params,
             arrival=arrival,
             priority=body.priority or 0,
             tenant=tenant,
             cache_salt=body.cache_salt or "",
         )
         for place, prompt in enumerate(prompts)
-    ]
+    )
+    return Call(id, requests, None if messages is None else tuple(messages), tenant)
 
 
 def new_id(prefix: str) -> str:

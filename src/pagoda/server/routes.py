@@ -1,7 +1,7 @@
 """The endpoints of OpenAI's API, and vLLM's /tokenize and /detokenize.
 
 They read their requests themselves, as plain Starlette: FastAPI, which would do it for them, takes a third of a second
-of every start. `documents.py` says what they take.
+of every start. `openapi.py` says what they take.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from pagoda.server.answers import Answer, ChatAnswer, CompletionAnswer
 from pagoda.server.failures import json_response
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.prompts import Prompt
-from pagoda.server.requests import Plan, chat_plan, check_total, completion_plan, engine_requests, new_id
+from pagoda.server.record import record_of
+from pagoda.server.requests import GenerationSpec, chat_spec, check_total, completion_spec, make_call, new_id
 from pagoda.server.schema import (
     ChatRequest,
     CompletionRequest,
+    Conversation,
     DetokenizeRequest,
     Generation,
     TokenizeChat,
@@ -66,19 +68,19 @@ async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     body = await body_of(request, ChatRequest)
     model = service_of(request).model_for_work(body.model)
-    plan = chat_plan(body, model.tokenizer.vocab_size, model.max_context)
+    spec = chat_spec(body)
     prompt = await model.prompts.of_chat(body)
-    return await _generate(request, model, ChatAnswer, "chatcmpl", body, plan, [prompt])
+    return await _generate(request, model, ChatAnswer, "chatcmpl", body, spec, [prompt])
 
 
 async def completions(request: Request) -> Response:
     """Continue one or several prompts."""
     body = await body_of(request, CompletionRequest)
     model = service_of(request).model_for_work(body.model)
-    plan = completion_plan(body, model.tokenizer.vocab_size, model.max_context)
-    check_total(len(body.prompts), plan.params.n)
+    spec = completion_spec(body)
+    check_total(len(body.prompts), spec.params.n)
     prompts = await model.prompts.of_completion(body)
-    return await _generate(request, model, CompletionAnswer, "cmpl", body, plan, prompts)
+    return await _generate(request, model, CompletionAnswer, "cmpl", body, spec, prompts)
 
 
 async def _generate(
@@ -87,22 +89,29 @@ async def _generate(
     shape: type[Answer],
     prefix: str,
     body: Generation,
-    plan: Plan,
+    spec: GenerationSpec,
     prompts: list[Prompt],
 ) -> Response:
-    truncate, limit = body.truncate_prompt_tokens, plan.params.max_tokens
-    prompts = [model.prompts.fit(prompt, limit, truncate) for prompt in prompts]
+    truncate, limit = body.truncate_prompt_tokens, spec.params.max_tokens
+    prompts = [model.prompts.truncated(prompt, limit, truncate) for prompt in prompts]
+    record = record_of(request.scope)
+    messages = body.plain_messages() if isinstance(body, Conversation) else None
+    call = make_call(spec, body, prompts, id=new_id(prefix), tenant=record.tenant, messages=messages)
     writer = LogprobWriter(model.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
-    answer = shape(new_id(prefix), model.name, prompts, plan.options, writer)
-    request.scope["pagoda.answer"] = answer  # for the log
-    requests = engine_requests(plan, body, prompts, answer.id, request.scope.get("pagoda.tenant", ""))
-    stream = await model.open(requests)
+    answer = shape(call, model.name, prompts, spec.options, writer)
+    stream = await model.serve(call)
+
+    def end() -> None:
+        stream.close()
+        answer.record(model.metrics)
+        record.answer = answer.facts(record.start)
+
     if body.stream:
-        return EventStream(answer.events(stream), stream.close)
+        return EventStream(answer.events(stream), end)
     try:
         return json_response(await while_connected(request.receive, answer.whole(stream)))
     finally:
-        stream.close()
+        end()
 
 
 async def tokenize(request: Request) -> Response:

@@ -1,7 +1,8 @@
 """What a request may say: OpenAI's fields and vLLM's extras, as pydantic models.
 
 Every field here is obeyed, except the harmless ones of `Harmless`. Anything else is refused by name: by the schema
-(`extra="forbid"`), or by `neutral.py` when it is a field of the APIs that is not served. `null` means the default.
+(`extra="forbid"`), or by `unsupported_fields.py` when it is a field of the APIs that is not served. `null` means the
+default.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pagoda.server.neutral import NEUTRAL_IN_MESSAGE, without_neutral
+from pagoda.server.unsupported_fields import NEUTRAL_IN_MESSAGE, without_neutral
 
 
 def _whole(value: object) -> object:
@@ -142,6 +143,10 @@ class Conversation(Strict):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: Literal[False] | None = None  # the template, and BOS once, are all that is added
+
+    def plain_messages(self) -> list[dict[str, Any]]:
+        """The messages as templates expect them."""
+        return [message.plain() for message in self.messages]
 
     @model_validator(mode="before")
     @classmethod

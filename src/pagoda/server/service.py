@@ -6,16 +6,16 @@ starting ──attach──► ready ──drain──► draining
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from pagoda.config import ServerSettings
 from pagoda.errors import EngineError, ModelNotFoundError, OverloadedError, UnavailableError
 from pagoda.observe.metrics import Metrics
 from pagoda.server.admission import Admission
-from pagoda.server.bridge import DeltaStream, EngineBridge, EngineThread, Serve
+from pagoda.server.bridge import EngineBridge, EngineThread
+from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
 from pagoda.server.prompts import ChatTemplate, Prompts, Tokenizer
-from pagoda.types import Request
 
 STARTING_RETRY_S = 2.0
 STALLED_S = 60.0  # work, but no step for that long: the engine does not turn
@@ -66,17 +66,26 @@ class Model:
         )
         self.engine.on_step.append(self.metrics.record)
         self.bridge = EngineBridge(self.engine)
-        self.admission = Admission(self.bridge.open, settings.max_queue_requests, settings.max_queue_tokens)
-        self.serve: Serve = self.admission.open  # the outermost layer of the onion
+        self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens)
+        layers: list[Layer] = [  # outermost first
+            self._validated,
+            self._counted,
+            self.admission,
+        ]
+        self.serve: Serve = fold(layers, self.bridge.open)
 
-    async def open(self, requests: Sequence[Request]) -> DeltaStream:
-        """Hand requests to the onion. Raises OverloadedError when the queue is full, and what the engine refuses."""
+    async def _validated(self, call: Call, serve: Serve) -> DeltaStream:
+        """Layer: the engine's check of each request. Raises RequestError naming the field."""
+        return await serve(replace(call, requests=tuple(self.engine.validate(request) for request in call.requests)))
+
+    async def _counted(self, call: Call, serve: Serve) -> DeltaStream:
+        """Layer: metrics of what is asked for, and of what is turned away."""
         try:
-            stream = await self.serve(requests)
+            stream = await serve(call)
         except OverloadedError:
             self.metrics.own.http_rejected.add("queue_full")
             raise
-        for request in requests:
+        for request in call.requests:
             self.metrics.record_params(request.params)
         return stream
 

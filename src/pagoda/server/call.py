@@ -1,0 +1,49 @@
+"""What travels through the layers that answer: one `Call` down, a stream of deltas up.
+
+A layer gets a call and what lies below it. It may refuse the call, change it, answer by itself with deltas such as the
+engine would send, or pass it on and watch the deltas that come back. `service.Model` lists the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pagoda.types import Delta, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request to be answered: what was asked, and the token requests made from it, one a prompt."""
+
+    id: str  # of the answer
+    requests: tuple[Request, ...]
+    messages: tuple[Mapping[str, Any], ...] | None = None  # the conversation as it was asked; None: text completions
+    tenant: str = ""
+
+
+class DeltaStream(Protocol):
+    """The deltas of a call as they come. Whoever opened it closes it, however it ends."""
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        """All that has come since the last time, never empty; ends when every choice has finished."""
+
+    def close(self) -> None:
+        """Abort what has not finished. Idempotent."""
+
+
+Serve = Callable[[Call], Awaitable[DeltaStream]]
+Layer = Callable[[Call, Serve], Awaitable[DeltaStream]]
+
+
+def fold(layers: Sequence[Layer], innermost: Serve) -> Serve:
+    """`layers`, outermost first, around `innermost`, as one."""
+    serve = innermost
+    for layer in reversed(layers):
+        serve = _around(layer, serve)
+    return serve
+
+
+def _around(layer: Layer, inner: Serve) -> Serve:
+    return lambda call: layer(call, inner)
