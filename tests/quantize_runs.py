@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import numpy.typing as npt
 import pytest
 
 from pagoda.formats.checkpoint import open_checkpoint
+from pagoda.models.hugging_face import as_hugging_face
 from pagoda.models.registry import load_model
 from pagoda.quantize.arithmetic import Arithmetic
-from pagoda.quantize.forward import PlainWeights, WindowOps
+from pagoda.quantize.calibrate import read_sample
+from pagoda.quantize.forward import LinearCall, PlainWeights, Value, WindowOps
+from pagoda.quantize.layers import InputStatistics, Store
 from pagoda.quantize.methods import Job, find_method
 from pagoda.quantize.settings import QuantizeSettings
+from pagoda.text.tokenizer import load_tokenizer
 from pagoda.types import FloatArray
 
 need_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
@@ -40,17 +45,54 @@ def run(source: Path, folder: Path, to: str, **changes: Any) -> tuple[Path, list
     return find_method(to).run(job), said
 
 
-def logits_by_device(source: Path, folder: Path, to: str, *devices: str) -> list[FloatArray]:
-    """What the method's folders compute, calibrated on each device in turn; each says which it is if it is torch's."""
-    found = []
+class OutputErrors:
+    """A `LinearSource`, the model as it is; `by_name`: |x (W - Q)^T|^2 / |x W^T|^2 of each linear that a job made Q."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.by_name: dict[str, float] = {}
+
+    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+        weights = PlainWeights().weights(x, calls)
+        hessian = np.asarray(InputStatistics(x).hessian)
+        for call, weight in zip(calls, weights, strict=True):
+            change = weight - self.store.load(call.weight.name).values()
+            lost, whole = (np.einsum("oi,ij,oj->", part, hessian, part, optimize=True) for part in (change, weight))
+            self.by_name[call.weight.name] = float(lost / whole)
+        return weights
+
+
+def output_errors(source: Path, folder: Path) -> dict[str, float]:
+    """How far the linears that `run` left in `folder` are from the model's, on the windows it calibrated with."""
+    errors = OutputErrors(Store(folder / "work" / "layers"))
+    text = str(folder / "calibration.txt")
+    with open_checkpoint(source) as checkpoint:
+        sample = read_sample(text, load_tokenizer(checkpoint), None, num_windows=6, window_tokens=64)
+        load_model(as_hugging_face(checkpoint)).forward(WindowOps(sample.windows, errors))
+    return errors.by_name
+
+
+def check_devices_do_equally_well(source: Path, folder: Path, to: str, *devices: str) -> None:
+    """The method on each device in turn: equal errors of every linear's output, equal distances to the original.
+
+    The models need not be equal: sums that differ in last bits tip weights that lie between two codes, and what the
+    next columns make up for follows from that.
+    """
+    with open_checkpoint(source) as checkpoint:
+        original = logits(checkpoint)
+    errors, distances = [], []
     for device in devices:
         place = folder / device
         place.mkdir()
         made, said = run(source, place, to, device=device)
         assert (f"computing in torch on {device.removeprefix('torch-')}" in said) == (device != "cpu")
+        errors.append(output_errors(source, place))
         with open_checkpoint(made) as checkpoint:
-            found.append(logits(checkpoint))
-    return found
+            distances.append(1 - cosine(logits(checkpoint), original))
+    for found in errors[1:]:
+        assert found == pytest.approx(errors[0], rel=0.1)
+        assert sum(found.values()) == pytest.approx(sum(errors[0].values()), rel=0.02)
+    assert distances[1:] == pytest.approx(distances[:1] * len(distances[1:]), rel=0.1)
 
 
 def cosine(a: FloatArray, b: FloatArray) -> float:

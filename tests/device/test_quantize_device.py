@@ -1,4 +1,4 @@
-"""Calibration on a real GPU: the statistics that numpy finds, and the same checkpoint in the end."""
+"""Calibration on a real GPU: the statistics that numpy finds, and checkpoints as good."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cuda_cases import need_gpu
 need_gpu()
 
 from pagoda.quantize.arithmetic import make_arithmetic
-from quantize_runs import cosine, logits, logits_by_device
+from quantize_runs import check_devices_do_equally_well, logits
 from tiny_models import TINY, memory_checkpoint, write_gguf
 
 
@@ -25,6 +25,6 @@ def test_logits_are_those_of_numpy(family: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
-def test_calibration_makes_the_model_that_numpy_makes(tmp_path: Path, method: str) -> None:
+def test_calibration_does_as_well_as_on_the_cpu(tmp_path: Path, method: str) -> None:
     source = write_gguf(tmp_path / "model.gguf", TINY["qwen2_windowed"])
-    assert cosine(*logits_by_device(source, tmp_path, method, "cpu", "cuda")) > 0.999
+    check_devices_do_equally_well(source, tmp_path, method, "cpu", "cuda")
