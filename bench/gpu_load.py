@@ -18,7 +18,7 @@ from gpu_models import Cost, Rates, Shape, cost_of, random_model
 from gpu_steps import Device, load
 from pagoda.backends.base import ForwardModel, LoadedModel, RankingModel
 from pagoda.engine.engine import Engine
-from pagoda.plan.engine_probe import NoText
+from pagoda.plan.measured.engine_probe import NoText
 from pagoda.sampling.likely import LikelySampler
 from pagoda.sampling.sampler import Sampler
 from pagoda.types import BLOCK_SIZE, Request, SamplingParams

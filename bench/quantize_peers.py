@@ -34,10 +34,10 @@ import numpy.typing as npt
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.quantized import as_floats
 from pagoda.models.registry import load_model
-from pagoda.quantize.awq import groupwise
-from pagoda.quantize.calibrate import read_sample
-from pagoda.quantize.forward import LinearCall, LinearSource, PlainWeights, Value, WindowOps
-from pagoda.quantize.grid import full_range
+from pagoda.quantize.algorithms.awq import groupwise
+from pagoda.quantize.algorithms.grid import full_range
+from pagoda.quantize.calibration.forward import LinearCall, LinearSource, PlainWeights, Value, WindowOps
+from pagoda.quantize.calibration.sample import read_sample
 from pagoda.text.chat import load_chat_template
 from pagoda.text.tokenizer import load_tokenizer
 from pagoda.types import FloatArray, Int32Array

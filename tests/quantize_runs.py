@@ -14,11 +14,12 @@ import pytest
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.hugging_face import as_hugging_face
 from pagoda.models.registry import load_model
-from pagoda.quantize.arithmetic import Arithmetic
-from pagoda.quantize.calibrate import read_sample
-from pagoda.quantize.forward import LinearCall, PlainWeights, Value, WindowOps
-from pagoda.quantize.layers import InputStatistics, Store
-from pagoda.quantize.methods import Job, find_method
+from pagoda.quantize.calibration.arithmetic import Arithmetic
+from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, Value, WindowOps
+from pagoda.quantize.calibration.layers import InputStatistics, Store
+from pagoda.quantize.calibration.sample import read_sample
+from pagoda.quantize.job import Job
+from pagoda.quantize.methods import find_method
 from pagoda.quantize.settings import QuantizeSettings
 from pagoda.text.tokenizer import load_tokenizer
 from pagoda.types import FloatArray

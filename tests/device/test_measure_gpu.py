@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from pagoda.plan.cuda import gpu_device, measure_gpu
-from pagoda.plan.devices import devices
+from pagoda.hardware.cuda import gpu_device, measure_gpu
+from pagoda.hardware.devices import devices
 
 
 def test_measure_gpu() -> None:

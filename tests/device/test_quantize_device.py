@@ -11,7 +11,7 @@ from cuda_cases import need_gpu
 
 need_gpu()
 
-from pagoda.quantize.arithmetic import make_arithmetic
+from pagoda.quantize.calibration.arithmetic import make_arithmetic
 from quantize_runs import check_devices_do_equally_well, logits
 from tiny_models import TINY, memory_checkpoint, write_gguf
 

@@ -16,16 +16,16 @@ from pagoda.benchmark.verify import measured_resident, predicted_resident
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
-from pagoda.plan import probes
-from pagoda.plan.here import setup_here, sliced
-from pagoda.plan.memory import kv_token_bytes
-from pagoda.plan.models import builtin_shape, shape_of_file
-from pagoda.plan.probes import Prober, remembered_rates
-from pagoda.plan.rates import MeasuredCosts, Rates
-from pagoda.plan.resident import embedding_bytes, engine_buffer_bytes, packed_bytes
-from pagoda.plan.slices import random_model, signatures
-from pagoda.plan.weights import STORED, weights_in
-from pagoda.plan.work import Workload, decode_step, prefill_steps
+from pagoda.plan.cost.memory import kv_token_bytes
+from pagoda.plan.cost.resident import embedding_bytes, engine_buffer_bytes, packed_bytes
+from pagoda.plan.cost.work import Workload, decode_step, prefill_steps
+from pagoda.plan.measured import probes
+from pagoda.plan.measured.measured_costs import setup_here, sliced
+from pagoda.plan.measured.probes import Prober, remembered_rates
+from pagoda.plan.measured.rates import MeasuredCosts, Rates
+from pagoda.plan.measured.slices import random_model, signatures
+from pagoda.plan.model.models import builtin_shape, shape_of_file
+from pagoda.plan.model.weights import STORED, weights_in
 from pagoda.types import BLOCK_SIZE
 from serving import process
 

@@ -4,7 +4,7 @@ import pytest
 
 from pagoda.plan.planner import make_plan
 from pagoda.plan.settings import PlanSettings
-from pagoda.plan.targets import Target
+from pagoda.plan.target import Target
 
 LLAMA_CPP = "XiongjieDai/GPU-Benchmarks-on-LLM-Inference, May 2024"
 TRT = "TensorRT-LLM 0.9, docs/source/performance.md"

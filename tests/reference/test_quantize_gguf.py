@@ -16,7 +16,7 @@ from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.gguf_writer import GGUFWriter
 from pagoda.formats.safetensors_writer import SafetensorsFolder
 from pagoda.models.registry import load_model
-from pagoda.quantize.imatrix import read_imatrix
+from pagoda.quantize.calibration.imatrix import read_imatrix
 from pagoda.quantize.run import quantize
 from pagoda.quantize.settings import QuantizeSettings
 from pagoda.text.tokenizer import load_tokenizer

@@ -10,7 +10,7 @@ from pagoda.cli import advise as advise_module
 from pagoda.cli.advise import INVALID, QUESTIONS, answers, parse
 from pagoda.cli.main import app
 from pagoda.errors import ConfigError
-from pagoda.plan.adaptation import Situation, advise_adaptation, choose
+from pagoda.plan.advice.adaptation import Situation, advise_adaptation, choose
 
 TABLE = [
     # what is asked of the model, choice, words among its reasons

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pagoda.errors import ConfigError
-from pagoda.quantize.calibrate import Sample, read_documents, read_sample
+from pagoda.quantize.calibration.sample import Sample, read_documents, read_sample
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
 from tiny_models import TINY, memory_checkpoint
 

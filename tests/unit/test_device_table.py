@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from pagoda.plan.devices import FLOP_TYPES, KINDS, Device, device, devices
+from pagoda.hardware.device import FLOP_TYPES, KINDS, Device
+from pagoda.hardware.devices import device, devices
 
 TABLE = devices()
 DERIVED = {"id", "name", "kind", "efficiency", "sources"}

@@ -3,7 +3,8 @@
 import pytest
 
 from pagoda.errors import ConfigError
-from pagoda.plan.devices import FLOP_TYPES, KINDS, Device, device, devices
+from pagoda.hardware.device import FLOP_TYPES, KINDS, Device
+from pagoda.hardware.devices import device, devices
 
 
 @pytest.mark.parametrize("row", devices(), ids=lambda row: row.id)

@@ -12,7 +12,7 @@ from pagoda.cli.doctor import cached_models, find_warnings, port_is_free
 from pagoda.cli.main import app
 from pagoda.config import EngineSettings, ServerSettings
 from pagoda.errors import ConfigError
-from pagoda.plan.hardware import Hardware
+from pagoda.hardware.host import Hardware
 
 GIB = 2**30
 GOOD = Hardware(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pagoda.errors import FormatError
-from pagoda.quantize.gptq import GPTQOptions, factorize, inverse_factor, quantize
-from pagoda.quantize.grid import Grid, full_range, search
+from pagoda.quantize.algorithms.gptq import GPTQOptions, factorize, inverse_factor, quantize
+from pagoda.quantize.algorithms.grid import Grid, full_range, search
 from pagoda.types import FloatArray
 from quantize_runs import need_torch
 

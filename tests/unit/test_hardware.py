@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pagoda.backends import cores
-from pagoda.plan import hardware as hardware_module
-from pagoda.plan.hardware import read_hardware
+from pagoda.hardware import host as hardware_module
+from pagoda.hardware.host import read_hardware
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pagoda.errors import FormatError
-from pagoda.quantize.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
+from pagoda.quantize.calibration.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
 
 SUMS = np.array([4.0, 0.0, 100.0, 2.5])
 MATRIX = Imatrix(

@@ -9,14 +9,16 @@ import pytest
 import pagoda._native as native
 from pagoda.backends import cores
 from pagoda.errors import ConfigError
-from pagoda.plan import caches as caches_module
-from pagoda.plan import machine, products
-from pagoda.plan.caches import read_caches
-from pagoda.plan.cuda import Gpu, gpu_device
-from pagoda.plan.devices import Cache, device, devices
-from pagoda.plan.hardware import Hardware, read_hardware
-from pagoda.plan.machine import Measurement, measurement, this_device, thread_counts
-from pagoda.plan.products import Product, measure_products
+from pagoda.hardware import caches as caches_module
+from pagoda.hardware import machine
+from pagoda.hardware import matmul_bench as products
+from pagoda.hardware.caches import read_caches
+from pagoda.hardware.cuda import Gpu, gpu_device
+from pagoda.hardware.device import Cache
+from pagoda.hardware.devices import device, devices
+from pagoda.hardware.host import Hardware, read_hardware
+from pagoda.hardware.machine import Measurement, measurement, this_device, thread_counts
+from pagoda.hardware.matmul_bench import Product, measure_products
 
 HARDWARE = read_hardware()
 FOUND = Measurement(

@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from pagoda.cli.main import app
 from pagoda.errors import ConfigError
-from pagoda.plan.advice import CANDIDATES, advise_format
-from pagoda.plan.devices import device
-from pagoda.plan.models import builtin_shape
-from pagoda.plan.quality import MEASURED, QUALITY
-from pagoda.plan.utilization import StepWork, explain_utilization
+from pagoda.hardware.devices import device
+from pagoda.plan.advice.formats import CANDIDATES, advise_format
+from pagoda.plan.advice.quality import MEASURED, QUALITY
+from pagoda.plan.advice.utilization import StepWork, explain_utilization
+from pagoda.plan.model.models import builtin_shape
 
 SMALL, LARGE = builtin_shape("llama-3-8b"), builtin_shape("llama-3-70b")
 

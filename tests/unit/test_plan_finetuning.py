@@ -3,9 +3,9 @@
 import pytest
 
 from pagoda.errors import ConfigError
-from pagoda.plan.finetuning import METHODS, base_bytes, finetune_memory, lora_parameters
-from pagoda.plan.models import builtin_shape
-from pagoda.plan.recipes import shape_from_config
+from pagoda.plan.advice.finetuning import METHODS, base_bytes, finetune_memory, lora_parameters
+from pagoda.plan.model.config_shapes import shape_from_config
+from pagoda.plan.model.models import builtin_shape
 
 LLAMA = builtin_shape("llama-3-8b")
 

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from pagoda.cli.main import app
 from pagoda.errors import ConfigError
-from pagoda.plan.picture import picture_of
+from pagoda.plan.output.picture import picture_of
+from pagoda.plan.output.plot import Picture, Point, Served, check_path, draw
 from pagoda.plan.planner import make_plan
-from pagoda.plan.plot import Picture, Point, Served, check_path, draw
 from pagoda.plan.settings import PlanSettings
 
 PICTURE = Picture(
@@ -88,7 +88,7 @@ def test_errors_say_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_importing_needs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    importlib.reload(sys.modules["pagoda.plan.plot"])
+    importlib.reload(sys.modules["pagoda.plan.output.plot"])
 
 
 def test_the_command_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

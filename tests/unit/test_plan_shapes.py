@@ -7,8 +7,8 @@ import pytest
 
 from gguf_files import ARRAY, GGUF, STRING, U32, Field, Tensor
 from pagoda.errors import FormatError, SourceError
-from pagoda.plan.models import builtin_names, builtin_shape, find_shape
-from pagoda.plan.recipes import shape_from_config
+from pagoda.plan.model.config_shapes import shape_from_config
+from pagoda.plan.model.models import builtin_names, builtin_shape, find_shape
 
 # Parameters as the hub counts them in the models' safetensors files; tied heads once.
 PUBLISHED = {

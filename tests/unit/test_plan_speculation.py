@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pagoda.errors import ConfigError
-from pagoda.plan.speculation import (
+from pagoda.plan.advice.speculation import (
     advise_speculation,
     best_draft,
     break_even,

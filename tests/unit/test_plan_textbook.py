@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from pagoda.plan.costs import RooflineCosts
-from pagoda.plan.devices import device
-from pagoda.plan.memory import kv_request_bytes, usual_lengths, waste
-from pagoda.plan.models import builtin_shape
-from pagoda.plan.speed import Load, batch_of_compute, largest_concurrency, prefill_s, speed
-from pagoda.plan.weights import format_names, weights_in
-from pagoda.plan.work import Chunk, Step, Workload, decode_step, pairs, prefill_steps
+from pagoda.hardware.devices import device
+from pagoda.plan.cost.memory import kv_request_bytes, usual_lengths, waste
+from pagoda.plan.cost.roofline import RooflineCosts
+from pagoda.plan.cost.speed import Load, batch_of_compute, largest_concurrency, prefill_s, speed
+from pagoda.plan.cost.work import Chunk, Step, Workload, decode_step, pairs, prefill_steps
+from pagoda.plan.model.models import builtin_shape
+from pagoda.plan.model.weights import format_names, weights_in
 
 LLAMA = builtin_shape("llama-3-8b")
 A100 = device("a100-80gb")

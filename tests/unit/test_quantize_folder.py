@@ -12,11 +12,11 @@ from pagoda.errors import CapacityError, ConfigError, FormatError, UnsupportedEr
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.hugging_face import as_hugging_face
 from pagoda.models.registry import load_model
-from pagoda.quantize import layers
-from pagoda.quantize.arithmetic import Arithmetic, make_arithmetic
-from pagoda.quantize.folder import narrow
-from pagoda.quantize.forward import WindowOps
-from pagoda.quantize.layers import Store
+from pagoda.quantize.calibration import layers
+from pagoda.quantize.calibration.arithmetic import Arithmetic, make_arithmetic
+from pagoda.quantize.calibration.forward import WindowOps
+from pagoda.quantize.calibration.layers import Store
+from pagoda.quantize.folder.write import narrow
 from pagoda.quantize.run import quantize
 from pagoda.text.tokenizer import load_tokenizer
 from quantize_runs import WINDOWS, check_devices_do_equally_well, cosine, logits, need_torch, run, settings

@@ -7,9 +7,9 @@ import pytest
 
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.models.registry import load_model
-from pagoda.quantize.arithmetic import make_arithmetic
-from pagoda.quantize.forward import LinearCall, PlainWeights, Value, WindowOps
-from pagoda.quantize.layers import InputStatistics, column_sums
+from pagoda.quantize.calibration.arithmetic import make_arithmetic
+from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, Value, WindowOps
+from pagoda.quantize.calibration.layers import InputStatistics, column_sums
 from pagoda.types import Batch, FloatArray
 from quantize_runs import WINDOWS, logits, need_torch
 from tiny_models import TINY, memory_checkpoint

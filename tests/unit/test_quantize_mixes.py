@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pagoda.errors import ConfigError
-from pagoda.quantize.mixes import MIXES, Choice, choose_types, parse_overrides
+from pagoda.quantize.gguf.mixes import MIXES, Choice, choose_types, parse_overrides
 
 LAYERS = 32
 

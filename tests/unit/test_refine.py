@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pagoda.quantize.gptq import GPTQOptions, factorize, quantize
-from pagoda.quantize.grid import Rounded
-from pagoda.quantize.refine import move_codes, refined, refit_scales
+from pagoda.quantize.algorithms.gptq import GPTQOptions, factorize, quantize
+from pagoda.quantize.algorithms.grid import Rounded
+from pagoda.quantize.algorithms.refine import move_codes, refined, refit_scales
 from pagoda.types import FloatArray
 from quantize_runs import need_torch
 

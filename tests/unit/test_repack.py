@@ -13,7 +13,7 @@ from pagoda.formats.blocks import dequantize
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.packed import NF4_VALUES
 from pagoda.models.registry import load_model
-from pagoda.quantize.repack import added_error, block_type, blocks_of
+from pagoda.quantize.gguf.repack import added_error, block_type, blocks_of
 from pagoda.quantize.run import quantize
 from pagoda.quantize.settings import QuantizeSettings
 from quantized_models import act_order, rounded, write_quantized
@@ -91,7 +91,7 @@ def test_a_folder_of_floats_can_be_had_back(tmp_path: Path) -> None:
 
 
 def test_a_result_that_is_too_much_worse_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pagoda.quantize import report
+    from pagoda.scoring import report
 
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 30)

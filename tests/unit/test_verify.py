@@ -5,7 +5,7 @@ import time
 import pytest
 
 from pagoda.benchmark.verify import FAULT_AROUND, Clock, Point, Verified, _touched_bytes
-from pagoda.plan.probes import Probe
+from pagoda.plan.measured.probes import Probe
 
 TABLE, VOCAB = 100_000_000, 100_000  # a kilobyte a row
 

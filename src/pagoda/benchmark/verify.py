@@ -26,21 +26,22 @@ from pagoda.benchmark.prompts import FIRST_ID, LAST_ID, random_ids
 from pagoda.engine.engine import Engine
 from pagoda.engine.load import MIN_ROWS
 from pagoda.errors import ConfigError, UnsupportedError
+from pagoda.hardware.device import Device
+from pagoda.hardware.devices import device
 from pagoda.kv.cache import blocks_for
-from pagoda.plan.costs import peak_flops
-from pagoda.plan.devices import Device, device
-from pagoda.plan.engine_probe import NoText
-from pagoda.plan.here import setup_here, sliced
-from pagoda.plan.memory import cpu_runtime_bytes, kv_request_bytes
-from pagoda.plan.models import shape_of_file
-from pagoda.plan.probes import QUIET_SHARE, Prober, Setup, lower_quartile, write_all_blocks
-from pagoda.plan.rates import MeasuredCosts
-from pagoda.plan.resident import embedding_bytes, engine_buffer_bytes, packed_bytes
+from pagoda.plan.cost.memory import cpu_runtime_bytes, kv_request_bytes
+from pagoda.plan.cost.resident import embedding_bytes, engine_buffer_bytes, packed_bytes
+from pagoda.plan.cost.roofline import peak_flops
+from pagoda.plan.cost.speed import prefill_s
+from pagoda.plan.cost.work import Workload, decode_step
+from pagoda.plan.measured.engine_probe import NoText
+from pagoda.plan.measured.measured_costs import setup_here, sliced
+from pagoda.plan.measured.probes import QUIET_SHARE, Prober, Setup, lower_quartile, write_all_blocks
+from pagoda.plan.measured.rates import MeasuredCosts
+from pagoda.plan.model.models import shape_of_file
+from pagoda.plan.model.shapes import ModelShape
+from pagoda.plan.model.weights import STORED, Weights, weights_in
 from pagoda.plan.settings import FIGURES, Figure
-from pagoda.plan.shapes import ModelShape
-from pagoda.plan.speed import prefill_s
-from pagoda.plan.weights import STORED, Weights, weights_in
-from pagoda.plan.work import Workload, decode_step
 from pagoda.sampling.sampler import Sampler
 from pagoda.types import Batch, FloatArray, Request, SamplingParams
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pagoda.errors import ConfigError
-from pagoda.plan.adaptation import TITLES, Adaptation, Budget, Change, Situation, advise_adaptation
+from pagoda.plan.advice.adaptation import TITLES, Adaptation, Budget, Change, Situation, advise_adaptation
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pagoda.cli.progress import download_progress
-from pagoda.plan.devices import device
-from pagoda.plan.finetuning import METHODS, FineTuneMemory, finetune_memory, lora_parameters
-from pagoda.plan.models import find_shape
+from pagoda.hardware.devices import device
+from pagoda.plan.advice.finetuning import METHODS, FineTuneMemory, finetune_memory, lora_parameters
+from pagoda.plan.model.models import find_shape
 
 
 def advise_finetune_verb(

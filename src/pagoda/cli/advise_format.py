@@ -14,14 +14,15 @@ from rich.table import Table
 from pagoda.cli.advise import print_list
 from pagoda.cli.progress import download_progress
 from pagoda.errors import ConfigError
-from pagoda.plan.advice import FITS, FormatAdvice, Goal, advise_format
-from pagoda.plan.costs import RooflineCosts
-from pagoda.plan.devices import Device, device
-from pagoda.plan.models import find_shape
-from pagoda.plan.shapes import ModelShape
-from pagoda.plan.utilization import StepWork, Utilization, explain_utilization
-from pagoda.plan.weights import weights_in
-from pagoda.plan.work import Workload, decode_step
+from pagoda.hardware.device import Device
+from pagoda.hardware.devices import device
+from pagoda.plan.advice.formats import FITS, FormatAdvice, Goal, advise_format
+from pagoda.plan.advice.utilization import StepWork, Utilization, explain_utilization
+from pagoda.plan.cost.roofline import RooflineCosts
+from pagoda.plan.cost.work import Workload, decode_step
+from pagoda.plan.model.models import find_shape
+from pagoda.plan.model.shapes import ModelShape
+from pagoda.plan.model.weights import weights_in
 
 CONTEXT = 2048  # of the sequences whose decode is explained
 

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from pagoda.cli.advise import print_list
 from pagoda.cli.progress import download_progress
-from pagoda.plan.costs import RooflineCosts
-from pagoda.plan.devices import device
-from pagoda.plan.models import find_shape
-from pagoda.plan.speculation import Speculation, StepSeconds, advise_speculation
-from pagoda.plan.weights import default_format, weights_in
-from pagoda.plan.work import Chunk, Step, Workload
+from pagoda.hardware.devices import device
+from pagoda.plan.advice.speculation import Speculation, StepSeconds, advise_speculation
+from pagoda.plan.cost.roofline import RooflineCosts
+from pagoda.plan.cost.work import Chunk, Step, Workload
+from pagoda.plan.model.models import find_shape
+from pagoda.plan.model.weights import default_format, weights_in
 
 CONTEXT = 2048
 

@@ -25,7 +25,7 @@ from pagoda.cli.progress import download_progress
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.engine.memory import peak_memory
-from pagoda.plan.hardware import Hardware, int8_peak, read_bandwidth, read_hardware
+from pagoda.hardware.host import Hardware, int8_peak, read_bandwidth, read_hardware
 from pagoda.settings import Setting, Settings
 
 

@@ -14,9 +14,9 @@ from rich.table import Column, Table
 
 from pagoda.cli.options import with_settings
 from pagoda.cli.progress import download_progress, step_progress
-from pagoda.quantize import report
-from pagoda.quantize.plot import quality_over_size
-from pagoda.quantize.report import Quality, Report
+from pagoda.scoring import report
+from pagoda.scoring.plot import quality_over_size
+from pagoda.scoring.report import Quality, Report
 from pagoda.settings import Setting, Settings
 from pagoda.sources import resolve
 

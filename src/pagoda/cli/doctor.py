@@ -22,8 +22,8 @@ import pagoda
 from pagoda.cli.options import with_settings
 from pagoda.config import EngineSettings, ServerSettings, cache_dir
 from pagoda.errors import ConfigError
-from pagoda.plan.hardware import Hardware, read_hardware
-from pagoda.plan.machine import measurement
+from pagoda.hardware.host import Hardware, read_hardware
+from pagoda.hardware.machine import measurement
 
 OPTIONAL = ("torch", "transformers", "peft", "llguidance", "redis", "psycopg", "opentelemetry")
 GIB = 2**30

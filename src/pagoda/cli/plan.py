@@ -10,9 +10,9 @@ from rich.console import Console
 from pagoda.cli.options import with_settings
 from pagoda.cli.plan_tables import print_plan
 from pagoda.cli.progress import download_progress
-from pagoda.plan.picture import picture_of
+from pagoda.plan.output.picture import picture_of
+from pagoda.plan.output.plot import check_path, draw
 from pagoda.plan.planner import make_plan
-from pagoda.plan.plot import check_path, draw
 from pagoda.plan.settings import PlanSettings
 
 

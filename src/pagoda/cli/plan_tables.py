@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pagoda.plan.output.report import plan_json
 from pagoda.plan.planner import Plan
-from pagoda.plan.report import plan_json
 
 WIDTH = 100
 LABEL_WIDTH, COLUMN_WIDTH = 26, 20  # plans that do not fit side by side go below

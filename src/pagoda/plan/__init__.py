@@ -10,25 +10,9 @@ found.to_json()  # everything, with reasons
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pagoda.plan.devices import Device, device, devices
-    from pagoda.plan.planner import Plan, make_plan, plan
-    from pagoda.plan.settings import PlanSettings
+from pagoda.hardware.device import Device
+from pagoda.hardware.devices import device, devices
+from pagoda.plan.planner import Plan, make_plan, plan
+from pagoda.plan.settings import PlanSettings
 
 __all__ = ["Device", "Plan", "PlanSettings", "device", "devices", "make_plan", "plan"]
-
-_PLACES = {
-    **dict.fromkeys(("Device", "device", "devices"), "pagoda.plan.devices"),
-    **dict.fromkeys(("Plan", "make_plan", "plan"), "pagoda.plan.planner"),
-    "PlanSettings": "pagoda.plan.settings",
-}
-
-
-def __getattr__(name: str) -> Any:  # imported on first use: the floors below need only the machine's facts
-    if name in _PLACES:
-        import importlib
-
-        return getattr(importlib.import_module(_PLACES[name]), name)
-    raise AttributeError(f"module 'pagoda.plan' has no attribute {name!r}")

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from math import log2
 
 from pagoda.errors import ConfigError
-from pagoda.plan.devices import THIS, Device, devices
-from pagoda.plan.speed import smallest
-from pagoda.plan.targets import Target
+from pagoda.hardware.device import THIS, Device
+from pagoda.hardware.devices import devices
+from pagoda.plan.cost.speed import smallest
+from pagoda.plan.target import Target
 
 FORMATS_DOWN = {
     "gpu": ("bf16", "fp8", "awq"),

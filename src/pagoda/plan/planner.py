@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagoda.errors import ConfigError
-from pagoda.plan.devices import device
-from pagoda.plan.models import find_shape
-from pagoda.plan.report import model_json, plan_json, request_json
+from pagoda.hardware.devices import device
+from pagoda.plan.model.models import find_shape
+from pagoda.plan.model.shapes import ModelShape
+from pagoda.plan.model.weights import default_format
+from pagoda.plan.output.report import model_json, plan_json, request_json
 from pagoda.plan.settings import PlanSettings, check
-from pagoda.plan.shapes import ModelShape
-from pagoda.plan.targets import Target, make_target
-from pagoda.plan.weights import default_format
+from pagoda.plan.target import Target, make_target
 from pagoda.sources import Progress
 
 MOST_PLANS = 64

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pagoda.models.registry import FAMILIES
-from pagoda.plan.speed import Speed
-from pagoda.plan.targets import Target
+from pagoda.plan.cost.speed import Speed
+from pagoda.plan.target import Target
 from pagoda.quantize.methods import METHODS
 
 SERVED_AS_IS = ("fp16", "bf16")  # what a hub's folder holds already

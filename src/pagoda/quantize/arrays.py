@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = Any
+Doubles = npt.NDArray[np.float64]
 
 
 def namespace(x: Array) -> Any:

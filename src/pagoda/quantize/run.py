@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -22,7 +21,8 @@ from threadpoolctl import threadpool_limits
 from pagoda.backends.cores import usable_cores
 from pagoda.engine.device import torch_device
 from pagoda.errors import CapacityError, ConfigError, PagodaError, QualityError
-from pagoda.quantize.methods import Job, Progress, find_method
+from pagoda.quantize.job import Job, Progress
+from pagoda.quantize.methods import find_method
 from pagoda.quantize.settings import QuantizeSettings
 from pagoda.sources import resolve
 
@@ -109,9 +109,9 @@ def _judge(
     """QualityError, with nothing left, if the result is further from its source than the user wants."""
     if settings.max_kld is None:
         return
-    quality = import_module("pagoda.quantize.report").measure(  # which needs the engine: not for every job
-        finished, source, threads=settings.threads, progress=progress
-    )
+    from pagoda.scoring.report import measure  # needs the engine: not for every job
+
+    quality = measure(finished, source, threads=settings.threads, progress=progress)
     assert quality.kld is not None
     say(f"mean KL divergence from the source: {quality.kld:.4f}")
     if not quality.kld <= settings.max_kld:

@@ -45,12 +45,12 @@ async def plan(request: Request) -> Response:
 
 
 def _report(loaded: FromFiles, options: dict[str, str]) -> dict[str, Any]:
-    from pagoda.plan.devices import device
-    from pagoda.plan.models import shape_of_file
+    from pagoda.hardware.devices import device
+    from pagoda.plan.model.models import shape_of_file
+    from pagoda.plan.model.weights import default_format
     from pagoda.plan.planner import Plan
     from pagoda.plan.settings import PlanSettings, check
-    from pagoda.plan.targets import make_target
-    from pagoda.plan.weights import default_format
+    from pagoda.plan.target import make_target
 
     known = {field.name: field for field in fields(PlanSettings) if field.name in ASKED}
     for name in options:

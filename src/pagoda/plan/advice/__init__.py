@@ -1,0 +1,1 @@
+"""Advice: functions from plain data to plain data, each with its reasons."""

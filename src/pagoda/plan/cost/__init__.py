@@ -1,0 +1,1 @@
+"""What a step costs: its memory, its work, and the time that takes by the roofline."""

@@ -1,0 +1,153 @@
+"""Memory: weights + KV of every running request + working buffers + runtime, and how many requests fit.
+
+KV of a request is counted in the engine's own blocks of 16 tokens (`kv.cache.peak_blocks`), layer kind by layer kind:
+a sliding window keeps no more than the window. Static reservation, which paging replaces, takes the longest context for
+every request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pagoda.kv.cache import blocks_for, peak_blocks
+from pagoda.plan.model.shapes import AttentionShape, ModelShape
+from pagoda.types import BLOCK_SIZE
+
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0}
+INT8_SCALES = 4.0  # bytes of the scale that int8 keeps for K, and for V, of a token and head
+
+# What a process on a GPU holds beside its tensors: CUDA context and loaded kernels (about 0.5 GB), library workspaces
+# and the graphs of decode (about 0.5 GB).
+GPU_RUNTIME_BYTES = 1_000_000_000
+# Python with the engine's modules, and the server's; a tokenizer's tables for each entry of the vocabulary. Fitted to
+# resident memory: docs/planning.md says on what.
+ENGINE_BYTES = 45_000_000
+SERVER_BYTES = 14_000_000
+TOKENIZER_ENTRY_BYTES = 760
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one device, which holds 1/shards of weights and KV."""
+
+    device_bytes: int
+    usable_bytes: int  # within the utilization
+    weight_bytes: int
+    buffer_bytes: int
+    runtime_bytes: int
+    kv_token_bytes: float  # a token that all layers keep, without block rounding
+    kv_request_bytes: int  # a request of the planned length, in whole blocks
+    kv_context_bytes: int  # a request as long as the context
+
+    @property
+    def fixed_bytes(self) -> int:
+        return self.weight_bytes + self.buffer_bytes + self.runtime_bytes
+
+    @property
+    def kv_room_bytes(self) -> int:
+        """What is left for KV; negative: the model does not fit at all."""
+        return self.usable_bytes - self.fixed_bytes
+
+    @property
+    def max_requests(self) -> int:
+        """Requests of the planned length that run at once."""
+        return max(0, self.kv_room_bytes // self.kv_request_bytes)
+
+    @property
+    def max_full_requests(self) -> int:
+        """Requests at once if each is as long as the context."""
+        return max(0, self.kv_room_bytes // self.kv_context_bytes)
+
+    def total_bytes(self, num_requests: int) -> int:
+        return self.fixed_bytes + num_requests * self.kv_request_bytes
+
+
+def kv_token_bytes(kind: AttentionShape, kv_type: str) -> float:
+    """Bytes that one token keeps in these layers."""
+    scales = 0.0
+    if kv_type == "int8":
+        scales = INT8_SCALES * kind.num_layers * (1 if kind.latent_dim else 2 * kind.num_kv_heads)
+    return kind.kv_elements * KV_BYTES[kv_type] + scales
+
+
+def kv_request_bytes(shape: ModelShape, kv_type: str, num_tokens: int, chunk: int) -> int:
+    """KV of one request of `num_tokens`, in whole blocks, computed `chunk` tokens at a time."""
+    return round(
+        sum(
+            peak_blocks(num_tokens, kind.window, chunk) * BLOCK_SIZE * kv_token_bytes(kind, kv_type)
+            for kind in shape.attention
+        )
+    )
+
+
+def buffer_bytes(shape: ModelShape, batch_tokens: int, rows: int, element_bytes: int = 2) -> int:
+    """Working buffers of a step: the values that are alive at once for each token, and logits in f32.
+
+    Residual, its norm, queries, keys, values, attention's result, gate and up.
+    """
+    kind = shape.attention[0]
+    heads = kind.num_heads * (kind.key_dim + kind.value_dim) + kind.num_kv_heads * (kind.key_dim + kind.value_dim)
+    widths = 2 * shape.hidden_size + heads + 2 * ffn_width(shape)
+    return batch_tokens * widths * element_bytes + rows * shape.vocab_size * 4
+
+
+def ffn_width(shape: ModelShape) -> int:
+    """Values between the two halves of a feed-forward, of all experts that work for a token."""
+    widths = [0]
+    for tensor in shape.layer_matrices:
+        if tensor.layer == shape.num_layers - 1 and "ffn_down" in tensor.name:
+            widths.append(tensor.shape[-1] * (shape.experts_used if tensor.is_expert else 1))
+    return max(widths)
+
+
+def cpu_runtime_bytes(shape: ModelShape, *, server: bool = True) -> int:
+    return ENGINE_BYTES + SERVER_BYTES * server + TOKENIZER_ENTRY_BYTES * shape.vocab_size
+
+
+# What paging saves
+
+
+@dataclass(frozen=True, slots=True)
+class Waste:
+    """Shares of the KV memory that hold no token."""
+
+    static_share: float  # every request reserves the whole context
+    paged_share: float  # the unfilled end of each request's last block
+    mean_tokens: float  # that a request holds, on average over its life
+    num_lengths: int
+    source: str
+
+
+def waste(lengths: Sequence[tuple[int, int]], context: int, source: str) -> Waste:
+    """`lengths` are (prompt, output) of requests. A request's KV is looked at evenly over its output."""
+    used = reserved = paged = 0.0
+    for prompt, output in lengths:
+        tokens = [min(prompt + round(output * (i + 0.5) / PHASES), context) for i in range(PHASES)]
+        weight = output / PHASES  # longer outputs are alive for longer
+        used += weight * sum(tokens)
+        paged += weight * sum(blocks_for(max(n, 1)) * BLOCK_SIZE for n in tokens)
+        reserved += weight * context * PHASES
+    life = sum(output for _, output in lengths)
+    return Waste(1 - used / reserved, 1 - used / paged, used / life, len(lengths), source)
+
+
+PHASES = 16
+
+
+def usual_lengths(prompt: int, output: int, context: int) -> list[tuple[int, int]]:
+    """Lengths around two means: exponential, which is long-tailed as requests are, at evenly spaced quantiles.
+
+    Prompt and output are paired against each other, so that all mixes of short and long occur.
+    """
+    quantiles = [-math.log1p(-(i + 0.5) / QUANTILES) for i in range(QUANTILES)]
+    pairs = []
+    for i in range(QUANTILES):
+        for j in range(QUANTILES):
+            one = max(1, min(round(prompt * quantiles[i]), context - 1))
+            pairs.append((one, max(1, min(round(output * quantiles[j]), context - one))))
+    return pairs
+
+
+QUANTILES = 16

@@ -1,0 +1,1 @@
+"""A plan as JSON with reasons, and as a picture."""

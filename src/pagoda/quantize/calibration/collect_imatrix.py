@@ -1,0 +1,70 @@
+"""An importance matrix from calibration text: what every linear of the model reads is squared and summed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from pagoda.errors import UnsupportedError
+from pagoda.formats.checkpoint import Checkpoint
+from pagoda.models.layers import Decoder
+from pagoda.models.registry import load_model
+from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, Value, run_sample
+from pagoda.quantize.calibration.imatrix import Entry, Imatrix
+from pagoda.quantize.calibration.layers import column_sums
+from pagoda.quantize.calibration.sample import Sample, read_sample
+from pagoda.quantize.settings import QuantizeSettings
+from pagoda.text.chat import load_chat_template
+from pagoda.text.tokenizer import load_tokenizer
+from pagoda.types import FloatArray
+
+
+class SquaredInputs(PlainWeights):
+    """The model as it is, while sums of squares of what its linears read are kept, by the file's names."""
+
+    def __init__(self, done: Callable[[int], None]) -> None:
+        self.entries: dict[str, Entry] = {}
+        self._done = done
+
+    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+        entry = Entry(*column_sums(x, 2))
+        self.entries |= {call.weight.name: entry for call in calls}
+        self._done(len(self.entries))
+        return super().weights(x, calls)
+
+
+def collect_imatrix(
+    checkpoint: Checkpoint,
+    names: Mapping[str, str],
+    settings: QuantizeSettings,
+    progress: Callable[[str, int, int | None], None],
+    say: Callable[[str], None],
+) -> Imatrix:
+    """The importance matrix of a model over the calibration text that `settings` name.
+
+    `names` gives the GGUF name of each of the file's tensors. Raises what `read_sample` raises.
+    """
+    decoder = load_model(checkpoint)
+    assert isinstance(decoder, Decoder)
+    sample = _sample(checkpoint, settings, decoder.max_context)
+    windows, tokens = sample.windows.shape
+    say(f"importance matrix from {windows} windows of {tokens} tokens ({settings.calibration})")
+    total = 7 * decoder.num_layers
+    source = SquaredInputs(lambda done: progress("importance matrix", done, total))
+    run_sample(decoder, sample.windows, source, settings.device, say)
+    entries = {names[name]: entry for name, entry in source.entries.items()}
+    return Imatrix(entries, f"auto ({settings.calibration})", (settings.calibration,), windows, tokens)
+
+
+def _sample(checkpoint: Checkpoint, settings: QuantizeSettings, max_context: int) -> Sample:
+    tokenizer = load_tokenizer(checkpoint)
+    try:
+        template = load_chat_template(checkpoint, tokenizer)
+    except UnsupportedError:
+        template = None
+    return read_sample(
+        settings.calibration,
+        tokenizer,
+        template,
+        num_windows=settings.calibration_samples,
+        window_tokens=min(settings.calibration_tokens, max_context),
+    )

@@ -1,0 +1,225 @@
+"""A model's forward pass over all calibration windows at once, one op after the other.
+
+`WindowOps` are `Ops` whose handles stand for a value of every token of the sample. A handle is computed a chunk of
+windows at a time, when it is asked for; only what is dear to compute again is kept: the residual stream and the inputs
+of linears that follow attention or activation. So each linear can be changed by what it reads before anything is
+computed with it, every linear is computed once, and one layer's weights are in memory.
+
+Linears that read the same handle wait for each other: a `LinearSource` is asked for the weights of all of them when the
+first is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
+from pagoda.errors import CapacityError
+from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from pagoda.formats.quantized import QuantizedTensor
+from pagoda.formats.quantized import as_floats as decoded
+from pagoda.models.layers import Decoder
+from pagoda.quantize.arrays import Array
+from pagoda.quantize.calibration.arithmetic import Arithmetic, NumpyArithmetic, make_arithmetic
+from pagoda.types import FloatArray, Int32Array, RawTensor
+
+CHUNK_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a value that linears read comes out of, and so what a scale of its columns can be folded into.
+
+    norm: an RMS norm's weight. linear: the rows of a linear, each of which becomes `repeat` columns, in runs of `run`.
+    """
+
+    kind: Literal["norm", "linear"]
+    weight: RawTensor
+    bias: RawTensor | None = None
+    run: int = 1
+    repeat: int = 1
+
+
+class Value:
+    """A handle: float32 [T, width] for all tokens, a chunk of windows at a time."""
+
+    def __init__(
+        self, ops: WindowOps, compute: Callable[[int], Array], *, dear: bool, origin: Origin | None = None
+    ) -> None:
+        self._compute: Callable[[int], Array] | None = compute
+        self._kept: list[Array] | None = None
+        self._num_chunks = ops.num_chunks
+        self.arithmetic = ops.arithmetic  # whose arrays the chunks are
+        self.dear = dear
+        self.origin = origin
+        self.readers: list[LinearCall] = []  # not computed yet
+
+    def chunk(self, i: int) -> Array:
+        """Of chunk i; not to be written to."""
+        if self._kept is not None:
+            return self._kept[i]
+        assert self._compute is not None
+        return self._compute(i)
+
+    def keep(self) -> list[Array]:
+        """Compute all chunks now, and forget what they were computed from."""
+        if self._kept is None:
+            self._kept = list(self.chunks())
+            self._compute = None
+        return self._kept
+
+    def chunks(self) -> Iterator[Array]:
+        return map(self.chunk, range(self._num_chunks))
+
+
+@dataclass(slots=True)
+class LinearCall:
+    """One linear of the model and, once it is known, the weight [out, in] to compute with."""
+
+    weight: RawTensor
+    bias: RawTensor | None
+    values: Array | None = None
+    bias_values: Array | None = field(default=None, repr=False)
+
+
+class LinearSource(Protocol):
+    """Where `WindowOps` get the weights of linears from."""
+
+    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+        """The weights, [out, in] float32, of all linears that read x."""
+
+
+class PlainWeights:
+    """A `LinearSource`: the model as it is."""
+
+    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+        return [decoded(call.weight) for call in calls]
+
+
+def table_rows(table: RawTensor, ids: Int32Array) -> FloatArray:
+    """Rows `ids` of a matrix of any type; of block types without decoding the rest. → [len(ids), E]"""
+    if isinstance(table, QuantizedTensor):
+        return decoded(table)[ids]
+    block = BLOCK_TYPES[table.type]
+    columns = table.shape[1]
+    raw = np.asarray(table.data).reshape(-1).view(np.uint8).reshape(-1, columns // block.elements * block.bytes)
+    return dequantize(raw[ids], table.type, (len(ids), columns))
+
+
+Scored = Callable[[int, FloatArray], None]  # told of chunk i's logits [T, V]
+
+
+class WindowOps:
+    """`Ops` over windows [N, T] of tokens. `on_logits` makes the head compute; without it the pass ends before."""
+
+    def __init__(
+        self,
+        windows: Int32Array,
+        source: LinearSource,
+        *,
+        on_logits: Scored | None = None,
+        chunk_tokens: int = CHUNK_TOKENS,
+        arithmetic: Arithmetic | None = None,
+    ) -> None:
+        self.source = source
+        self.on_logits = on_logits
+        self.arithmetic: Arithmetic = arithmetic or NumpyArithmetic()
+        self.length = windows.shape[1]
+        per_chunk = max(chunk_tokens // self.length, 1)
+        self.token_chunks = [windows[i : i + per_chunk] for i in range(0, len(windows), per_chunk)]
+        self.num_chunks = len(self.token_chunks)
+
+    def embed(self, table: RawTensor, scale: float = 1.0) -> Value:
+        def compute(i: int) -> Array:
+            used, place = np.unique(self.token_chunks[i], return_inverse=True)
+            return self.arithmetic.place(table_rows(table, used)[place.reshape(-1)] * np.float32(scale))
+
+        return Value(self, compute, dear=False)
+
+    def rms_norm(self, x: Value, weight: RawTensor, eps: float) -> Value:
+        w = self._placed(weight)
+        origin = Origin("norm", weight)
+        return Value(self, lambda i: self.arithmetic.rms_norm(x.chunk(i), w, eps), dear=x.dear, origin=origin)
+
+    def head_norm(self, x: Value, weight: RawTensor, eps: float, num_heads: int) -> Value:
+        w = self._placed(weight)
+        return Value(self, lambda i: self.arithmetic.rms_norm(x.chunk(i), w, eps, num_heads), dear=x.dear)
+
+    def linear(self, x: Value, weight: RawTensor, bias: RawTensor | None = None) -> Value:
+        call = LinearCall(weight, bias)
+        x.readers.append(call)
+
+        def compute(i: int) -> Array:
+            if call.values is None:
+                self._settle(x)
+            return self.arithmetic.product(x.chunk(i), call.values, call.bias_values)
+
+        return Value(self, compute, dear=True, origin=Origin("linear", weight, bias))
+
+    def _settle(self, x: Value) -> None:
+        """Get the weights of all linears that read x."""
+        if x.dear:
+            x.keep()
+        calls, x.readers = x.readers, []
+        for call, values in zip(calls, self.source.weights(x, calls), strict=True):
+            call.values = self.arithmetic.place(values)
+            call.bias_values = None if call.bias is None else self._placed(call.bias)
+
+    def _placed(self, raw: RawTensor) -> Array:
+        return self.arithmetic.place(decoded(raw))
+
+    def rope(self, x: Value, num_heads: int, spec: RopeSpec) -> Value:
+        return Value(self, lambda i: self.arithmetic.rope(x.chunk(i), self.length, num_heads, spec), dear=x.dear)
+
+    def attention(self, layer: int, q: Value, k: Value, v: Value, spec: AttentionSpec) -> Value:
+        def compute(i: int) -> Array:
+            return self.arithmetic.attend(q.chunk(i), k.chunk(i), v.chunk(i), self.length, spec)
+
+        assert v.origin is not None
+        group = spec.num_heads // spec.num_kv_heads
+        origin = Origin("linear", v.origin.weight, v.origin.bias, run=spec.head_dim, repeat=group)
+        return Value(self, compute, dear=True, origin=origin)
+
+    def gated(self, gate: Value, up: Value, activation: Activation) -> Value:
+        def compute(i: int) -> Array:
+            return self.arithmetic.gated(gate.chunk(i), up.chunk(i), activation)
+
+        return Value(self, compute, dear=True, origin=up.origin)
+
+    def add(self, x: Value, y: Value) -> Value:
+        for i, chunk in enumerate(x.keep()):
+            chunk += y.chunk(i)
+        x.dear = False  # it is kept, so what is made of it is cheap
+        return x
+
+    def logits(self, x: Value, weight: RawTensor, scale: float = 1.0, softcap: float | None = None) -> None:
+        if self.on_logits is None:
+            return
+        compute, w = self.arithmetic, self._placed(weight)
+        for i in range(self.num_chunks):
+            logits = compute.product(x.chunk(i), w, None) * scale
+            self.on_logits(i, compute.fetch(compute.softcapped(logits, softcap)))
+
+
+def run_sample(
+    decoder: Decoder, windows: Int32Array, source: LinearSource, device: str, say: Callable[[str], None]
+) -> None:
+    """One forward pass over a calibration sample [N, T], on what `--device` names.
+
+    Raises what `make_arithmetic` raises, and CapacityError if the sample does not fit into memory.
+    """
+    arithmetic = make_arithmetic(device, say)
+    try:
+        decoder.forward(WindowOps(windows, source, arithmetic=arithmetic))
+    except arithmetic.out_of_memory as error:
+        memory, other = "memory", ""
+        if not isinstance(arithmetic, NumpyArithmetic):
+            memory, other = "the GPU's memory", ", or go on where this stopped with --device cpu"
+        count, length = windows.shape
+        raise CapacityError(
+            f"{memory} ran out on {count} windows of {length} tokens; take fewer --calibration-samples{other}"
+        ) from error

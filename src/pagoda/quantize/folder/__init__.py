@@ -1,0 +1,1 @@
+"""Hugging Face folders, quantized or of plain floats."""

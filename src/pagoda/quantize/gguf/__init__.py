@@ -1,0 +1,1 @@
+"""GGUF files of block formats, from GGUF files and Hugging Face folders."""

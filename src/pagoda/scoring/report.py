@@ -1,0 +1,232 @@
+"""How much worse is it: models that were made of one original, each beside it on a text.
+
+>>> from pagoda.scoring.report import compare
+>>> report = compare(["model-f16.gguf", "model-q4_k_m.gguf", "model-gptq"])
+>>> [(row.name, row.perplexity, row.kld) for row in report.rows]
+
+Memory is bounded: one model is loaded at a time, and of the original's predictions as many windows are kept as fit in
+an eighth of what memory is available; longer texts take several rounds over the models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pagoda.engine.load import LoadedEngine
+from pagoda.engine.memory import available_memory
+from pagoda.errors import ConfigError
+from pagoda.scoring.score import Kept, Tally, predictions, scoring, speeds, windows_of
+from pagoda.types import FloatArray, Int32Array
+
+BUILTIN = Path(__file__).with_name("heldout.txt")  # Jane Austen, Persuasion, chapters 1 to 4: not what calibrates
+CONTEXT = 512
+WINDOWS = 16
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """One model on the text. Divergence and agreement are None for the original itself; speeds where not measured."""
+
+    name: str
+    file_bytes: int
+    weights: int
+    weight_bytes: int  # of its tensors
+    perplexity: float
+    perplexity_error: float  # standard error
+    kld: float | None = None  # mean KL(original || this), in nats
+    kld_p99: float | None = None
+    agreement: float | None = None  # share of tokens whose likeliest is the original's
+    prefill_per_second: float | None = None
+    decode_per_second: float | None = None
+
+    @property
+    def bytes_per_weight(self) -> float:
+        return self.weight_bytes / max(self.weights, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`rows` in the order asked for, the original among them or first."""
+
+    original: str
+    text: str
+    text_sha256: str
+    windows: int
+    context: int
+    tokens: int  # predicted
+    rows: tuple[Quality, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        rows = [{**asdict(row), "bytes_per_weight": row.bytes_per_weight} for row in self.rows]
+        return {**asdict(self), "rows": rows}
+
+
+def measure(
+    candidate: Path | str,
+    original: Path | str,
+    text: str = "builtin",
+    *,
+    windows: int = WINDOWS,
+    threads: int = 0,
+    progress: Progress = lambda what, done, total: None,
+) -> Quality:
+    """How much worse `candidate` is than `original`; raises what `compare` raises."""
+    report = compare([candidate], original, text, windows=windows, threads=threads, speed=False, progress=progress)
+    return report.rows[-1]
+
+
+def compare(
+    models: Sequence[Path | str],
+    against: Path | str | None = None,
+    text: str = "builtin",
+    *,
+    windows: int = WINDOWS,
+    context: int = CONTEXT,
+    threads: int = 0,
+    speed: bool = True,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Score each model on `text` (builtin, or a file's name) against `against`, by default the first of them.
+
+    Windows are of `context` tokens, or of as many as the original was made for if these are fewer.
+
+    Raises ConfigError for a text that is unreadable or shorter than a window, and for models whose tokenizers differ;
+    what `load_engine` raises for models.
+    """
+    names = list(dict.fromkeys(str(model) for model in models))
+    original = str(against) if against is not None else names[0]
+    if original not in names:
+        names.insert(0, original)
+    source, content = read_text(text)
+    run = _Comparison(original, content, source, context, windows, threads, speed, progress)
+    candidates = [name for name in names if name != original]
+    start = 0
+    while not run.windows or start < len(run.windows):
+        start += run.round(start, candidates)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    rows = tuple(run.quality(name) for name in names)
+    return Report(run.facts[original]["name"], source, digest, len(run.windows), run.context, run.num_tokens, rows)
+
+
+def read_text(text: str) -> tuple[str, str]:
+    """`builtin` or a file's name → (what to call it, its content). ConfigError if it cannot be read."""
+    path = BUILTIN if text == "builtin" else Path(text)
+    try:
+        return ("builtin" if path is BUILTIN else path.name), path.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--text: {path} cannot be read as UTF-8 text: {error}") from error
+
+
+class _Comparison:
+    """Tallies of an original and what was made of it, round by round; see `compare` for the arguments."""
+
+    def __init__(
+        self,
+        original: str,
+        content: str,
+        source: str,
+        context: int,
+        max_windows: int,
+        threads: int,
+        speed: bool,
+        progress: Progress,
+    ) -> None:
+        self.original, self.content, self.source = original, content, source
+        self.context, self.max_windows, self.threads, self.speed = context, max_windows, threads, speed
+        self.progress = progress
+        self.windows: list[Int32Array] = []  # known once the original is loaded
+        self.tallies: dict[str, Tally] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(nll) for nll in self.tallies[self.original].nll)
+
+    def round(self, start: int, candidates: Sequence[str]) -> int:
+        """All models over the windows from `start` on, as many as can be kept. → their number"""
+        kept: list[Kept] = []
+        with scoring(self.original, self.context, self.threads) as engine:
+            if not self.windows:
+                self.context = min(self.context, engine.max_context)
+                self.windows = self._cut(engine)
+            part = self.windows[start : start + self._capacity(engine)]
+            for logits in self._score(self.original, engine, part, start):
+                self.tallies[self.original].add(part[len(kept)], logits, None)
+                kept.append(Kept.of(logits))
+        for name in candidates:
+            with scoring(name, self.context, self.threads) as engine:
+                for i, logits in enumerate(self._score(name, engine, part, start)):
+                    self.tallies[name].add(part[i], logits, kept[i])
+        return len(part)
+
+    def _score(self, name: str, engine: LoadedEngine, part: Sequence[Int32Array], start: int) -> Iterator[FloatArray]:
+        if name not in self.facts:
+            self._check_tokenizer(engine)
+            self.tallies[name] = Tally()
+            self.facts[name] = facts_of(engine, self.windows[0] if self.speed else None)
+        for i, window in enumerate(part):
+            yield predictions(engine, window)
+            self.progress(f"scoring {self.facts[name]['name']}", start + i + 1, len(self.windows))
+
+    def _cut(self, engine: LoadedEngine) -> list[Int32Array]:
+        windows = windows_of(engine, self.content, self.context)[: self.max_windows]
+        if not windows:
+            raise ConfigError(f"--text: {self.source} is shorter than one window of {self.context} tokens")
+        return windows
+
+    def _capacity(self, engine: LoadedEngine) -> int:
+        window_bytes = 2 * (self.context // 2) * engine.core.vocab_size
+        return max(kept_bytes() // window_bytes, 1)
+
+    def _check_tokenizer(self, engine: LoadedEngine) -> None:
+        """Divergence compares the same tokens after the same tokens."""
+        cut = windows_of(engine, self.content, self.context)[: len(self.windows)]
+        if len(cut) != len(self.windows) or not np.array_equal(cut, self.windows):
+            raise ConfigError(
+                f"{engine.model_name} cuts the text into other tokens than {self.original}: "
+                "only models that were made of one original can be compared"
+            )
+
+    def quality(self, name: str) -> Quality:
+        tally = self.tallies[name]
+        nll = np.concatenate(tally.nll)
+        perplexity = math.exp(nll.mean())
+        error = perplexity * float(nll.std()) / math.sqrt(max(len(nll) - 1, 1))
+        quality = Quality(perplexity=perplexity, perplexity_error=error, **self.facts[name])
+        if not tally.divergence:
+            return quality
+        divergence = np.concatenate(tally.divergence)
+        return replace(
+            quality,
+            kld=float(divergence.mean()),
+            kld_p99=float(np.quantile(divergence, 0.99)),
+            agreement=float(np.concatenate(tally.agreed).mean()),
+        )
+
+
+def kept_bytes() -> int:
+    """Memory for the original's predictions."""
+    return max(512 * 2**20, available_memory() // 8)
+
+
+def facts_of(engine: LoadedEngine, window: Int32Array | None) -> dict[str, Any]:
+    """What a row says besides quality; speeds are measured on `window` if there is one."""
+    tensors = engine.checkpoint.tensors.values()
+    facts: dict[str, Any] = {
+        "name": engine.model_name,
+        "file_bytes": engine.checkpoint.file_bytes,
+        "weights": sum(math.prod(tensor.shape) for tensor in tensors),
+        "weight_bytes": sum(tensor.num_bytes for tensor in tensors),
+    }
+    if window is not None:
+        facts["prefill_per_second"], facts["decode_per_second"] = speeds(engine, window)
+    return facts
