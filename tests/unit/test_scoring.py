@@ -13,9 +13,9 @@ from rich.console import Console
 
 from pagoda.cli.compare import print_report
 from pagoda.errors import ConfigError
+from pagoda.quantize.calibration import sample
 from pagoda.scoring import report as report_module
 from pagoda.scoring.plot import quality_over_size
-from pagoda.quantize.calibration import sample
 from pagoda.scoring.report import BUILTIN, Quality, Report, compare, measure
 from pagoda.scoring.score import Kept, log_total, negative_log_likelihood
 from tiny_models import TINY, write_gguf, write_safetensors
