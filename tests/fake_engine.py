@@ -33,6 +33,7 @@ class FakeTokenizer:
     """Bytes."""
 
     vocab_size = 258
+    longest_token = 5
     bos_id, eos_id, eos_ids = BOS, EOS, frozenset({EOS})
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
@@ -56,12 +57,14 @@ class FakeTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        encode: Callable[[str], list[int]] | None = None,
         **kwargs: Any,
     ) -> list[int]:
         if kwargs.get("fail"):
             raise RequestError("the template says no", param="messages")
         text = "\n".join(f"{message['role']}: {self._content(message['content'])}" for message in messages)
-        return [*(text if continue_final_message else text + "\n").encode(), *(b"> " * add_generation_prompt)]
+        text = text if continue_final_message else text + "\n" + "> " * add_generation_prompt
+        return list(text.encode()) if encode is None else encode(text)
 
     def _content(self, content: Any) -> str:
         return "+".join(part["text"] for part in content) if isinstance(content, list) else content or ""
@@ -244,6 +247,11 @@ def logprobs_of(token: int, k: int) -> TokenLogprobs:
     return TokenLogprobs(Logprob(token, -0.5, 1), tuple(top))
 
 
+def fake_text() -> tuple[FakeTokenizer, FakeTemplate, None]:
+    """As `pagoda.text.load.load_text` does for a model's files."""
+    return FakeTokenizer(), FakeTemplate(), None
+
+
 @dataclass
 class FakeLoaded:
     """What `load_engine` would return."""
@@ -252,6 +260,7 @@ class FakeLoaded:
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     chat_template: FakeTemplate | None = field(default_factory=FakeTemplate)
     no_chat_reason: str | None = None
+    load_text: Callable[[], Any] = fake_text
     model_name: str = "fake"
     max_context: int = 512
     cache_config: dict[str, str] = field(default_factory=lambda: {"block_size": "16", "num_gpu_blocks": "100"})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from pagoda.backends.base import Backend, ForwardModel, LoadedModel, RankingModel, StagedModel
 from pagoda.config import EngineSettings
@@ -13,13 +15,13 @@ from pagoda.engine.device import make_backend
 from pagoda.engine.engine import Engine
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
 from pagoda.engine.thread import EngineThread
-from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.models.registry import load_model
 from pagoda.sampling.likely import LikelySampler
 from pagoda.sampling.sampler import Sampler
 from pagoda.sources import LocalModel, Progress, resolve
-from pagoda.text.chat import ChatTemplate, load_chat_template
+from pagoda.text.chat import ChatTemplate
+from pagoda.text.load import chat_template_or_reason, load_text
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
 from pagoda.types import BLOCK_SIZE
 
@@ -44,6 +46,11 @@ class LoadedEngine:
     kv_plan: KVPlan
     model: LoadedModel
     checkpoint: Checkpoint
+
+    @property
+    def load_text(self) -> Callable[[], tuple[Tokenizer, ChatTemplate | None, str | None]]:
+        """Makes the tokenizer and the chat template once more; may be pickled."""
+        return partial(load_text, self.source.path)
 
     @property
     def max_context(self) -> int:
@@ -106,7 +113,7 @@ def _load(settings: EngineSettings, backend: Backend, source: LocalModel, checkp
         for name in checkpoint.tensors:  # packed now: let the OS have the file's pages back
             checkpoint.release(name)
         tokenizer = tokenizer_job.result()
-        chat_template, no_chat_reason = _chat_template(checkpoint, tokenizer)
+        chat_template, no_chat_reason = chat_template_or_reason(checkpoint, tokenizer)
         kv_plan = plan_kv(
             _footprint(forward_model, model),
             settings,
@@ -166,11 +173,3 @@ def _engine(
         prefix_caching=settings.prefix_caching,
         seed=settings.seed,
     )
-
-
-def _chat_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[ChatTemplate | None, str | None]:
-    """→ (the template, why there is none)"""
-    try:
-        return load_chat_template(checkpoint, tokenizer), None
-    except UnsupportedError as error:
-        return None, str(error)

@@ -8,16 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from pagoda.errors import EngineError, GenerationError, PagodaError, RequestError
-from pagoda.observe.metrics import Metrics
 from pagoda.server.call import Call, DeltaStream
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.prompts import Prompt
 from pagoda.types import Delta, TokenLogprobs, Usage
+
+if TYPE_CHECKING:
+    from pagoda.observe.metrics import Metrics
 
 DONE = b"data: [DONE]\n\n"
 MARK = "\ue000"  # stands for the text where a chunk is cut in two
@@ -30,6 +32,7 @@ class AnswerOptions:
     n: int = 1
     logprobs: bool = False
     token_ids: bool = False
+    tokens_as_ids: bool = False  # in logprobs, a token is written "token_id:N"
     prompt_logprobs: bool = False
     include_usage: bool = False  # streams only
     continuous_usage: bool = False

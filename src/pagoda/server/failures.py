@@ -33,8 +33,19 @@ TYPES = {
     413: "invalid_request_error",
     429: "rate_limit_error",
 }
+MAX_MESSAGE, MAX_PARAM = 2000, 200  # characters: an error that repeats what was sent is not as long as that
 # parts of a pydantic location that name a branch of a union, not a field
 BRANCHES = {"str", "int", "float", "bool", "list", "dict"}
+
+
+class DescribedError(Exception):
+    """An error that has its answer already: status, body and headers."""
+
+    def __init__(self, status: int, body: dict[str, Any], headers: dict[str, str]) -> None:
+        super().__init__(status, body, headers)
+        self.status = status
+        self.body = body
+        self.headers = headers
 
 
 class BodyTooLargeError(HTTPException):
@@ -45,6 +56,8 @@ def error_body(
     message: str, status: int = 400, *, kind: str | None = None, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     """OpenAI's error object."""
+    message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
+    param = param and param[:MAX_PARAM]
     kind = kind or TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -52,6 +65,8 @@ def error_body(
 def describe(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers that answer `error`."""
     match error:
+        case DescribedError():
+            return error.status, error.body, error.headers
         case ModelNotFoundError():
             kind = "invalid_request_error"
             return 404, error_body(str(error), 404, kind=kind, param=error.param, code=error.code), {}

@@ -1,23 +1,18 @@
-"""Text → token ids: tokenization, chat templates, truncation, and whether it all fits in the context.
-
-Long texts are taken off the event loop, so that other streams keep flowing while one prompt is read.
-"""
+"""Text → token ids: tokenization, chat templates, truncation. What cannot fit the context is refused on the way."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol
 
-from pagoda.errors import RequestError
-from pagoda.server.schema import CompletionRequest, Conversation
+from pagoda.errors import ContextLengthError, RequestError
+from pagoda.server.schema import CompletionRequest, Conversation, Message
+from pagoda.server.within import TooManyTokensError, encode_last, encode_within
 
-T = TypeVar("T")
-
-OFFLOAD_CHARS = 8192  # about a millisecond of tokenization; a thread hop costs a tenth of that
-MESSAGE_CHARS = 16  # about what the frame of a message costs
-TEMPLATE_NAMES = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "documents"}
+MAX_CHARS = 2**20  # of what is tokenized without a look at the context: a second or two
+TEMPLATE_NAMES = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "documents", "encode"}
 
 
 class Tokenizer(Protocol):
@@ -25,6 +20,9 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def longest_token(self) -> int: ...
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
 
@@ -34,9 +32,11 @@ class Tokenizer(Protocol):
 
 
 class ChatTemplate(Protocol):
-    """What the server needs of `pagoda.text`'s chat template."""
+    """What the server needs of `pagoda.text`'s chat template. `encode` tokenizes the rendered text."""
 
-    def render_ids(self, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]: ...
+    def render_ids(
+        self, messages: list[dict[str, Any]], *, encode: Callable[[str], list[int]] | None = None, **kwargs: Any
+    ) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Prompt:
 
 
 class Prompts:
-    """Makes prompts for one model."""
+    """Makes prompts for one model. What cannot fit is refused with ContextLengthError, however long it is."""
 
     def __init__(
         self,
@@ -63,21 +63,36 @@ class Prompts:
         self._template = template
         self._no_chat_reason = no_chat_reason or "this model has no chat template"
 
-    async def of_chat(self, body: Conversation) -> Prompt:
-        """Render the conversation. Raises RequestError when the model has no template or the template refuses."""
-        size = sum(len(str(message.content)) + MESSAGE_CHARS for message in body.messages)
-        return await _off_loop(size, lambda: self._render(body))
+    def of_chat(self, body: Conversation, keep: int | None = None) -> Prompt:
+        """The conversation as the model's template renders it, its last `keep` tokens. RequestError: it cannot."""
+        num_chars = sum(_num_chars(message) for message in body.messages)
+        if keep is None and num_chars > self.max_context * self.tokenizer.longest_token:
+            raise ContextLengthError.of(self.max_context, num_chars // self.tokenizer.longest_token, None)
+        ids = self._rendered(body, lambda text: self._encoded(text, keep, add_special=False))
+        return Prompt(tuple(ids[-keep:] if keep else ids))
 
-    async def of_completion(self, body: CompletionRequest) -> list[Prompt]:
-        """One prompt a string or list of ids. Control tokens of a text become tokens, as with vLLM and llama-server."""
-        items = body.prompts
+    def of_completion(self, body: CompletionRequest, keep: int | None = None) -> list[Prompt]:
+        """One prompt a string or list of ids, its last `keep` tokens.
+
+        Control tokens of a text become tokens, as with vLLM and llama-server.
+        """
         add_special = body.add_special_tokens is not False
-        size = sum(len(item) for item in items if isinstance(item, str))
-        return await _off_loop(size, lambda: [self._item(item, add_special) for item in items])
+        return [self._item(item, keep, add_special=add_special) for item in body.prompts]
 
-    async def of_text(self, text: str, *, add_special: bool = True) -> Prompt:
-        """One text."""
-        return await _off_loop(len(text), lambda: self._item(text, add_special))
+    def num_kept(self, max_tokens: int | None, truncate: int | None) -> int | None:
+        """Tokens that `truncate_prompt_tokens` keeps of a prompt (-1: as many as fit); None: all."""
+        keep = self.max_context - (max_tokens or 1) if truncate == -1 else truncate
+        return keep if keep is not None and keep > 0 else None
+
+    def tokens_of_chat(self, body: Conversation) -> list[int]:
+        """As `of_chat`, but of a conversation that may have more tokens than fit."""
+        _check_chars(sum(_num_chars(message) for message in body.messages))
+        return self._rendered(body, None)
+
+    def tokens_of_text(self, text: str, *, add_special: bool) -> list[int]:
+        """The tokens of a text, which may have more of them than fit."""
+        _check_chars(len(text))
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=True)
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise RequestError for an id that is not in the vocabulary."""
@@ -85,19 +100,24 @@ class Prompts:
             highest = self.tokenizer.vocab_size - 1
             raise RequestError(f"{param} holds a token id outside of the vocabulary (0 to {highest})", param=param)
 
-    def truncated(self, prompt: Prompt, max_tokens: int | None, truncate: int | None) -> Prompt:
-        """The last `truncate` tokens of the prompt; -1: as many as fit; None: all."""
-        if truncate is None:
-            return prompt
-        keep = self.max_context - (max_tokens or 1) if truncate == -1 else truncate
-        return Prompt(prompt.ids[-keep:]) if 0 < keep < len(prompt.ids) else prompt
+    def _item(self, item: str | list[int], keep: int | None, *, add_special: bool) -> Prompt:
+        ids = item if isinstance(item, list) else self._encoded(item, keep, add_special=add_special)
+        if keep is not None and keep < len(ids):
+            return Prompt(tuple(ids[-keep:]))
+        if len(ids) >= self.max_context:
+            raise ContextLengthError.of(self.max_context, len(ids), None)
+        return Prompt(tuple(ids), item if isinstance(item, str) else None)
 
-    def _item(self, item: str | list[int], add_special: bool) -> Prompt:
-        if isinstance(item, list):
-            return Prompt(tuple(item))
-        return Prompt(tuple(self.tokenizer.encode(item, add_special=add_special, parse_special=True)), item)
+    def _encoded(self, text: str, keep: int | None, *, add_special: bool) -> list[int]:
+        encode = partial(self.tokenizer.encode, add_special=add_special, parse_special=True)
+        if keep is not None:
+            return encode_last(encode, text, keep)
+        try:
+            return encode_within(encode, text, self.max_context - 1, self.tokenizer.longest_token)
+        except TooManyTokensError as error:
+            raise ContextLengthError.of(self.max_context, error.num_tokens, None) from None
 
-    def _render(self, body: Conversation) -> Prompt:
+    def _rendered(self, body: Conversation, encode: Callable[[str], list[int]] | None) -> list[int]:
         if self._template is None:
             raise RequestError(f"{self._no_chat_reason}; /v1/completions works without one", param="messages")
         going_on = bool(body.continue_final_message)
@@ -109,12 +129,20 @@ class Prompts:
         if not TEMPLATE_NAMES.isdisjoint(kwargs):
             raise RequestError("chat_template_kwargs sets what has a field of its own", param="chat_template_kwargs")
         start_answer = not going_on if body.add_generation_prompt is None else body.add_generation_prompt
-        ids = self._template.render_ids(
-            body.plain_messages(), add_generation_prompt=start_answer, continue_final_message=going_on, **kwargs
+        return self._template.render_ids(
+            body.plain_messages(),
+            add_generation_prompt=start_answer,
+            continue_final_message=going_on,
+            encode=encode,
+            **kwargs,
         )
-        return Prompt(tuple(ids))
 
 
-async def _off_loop(size: int, work: Callable[[], T]) -> T:
-    """Run `work`, in a thread when the text of `size` characters is long."""
-    return work() if size < OFFLOAD_CHARS else await asyncio.to_thread(work)
+def _check_chars(num_chars: int) -> None:
+    if num_chars > MAX_CHARS:
+        raise RequestError(f"the text has {num_chars} characters, but {MAX_CHARS} are tokenized at once: cut it")
+
+
+def _num_chars(message: Message) -> int:
+    content = message.content
+    return sum(len(part.text) for part in content) if isinstance(content, list) else len(content or "")

@@ -27,10 +27,13 @@ SAME_LISTS = ("stop_token_ids", "allowed_token_ids", "bad_words")
 
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
-    """What one HTTP request asks of the model. The engine validates the params."""
+    """What one HTTP request asks of the model besides its prompts. The engine validates the params."""
 
     params: SamplingParams
     options: AnswerOptions
+    stream: bool = False
+    priority: int = 0
+    cache_salt: str = ""
 
 
 def chat_spec(body: ChatRequest) -> GenerationSpec:
@@ -40,7 +43,7 @@ def chat_spec(body: ChatRequest) -> GenerationSpec:
     _check_stream_options(body)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     params = replace(_params(body), max_tokens=limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-    return GenerationSpec(params, _options(body, logprobs=bool(body.logprobs)))
+    return _spec(body, params, _options(body, logprobs=bool(body.logprobs)))
 
 
 def completion_spec(body: CompletionRequest) -> GenerationSpec:
@@ -54,7 +57,7 @@ def completion_spec(body: CompletionRequest) -> GenerationSpec:
     if echo and body.logprobs is not None and params.prompt_logprobs is None:
         params = replace(params, prompt_logprobs=body.logprobs)
     options = replace(_options(body, logprobs=body.logprobs is not None), echo=echo, drop_output=limit == 0)
-    return GenerationSpec(params, options)
+    return _spec(body, params, options)
 
 
 def check_total(num_prompts: int, n: int) -> None:
@@ -69,7 +72,6 @@ def check_total(num_prompts: int, n: int) -> None:
 
 def make_call(
     spec: GenerationSpec,
-    body: Generation,
     prompts: Sequence[Prompt],
     *,
     id: str,
@@ -84,9 +86,9 @@ def make_call(
             prompt_token_ids=prompt.ids,
             params=spec.params,
             arrival=arrival,
-            priority=body.priority or 0,
+            priority=spec.priority,
             tenant=tenant,
-            cache_salt=body.cache_salt or "",
+            cache_salt=spec.cache_salt,
         )
         for place, prompt in enumerate(prompts)
     )
@@ -96,6 +98,10 @@ def make_call(
 def new_id(prefix: str) -> str:
     """An id that no other request has."""
     return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def _spec(body: Generation, params: SamplingParams, options: AnswerOptions) -> GenerationSpec:
+    return GenerationSpec(params, options, bool(body.stream), body.priority or 0, body.cache_salt or "")
 
 
 def _params(body: Generation) -> SamplingParams:
@@ -113,6 +119,7 @@ def _options(body: Generation, *, logprobs: bool) -> AnswerOptions:
         n=body.n or 1,
         logprobs=logprobs,
         token_ids=bool(body.return_token_ids),
+        tokens_as_ids=bool(body.return_tokens_as_token_ids),
         prompt_logprobs=body.prompt_logprobs is not None,
         include_usage=bool(wanted and (wanted.include_usage or wanted.continuous_usage_stats)),
         continuous_usage=bool(wanted and wanted.continuous_usage_stats),

@@ -6,47 +6,20 @@ of every start. `openapi.py` says what they take.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
-import orjson
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pagoda.errors import RequestError
 from pagoda.server.answers import Answer, ChatAnswer, CompletionAnswer
 from pagoda.server.failures import json_response
 from pagoda.server.logprob_json import LogprobWriter
-from pagoda.server.prompts import Prompt
+from pagoda.server.reading import Reading
 from pagoda.server.record import record_of
-from pagoda.server.requests import GenerationSpec, chat_spec, check_total, completion_spec, make_call, new_id
-from pagoda.server.schema import (
-    ChatRequest,
-    CompletionRequest,
-    Conversation,
-    DetokenizeRequest,
-    Generation,
-    TokenizeChat,
-    TokenizeText,
-)
+from pagoda.server.requests import make_call, new_id
 from pagoda.server.service import Model, Service
 from pagoda.server.stream import EventStream, while_connected
-
-M = TypeVar("M", bound=BaseModel)
-
-
-async def body_of(request: Request, model: type[M]) -> M:
-    """The body as `model`. Raises RequestError when it is not JSON, ValidationError when it is another shape."""
-    return model.model_validate(await json_of(request))
-
-
-async def json_of(request: Request) -> Any:
-    """Read with orjson: no NaN, no lone surrogates, no bottomless nesting."""
-    try:
-        return orjson.loads(await request.body())
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 
 def service_of(request: Request) -> Service:
@@ -66,38 +39,27 @@ async def show_model(request: Request) -> Response:
 
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
-    body = await body_of(request, ChatRequest)
-    model = service_of(request).model_for_work(body.model)
-    spec = chat_spec(body)
-    prompt = await model.prompts.of_chat(body)
-    return await _generate(request, model, ChatAnswer, "chatcmpl", body, spec, [prompt])
+    model = service_of(request).model_for_work()
+    return await _generate(request, model, ChatAnswer, "chatcmpl", await _read(request, model, "chat"))
 
 
 async def completions(request: Request) -> Response:
     """Continue one or several prompts."""
-    body = await body_of(request, CompletionRequest)
-    model = service_of(request).model_for_work(body.model)
-    spec = completion_spec(body)
-    check_total(len(body.prompts), spec.params.n)
-    prompts = await model.prompts.of_completion(body)
-    return await _generate(request, model, CompletionAnswer, "cmpl", body, spec, prompts)
+    model = service_of(request).model_for_work()
+    return await _generate(request, model, CompletionAnswer, "cmpl", await _read(request, model, "completion"))
 
 
-async def _generate(
-    request: Request,
-    model: Model,
-    shape: type[Answer],
-    prefix: str,
-    body: Generation,
-    spec: GenerationSpec,
-    prompts: list[Prompt],
-) -> Response:
-    truncate, limit = body.truncate_prompt_tokens, spec.params.max_tokens
-    prompts = [model.prompts.truncated(prompt, limit, truncate) for prompt in prompts]
+async def _read(request: Request, model: Model, kind: str) -> Any:
+    """What the body asks, read where its length allows. A client that goes away gives up its place."""
+    data = await request.body()
+    return await while_connected(request.receive, model.readers.read(kind, data))
+
+
+async def _generate(request: Request, model: Model, shape: type[Answer], prefix: str, reading: Reading) -> Response:
     record = record_of(request.scope)
-    messages = body.plain_messages() if isinstance(body, Conversation) else None
-    call = make_call(spec, body, prompts, id=new_id(prefix), tenant=record.tenant, messages=messages)
-    writer = LogprobWriter(model.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
+    spec, prompts = reading.spec, reading.prompts
+    call = make_call(spec, prompts, id=new_id(prefix), tenant=record.tenant, messages=reading.messages)
+    writer = LogprobWriter(model.tokenizer, as_ids=spec.options.tokens_as_ids)
     answer = shape(call, model.name, prompts, spec.options, writer)
     stream = await model.serve(call)
 
@@ -106,7 +68,7 @@ async def _generate(
         answer.record(model.metrics)
         record.answer = answer.facts(record.start)
 
-    if body.stream:
+    if spec.stream:
         return EventStream(answer.events(stream), end)
     try:
         return json_response(await while_connected(request.receive, answer.whole(stream)))
@@ -116,29 +78,17 @@ async def _generate(
 
 async def tokenize(request: Request) -> Response:
     """The token ids of a text, or of a conversation as the model's template renders it."""
-    data = await json_of(request)
-    body: TokenizeChat | TokenizeText
-    if isinstance(data, dict) and "messages" in data:
-        body = TokenizeChat.model_validate(data)
-        model = service_of(request).model(body.model)
-        prompt = await model.prompts.of_chat(body)
-    else:
-        body = TokenizeText.model_validate(data)
-        model = service_of(request).model(body.model)
-        prompt = await model.prompts.of_text(body.prompt, add_special=body.add_special_tokens is not False)
-    writer = LogprobWriter(model.tokenizer)
-    texts = [writer.text(token_id) for token_id in prompt.ids] if body.return_token_strs else None
-    count = len(prompt.ids)
-    shape = {"count": count, "max_model_len": model.max_context, "tokens": prompt.ids, "token_strs": texts}
-    return json_response(shape)
+    return await _json_read(request, "tokenize")
 
 
 async def detokenize(request: Request) -> Response:
     """The text of token ids, special ones included."""
-    body = await body_of(request, DetokenizeRequest)
-    model = service_of(request).model(body.model)
-    model.prompts.check_ids(body.tokens, "tokens")
-    return json_response({"prompt": model.tokenizer.decode(body.tokens, skip_special=False)})
+    return await _json_read(request, "detokenize")
+
+
+async def _json_read(request: Request, kind: str) -> Response:
+    model = service_of(request).model()
+    return Response(await _read(request, model, kind), media_type="application/json")
 
 
 ROUTES = [

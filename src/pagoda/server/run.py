@@ -64,6 +64,7 @@ class PagodaServer(uvicorn.Server):
         except Exception as error:
             self.failure = error
         finally:
+            self._service.close()
             self.should_exit = True
 
     async def _stop_asked_for(self) -> None:

@@ -25,7 +25,12 @@ TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
 Text = Annotated[str, Field(min_length=1)]
 Int64 = Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)]
-LogitBias = dict[Annotated[str, Field(pattern="^[0-9]+$", max_length=10)], Annotated[float, Field(ge=-100, le=100)]]
+# What is looked at for every token has to be short. OpenAI allows 4 stop strings and 300 biases.
+StopText = Annotated[str, Field(min_length=1, max_length=1024)]
+StopTexts = Annotated[list[StopText], Field(max_length=128)]
+BadWords = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=256)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+LogitBias = Annotated[dict[Annotated[str, Field(pattern="^[0-9]+$", max_length=10)], Bias], Field(max_length=1024)]
 MAX_TOKENS = 2**31 - 1
 
 
@@ -74,13 +79,13 @@ class Generation(Harmless):
     seed: Int64 | None = None
 
     min_tokens: Annotated[Int, Field(ge=0, le=MAX_TOKENS)] | None = None
-    stop: Text | list[Text] | None = None
+    stop: StopText | StopTexts | None = None
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
-    bad_words: list[Text] | None = None
+    bad_words: BadWords | None = None
 
     prompt_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     return_token_ids: bool | None = None
@@ -88,7 +93,7 @@ class Generation(Harmless):
     truncate_prompt_tokens: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: to the whole context
 
     priority: Int64 | None = None
-    cache_salt: Text | None = None
+    cache_salt: Annotated[Text, Field(max_length=1024)] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -10,12 +10,14 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from pagoda.config import ServerSettings
-from pagoda.errors import EngineError, ModelNotFoundError, OverloadedError, UnavailableError
+from pagoda.errors import EngineError, OverloadedError, UnavailableError
 from pagoda.observe.metrics import Metrics
 from pagoda.server.admission import Admission
 from pagoda.server.bridge import EngineBridge, EngineThread
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
-from pagoda.server.prompts import ChatTemplate, Prompts, Tokenizer
+from pagoda.server.prompts import ChatTemplate, Tokenizer
+from pagoda.server.readers import Readers
+from pagoda.server.reading import Reader, ReaderLimits, TextLoader, unknown_model
 
 STARTING_RETRY_S = 2.0
 STALLED_S = 60.0  # work, but no step for that long: the engine does not turn
@@ -35,6 +37,9 @@ class Loaded(Protocol):
 
     @property
     def no_chat_reason(self) -> str | None: ...
+
+    @property
+    def load_text(self) -> TextLoader: ...
 
     @property
     def model_name(self) -> str: ...
@@ -58,9 +63,9 @@ class Model:
         self.engine = loaded.engine
         self.tokenizer = loaded.tokenizer
         self.max_context = loaded.max_context
-        self.prompts = Prompts(
-            loaded.tokenizer, loaded.chat_template, loaded.max_context, no_chat_reason=loaded.no_chat_reason
-        )
+        limits = ReaderLimits(self.name, loaded.max_context, settings.max_queue_tokens)
+        reader = Reader((loaded.tokenizer, loaded.chat_template, loaded.no_chat_reason), limits)
+        self.readers = Readers(reader, loaded.load_text, limits)
         self.metrics = Metrics(
             self.name, loaded.max_context, cache_config=loaded.cache_config, compat=settings.metrics_compat
         )
@@ -125,6 +130,11 @@ class Service:
             self.phase = "ready"
         return self._model
 
+    def close(self) -> None:
+        """End what the server has started besides itself."""
+        if self._model is not None:
+            self._model.readers.close()
+
     def drain(self) -> None:
         """Take no new requests, finish what runs."""
         self.phase = "draining"
@@ -148,16 +158,16 @@ class Service:
         if self._model is None:
             raise UnavailableError("the model is being loaded", retry_after=STARTING_RETRY_S)
         if name is not None and name != self._model.name:
-            raise ModelNotFoundError(f"The model `{name}` does not exist. This server has `{self._model.name}`.")
+            raise unknown_model(name, self._model.name)
         return self._model
 
-    def model_for_work(self, name: str | None) -> Model:
-        """Likewise, to generate with. Raises UnavailableError when shutting down, EngineError when it has stopped."""
+    def model_for_work(self) -> Model:
+        """The model, to generate with. Raises UnavailableError when shutting down, EngineError when it has stopped."""
         if self.phase == "draining":
             if self._model is not None:
                 self._model.metrics.own.http_rejected.add("draining")
             raise UnavailableError("the server is shutting down", retry_after=max(1.0, self.settings.shutdown_timeout))
-        model = self.model(name)
+        model = self.model()
         if not model.engine.alive:
             raise EngineError(f"the engine has stopped: {model.engine.error or 'it was shut down'}")
         return model

@@ -7,7 +7,7 @@ message becomes that token. Who serves people that must not be able to do so fil
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -68,10 +68,15 @@ class ChatTemplate:
         )
         return _cut_at_mark(rendered) if continue_final_message else rendered
 
-    def render_ids(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        """The prompt's tokens; `options` are those of `render`. BOS stands there once, whoever brings it."""
+    def render_ids(
+        self, messages: Sequence[Message], *, encode: Callable[[str], list[int]] | None = None, **options: Any
+    ) -> list[int]:
+        """The prompt's tokens; `options` are those of `render`. BOS stands there once, whoever brings it.
+
+        `encode` tokenizes the rendered text, in place of the model's tokenizer.
+        """
         text = self.render(messages, **options)
-        ids = self._tokenizer.encode(text, add_special=False, parse_special=True)
+        ids = self._tokenizer.encode(text, add_special=False, parse_special=True) if encode is None else encode(text)
         prefix = list(self._tokenizer.vocabulary.prefix)
         return ids if ids[: len(prefix)] == prefix else prefix + ids
 

@@ -26,7 +26,8 @@ class PipelineEncoder:
 
     def __call__(self, text: str, parse_special: bool) -> list[int]:
         pipeline = self._with_control if parse_special else self._plain
-        return pipeline.encode(text, add_special_tokens=False).ids
+        # A batch is encoded without the interpreter's lock, so that a long text keeps no other thread waiting.
+        return pipeline.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 def read_folder(folder: Path, config: Mapping[str, Any]) -> tuple[Vocabulary, PipelineEncoder]:

@@ -30,7 +30,7 @@ class SpecialSplitter:
         """Pieces in order: `str` for ordinary text (never empty), `int` for the id of a special token."""
         if self._automaton is None or not text:
             return [text] if text else []
-        found = self._automaton.encode(text, add_special_tokens=False)
+        (found,) = self._automaton.encode_batch([text], add_special_tokens=False)  # a batch: without the lock
         if len(found.ids) == 1 and found.ids[0] == 0:
             return [text]
         pieces = zip(found.ids, found.offsets, strict=True)

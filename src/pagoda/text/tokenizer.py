@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +42,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens in the vocabulary; the model's output matrix may have more rows, which stand for nothing."""
         return len(self.vocabulary.tokens)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: no text has fewer tokens than its length over this."""
+        return max(map(len, self.vocabulary.tokens), default=1) or 1
 
     @property
     def bos_id(self) -> int | None:

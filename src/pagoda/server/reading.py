@@ -1,0 +1,154 @@
+"""A body's bytes → all that is asked of the model, with nothing left to do that a client could make long.
+
+A `Reader` depends on nothing but its own values, so that it runs where the size of the body says: on the event loop,
+in a thread, or in a process of its own (`readers.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel
+
+from pagoda.errors import ContextLengthError, ModelNotFoundError, RequestError
+from pagoda.server.logprob_json import LogprobWriter
+from pagoda.server.prompts import ChatTemplate, Prompt, Prompts, Tokenizer
+from pagoda.server.requests import GenerationSpec, chat_spec, check_total, completion_spec
+from pagoda.server.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Generation,
+    TokenizeChat,
+    TokenizeText,
+)
+
+M = TypeVar("M", bound=BaseModel)
+
+MAX_FIELDS = 256
+
+# The tokenizer; the chat template, or None and why there is none.
+TextParts = tuple[Tokenizer, ChatTemplate | None, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a request for tokens asks."""
+
+    spec: GenerationSpec
+    prompts: tuple[Prompt, ...]
+    messages: tuple[Mapping[str, Any], ...] | None = None  # as they were asked; None: text completions
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderLimits:
+    """What a body is read against."""
+
+    model_name: str
+    max_context: int  # tokens
+    max_tokens: int  # of all prompts of a body together
+
+
+class Reader:
+    """Reads bodies for one model. Each of `KINDS` is a method: bytes of JSON → what it asks, or its answer.
+
+    Raises RequestError, or pydantic's ValidationError.
+    """
+
+    KINDS = ("chat", "completion", "tokenize", "detokenize")
+
+    def __init__(self, text: TextParts, limits: ReaderLimits) -> None:
+        tokenizer, template, no_chat_reason = text
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._prompts = Prompts(tokenizer, template, limits.max_context, no_chat_reason=no_chat_reason)
+
+    def read(self, kind: str, data: bytes) -> Any:
+        """What the method called `kind` makes of `data`."""
+        assert kind in self.KINDS
+        return getattr(self, kind)(data)
+
+    def chat(self, data: bytes) -> Reading:
+        body = self._body(data, ChatRequest)
+        spec = chat_spec(body)
+        prompt = self._prompts.of_chat(body, self._num_kept(spec, body))
+        return Reading(spec, (prompt,), tuple(body.plain_messages()))
+
+    def completion(self, data: bytes) -> Reading:
+        body = self._body(data, CompletionRequest)
+        spec = completion_spec(body)
+        check_total(len(body.prompts), spec.params.n)
+        prompts = self._prompts.of_completion(body, self._num_kept(spec, body))
+        num_tokens = sum(len(prompt.ids) for prompt in prompts)
+        if len(prompts) > 1 and num_tokens > self._limits.max_tokens:
+            raise RequestError(
+                f"the prompts hold {num_tokens} tokens together, but at most {self._limits.max_tokens} may wait "
+                "(--max-queue-tokens): send fewer in one request",
+                param="prompt",
+            )
+        return Reading(spec, tuple(prompts))
+
+    def tokenize(self, data: bytes) -> bytes:
+        """The JSON that answers /tokenize."""
+        parsed = self._parsed(data)
+        body: TokenizeChat | TokenizeText
+        if isinstance(parsed, dict) and "messages" in parsed:
+            body = self._checked(TokenizeChat.model_validate(parsed))
+            ids = self._prompts.tokens_of_chat(body)
+        else:
+            body = self._checked(TokenizeText.model_validate(parsed))
+            ids = self._prompts.tokens_of_text(body.prompt, add_special=body.add_special_tokens is not False)
+        writer = LogprobWriter(self._tokenizer)
+        texts = [writer.text(token_id) for token_id in ids] if body.return_token_strs else None
+        shape = {"count": len(ids), "max_model_len": self._limits.max_context, "tokens": ids, "token_strs": texts}
+        return orjson.dumps(shape)
+
+    def detokenize(self, data: bytes) -> bytes:
+        """The JSON that answers /detokenize."""
+        body = self._body(data, DetokenizeRequest)
+        self._prompts.check_ids(body.tokens, "tokens")
+        return orjson.dumps({"prompt": self._tokenizer.decode(body.tokens, skip_special=False)})
+
+    def _num_kept(self, spec: GenerationSpec, body: Generation) -> int | None:
+        return self._prompts.num_kept(spec.params.max_tokens, body.truncate_prompt_tokens)
+
+    def _body(self, data: bytes, model: type[M]) -> M:
+        return self._checked(model.model_validate(self._parsed(data)))
+
+    def _parsed(self, data: bytes) -> Any:
+        """The JSON, unless it has more parts than any request that could be answered: those take seconds to check."""
+        parsed = parse_json(data)
+        if not isinstance(parsed, dict):
+            return parsed
+        if len(parsed) > MAX_FIELDS:
+            raise RequestError(f"the body has {len(parsed)} fields, but no request has more than {MAX_FIELDS}")
+        messages, prompt = parsed.get("messages"), parsed.get("prompt")
+        if isinstance(messages, list) and len(messages) > self._limits.max_context:  # a token each at least
+            raise ContextLengthError.of(self._limits.max_context, len(messages), None)
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            check_total(len(prompt), 1)
+        return parsed
+
+    def _checked(self, body: M) -> M:
+        name = getattr(body, "model", None)
+        if name is not None and name != self._limits.model_name:
+            raise unknown_model(name, self._limits.model_name)
+        return body
+
+
+def parse_json(data: bytes) -> Any:
+    """Read with orjson: no NaN, no lone surrogates, no bottomless nesting. Raises RequestError."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def unknown_model(name: str, served: str) -> ModelNotFoundError:
+    return ModelNotFoundError(f"The model `{name}` does not exist. This server has `{served}`.")
+
+
+TextLoader = Callable[[], TextParts]
