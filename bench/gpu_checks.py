@@ -15,7 +15,7 @@ import numpy as np
 from gpu_load import answer, make_engine
 from gpu_models import SHAPES, random_model
 from gpu_steps import Device, load
-from pagoda.backends.base import LoadedModel
+from pagoda.backends.base import LoadedModel, run_batch
 from pagoda.backends.cpu import CpuBackend
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.formats.blocks import dequantize
@@ -123,7 +123,7 @@ def logits_of(model: LoadedModel, decoder: Decoder, lengths: list[int], ids: lis
             (tables,) * len(decoder.kv_groups),
             np.arange(len(positions), dtype=np.int32),
         )
-        found.append(model.forward(batch).copy())
+        found.append(run_batch(model, batch).copy())
     return np.concatenate(found)
 
 

@@ -16,11 +16,11 @@ import torch
 
 from gpu_models import Cost, Rates, Shape, cost_of, random_model
 from gpu_steps import Device, load
-from pagoda.backends.base import ForwardModel, LoadedModel, RankingModel
+from pagoda.backends.base import ForwardModel, LoadedModel
 from pagoda.engine.engine import Engine
 from pagoda.plan.measured.engine_probe import NoText
-from pagoda.sampling.likely import LikelySampler
 from pagoda.sampling.sampler import Sampler
+from pagoda.sampling.top_k import TopKSampler
 from pagoda.types import BLOCK_SIZE, Request, SamplingParams
 
 
@@ -58,7 +58,7 @@ def make_engine(model: LoadedModel, decoder: ForwardModel, *, tokens: int, seqs:
     return Engine(
         model,
         NoText(),
-        (LikelySampler if isinstance(model, RankingModel) else Sampler)(decoder.vocab_size),
+        (Sampler if model.ranker is None else TopKSampler)(decoder.vocab_size),
         vocab_size=decoder.vocab_size,
         windows=[group.window for group in decoder.kv_groups],
         num_blocks=blocks,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gpu_models import Cost, Rates, Shape, cost_of, random_model
+from pagoda.backends.base import run_batch
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.model import CudaModel
 from pagoda.backends.cuda.options import CudaOptions
@@ -117,7 +118,7 @@ def measure_steps(
         cost = cost_of(shape, loaded.weight_bytes, loaded.block_bytes(0) / BLOCK_SIZE)
         for kind, count, context in cases:
             batch = step(kind, count, context)
-            assert np.isfinite(loaded.forward(batch)).all(), f"{kind} {count} x {context}: logits are not finite"
+            assert np.isfinite(run_batch(loaded, batch)).all(), f"{kind} {count} x {context}: logits are not finite"
             seconds = device.median_s(partial(_start, loaded, batch))
             floor = floor_s(cost, rates, kind, count, context)
             name = f"{kind} {count} x {context}"

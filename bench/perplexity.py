@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama import Llama
-from pagoda.backends.base import LoadedModel
+from pagoda.backends.base import LoadedModel, run_batch
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array
@@ -88,7 +88,7 @@ def negative_log_likelihood(logits: FloatArray, targets: Int32Array) -> npt.NDAr
 
 
 def score(model: LoadedModel, tokens: Int32Array, num_groups: int) -> Window:
-    logits = model.forward(scored_batch(tokens, num_groups))
+    logits = run_batch(model, scored_batch(tokens, num_groups))
     nll = negative_log_likelihood(logits, tokens[len(tokens) // 2 + 1 :])
     return Window(nll, logits.argmax(axis=-1))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pagoda._native import sampler_isas
+from pagoda.sampling.base import SamplingBatch, StateSpec
 from pagoda.sampling.reference import ReferenceSampler
 from pagoda.sampling.sampler import Sampler
 from pagoda.types import FloatArray, SamplingParams
@@ -46,8 +47,9 @@ def model_like_logits(num_rows: int, vocab_size: int) -> FloatArray:
 def stepper(sampler: Sampler | ReferenceSampler, params: SamplingParams, logits: FloatArray) -> Callable[[], object]:
     """One step of the batch; prompts of 200 tokens."""
     prompt = range(200)
-    states = [sampler.open(params, prompt, 0, seed) for seed in range(logits.shape[0])]
-    return lambda: sampler.sample(logits, states)
+    states = [sampler.open(StateSpec(params, prompt, 0, seed)) for seed in range(logits.shape[0])]
+    batch = SamplingBatch(logits, states)
+    return lambda: sampler.sample(batch)
 
 
 def paired_medians(steps: list[Callable[[], object]], runs: int) -> list[float]:

@@ -34,10 +34,13 @@ def mix(a: UInt64Array, b: UInt64Array) -> UInt64Array:
 
 
 class FakeModel:
-    """A `LoadedModel`; layer l belongs to KV group l % number of groups."""
+    """A `LoadedModel` that computes inside `launch`; layer l belongs to KV group l % number of groups."""
 
     weight_bytes = 1000
     buffer_bytes = 100
+    graph_bytes = 0
+    asynchronous = False
+    ranker = None
 
     def __init__(self, windows: Sequence[int | None], *, fail_at_step: int | None = None) -> None:
         self.windows = tuple(windows)
@@ -45,6 +48,7 @@ class FakeModel:
         self.num_copies = 0
         self.closed = False
         self._fail_at_step = fail_at_step
+        self._staged: Batch | None = None
         self._layer_groups = [layer % len(windows) for layer in range(max(2, len(windows)))]
 
     def block_bytes(self, group: int) -> int:
@@ -55,7 +59,19 @@ class FakeModel:
         self._positions = [np.full(shape, -1, np.int64) for shape in shapes]
         self._values = [np.zeros(shapes[group], np.uint64) for group in self._layer_groups]
 
-    def forward(self, batch: Batch) -> FloatArray:
+    def stage(self, batch: Batch) -> None:
+        self._staged = batch
+
+    def launch(self, tokens: Int32Array) -> None:
+        assert self._staged is not None, "a launch without a staged step"
+        batch, self._staged = replace(self._staged, tokens=tokens), None
+        self._logits = self.answer(batch)
+
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
+        return self._logits if rows is None else self._logits[rows]
+
+    def answer(self, batch: Batch) -> FloatArray:
+        """Compute a step. → logits [R, V]"""
         counts = np.diff(batch.seq_starts)
         self.batches.append(tuple(counts.tolist()))
         if self._fail_at_step == len(self.batches):
@@ -115,23 +131,18 @@ class FakeModel:
 
 
 class FakeDevice(FakeModel):
-    """A `StagedModel` that does what it was asked in order and as late as it may: when somebody waits.
+    """An asynchronous model that does what it was asked in order and as late as it may: when somebody waits.
 
     `log` says what was asked when: ("stage", n), ("launch", n), ("wait", n), steps counted from 1.
     """
 
-    graph_bytes = 0
+    asynchronous = True
 
     def __init__(self, windows: Sequence[int | None], *, fail_at_step: int | None = None) -> None:
         super().__init__(windows, fail_at_step=fail_at_step)
         self.log: list[tuple[str, int]] = []
         self._asked: list[Callable[[], None]] = []
-        self._staged: Batch | None = None
-        self._logits: FloatArray | None = None
         self._num_launched = 0
-
-    def forward(self, batch: Batch) -> FloatArray:
-        raise AssertionError("an engine over a device stages, launches and waits")
 
     def stage(self, batch: Batch) -> None:
         self.log.append(("stage", self._num_launched + 1))
@@ -141,7 +152,6 @@ class FakeDevice(FakeModel):
 
     def launch(self, tokens: Int32Array) -> None:
         assert self._staged is not None, "a launch without a staged step"
-        assert tokens.min() >= 0, "a token that nobody knows"
         batch, self._staged = replace(self._staged, tokens=tokens.copy()), None
         self._num_launched += 1
         self.log.append(("launch", self._num_launched))
@@ -149,9 +159,6 @@ class FakeDevice(FakeModel):
 
     def _compute(self, batch: Batch) -> None:
         self._logits = self.answer(batch)
-
-    def answer(self, batch: Batch) -> FloatArray:
-        return super().forward(batch)
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         pairs = pairs.copy()
@@ -162,8 +169,7 @@ class FakeDevice(FakeModel):
         asked, self._asked = self._asked, []
         for do in asked:
             do()
-        assert self._logits is not None
-        return self._logits if rows is None else self._logits[rows]
+        return super().wait(rows)
 
 
 class FakeStream:
@@ -211,6 +217,7 @@ def fake_engine(
     max_batch_tokens: int = 32,
     max_num_seqs: int = 8,
     prefix_caching: bool = True,
+    overlap: bool = True,
 ) -> Engine:
     """An engine over a FakeModel; by default with blocks for all."""
     blocks = max_num_seqs * -(-max_context // BLOCK_SIZE)
@@ -225,4 +232,5 @@ def fake_engine(
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
         prefix_caching=prefix_caching,
+        overlap=overlap,
     )

@@ -9,12 +9,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from pagoda.errors import ContextLengthError, EngineError, RequestError
-from pagoda.sampling.params import validate
+from pagoda.engine.validation import validate_request
+from pagoda.errors import EngineError, RequestError
 from pagoda.types import (
     Delta,
     FinishedRequest,
@@ -106,13 +106,7 @@ class FakeEngine:
         self._thread.start()
 
     def validate(self, request: Request) -> Request:
-        """As `Engine.validate` does."""
-        prompt, params = request.prompt_token_ids, validate(request.params, FakeTokenizer.vocab_size, self.max_context)
-        if not prompt or not 0 <= min(prompt) <= max(prompt) < FakeTokenizer.vocab_size:
-            raise RequestError("the prompt is empty, or holds a token that there is not", param="prompt")
-        if len(prompt) + (params.max_tokens or 1) > self.max_context:
-            raise ContextLengthError.of(self.max_context, len(prompt), params.max_tokens)
-        return replace(request, params=params)
+        return validate_request(request, FakeTokenizer.vocab_size, self.max_context)
 
     def submit(self, request: Request, sink: Callable[[Delta], None]) -> None:
         if self._refusing or not self.alive:

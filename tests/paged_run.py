@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pagoda.backends.base import ForwardModel, LoadedModel
+from pagoda.backends.base import ForwardModel, LoadedModel, run_batch
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray
 from tiny_models import VOCAB
 
@@ -31,7 +31,7 @@ class PagedRun:
         """Feed each sequence its next tokens. → logits of every one of them, a sequence each"""
         for name, tokens in chunks.items():
             self._grow(name, len(tokens))
-        logits = self.loaded.forward(self._batch(chunks)).copy()
+        logits = run_batch(self.loaded, self._batch(chunks)).copy()
         for name in chunks:
             self._give_back(name)
         ends = np.cumsum([len(tokens) for tokens in chunks.values()])

@@ -6,8 +6,9 @@ while blocks are short, in chunks of random size, some are cancelled, some have 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,8 @@ TEXT = """Sir Walter Elliot, of Kellynch Hall, in Somersetshire, was a man who, 
 book but the Baronetage; there he found occupation for an idle hour, and consolation in a distressed one; there his
 faculties were roused into admiration and respect, by contemplating the limited remnant of the earliest patents."""
 
+SALTS = itertools.count()
+
 Output = tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]
 
 
@@ -39,9 +42,14 @@ class Arrival:
     params: SamplingParams
     abort_after: int | None
 
-    def request(self, text_ids: list[int], id: str) -> Request:
+    def request(self, text_ids: list[int], id: str, salt: str) -> Request:
         start, length = self.prompt
-        return Request(id, tuple((text_ids * 4)[start : start + length]), self.params, 0.0)
+        return Request(id, tuple((text_ids * 4)[start : start + length]), self.params, 0.0, cache_salt=salt)
+
+
+def fresh_salt() -> str:
+    """A salt under which nothing is in the prefix cache yet."""
+    return str(next(SALTS))
 
 
 arrivals = st.builds(
@@ -91,9 +99,8 @@ class Alone:
 
     def compute(self, request: Request) -> list[Output]:
         core = self.loaded.core
-        core.kv.reset_prefix_cache()
         core.scheduler.max_batch_tokens = MAX_BATCH_TOKENS
-        core.add(request)
+        core.add(replace(request, cache_salt=fresh_salt()))
         deltas: list[Delta] = []
         while core.has_work:
             deltas += core.step().deltas
@@ -125,9 +132,9 @@ def test_everybody_gets_what_they_get_alone(
     loaded: LoadedEngine, alone: Alone, coming: list[Arrival], budgets: list[int]
 ) -> None:
     text_ids = loaded.tokenizer.encode(TEXT)
-    requests = {f"r{i}": arrival.request(text_ids, f"r{i}") for i, arrival in enumerate(coming)}
+    salt = fresh_salt()
+    requests = {f"r{i}": arrival.request(text_ids, f"r{i}", salt) for i, arrival in enumerate(coming)}
     wanted = {id: alone(arrival, requests[id]) for id, arrival in zip(requests, coming, strict=True)}
-    loaded.core.kv.reset_prefix_cache()
     deltas, aborted = play(loaded, requests, coming, budgets)
     for id, request in requests.items():
         for index in range(request.params.n):
@@ -162,9 +169,9 @@ def test_blocks_are_really_short(loaded: LoadedEngine, alone: Alone) -> None:
     text_ids = loaded.tokenizer.encode(TEXT)
     params = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True, logprobs=1)
     coming = [Arrival(0, (i, 80), params, None) for i in range(4)]
-    requests = {f"r{i}": arrival.request(text_ids, f"r{i}") for i, arrival in enumerate(coming)}
+    salt = fresh_salt()
+    requests = {f"r{i}": arrival.request(text_ids, f"r{i}", salt) for i, arrival in enumerate(coming)}
     wanted = {id: alone(arrival, requests[id]) for id, arrival in zip(requests, coming, strict=True)}
-    loaded.core.kv.reset_prefix_cache()
     num_preempted, deltas = 0, []
     for request in requests.values():
         loaded.core.add(request)

@@ -17,14 +17,15 @@ if NO_GPU is None:
 import torch
 
 from paged_run import chunk
-from pagoda.backends.base import LOGIT_BLOCK, Likeliest
+from pagoda.backends.base import LOGIT_BLOCK, TopKBlocks
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.fast import FastOps
 from pagoda.backends.cuda.ops import DeviceOps
 from pagoda.engine.llm import LLM
-from pagoda.sampling.likely import LikelySampler, LikelyState
+from pagoda.sampling.base import SamplingBatch, StateSpec
 from pagoda.sampling.params import validate
 from pagoda.sampling.sampler import Sampler
+from pagoda.sampling.top_k import TopKSampler, TopKState
 from pagoda.types import FloatArray, SamplingParams
 from tiny_models import TINY, write_gguf
 
@@ -59,10 +60,10 @@ def rows_of_logits(seed: int = 0) -> FloatArray:
 
 
 @functools.cache
-def likeliest(name: str, count: int) -> Likeliest:
+def likeliest(name: str, count: int) -> TopKBlocks:
     on_device = torch.from_numpy(rows_of_logits())
     blocks, values, maxima = OPS[name].likeliest(on_device, count)
-    return Likeliest(blocks.numpy(), values.numpy(), OPS[name].weights(on_device, maxima).numpy())
+    return TopKBlocks(blocks.numpy(), values.numpy(), OPS[name].weights(on_device, maxima).numpy())
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -85,16 +86,16 @@ def test_blocks_rank_by_their_maxima_and_then_their_place(name: str) -> None:
 def test_tokens_logprobs_and_errors_are_those_of_whole_rows(name: str, params: SamplingParams) -> None:
     logits = rows_of_logits()
     params = validate(params, V, 1000)
-    near, whole = LikelySampler(V), Sampler(V)
-    states = [near.open(params, (), choice, 9) for choice in range(16)]
-    expected_states = [whole.open(params, (), choice, 9) for choice in range(16)]
+    near, whole = TopKSampler(V), Sampler(V)
+    states = [near.open(StateSpec(params, (), choice, 9)) for choice in range(16)]
+    expected_states = [whole.open(StateSpec(params, (), choice, 9)) for choice in range(16)]
     rows = (np.arange(16) % 8).astype(np.int32)
-    reach = states[0].reach
-    assert reach == (1 if params == PARAMS[0] else 64)
-    found = likeliest(name, reach)
+    needed = states[0].top_k_needed
+    assert needed == (1 if params == PARAMS[0] else 64)
+    found = likeliest(name, needed)
     for _ in range(3):
-        got = near.sample_likeliest(found, states, rows)
-        expected = whole.sample(logits, expected_states, rows=rows)
+        got = near.sample_ranked(found, states, rows)
+        expected = whole.sample(SamplingBatch(logits, expected_states, rows))
         assert got.errors == expected.errors
         assert len(got.errors) == 6
         fine = [n for n in range(16) if n not in got.errors]
@@ -118,21 +119,21 @@ def test_tokens_logprobs_and_errors_are_those_of_whole_rows(name: str, params: S
     ],
 )
 def test_who_needs_whole_rows(params: SamplingParams) -> None:
-    assert LikelySampler(V).open(validate(params, V, 1000), (), 0, 0).reach == 0
+    assert TopKSampler(V).open(StateSpec(validate(params, V, 1000), (), 0, 0)).top_k_needed == 0
 
 
 def test_whole_rows_until_min_tokens_and_where_words_are_banned() -> None:
-    sampler, greedy = LikelySampler(V), SamplingParams(temperature=0.0)
-    assert sampler.open(greedy, (), 0, 0, bad_words=[[1, 2]]).reach == 0
-    state = sampler.open(SamplingParams(temperature=0.0, min_tokens=2), (), 0, 0, stop_token_ids=[3])
-    assert state.reach == 0
+    sampler, greedy = TopKSampler(V), SamplingParams(temperature=0.0)
+    assert sampler.open(StateSpec(greedy, (), 0, 0, bad_words=[[1, 2]])).top_k_needed == 0
+    state = sampler.open(StateSpec(SamplingParams(temperature=0.0, min_tokens=2), (), 0, 0, stop_token_ids=[3]))
+    assert state.top_k_needed == 0
     state.accept(1)
     state.accept(1)
-    assert state.reach == 1
+    assert state.top_k_needed == 1
     state.rewind(1)
-    assert state.reach == 0
-    odd = LikelySampler(V + 1)  # a block that is not whole: its sum of weights is not the sampler's
-    assert odd.open(SamplingParams(temperature=0.0, logprobs=1), (), 0, 0).reach == 0
+    assert state.top_k_needed == 0
+    odd = TopKSampler(V + 1)  # a block that is not whole: its sum of weights is not the sampler's
+    assert odd.open(StateSpec(SamplingParams(temperature=0.0, logprobs=1), (), 0, 0)).top_k_needed == 0
 
 
 def test_an_engine_gives_the_same_answers_with_and_without_ranking(
@@ -153,14 +154,14 @@ def test_an_engine_gives_the_same_answers_with_and_without_ranking(
     answers = []
     for ranking in (True, False):
         asked = []
-        original = LikelySampler.sample_likeliest
+        original = TopKSampler.sample_ranked
         monkeypatch.setattr(
-            LikelySampler,
-            "sample_likeliest",
+            TopKSampler,
+            "sample_ranked",
             lambda self, *args, original=original, asked=asked: asked.append(1) or original(self, *args),
         )
         if not ranking:
-            monkeypatch.setattr(LikelyState, "reach", property(lambda self: 0))
+            monkeypatch.setattr(TopKState, "top_k_needed", property(lambda self: 0))
         with LLM(str(path), **settings) as llm:
             outputs = llm.generate(prompts, params)
         answers.append([(o.token_ids, o.logprobs) for output in outputs for o in output.outputs])

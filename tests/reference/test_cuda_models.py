@@ -14,7 +14,7 @@ from cuda_cases import need_torch
 need_torch()
 
 from paged_run import PagedRun, chunk, error, reference_run, run_steps
-from pagoda.backends.base import KVType
+from pagoda.backends.base import KVType, run_batch
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.model import CudaModel
 from pagoda.backends.cuda.options import CudaOptions
@@ -123,11 +123,11 @@ def test_copied_blocks_and_wrong_steps() -> None:
     zeros = np.zeros(1, np.int32)
     batch = Batch(zeros, zeros, np.array([0, 1], np.int32), zeros + 1, (zeros[:, None],), zeros)
     with pytest.raises(ValueError, match="allocate_kv"):
-        model.forward(batch)
+        run_batch(model, batch)
     model.allocate_kv((2,))
-    before = model.forward(batch).copy()
+    before = run_batch(model, batch).copy()
     model.copy_blocks(0, np.array([[0, 1]], np.int32))
-    after = model.forward(replace(batch, positions=zeros + 1, block_tables=(zeros[:, None] + 1,)))
+    after = run_batch(model, replace(batch, positions=zeros + 1, block_tables=(zeros[:, None] + 1,)))
     assert not np.array_equal(before, after)
     for wrong in (
         replace(batch, tokens=zeros + VOCAB),
@@ -139,14 +139,14 @@ def test_copied_blocks_and_wrong_steps() -> None:
         replace(batch, block_tables=()),
     ):
         with pytest.raises(ValueError, match=r"\w \w"):
-            model.forward(wrong)
+            run_batch(model, wrong)
     with pytest.raises(ValueError, match="block"):
         model.copy_blocks(0, np.array([[0, 2]], np.int32))
-    np.testing.assert_array_equal(model.forward(batch), before)
+    np.testing.assert_array_equal(run_batch(model, batch), before)
     model.close()
     model.close()
     with pytest.raises(EngineError, match="closed"):
-        model.forward(batch)
+        run_batch(model, batch)
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from paged_run import PagedRun, chunk, error, reference_run, run_steps
 from pagoda import _native
-from pagoda.backends.base import Activation, KVType
+from pagoda.backends.base import Activation, KVType, run_batch
 from pagoda.backends.cpu import CpuBackend, CpuModel
 from pagoda.errors import EngineError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES
@@ -225,7 +225,7 @@ def test_logits_of_wanted_rows_only_and_in_their_order() -> None:
     loaded = backend().load(model, max_batch_tokens=40, max_batch_seqs=4, kv_type="f32")
     loaded.allocate_kv((3,))
     for rows in ([39], [39, 0, 17], [5, 5], []):
-        got = loaded.forward(batch(chunk("a", 0, 40), [[0, 1, 2]], rows=rows))
+        got = run_batch(loaded, batch(chunk("a", 0, 40), [[0, 1, 2]], rows=rows))
         np.testing.assert_array_equal(got, expected[rows].reshape(-1, VOCAB))
 
 
@@ -343,25 +343,25 @@ WRONG: dict[str, Batch] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_step_is_refused_and_the_next_one_runs(what: str) -> None:
-    before = small_model().forward(GOOD).copy()
+    before = run_batch(small_model(), GOOD).copy()
     with pytest.raises(ValueError, match=r"\w \w"):
-        small_model().forward(WRONG[what])
-    np.testing.assert_array_equal(small_model().forward(GOOD), before)
-    assert np.isfinite(small_model().forward(TWO)).all()
+        run_batch(small_model(), WRONG[what])
+    np.testing.assert_array_equal(run_batch(small_model(), GOOD), before)
+    assert np.isfinite(run_batch(small_model(), TWO)).all()
 
 
 def test_a_hole_in_the_table_is_refused_where_the_window_reaches() -> None:
     loaded = backend().load(model_of("mistral"), max_batch_tokens=8, max_batch_seqs=4, kv_type="f16")
     loaded.allocate_kv((4,))
-    loaded.forward(batch([1], [[-1, 1, 2, 3]], start=48))  # a window of 20 keys begins in block 1
+    run_batch(loaded, batch([1], [[-1, 1, 2, 3]], start=48))  # a window of 20 keys begins in block 1
     with pytest.raises(ValueError, match="a block that attention reads is missing"):
-        loaded.forward(batch([1], [[0, -1, 2, 3]], start=48))
+        run_batch(loaded, batch([1], [[0, -1, 2, 3]], start=48))
 
 
 def test_a_step_before_there_is_kv_is_refused() -> None:
     loaded = backend().load(model_of("llama"), max_batch_tokens=8, max_batch_seqs=4, kv_type="f16")
     with pytest.raises(ValueError, match="KV group"):
-        loaded.forward(GOOD)
+        run_batch(loaded, GOOD)
     with pytest.raises(ValueError, match="KV group"):
         loaded.allocate_kv((4, 4))
 
@@ -398,7 +398,7 @@ def test_closing_frees_weights_buffers_and_kv() -> None:
     loaded.allocate_kv((2000,))
     for block in range(2000):  # touch them
         loaded.copy_blocks(0, ints([(1 + block % 1999, block)]))
-    assert np.isfinite(loaded.forward(GOOD)).all()
+    assert np.isfinite(run_batch(loaded, GOOD)).all()
     held = loaded.weight_bytes + 2000 * loaded.block_bytes(0)
     before = resident_bytes()
     loaded.close()
@@ -409,11 +409,11 @@ def test_closing_frees_weights_buffers_and_kv() -> None:
 def test_a_closed_model_says_so() -> None:
     loaded = backend().load(model_of("llama"), max_batch_tokens=8, max_batch_seqs=4, kv_type="f16")
     loaded.allocate_kv((4,))
-    kept = loaded.forward(GOOD)
+    kept = run_batch(loaded, GOOD)
     loaded.close()
     assert np.isfinite(kept).all()  # whoever holds logits may still read them
     for call in (
-        lambda: loaded.forward(GOOD),
+        lambda: run_batch(loaded, GOOD),
         lambda: loaded.copy_blocks(0, ints([(0, 1)])),
         lambda: loaded.allocate_kv((4,)),
         lambda: loaded.block_bytes(0),

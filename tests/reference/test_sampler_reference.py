@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pagoda._native import sampler_isas
 from pagoda.sampling import reference
-from pagoda.sampling.base import TokenMasks
+from pagoda.sampling.base import SamplingBatch, StateSpec, TokenMasks
 from pagoda.sampling.reference import ReferenceSampler, ReferenceState
 from pagoda.sampling.sampler import Sampler
 from pagoda.types import FloatArray, SamplingParams
@@ -69,7 +69,7 @@ def random_mask(seed: int) -> Any:
 def open_both(sampler: Sampler, case: dict[str, Any]) -> tuple[Any, ReferenceState]:
     states = []
     for each in (sampler, ReferenceSampler()):
-        state = each.open(
+        spec = StateSpec(
             case["params"],
             case["prompt"],
             case["choice"],
@@ -77,6 +77,7 @@ def open_both(sampler: Sampler, case: dict[str, Any]) -> tuple[Any, ReferenceSta
             stop_token_ids=case["stop_token_ids"],
             bad_words=case["bad_words"],
         )
+        state = each.open(spec)
         for token_id in case["outputs"]:
             state.accept(token_id)
         states.append(state)
@@ -120,8 +121,8 @@ def test_tokens_and_logprobs(case: dict[str, Any]) -> None:
     sampler = Sampler(VOCAB)
     state, truth = open_both(sampler, case)
     masks = None if case["mask"] is None else TokenMasks(np.zeros(1, dtype=np.int32), case["mask"][None])
-    ours = sampler.sample(case["logits"][None], [state], masks=masks)
-    theirs = ReferenceSampler().sample(case["logits"][None], [truth], masks=masks)
+    ours = sampler.sample(SamplingBatch(case["logits"][None], [state], masks=masks))
+    theirs = ReferenceSampler().sample(SamplingBatch(case["logits"][None], [truth], masks=masks))
     assert ours.errors == theirs.errors
     if ours.errors or near_a_border(truth, case):
         return
@@ -169,7 +170,7 @@ def test_a_real_vocabulary(params: dict[str, Any], scale: float) -> None:
     logits = np.random.default_rng(2).normal(scale=scale, size=vocab_size).astype(np.float32)
     sampler = Sampler(vocab_size)
     settings_ = SamplingParams(**params)
-    ids, probs = sampler.distribution(logits, sampler.open(settings_, (), 0, 0))
+    ids, probs = sampler.distribution(logits, sampler.open(StateSpec(settings_, (), 0, 0)))
     expected_ids, expected = reference.distribution(logits, settings_)
     assert abs(ids.size - expected_ids.size) <= 1e-4 * expected_ids.size  # neighbours are closer than float32 sums
     common = np.intersect1d(ids, expected_ids)
@@ -182,8 +183,8 @@ def test_draws_find_their_place_among_thousands(params: dict[str, Any]) -> None:
     """A token is the one at which the running sum, by id, passes the random number; here sums are skipped in chunks."""
     logits = np.random.default_rng(3).normal(scale=0.5, size=49152).astype(np.float32)
     sampler = Sampler(logits.size)
-    states = [sampler.open(SamplingParams(**params), (), 0, seed) for seed in range(300)]
-    drawn = sampler.sample(logits[None], states, rows=np.zeros(300, dtype=np.int32)).token_ids
+    states = [sampler.open(StateSpec(SamplingParams(**params), (), 0, seed)) for seed in range(300)]
+    drawn = sampler.sample(SamplingBatch(logits[None], states, rows=np.zeros(300, dtype=np.int32))).token_ids
     ids, probs = sampler.distribution(logits, states[0])
     assert ids.size > 10_000
     targets = [reference.uniform(seed, 0, 0) for seed in range(300)]

@@ -92,11 +92,6 @@ class PoolMachine(RuleBasedStateMachine):
         if keep and block not in self.held:
             self.kept.append(block)
 
-    @rule()
-    def drop_kept(self) -> None:
-        assert self.pool.drop_kept() == self.kept
-        self.kept = []
-
     @invariant()
     def counts(self) -> None:
         if hasattr(self, "pool"):

@@ -23,8 +23,8 @@ class Script(FakeModel):
         self.ids = [EOS_ID if c == "$" else FakeTokenizer.alphabet.index(c) for c in text]
         self.prompt_len = prompt_len
 
-    def forward(self, batch: Batch) -> FloatArray:
-        super().forward(batch)
+    def answer(self, batch: Batch) -> FloatArray:
+        super().answer(batch)
         logits = np.zeros((len(batch.logit_rows), VOCAB_SIZE), np.float32)
         for row, t in zip(logits, batch.logit_rows, strict=True):
             row[self.ids[max(0, batch.positions[t] + 1 - self.prompt_len)]] = 10
@@ -152,8 +152,8 @@ def test_impossible_sampling_ends_with_the_reason() -> None:
 class Poisoned(FakeModel):
     """Computes nothing of use after token 7."""
 
-    def forward(self, batch: Batch) -> FloatArray:
-        logits = super().forward(batch)
+    def answer(self, batch: Batch) -> FloatArray:
+        logits = super().answer(batch)
         logits[batch.tokens[batch.logit_rows] == 7] = np.nan
         return logits
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda.kv.cache import BlockTable, KVCache, blocks_for, peak_blocks
-from pagoda.kv.prefix import root_key
+from pagoda.kv.prefix import prefix_root
 from pagoda.types import Int32Array
 
-ROOT = root_key("", None)
+ROOT = prefix_root("", None)
 
 
 class Cache:
@@ -99,7 +99,7 @@ def test_one_token_is_always_left_to_compute() -> None:
 def test_another_root_shares_nothing() -> None:
     cache = Cache()
     cache.compute([1] * 32)
-    assert cache.kv.match(root_key("salt", None), [], array("i", [1] * 33), 33) == 0
+    assert cache.kv.match(prefix_root("salt", None), [], array("i", [1] * 33), 33) == 0
 
 
 def test_without_prefix_caching_nothing_is_found() -> None:
@@ -172,7 +172,7 @@ def test_a_window_gives_back_what_it_has_passed() -> None:
     cache.compute([1] * 35, table)
     assert [blocks.count(-1) for blocks in table.blocks] == [0, 1]
     assert cache.kv.rows([table])[1][0].tolist() == table.blocks[1]
-    assert cache.kv.num_free_blocks == (5, 6)
+    assert cache.kv.num_used_blocks == 3 + 2
 
 
 def test_a_match_brings_only_the_windows_blocks() -> None:

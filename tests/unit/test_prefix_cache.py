@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda.kv.prefix import PrefixCache, extend_keys, first_needed_block, longest_match, root_key
+from pagoda.kv.prefix import PrefixCache, extend_keys, first_needed_block, longest_match, prefix_root
 
 ROOTS = [
     ("", None),
@@ -25,7 +25,7 @@ ROOTS = [
 
 def keys_of(tokens: list[int], salt: str = "", adapter: str | None = None) -> list[bytes]:
     keys: list[bytes] = []
-    extend_keys(keys, root_key(salt, adapter), array("i", tokens), len(tokens))
+    extend_keys(keys, prefix_root(salt, adapter), array("i", tokens), len(tokens))
     return keys
 
 
@@ -37,17 +37,17 @@ def test_keys_grow_as_tokens_come() -> None:
     tokens = array("i", range(50))
     keys: list[bytes] = []
     for num_tokens in (10, 20, 20, 50):
-        extend_keys(keys, root_key("", None), tokens, num_tokens)
+        extend_keys(keys, prefix_root("", None), tokens, num_tokens)
     assert keys == keys_of(list(range(50)))
 
 
 def test_roots_differ_in_salt_adapter_and_tenant() -> None:
-    assert len({root_key(*root) for root in ROOTS}) == len(ROOTS)
+    assert len({prefix_root(*root) for root in ROOTS}) == len(ROOTS)
     assert not set(keys_of([1] * 32)) & set(keys_of([1] * 32, salt="other"))
 
 
 def test_a_lone_surrogate_in_a_salt_is_a_salt() -> None:
-    assert root_key("\ud800", None) != root_key("\ud801", None)
+    assert prefix_root("\ud800", None) != prefix_root("\ud801", None)
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=48, max_size=48), st.integers(0, 47), st.integers(1, 2**20))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from pagoda.backends.base import run_batch
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.models.registry import load_model
 from pagoda.quantize.calibration.arithmetic import make_arithmetic
@@ -32,7 +33,7 @@ def reference_logits(family: str) -> FloatArray:
             block_tables=(table,) * len(model.kv_groups),
             logit_rows=np.arange(length, dtype=np.int32),
         )
-        rows.append(loaded.forward(batch).copy())
+        rows.append(run_batch(loaded, batch).copy())
     return np.concatenate(rows)
 
 

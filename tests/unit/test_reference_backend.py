@@ -9,7 +9,7 @@ import pytest
 
 from paged_run import PagedRun, reference_run
 from pagoda.backends import reference as ref
-from pagoda.backends.base import AttentionSpec, KVGroup, RopeSpec, RopeStyle
+from pagoda.backends.base import AttentionSpec, KVGroup, RopeSpec, RopeStyle, run_batch
 from pagoda.models.registry import load_model
 from tiny_models import TINY, VOCAB, memory_checkpoint
 
@@ -189,7 +189,7 @@ def test_a_batch_may_want_no_logits() -> None:
     run._grow("s", 3)
     batch = run._batch({"s": [1, 2, 3]})
     batch = type(batch)(**{f: getattr(batch, f) for f in batch.__slots__} | {"logit_rows": np.zeros(0, np.int32)})
-    assert run.loaded.forward(batch).shape == (0, VOCAB)
+    assert run_batch(run.loaded, batch).shape == (0, VOCAB)
 
 
 def test_sizes_and_close() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from pagoda._native import sampler_isas
 from pagoda.errors import ConfigError
-from pagoda.sampling.base import SamplerState, TokenMasks
+from pagoda.sampling.base import Sampled, SamplerState, SamplingBatch, StateSpec, TokenMasks
 from pagoda.sampling.params import validate
 from pagoda.sampling.reference import NOTHING_ALLOWED
 from pagoda.sampling.sampler import Sampler
@@ -30,7 +30,11 @@ def sampler(request: pytest.FixtureRequest) -> Sampler:
 
 
 def open_state(sampler: Sampler, params: SamplingParams, *, choice: int = 0, seed: int = 0, **kwargs) -> SamplerState:
-    return sampler.open(validate(params, sampler.vocab_size, 10_000), (), choice, seed, **kwargs)
+    return sampler.open(StateSpec(validate(params, sampler.vocab_size, 10_000), (), choice, seed, **kwargs))
+
+
+def sample(sampler: Sampler, logits: FloatArray, states: Sequence[SamplerState], **rest) -> Sampled:
+    return sampler.sample(SamplingBatch(logits, states, **rest))
 
 
 def normal_logits(num_rows: int, vocab_size: int = VOCAB, *, seed: int = 0) -> FloatArray:
@@ -66,7 +70,7 @@ def test_draws_follow_the_distribution(sampler: Sampler, params: SamplingParams)
     logits = normal_logits(1)
     ids, probs = sampler.distribution(logits[0], open_state(sampler, params))
     states = [open_state(sampler, params, seed=seed) for seed in range(num_draws)]
-    drawn = sampler.sample(logits, states, rows=np.zeros(num_draws, dtype=np.int32)).token_ids
+    drawn = sample(sampler, logits, states, rows=np.zeros(num_draws, dtype=np.int32)).token_ids
     observed = np.bincount(drawn, minlength=VOCAB)
     assert observed.sum() == observed[ids].sum()
     assert chi_square_excess(observed[ids], probs * num_draws) < 4.0
@@ -91,9 +95,9 @@ def test_a_row_depends_on_nothing_else_in_the_batch(sampler: Sampler) -> None:
         SamplingParams(top_k=7, repetition_penalty=1.3),
     ]
     states = [open_state(sampler, kinds[n % 4], seed=n) for n in range(40)]
-    alone = [int(sampler.sample(logits[n : n + 1], [states[n]]).token_ids[0]) for n in range(40)]
+    alone = [int(sample(sampler, logits[n : n + 1], [states[n]]).token_ids[0]) for n in range(40)]
     order = np.random.default_rng(1).permutation(40).astype(np.int32)
-    together = sampler.sample(logits, [states[n] for n in order], rows=order).token_ids
+    together = sample(sampler, logits, [states[n] for n in order], rows=order).token_ids
     assert together.tolist() == [alone[n] for n in order]
 
 
@@ -101,7 +105,7 @@ def test_sampling_changes_neither_logits_nor_states(sampler: Sampler) -> None:
     logits = normal_logits(1)
     logits.flags.writeable = False
     state = open_state(sampler, SamplingParams(logit_bias={3: 5.0}, top_p=0.9))
-    first, second = (int(sampler.sample(logits, [state]).token_ids[0]) for _ in range(2))
+    first, second = (int(sample(sampler, logits, [state]).token_ids[0]) for _ in range(2))
     assert first == second
     assert state.num_outputs == 0
 
@@ -113,7 +117,7 @@ def test_seed_choice_and_position_give_different_numbers(sampler: Sampler) -> No
         state = open_state(sampler, SamplingParams(), seed=seed, choice=choice)
         for _ in range(position):
             state.accept(0)
-        return int(sampler.sample(flat, [state]).token_ids[0])
+        return int(sample(sampler, flat, [state]).token_ids[0])
 
     for axis in ([(s, 0, 0) for s in range(30)], [(0, c, 0) for c in range(30)], [(0, 0, p) for p in range(30)]):
         assert len({pick(*place) for place in axis}) > 20
@@ -122,7 +126,7 @@ def test_seed_choice_and_position_give_different_numbers(sampler: Sampler) -> No
 def test_negative_seeds_are_seeds(sampler: Sampler) -> None:
     flat = np.zeros((1, VOCAB), dtype=np.float32)
     states = [open_state(sampler, SamplingParams(), seed=seed) for seed in (-1, -(2**63), 1)]
-    assert len(set(sampler.sample(flat, states, rows=np.zeros(3, dtype=np.int32)).token_ids.tolist())) == 3
+    assert len(set(sample(sampler, flat, states, rows=np.zeros(3, dtype=np.int32)).token_ids.tolist())) == 3
 
 
 LOGITS = hnp.arrays(np.float32, VOCAB, elements=st.floats(-30, 30, width=16))  # width 16: ties are frequent
@@ -135,7 +139,7 @@ def test_top_k_1_is_greedy(logits: FloatArray, top_p: float, seed: int) -> None:
     greedy = open_state(sampler, SamplingParams(temperature=0))
     top_1 = open_state(sampler, SamplingParams(top_k=1, top_p=top_p, temperature=1.7), seed=seed)
     tiny_p = open_state(sampler, SamplingParams(top_p=1e-9), seed=seed)
-    picked = sampler.sample(logits[None], [greedy, top_1, tiny_p], rows=np.zeros(3, dtype=np.int32)).token_ids
+    picked = sample(sampler, logits[None], [greedy, top_1, tiny_p], rows=np.zeros(3, dtype=np.int32)).token_ids
     assert picked.tolist() == [int(np.argmax(logits))] * 3
 
 
@@ -149,7 +153,7 @@ def test_instruction_sets_agree_bit_for_bit(logits: FloatArray, params: dict[str
         sampler = Sampler(VOCAB, isa=isa)
         state = open_state(sampler, SamplingParams(**params, logprobs=20), seed=seed)  # type: ignore[arg-type]
         ids, probs = sampler.distribution(logits, state)
-        sampled = sampler.sample(logits[None], [state])
+        sampled = sample(sampler, logits[None], [state])
         found.append((ids.tolist(), probs.tolist(), sampled.token_ids.tolist(), sampled.logprobs))
     assert all(other == found[0] for other in found)
 
@@ -159,7 +163,7 @@ def test_instruction_sets_agree_bit_for_bit(logits: FloatArray, params: dict[str
 
 def test_ties_go_to_the_lower_id(sampler: Sampler) -> None:
     ties = row({250: 2.0, 9: 2.0, 100: 2.0, 64: 2.0, 5: 1.0}, other=0.0)
-    assert sampler.sample(ties[None], [open_state(sampler, SamplingParams(temperature=0))]).token_ids[0] == 9
+    assert sample(sampler, ties[None], [open_state(sampler, SamplingParams(temperature=0))]).token_ids[0] == 9
     assert support(sampler, ties, top_k=2) == [9, 64]
     assert support(sampler, ties, top_k=5) == [5, 9, 64, 100, 250]
     assert support(sampler, ties, top_k=6) == [0, 5, 9, 64, 100, 250]
@@ -214,7 +218,7 @@ def test_a_flat_row_under_top_p(sampler: Sampler) -> None:
 
 def test_penalties_are_exact(sampler: Sampler) -> None:
     params = SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
-    state = sampler.open(params, (1, 1, 2), 0, 0)
+    state = sampler.open(StateSpec(params, (1, 1, 2), 0, 0))
     for token_id in (2, 3, 3):
         state.accept(token_id)
     logits = np.zeros(VOCAB, dtype=np.float32)
@@ -228,7 +232,7 @@ def test_penalties_are_exact(sampler: Sampler) -> None:
 
 def test_rewind_forgets(sampler: Sampler) -> None:
     params = SamplingParams(repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.25)
-    straight, detour = sampler.open(params, (4,), 0, 0), sampler.open(params, (4,), 0, 0)
+    straight, detour = sampler.open(StateSpec(params, (4,), 0, 0)), sampler.open(StateSpec(params, (4,), 0, 0))
     logits = normal_logits(1)[0]
     for token_id in (7, 8):
         straight.accept(token_id)
@@ -247,7 +251,7 @@ def test_bias_reaches_any_token(sampler: Sampler) -> None:
     lowest, highest = int(logits[0].argmin()), int(logits[0].argmax())
     forced = open_state(sampler, SamplingParams(temperature=0, logit_bias={lowest: 100.0}))
     banned = open_state(sampler, SamplingParams(temperature=0, logit_bias={highest: -100.0}))
-    picked = sampler.sample(logits, [forced, banned], rows=np.zeros(2, dtype=np.int32)).token_ids
+    picked = sample(sampler, logits, [forced, banned], rows=np.zeros(2, dtype=np.int32)).token_ids
     assert picked.tolist() == [lowest, int(np.argsort(logits[0])[-2])]
 
 
@@ -260,7 +264,7 @@ def test_min_tokens_holds_stop_ids_back(sampler: Sampler) -> None:
     state = open_state(sampler, SamplingParams(temperature=0, min_tokens=2), stop_token_ids=(6, 11))
     picked = []
     for _ in range(3):
-        picked.append(int(sampler.sample(logits, [state]).token_ids[0]))
+        picked.append(int(sample(sampler, logits, [state]).token_ids[0]))
         state.accept(picked[-1])
     assert picked == [8, 8, 6]
 
@@ -270,7 +274,7 @@ def test_bad_words_are_never_completed(sampler: Sampler) -> None:
     state = open_state(sampler, SamplingParams(temperature=0), bad_words=((1, 1), (2, 1, 2), (0, 0, 0, 0, 0, 0, 3)))
     picked = []
     for _ in range(6):
-        picked.append(int(sampler.sample(logits, [state]).token_ids[0]))
+        picked.append(int(sample(sampler, logits, [state]).token_ids[0]))
         state.accept(picked[-1])
     assert picked == [1, 2, 1, 3, 1, 2]
 
@@ -299,7 +303,7 @@ def test_masks_bind_the_rows_that_they_name(sampler: Sampler) -> None:
     states = [open_state(sampler, SamplingParams(temperature=0)) for _ in range(4)]
     masks = TokenMasks(np.array([3, 1], dtype=np.int32), np.stack([packed({31}), packed({299})]))
     free = logits.argmax(axis=1)
-    assert sampler.sample(logits, states, masks=masks).token_ids.tolist() == [free[0], 299, free[2], 31]
+    assert sample(sampler, logits, states, masks=masks).token_ids.tolist() == [free[0], 299, free[2], 31]
     allowed = {0, 31, 32, 200}
     assert sampler.distribution(logits[0], states[0], mask=packed(allowed))[0].tolist() == [
         int(max(allowed, key=lambda token_id: logits[0, token_id]))
@@ -315,7 +319,7 @@ def test_an_impossible_row_fails_alone(sampler: Sampler) -> None:
     logits[2, 299] = np.inf
     states = [open_state(sampler, SamplingParams(temperature=n % 2)) for n in range(3)]
     states.append(open_state(sampler, SamplingParams(allowed_token_ids=(5,), min_tokens=1), stop_token_ids=(5,)))
-    sampled = sampler.sample(logits, states)
+    sampled = sample(sampler, logits, states)
     assert sorted(sampled.errors) == [1, 2, 3]
     assert "NaN" in sampled.errors[1]
     assert "NaN" in sampled.errors[2]
@@ -327,22 +331,22 @@ def test_an_impossible_row_fails_alone(sampler: Sampler) -> None:
 def test_nan_is_seen_anywhere(sampler: Sampler, place: int) -> None:
     logits = normal_logits(1)
     logits[0, place] = np.nan
-    assert sampler.sample(logits, [open_state(sampler, SamplingParams())]).errors
+    assert sample(sampler, logits, [open_state(sampler, SamplingParams())]).errors
 
 
 def test_shapes_and_ids_are_checked(sampler: Sampler) -> None:
     state = open_state(sampler, SamplingParams())
     with pytest.raises(ValueError, match="vocab_size"):
-        sampler.sample(normal_logits(1, VOCAB + 1), [state])
+        sample(sampler, normal_logits(1, VOCAB + 1), [state])
     with pytest.raises(ValueError, match="no row of logits"):
-        sampler.sample(normal_logits(1), [state, state])
+        sample(sampler, normal_logits(1), [state, state])
     with pytest.raises(ValueError, match="no row of logits"):
-        sampler.sample(normal_logits(1), [state], rows=np.array([-1], dtype=np.int32))
+        sample(sampler, normal_logits(1), [state], rows=np.array([-1], dtype=np.int32))
     with pytest.raises(ValueError, match="another vocabulary"):
-        Sampler(VOCAB + 1).sample(normal_logits(1, VOCAB + 1), [state])
+        sample(Sampler(VOCAB + 1), normal_logits(1, VOCAB + 1), [state])
     masks = TokenMasks(np.zeros(1, dtype=np.int32), np.zeros((1, VOCAB // 32), dtype=np.uint32))
     with pytest.raises(ValueError, match="masks are too short"):
-        sampler.sample(normal_logits(1), [state], masks=masks)
+        sample(sampler, normal_logits(1), [state], masks=masks)
     for token_id in (-1, VOCAB):
         with pytest.raises(ValueError, match="is not in"):
             state.accept(token_id)
@@ -351,7 +355,7 @@ def test_shapes_and_ids_are_checked(sampler: Sampler) -> None:
 
 
 def test_an_empty_batch(sampler: Sampler) -> None:
-    assert sampler.sample(normal_logits(1), []).token_ids.tolist() == []
+    assert sample(sampler, normal_logits(1), []).token_ids.tolist() == []
 
 
 # Logprobs
@@ -360,7 +364,7 @@ def test_an_empty_batch(sampler: Sampler) -> None:
 def test_logprobs_are_of_the_raw_distribution(sampler: Sampler) -> None:
     logits = row({4: np.log(8), 200: np.log(4), 60: np.log(4)})[None]
     params = SamplingParams(logprobs=2, temperature=0, logit_bias={200: 50.0}, top_k=1)
-    found = sampler.sample(logits, [open_state(sampler, params)]).logprobs[0]
+    found = sample(sampler, logits, [open_state(sampler, params)]).logprobs[0]
     assert found is not None
     assert (found.chosen.token_id, found.chosen.rank) == (200, 2)
     assert found.chosen.logprob == pytest.approx(np.log(0.25), abs=1e-6)
@@ -370,7 +374,7 @@ def test_logprobs_are_of_the_raw_distribution(sampler: Sampler) -> None:
 
 def test_logprobs_0_is_the_chosen_one_alone(sampler: Sampler) -> None:
     states = [open_state(sampler, SamplingParams(logprobs=n)) for n in (None, 0)]
-    none, only_chosen = sampler.sample(normal_logits(2), states).logprobs
+    none, only_chosen = sample(sampler, normal_logits(2), states).logprobs
     assert none is None
     assert only_chosen is not None
     assert only_chosen.top == ()

@@ -7,8 +7,9 @@ import pytest
 from pagoda.engine.output import OutputText
 from pagoda.engine.queue import FairShare
 from pagoda.engine.scheduler import Scheduler, StepPlan
-from pagoda.engine.sequence import Sequence, Status
+from pagoda.engine.sequence import SampledRun, Sequence, Status
 from pagoda.kv.cache import KVCache
+from pagoda.sampling.base import StateSpec
 from pagoda.sampling.reference import ReferenceSampler
 from pagoda.types import Request, SamplingParams
 
@@ -32,7 +33,7 @@ class Bench:
 
     def add(self, name: str, prompt_len: int, *, priority: int = 0, tenant: str = "", **params: int) -> Sequence:
         request = Request(name, tuple([2] * prompt_len), SamplingParams(**params), 0.0, priority, tenant)
-        sampler = ReferenceSampler().open(request.params, request.prompt_token_ids, 0, 0)
+        sampler = ReferenceSampler().open(StateSpec(request.params, request.prompt_token_ids, 0, 0))
         output = OutputText(NoText(), request.params)
         seq = Sequence(
             request, 0, order=len(self.names), max_len=256, stop_ids=frozenset(), sampler=sampler, output=output
@@ -55,7 +56,7 @@ class Bench:
                     [None] * (min(seq.num_computed, seq.prompt_len - 1) + 1 - len(seq.prompt_logprobs))
                 )
             if seq.num_computed == len(seq.tokens):
-                seq.append(1, None)
+                seq.append(SampledRun([1], [None]))
         self.scheduler.check()
         return plan
 

@@ -10,7 +10,7 @@ V vocabulary, R rows whose logits are wanted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -109,70 +109,81 @@ class ForwardModel(Protocol):
         """State the forward pass; returns what `ops.logits` returned."""
 
 
+LOGIT_BLOCK = 64  # logits that are ranked together
+
+
+@dataclass(frozen=True, slots=True)
+class TopKBlocks:
+    """For each row of logits the k blocks of 64 neighbouring tokens that contain its k likeliest tokens."""
+
+    blocks: Int32Array  # [R, k], ascending; block b holds tokens [64 b, 64 b + 64)
+    logits: FloatArray  # [R, k, 64], -inf beyond the vocabulary
+    weights: FloatArray | None  # [R, V / 64]: of each block, the sum of e^(x - the greatest x of the row)
+
+
+class TokenRanker(Protocol):
+    """A device that finds the likeliest tokens of each row itself, so that whole rows need not be copied from it."""
+
+    def top_k_blocks(self, k: int, *, weights: bool) -> TopKBlocks:
+        """Wait for the launched step, and rank its logits; equal logits rank by id. Valid until the next call.
+
+        k: at most ceil(V / 64). weights: only where V is a multiple of 64.
+        """
+
+
 class LoadedModel(Protocol):
-    """A model whose weights are in place. One thread uses it at a time."""
+    """A model whose weights are in place. One thread uses it at a time.
+
+    Every step goes the same way: it is staged, launched and waited for. A CPU computes inside `launch`. A device that
+    is `asynchronous` computes while the caller goes on: the next step may be staged then, and is launched after `wait`.
+    It does one thing after the other, so `copy_blocks` copies what the launched step has written.
+    """
 
     weight_bytes: int  # resident bytes of weights
     buffer_bytes: int  # resident bytes of working buffers for max_batch_tokens
+
+    @property
+    def graph_bytes(self) -> int:
+        """How many of buffer_bytes are captured graphs."""
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether `launch` returns before the step is done."""
+
+    @property
+    def ranker(self) -> TokenRanker | None:
+        """Ranks the logits of the launched step; None: they can only be fetched in whole rows."""
 
     def block_bytes(self, group: int) -> int:
         """Bytes of one block of KV group `group`, all its layers, K and V."""
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
-        """Allocate the KV pool, a count per group. Blocks are numbered from 0. Called once, before forward."""
-
-    def forward(self, batch: Batch) -> FloatArray:
-        """Run one step. → logits [R, V] float32, valid until the next call."""
+        """Allocate the KV pool, a count per group. Blocks are numbered from 0. Called once, before the first step."""
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         """Copy KV blocks: pairs [N, 2] of (source, destination)."""
+
+    def stage(self, batch: Batch) -> None:
+        """Lay out the next step, whatever its tokens. The batch's arrays must not change before it is launched.
+
+        ValueError for a step that must not run, here or in `launch`.
+        """
+
+    def launch(self, tokens: Int32Array) -> None:
+        """Start the staged step with these tokens [T]."""
+
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
+        """Wait for the launched step. → its logits [R, V] float32, or only `rows` of them, valid until the next wait"""
 
     def close(self) -> None:
         """Free everything. Idempotent."""
 
 
-@runtime_checkable
-class StagedModel(LoadedModel, Protocol):
-    """A model on a device that computes by itself: a step is laid out, started and waited for apart.
-
-    The next step may be staged while one runs, and is launched once that one was waited for. The device does one thing
-    after the other: blocks that are copied meanwhile are those that the running step leaves.
-    """
-
-    graph_bytes: int  # of buffer_bytes, what captured graphs take
-
-    def stage(self, batch: Batch) -> None:
-        """Lay out the next step. Its tokens may be unknown as yet, whatever they say. Keeps nothing of the batch."""
-
-    def launch(self, tokens: Int32Array) -> None:
-        """Start the staged step with these tokens [T], and return before it is done."""
-
-    def wait(self, rows: Int32Array | None = None) -> FloatArray:
-        """The launched step's logits [R, V] float32, or these rows of them, when they are there; valid until the next
-        wait."""
-
-
-LOGIT_BLOCK = 64  # logits that are ranked together
-
-
-@dataclass(frozen=True, slots=True)
-class Likeliest:
-    """Of each row of logits N blocks of 64 neighbours, among which are its N likeliest tokens (equals by id)."""
-
-    blocks: Int32Array  # [R, N], ascending; block b holds tokens [64 b, 64 b + 64)
-    logits: FloatArray  # [R, N, 64], -inf beyond the vocabulary
-    weights: FloatArray | None  # [R, V / 64]: of each block, the sum of e^(x - the greatest x of the row)
-
-
-@runtime_checkable
-class RankingModel(StagedModel, Protocol):
-    """A `StagedModel` whose device finds the likeliest tokens, so that whole rows need not travel."""
-
-    def likeliest(self, num_tokens: int, *, weights: bool) -> Likeliest:
-        """Of the launched step, when they are there; valid until the next call. `wait` gives whole rows besides.
-
-        num_tokens: at most ceil(V / 64). weights: only where V is a multiple of 64.
-        """
+def run_batch(model: LoadedModel, batch: Batch) -> FloatArray:
+    """One step from beginning to end. → logits [R, V] float32, valid until the next step"""
+    model.stage(batch)
+    model.launch(batch.tokens)
+    return model.wait()
 
 
 class Backend(Protocol):

@@ -11,7 +11,7 @@ from pagoda.backends.compile import Compiler, Weights, kv_layers
 from pagoda.backends.cores import usable_cores
 from pagoda.backends.trace import Attention, Trace
 from pagoda.errors import CapacityError, ConfigError, EngineError, UnsupportedError
-from pagoda.types import Batch, FloatArray
+from pagoda.types import Batch, FloatArray, Int32Array
 
 
 class CpuBackend:
@@ -65,11 +65,17 @@ class CpuBackend:
 class CpuModel:
     """A program with its weights; a `LoadedModel`."""
 
+    graph_bytes = 0
+    asynchronous = False
+    ranker = None
+
     def __init__(self, program: _native.Program, weight_bytes: int) -> None:
         self._program: _native.Program | None = program
         self.weight_bytes = weight_bytes
         self.buffer_bytes = program.buffer_bytes
         self._logits: FloatArray | None = program.logits()
+        self._staged: Batch | None = None
+        self._num_rows = 0  # of logits, in the step that was launched last
 
     @property
     def program(self) -> _native.Program:
@@ -86,12 +92,22 @@ class CpuModel:
         except MemoryError as error:
             raise CapacityError("not enough memory for the KV cache; lower --kv-memory or --max-context") from error
 
-    def forward(self, batch: Batch) -> FloatArray:
-        self.program.forward(
-            batch.tokens, batch.positions, batch.seq_starts, list(batch.block_tables), batch.logit_rows
-        )
-        assert self._logits is not None
-        return self._logits[: batch.logit_rows.shape[0]]
+    def stage(self, batch: Batch) -> None:
+        self._staged = batch
+
+    def launch(self, tokens: Int32Array) -> None:
+        """Compute the staged step. ValueError for a step that must not run."""
+        batch, self._staged = self._staged, None
+        if batch is None:
+            raise ValueError("a launch before a step was staged")
+        self.program.forward(tokens, batch.positions, batch.seq_starts, list(batch.block_tables), batch.logit_rows)
+        self._num_rows = batch.logit_rows.shape[0]
+
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
+        if self._logits is None:
+            raise EngineError("the model is closed")
+        logits = self._logits[: self._num_rows]
+        return logits if rows is None else logits[rows]
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         self.program.copy_blocks(group, np.ascontiguousarray(pairs, np.int32))

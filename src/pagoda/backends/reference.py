@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -214,12 +215,18 @@ class ReferenceOps:
 class ReferenceModel:
     """A `LoadedModel` that computes with `ReferenceOps`."""
 
+    graph_bytes = 0
+    asynchronous = False
+    ranker = None
+
     def __init__(self, model: ForwardModel, max_batch_seqs: int, *, batch_invariant: bool = True) -> None:
         self._model = model
         self._batch_invariant = batch_invariant
         self._weights = Weights()
         self.kv_pools: tuple[PagedKV, ...] = ()
         self._layers: dict[int, tuple[int, PagedKV]] = {}
+        self._staged: Batch | None = None
+        self._logits: FloatArray = np.empty((0, model.vocab_size), np.float32)
         self.weight_bytes = sum(4 * math.prod(shape) for shape in _weight_shapes(model).values())
         self.buffer_bytes = 4 * max_batch_seqs * model.vocab_size  # logits; the rest comes and goes
 
@@ -234,10 +241,17 @@ class ReferenceModel:
         self.kv_pools = tuple(PagedKV(group, n, model.num_kv_heads, model.head_dim) for group, n in groups)
         self._layers = {layer: (g, pool) for g, pool in enumerate(self.kv_pools) for layer in pool.index}
 
-    def forward(self, batch: Batch) -> FloatArray:
+    def stage(self, batch: Batch) -> None:
+        self._staged = batch
+
+    def launch(self, tokens: Int32Array) -> None:
+        assert self._staged is not None, "a launch before a step was staged"
+        batch, self._staged = replace(self._staged, tokens=tokens), None
         ops = ReferenceOps(self._weights, batch, self._layers, batch_invariant=self._batch_invariant)
-        logits: FloatArray = self._model.forward(ops)
-        return logits
+        self._logits = self._model.forward(ops)
+
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
+        return self._logits if rows is None else self._logits[rows]
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         for source, destination in pairs:

@@ -43,7 +43,7 @@ from pagoda.plan.model.shapes import ModelShape
 from pagoda.plan.model.weights import STORED, Weights, weights_in
 from pagoda.plan.settings import FIGURES, Figure
 from pagoda.sampling.sampler import Sampler
-from pagoda.types import Batch, FloatArray, Request, SamplingParams
+from pagoda.types import Batch, FloatArray, Int32Array, Request, SamplingParams
 
 CHUNK = 512
 PROMPTS = (128, 512, 1024, 2048)
@@ -158,14 +158,25 @@ def measured_resident(path: Path, kv_type: str, requests: int, prompt: int) -> i
 class Skipping:
     """A `LoadedModel` that leaves steps out while `skip` is set."""
 
+    asynchronous = False
+    ranker = None
+
     def __init__(self, model: LoadedModel, vocab_size: int, rows: int) -> None:
         self._model = model
         self._zeros: FloatArray = np.zeros((rows, vocab_size), np.float32)
         self.skip = False
         self.weight_bytes, self.buffer_bytes = model.weight_bytes, model.buffer_bytes
+        self.graph_bytes = model.graph_bytes
 
-    def forward(self, batch: Batch) -> FloatArray:
-        return self._zeros[: len(batch.logit_rows)] if self.skip else self._model.forward(batch)
+    def stage(self, batch: Batch) -> None:
+        self._model.stage(batch)
+
+    def launch(self, tokens: Int32Array) -> None:
+        if not self.skip:
+            self._model.launch(tokens)
+
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
+        return self._zeros if self.skip else self._model.wait(rows)
 
     def block_bytes(self, group: int) -> int:
         return self._model.block_bytes(group)

@@ -1,44 +1,37 @@
-"""The loop: plan, run, sample, pay and settle. Synchronous and for one thread; `EngineThread` gives it one."""
+"""The loop: plan, launch, sample, append. Synchronous and for one thread; `EngineThread` gives it one.
+
+Every model is stepped the same way. While a device computes by itself, the next step is planned and staged:
+
+    launch n ── plan n+1 ── stage n+1 ── wait n ── sample n ── launch n+1 ── append n: texts, ends, deltas ── plan n+2 …
+
+Between `wait` and `launch` the device has nothing to do, so what must happen there is sampling alone. The next step is
+planned with a pending token for each sequence, whose id is filled in when it is sampled. Sequences that end by length
+are known beforehand, and give their blocks back at once. One that ends otherwise (EOS, a stop string, an abort) has by
+then been computed once more, for nothing: that is dropped. Its blocks may belong to others while the device still
+writes to them: it works in order, so the new owner writes later.
+
+A step whose outcome decides more than tokens is not planned beyond: where choices fork off a prompt, or prompt logprobs
+are due. On a CPU, which computes inside `launch`, planning ahead would gain nothing.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from collections.abc import Sequence as Seq
-from dataclasses import replace
-from functools import partial
-from hashlib import blake2b
-from typing import Protocol
 
-import numpy as np
-
-from pagoda.backends.base import LoadedModel, RankingModel, StagedModel
-from pagoda.engine.facts import Facts
-from pagoda.engine.output import OutputText, TokenStream
-from pagoda.engine.overlap import Overlap, Steps
-from pagoda.engine.ranked import fetch, sample
-from pagoda.engine.runner import Logits, Runner, Wanted
-from pagoda.engine.scheduler import Scheduler, StepPlan
-from pagoda.engine.sequence import Sequence, Status
-from pagoda.errors import ContextLengthError, RequestError
+from pagoda.backends.base import LoadedModel
+from pagoda.engine.logits import LogitsPlan, LogitsReader, StepLogits, WholeRows
+from pagoda.engine.opening import EngineTokenizer, SequenceOpener
+from pagoda.engine.recorder import StepRecorder
+from pagoda.engine.runner import Runner, RunningStep, StagedStep
+from pagoda.engine.scheduler import Scheduler
+from pagoda.engine.sequence import SampledRun, Sequence, Status
+from pagoda.engine.validation import validate_request
+from pagoda.errors import RequestError
 from pagoda.kv.cache import KVCache
-from pagoda.sampling.bad_words import token_sequences
 from pagoda.sampling.base import Sampled, SamplerProtocol
-from pagoda.sampling.likely import LikelySampler
-from pagoda.sampling.params import validate
 from pagoda.sampling.reference import NOTHING_ALLOWED
-from pagoda.types import Delta, FinishReason, Request, StepResult
-
-
-class EngineTokenizer(Protocol):
-    """What the engine asks of a tokenizer, see `pagoda.text`."""
-
-    @property
-    def eos_ids(self) -> Collection[int]: ...
-
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
-
-    def stream(self, *, skip_special: bool = True, prompt_ids: Seq[int] = ()) -> TokenStream: ...
+from pagoda.types import Delta, Fault, FinishReason, Request, StepResult
 
 
 class Engine:
@@ -64,13 +57,12 @@ class Engine:
         """`windows` and `num_blocks` describe the KV groups; one sequence of max_context tokens must fit in them.
 
         max_rows: rows of logits that the model can give in one step, at least max_num_seqs; more are good for prompt
-        logprobs alone. overlap: plan the next step while a device computes, where the model can do that.
+        logprobs alone. overlap: plan the next step while an asynchronous model computes.
         """
         model.allocate_kv(tuple(num_blocks))
         self.vocab_size = vocab_size
         self.max_context = max_context
-        self.seed = seed
-        self._tokenizer = tokenizer
+        self._plans_ahead = overlap and model.asynchronous
         self._sampler = sampler
         max_num_seqs = min(max_num_seqs, max_batch_tokens)  # so that a running prompt always gets tokens
         self.kv = KVCache(
@@ -85,32 +77,18 @@ class Engine:
         self._runner = Runner(
             model, self.kv, max_batch_tokens=max_batch_tokens, max_num_seqs=max_num_seqs, max_context=max_context
         )
+        self._reader = LogitsReader(model, sampler)
+        self._opener = SequenceOpener(tokenizer, sampler, max_context=max_context, seed=seed)
+        self._recorder = StepRecorder()
         self._sequences: dict[str, list[Sequence]] = {}  # by request: its choices that have not ended
         self._num_added = 0
-        self._unscored: dict[Sequence, str] = {}  # whose prompt logprobs this step could not give, and why
-        self._facts = Facts()
-        self._overlap: Overlap | None = None
-        if overlap and isinstance(model, StagedModel):
-            steps = Steps(partial(self._wait, model), self._sample, self._pay, self._settle)
-            self._overlap = Overlap(model, self._runner, self.scheduler, self._facts, steps)
+        self._running: RunningStep | None = None  # between steps: one that was planned ahead
 
     # Requests come and go
 
     def validate(self, request: Request) -> Request:
         """The request with normalised params. Raises RequestError. Safe from any thread."""
-        prompt = request.prompt_token_ids
-        if not prompt:
-            raise RequestError("the prompt is empty", param="prompt")
-        for token_id in (min(prompt), max(prompt)):
-            if not 0 <= token_id < self.vocab_size:
-                raise RequestError(
-                    f"the prompt holds token {token_id}, but token ids run from 0 to {self.vocab_size - 1}",
-                    param="prompt",
-                )
-        params = validate(request.params, self.vocab_size, self.max_context)
-        if len(prompt) + (params.max_tokens or 1) > self.max_context:
-            raise ContextLengthError.of(self.max_context, len(prompt), params.max_tokens)
-        return replace(request, params=params)
+        return validate_request(request, self.vocab_size, self.max_context)
 
     def add(self, request: Request) -> None:
         """Take a request. Raises RequestError."""
@@ -120,8 +98,7 @@ class Engine:
         """Take a request that `validate` returned. RequestError: a request of that id is here already."""
         if request.id in self._sequences:
             raise RequestError(f"a request with id {request.id!r} is running already", param="request_id")
-        choices = [self._open(request, index) for index in range(request.params.n)]
-        choices[0].children = choices[1:]
+        choices = self._opener.open(request, self._num_added)
         self._sequences[request.id] = choices
         self._num_added += 1
         self.scheduler.add(choices[0])
@@ -131,129 +108,127 @@ class Engine:
         sequences = self._sequences.get(request_id)
         if sequences is None:
             return False
-        for seq in list(sequences):
-            self._end(seq, "abort")
+        self._end_all(request_id, "abort")
         return True
 
     @property
     def has_work(self) -> bool:
         """Whether a step would compute or report something."""
-        return bool(self._sequences) or bool(self._facts)
+        return bool(self._sequences) or bool(self._recorder)
 
     # One step
 
     def step(self) -> StepResult:
-        """Compute some of the tokens that are owed, and report what came of it."""
-        self._facts.start()
-        plan = self._turn() if self._overlap is None else self._overlap.turn()
-        return self._facts.take(plan, self.scheduler)
+        """Finish one step, the running one or else one that starts now, and report what came of it.
 
-    def _turn(self) -> StepPlan:
-        """One thing after the other; `Overlap` does it on a device that computes by itself."""
+        Between steps the state is as if a running step were planned and not yet computed.
+        """
+        self._recorder.start()
+        running, self._running = self._running, None
+        if running is None:
+            plan = self.scheduler.plan(time.monotonic())
+            if plan.counts:
+                running = self._runner.launch(self._runner.stage(plan))
+        else:
+            running = running.without_ended()
+            plan = running.plan
+        if running is not None:
+            self._finish(running)
+        return self._recorder.take(plan, self.scheduler)
+
+    def _finish(self, running: RunningStep) -> None:
+        """Wait for the step, sample from its logits and append the tokens; launch the next step as soon as possible."""
+        plan = running.logits_plan
+        ahead = self._plans_ahead and plan.decides_tokens_only
+        staged = self._plan_ahead(running) if ahead else None
+        logits = self._reader.read(plan)
+        self._recorder.forward_s = time.perf_counter() - running.launched
+        start = time.perf_counter()
+        unscored = self._score_prompts(logits, plan)
+        sampled = logits.sample([seq.sampler for seq in plan.sequences], plan.rows)
+        self._recorder.sample_s = time.perf_counter() - start
+        if staged is not None:
+            self._running = self._runner.launch(staged, sampled)
+        ended = self._append(plan, sampled, unscored)
+        if not ahead:
+            self._commit(running)
+        for seq, reason in ended:
+            self._leave(seq, reason)
+        for request_id, error in unscored.items():
+            self._end_all(request_id, "error", error)
+
+    def _plan_ahead(self, running: RunningStep) -> StagedStep | None:
+        """Stage what comes after the running step. Leaves the state equal to: next step planned, not yet computed."""
+        self._commit(running)
+        for seq in running.logits_plan.sequences:
+            if seq.ends_with_next:
+                self.scheduler.finish(seq)
+            else:
+                seq.num_pending = 1
         plan = self.scheduler.plan(time.monotonic())
-        if plan.counts:
-            logits = self._facts.time_forward(lambda: self._runner.run(plan))
-            sampled = self._facts.time_sample(lambda: self._sample(logits))
-            self._pay(plan, logits.wanted.ready)
-            self._settle(logits.wanted.ready, sampled)
-        return plan
+        return self._runner.stage(plan, running.logits_plan) if plan.counts else None
 
-    def _wait(self, model: StagedModel, wanted: Wanted) -> Logits:
-        """What sampling needs of the step that runs."""
-        if isinstance(model, RankingModel) and isinstance(self._sampler, LikelySampler) and not wanted.prompt:
-            ranked = fetch(model, [seq.sampler for seq in wanted.ready], wanted.logit_rows)
-            if ranked is not None:
-                return Logits(np.empty((0, self.vocab_size), np.float32), wanted, ranked)
-        return Logits(model.wait(), wanted)
-
-    def _sample(self, logits: Logits) -> Sampled:
-        """A token for every choice whose turn it is."""
-        wanted = logits.wanted
-        if logits.ranked is not None:
-            assert isinstance(self._sampler, LikelySampler)
-            return sample(self._sampler, logits.ranked, [seq.sampler for seq in wanted.ready], wanted.logit_rows)
-        for rows in wanted.prompt:
-            part = logits.logits[rows.first : rows.first + len(rows.targets)]
+    def _score_prompts(self, logits: StepLogits, plan: LogitsPlan) -> dict[str, str]:
+        """Take the logprobs of prompt tokens. → which requests have logits there that are not finite, and the error"""
+        failed = {}
+        for part in plan.prompt:
+            assert isinstance(logits, WholeRows)
+            rows = logits.logits[part.first : part.first + len(part.targets)]
             try:
-                rows.seq.take_prompt_logprobs(self._sampler, part, rows.targets)
-            except ValueError as error:  # not finite
-                self._unscored[rows.seq] = str(error)
-        return self._sampler.sample(logits.logits, [seq.sampler for seq in wanted.ready], rows=wanted.rows)
+                part.seq.take_prompt_logprobs(self._sampler, rows, part.targets)
+            except ValueError as error:
+                failed[part.seq.request.id] = str(error)
+        return failed
 
-    def _pay(self, plan: StepPlan, ready: Seq[Sequence]) -> None:
-        """The planned tokens are computed."""
-        self._facts.count_prompt_tokens(plan)
-        self.scheduler.commit(plan)
-        for seq in ready:
+    def _append(
+        self, plan: LogitsPlan, sampled: Sampled, unscored: dict[str, str]
+    ) -> list[tuple[Sequence, FinishReason]]:
+        """Sampled tokens become tokens of their sequences. → those that end with them, and why"""
+        now = time.monotonic()
+        ended: list[tuple[Sequence, FinishReason]] = []
+        for i, (seq, token_id) in enumerate(zip(plan.sequences, sampled.token_ids.tolist(), strict=True)):
+            if seq.request.id in unscored:
+                continue
+            if sampled.errors and i in sampled.errors:
+                seq.num_pending = 0
+                self._report_end(seq, "error", sampled.errors[i])
+                ended.append((seq, "error"))
+                continue
+            delta = seq.append(SampledRun([token_id], [sampled.logprobs[i]]))
+            self._recorder.add_tokens(seq, delta, now)
+            if delta.finish_reason is not None:
+                ended.append((seq, delta.finish_reason))
+        return ended
+
+    def _commit(self, running: RunningStep) -> None:
+        """The planned tokens are in the cache; choices that wait for their prompt fork off."""
+        self._recorder.count_prompt_tokens(running.plan)
+        self.scheduler.commit(running.plan)
+        for seq in running.logits_plan.sequences:
             if seq.children:
                 self.scheduler.fork(seq)
 
-    def _settle(self, ready: Seq[Sequence], sampled: Sampled) -> None:
-        """The sampled tokens are owed, or the last."""
-        now = time.monotonic()
-        for i, (seq, token_id) in enumerate(zip(ready, sampled.token_ids.tolist(), strict=True)):
-            if sampled.errors and i in sampled.errors:
-                seq.forget_unknown()
-                self._end(seq, "error", sampled.errors[i])
-                continue
-            if seq in self._unscored:
-                continue
-            delta = seq.append(token_id, sampled.logprobs[i])
-            self._facts.token(seq, delta, now)
-            if delta.finish_reason is not None:
-                self._leave(seq, delta.finish_reason, now)
-        for parent, why in self._unscored.items():
-            for seq in list(self._sequences.get(parent.request.id, ())):
-                seq.forget_unknown()
-                self._end(seq, "error", why)
-        self._unscored.clear()
+    # Ends
 
-    # Inside
+    def _end_all(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
+        """End the choices of a request that have not ended by themselves."""
+        for seq in list(self._sequences.get(request_id, ())):
+            seq.num_pending = 0
+            self._report_end(seq, reason, error)
+            self._leave(seq, reason)
 
-    def _open(self, request: Request, index: int) -> Sequence:
-        params = request.params
-        eos_ids = frozenset() if params.ignore_eos else frozenset(self._tokenizer.eos_ids)
-        stop_ids = eos_ids.union(params.stop_token_ids)
-        seed = self._seed_of(request) if params.seed is None else params.seed
-        state = self._sampler.open(
-            params,
-            request.prompt_token_ids,
-            index,
-            seed,
-            stop_token_ids=sorted(stop_ids),
-            bad_words=token_sequences(params.bad_words, self._encode),
-        )
-        stream = self._tokenizer.stream(skip_special=params.skip_special_tokens, prompt_ids=request.prompt_token_ids)
-        room = self.max_context if params.max_tokens is None else len(request.prompt_token_ids) + params.max_tokens
-        return Sequence(
-            request,
-            index,
-            order=self._num_added,
-            max_len=min(room, self.max_context),
-            stop_ids=stop_ids,
-            sampler=state,
-            output=OutputText(stream, params),
+    def _report_end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
+        """The last delta of a choice that did not end by itself."""
+        fault: Fault = "engine" if error is None else "request" if error == NOTHING_ALLOWED else "model"
+        text = seq.output.finish()[0]
+        self._recorder.deltas.append(
+            Delta(seq.request.id, seq.index, text, (), None, reason, usage=seq.usage(), error=error, fault=fault)
         )
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special=False)
-
-    def _seed_of(self, request: Request) -> int:
-        digest = blake2b(f"{self.seed} {request.id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return int.from_bytes(digest, "little") >> 1
-
-    def _end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
-        """End a choice that did not end by itself."""
-        delta = Delta(seq.request.id, seq.index, seq.output.finish()[0], (), finish_reason=reason, usage=seq.usage())
-        if error is not None:
-            delta = replace(delta, error=error, fault="request" if error == NOTHING_ALLOWED else "model")
-        self._facts.deltas.append(delta)
-        self._leave(seq, reason, time.monotonic())
-
-    def _leave(self, seq: Sequence, reason: FinishReason, now: float) -> None:
+    def _leave(self, seq: Sequence, reason: FinishReason) -> None:
         if seq.status is not Status.FINISHED:  # by its length, before its last token was known
             self.scheduler.finish(seq)
-        self._facts.finished.append(seq.ended(reason, now))
+        self._recorder.finished.append(seq.ended(reason, time.monotonic()))
         sequences = self._sequences[seq.request.id]
         sequences.remove(seq)
         if not sequences:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from pagoda.backends.base import Backend, ForwardModel, LoadedModel, RankingModel, StagedModel
+from pagoda.backends.base import Backend, ForwardModel, LoadedModel
 from pagoda.config import EngineSettings
 from pagoda.engine.device import make_backend
 from pagoda.engine.engine import Engine
@@ -17,8 +17,8 @@ from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
 from pagoda.engine.thread import EngineThread
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.models.registry import load_model
-from pagoda.sampling.likely import LikelySampler
 from pagoda.sampling.sampler import Sampler
+from pagoda.sampling.top_k import TopKSampler
 from pagoda.sources import LocalModel, Progress, resolve
 from pagoda.text.chat import ChatTemplate
 from pagoda.text.load import chat_template_or_reason, load_text
@@ -152,7 +152,7 @@ def _footprint(forward_model: ForwardModel, model: LoadedModel) -> Footprint:
         model.buffer_bytes,
         tuple(group.window for group in groups),
         tuple(model.block_bytes(g) for g in range(len(groups))),
-        model.graph_bytes if isinstance(model, StagedModel) else 0,
+        model.graph_bytes,
     )
 
 
@@ -162,7 +162,7 @@ def _engine(
     return Engine(
         model,
         tokenizer,
-        (LikelySampler if isinstance(model, RankingModel) else Sampler)(forward_model.vocab_size, isa=settings.isa),
+        (Sampler if model.ranker is None else TopKSampler)(forward_model.vocab_size, isa=settings.isa),
         vocab_size=forward_model.vocab_size,
         windows=kv_plan.footprint.windows,
         num_blocks=kv_plan.num_blocks,

@@ -1,62 +1,47 @@
-"""From a plan to logits: lays the owed tokens of all sequences end to end, and runs the model over them."""
+"""From a plan to a step on the model: lays the owed tokens of all sequences end to end, and launches them."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from pagoda.backends.base import LoadedModel
-from pagoda.engine.ranked import Ranked
+from pagoda.engine.logits import LogitsPlan, PromptRows
 from pagoda.engine.scheduler import StepPlan
-from pagoda.engine.sequence import Sequence, Status
+from pagoda.engine.sequence import Sequence
 from pagoda.kv.cache import KVCache
-from pagoda.types import Batch, FloatArray, Int32Array
+from pagoda.sampling.base import Sampled
+from pagoda.types import Batch, Int32Array
 
 
 @dataclass(frozen=True, slots=True)
-class PromptRows:
-    """Rows [first, first + len(targets)) of the logits say how likely `targets` were in seq's prompt."""
+class StagedStep:
+    """A step that the model has laid out. The tokens at `pending` are being sampled by the step before it."""
 
-    seq: Sequence
-    first: int
-    targets: Int32Array
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a step's logits are for. Row rows[i], or i without `rows`, is for the next token of ready[i]."""
-
-    ready: list[Sequence]  # those that have paid all they owed, and the choices that start from the same prompt
-    rows: Int32Array | None
-    prompt: list[PromptRows]
-
-    @property
-    def logit_rows(self) -> Int32Array:
-        """Of ready's, one each."""
-        return np.arange(len(self.ready), dtype=np.int32) if self.rows is None else self.rows
-
-    def without_ended(self) -> Wanted:
-        """Where sequences have ended since the step was laid out."""
-        if all(seq.status is not Status.FINISHED for seq in self.ready):
-            return self
-        live = [i for i, seq in enumerate(self.ready) if seq.status is not Status.FINISHED]
-        rows = np.array(live, np.int32) if self.rows is None else self.rows[live]
-        prompt = [part for part in self.prompt if part.seq.status is not Status.FINISHED]
-        return Wanted([self.ready[i] for i in live], rows, prompt)
+    plan: StepPlan
+    logits_plan: LogitsPlan
+    tokens: Int32Array  # [T], 0 where it is pending
+    pending: Int32Array  # [N] places in tokens
+    sources: Int32Array  # [N] places among the sampled tokens of the step before
 
 
 @dataclass(frozen=True, slots=True)
-class Logits:
-    """What a forward pass gave."""
+class RunningStep:
+    """A step that was launched."""
 
-    logits: FloatArray  # [R, V], valid until the next pass; without rows where a device ranked them
-    wanted: Wanted
-    ranked: Ranked | None = None
+    plan: StepPlan
+    logits_plan: LogitsPlan
+    launched: float  # time.perf_counter() seconds
+
+    def without_ended(self) -> RunningStep:
+        """The step without the sequences that have ended since it was planned: what it computes for them is dropped."""
+        return RunningStep(self.plan.without_ended(), self.logits_plan.without_ended(), self.launched)
 
 
 class Runner:
-    """Builds batches in arrays that are allocated once."""
+    """Builds batches in arrays that are allocated once, and hands them to the model."""
 
     def __init__(
         self, model: LoadedModel, kv: KVCache, *, max_batch_tokens: int, max_num_seqs: int, max_context: int
@@ -67,40 +52,64 @@ class Runner:
         self._positions = np.empty(max_batch_tokens, np.int32)
         self._starts = np.zeros(max_num_seqs + 1, np.int32)
         self._context_lens = np.empty(max_num_seqs, np.int32)
-        self._range = np.arange(max_context + 1, dtype=np.int32)
+        self._range = np.arange(max(max_context, max_num_seqs) + 1, dtype=np.int32)
 
-    def run(self, plan: StepPlan) -> Logits:
-        """Compute the planned tokens."""
-        batch, wanted = self.lay_out(plan)
-        return Logits(self._model.forward(batch), wanted)
-
-    def lay_out(self, plan: StepPlan) -> tuple[Batch, Wanted]:
-        """The planned tokens as a batch, whose arrays are good until the next one."""
-        ready: list[Sequence] = []
+    def stage(self, plan: StepPlan, previous: LogitsPlan | None = None) -> StagedStep:
+        """Lay the planned tokens out; `previous` is the running step's, whose sequences have a token pending."""
+        sequences: list[Sequence] = []
         rows: list[int] = []
+        pending: list[int] = []
         end = 0
         for i, (seq, count) in enumerate(plan.counts.items()):
             start, end = end, end + count
             first, last = seq.num_computed, seq.num_computed + count
-            if count == 1:
-                self._tokens[start] = seq.tokens[first]
-                self._positions[start] = first
-            else:
-                self._tokens[start:end] = seq.tokens[first:last]
-                self._positions[start:end] = self._range[first:last]
+            if last == seq.num_tokens:
+                sequences.append(seq)
+                rows.append(end - 1)
+                if seq.num_pending:
+                    pending.append(end - 1)
             self._starts[i + 1] = end
             self._context_lens[i] = last
-            if last == len(seq.tokens):
-                ready.append(seq)
-                rows.append(end - 1)
+            if count == 1:
+                self._tokens[start] = 0 if seq.num_pending else seq.tokens[first]
+                self._positions[start] = first
+            else:
+                known = seq.tokens[first:last]
+                self._tokens[start : start + len(known)] = known
+                self._tokens[start + len(known) : end] = 0
+                self._positions[start:end] = self._range[first:last]
         prompt = self._prompt_rows(plan, rows)
         batch = self._batch(plan, end, rows)
-        if not prompt and not any(seq.children for seq in ready):
-            return batch, Wanted(ready, None, prompt)
-        parents = range(len(ready))
-        shared = [i for i in parents for _ in ready[i].children]
-        children = [child for seq in ready for child in seq.children]
-        return batch, Wanted(ready + children, np.array([*parents, *shared], np.int32), prompt)
+        self._model.stage(batch)
+        place = {seq: i for i, seq in enumerate(previous.sequences)} if previous is not None else {}
+        sources = [place[seq] for seq in sequences if seq.num_pending]
+        return StagedStep(
+            plan,
+            self._logits_plan(sequences, prompt, len(rows)),
+            batch.tokens,
+            np.array(pending, np.int32),
+            np.array(sources, np.int32),
+        )
+
+    def launch(self, staged: StagedStep, sampled: Sampled | None = None) -> RunningStep:
+        """Start the staged step. `sampled` are the tokens of the step before, for those that are pending."""
+        if sampled is not None:
+            found = sampled.token_ids
+            if sampled.errors:  # those rows have no token, and their sequences end
+                found = found.copy()
+                found[list(sampled.errors)] = 0
+            staged.tokens[staged.pending] = found[staged.sources]
+        launched = time.perf_counter()
+        self._model.launch(staged.tokens)
+        return RunningStep(staged.plan, staged.logits_plan, launched)
+
+    def _logits_plan(self, sequences: list[Sequence], prompt: list[PromptRows], num_rows: int) -> LogitsPlan:
+        rows = self._range[: len(sequences)]
+        if any(seq.children for seq in sequences):
+            shared = [i for i, seq in enumerate(sequences) for _ in seq.children]
+            sequences = sequences + [child for seq in sequences for child in seq.children]
+            rows = np.concatenate([rows, np.array(shared, np.int32)])
+        return LogitsPlan(sequences, rows, prompt, num_rows)
 
     def _batch(self, plan: StepPlan, num_tokens: int, rows: list[int]) -> Batch:
         num_seqs = len(plan.counts)

@@ -1,9 +1,9 @@
-"""Every sequence owes tokens, a step pays some under a token budget.
+"""Every sequence owes tokens, a step computes some of them under a token budget.
 
 A prompt owes its uncached tokens, a running sequence the one it sampled last. Chunked prefill, prefix hits and
-resumption after preemption are all the same operation. Running sequences are paid first, those that owe one token
-before those that owe many; then waiting ones come in, in the order of `WaitingQueue`, while they fit. Who would
-compute what a running sequence is just computing waits until it can be shared.
+resumption after preemption are all the same operation. Running sequences are served first, those that owe one token
+before those that owe many; then waiting ones are admitted, in the order of `WaitingQueue`, while they fit. A sequence
+that would compute a block that a running one is about to compute waits until that can be shared.
 
 When blocks run out, the youngest running sequence of the lowest priority gives its blocks back and is computed
 again later. The oldest of the highest priority is never preempted and always fits alone, so every step gets
@@ -13,7 +13,7 @@ somebody closer to the end: nobody of a class starves.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pagoda.engine.queue import FairShare, WaitingQueue
 from pagoda.engine.sequence import Sequence, Status
@@ -23,7 +23,7 @@ from pagoda.types import BLOCK_SIZE
 
 @dataclass(slots=True)
 class StepPlan:
-    """What one step computes: of each sequence the next so many owed tokens. Complete once `plan` has returned it."""
+    """How many of its owed tokens each sequence computes in one step. Not changed once `Scheduler.plan` returned it."""
 
     counts: dict[Sequence, int] = field(default_factory=dict)
     num_tokens: int = 0
@@ -39,6 +39,11 @@ class StepPlan:
 
     def withdraw(self, seq: Sequence) -> None:
         self.num_tokens -= self.counts.pop(seq, 0)
+
+    def without_ended(self) -> StepPlan:
+        """The plan without sequences that have ended since it was made."""
+        live = {seq: count for seq, count in self.counts.items() if seq.status is not Status.FINISHED}
+        return self if len(live) == len(self.counts) else replace(self, counts=live, num_tokens=sum(live.values()))
 
 
 class Scheduler:
@@ -60,7 +65,7 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan:
         """Choose the tokens of the next step and take the blocks they need."""
         plan = StepPlan(spare_rows=self.max_rows - len(self.running))
-        self._pay_running(plan)
+        self._serve_running(plan)
         if self.waiting and plan.spare_rows and not plan.num_preempted and plan.num_tokens < self.max_batch_tokens:
             self._admit(plan, now)
         return plan
@@ -101,17 +106,17 @@ class Scheduler:
 
     # Inside
 
-    def _pay_running(self, plan: StepPlan) -> None:
+    def _serve_running(self, plan: StepPlan) -> None:
         for seq in sorted(self.running, key=_owes_many):
             if seq.status is not Status.RUNNING:  # preempted by one before it
                 continue
-            count = self._payable(plan, seq)
+            count = self._num_affordable(plan, seq)
             if count and self._make_room(plan, seq, seq.num_computed + count):
                 plan.put(seq, count)
 
-    def _payable(self, plan: StepPlan, seq: Sequence) -> int:
-        """How many of the tokens that it owes this step can pay: within the budget, and within the rows of logits."""
-        count = min(len(seq.tokens) - seq.num_computed, self.max_batch_tokens - plan.num_tokens)
+    def _num_affordable(self, plan: StepPlan, seq: Sequence) -> int:
+        """How many of the tokens that it owes this step can compute, within the budget and the rows of logits."""
+        count = min(seq.num_tokens - seq.num_computed, self.max_batch_tokens - plan.num_tokens)
         if seq.prompt_logprobs is None:
             return count
         # Positions before the first whose logits are wanted need no row: computed again after a preemption.
@@ -145,7 +150,7 @@ class Scheduler:
         seq.table = None
 
     def _admit(self, plan: StepPlan, now: float) -> None:
-        promised = self._promised(self.running)
+        reserved = self._reserved_blocks(self.running)
         while plan.num_tokens < self.max_batch_tokens and plan.spare_rows:
             seq = self.waiting.first()
             if seq is None:
@@ -153,45 +158,44 @@ class Scheduler:
             num_cached = self._match(seq)
             if self._is_being_computed(seq, num_cached):
                 break
-            if not self.kv.can_open(seq.keys, num_cached, len(seq.tokens), self.max_batch_tokens, promised):
+            if not self.kv.can_open(seq.keys, num_cached, seq.num_tokens, self.max_batch_tokens, reserved):
                 break
             self._open(plan, seq, num_cached, now)
             plan.spare_rows -= 1
-            count = self._payable(plan, seq)
+            count = self._num_affordable(plan, seq)
             assert seq.table is not None
             self.kv.grow(seq.table, seq.num_computed + count)
             plan.put(seq, count)
-            promised = [a + b for a, b in zip(promised, self._promised([seq]), strict=True)]
+            reserved = [a + b for a, b in zip(reserved, self._reserved_blocks([seq]), strict=True)]
 
-    def _promised(self, seqs: list[Sequence]) -> list[int]:
-        """Blocks a group that running sequences will need for all they owe and a token more."""
-        promised = [0] * len(self.kv.windows)
+    def _reserved_blocks(self, seqs: list[Sequence]) -> list[int]:
+        """Blocks of each group that these sequences will still need for all they owe and one token more."""
+        reserved = [0] * len(self.kv.windows)
         for seq in seqs:
             assert seq.table is not None
-            missing = self.kv.num_missing(seq.table, len(seq.tokens) + 1, self.max_batch_tokens)
-            promised = [a + b for a, b in zip(promised, missing, strict=True)]
-        return promised
+            missing = self.kv.num_missing(seq.table, seq.num_tokens + 1, self.max_batch_tokens)
+            reserved = [a + b for a, b in zip(reserved, missing, strict=True)]
+        return reserved
 
     def _match(self, seq: Sequence) -> int:
         """Cached leading blocks that the sequence may use."""
-        if seq.num_prompt_logprobs_due:
-            return 0  # every prompt token's logits are wanted
-        return self.kv.match(seq.root, seq.keys, seq.tokens, len(seq.tokens))
+        num_cached = self.kv.match(seq.prefix_root, seq.keys, seq.tokens, len(seq.tokens))
+        return 0 if seq.num_prompt_logprobs_due else num_cached  # every prompt token's logits are wanted
 
     def _is_being_computed(self, seq: Sequence, num_cached: int) -> bool:
-        """Whether a running sequence is on its way to the next block of the prompt: soon it can be shared."""
+        """Whether a running sequence is about to compute the next block of this one's tokens: soon it can be shared."""
         end = (num_cached + 1) * BLOCK_SIZE
         if not self.kv.prefix_caching or seq.num_prompt_logprobs_due or end >= len(seq.tokens):
             return False
-        wanted = seq.tokens[:end]
+        key = seq.keys[num_cached]
         return any(
-            other.root == seq.root and other.num_computed < end <= len(other.tokens) and other.tokens[:end] == wanted
+            other.num_computed < end and len(other.keys) > num_cached and other.keys[num_cached] == key
             for other in self.running
         )
 
     def _open(self, plan: StepPlan, seq: Sequence, num_cached: int, now: float) -> None:
         self.waiting.remove(seq)
-        seq.table = self.kv.open(seq.root, seq.keys, num_cached)
+        seq.table = self.kv.open(seq.prefix_root, seq.keys, num_cached)
         seq.status, seq.num_computed = Status.RUNNING, num_cached * BLOCK_SIZE
         insort(self.running, seq, key=_rank)
         if seq.first_scheduled is None:
@@ -208,7 +212,7 @@ class Scheduler:
         for seq in self.running:
             assert seq.status is Status.RUNNING
             assert seq.table is not None
-            assert seq.table.num_tokens == seq.num_computed < len(seq.tokens)
+            assert seq.table.num_tokens == seq.num_computed < seq.num_tokens
         waiting = list(self.waiting)
         assert len(waiting) == len(set(waiting)) == len(self.waiting)
         for seq in waiting:
@@ -223,4 +227,4 @@ def _rank(seq: Sequence) -> tuple[int, int, int]:
 
 
 def _owes_many(seq: Sequence) -> bool:
-    return len(seq.tokens) - seq.num_computed > 1
+    return seq.num_tokens - seq.num_computed > 1

@@ -1,17 +1,19 @@
-"""One choice of one request on its way: it owes tokens, and pays them step by step.
+"""One choice of one request on its way: it owes tokens, and every step computes some of them.
 
 tokens [0, num_computed)             their KV is in the cache
 tokens [num_computed, len(tokens))   owed: the uncomputed prompt, or the token sampled last
+then num_pending tokens              owed: the running step samples them, so they are not known yet
 """
 
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from pagoda.engine.output import OutputText
 from pagoda.kv.cache import BlockTable
-from pagoda.kv.prefix import root_key
+from pagoda.kv.prefix import prefix_root
 from pagoda.sampling.base import SamplerProtocol, SamplerState
 from pagoda.types import (
     Delta,
@@ -24,14 +26,21 @@ from pagoda.types import (
     Usage,
 )
 
-UNKNOWN = -1  # in `tokens`, last and within a step: a token that is owed before it is sampled (`overlap.py`)
-
 
 class Status(Enum):
     PENDING = auto()  # a further choice, whose prompt its first sibling computes
     WAITING = auto()  # holds nothing; new or preempted
     RUNNING = auto()  # has a block table
     FINISHED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRun:
+    """The tokens that one step sampled for a sequence. Its sampler state has accepted all but the last."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]  # one for each token; None where none were asked for
+    error: str | None = None  # why no further token can be sampled
 
 
 class Sequence:
@@ -47,12 +56,13 @@ class Sequence:
         "max_len",
         "num_cached",
         "num_computed",
+        "num_pending",
         "output",
+        "prefix_root",
         "prompt_len",
         "prompt_logprobs",
         "rank",
         "request",
-        "root",
         "sampler",
         "status",
         "stop_ids",
@@ -81,21 +91,27 @@ class Sequence:
         self.tokens = array("i", request.prompt_token_ids)
         self.prompt_len = len(self.tokens)
         self.num_computed = 0
+        self.num_pending = 0  # 0 or 1
         self.num_cached = 0  # of the prompt, found in the prefix cache when first scheduled
         self.status = Status.PENDING if index else Status.WAITING
         self.table: BlockTable | None = None
-        self.root = root_key(request.cache_salt, request.adapter, request.tenant)
+        self.prefix_root = prefix_root(request.cache_salt, request.adapter, request.tenant)
         self.keys: list[bytes] = []  # prefix keys of the full blocks, grown on demand
         self.children: list[Sequence] = []  # choices to fork off once the prompt is computed
-        wanted = request.params.prompt_logprobs is not None and index == 0
-        self.prompt_logprobs: list[TokenLogprobs | None] | None = [None] if wanted else None
+        scored = request.params.prompt_logprobs is not None and index == 0
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = [None] if scored else None
         self.first_scheduled: float | None = None  # times in time.monotonic() seconds
         self.first_token: float | None = None
         self.last_token: float | None = None
 
     def __repr__(self) -> str:
-        state = f"{self.num_computed}/{len(self.tokens)} computed, {self.status.name.lower()}"
+        state = f"{self.num_computed}/{self.num_tokens} computed, {self.status.name.lower()}"
         return f"<Sequence {self.request.id}[{self.index}] {state}>"
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output, with the token that is being sampled."""
+        return len(self.tokens) + self.num_pending
 
     @property
     def num_outputs(self) -> int:
@@ -107,34 +123,37 @@ class Sequence:
         return 0 if self.prompt_logprobs is None else self.prompt_len - len(self.prompt_logprobs)
 
     def take_prompt_logprobs(self, sampler: SamplerProtocol, logits: FloatArray, targets: Int32Array) -> None:
-        """logits [R, V] are what came before the prompt tokens `targets` [R], the next ones that are due."""
+        """logits[i] predicts targets[i], the prompt tokens whose logprobs are due next. ValueError: not finite."""
         assert self.prompt_logprobs is not None
         num_top = self.request.params.prompt_logprobs or 0
         self.prompt_logprobs.extend(sampler.prompt_logprobs(logits, targets, num_top))
 
     @property
     def ends_with_next(self) -> bool:
-        """Whether its length ends it with the next token, whichever it is."""
+        """Whether the next token reaches max_len."""
         return len(self.tokens) + 1 >= self.max_len
 
-    def forget_unknown(self) -> None:
-        """The token that it counted on did not come, or does now."""
-        if self.tokens[-1] == UNKNOWN:
-            self.tokens.pop()
-
-    def append(self, token_id: int, logprobs: TokenLogprobs | None) -> Delta:
-        """Take the sampled token in; the Delta says whether the sequence has ended with it."""
-        self.forget_unknown()
-        self.tokens.append(token_id)
-        self.sampler.accept(token_id)
-        text, reason, stop = self._text_after(token_id)
-        prompt_logprobs = self.prompt_logprobs if self.num_outputs == 1 else None
+    def append(self, run: SampledRun) -> Delta:
+        """Take sampled tokens in, up to the first that ends the sequence: then the Delta has a finish_reason."""
+        before = len(self.tokens)
+        self.num_pending = 0
+        text, reason, stop = "", None, None
+        for token_id in run.token_ids:
+            self.tokens.append(token_id)
+            shown, reason, stop = self._text_after(token_id)
+            text += shown
+            if reason is not None:
+                break
+        self.sampler.accept(run.token_ids[-1])
+        count = len(self.tokens) - before
+        logprobs = tuple(one for one in run.logprobs[:count] if one is not None)
+        prompt_logprobs = self.prompt_logprobs if before == self.prompt_len else None
         return Delta(
             self.request.id,
             self.index,
             text,
-            (token_id,),
-            (logprobs,) if logprobs is not None else None,
+            tuple(run.token_ids[:count]),
+            logprobs or None,
             reason,
             stop,
             tuple(prompt_logprobs) if prompt_logprobs is not None else None,

@@ -58,13 +58,6 @@ class BlockPool:
             else:
                 self._blank.append(block)
 
-    def drop_kept(self) -> list[int]:
-        """Make every kept block blank. → those blocks"""
-        dropped = list(self._kept)
-        self._kept.clear()
-        self._blank.extend(reversed(dropped))
-        return dropped
-
     def check(self) -> None:
         """Every block is in exactly one state."""
         blank, kept = set(self._blank), set(self._kept)

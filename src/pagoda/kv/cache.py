@@ -39,11 +39,21 @@ def peak_blocks(num_tokens: int, window: int | None, chunk: int) -> int:
 class BlockTable:
     """The blocks of one sequence: a row of every group's table."""
 
-    __slots__ = ("blocks", "first", "keys", "num_blocks", "num_published", "num_tokens", "root", "row", "tail_shared")
+    __slots__ = (
+        "blocks",
+        "first",
+        "keys",
+        "num_blocks",
+        "num_published",
+        "num_tokens",
+        "prefix_root",
+        "row",
+        "tail_shared",
+    )
 
-    def __init__(self, row: int, num_groups: int, root: bytes, keys: list[bytes]) -> None:
+    def __init__(self, row: int, num_groups: int, prefix_root: bytes, keys: list[bytes]) -> None:
         self.row = row
-        self.root = root
+        self.prefix_root = prefix_root
         self.keys = keys  # of the full blocks, as far as they were asked for
         self.blocks: list[list[int]] = [[] for _ in range(num_groups)]  # [G][num_blocks]
         self.num_blocks = 0
@@ -108,10 +118,6 @@ class KVCache:
         return tuple(group.pool.num_blocks for group in self._groups)
 
     @property
-    def num_free_blocks(self) -> tuple[int, ...]:
-        return tuple(group.pool.num_free for group in self._groups)
-
-    @property
     def num_used_blocks(self) -> int:
         return sum(group.pool.num_used for group in self._groups)
 
@@ -129,34 +135,34 @@ class KVCache:
 
     # Coming: match, can_open / open
 
-    def match(self, root: bytes, keys: list[bytes], tokens: array[int], num_tokens: int) -> int:
+    def match(self, prefix_root: bytes, keys: list[bytes], tokens: array[int], num_tokens: int) -> int:
         """How many leading full blocks of tokens[:num_tokens] are cached; at least one token is left to compute."""
         if not self.prefix_caching:
             return 0
-        extend_keys(keys, root, tokens, num_tokens)
+        extend_keys(keys, prefix_root, tokens, num_tokens)
         return longest_match([group.prefix for group in self._groups], keys[: (num_tokens - 1) // BLOCK_SIZE])
 
     def can_open(
-        self, keys: Sequence[bytes], num_cached: int, num_tokens: int, chunk: int, spare: Sequence[int]
+        self, keys: Sequence[bytes], num_cached: int, num_tokens: int, chunk: int, reserved: Sequence[int]
     ) -> bool:
         """Whether a new sequence can get to num_tokens without taking blocks from the running ones.
 
-        `spare` is how many blocks a group are promised to others.
+        `reserved` is how many blocks of each group are left to others.
         """
         if not self._free_rows:
             return False
-        for group, promised in zip(self._groups, spare, strict=True):
+        for group, num_reserved in zip(self._groups, reserved, strict=True):
             first = first_needed_block(num_cached * BLOCK_SIZE, group.window)
             revived = sum(group.pool.refs(block) == 0 for block in self._cached(group, keys, first, num_cached))
             held = num_cached - first
             needed = max(0, min(blocks_for(num_tokens) - first, self._peak(group, num_tokens, chunk)) - held)
-            if group.pool.num_free - revived - promised < needed:
+            if group.pool.num_free - revived - num_reserved < needed:
                 return False
         return True
 
-    def open(self, root: bytes, keys: list[bytes], num_cached: int) -> BlockTable:
+    def open(self, prefix_root: bytes, keys: list[bytes], num_cached: int) -> BlockTable:
         """A table whose first num_cached blocks come from the prefix cache."""
-        table = BlockTable(self._free_rows.pop(), len(self._groups), root, keys)
+        table = BlockTable(self._free_rows.pop(), len(self._groups), prefix_root, keys)
         self._tables[table.row] = table
         table.num_blocks = table.num_published = num_cached
         table.num_tokens = num_cached * BLOCK_SIZE
@@ -222,7 +228,7 @@ class KVCache:
         """A second table over the same blocks; None: no row is free."""
         if not self._free_rows:
             return None
-        child = BlockTable(self._free_rows.pop(), len(self._groups), table.root, list(table.keys))
+        child = BlockTable(self._free_rows.pop(), len(self._groups), table.prefix_root, list(table.keys))
         self._tables[child.row] = child
         child.num_blocks, child.num_published, child.num_tokens = (
             table.num_blocks,
@@ -244,12 +250,6 @@ class KVCache:
             group.release(reversed(table.blocks[g][table.first[g] :]))
         del self._tables[table.row]
         self._free_rows.append(table.row)
-
-    def reset_prefix_cache(self) -> None:
-        """Forget the published blocks that nobody holds."""
-        for group in self._groups:
-            for block in group.pool.drop_kept():
-                group.prefix.forget(block)
 
     # Inside
 
@@ -278,7 +278,7 @@ class KVCache:
                 group.rows[table.row, last] = own
 
     def _publish(self, table: BlockTable, tokens: array[int], num_computed: int) -> None:
-        extend_keys(table.keys, table.root, tokens, num_computed)
+        extend_keys(table.keys, table.prefix_root, tokens, num_computed)
         start, end = table.num_published, num_computed // BLOCK_SIZE
         for g, group in enumerate(self._groups):
             for i in range(max(start, table.first[g]), end):

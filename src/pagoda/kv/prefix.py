@@ -18,9 +18,9 @@ KEY_BYTES = 16
 _PROCESS_KEY = os.urandom(32)
 
 
-def root_key(salt: str, adapter: str | None, tenant: str = "") -> bytes:
-    """Start of the chain: prefixes are shared between equal roots only, so never between tenants, who could else learn
-    from the time to the first token what others have asked."""
+def prefix_root(salt: str, adapter: str | None, tenant: str = "") -> bytes:
+    """Start of the chain. Prefixes are shared between equal roots only, so never between tenants: otherwise the time to
+    the first token would tell one tenant what another has asked."""
     parts = [
         salt.encode("utf-8", "surrogatepass"),
         b"" if adapter is None else b"+" + adapter.encode(),
@@ -32,9 +32,9 @@ def root_key(salt: str, adapter: str | None, tenant: str = "") -> bytes:
     return hasher.digest()
 
 
-def extend_keys(keys: list[bytes], root: bytes, tokens: array[int], num_tokens: int) -> None:
+def extend_keys(keys: list[bytes], prefix_root: bytes, tokens: array[int], num_tokens: int) -> None:
     """Append the keys of the full blocks among tokens[:num_tokens] that `keys` does not have yet."""
-    previous = keys[-1] if keys else root
+    previous = keys[-1] if keys else prefix_root
     for start in range(len(keys) * BLOCK_SIZE, num_tokens - BLOCK_SIZE + 1, BLOCK_SIZE):
         content = previous + tokens[start : start + BLOCK_SIZE].tobytes()
         previous = blake2b(content, digest_size=KEY_BYTES, key=_PROCESS_KEY).digest()

@@ -17,7 +17,7 @@ TokenSequences = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class TokenMasks:
-    """What grammars allow in this step: bit i % 32 of allowed[m, i // 32] lets token i into sampled row rows[m]."""
+    """What grammars allow: bit i % 32 of allowed[m, i // 32] lets state rows[m] of the sampled batch take token i."""
 
     rows: Int32Array  # [M], without repeats
     allowed: UInt32Array  # [M, ceil(V / 32)]
@@ -46,37 +46,39 @@ class SamplerState(Protocol):
         """Forget all accepted tokens but the first num_outputs."""
 
 
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """What a sampler has to know of one choice of a request before its first token. `params` are validated."""
+
+    params: SamplingParams
+    prompt_token_ids: Sequence[int]
+    choice_index: int
+    seed: int
+    stop_token_ids: Sequence[int] = ()  # every id that would end it (EOS and the request's own): none before min_tokens
+    bad_words: TokenSequences = ()  # never to be completed (`pagoda.sampling.bad_words.token_sequences`)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """Logits and whose next tokens to sample from them: state n reads row rows[n], or row n without `rows`.
+
+    Choices that share a prompt share its last row.
+    """
+
+    logits: FloatArray  # [R, V]
+    states: Sequence[SamplerState]
+    rows: Int32Array | None = None  # [N]
+    masks: TokenMasks | None = None
+
+
 class SamplerProtocol(Protocol):
-    """Both samplers, native and reference, are used like this."""
+    """What every sampler does: the native one, the numpy reference, and the one over a device's ranked tokens."""
 
-    def open(
-        self,
-        params: SamplingParams,
-        prompt_token_ids: Sequence[int],
-        choice_index: int,
-        seed: int,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        bad_words: TokenSequences = (),
-    ) -> SamplerState:
-        """Start a sequence. `params` are validated.
+    def open(self, spec: StateSpec) -> SamplerState:
+        """Start the state of a choice."""
 
-        stop_token_ids: every id that would end it (EOS and the request's own), held back until min_tokens;
-        bad_words: token sequences never to be completed (`pagoda.sampling.bad_words.token_sequences`).
-        """
-
-    def sample(
-        self,
-        logits: FloatArray,
-        states: Sequence[SamplerState],
-        *,
-        rows: Int32Array | None = None,
-        masks: TokenMasks | None = None,
-    ) -> Sampled:
-        """Pick the next token of each state from logits [R, V]; nothing is accepted yet.
-
-        State n reads row rows[n], or row n without `rows`: choices that share a prompt share its last row.
-        """
+    def sample(self, batch: SamplingBatch) -> Sampled:
+        """Pick the next token of each state; nothing is accepted yet."""
 
     def prompt_logprobs(self, logits: FloatArray, targets: Int32Array, num_top: int) -> list[TokenLogprobs]:
         """How likely each target [R] was under its row of logits [R, V], with the num_top likeliest tokens there.

@@ -7,12 +7,11 @@ Tokens rank by logit, ties by id, lower first. The draw walks the kept tokens by
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.sampling.base import Sampled, SamplerState, TokenMasks, TokenSequences, UInt32Array
+from pagoda.sampling.base import Sampled, SamplingBatch, StateSpec, UInt32Array
 from pagoda.sampling.philox import uniform
 from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs
 
@@ -25,21 +24,13 @@ NOTHING_ALLOWED = "every token is ruled out by masks, allowed_token_ids, bad_wor
 class ReferenceState:
     """Everything is recomputed from the token lists whenever it is needed."""
 
-    def __init__(
-        self,
-        params: SamplingParams,
-        prompt_token_ids: Sequence[int],
-        choice_index: int,
-        seed: int,
-        stop_token_ids: Sequence[int],
-        bad_words: TokenSequences,
-    ) -> None:
-        self.params = params
-        self.prompt_token_ids = tuple(prompt_token_ids)
-        self.choice_index = choice_index
-        self.seed = seed
-        self.stop_token_ids = tuple(stop_token_ids)
-        self.bad_words = tuple(tuple(word) for word in bad_words)
+    def __init__(self, spec: StateSpec) -> None:
+        self.params = spec.params
+        self.prompt_token_ids = tuple(spec.prompt_token_ids)
+        self.choice_index = spec.choice_index
+        self.seed = spec.seed
+        self.stop_token_ids = tuple(spec.stop_token_ids)
+        self.bad_words = tuple(tuple(word) for word in spec.bad_words)
         self.output_token_ids: list[int] = []
 
     @property
@@ -90,33 +81,18 @@ class ReferenceState:
 class ReferenceSampler:
     """See `pagoda.sampling.base.SamplerProtocol`."""
 
-    def open(
-        self,
-        params: SamplingParams,
-        prompt_token_ids: Sequence[int],
-        choice_index: int,
-        seed: int,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        bad_words: TokenSequences = (),
-    ) -> ReferenceState:
-        return ReferenceState(params, prompt_token_ids, choice_index, seed, stop_token_ids, bad_words)
+    def open(self, spec: StateSpec) -> ReferenceState:
+        return ReferenceState(spec)
 
-    def sample(
-        self,
-        logits: FloatArray,
-        states: Sequence[SamplerState],
-        *,
-        rows: Int32Array | None = None,
-        masks: TokenMasks | None = None,
-    ) -> Sampled:
+    def sample(self, batch: SamplingBatch) -> Sampled:
+        states, masks = batch.states, batch.masks
         token_ids = np.zeros(len(states), dtype=np.int32)
         logprobs: list[TokenLogprobs | None] = [None] * len(states)
         errors: dict[int, str] = {}
         mask_of = {} if masks is None else dict(zip(masks.rows.tolist(), masks.allowed, strict=True))
         for n, state in enumerate(states):
             assert isinstance(state, ReferenceState)
-            raw = logits[n if rows is None else rows[n]]
+            raw = batch.logits[n if batch.rows is None else batch.rows[n]]
             adjusted = state.adjust(raw, mask_of.get(n))
             if error := find_error(raw, adjusted, state.params):
                 errors[n] = error

@@ -9,16 +9,14 @@ A sequence's tokens depend on its logits, params, seed and choice index alone: r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
 from pagoda._native import BatchSampler, sampler_isas
 from pagoda._native import SamplerState as NativeState
 from pagoda.errors import ConfigError
-from pagoda.sampling.base import Sampled, SamplerState, TokenMasks, TokenSequences, UInt32Array
-from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs
+from pagoda.sampling.base import Sampled, SamplerState, SamplingBatch, StateSpec, UInt32Array
+from pagoda.types import FloatArray, Int32Array, Logprob, TokenLogprobs
 
 RawLogprobs = tuple[float, int, list[int], list[float]]  # the chosen one's, its rank, the likeliest ids, theirs
 
@@ -35,21 +33,13 @@ class Sampler:
         self.vocab_size = vocab_size
         self._native = BatchSampler(vocab_size, isa)
 
-    def open(
-        self,
-        params: SamplingParams,
-        prompt_token_ids: Sequence[int],
-        choice_index: int,
-        seed: int,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        bad_words: TokenSequences = (),
-    ) -> NativeState:
+    def open(self, spec: StateSpec) -> NativeState:
+        params = spec.params
         return NativeState(
             vocab_size=self.vocab_size,
-            prompt_ids=prompt_token_ids if params.repetition_penalty != 1.0 else (),
-            seed=seed & (2**64 - 1),
-            choice=choice_index,
+            prompt_ids=spec.prompt_token_ids if params.repetition_penalty != 1.0 else (),
+            seed=spec.seed & (2**64 - 1),
+            choice=spec.choice_index,
             temperature=params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
@@ -60,29 +50,22 @@ class Sampler:
             min_tokens=params.min_tokens,
             num_logprobs=params.logprobs,
             allowed_ids=params.allowed_token_ids,
-            stop_ids=[token_id for token_id in stop_token_ids if token_id < self.vocab_size],
+            stop_ids=[token_id for token_id in spec.stop_token_ids if token_id < self.vocab_size],
             bias=list(params.logit_bias.items()),
-            bad_words=[word for word in bad_words if max(word) < self.vocab_size],
+            bad_words=[word for word in spec.bad_words if max(word) < self.vocab_size],
         )
 
-    def sample(
-        self,
-        logits: FloatArray,
-        states: Sequence[SamplerState],
-        *,
-        rows: Int32Array | None = None,
-        masks: TokenMasks | None = None,
-    ) -> Sampled:
-        num_rows = len(states)
-        token_ids = np.empty(num_rows, dtype=np.int32)
+    def sample(self, batch: SamplingBatch) -> Sampled:
+        num_states, masks = len(batch.states), batch.masks
+        token_ids = np.empty(num_states, dtype=np.int32)
         mask_rows, allowed = (None, None) if masks is None else (masks.rows, masks.allowed)
-        details = self._native.sample(logits, tuple(states), token_ids, rows, mask_rows, allowed)
-        logprobs: list[TokenLogprobs | None] = [None] * num_rows
+        details = self._native.sample(batch.logits, tuple(batch.states), token_ids, batch.rows, mask_rows, allowed)
+        logprobs: list[TokenLogprobs | None] = [None] * num_states
         if details is None:
             return Sampled(token_ids, logprobs)
         errors, found = details
-        for row, raw in found:
-            logprobs[row] = _token_logprobs(int(token_ids[row]), raw)
+        for n, raw in found:
+            logprobs[n] = _token_logprobs(int(token_ids[n]), raw)
         return Sampled(token_ids, logprobs, dict(errors))
 
     def distribution(

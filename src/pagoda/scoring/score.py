@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from pagoda.backends.base import run_batch
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array
@@ -62,7 +63,7 @@ def windows_of(engine: LoadedEngine, text: str, context: int) -> list[Int32Array
 def predictions(engine: LoadedEngine, window: Int32Array) -> FloatArray:
     """Logits [R, V] for the tokens after the first half of the window; valid until the next call."""
     rows = np.arange(len(window) // 2, len(window) - 1, dtype=np.int32)
-    return engine.model.forward(_batch(engine, window, 0, rows))
+    return run_batch(engine.model, _batch(engine, window, 0, rows))
 
 
 def targets_of(window: Int32Array) -> Int32Array:
@@ -153,7 +154,7 @@ def speeds(engine: LoadedEngine, window: Int32Array) -> tuple[float, float]:
     last = np.array([len(window) - 1], dtype=np.int32)
     prefill = [_timed(engine, _batch(engine, window, 0, last)) for _ in range(2)]
     prompt = window[: min(DECODE_PROMPT, len(window) // 2)]
-    engine.model.forward(_batch(engine, prompt, 0, np.array([len(prompt) - 1], dtype=np.int32)))
+    run_batch(engine.model, _batch(engine, prompt, 0, np.array([len(prompt) - 1], dtype=np.int32)))
     only = np.zeros(1, np.int32)
     steps = range(len(prompt), min(len(prompt) + DECODE_STEPS, len(window)))
     decode = [_timed(engine, _batch(engine, window[i : i + 1], i, only)) for i in steps]
@@ -162,5 +163,5 @@ def speeds(engine: LoadedEngine, window: Int32Array) -> tuple[float, float]:
 
 def _timed(engine: LoadedEngine, batch: Batch) -> float:
     start = time.perf_counter()
-    engine.model.forward(batch)
+    run_batch(engine.model, batch)
     return time.perf_counter() - start

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from pagoda.backends.base import run_batch
 from pagoda.backends.cuda.graphs import DecodeGraphs
 from pagoda.backends.cuda.metadata import Limits
 from pagoda.backends.cuda.model import CudaModel
@@ -23,8 +24,8 @@ def measure_buffers(model: CudaModel, limits: Limits, *, graphs: bool) -> tuple[
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         model.allocate_pools((1,) * limits.groups)
-        model.forward(largest_step(limits))
-        model.likeliest(1, weights=False)
+        run_batch(model, largest_step(limits))
+        model.top_k_blocks(1, weights=False)
         peak = torch.cuda.max_memory_allocated(device) - before
         return int(peak), _graph_bytes(model, limits) if graphs else 0
     except torch.OutOfMemoryError as error:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pagoda.backends.base import KVGroup, KVType, Likeliest
+from pagoda.backends.base import KVGroup, KVType, TopKBlocks
 from pagoda.backends.cuda.graphs import DecodeGraphs
 from pagoda.backends.cuda.kv import KVLayer, KVPool, block_bytes
 from pagoda.backends.cuda.metadata import Layout, Limits, StepBuffer, TileSizes, check_batch, check_tokens
@@ -29,7 +29,9 @@ class _Staged:
 
 
 class CudaModel:
-    """A `RankingModel`. Steps of one token a sequence may run as captured graphs."""
+    """A `LoadedModel`, and its own `TokenRanker`. Steps of one token a sequence may run as captured graphs."""
+
+    asynchronous = True
 
     def __init__(
         self,
@@ -110,11 +112,6 @@ class CudaModel:
     def capture_into(self, graphs: DecodeGraphs, sizes: list[int]) -> None:
         graphs.capture(self.program, self._layers, self._buffer, sizes)
 
-    def forward(self, batch: Batch) -> FloatArray:
-        self.stage(batch)
-        self.launch(batch.tokens)
-        return self.wait()
-
     def stage(self, batch: Batch) -> None:
         """ValueError for a step that must not run."""
         self.check(batch)
@@ -143,15 +140,19 @@ class CudaModel:
             (logits,) = self._to_host({"logits": chosen})
             return logits
 
-    def likeliest(self, num_tokens: int, *, weights: bool) -> Likeliest:
+    @property
+    def ranker(self) -> CudaModel:
+        return self
+
+    def top_k_blocks(self, k: int, *, weights: bool) -> TopKBlocks:
         assert self.program
         with torch.inference_mode():
-            blocks, values, maxima = self._ops.likeliest(self.logits, num_tokens)
+            blocks, values, maxima = self._ops.likeliest(self.logits, k)
             found = {"blocks": blocks, "values": values}
             if weights:
                 found["weights"] = self._ops.weights(self.logits, maxima)
             host = self._to_host(found)
-            return Likeliest(host[0], host[1], host[2] if weights else None)
+            return TopKBlocks(host[0], host[1], host[2] if weights else None)
 
     def check(self, batch: Batch) -> None:
         """ValueError for a step that must not run, whatever its tokens."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from pagoda.backends.base import ForwardModel, KVType, Likeliest
+from pagoda.backends.base import ForwardModel, KVType
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.metadata import check_tokens
 from pagoda.backends.cuda.model import CudaModel
@@ -74,6 +74,8 @@ class ParallelBackend:
 class ParallelModel:
     """A `LoadedModel`: what this process does, the others are told to do too."""
 
+    asynchronous = True
+
     def __init__(self, model: CudaModel, ranks: list[tuple[Any, Connection]]) -> None:
         self._model, self._ranks = model, ranks
         self.weight_bytes, self.buffer_bytes = model.weight_bytes, model.buffer_bytes
@@ -85,11 +87,6 @@ class ParallelModel:
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         self._tell("allocate_kv", num_blocks)
         self._model.allocate_kv(num_blocks)
-
-    def forward(self, batch: Batch) -> FloatArray:
-        self.stage(batch)
-        self.launch(batch.tokens)
-        return self.wait()
 
     def stage(self, batch: Batch) -> None:
         self._model.stage(batch)  # a step that is refused must not reach the others
@@ -103,8 +100,9 @@ class ParallelModel:
     def wait(self, rows: Int32Array | None = None) -> FloatArray:
         return self._model.wait(rows)
 
-    def likeliest(self, num_tokens: int, *, weights: bool) -> Likeliest:
-        return self._model.likeliest(num_tokens, weights=weights)  # every rank has all logits
+    @property
+    def ranker(self) -> CudaModel:
+        return self._model  # every rank has all logits
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         self._model.copy_blocks(group, pairs)

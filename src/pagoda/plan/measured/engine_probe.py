@@ -20,7 +20,9 @@ from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, Request, Sam
 class _NoModel:
     """A `LoadedModel` that computes nothing: what is left of a step is the engine's own time."""
 
-    weight_bytes = buffer_bytes = 0
+    weight_bytes = buffer_bytes = graph_bytes = 0
+    asynchronous = False
+    ranker = None
 
     def __init__(self, vocab_size: int, rows: int) -> None:
         self._made: FloatArray = np.random.default_rng(0).standard_normal((rows, vocab_size), np.float32)
@@ -33,12 +35,16 @@ class _NoModel:
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None: ...
 
-    def forward(self, batch: Batch) -> FloatArray:
+    def stage(self, batch: Batch) -> None: ...
+
+    def launch(self, tokens: Int32Array) -> None:
         start = time.perf_counter()
         self._memory.sum()
         self._logits[:] = self._made  # in caches, as after the last product
         self.seconds = time.perf_counter() - start
-        return self._logits[: len(batch.logit_rows)]
+
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
+        return self._logits if rows is None else self._logits[rows]
 
     def copy_blocks(self, group: int, pairs: Int32Array) -> None: ...
 

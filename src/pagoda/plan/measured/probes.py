@@ -25,7 +25,7 @@ import numpy as np
 
 import pagoda
 import pagoda._native as native
-from pagoda.backends.base import KVType, LoadedModel
+from pagoda.backends.base import KVType, LoadedModel, run_batch
 from pagoda.backends.cpu import CpuBackend, CpuModel
 from pagoda.config import cache_dir
 from pagoda.hardware.host import read_hardware
@@ -252,7 +252,7 @@ class Probe:
         return [(name, mean(run[i] for run in around)) for i, name in enumerate(self._names[key])]
 
     def _step(self, key: Key) -> list[tuple[str, float, float, float]]:
-        self.model.forward(self._batch(*key))
+        run_batch(self.model, self._batch(*key))
         return self.model.program.take_profile()
 
     def _batch(self, batch: int, queries: int, context: int, rows: int) -> Batch:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 from pagoda.engine.scheduler import Scheduler, StepPlan
 from pagoda.engine.sequence import Sequence
 from pagoda.types import Delta, FinishedRequest, StepResult
 
-R = TypeVar("R")
 
-
-class Facts:
+class StepRecorder:
     """Filled during a step, and between steps by aborts."""
 
     def __init__(self) -> None:
@@ -28,25 +24,14 @@ class Facts:
         self._num_prompt_tokens = 0
         self._num_generation_tokens = 0
         self.forward_s = 0.0
-        self._sample_s = 0.0
+        self.sample_s = 0.0
 
     def __bool__(self) -> bool:
+        """Whether there are deltas to report."""
         return bool(self.deltas)
 
     def start(self) -> None:
         self._started = time.perf_counter()
-
-    def time_forward(self, run: Callable[[], R]) -> R:
-        start = time.perf_counter()
-        result = run()
-        self.forward_s = time.perf_counter() - start
-        return result
-
-    def time_sample(self, run: Callable[[], R]) -> R:
-        start = time.perf_counter()
-        result = run()
-        self._sample_s = time.perf_counter() - start
-        return result
 
     def count_prompt_tokens(self, plan: StepPlan) -> None:
         """Before the plan is committed."""
@@ -54,15 +39,19 @@ class Facts:
             if seq.num_computed < seq.prompt_len:
                 self._num_prompt_tokens += min(count, seq.prompt_len - seq.num_computed)
 
-    def token(self, seq: Sequence, delta: Delta, now: float) -> None:
-        """A sequence got a token."""
+    def add_tokens(self, seq: Sequence, delta: Delta, now: float) -> None:
+        """The sequence got the delta's tokens. Those that came together share the time since the last one evenly."""
         self.deltas.append(delta)
-        self._num_generation_tokens += 1
+        count = len(delta.token_ids)
+        self._num_generation_tokens += count
         if seq.last_token is None:
-            seq.first_token = now
+            seq.first_token = seq.last_token = now
             self._ttft_s.append(now - seq.request.arrival)
-        else:
+            count -= 1
+        if count == 1:
             self._inter_token_s.append(now - seq.last_token)
+        elif count:
+            self._inter_token_s.extend([(now - seq.last_token) / count] * count)
         seq.last_token = now
 
     def take(self, plan: StepPlan, scheduler: Scheduler) -> StepResult:
@@ -86,7 +75,7 @@ class Facts:
             kv_slots_wasted=kv.num_wasted_slots,
             step_s=time.perf_counter() - self._started,
             forward_s=self.forward_s,
-            sample_s=self._sample_s,
+            sample_s=self.sample_s,
         )
         self._reset()
         return result

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fake_backend import EOS_ID, VOCAB_SIZE, FakeDevice, FakeModel, FakeStream, FakeTokenizer, fake_engine
+from fake_backend import EOS_ID, FakeDevice, FakeModel, FakeStream, fake_engine
 from pagoda.engine.engine import Engine
 from pagoda.engine.scheduler import Scheduler, StepPlan
 from pagoda.types import Batch, Delta, FloatArray, Request, SamplingParams
@@ -157,16 +157,8 @@ def test_choices_and_prompt_logprobs_are_committed_before_the_next_plan() -> Non
 
 
 def test_without_overlap_a_device_is_waited_for() -> None:
-    class Both(FakeDevice):
-        def forward(self, batch: Batch) -> FloatArray:
-            return FakeModel.forward(self, batch)
-
-    model = Both((None,))
-    engine = Engine(
-        model, FakeTokenizer(), fake_engine()._sampler, vocab_size=VOCAB_SIZE, windows=(None,), num_blocks=(8,),
-        max_context=96, overlap=False,
-    )  # fmt: skip
-    engine.add(request())
+    model = FakeDevice((None,))
+    engine = fake_engine(model=model, overlap=False)
+    engine.add(request(max_tokens=2))
     run(engine)
-    assert model.log == []
-    assert len(model.batches) == 5
+    assert model.log == [(what, n) for n in (1, 2) for what in ("stage", "launch", "wait")]

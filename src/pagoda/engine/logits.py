@@ -1,0 +1,145 @@
+"""What the logits of a step are for, and how they are fetched: whole rows, or tokens that the device has ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pagoda.backends.base import LoadedModel, TokenRanker, TopKBlocks
+from pagoda.engine.sequence import Sequence, Status
+from pagoda.sampling.base import Sampled, SamplerProtocol, SamplerState, SamplingBatch
+from pagoda.sampling.top_k import TopKSampler, TopKState
+from pagoda.types import FloatArray, Int32Array, TokenLogprobs
+
+Places = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Rows [first, first + len(targets)) of the logits predict `targets`, tokens of seq's prompt."""
+
+    seq: Sequence
+    first: int
+    targets: Int32Array
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsPlan:
+    """What the rows of a step's logits are for: row rows[i] predicts the next token of sequences[i]."""
+
+    sequences: list[Sequence]  # those that owe nothing after the step, and the choices that start from the same prompt
+    rows: Int32Array  # [N]
+    prompt: list[PromptRows]
+    num_rows: int  # R
+
+    @property
+    def decides_tokens_only(self) -> bool:
+        """Whether everything that follows from these logits is predictable but for the tokens' ids."""
+        return not self.prompt and not any(seq.children for seq in self.sequences)
+
+    def without_ended(self) -> LogitsPlan:
+        """The plan without sequences that have ended since it was made."""
+        live = [i for i, seq in enumerate(self.sequences) if seq.status is not Status.FINISHED]
+        if len(live) == len(self.sequences):
+            return self
+        prompt = [part for part in self.prompt if part.seq.status is not Status.FINISHED]
+        return LogitsPlan([self.sequences[i] for i in live], self.rows[live], prompt, self.num_rows)
+
+
+class StepLogits(Protocol):
+    """The logits of a step, as far as sampling needs them."""
+
+    def sample(self, states: Seq[SamplerState], rows: Int32Array) -> Sampled:
+        """Pick the next token of each state, of which states[n] reads row rows[n]; nothing is accepted yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRows:
+    """`StepLogits` that are all here."""
+
+    sampler: SamplerProtocol
+    logits: FloatArray  # [R, V]
+
+    def sample(self, states: Seq[SamplerState], rows: Int32Array) -> Sampled:
+        return self.sampler.sample(SamplingBatch(self.logits, states, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class TopKLogits:
+    """`StepLogits` of which the device ranked the likeliest tokens; rows that need more than those are here whole."""
+
+    sampler: TopKSampler
+    ranked: TopKBlocks
+    covered: npt.NDArray[np.bool_]  # [R] whether the ranked tokens are enough
+    fallback: FloatArray  # [F, V] the other rows
+    fallback_index: Int32Array  # [R] which of them a row is that is not covered
+
+    def sample(self, states: Seq[SamplerState], rows: Int32Array) -> Sampled:
+        is_covered = self.covered[rows]
+        parts: list[tuple[Places, Sampled]] = []
+        if len(places := np.flatnonzero(is_covered)):
+            known = [state for n in places.tolist() if isinstance(state := states[n], TopKState)]
+            parts.append((places, self.sampler.sample_ranked(self.ranked, known, rows[places])))
+        if len(places := np.flatnonzero(~is_covered)):
+            whole = SamplingBatch(
+                self.fallback, [states[n] for n in places.tolist()], self.fallback_index[rows[places]]
+            )
+            parts.append((places, self.sampler.sample(whole)))
+        return _merged(parts, len(states))
+
+
+def _merged(parts: Seq[tuple[Places, Sampled]], count: int) -> Sampled:
+    if len(parts) == 1:
+        return parts[0][1]
+    token_ids = np.empty(count, np.int32)
+    logprobs: list[TokenLogprobs | None] = [None] * count
+    errors: dict[int, str] = {}
+    for places, sampled in parts:
+        token_ids[places] = sampled.token_ids
+        for i, n in enumerate(places.tolist()):
+            logprobs[n] = sampled.logprobs[i]
+            if i in sampled.errors:
+                errors[n] = sampled.errors[i]
+    return Sampled(token_ids, logprobs, errors)
+
+
+class LogitsReader:
+    """Waits for a launched step, and fetches no more of its logits than its plan needs."""
+
+    def __init__(self, model: LoadedModel, sampler: SamplerProtocol) -> None:
+        self._model = model
+        self._sampler = sampler
+
+    def read(self, plan: LogitsPlan) -> StepLogits:
+        """`WholeRows` where the plan scores prompts."""
+        ranker = self._model.ranker
+        if ranker is not None and isinstance(self._sampler, TopKSampler) and not plan.prompt:
+            needed = [_top_k_needed(seq.sampler) for seq in plan.sequences]
+            if any(needed):
+                return self._read_ranked(ranker, self._sampler, plan, needed)
+        return WholeRows(self._sampler, self._model.wait())
+
+    def _read_ranked(
+        self, ranker: TokenRanker, sampler: TopKSampler, plan: LogitsPlan, needed: list[int]
+    ) -> TopKLogits:
+        covered = np.ones(plan.num_rows, np.bool_)
+        fallback = np.unique(plan.rows[np.equal(needed, 0)])
+        covered[fallback] = False
+        weights = any(_has_logprobs(seq) for seq, count in zip(plan.sequences, needed, strict=True) if count)
+        ranked = ranker.top_k_blocks(max(needed), weights=weights)
+        whole = self._model.wait(fallback) if len(fallback) else np.empty((0, 0), np.float32)
+        index = np.zeros(plan.num_rows, np.int32)
+        index[fallback] = np.arange(len(fallback))
+        return TopKLogits(sampler, ranked, covered, whole, index)
+
+
+def _top_k_needed(state: SamplerState) -> int:
+    return state.top_k_needed if isinstance(state, TopKState) else 0
+
+
+def _has_logprobs(seq: Sequence) -> bool:
+    return seq.request.params.logprobs is not None
