@@ -1,4 +1,4 @@
-"""Offline use: `LLM` turns the engine itself until all prompts are answered.
+"""Offline use: `LLM` steps the engine itself until all prompts are answered.
 
 >>> from pagoda import LLM, SamplingParams
 >>> with LLM("smollm2-135m") as llm:
@@ -130,14 +130,14 @@ class LLM:
         gathered = {request.id: _Gathered(request) for request in requests}
         with Progress(disable=not progress, transient=True) as bar:
             task = bar.add_task("generating", total=sum(request.params.n for request in requests))
-            self._turn(requests, gathered, lambda: bar.advance(task))
+            self._answer(requests, gathered, lambda: bar.advance(task))
         return [gathered[request.id].output(text) for request, text in zip(requests, texts, strict=True)]
 
     def _request(self, prompt: list[int], params: SamplingParams) -> Request:
         self._num_requests += 1
         return self.loaded.core.validate(Request(str(self._num_requests), tuple(prompt), params, time.monotonic()))
 
-    def _turn(self, requests: Iterable[Request], gathered: dict[str, _Gathered], done: Callable[[], None]) -> None:
+    def _answer(self, requests: Iterable[Request], gathered: dict[str, _Gathered], done: Callable[[], None]) -> None:
         core = self.loaded.core
         try:
             for request in requests:

@@ -1,4 +1,4 @@
-"""From settings to an engine that is ready to turn: what the server, the command line and `LLM` start from."""
+"""From settings to an engine that is ready to step: what the server, the command line and `LLM` start from."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIN_ROWS = 32  # of logits in one step, so that prompt logprobs come in chunks e
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """A model with all that belongs to it. `engine` is not started: the server starts it, `LLM` turns `core`."""
+    """A model with all that belongs to it. `engine` is not started: the server starts it, `LLM` steps `core`."""
 
     engine: EngineThread
     core: Engine

@@ -29,7 +29,7 @@ class _Abort:
 
 
 class EngineThread:
-    """Turns the engine while there is work, and sleeps while there is none.
+    """Steps the engine while there is work, and sleeps while there is none.
 
     Sinks and `on_step` observers are called on the engine thread, the sinks of a step before its observers: they
     must be quick and must not block.
@@ -50,7 +50,7 @@ class EngineThread:
 
     @property
     def alive(self) -> bool:
-        """Whether it is turning: started, and neither stopped nor broken."""
+        """Whether it steps the engine: started, and neither stopped nor broken."""
         return self._thread.is_alive() and self.error is None and not self._stopping
 
     @property
@@ -111,7 +111,7 @@ class EngineThread:
     def _main(self) -> None:
         try:
             while not self._stopping:
-                self._obey()
+                self._drain_inbox()
                 if (self.engine.has_work or self._refused) and not self._stopping:
                     self._publish(self.engine.step())
             for request_id in list(self._sinks):
@@ -123,16 +123,16 @@ class EngineThread:
         finally:
             self._end_all()
 
-    def _obey(self) -> None:
-        """Take in what other threads asked for; without work, wait until they ask."""
+    def _drain_inbox(self) -> None:
+        """Apply what other threads asked for; without work, wait until they ask."""
         try:
-            self._take(self._inbox.get(block=not self.engine.has_work))
+            self._apply(self._inbox.get(block=not self.engine.has_work))
             while True:
-                self._take(self._inbox.get_nowait())
+                self._apply(self._inbox.get_nowait())
         except Empty:
             pass
 
-    def _take(self, message: _Submission | _Abort | None) -> None:
+    def _apply(self, message: _Submission | _Abort | None) -> None:
         if isinstance(message, _Abort):
             self.engine.abort(message.request_id)
         elif message is not None:
