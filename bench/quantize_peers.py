@@ -36,7 +36,7 @@ from pagoda.formats.quantized import as_floats
 from pagoda.models.registry import load_model
 from pagoda.quantize.algorithms.awq import groupwise
 from pagoda.quantize.algorithms.grid import full_range
-from pagoda.quantize.calibration.forward import LinearCall, LinearSource, PlainWeights, Value, WindowOps
+from pagoda.quantize.calibration.forward import LinearCall, LinearSource, PlainWeights, SampleValue, WindowOps
 from pagoda.quantize.calibration.sample import read_sample
 from pagoda.text.chat import load_chat_template
 from pagoda.text.tokenizer import load_tokenizer
@@ -136,7 +136,7 @@ class Nearest:
     size: int
     symmetric: bool
 
-    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+    def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
         return [self.rounded(as_floats(call.weight)) for call in calls]
 
     def rounded(self, w: FloatArray) -> FloatArray:

@@ -15,7 +15,7 @@ from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.hugging_face import as_hugging_face
 from pagoda.models.registry import load_model
 from pagoda.quantize.calibration.arithmetic import Arithmetic
-from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, Value, WindowOps
+from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, SampleValue, WindowOps
 from pagoda.quantize.calibration.layers import InputStatistics, Store
 from pagoda.quantize.calibration.sample import read_sample
 from pagoda.quantize.job import Job
@@ -53,7 +53,7 @@ class OutputErrors:
         self.store = store
         self.by_name: dict[str, float] = {}
 
-    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+    def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
         weights = PlainWeights().weights(x, calls)
         hessian = np.asarray(InputStatistics(x).hessian)
         for call, weight in zip(calls, weights, strict=True):

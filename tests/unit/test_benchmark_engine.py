@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pagoda.benchmark.engine import (
+    BatchTimes,
     Bench,
     Ceilings,
-    Run,
     bench_settings,
     decode_slack,
     model_work,
@@ -104,7 +104,7 @@ def test_the_least_work(tied: bool) -> None:
 
 def test_the_report_is_the_median_beside_the_ceilings() -> None:
     work = model_work([tensor("token_embd.weight", 100, 8), tensor("up.weight", 32, 8)], [None], [16 * 1000])
-    runs = [Run(prefill, (0.1, 0.2), decode, 0.9 * decode, 0.01) for prefill, decode in ((1, 4), (2, 2), (9, 1))]
+    runs = [BatchTimes(prefill, (0.1, 0.2), decode, 0.9 * decode, 0.01) for prefill, decode in ((1, 4), (2, 2), (9, 1))]
     ceilings = Ceilings(read_bandwidth=100_000, int8_peak=None)
     report = result_of(2, runs, prompt=64, gen=16, work=work, ceilings=ceilings)
     assert (report["batch"], report["prefill_tok_s"], report["decode_tok_s"]) == (2, 64, 16)

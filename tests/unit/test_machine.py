@@ -14,7 +14,7 @@ from pagoda.hardware import machine
 from pagoda.hardware import matmul_bench as products
 from pagoda.hardware.caches import read_caches
 from pagoda.hardware.cuda import Gpu, gpu_device
-from pagoda.hardware.device import Cache
+from pagoda.hardware.device import CacheLevel
 from pagoda.hardware.devices import device, devices
 from pagoda.hardware.host import Hardware, read_hardware
 from pagoda.hardware.machine import Measurement, measurement, this_device, thread_counts
@@ -30,7 +30,7 @@ FOUND = Measurement(
     seconds=3.0,
     read_bandwidth={1: 20e9, 2: 30e9},
     peaks={"fp32": 200e9, "int8": 300e9},
-    caches=(Cache("L1", 65536, 200e9), Cache("L2", 1 << 20, None)),
+    caches=(CacheLevel("L1", 65536, 200e9), CacheLevel("L2", 1 << 20, None)),
     products=(Product("Q4_K", 18e9, 120e9),),
     gpu=Gpu("NVIDIA A100-SXM4-80GB", 80 << 30, 40 << 20, 1.8e12, {"bf16": 250e12}),
 )

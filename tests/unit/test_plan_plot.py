@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pagoda.cli.main import app
 from pagoda.errors import ConfigError
 from pagoda.plan.output.picture import picture_of
-from pagoda.plan.output.plot import Picture, Point, Served, check_path, draw
+from pagoda.plan.output.plot import Picture, RooflinePoint, Served, check_path, draw
 from pagoda.plan.planner import make_plan
 from pagoda.plan.settings import PlanSettings
 
@@ -21,8 +21,8 @@ PICTURE = Picture(
     bandwidth_bytes_s=2e12,
     peaks={"fp32": 19.5e12, "tf32": 156e12, "fp16": 312e12, "bf16": 312e12},
     compute_type="fp16",
-    prefill=Point("prefill of 512", 400, 200e12),
-    decode=tuple(Point(f"{n} users", 1.0 * n, 1.5e12 * n) for n in (1, 2, 4, 8, 16, 32)),
+    prefill=RooflinePoint("prefill of 512", 400, 200e12),
+    decode=tuple(RooflinePoint(f"{n} users", 1.0 * n, 1.5e12 * n) for n in (1, 2, 4, 8, 16, 32)),
     served=tuple(Served(n, 90.0 * n, 0.01 + 0.001 * n, n <= 8) for n in (1, 2, 4, 8, 16, 32)),
     chosen=Served(8, 720, 0.018, True),
     tpot_bound_s=0.03,

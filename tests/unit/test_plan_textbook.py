@@ -7,8 +7,8 @@ import pytest
 from pagoda.hardware.devices import device
 from pagoda.plan.cost.memory import kv_request_bytes, usual_lengths, waste
 from pagoda.plan.cost.roofline import RooflineCosts
-from pagoda.plan.cost.speed import Load, batch_of_compute, largest_concurrency, prefill_s, speed
-from pagoda.plan.cost.work import Chunk, Step, Workload, decode_step, pairs, prefill_steps
+from pagoda.plan.cost.speed import RequestLoad, batch_of_compute, largest_concurrency, prefill_s, speed
+from pagoda.plan.cost.work import Chunk, StepShape, Workload, decode_step, pairs, prefill_steps
 from pagoda.plan.model.models import builtin_shape
 from pagoda.plan.model.weights import format_names, weights_in
 
@@ -129,14 +129,14 @@ def test_experts_are_read_as_far_as_tokens_pick_them() -> None:
 
 def test_more_users_are_slower_each_and_faster_together() -> None:
     costs = RooflineCosts(A100, WORK, FP16)
-    speeds = [speed(costs, Load(512, 128, 2048), n) for n in (1, 4, 16, 64)]
+    speeds = [speed(costs, RequestLoad(512, 128, 2048), n) for n in (1, 4, 16, 64)]
     assert [s.tpot_s for s in speeds] == sorted(s.tpot_s for s in speeds)
     assert [s.ttft_s for s in speeds] == sorted(s.ttft_s for s in speeds)
     assert [s.output_tok_s for s in speeds] == sorted(s.output_tok_s for s in speeds)
 
 
 def test_the_largest_concurrency_meets_the_bounds_and_the_next_does_not() -> None:
-    costs, load = RooflineCosts(A100, WORK, FP16), Load(512, 128, 2048)
+    costs, load = RooflineCosts(A100, WORK, FP16), RequestLoad(512, 128, 2048)
     most = largest_concurrency(costs, load, 500, 0.5, 0.03)
     assert 1 < most < 500
     assert speed(costs, load, most).tpot_s <= 0.03 < speed(costs, load, most + 1).tpot_s
@@ -158,7 +158,7 @@ def test_tensor_parallelism_shares_bytes_and_pays_for_links() -> None:
     size = 8 * LLAMA.hidden_size * 2  # of an all-reduce; half of it goes over the link, twice
     assert two.communication_s == pytest.approx(2 * 32 * (size / 3e11 + 10e-6))
     slow = replace(A100, interconnect_bytes_s=1e9)
-    assert RooflineCosts(slow, WORK, FP16, tp=2).step(Step((Chunk(1, 2048, 2048),), 1)).communication_s > 0.5
+    assert RooflineCosts(slow, WORK, FP16, tp=2).step(StepShape((Chunk(1, 2048, 2048),), 1)).communication_s > 0.5
 
 
 def test_paging_wastes_hardly_anything_and_reservation_nearly_all() -> None:

@@ -9,7 +9,7 @@ from pagoda.backends.base import run_batch
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.models.registry import load_model
 from pagoda.quantize.calibration.arithmetic import make_arithmetic
-from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, Value, WindowOps
+from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, SampleValue, WindowOps
 from pagoda.quantize.calibration.layers import InputStatistics, column_sums
 from pagoda.types import Batch, FloatArray
 from quantize_runs import WINDOWS, logits, need_torch
@@ -67,7 +67,7 @@ class Statistics(PlainWeights):
     def __init__(self) -> None:
         self.found: list[FloatArray] = []
 
-    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+    def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
         statistics = InputStatistics(x)
         self.found += [statistics.hessian, statistics.mean_abs, column_sums(x, 2)[0]]
         assert np.allclose(np.diagonal(statistics.hessian), column_sums(x, 2)[0], rtol=1e-5)
@@ -80,7 +80,7 @@ class Noting(PlainWeights):
     def __init__(self) -> None:
         self.groups: list[tuple[str, ...]] = []
 
-    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+    def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
         self.groups.append(tuple(call.weight.name.split(".")[-2] for call in calls))
         return super().weights(x, calls)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pagoda.errors import ConfigError
-from pagoda.quantize.gguf.mixes import MIXES, Choice, choose_types, parse_overrides
+from pagoda.quantize.gguf.mixes import MIXES, TypeChoice, choose_types, parse_overrides
 
 LAYERS = 32
 
@@ -23,12 +23,12 @@ def shapes(width: int = 4096, *, tied: bool = False, layers: int = LAYERS) -> di
     return found
 
 
-def types(mix: str, found: dict[str, tuple[int, ...]] | None = None, **options: object) -> dict[str, Choice]:
+def types(mix: str, found: dict[str, tuple[int, ...]] | None = None, **options: object) -> dict[str, TypeChoice]:
     found = found or shapes()
     return choose_types(found, dict.fromkeys(found, "F32"), MIXES[mix], **options)  # type: ignore[arg-type]
 
 
-def layers_with(choices: dict[str, Choice], part: str, type: str) -> list[int]:
+def layers_with(choices: dict[str, TypeChoice], part: str, type: str) -> list[int]:
     return [i for i in range(LAYERS) if choices[f"blk.{i}.{part}.weight"].type == type]
 
 
@@ -80,7 +80,7 @@ def test_the_output_matrix_gets_six_bits(mix: str) -> None:
 
 def test_norms_and_biases_stay_as_they_are() -> None:
     choices = types("q4_k_m")
-    assert choices["output_norm.weight"] == choices["blk.0.attn_q.bias"] == Choice("F32")
+    assert choices["output_norm.weight"] == choices["blk.0.attn_q.bias"] == TypeChoice("F32")
     assert types("f16")["blk.0.attn_norm.weight"].type == "F32"
 
 
@@ -97,12 +97,12 @@ def test_norms_and_biases_stay_as_they_are() -> None:
 )
 def test_rows_that_256_does_not_divide_fall_back(mix: str, fallback: str) -> None:
     choice = types(mix, shapes(576, tied=True))["blk.5.attn_q.weight"]
-    assert choice == Choice(fallback, wanted=MIXES[mix].base)
+    assert choice == TypeChoice(fallback, wanted=MIXES[mix].base)
 
 
 def test_rows_that_32_does_not_divide_become_f16() -> None:
     choices = types("q4_k_m", shapes(100))
-    assert choices["blk.5.attn_q.weight"] == Choice("F16", wanted="Q4_K")
+    assert choices["blk.5.attn_q.weight"] == TypeChoice("F16", wanted="Q4_K")
     assert choices["output.weight"].type == "F16"
 
 
@@ -113,7 +113,7 @@ def test_overrides_win_in_order_and_fall_back_too() -> None:
     assert choices["blk.0.attn_q.weight"].type == "Q6_K"
     assert choices["blk.4.attn_q.weight"].type == "Q4_K"
     assert choices["token_embd.weight"].type == "BF16"
-    assert types("q4_k_m", shapes(576), overrides=overrides)["blk.0.attn_q.weight"] == Choice("Q8_0", wanted="Q6_K")
+    assert types("q4_k_m", shapes(576), overrides=overrides)["blk.0.attn_q.weight"] == TypeChoice("Q8_0", wanted="Q6_K")
 
 
 def test_a_comma_may_stand_in_an_override() -> None:

@@ -17,7 +17,7 @@ from pagoda.quantize.calibration import sample
 from pagoda.scoring import report as report_module
 from pagoda.scoring.plot import quality_over_size
 from pagoda.scoring.report import BUILTIN, Quality, Report, compare, measure
-from pagoda.scoring.score import Kept, log_total, negative_log_likelihood
+from pagoda.scoring.score import KeptPredictions, log_total, negative_log_likelihood
 from tiny_models import TINY, write_gguf, write_safetensors
 
 LLAMA = TINY["llama"]
@@ -31,7 +31,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def test_divergence_is_right_though_predictions_are_kept_in_16_bits() -> None:
     p, q = (RNG.normal(0, 4, (70, 500)).astype(np.float32) for _ in range(2))
-    kept = Kept.of(p)
+    kept = KeptPredictions.of(p)
     expected = (softmax(p) * np.log(softmax(p) / softmax(q))).sum(axis=-1)
     np.testing.assert_allclose(kept.divergence(q), expected, rtol=1e-3)
     assert kept.divergence(p).max() < 1e-6
@@ -43,7 +43,7 @@ def test_divergence_is_right_though_predictions_are_kept_in_16_bits() -> None:
 
 def test_extreme_logits() -> None:
     logits = np.array([[0, -1e30, -1e5], [3e38, 0, 0]], dtype=np.float32)
-    assert Kept.of(logits).divergence(logits).tolist() == [0, 0]
+    assert KeptPredictions.of(logits).divergence(logits).tolist() == [0, 0]
     np.testing.assert_allclose(log_total(logits[:1]), [0])
     np.testing.assert_allclose(negative_log_likelihood(logits, np.array([0, 0], np.int32)), [0, 0])
 

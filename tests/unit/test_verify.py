@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pagoda.benchmark.verify import FAULT_AROUND, Clock, Point, Verified, _touched_bytes
+from pagoda.benchmark.verify import FAULT_AROUND, Clock, Prediction, Verified, _touched_bytes
 from pagoda.plan.measured.probes import Probe
 
 TABLE, VOCAB = 100_000_000, 100_000  # a kilobyte a row
@@ -24,7 +24,7 @@ def test_a_clock_leaves_no_room_for_a_round_as_long_as_the_longest() -> None:
 
 
 def test_a_busy_machine_is_told() -> None:
-    points = [Point("tpot", 1, 128, 0.9, 1.0)]
+    points = [Prediction("tpot", 1, 128, 0.9, 1.0)]
     assert points[0].error == pytest.approx(-0.1)
     assert not Verified(points, 0.5).is_quiet
     assert Verified(points, 0.95).is_quiet

@@ -27,7 +27,7 @@ HEADS = ("output.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ModelWork:
     """The least that a model has to do."""
 
     weight_bytes: int  # read in each step: all matrices of the layers, and the output head
@@ -40,13 +40,13 @@ class Work:
         return sum(size * min(context, window or context) for window, size in self.kv_token_bytes)
 
 
-def model_work(tensors: Iterable[RawTensor], windows: Iterable[int | None], block_bytes: Iterable[int]) -> Work:
+def model_work(tensors: Iterable[RawTensor], windows: Iterable[int | None], block_bytes: Iterable[int]) -> ModelWork:
     """`windows` and `block_bytes` (of one block) are those of each KV group."""
     by_name = {tensor.name: tensor for tensor in tensors if len(tensor.shape) >= 2}
     embeddings = [by_name[name] for name in EMBEDDINGS if name in by_name]
     heads = [by_name[name] for name in HEADS if name in by_name] or embeddings  # none of its own: they are tied
     layers = [tensor for name, tensor in by_name.items() if name not in (*EMBEDDINGS, *HEADS)]
-    return Work(
+    return ModelWork(
         weight_bytes=sum(tensor.num_bytes for tensor in (*layers, *heads)),
         layer_weights=sum(_size(tensor) for tensor in layers),
         head_weights=sum(_size(tensor) for tensor in heads),
@@ -62,7 +62,7 @@ def _size(tensor: RawTensor) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class BatchTimes:
     """One measurement of one batch size. Seconds."""
 
     prefill: float
@@ -103,12 +103,12 @@ class Bench:
         self._seed = seed
         self._num_requests = 0
 
-    def run(self, batch: int) -> Run:
+    def run(self, batch: int) -> BatchTimes:
         """Measure once. Raises CapacityError if the KV cache cannot hold the batch."""
         prefill, ttfts = self.prefill(batch)
         results, decode = self.decode(batch)
         forward, sample = sum(result.forward_s for result in results), sum(result.sample_s for result in results)
-        return Run(prefill, ttfts, decode, forward, sample)
+        return BatchTimes(prefill, ttfts, decode, forward, sample)
 
     def prefill(self, batch: int) -> tuple[float, tuple[float, ...]]:
         """Seconds until all prompts have their first token, and until each has."""
@@ -170,7 +170,9 @@ class Ceilings:
     int8_peak: float | None  # operations/s
 
 
-def result_of(batch: int, runs: list[Run], prompt: int, gen: int, work: Work, ceilings: Ceilings) -> dict[str, Any]:
+def result_of(
+    batch: int, runs: list[BatchTimes], prompt: int, gen: int, work: ModelWork, ceilings: Ceilings
+) -> dict[str, Any]:
     """The report of one batch size: medians, and each run."""
     each = [_rates(batch, run, prompt, gen) for run in runs]
     rates = {name: round(median(one[name] for one in each), 3) for name in each[0]}
@@ -190,7 +192,7 @@ def result_of(batch: int, runs: list[Run], prompt: int, gen: int, work: Work, ce
     }
 
 
-def _rates(batch: int, run: Run, prompt: int, gen: int) -> dict[str, float]:
+def _rates(batch: int, run: BatchTimes, prompt: int, gen: int) -> dict[str, float]:
     return {
         "prefill_tok_s": batch * prompt / run.prefill,
         "decode_tok_s": batch * gen / run.decode,

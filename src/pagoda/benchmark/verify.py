@@ -40,7 +40,7 @@ from pagoda.plan.measured.probes import QUIET_SHARE, Prober, Setup, lower_quarti
 from pagoda.plan.measured.rates import MeasuredCosts
 from pagoda.plan.model.models import shape_of_file
 from pagoda.plan.model.shapes import ModelShape
-from pagoda.plan.model.weights import STORED, Weights, weights_in
+from pagoda.plan.model.weights import STORED, ModelWeights, weights_in
 from pagoda.plan.settings import FIGURES, Figure
 from pagoda.sampling.sampler import Sampler
 from pagoda.types import Batch, FloatArray, Int32Array, Request, SamplingParams
@@ -61,7 +61,7 @@ Decode = tuple[int, int]  # sequences, context
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class Prediction:
     """One figure. Bytes for memory, seconds else."""
 
     figure: str  # memory, ttft or tpot
@@ -79,7 +79,7 @@ class Point:
 class Verified:
     """What was found. `cpu_share`: of the CPU time that the probes could have got; None without any."""
 
-    points: list[Point]
+    points: list[Prediction]
     cpu_share: float | None
 
     @property
@@ -108,7 +108,9 @@ def verify(
     for requests, prompt in LOADS if "memory" in figures else ():
         say(f"resident memory with {requests} × {prompt} tokens")
         predicted = predicted_resident(shape, weights, setup, requests, prompt)
-        points.append(Point("memory", requests, prompt, predicted, measured_resident(path, kv_type, requests, prompt)))
+        points.append(
+            Prediction("memory", requests, prompt, predicted, measured_resident(path, kv_type, requests, prompt))
+        )
     if not {"ttft", "tpot"} & set(figures):
         return Verified(points, None)
     speeds = _speeds(shape, weights, setup, figures, Clock(start + (seconds or inf)), say)
@@ -118,7 +120,7 @@ def verify(
 # Memory
 
 
-def predicted_resident(shape: ModelShape, weights: Weights, setup: Setup, requests: int, prompt: int) -> int:
+def predicted_resident(shape: ModelShape, weights: ModelWeights, setup: Setup, requests: int, prompt: int) -> int:
     """Bytes of a process that has served `requests` prompts of so many tokens: only pages that were used are there."""
     packed = packed_bytes(shape, weights)
     if packed is None:
@@ -265,7 +267,7 @@ SPARE = 128  # tokens that a sequence may get while the others' prompts are skip
 
 
 @contextmanager
-def _probing(shape: ModelShape, weights: Weights, setup: Setup) -> Iterator[tuple[Prober, Any]]:
+def _probing(shape: ModelShape, weights: ModelWeights, setup: Setup) -> Iterator[tuple[Prober, Any]]:
     with sliced(shape, weights) as (model, counts):
         if model.num_layers != shape.num_layers:
             raise UnsupportedError(f"{shape.name} cannot be run whole from here: name a file that can be served")
@@ -289,7 +291,7 @@ class Clock:
 
 
 def _speeds(
-    shape: ModelShape, weights: Weights, setup: Setup, figures: Collection[Figure], clock: Clock, say: Say
+    shape: ModelShape, weights: ModelWeights, setup: Setup, figures: Collection[Figure], clock: Clock, say: Say
 ) -> Verified:
     decodes = [(batch, context) for batch, context in DECODES if context + SPARE <= shape.max_context]
     prompts = [prompt for prompt in PROMPTS if prompt <= shape.max_context - SPARE]
@@ -321,15 +323,15 @@ def _speeds(
 
 def _points(
     costs: MeasuredCosts, ttfts: Mapping[int, Sequence[float]], tpots: Mapping[Decode, Sequence[float]]
-) -> list[Point]:
-    found = [Point("ttft", 1, n, prefill_s(costs, n, CHUNK), lower_quartile(times)) for n, times in ttfts.items()]
+) -> list[Prediction]:
+    found = [Prediction("ttft", 1, n, prefill_s(costs, n, CHUNK), lower_quartile(times)) for n, times in ttfts.items()]
     for (batch, context), times in tpots.items():
         step_s = costs.step(decode_step(batch, context)).seconds
-        found.append(Point("tpot", batch, context, step_s, lower_quartile(times)))
+        found.append(Prediction("tpot", batch, context, step_s, lower_quartile(times)))
     return found
 
 
-def _costs(prober: Prober, shape: ModelShape, weights: Weights, setup: Setup, here: Device) -> MeasuredCosts:
+def _costs(prober: Prober, shape: ModelShape, weights: ModelWeights, setup: Setup, here: Device) -> MeasuredCosts:
     peak = peak_flops(here, weights.computes_on(here.kind))[1]
     rates = replace(prober.rates(), source="probed now")
     return MeasuredCosts(rates, Workload(shape, weights, setup.kv_type), here.bandwidth_bytes_s, peak)

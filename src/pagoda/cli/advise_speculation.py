@@ -15,7 +15,7 @@ from pagoda.cli.progress import download_progress
 from pagoda.hardware.devices import device
 from pagoda.plan.advice.speculation import Speculation, StepSeconds, advise_speculation
 from pagoda.plan.cost.roofline import RooflineCosts
-from pagoda.plan.cost.work import Chunk, Step, Workload
+from pagoda.plan.cost.work import Chunk, StepShape, Workload
 from pagoda.plan.model.models import find_shape
 from pagoda.plan.model.weights import default_format, weights_in
 
@@ -55,7 +55,7 @@ def _step(model: str, on: str, format: str | None) -> StepSeconds:
     costs = RooflineCosts(where, Workload(shape, weights, "f16"), weights)
 
     def seconds(batch: int, tokens: int) -> float:
-        return costs.step(Step((Chunk(batch, tokens, CONTEXT),), batch * tokens)).seconds
+        return costs.step(StepShape((Chunk(batch, tokens, CONTEXT),), batch * tokens)).seconds
 
     return seconds
 

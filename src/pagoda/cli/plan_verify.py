@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pagoda.benchmark.verify import Point, verify
+from pagoda.benchmark.verify import Prediction, verify
 from pagoda.cli.progress import download_progress
 from pagoda.plan.settings import PlanSettings
 from pagoda.sources import resolve
@@ -44,7 +44,7 @@ def verify_and_print(settings: PlanSettings) -> None:
         )
 
 
-def _json(point: Point) -> dict[str, object]:
+def _json(point: Prediction) -> dict[str, object]:
     unit = "bytes" if point.figure == "memory" else "s"
     return {
         "figure": point.figure,
@@ -56,7 +56,7 @@ def _json(point: Point) -> dict[str, object]:
     }
 
 
-def _print(model: str, points: Sequence[Point], console: Console) -> None:
+def _print(model: str, points: Sequence[Prediction], console: Console) -> None:
     console.print(f"{model}: predicted and measured here", markup=False)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for title in ("figure", "requests", "tokens", "predicted", "measured", "error"):

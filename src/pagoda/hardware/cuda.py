@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pagoda.hardware.device import Cache, Device, Efficiency
+from pagoda.hardware.device import CacheLevel, Device, Efficiency
 
 COPY_BYTES = 1 << 30
 SIDE = 8192  # of the square matrices: large enough for the peak, 128 MiB each at 16 bits
@@ -59,7 +59,7 @@ def gpu_device(gpu: Gpu, table: Sequence[Device]) -> Device:
         memory_bytes=gpu.memory_bytes,
         bandwidth_bytes_s=gpu.bandwidth_bytes_s,
         flops=gpu.flops,
-        caches=(Cache("L2", gpu.l2_bytes, None),) if gpu.l2_bytes else (),
+        caches=(CacheLevel("L2", gpu.l2_bytes, None),) if gpu.l2_bytes else (),
         tdp_w=row.tdp_w if named else None,
         usd_per_hour=None,
         interconnect_bytes_s=row.interconnect_bytes_s if named else None,

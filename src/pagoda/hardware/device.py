@@ -14,7 +14,7 @@ FLOP_TYPES = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
-class Cache:
+class CacheLevel:
     """One cache level. `bytes` is what all cores together have of it."""
 
     level: str  # "L1", "L2", "L3"
@@ -42,7 +42,7 @@ class Device:
     memory_bytes: int
     bandwidth_bytes_s: float
     flops: Mapping[str, float]
-    caches: tuple[Cache, ...]
+    caches: tuple[CacheLevel, ...]
     tdp_w: float | None
     usd_per_hour: float | None
     interconnect_bytes_s: float | None  # to a neighbour, one direction

@@ -14,7 +14,7 @@ from typing import Any
 
 from pagoda.errors import ConfigError
 from pagoda.hardware.cuda import gpu_device
-from pagoda.hardware.device import THIS, THIS_GPU, Cache, Device, Efficiency
+from pagoda.hardware.device import THIS, THIS_GPU, CacheLevel, Device, Efficiency
 from pagoda.hardware.host import read_hardware
 from pagoda.hardware.machine import measurement, this_device
 
@@ -62,7 +62,7 @@ def this_gpu() -> Device:
 
 
 def _device(id: str, row: Mapping[str, Any]) -> Device:
-    caches = tuple(Cache(c["level"], c["bytes"], c.get("bandwidth_bytes_s")) for c in row.get("caches", ()))
+    caches = tuple(CacheLevel(c["level"], c["bytes"], c.get("bandwidth_bytes_s")) for c in row.get("caches", ()))
     return Device(
         id=id,
         name=row["name"],

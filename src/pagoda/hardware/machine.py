@@ -20,7 +20,7 @@ import pagoda._native as native
 from pagoda.config import cache_dir
 from pagoda.hardware.caches import read_caches
 from pagoda.hardware.cuda import Gpu, measure_gpu
-from pagoda.hardware.device import Cache, Device, Efficiency
+from pagoda.hardware.device import CacheLevel, Device, Efficiency
 from pagoda.hardware.host import Hardware, read_hardware
 from pagoda.hardware.matmul_bench import Product, measure_products
 
@@ -45,7 +45,7 @@ class Measurement:
     seconds: float
     read_bandwidth: Mapping[int, float]
     peaks: Mapping[str, float]
-    caches: tuple[Cache, ...]
+    caches: tuple[CacheLevel, ...]
     products: tuple[Product, ...] = ()
     gpu: Gpu | None = field(default=None)
 
@@ -141,7 +141,7 @@ def _stream_bytes(last_cache: int, available: int | None) -> int:
     return wanted if available is None else max(16 << 20, min(wanted, available // MOST_SHARE))
 
 
-def _with_bandwidth(cache: Cache, caches: tuple[Cache, ...], threads: int) -> Cache:
+def _with_bandwidth(cache: CacheLevel, caches: tuple[CacheLevel, ...], threads: int) -> CacheLevel:
     """Each thread reads half of its part of the level; None where the level before would hold that."""
     each = cache.bytes // threads // 2
     smaller = max((other.bytes // threads for other in caches if other.bytes < cache.bytes), default=0)
@@ -177,7 +177,7 @@ def _from_json(row: dict[str, Any]) -> Measurement:
         **row
         | {
             "read_bandwidth": {int(count): rate for count, rate in row["read_bandwidth"].items()},
-            "caches": tuple(Cache(**cache) for cache in row["caches"]),
+            "caches": tuple(CacheLevel(**cache) for cache in row["caches"]),
             "products": tuple(Product(**product) for product in row["products"]),
             "gpu": Gpu(**row["gpu"]) if row["gpu"] else None,
         }

@@ -20,10 +20,10 @@ from pagoda.plan.cost.memory import (
     kv_token_bytes,
 )
 from pagoda.plan.cost.roofline import Costs, RooflineCosts, peak_flops
-from pagoda.plan.cost.speed import Load, Speed, batch_of_compute, largest_concurrency, prefill_s, speed
+from pagoda.plan.cost.speed import RequestLoad, Speed, batch_of_compute, largest_concurrency, prefill_s, speed
 from pagoda.plan.cost.work import Workload, decode_step, prefill_steps
 from pagoda.plan.model.shapes import ModelShape
-from pagoda.plan.model.weights import Weights, weights_in
+from pagoda.plan.model.weights import ModelWeights, weights_in
 from pagoda.plan.settings import PlanSettings
 
 Say = Callable[[str], None]
@@ -39,7 +39,7 @@ class Target:
 
     shape: ModelShape
     device: Device
-    weights: Weights
+    weights: ModelWeights
     settings: PlanSettings
     tp: int = 1
     pp: int = 1
@@ -58,8 +58,8 @@ class Target:
         return self.settings.max_batch_tokens or (GPU_CHUNK if self.device.kind == "gpu" else CPU_CHUNK)
 
     @property
-    def load(self) -> Load:
-        return Load(self.settings.prompt, self.settings.output, self.chunk)
+    def load(self) -> RequestLoad:
+        return RequestLoad(self.settings.prompt, self.settings.output, self.chunk)
 
     @property
     def context(self) -> int:

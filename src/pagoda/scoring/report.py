@@ -22,7 +22,7 @@ import numpy as np
 from pagoda.engine.load import LoadedEngine
 from pagoda.engine.memory import available_memory
 from pagoda.errors import ConfigError
-from pagoda.scoring.score import Kept, Tally, predictions, scoring, speeds, windows_of
+from pagoda.scoring.score import KeptPredictions, ScoreTally, predictions, scoring, speeds, windows_of
 from pagoda.types import FloatArray, Int32Array
 
 BUILTIN = Path(__file__).with_name("heldout.txt")  # Jane Austen, Persuasion, chapters 1 to 4: not what calibrates
@@ -144,7 +144,7 @@ class _Comparison:
         self.context, self.max_windows, self.threads, self.speed = context, max_windows, threads, speed
         self.progress = progress
         self.windows: list[Int32Array] = []  # known once the original is loaded
-        self.tallies: dict[str, Tally] = {}
+        self.tallies: dict[str, ScoreTally] = {}
         self.facts: dict[str, dict[str, Any]] = {}
 
     @property
@@ -153,7 +153,7 @@ class _Comparison:
 
     def round(self, start: int, candidates: Sequence[str]) -> int:
         """All models over the windows from `start` on, as many as can be kept. → their number"""
-        kept: list[Kept] = []
+        kept: list[KeptPredictions] = []
         with scoring(self.original, self.context, self.threads) as engine:
             if not self.windows:
                 self.context = min(self.context, engine.max_context)
@@ -161,7 +161,7 @@ class _Comparison:
             part = self.windows[start : start + self._capacity(engine)]
             for logits in self._score(self.original, engine, part, start):
                 self.tallies[self.original].add(part[len(kept)], logits, None)
-                kept.append(Kept.of(logits))
+                kept.append(KeptPredictions.of(logits))
         for name in candidates:
             with scoring(name, self.context, self.threads) as engine:
                 for i, logits in enumerate(self._score(name, engine, part, start)):
@@ -171,7 +171,7 @@ class _Comparison:
     def _score(self, name: str, engine: LoadedEngine, part: Sequence[Int32Array], start: int) -> Iterator[FloatArray]:
         if name not in self.facts:
             self._check_tokenizer(engine)
-            self.tallies[name] = Tally()
+            self.tallies[name] = ScoreTally()
             self.facts[name] = facts_of(engine, self.windows[0] if self.speed else None)
         for i, window in enumerate(part):
             yield predictions(engine, window)

@@ -86,7 +86,7 @@ def _batch(engine: LoadedEngine, tokens: Int32Array, first: int, rows: Int32Arra
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kept:
+class KeptPredictions:
     """An original's predictions of one window: log probabilities up to `log_totals`, its likeliest tokens."""
 
     logits: npt.NDArray[np.float16]  # [R, V], the largest of a row 0
@@ -94,7 +94,7 @@ class Kept:
     likeliest: npt.NDArray[np.int64]  # [R]
 
     @classmethod
-    def of(cls, logits: FloatArray) -> Kept:
+    def of(cls, logits: FloatArray) -> KeptPredictions:
         best = logits.max(axis=-1, keepdims=True)
         kept = np.empty(logits.shape, np.float16)
         totals = np.empty(len(logits))
@@ -134,14 +134,14 @@ def _slices(count: int) -> Iterator[slice]:
 
 
 @dataclass(slots=True)
-class Tally:
+class ScoreTally:
     """What the windows of one model add up to."""
 
     nll: list[Doubles] = field(default_factory=list)
     divergence: list[Doubles] = field(default_factory=list)
     agreed: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
-    def add(self, window: Int32Array, logits: FloatArray, kept: Kept | None) -> None:
+    def add(self, window: Int32Array, logits: FloatArray, kept: KeptPredictions | None) -> None:
         """`kept` is the original's; None: this is the original."""
         self.nll.append(negative_log_likelihood(logits, targets_of(window)))
         if kept is not None:

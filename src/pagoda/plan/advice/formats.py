@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pagoda.hardware.device import Device
-from pagoda.plan.advice.quality import QUALITY, Quality
+from pagoda.plan.advice.quality import QUALITY, FormatQuality
 from pagoda.plan.cost.work import Workload, decode_step
 from pagoda.plan.model.shapes import ModelShape
 from pagoda.plan.model.weights import weights_in
@@ -39,7 +39,7 @@ class FormatOption:
     share: float  # of the device's memory
     fits: bool
     step_s: float
-    quality: Quality
+    quality: FormatQuality
 
 
 @dataclass(frozen=True, slots=True)

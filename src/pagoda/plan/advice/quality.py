@@ -18,7 +18,7 @@ OURS = "measured by Pagoda on SmolLM2 135M, 20,400 tokens (README.md)"
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
+class FormatQuality:
     """`change` of perplexity, 0.03 being 3 % more; None where only a sentence was published."""
 
     change: float | None
@@ -27,25 +27,25 @@ class Quality:
     source: str
 
 
-QUALITY: dict[str, Quality] = {
-    "fp16": Quality(0.0, "Llama 3 8B", "the reference", SCOREBOARD),
-    "bf16": Quality(0.0, "Llama 3 8B", "the reference, as trained", SCOREBOARD),
-    "fp8": Quality(None, "Llama 3.1 8B to 405B", "no loss to be measured", FP8),
-    "q8_0": Quality(0.0004, "Llama 3 8B", "no loss to be felt", SCOREBOARD),
-    "q6_k": Quality(0.0035, "Llama 3 8B", "no loss to be felt", SCOREBOARD),
-    "q5_k_m": Quality(0.0091, "Llama 3 8B", "hardly a loss", SCOREBOARD),
-    "awq": Quality(0.024, "Llama 2 7B", "a small loss; calibrated", AWQ),
-    "gptq": Quality(0.040, "Llama 2 7B", "a small loss; calibrated", AWQ),
-    "q4_k_m": Quality(0.028, "Llama 3 8B", "a small loss; 2.4 % with an importance matrix", SCOREBOARD),
-    "q4_0": Quality(0.075, "Llama 3 8B", "a loss that can be felt", SCOREBOARD),
-    "q3_k_m": Quality(0.105, "Llama 3 8B", "a loss that can be felt", SCOREBOARD),
-    "q2_k": Quality(0.565, "Llama 3 8B", "a heavy loss; 39 % with an importance matrix", SCOREBOARD),
-    "nf4-dq": Quality(None, "LLaMA 7B to 65B", "as a base for adapters as good as 16 bits", NF4),
+QUALITY: dict[str, FormatQuality] = {
+    "fp16": FormatQuality(0.0, "Llama 3 8B", "the reference", SCOREBOARD),
+    "bf16": FormatQuality(0.0, "Llama 3 8B", "the reference, as trained", SCOREBOARD),
+    "fp8": FormatQuality(None, "Llama 3.1 8B to 405B", "no loss to be measured", FP8),
+    "q8_0": FormatQuality(0.0004, "Llama 3 8B", "no loss to be felt", SCOREBOARD),
+    "q6_k": FormatQuality(0.0035, "Llama 3 8B", "no loss to be felt", SCOREBOARD),
+    "q5_k_m": FormatQuality(0.0091, "Llama 3 8B", "hardly a loss", SCOREBOARD),
+    "awq": FormatQuality(0.024, "Llama 2 7B", "a small loss; calibrated", AWQ),
+    "gptq": FormatQuality(0.040, "Llama 2 7B", "a small loss; calibrated", AWQ),
+    "q4_k_m": FormatQuality(0.028, "Llama 3 8B", "a small loss; 2.4 % with an importance matrix", SCOREBOARD),
+    "q4_0": FormatQuality(0.075, "Llama 3 8B", "a loss that can be felt", SCOREBOARD),
+    "q3_k_m": FormatQuality(0.105, "Llama 3 8B", "a loss that can be felt", SCOREBOARD),
+    "q2_k": FormatQuality(0.565, "Llama 3 8B", "a heavy loss; 39 % with an importance matrix", SCOREBOARD),
+    "nf4-dq": FormatQuality(None, "LLaMA 7B to 65B", "as a base for adapters as good as 16 bits", NF4),
 }
 # Beside the file that all were made from (Q4_1 at 37.249); on a model so small that every bit shows.
-MEASURED: dict[str, Quality] = {
-    "q8_0": Quality(37.221 / 37.249 - 1, "SmolLM2 135M", "", OURS),
-    "q4_k_m": Quality(38.846 / 37.249 - 1, "SmolLM2 135M", "", OURS),
-    "q4_0": Quality(44.751 / 37.249 - 1, "SmolLM2 135M", "", OURS),
-    "q2_k": Quality(47.907 / 37.249 - 1, "SmolLM2 135M", "", OURS),
+MEASURED: dict[str, FormatQuality] = {
+    "q8_0": FormatQuality(37.221 / 37.249 - 1, "SmolLM2 135M", "", OURS),
+    "q4_k_m": FormatQuality(38.846 / 37.249 - 1, "SmolLM2 135M", "", OURS),
+    "q4_0": FormatQuality(44.751 / 37.249 - 1, "SmolLM2 135M", "", OURS),
+    "q2_k": FormatQuality(47.907 / 37.249 - 1, "SmolLM2 135M", "", OURS),
 }

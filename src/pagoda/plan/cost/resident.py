@@ -16,7 +16,7 @@ from pagoda.backends.base import KVType
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.plan.cost.memory import ffn_width
 from pagoda.plan.model.shapes import EMBEDDING, ModelShape
-from pagoda.plan.model.weights import FLOATS, Weights
+from pagoda.plan.model.weights import FLOATS, ModelWeights
 
 PANEL_ROWS = 16
 COLUMNS = 256
@@ -24,7 +24,7 @@ SAMPLE_PANELS = 1024  # so many that rounding to whole pages does not show
 ROPE_TABLES = {"gemma3": 2}  # one otherwise
 
 
-def packed_bytes(shape: ModelShape, weights: Weights) -> int | None:
+def packed_bytes(shape: ModelShape, weights: ModelWeights) -> int | None:
     """Weights as the engine holds them: matrices packed, vectors in f32, and the embedding table as in the file. None
     where it has no kernel for a type."""
     types = weights.types
@@ -37,7 +37,7 @@ def packed_bytes(shape: ModelShape, weights: Weights) -> int | None:
     return total + 4 * sum(t.elements for t in shape.tensors if not t.is_matrix)
 
 
-def embedding_bytes(shape: ModelShape, weights: Weights) -> int:
+def embedding_bytes(shape: ModelShape, weights: ModelWeights) -> int:
     """The table of the file, of which the OS keeps the pages that were read."""
     return weights.tensors[EMBEDDING]
 
@@ -51,7 +51,7 @@ def _panel_bytes(type: str) -> float:
 
 
 def engine_buffer_bytes(
-    shape: ModelShape, weights: Weights, kv_type: KVType, *, batch_tokens: int, rows: int, threads: int
+    shape: ModelShape, weights: ModelWeights, kv_type: KVType, *, batch_tokens: int, rows: int, threads: int
 ) -> int:
     """Buffers of the native program for steps of `batch_tokens` tokens that want `rows` rows of logits."""
     program = native.Runtime(threads).program(batch_tokens, rows, kv_type)

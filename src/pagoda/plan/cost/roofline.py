@@ -15,8 +15,8 @@ from typing import Protocol
 
 from pagoda.errors import ConfigError
 from pagoda.hardware.device import Device
-from pagoda.plan.cost.work import Chunk, Step, Work, Workload
-from pagoda.plan.model.weights import HALF, Weights
+from pagoda.plan.cost.work import Chunk, StepCost, StepShape, Workload
+from pagoda.plan.model.weights import HALF, ModelWeights
 
 ALL_REDUCE_LATENCY_S = 10e-6  # of a small one over NVLink; vLLM's custom all-reduce and NCCL lie around it
 SEND_LATENCY_S = 10e-6
@@ -32,7 +32,7 @@ class StepTime:
     compute_s: float
     communication_s: float
     overhead_s: float
-    work: Work
+    work: StepCost
 
     @property
     def bound(self) -> str:
@@ -44,7 +44,7 @@ class Costs(Protocol):
 
     source: str
 
-    def step(self, step: Step) -> StepTime: ...
+    def step(self, step: StepShape) -> StepTime: ...
 
 
 def peak_flops(device: Device, computes: tuple[str, ...]) -> tuple[str, float]:
@@ -59,7 +59,14 @@ class RooflineCosts:
     """A device of the table. `ideal`: the ceilings themselves, nothing lost."""
 
     def __init__(
-        self, device: Device, workload: Workload, weights: Weights, *, tp: int = 1, pp: int = 1, ideal: bool = False
+        self,
+        device: Device,
+        workload: Workload,
+        weights: ModelWeights,
+        *,
+        tp: int = 1,
+        pp: int = 1,
+        ideal: bool = False,
     ) -> None:
         if tp * pp > 1 and device.interconnect_bytes_s is None:
             raise ConfigError(f"{device.name}: nothing is known about its links to others, so --tp and --pp must be 1")
@@ -73,7 +80,7 @@ class RooflineCosts:
         self.overhead_s = 0.0 if ideal else efficiency.step_overhead_s
         self.source = "the ceilings" if ideal else efficiency.source
 
-    def step(self, step: Step) -> StepTime:
+    def step(self, step: StepShape) -> StepTime:
         step = self._part(step)
         work = self.workload.of(step)
         memory_s = work.bytes / self.bandwidth / self.tp
@@ -82,12 +89,12 @@ class RooflineCosts:
         seconds = max(memory_s, compute_s) + communication_s + self.overhead_s
         return StepTime(seconds, memory_s, compute_s, communication_s, self.overhead_s, work)
 
-    def _part(self, step: Step) -> Step:
+    def _part(self, step: StepShape) -> StepShape:
         """The 1/pp of a decoding batch that a stage works on at a time; a lone sequence cannot be parted."""
         if self.pp == 1:
             return step
         chunks = tuple(Chunk(max(1.0, c.count / self.pp), c.queries, c.context) for c in step.chunks)
-        return Step(chunks, max(min(step.rows, 1.0), step.rows / self.pp))
+        return StepShape(chunks, max(min(step.rows, 1.0), step.rows / self.pp))
 
     def _communication(self, tokens: float) -> float:
         link = self.device.interconnect_bytes_s

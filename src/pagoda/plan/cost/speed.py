@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pagoda.plan.cost.roofline import Costs
-from pagoda.plan.cost.work import Chunk, Step, decode_step, prefill_steps
+from pagoda.plan.cost.work import Chunk, StepShape, decode_step, prefill_steps
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class RequestLoad:
     """What users send: `prompt` tokens, `output` tokens; `chunk` is the step's token budget."""
 
     prompt: int
@@ -46,7 +46,7 @@ def prefill_s(costs: Costs, prompt: int, chunk: int) -> float:
     return sum(costs.step(step).seconds for step in prefill_steps(prompt, chunk))
 
 
-def speed(costs: Costs, load: Load, concurrency: int) -> Speed:
+def speed(costs: Costs, load: RequestLoad, concurrency: int) -> Speed:
     """With `concurrency` users who always have one request under way."""
     context = load.prompt + load.output / 2
     decode = costs.step(decode_step(concurrency, context))
@@ -67,7 +67,7 @@ def speed(costs: Costs, load: Load, concurrency: int) -> Speed:
     )
 
 
-def _prompt_s(costs: Costs, load: Load, concurrency: int, decode_s: float) -> float:
+def _prompt_s(costs: Costs, load: RequestLoad, concurrency: int, decode_s: float) -> float:
     """What a prompt adds to steps that decode the other users' answers."""
     others = concurrency - 1
     if not others:
@@ -76,7 +76,7 @@ def _prompt_s(costs: Costs, load: Load, concurrency: int, decode_s: float) -> fl
     context = load.prompt + load.output / 2
     total = 0.0
     for step in prefill_steps(load.prompt, room):
-        mixed = Step((*step.chunks, Chunk(others, 1, context)), step.rows + others)
+        mixed = StepShape((*step.chunks, Chunk(others, 1, context)), step.rows + others)
         total += max(0.0, costs.step(mixed).seconds - decode_s)
     return total
 
@@ -102,7 +102,7 @@ def smallest(limit: int, holds: Callable[[int], bool]) -> int | None:
     return low
 
 
-def largest_concurrency(costs: Costs, load: Load, limit: int, ttft_s: float | None, tpot_s: float | None) -> int:
+def largest_concurrency(costs: Costs, load: RequestLoad, limit: int, ttft_s: float | None, tpot_s: float | None) -> int:
     """The most users at once, up to `limit`, with TTFT and TPOT within the bounds; 0: not even one."""
 
     def misses(concurrency: int) -> bool:

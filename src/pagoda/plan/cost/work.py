@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pagoda.plan.cost.memory import kv_token_bytes
 from pagoda.plan.model.shapes import AttentionShape, ModelShape
-from pagoda.plan.model.weights import Weights
+from pagoda.plan.model.weights import ModelWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepShape:
     """One forward pass."""
 
     chunks: tuple[Chunk, ...]
@@ -38,19 +38,21 @@ class Step:
         return sum(chunk.count * chunk.queries for chunk in self.chunks)
 
 
-def decode_step(batch: float, context: float) -> Step:
-    return Step((Chunk(batch, 1, context),), batch)
+def decode_step(batch: float, context: float) -> StepShape:
+    return StepShape((Chunk(batch, 1, context),), batch)
 
 
-def prefill_steps(prompt: int, chunk: int, cached: int = 0) -> list[Step]:
+def prefill_steps(prompt: int, chunk: int, cached: int = 0) -> list[StepShape]:
     """A prompt alone, `chunk` tokens at a time, `cached` of them known already."""
     ends = [*range(cached + chunk, prompt, chunk), prompt]
     starts = [cached, *ends[:-1]]
-    return [Step((Chunk(1, end - start, end),), float(end == prompt)) for start, end in zip(starts, ends, strict=True)]
+    return [
+        StepShape((Chunk(1, end - start, end),), float(end == prompt)) for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StepCost:
     """Of one step."""
 
     linear_flops: float
@@ -75,7 +77,7 @@ class Work:
 class Workload:
     """What steps of one model in one format cost."""
 
-    def __init__(self, shape: ModelShape, weights: Weights, kv_type: str) -> None:
+    def __init__(self, shape: ModelShape, weights: ModelWeights, kv_type: str) -> None:
         self.shape = shape
         head, layers = shape.head, shape.layer_matrices
         self.head_bytes = weights.tensors[head.name]
@@ -85,12 +87,12 @@ class Workload:
         self.head_weights = head.elements
         self.kv_token_bytes = [(kind, kv_token_bytes(kind, kv_type)) for kind in shape.attention]
 
-    def of(self, step: Step) -> Work:
+    def of(self, step: StepShape) -> StepCost:
         touched = 1.0
         if self.shape.num_experts:
             touched = 1 - (1 - self.shape.experts_used / self.shape.num_experts) ** step.tokens
         weight_bytes = self.dense_bytes + touched * self.expert_bytes + (self.head_bytes if step.rows else 0)
-        return Work(
+        return StepCost(
             linear_flops=2 * (self.layer_weights * step.tokens + self.head_weights * step.rows),
             attention_flops=sum(_attention_flops(kind, step.chunks) for kind in self.shape.attention),
             weight_bytes=weight_bytes,

@@ -21,12 +21,12 @@ from pagoda.plan.measured.probes import SLICE_BYTES, Setup, measured_rates, reme
 from pagoda.plan.measured.rates import MeasuredCosts
 from pagoda.plan.measured.slices import random_model, signatures
 from pagoda.plan.model.shapes import ModelShape
-from pagoda.plan.model.weights import Weights
+from pagoda.plan.model.weights import ModelWeights
 
 
 def measured_costs(
     shape: ModelShape,
-    weights: Weights,
+    weights: ModelWeights,
     device: Device,
     kv_type: str,
     activation_type: str,
@@ -57,7 +57,7 @@ def setup_here(kv_type: str, activation_type: str = "int16") -> Setup:
 
 
 @contextmanager
-def sliced(shape: ModelShape, weights: Weights) -> Iterator[tuple[Decoder, dict[str, int]]]:
+def sliced(shape: ModelShape, weights: ModelWeights) -> Iterator[tuple[Decoder, dict[str, int]]]:
     """A model to cut a slice from, and its layers by signature: the file's own where the format is the file's."""
     if not is_own(shape, weights):
         yield random_model(shape, weights, SLICE_BYTES)
@@ -70,12 +70,12 @@ def sliced(shape: ModelShape, weights: Weights) -> Iterator[tuple[Decoder, dict[
         yield model, signatures(model)
 
 
-def is_own(shape: ModelShape, weights: Weights) -> bool:
+def is_own(shape: ModelShape, weights: ModelWeights) -> bool:
     """Whether `weights` are what the file at shape.path holds."""
     return shape.path is not None and weights.is_stored
 
 
-def rates_key(shape: ModelShape, weights: Weights) -> str:
+def rates_key(shape: ModelShape, weights: ModelWeights) -> str:
     """Equal for models whose layers and heads take equally long."""
     types = weights.types or {}
     matrices = Counter(

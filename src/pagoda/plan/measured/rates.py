@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pagoda.plan.cost.roofline import StepTime
-from pagoda.plan.cost.work import Chunk, Step, Workload, pairs
+from pagoda.plan.cost.work import Chunk, StepShape, Workload, pairs
 from pagoda.plan.model.shapes import AttentionShape
 
 Curve = Sequence[tuple[float, float]]  # (size, seconds), sizes ascending
@@ -59,7 +59,7 @@ class MeasuredCosts:
         self.bandwidth, self.peak = bandwidth, peak
         self.source = rates.source
 
-    def step(self, step: Step) -> StepTime:
+    def step(self, step: StepShape) -> StepTime:
         rates = self.rates
         layers = sum(n * interpolate(rates.layers[name], step.tokens) for name, n in rates.counts.items())
         attention = sum(self._attention(kind, chunk) for kind in self.workload.shape.attention for chunk in step.chunks)

@@ -19,7 +19,7 @@ from pagoda.models.layers import Attention, Block, Decoder
 from pagoda.models.registry import FAMILIES, load_model
 from pagoda.models.source import Checkpoint
 from pagoda.plan.model.shapes import ModelShape
-from pagoda.plan.model.weights import Weights
+from pagoda.plan.model.weights import ModelWeights
 from pagoda.types import RawTensor
 
 TINY_VOCAB = 64
@@ -107,7 +107,7 @@ class RandomCheckpoint:
     kind: str = "gguf"
 
 
-def random_model(shape: ModelShape, weights: Weights, least_bytes: int) -> tuple[Decoder, dict[str, int]]:
+def random_model(shape: ModelShape, weights: ModelWeights, least_bytes: int) -> tuple[Decoder, dict[str, int]]:
     """A few layers of such a model, at least `least_bytes` of matrices, and how many layers of each signature the
     whole model has. UnsupportedError if the engine has no such family or format."""
     if shape.architecture not in FAMILIES or weights.types is None or shape.num_experts:

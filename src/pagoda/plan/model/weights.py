@@ -38,7 +38,7 @@ INTEGER = ("int8", *HALF)
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class ModelWeights:
     """A model in one format: bytes by tensor name."""
 
     format: str
@@ -110,7 +110,7 @@ def format_names() -> tuple[str, ...]:
     return (*FORMATS, *gguf, *(name.lower() for name in NAMED_TYPES if name.lower() not in (*gguf, *ALIASES, *FORMATS)))
 
 
-def weights_in(shape: ModelShape, format: str) -> Weights:
+def weights_in(shape: ModelShape, format: str) -> ModelWeights:
     """The model's weights in `format`; `stored`: as its file has them. ConfigError for a name that is none."""
     name = format.strip().lower()
     if name == STORED:
@@ -121,7 +121,9 @@ def weights_in(shape: ModelShape, format: str) -> Weights:
     if name in FORMATS:
         row = FORMATS[name]
         types = {t.name: PLAIN_TYPES[name] for t in shape.tensors} if name in PLAIN_TYPES else None
-        return Weights(name, {t.name: round(row.bytes_of(t)) for t in shape.tensors}, row.about, row.computes, types)
+        return ModelWeights(
+            name, {t.name: round(row.bytes_of(t)) for t in shape.tensors}, row.about, row.computes, types
+        )
     if name in MIXES:
         return _mix(shape, name)
     if name.upper() in NAMED_TYPES:
@@ -138,7 +140,7 @@ def default_format(shape: ModelShape, kind: str) -> str:
     return shape.stored_as or ("fp16" if kind == "gpu" else "q4_k_m")
 
 
-def _stored(shape: ModelShape) -> Weights:
+def _stored(shape: ModelShape) -> ModelWeights:
     if any(tensor.type is None for tensor in shape.tensors):
         plain = weights_in(replace(shape, path=None), shape.stored_as or "fp16")
         return replace(plain, is_stored=shape.stored_as is not None)
@@ -146,8 +148,8 @@ def _stored(shape: ModelShape) -> Weights:
     return replace(_gguf(shape, (shape.stored_as or STORED).lower(), "as in the file", types), is_stored=True)
 
 
-def _gguf(shape: ModelShape, name: str, about: str, types: Mapping[str, str]) -> Weights:
-    return Weights(name, {t.name: _typed(t, types[t.name]) for t in shape.tensors}, about, HALF, types)
+def _gguf(shape: ModelShape, name: str, about: str, types: Mapping[str, str]) -> ModelWeights:
+    return ModelWeights(name, {t.name: _typed(t, types[t.name]) for t in shape.tensors}, about, HALF, types)
 
 
 def _typed(tensor: TensorShape, type: str) -> int:
@@ -156,14 +158,14 @@ def _typed(tensor: TensorShape, type: str) -> int:
     return prod(tensor.shape[:-1]) * -(-tensor.shape[-1] // block.elements) * block.bytes
 
 
-def _mix(shape: ModelShape, name: str) -> Weights:
+def _mix(shape: ModelShape, name: str) -> ModelWeights:
     shapes = {t.name: t.shape for t in shape.tensors}
     types = dict.fromkeys(shapes, "F32")
     choices = choose_types(shapes, types, MIXES[name], heads_per_kv=shape.heads_per_kv)
     return _gguf(shape, name, MIXES[name].about, {name: choice.type for name, choice in choices.items()})
 
 
-def _pure(shape: ModelShape, type: str) -> Weights:
+def _pure(shape: ModelShape, type: str) -> ModelWeights:
     """Layers in one type; head and embedding in what llama.cpp gives them there. Its finer rules are left out."""
     tiny = type.startswith(("IQ1", "IQ2"))
     head, embedding = ("Q5_K", "Q2_K") if tiny else ("Q8_0", "Q8_0") if type == "MXFP4" else ("Q6_K", type)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pagoda.plan.cost.work import decode_step
-from pagoda.plan.output.plot import Picture, Point, Served
+from pagoda.plan.output.plot import Picture, RooflinePoint, Served
 from pagoda.plan.target import Target
 
 
@@ -19,7 +19,7 @@ def picture_of(target: Target) -> Picture:
         bandwidth_bytes_s=num * device.bandwidth_bytes_s,
         peaks={kind: num * peak for kind, peak in device.flops.items()},
         compute_type=target.compute_type,
-        prefill=Point(
+        prefill=RooflinePoint(
             f"prefill of {settings.prompt:,}", target.prefill_intensity, target.prefill_flops / target.ttft_s
         ),
         decode=[_decode(target, one.users) for one in served],
@@ -34,8 +34,8 @@ def _served(target: Target, users: int) -> Served:
     return Served(users, found.output_tok_s, found.tpot_s, users <= target.memory.max_requests)
 
 
-def _decode(target: Target, users: int) -> Point:
+def _decode(target: Target, users: int) -> RooflinePoint:
     step = decode_step(users, target.settings.prompt + target.settings.output / 2)
     work = target.workload.of(step)
     label = "decode, 1 user" if users == 1 else f"{users:,} users"
-    return Point(label, work.intensity, work.flops / target.costs.step(step).seconds)
+    return RooflinePoint(label, work.intensity, work.flops / target.costs.step(step).seconds)

@@ -24,7 +24,7 @@ ABOVE = 1.5  # how far above what memory holds the axes go
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class RooflinePoint:
     """Work on the roofline: FLOP a byte, and FLOP/s as predicted."""
 
     label: str
@@ -51,8 +51,8 @@ class Picture:
     bandwidth_bytes_s: float
     peaks: Mapping[str, float]
     compute_type: str
-    prefill: Point
-    decode: Sequence[Point]
+    prefill: RooflinePoint
+    decode: Sequence[RooflinePoint]
     served: Sequence[Served]
     chosen: Served | None = None
     tpot_bound_s: float | None = None
@@ -164,7 +164,7 @@ def _slope_label(axes: Any, text: str, x: float, bandwidth: float) -> None:
     )
 
 
-def _path(axes: Any, points: Sequence[Point]) -> None:
+def _path(axes: Any, points: Sequence[RooflinePoint]) -> None:
     """Decode from one user to many; the first and last are named, and between them those that have room."""
     xs, ys = [p.intensity for p in points], [p.flops_s for p in points]
     axes.plot(xs, ys, "-o", color=DECODE, lw=1.4, ms=5, zorder=4)
@@ -176,7 +176,7 @@ def _path(axes: Any, points: Sequence[Point]) -> None:
         _label(axes, point.label, point, DECODE, dx=7, dy=-9, ha="left")
 
 
-def _label(axes: Any, text: str, point: Point, color: str, *, dx: float = 0, dy: float = 0, ha: str) -> None:
+def _label(axes: Any, text: str, point: RooflinePoint, color: str, *, dx: float = 0, dy: float = 0, ha: str) -> None:
     axes.annotate(
         text,
         (point.intensity, point.flops_s),

@@ -116,7 +116,7 @@ def quantize(weight: Array, factor: Factor, options: GPTQOptions) -> Rounded:
     """Round weight [out, in] with the error compensation of `factor`."""
     xp, columns = namespace(weight), weight.shape[1]
     size = columns if options.group_size == -1 else options.group_size
-    run = _Run(weight.T[factor.order], factor.upper, options)
+    run = _Rounding(weight.T[factor.order], factor.upper, options)
     if options.act_order == "static":
         groups = np.arange(columns, dtype=np.int32) // size
         grids = [run.grid(np.flatnonzero(groups[factor.order] == g)) for g in range(group_count(columns, size))]
@@ -131,7 +131,7 @@ def quantize(weight: Array, factor: Factor, options: GPTQOptions) -> Rounded:
     return Rounded(options.bits, codes, scales, zeros, groups)
 
 
-class _Run:
+class _Rounding:
     """The state of one matrix: w [in, out], changed as columns are rounded."""
 
     def __init__(self, w: Array, upper: Array, options: GPTQOptions) -> None:

@@ -8,7 +8,7 @@ from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import Checkpoint
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
-from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, Value, run_sample
+from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, SampleValue, run_sample
 from pagoda.quantize.calibration.imatrix import Entry, Imatrix
 from pagoda.quantize.calibration.layers import column_sums
 from pagoda.quantize.calibration.sample import Sample, read_sample
@@ -25,7 +25,7 @@ class SquaredInputs(PlainWeights):
         self.entries: dict[str, Entry] = {}
         self._done = done
 
-    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+    def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
         entry = Entry(*column_sums(x, 2))
         self.entries |= {call.weight.name: entry for call in calls}
         self._done(len(self.entries))

@@ -44,7 +44,7 @@ class Origin:
     repeat: int = 1
 
 
-class Value:
+class SampleValue:
     """A handle: float32 [T, width] for all tokens, a chunk of windows at a time."""
 
     def __init__(
@@ -89,14 +89,14 @@ class LinearCall:
 class LinearSource(Protocol):
     """Where `WindowOps` get the weights of linears from."""
 
-    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+    def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
         """The weights, [out, in] float32, of all linears that read x."""
 
 
 class PlainWeights:
     """A `LinearSource`: the model as it is."""
 
-    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+    def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
         return [decoded(call.weight) for call in calls]
 
 
@@ -133,23 +133,23 @@ class WindowOps:
         self.token_chunks = [windows[i : i + per_chunk] for i in range(0, len(windows), per_chunk)]
         self.num_chunks = len(self.token_chunks)
 
-    def embed(self, table: RawTensor, scale: float = 1.0) -> Value:
+    def embed(self, table: RawTensor, scale: float = 1.0) -> SampleValue:
         def compute(i: int) -> Array:
             used, place = np.unique(self.token_chunks[i], return_inverse=True)
             return self.arithmetic.place(table_rows(table, used)[place.reshape(-1)] * np.float32(scale))
 
-        return Value(self, compute, dear=False)
+        return SampleValue(self, compute, dear=False)
 
-    def rms_norm(self, x: Value, weight: RawTensor, eps: float) -> Value:
+    def rms_norm(self, x: SampleValue, weight: RawTensor, eps: float) -> SampleValue:
         w = self._placed(weight)
         origin = Origin("norm", weight)
-        return Value(self, lambda i: self.arithmetic.rms_norm(x.chunk(i), w, eps), dear=x.dear, origin=origin)
+        return SampleValue(self, lambda i: self.arithmetic.rms_norm(x.chunk(i), w, eps), dear=x.dear, origin=origin)
 
-    def head_norm(self, x: Value, weight: RawTensor, eps: float, num_heads: int) -> Value:
+    def head_norm(self, x: SampleValue, weight: RawTensor, eps: float, num_heads: int) -> SampleValue:
         w = self._placed(weight)
-        return Value(self, lambda i: self.arithmetic.rms_norm(x.chunk(i), w, eps, num_heads), dear=x.dear)
+        return SampleValue(self, lambda i: self.arithmetic.rms_norm(x.chunk(i), w, eps, num_heads), dear=x.dear)
 
-    def linear(self, x: Value, weight: RawTensor, bias: RawTensor | None = None) -> Value:
+    def linear(self, x: SampleValue, weight: RawTensor, bias: RawTensor | None = None) -> SampleValue:
         call = LinearCall(weight, bias)
         x.readers.append(call)
 
@@ -158,9 +158,9 @@ class WindowOps:
                 self._settle(x)
             return self.arithmetic.product(x.chunk(i), call.values, call.bias_values)
 
-        return Value(self, compute, dear=True, origin=Origin("linear", weight, bias))
+        return SampleValue(self, compute, dear=True, origin=Origin("linear", weight, bias))
 
-    def _settle(self, x: Value) -> None:
+    def _settle(self, x: SampleValue) -> None:
         """Get the weights of all linears that read x."""
         if x.dear:
             x.keep()
@@ -172,31 +172,31 @@ class WindowOps:
     def _placed(self, raw: RawTensor) -> Array:
         return self.arithmetic.place(decoded(raw))
 
-    def rope(self, x: Value, num_heads: int, spec: RopeSpec) -> Value:
-        return Value(self, lambda i: self.arithmetic.rope(x.chunk(i), self.length, num_heads, spec), dear=x.dear)
+    def rope(self, x: SampleValue, num_heads: int, spec: RopeSpec) -> SampleValue:
+        return SampleValue(self, lambda i: self.arithmetic.rope(x.chunk(i), self.length, num_heads, spec), dear=x.dear)
 
-    def attention(self, layer: int, q: Value, k: Value, v: Value, spec: AttentionSpec) -> Value:
+    def attention(self, layer: int, q: SampleValue, k: SampleValue, v: SampleValue, spec: AttentionSpec) -> SampleValue:
         def compute(i: int) -> Array:
             return self.arithmetic.attend(q.chunk(i), k.chunk(i), v.chunk(i), self.length, spec)
 
         assert v.origin is not None
         group = spec.num_heads // spec.num_kv_heads
         origin = Origin("linear", v.origin.weight, v.origin.bias, run=spec.head_dim, repeat=group)
-        return Value(self, compute, dear=True, origin=origin)
+        return SampleValue(self, compute, dear=True, origin=origin)
 
-    def gated(self, gate: Value, up: Value, activation: Activation) -> Value:
+    def gated(self, gate: SampleValue, up: SampleValue, activation: Activation) -> SampleValue:
         def compute(i: int) -> Array:
             return self.arithmetic.gated(gate.chunk(i), up.chunk(i), activation)
 
-        return Value(self, compute, dear=True, origin=up.origin)
+        return SampleValue(self, compute, dear=True, origin=up.origin)
 
-    def add(self, x: Value, y: Value) -> Value:
+    def add(self, x: SampleValue, y: SampleValue) -> SampleValue:
         for i, chunk in enumerate(x.keep()):
             chunk += y.chunk(i)
         x.dear = False  # it is kept, so what is made of it is cheap
         return x
 
-    def logits(self, x: Value, weight: RawTensor, scale: float = 1.0, softcap: float | None = None) -> None:
+    def logits(self, x: SampleValue, weight: RawTensor, scale: float = 1.0, softcap: float | None = None) -> None:
         if self.on_logits is None:
             return
         compute, w = self.arithmetic, self._placed(weight)

@@ -19,14 +19,14 @@ from pagoda.errors import FormatError
 from pagoda.formats.packed import GroupedWeight
 from pagoda.formats.quantized import as_floats
 from pagoda.quantize.arrays import Array, Doubles
-from pagoda.quantize.calibration.forward import LinearCall, Origin, Value
+from pagoda.quantize.calibration.forward import LinearCall, Origin, SampleValue
 from pagoda.types import FloatArray, RawTensor
 
 
 class InputStatistics:
     """Of one input x [T, in] over the whole sample, computed when asked for."""
 
-    def __init__(self, x: Value) -> None:
+    def __init__(self, x: SampleValue) -> None:
         self._x = x
 
     @cached_property
@@ -41,7 +41,7 @@ class InputStatistics:
         return self._x.arithmetic.place((sums / count).astype(np.float32))
 
 
-def column_sums(x: Value, power: int) -> tuple[Doubles, int]:
+def column_sums(x: SampleValue, power: int) -> tuple[Doubles, int]:
     """Σ |x|^power of each column over the whole sample, and how many tokens that is. → [in]"""
     sums: list[Doubles] = []
     count = 0
@@ -138,7 +138,7 @@ class QuantizingSource:
         self._store = store
         self._done = done
 
-    def weights(self, x: Value, calls: Sequence[LinearCall]) -> list[FloatArray]:
+    def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
         names = tuple(call.weight.name for call in calls)
         if all(map(self._store.has, names)):
             values = [self._store.load(name).values() for name in names]
@@ -147,7 +147,7 @@ class QuantizingSource:
         self._done(names)
         return values
 
-    def _quantize(self, x: Value, names: tuple[str, ...], calls: Sequence[LinearCall]) -> list[FloatArray]:
+    def _quantize(self, x: SampleValue, names: tuple[str, ...], calls: Sequence[LinearCall]) -> list[FloatArray]:
         weights = tuple(x.arithmetic.place(finite(call.weight)) for call in calls)
         outcome = self._quantizer.quantize(LinearGroup(names, weights, x.origin, InputStatistics(x)))
         for i, (name, linear) in enumerate(zip(names, outcome.linears, strict=True)):

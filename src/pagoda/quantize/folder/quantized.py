@@ -18,7 +18,7 @@ from pagoda.quantize.calibration.layers import finite
 from pagoda.quantize.folder.write import (
     DTYPE_NAMES,
     Arrays,
-    Model,
+    OpenedModel,
     fitting_group_size,
     load_sample,
     open_model,
@@ -82,7 +82,7 @@ def int8(job: Job) -> Path:
     return write_folder(job, model, Int8Packing(), lambda name: pack_int8(quantize_rows(finite(model.tensor(name)))))
 
 
-def check_multiples(model: Model, of: int, what: str) -> None:
+def check_multiples(model: OpenedModel, of: int, what: str) -> None:
     for name, shape in model.linears.items():
         if shape[0] % of or shape[1] % of:
             raise ConfigError(f"{what} of {of} rows and columns; {name} is {shape[0]} x {shape[1]}")

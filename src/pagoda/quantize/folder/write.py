@@ -52,7 +52,7 @@ class Packing(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class OpenedModel:
     """A checkpoint on its way into a folder."""
 
     opened: Checkpoint
@@ -65,7 +65,7 @@ class Model:
         return self.view.tensors[name]
 
 
-def open_model(path: Path) -> Model:
+def open_model(path: Path) -> OpenedModel:
     """UnsupportedError for a model that is quantized already, except for GGUF's block types."""
     opened = open_checkpoint(path)
     types = sorted({raw.type for raw in opened.tensors.values() if isinstance(raw, QuantizedTensor)})
@@ -78,7 +78,7 @@ def open_model(path: Path) -> Model:
     decoder = load_model(view)
     assert isinstance(decoder, Decoder)
     weights = [linear.weight for block in decoder.blocks for linear in _linears(block)]
-    return Model(opened, view, decoder, {w.name: (w.shape[0], w.shape[1]) for w in weights}, _dtype(view))
+    return OpenedModel(opened, view, decoder, {w.name: (w.shape[0], w.shape[1]) for w in weights}, _dtype(view))
 
 
 def _linears(block: Block) -> tuple[Linear, ...]:
@@ -92,7 +92,7 @@ def _dtype(view: Checkpoint | HuggingFaceView) -> str:
     return "BF16" if "BF16" in types or view.architecture.startswith("gemma") else "F16"
 
 
-def fitting_group_size(model: Model, wanted: int, say: Callable[[str], None]) -> int:
+def fitting_group_size(model: OpenedModel, wanted: int, say: Callable[[str], None]) -> int:
     """`wanted`, or the largest half, quarter … of it that divides every row. ConfigError if none from 16 up does."""
     columns = {shape[1] for shape in model.linears.values()}
     size = wanted
@@ -110,7 +110,7 @@ def fitting_group_size(model: Model, wanted: int, say: Callable[[str], None]) ->
 # Quantizing
 
 
-def load_sample(job: Job, model: Model) -> Sample:
+def load_sample(job: Job, model: OpenedModel) -> Sample:
     """The calibration sample that the settings ask for."""
     tokenizer = load_tokenizer(model.opened)
     s = job.settings
@@ -134,7 +134,7 @@ def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | No
         return None
 
 
-def quantize_layers(job: Job, model: Model, sample: Sample, quantizer: LayerQuantizer) -> Store:
+def quantize_layers(job: Job, model: OpenedModel, sample: Sample, quantizer: LayerQuantizer) -> Store:
     """Run the sample through the model and quantize each linear when its inputs are known."""
     store = Store(job.work / "layers")
     finished = 0
@@ -157,7 +157,7 @@ def quantize_layers(job: Job, model: Model, sample: Sample, quantizer: LayerQuan
 
 def write_folder(
     job: Job,
-    model: Model,
+    model: OpenedModel,
     packing: Packing,
     parts: Parts,
     *,
@@ -181,7 +181,7 @@ def write_folder(
     return folder
 
 
-def _config(job: Job, model: Model, packing: Packing, sample: Sample | None) -> dict[str, Any]:
+def _config(job: Job, model: OpenedModel, packing: Packing, sample: Sample | None) -> dict[str, Any]:
     dtype = DTYPE_NAMES[model.dtype]
     made: dict[str, Any] = {"method": job.name, "source": job.source.name}
     if sample is not None:
@@ -204,7 +204,7 @@ class _Writer:
 
     def __init__(
         self,
-        model: Model,
+        model: OpenedModel,
         packing: Packing,
         parts: Parts,
         divisors: Mapping[str, FloatArray],

@@ -24,7 +24,7 @@ from pagoda.models.names import REDUNDANT_SUFFIXES, TENSORS
 from pagoda.models.registry import load_model
 from pagoda.models.rope import frequencies
 from pagoda.quantize.gguf.repack import block_type, blocks_of
-from pagoda.quantize.gguf.source_model import Source, decode_rows
+from pagoda.quantize.gguf.source_model import SourceTensor, decode_rows
 from pagoda.quantize.gguf.tokenizer_values import tokenizer_values
 from pagoda.types import FloatArray, RawTensor
 
@@ -51,8 +51,8 @@ KINDS = {
 }
 
 
-class FolderWeights:
-    """`Weights` of a Hugging Face folder. UnsupportedError for a family or settings that GGUF cannot say."""
+class FolderSource:
+    """`SourceModel` of a Hugging Face folder. UnsupportedError for a family or settings that GGUF cannot say."""
 
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         kind = KINDS.get(checkpoint.architecture)
@@ -68,8 +68,8 @@ class FolderWeights:
         self.names = _gguf_names(checkpoint, kind, tied=decoder.output.name == decoder.embedding.name)
         factors = _rope_factors(checkpoint.metadata, decoder)
         self._made = {} if factors is None else {ROPE_FACTORS: factors}
-        self.sources = {name: Source(raw.shape, _type_of(raw)) for name, raw in self._raws()}
-        self.sources |= {name: Source(values.shape, "F32") for name, values in self._made.items()}
+        self.sources = {name: SourceTensor(raw.shape, _type_of(raw)) for name, raw in self._raws()}
+        self.sources |= {name: SourceTensor(values.shape, "F32") for name, values in self._made.items()}
         self.values = {
             **model_values(checkpoint, decoder, kind),
             **tokenizer_values(checkpoint.path, checkpoint.metadata, decoder.vocab_size),

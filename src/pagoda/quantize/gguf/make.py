@@ -21,10 +21,10 @@ from pagoda.formats.gguf_writer import GGUFWriter, TensorRow, Value, text, u32
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.quantize.calibration.collect_imatrix import collect_imatrix
 from pagoda.quantize.calibration.imatrix import Imatrix, read_imatrix, write_imatrix
-from pagoda.quantize.gguf.folder_source import FolderWeights
-from pagoda.quantize.gguf.mixes import MIXES, Choice, Mix, choose_types, parse_overrides
+from pagoda.quantize.gguf.folder_source import FolderSource
+from pagoda.quantize.gguf.mixes import MIXES, Mix, TypeChoice, choose_types, parse_overrides
 from pagoda.quantize.gguf.repack import added_error, block_type
-from pagoda.quantize.gguf.source_model import GGUFWeights, Weights
+from pagoda.quantize.gguf.source_model import GGUFSource, SourceModel
 from pagoda.quantize.job import Job
 from pagoda.types import FloatArray
 
@@ -68,7 +68,7 @@ def keep(job: Job) -> Path:
 
 
 def _make(
-    job: Job, weights: Weights, types: Mapping[str, str], mix: Mix, imatrix: Imatrix | None, threads: int
+    job: Job, weights: SourceModel, types: Mapping[str, str], mix: Mix, imatrix: Imatrix | None, threads: int
 ) -> Path:
     rows = [TensorRow(name, types[name], source.shape) for name, source in weights.sources.items()]
     path = job.work / "model.gguf"
@@ -77,7 +77,7 @@ def _make(
     return path
 
 
-def _say_added(job: Job, weights: Weights) -> None:
+def _say_added(job: Job, weights: SourceModel) -> None:
     """What the new blocks change, by type: the root mean square over all layers, of the weights'."""
     sums: dict[tuple[str, str, bool], list[float]] = {}
     for theirs in weights.names.values():
@@ -91,7 +91,7 @@ def _say_added(job: Job, weights: Weights) -> None:
         job.say(f"{count:.0f} layers: {old} as {new}, {error}")
 
 
-def _imatrix(job: Job, weights: Weights) -> Imatrix | None:
+def _imatrix(job: Job, weights: SourceModel) -> Imatrix | None:
     """The matrix that the settings ask for; one that is computed is kept for when the job is interrupted."""
     wanted = job.settings.imatrix
     if wanted is None:
@@ -109,10 +109,10 @@ def _imatrix(job: Job, weights: Weights) -> Imatrix | None:
 
 
 @contextmanager
-def open_weights(path: Path, threads: int) -> Iterator[Weights]:
+def open_weights(path: Path, threads: int) -> Iterator[SourceModel]:
     """The tensors of the model at `path` under their GGUF names."""
     with open_checkpoint(path) as checkpoint:
-        yield GGUFWeights(checkpoint, threads) if checkpoint.kind == "gguf" else FolderWeights(checkpoint, threads)
+        yield GGUFSource(checkpoint, threads) if checkpoint.kind == "gguf" else FolderSource(checkpoint, threads)
 
 
 def encode_rows(
@@ -134,7 +134,7 @@ def encode_rows(
     return out
 
 
-def _write_all(job: Job, writer: GGUFWriter, weights: Weights, imatrix: Imatrix | None, threads: int) -> None:
+def _write_all(job: Job, writer: GGUFWriter, weights: SourceModel, imatrix: Imatrix | None, threads: int) -> None:
     total = len(writer.rows)
     for row in writer.missing():
         job.progress(job.name, writer.rows.index(row), total)
@@ -143,7 +143,7 @@ def _write_all(job: Job, writer: GGUFWriter, weights: Weights, imatrix: Imatrix 
     job.progress(job.name, total, total)
 
 
-def _write(writer: GGUFWriter, row: TensorRow, weights: Weights, imatrix: Imatrix | None, threads: int) -> None:
+def _write(writer: GGUFWriter, row: TensorRow, weights: SourceModel, imatrix: Imatrix | None, threads: int) -> None:
     if row.type == weights.sources[row.name].type and (raw := weights.raw(row.name)) is not None:
         _check_floats(row, raw)
         return writer.write(row.name, raw)
@@ -162,7 +162,7 @@ def _check_floats(row: TensorRow, raw: npt.NDArray[np.uint8]) -> None:
         raise FormatError(f"tensor {row.name!r} holds NaN or infinity; the weights are damaged")
 
 
-def _values(weights: Weights, file_type: int, imatrix: Imatrix | None) -> dict[str, Value]:
+def _values(weights: SourceModel, file_type: int, imatrix: Imatrix | None) -> dict[str, Value]:
     added = {"general.quantization_version": u32(QUANTIZATION_VERSION), "general.file_type": u32(file_type)}
     if imatrix is not None:
         added["quantize.imatrix.file"] = text(imatrix.name)
@@ -182,7 +182,7 @@ def _heads_per_kv(values: Mapping[str, Value]) -> int:
     return count // kv_count if kv_count else 1
 
 
-def _say(job: Job, weights: Weights, choices: Mapping[str, Choice]) -> None:
+def _say(job: Job, weights: SourceModel, choices: Mapping[str, TypeChoice]) -> None:
     """What a user would wonder about: fallbacks, and a source that has lost already."""
     fallen: dict[tuple[str, str, int], int] = {}
     for name, choice in choices.items():

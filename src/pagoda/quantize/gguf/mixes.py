@@ -21,7 +21,7 @@ EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorPlace:
     """Where a tensor stands in its model."""
 
     layer: int
@@ -36,7 +36,7 @@ class Rule:
 
     part: str
     type: str
-    where: Callable[[Place], bool] = lambda place: True
+    where: Callable[[TensorPlace], bool] = lambda place: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +49,23 @@ class Mix:
     rules: tuple[Rule, ...] = ()
 
 
-def _first(share: int) -> Callable[[Place], bool]:
+def _first(share: int) -> Callable[[TensorPlace], bool]:
     """The first 1/share of the layers."""
     return lambda place: place.layer < place.num_layers // share
 
 
-def _more_bits(place: Place) -> bool:
+def _more_bits(place: TensorPlace) -> bool:
     """The first eighth of the layers, the last, and every third between."""
     i, n = place.layer, place.num_layers
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
-def _shared_kv(place: Place) -> bool:
+def _shared_kv(place: TensorPlace) -> bool:
     """Values that many query heads share are small, and weigh much."""
     return place.heads_per_kv >= 4
 
 
-def _of_70b(place: Place) -> bool:
+def _of_70b(place: TensorPlace) -> bool:
     """Llama 2 and 3 70B and Qwen 72B, by their shape."""
     return place.num_layers == 80 and place.heads_per_kv > 1
 
@@ -145,7 +145,7 @@ Override = tuple[re.Pattern[str], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TypeChoice:
     """A tensor's type; `wanted` is what the mix says where the tensor's shape does not allow it."""
 
     type: str
@@ -160,16 +160,16 @@ def choose_types(
     heads_per_kv: int = 1,
     has_imatrix: bool = False,
     overrides: Sequence[Override] = (),
-) -> dict[str, Choice]:
+) -> dict[str, TypeChoice]:
     """The type of each tensor of a model, by its GGUF name. `types` is what tensors have that are not quantized."""
     num_layers = 1 + max((layer for name in shapes if (layer := layer_of(name)) is not None), default=0)
     tied = OUTPUT not in shapes
     choices = {}
     for name, shape in shapes.items():
         if not is_quantizable(name, shape):
-            choices[name] = Choice(types[name])
+            choices[name] = TypeChoice(types[name])
             continue
-        place = Place(layer_of(name) or 0, num_layers, heads_per_kv, has_imatrix)
+        place = TensorPlace(layer_of(name) or 0, num_layers, heads_per_kv, has_imatrix)
         manual = next((type for pattern, type in overrides if pattern.search(name)), None)
         choices[name] = _fitting(manual or _wanted(name, shape[-1], mix, place, tied=tied), shape[-1])
     return choices
@@ -214,7 +214,7 @@ def _type_named(text: str) -> str:
     return type
 
 
-def _wanted(name: str, columns: int, mix: Mix, place: Place, *, tied: bool) -> str:
+def _wanted(name: str, columns: int, mix: Mix, place: TensorPlace, *, tied: bool) -> str:
     if mix.base in _FLOATS:
         return mix.base
     if name == OUTPUT or (tied and name == EMBEDDING):
@@ -222,9 +222,9 @@ def _wanted(name: str, columns: int, mix: Mix, place: Place, *, tied: bool) -> s
     return next((rule.type for rule in mix.rules if rule.part in name and rule.where(place)), mix.base)
 
 
-def _fitting(type: str, columns: int) -> Choice:
+def _fitting(type: str, columns: int) -> TypeChoice:
     """`type`, or what comes close to it in blocks that divide the row."""
     if columns % BLOCK_TYPES[type].elements == 0:
-        return Choice(type)
+        return TypeChoice(type)
     fallback = FALLBACKS.get(type, "F16")
-    return Choice(fallback if columns % BLOCK_TYPES[fallback].elements == 0 else "F16", wanted=type)
+    return TypeChoice(fallback if columns % BLOCK_TYPES[fallback].elements == 0 else "F16", wanted=type)

@@ -25,14 +25,14 @@ DROPPED = ("split.no", "split.count", "split.tensors.count", ALIGNMENT_KEY)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceTensor:
     """A tensor to come: its row-major shape, and the type it has (or, of other files, should have unquantized)."""
 
     shape: tuple[int, ...]
     type: str
 
 
-class Weights(Protocol):
+class SourceModel(Protocol):
     """A model's tensors and metadata under GGUF's names."""
 
     @property
@@ -46,7 +46,7 @@ class Weights(Protocol):
     @property
     def values(self) -> Mapping[str, Value]: ...
     @property
-    def sources(self) -> Mapping[str, Source]: ...
+    def sources(self) -> Mapping[str, SourceTensor]: ...
 
     def raw(self, name: str) -> npt.NDArray[np.uint8] | None:
         """The tensor's bytes, if they can stand in the new file in the source's type; else None."""
@@ -58,14 +58,14 @@ class Weights(Protocol):
         """The tensor is done with."""
 
 
-class GGUFWeights:
+class GGUFSource:
     """The tensors of a GGUF checkpoint, all metadata kept."""
 
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         assert isinstance(checkpoint.metadata, Metadata)
         metadata = checkpoint.metadata
         self.values = {key: Value(*metadata.raw(key)) for key in metadata if key not in DROPPED}
-        self.sources = {name: Source(raw.shape, raw.type) for name, raw in checkpoint.tensors.items()}
+        self.sources = {name: SourceTensor(raw.shape, raw.type) for name, raw in checkpoint.tensors.items()}
         self.names = {name: name for name in checkpoint.tensors}
         self.checkpoint = checkpoint
         self._threads = threads
