@@ -31,7 +31,18 @@ S = TypeVar("S", bound="Settings")
 
 DEFAULT_FILE = "pagoda.toml"
 # Verbs with settings of their own.
-TABLES = ("chat", "generate", "bench", "bench-serve", "quantize", "convert", "plan")
+TABLES = (
+    "chat",
+    "generate",
+    "bench",
+    "bench-serve",
+    "quantize",
+    "convert",
+    "plan",
+    "eval-run",
+    "eval-judge",
+    "eval-gate",
+)
 
 
 # Tokens of a step, sequences at once. A GPU needs thousands of tokens before arithmetic is what takes the time.

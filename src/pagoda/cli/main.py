@@ -79,6 +79,35 @@ VERBS = {
         "Show the memory of full, LoRA and QLoRA fine-tuning.",
         "pagoda advise finetune llama-3-8b --on rtx4090 --rank 16 --targets q,k,v",
     ),
+    "eval": Verb(
+        "pagoda.cli.eval_overview:overview", "Measure answers, and stop changes that worsen them.", "pagoda eval"
+    ),
+    "eval run": Verb(
+        "pagoda.cli.eval_run:run",
+        "Score the answers to a test set.",
+        "pagoda eval run qa.jsonl --metrics faithfulness,context_recall --judge smollm2-135m -o current.json",
+    ),
+    "eval gate": Verb(
+        "pagoda.cli.eval_gate:gate",
+        "Fail if answers got worse than the baseline's.",
+        "pagoda eval gate --baseline baseline.json --current current.json --threshold 0.05",
+    ),
+    "eval diff": Verb(
+        "pagoda.cli.eval_diff:diff", "Show the cases that changed.", "pagoda eval diff baseline.json current.json"
+    ),
+    "eval report": Verb(
+        "pagoda.cli.eval_report:report",
+        "Write one HTML file of an evaluation.",
+        "pagoda eval report current.json --baseline baseline.json -o report.html",
+    ),
+    "eval calibrate": Verb(
+        "pagoda.cli.eval_calibrate:calibrate",
+        "Measure a judge by people's labels.",
+        "pagoda eval calibrate --labels labels.jsonl --judge smollm2-135m -o judge.json",
+    ),
+    "eval init": Verb(
+        "pagoda.cli.eval_init:init", "Write the gate's CI files.", "pagoda eval init . --target app:answer"
+    ),
     "bench": Verb(
         "pagoda.cli.bench:bench",
         "Measure the engine; `bench serve` measures a server.",
