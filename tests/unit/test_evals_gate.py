@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from pagoda.errors import ConfigError, FormatError, PagodaError
-from pagoda.evals import overlap, rag  # noqa: F401
+from pagoda.evals import builtin  # noqa: F401
 from pagoda.evals.cases import Case, read_testset
 from pagoda.evals.ci_files import FILES, Pipeline, write_files
 from pagoda.evals.evaluators import find

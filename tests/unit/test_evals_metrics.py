@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from pagoda.errors import ConfigError
-from pagoda.evals import overlap, rag  # noqa: F401
+from pagoda.evals import builtin  # noqa: F401
 from pagoda.evals.cases import Case
 from pagoda.evals.evaluators import EVALUATORS, Score, Unjudged, evaluator, find, score_case
 from pagoda.evals.rag import average_precision

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pagoda.evals import overlap, rag  # noqa: F401
+from pagoda.evals import builtin  # noqa: F401  the rows of the table
 from pagoda.evals.results import read_results
 from pagoda.evals.summaries import changed_cases
 

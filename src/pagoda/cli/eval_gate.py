@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from pagoda.cli.options import with_settings
-from pagoda.evals import overlap, rag  # noqa: F401  which metrics are better when lower
+from pagoda.evals import builtin  # noqa: F401  the rows of the table
 from pagoda.evals.gate import GateReport, Rule, judge_change
 from pagoda.evals.results import Results, read_results
 from pagoda.evals.summaries import junit, markdown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pagoda.evals import overlap, rag  # noqa: F401  their rows
+from pagoda.evals import builtin  # noqa: F401  the rows of the table
 from pagoda.evals.evaluators import EVALUATORS
 
 

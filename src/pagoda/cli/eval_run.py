@@ -20,7 +20,7 @@ from pagoda.cli.eval_judge import JudgeSettings, OpenJudge, open_judge
 from pagoda.cli.options import with_settings
 from pagoda.cli.progress import step_progress
 from pagoda.config import EngineSettings
-from pagoda.evals import overlap, prompts, rag  # noqa: F401  rows of the table
+from pagoda.evals import builtin, prompts  # noqa: F401  rows of the table
 from pagoda.evals.cases import Case, Testset, read_testset
 from pagoda.evals.evaluators import find, import_evaluators
 from pagoda.evals.results import CaseResult, Results, Setup, write_results
