@@ -7,8 +7,8 @@ ends in /v1 is asked as an OpenAI-compatible server; any other gets {"question":
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -43,10 +43,9 @@ def open_target(target: str) -> Iterator[Answer]:
 
 
 def _import(target: str) -> Callable[[str], Any]:
-    module, _, name = target.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module), name or "answer")
+        function = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"--target: {target!r} is not a URL or module:function: {error}") from None
     finally:
