@@ -105,6 +105,11 @@ VERBS = {
         "Measure a judge by people's labels.",
         "pagoda eval calibrate --labels labels.jsonl --judge smollm2-135m -o judge.json",
     ),
+    "eval testset": Verb(
+        "pagoda.cli.eval_testset:draft_testset",
+        "Draft a test set from documents.",
+        "pagoda eval testset docs/ -o qa.jsonl",
+    ),
     "eval init": Verb(
         "pagoda.cli.eval_init:init", "Write the gate's CI files.", "pagoda eval init . --target app:answer"
     ),

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +120,15 @@ class Judge:
             raise Unjudged("the judge's server gives no log-probabilities") from None
         return read_log_odds(candidates, answers)
 
+    async def write_json(
+        self, messages: prompts.Messages, name: str, schema: Mapping[str, Any], max_tokens: int
+    ) -> str:
+        """What the judge writes under a schema; where its server knows none, it may be anything."""
+        form = {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
+        body = {"messages": messages, "max_tokens": max_tokens, "temperature": 0, "response_format": form}
+        found = await self._ask("/v1/chat/completions", body)
+        return str(found["choices"][0]["message"].get("content") or "")
+
     def _probability(self, logit: float) -> float:
         if self.sampled:
             return float(logit > 0)
@@ -130,14 +139,8 @@ class Judge:
 
     async def _split(self, question: str, answer: str) -> list[str]:
         """Statements as the judge tells them apart; none where its answer is not the JSON that was asked for."""
-        form = {"type": "json_schema", "json_schema": {"name": "claims", "strict": True, "schema": CLAIMS_SCHEMA}}
-        messages = prompts.claims(question, answer)
         limit = 64 + 2 * len(answer)  # a token is at least a byte or so
-        body = await self._ask(
-            "/v1/chat/completions",
-            {"messages": messages, "max_tokens": limit, "temperature": 0, "response_format": form},
-        )
-        text = str(body["choices"][0]["message"].get("content") or "")
+        text = await self.write_json(prompts.claims(question, answer), "claims", CLAIMS_SCHEMA, max_tokens=limit)
         match = re.search(r"\[.*\]", text, re.DOTALL)
         try:
             found = json.loads(match.group() if match else "")

@@ -1,0 +1,48 @@
+"""`pagoda eval testset`: drafts of cases from documents."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+
+from pagoda.cli.eval_judge import JudgeSettings, open_judge
+from pagoda.cli.options import with_settings
+from pagoda.cli.progress import StepProgress, step_progress
+from pagoda.config import EngineSettings
+from pagoda.errors import ConfigError
+from pagoda.evals.drafts import Draft, draft_cases, read_passages
+from pagoda.evals.judge import Judge
+
+
+@with_settings
+def draft_testset(
+    documents: Annotated[Path, typer.Argument(help="Folder of .md, .txt or .rst files.", metavar="DOCS")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL file of drafts.", metavar="FILE")],
+    judge: JudgeSettings,
+    engine: EngineSettings,
+    count: Annotated[int, typer.Option("--count", help="Cases to draft.", metavar="INT", min=1)] = 20,
+) -> None:
+    """Draft a test set from documents: a person has to review it before it measures anything.
+
+    Of five questions three take one passage, one takes two, one has no answer in the documents. Each draft is marked
+    "reviewed": false.
+    """
+    if output.exists():
+        raise ConfigError(f"--output: {output} is there already; drafts overwrite nothing")
+    passages = read_passages(documents)
+    with open_judge(judge, engine) as opened, step_progress() as (show, _):
+        drafts = asyncio.run(_all(opened.judge, passages, count, show))
+    output.write_bytes(b"".join(orjson.dumps(draft.as_line(i)) + b"\n" for i, draft in enumerate(drafts, 1)))
+    typer.echo(f"wrote {len(drafts)} drafts to {output}; review them before they measure anything")
+
+
+async def _all(judge: Judge, passages: list[str], count: int, show: StepProgress) -> list[Draft]:
+    drafts = []
+    async for draft in draft_cases(judge, passages, count):
+        drafts.append(draft)
+        show("drafts", len(drafts), count)
+    return drafts
