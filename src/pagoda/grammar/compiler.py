@@ -1,0 +1,96 @@
+"""Compiles grammars for one model, once each: what was used lately is kept.
+
+Compiling lets go of the interpreter's lock, but takes from a millisecond to a second; a server calls it on a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from pagoda.errors import RequestError
+from pagoda.grammar.constraint import CompiledGrammar, UInt32Array
+from pagoda.grammar.source import GrammarKind, GrammarSource, to_llguidance
+from pagoda.grammar.tokens import GrammarTokenizer, make_ll_tokenizer
+
+MAX_KEPT = 128  # grammars
+MAX_KEPT_CHARS = 8 * 1024 * 1024  # of their sources together
+
+PROBES = 8  # masks that are computed of a new grammar, to see what one takes
+
+# What one step of a grammar may take, in llguidance's units: about 4 ms for the lexer, 3 ms for the parser, and 100 MB.
+_LIMITS = LLParserLimits(step_lexer_fuel=50_000, step_max_items=50_000, max_lexer_states=50_000, verbose_errors=False)
+
+
+class GrammarCompiler:
+    """Safe to use from several threads at once; one grammar is compiled at a time."""
+
+    def __init__(self, tokenizer: GrammarTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ll_tokenizer: LLTokenizer | None = None
+        self._kept: OrderedDict[GrammarSource, CompiledGrammar] = OrderedDict()  # latest used last
+        self._num_chars = 0
+        self._lock = threading.Lock()  # of what is kept
+        self._compiling = threading.Lock()
+
+    def find(self, source: GrammarSource) -> CompiledGrammar | None:
+        """The grammar, if it is there already."""
+        with self._lock:
+            found = self._kept.get(source)
+            if found is not None:
+                self._kept.move_to_end(source)
+            return found
+
+    def compile(self, source: GrammarSource) -> CompiledGrammar:
+        """Raises RequestError, which says what is wrong with it, not supported or too complex."""
+        with self._compiling:
+            found = self.find(source)
+            if found is None:
+                found = self._compile(source)
+                self._keep(source, found)
+            return found
+
+    def _compile(self, source: GrammarSource) -> CompiledGrammar:
+        text = to_llguidance(source)
+        if self._ll_tokenizer is None:
+            self._ll_tokenizer = make_ll_tokenizer(self._tokenizer)
+        matcher = LLMatcher(self._ll_tokenizer, text, log_level=0, limits=_LIMITS)
+        if matcher.is_error():
+            raise RequestError(f"the grammar is not accepted: {_explained(matcher.get_error(), source.kind)}")
+        compiled = CompiledGrammar(matcher, self._tokenizer.vocab_size)
+        _probe(compiled, np.zeros(-(-self._tokenizer.vocab_size // 32), np.uint32))
+        return compiled
+
+    def _keep(self, source: GrammarSource, compiled: CompiledGrammar) -> None:
+        with self._lock:
+            self._kept[source] = compiled
+            self._num_chars += len(source.text)
+            while len(self._kept) > MAX_KEPT or (self._num_chars > MAX_KEPT_CHARS and len(self._kept) > 1):
+                dropped, _ = self._kept.popitem(last=False)
+                self._num_chars -= len(dropped.text)
+
+
+def _probe(compiled: CompiledGrammar, allowed: UInt32Array) -> None:
+    """Take a few steps into the grammar. Raises RequestError where they fail or take too long."""
+    constraint = compiled.start()
+    for _ in range(PROBES):
+        error = constraint.fill(allowed)
+        if error is not None:
+            raise RequestError(error)
+        if constraint.finished:
+            return
+        ids = np.flatnonzero(np.unpackbits(allowed.view(np.uint8), bitorder="little"))
+        if not len(ids):
+            raise RequestError("the grammar allows no text at all")
+        constraint.accept(int(ids[len(ids) // 2]))
+
+
+def _explained(message: str, kind: GrammarKind) -> str:
+    """llguidance's message in this API's terms, less the picture of the grammar that it draws below."""
+    if "oneOf constraints are not supported" in message:
+        return "oneOf needs options that exclude each other, by type or by a required constant; otherwise use anyOf"
+    text = " ".join(line.strip() for line in message.splitlines()[:4] if "|" not in line and line.strip(" ^"))[:500]
+    return f"pattern: {text}" if kind == "json_schema" and "regex parse error" in text else text
