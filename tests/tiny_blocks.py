@@ -41,7 +41,7 @@ RANDOM_BLOCKS: dict[str, tuple[int, int, dict[int, float], float]] = {
 
 
 def encode(values: FloatArray, type: str, name: str = "") -> npt.NDArray[Any]:
-    """`values` in a block format, as bytes [rows, bytes]; random blocks of their spread where gguf cannot encode."""
+    """`values` in a block format, as bytes [rows…, bytes]; random blocks of their spread where gguf cannot encode."""
     if type in ("F32", "F16"):
         return values.astype("<f4" if type == "F32" else "<f2")
     if type in RANDOM_BLOCKS:
@@ -50,7 +50,7 @@ def encode(values: FloatArray, type: str, name: str = "") -> npt.NDArray[Any]:
 
 
 def random_blocks(type: str, shape: tuple[int, ...], name: str, scale: float = 0.05) -> npt.NDArray[np.uint8]:
-    """Blocks of random bits whose values have about standard deviation `scale`. → [rows, bytes]"""
+    """Blocks of random bits whose values have about standard deviation `scale`. → [rows…, bytes]"""
     elements, size, scales, spread = RANDOM_BLOCKS[type]
     count = int(np.prod(shape)) // elements
     bits = noise(f"{type} {name}", (count, size)).view(np.uint32) >> np.uint32(3)
@@ -58,4 +58,4 @@ def random_blocks(type: str, shape: tuple[int, ...], name: str, scale: float = 0
     factors = scale / spread * (1 + 0.2 * noise(f"scales of {name}", (count, len(scales))))
     for i, (at, ratio) in enumerate(scales.items()):
         blocks[:, at : at + 2] = (ratio * factors[:, i : i + 1]).astype("<f2").view(np.uint8)
-    return blocks.reshape(shape[0], -1)
+    return blocks.reshape(*shape[:-1], -1)

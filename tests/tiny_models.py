@@ -13,6 +13,7 @@ blocks of the same spread instead of the weights' own.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +63,18 @@ LLAMA3_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+LONGROPE_SCALING = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.5, 1.8, 2.0],
+    "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0, 8.0],
+}
+PHI4 = {
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": LONGROPE_SCALING,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2}
 YARN_SCALING = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
 
@@ -93,6 +106,12 @@ TINY: dict[str, TinyModel] = {
         rope_scaling={"rope_type": "linear", "factor": 8.0},
         tie_word_embeddings=True,
     ),
+    "phi3": _tiny("phi3", sliding_window=20, pad_token_id=0),
+    "phi3_long": _tiny("phi3", **PHI4, original_max_position_embeddings=64),
+    "phi3_short": _tiny("phi3", **PHI4, original_max_position_embeddings=128),  # more than a golden has
+    "qwen3moe": _tiny("qwen3moe", "qwen3_moe", **EXPERTS, norm_topk_prob=True, moe_intermediate_size=32),
+    "qwen3moe_mixed": _tiny("qwen3moe", "qwen3_moe", **EXPERTS, mlp_only_layers=[1], moe_intermediate_size=32),
+    "mixtral": _tiny("llama", "mixtral", **EXPERTS, sliding_window=None),
     # Shapes of real models: SmolLM2-135M's heads and widths; and one whose every matrix k-quants can pack.
     "smollm2": _tiny(
         "llama",
@@ -119,6 +138,10 @@ TINY: dict[str, TinyModel] = {
         tie_word_embeddings=True,
     ),
 }
+
+
+MIXTURES = [name for name, spec in TINY.items() if "num_local_experts" in spec.config]
+DENSE = [name for name in TINY if name not in MIXTURES]
 
 
 # Weights
@@ -149,25 +172,24 @@ def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
     if not c["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (c["vocab_size"], c["hidden_size"])
     for layer in range(c["num_hidden_layers"]):
-        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _layer_shapes(spec).items()}
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _layer_shapes(spec, layer).items()}
     return shapes
 
 
-def _layer_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
+def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
     c, arch = spec.config, spec.architecture
     e, f, d = c["hidden_size"], c["intermediate_size"], c["head_dim"]
     q, kv = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
-    matrices = {
-        "self_attn.q_proj": (q, e),
-        "self_attn.k_proj": (kv, e),
-        "self_attn.v_proj": (kv, e),
-        "self_attn.o_proj": (e, q),
-        "mlp.gate_proj": (f, e),
-        "mlp.up_proj": (f, e),
-        "mlp.down_proj": (e, f),
-    }
+    matrices = {"self_attn.o_proj": (e, q), "mlp.down_proj": (e, f)}
+    if arch == "phi3":
+        matrices |= {"self_attn.qkv_proj": (q + 2 * kv, e), "mlp.gate_up_proj": (2 * f, e)}
+    else:
+        matrices |= {"self_attn.q_proj": (q, e), "self_attn.k_proj": (kv, e), "self_attn.v_proj": (kv, e)}
+        matrices |= {"mlp.gate_proj": (f, e), "mlp.up_proj": (f, e)}
+    if "num_local_experts" in c and layer not in c.get("mlp_only_layers", []):
+        matrices = {name: shape for name, shape in matrices.items() if "mlp" not in name} | _expert_shapes(spec)
     norms = {"input_layernorm": (e,), "post_attention_layernorm": (e,)}
-    if arch in ("qwen3", "gemma3"):
+    if arch in ("qwen3", "qwen3moe", "gemma3"):
         norms |= {"self_attn.q_norm": (d,), "self_attn.k_norm": (d,)}
     if arch == "gemma3":
         norms |= {"pre_feedforward_layernorm": (e,), "post_feedforward_layernorm": (e,)}
@@ -178,8 +200,24 @@ def _layer_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
     )  # fmt: skip
 
 
+def _expert_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
+    c = spec.config
+    count, e, f = c["num_local_experts"], c["hidden_size"], c.get("moe_intermediate_size", c["intermediate_size"])
+    block, gate, up, down = EXPERT_NAMES[c["model_type"]]
+    each = {gate: (f, e), up: (f, e), down: (e, f)}
+    return {f"{block}.gate": (count, e)} | {
+        f"{block}.experts.{i}.{name}": shape for i in range(count) for name, shape in each.items()
+    }
+
+
+EXPERT_NAMES = {  # of the block, and of an expert's gate, up and down
+    "qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj"),
+    "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),
+}
+
+
 def _has_bias(spec: TinyModel, matrix: str) -> bool:
-    if matrix.startswith("mlp"):
+    if not matrix.startswith("self_attn"):
         return bool(spec.config.get("mlp_bias"))
     qwen2 = spec.architecture == "qwen2" and "o_proj" not in matrix
     return qwen2 or bool(spec.config.get("attention_bias"))
@@ -216,6 +254,9 @@ HF_CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "mixtral": "MixtralForCausalLM",
 }
 
 
@@ -229,13 +270,17 @@ HF_TO_GGUF = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.o_proj": "attn_output",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
 }
 HF_TO_GGUF_GEMMA3 = HF_TO_GGUF | {
     "post_attention_layernorm": "post_attention_norm",
@@ -250,7 +295,7 @@ def write_gguf(path: Path, spec: TinyModel, *, type: str = "F32", types: Mapping
     for key, value in gguf_metadata(spec).items():
         _add_field(writer, key, value)
     for name, values in gguf_weights(spec).items():
-        chosen = (types or {}).get(name, type) if values.ndim == 2 else "F32"
+        chosen = (types or {}).get(name, type) if is_matrix(name, values) else "F32"
         data = encode(values, chosen, name)
         writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[chosen])
     writer.write_header_to_file()
@@ -258,6 +303,11 @@ def write_gguf(path: Path, spec: TinyModel, *, type: str = "F32", types: Mapping
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def is_matrix(name: str, values: FloatArray) -> bool:
+    """Whether llama.cpp would quantize it: vectors and routers stay F32."""
+    return values.ndim > 1 and "ffn_gate_inp" not in name
 
 
 def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
@@ -281,15 +331,23 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
         "attention.value_length": c["head_dim"],
         "attention.layer_norm_rms_epsilon": c["rms_norm_eps"],
         "rope.freq_base": c["rope_theta"],
-        "rope.dimension_count": c["head_dim"],
+        "rope.dimension_count": int(c["head_dim"] * c.get("partial_rotary_factor", 1)),
     }
-    if "sliding_window" in c and "use_sliding_window" not in c:
+    if c.get("sliding_window") and "use_sliding_window" not in c:
         sizes["attention.sliding_window"] = c["sliding_window"]
+    if "num_local_experts" in c:
+        sizes |= {"expert_count": c["num_local_experts"], "expert_used_count": c["num_experts_per_tok"]}
+    if "moe_intermediate_size" in c:
+        sizes["expert_feed_forward_length"] = c["moe_intermediate_size"]
     scaling = c.get("rope_scaling") or {}
     if scaling.get("rope_type") in ("linear", "yarn"):
         sizes |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": scaling["factor"]}
     if scaling.get("rope_type") == "yarn":
         sizes["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
+    if scaling.get("rope_type") == "longrope":
+        original = c["original_max_position_embeddings"]
+        factor = (1 + math.log(c["max_position_embeddings"] / original) / math.log(original)) ** 0.5
+        sizes |= {"rope.scaling.original_context_length": original, "rope.scaling.attn_factor": factor}
     return {
         "general.architecture": arch,
         **{f"{arch}.{key}": value for key, value in sizes.items()},
@@ -305,10 +363,25 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
 
 def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
     """All tensors by their GGUF names, float32: q and k permuted for Llama, norms 1 + w for Gemma."""
-    out = {_gguf_name(spec, name): _gguf_values(spec, name, values) for name, values in weights(spec).items()}
-    if (spec.config.get("rope_scaling") or {}).get("rope_type") == "llama3":
+    held = weights(spec)
+    out = {_gguf_name(spec, name): _gguf_values(spec, name, held[name]) for name in held if ".experts." not in name}
+    out |= _stacked_experts(spec, held)
+    scaling = spec.config.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "llama3":
         out["rope_freqs.weight"] = _llama3_factors(spec)
+    if scaling.get("rope_type") == "longrope":
+        out |= {f"rope_factors_{way}.weight": np.array(scaling[f"{way}_factor"], "<f4") for way in ("long", "short")}
     return out
+
+
+def _stacked_experts(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    stacks: dict[str, list[FloatArray]] = {}
+    for name, values in held.items():
+        if ".experts." in name:
+            _, _, layer, _, _, _, part, _ = name.split(".")
+            role = dict(zip(EXPERT_NAMES[spec.config["model_type"]][1:], ("gate", "up", "down"), strict=True))[part]
+            stacks.setdefault(f"blk.{layer}.ffn_{role}_exps.weight", []).append(values)
+    return {name: np.stack(matrices) for name, matrices in stacks.items()}
 
 
 def _gguf_name(spec: TinyModel, name: str) -> str:

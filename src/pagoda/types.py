@@ -6,8 +6,9 @@ defined there (`pagoda.engine.sequence`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -178,7 +179,23 @@ class RawTensor:
     type: str  # key into pagoda.formats.blocks.BLOCK_TYPES
     shape: tuple[int, ...]
     data: npt.NDArray[np.uint8]
+    part_of: str | None = field(default=None, kw_only=True)  # the file's tensor that this is some rows of
 
     @property
     def num_bytes(self) -> int:
         return self.data.nbytes
+
+    def rows(self) -> npt.NDArray[np.uint8]:
+        """The bytes of each row, a view [rows, bytes of a row]. All dimensions but the last count rows."""
+        return self.data.reshape(math.prod(self.shape[:-1]), -1)
+
+    def part(self, start: int, stop: int) -> RawTensor:
+        """Rows [start, stop) of a matrix as a tensor of its own, a view."""
+        data = self.data.reshape(self.shape[0], -1)[start:stop].reshape(-1)
+        name, shape = f"{self.name}[{start}:{stop}]", (stop - start, *self.shape[1:])
+        return replace(self, name=name, shape=shape, data=data, part_of=self.part_of or self.name)
+
+    def matrix(self, i: int) -> RawTensor:
+        """Matrix i of a stack [N, rows, columns] as a tensor of its own, a view."""
+        data, part_of = self.data.reshape(self.shape[0], -1)[i], self.part_of or self.name
+        return replace(self, name=f"{self.name}[{i}]", shape=self.shape[1:], data=data, part_of=part_of)

@@ -1,9 +1,10 @@
 """Write goldens/<model>.json: logits of `transformers` for the tiny models, which CI compares with without torch.
 
     python -m venv .venv-torch && .venv-torch/bin/pip install torch==2.13.0 transformers accelerate gguf
-    PYTHONPATH=src:tests .venv-torch/bin/python tests/reference/make_goldens.py [DEFAULT_MODEL.gguf]
+    PYTHONPATH=src:tests .venv-torch/bin/python tests/reference/make_goldens.py [MODEL…] [DEFAULT_MODEL.gguf]
 
-With the default model's file, also goldens/default_model.json: what it says, greedily, in float32.
+Of the named tiny models, or of all. With the default model's file, also goldens/default_model.json: what it says,
+greedily, in float32.
 
 The models' weights come from integer arithmetic (`tiny_blocks.noise`), so a JSON of a few hundred numbers is all that
 has to be kept.
@@ -71,10 +72,12 @@ def continued(model: transformers.PreTrainedModel, prompt: list[int]) -> dict[st
 
 
 def main() -> None:
+    named = [name for name in sys.argv[1:] if name in TINY]
     for path in sys.argv[1:]:
-        (GOLDENS / "default_model.json").write_text(json.dumps(default_model(Path(path))) + "\n")
-    for name, spec in TINY.items():
-        rows = logits(spec)[ROWS, ::EVERY].tolist()
+        if path not in named:
+            (GOLDENS / "default_model.json").write_text(json.dumps(default_model(Path(path))) + "\n")
+    for name in named or TINY:
+        rows = logits(TINY[name])[ROWS, ::EVERY].tolist()
         golden = {
             "source": SOURCE,
             "tokens": TOKENS,

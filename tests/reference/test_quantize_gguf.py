@@ -44,9 +44,11 @@ def logits(path: Path) -> np.ndarray:
         return reference_run(load_model(checkpoint)).step({"a": TOKENS})["a"]
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "llama3", "llama_biased", "mistral", "qwen2", "qwen3", "qwen3_yarn", "gemma3"]
-)
+LLAMAS = ["llama", "llama3", "llama_biased", "mistral", "mixtral"]
+OTHERS = ["qwen2", "qwen3", "qwen3_yarn", "qwen3moe", "gemma3", "phi3", "phi3_long"]
+
+
+@pytest.mark.parametrize("name", [*LLAMAS, *OTHERS])
 def test_a_folder_becomes_the_gguf_file_of_the_same_model(name: str, tmp_path: Path) -> None:
     spec = TINY[name]
     folder = write_safetensors(tmp_path / "folder", spec)
@@ -63,7 +65,7 @@ def test_a_folder_becomes_the_gguf_file_of_the_same_model(name: str, tmp_path: P
     assert (ours.bos_id, ours.eos_ids) == (theirs.bos_id, theirs.eos_ids)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "mixtral", "qwen3", "qwen3moe", "gemma3", "phi3", "phi3_long"])
 def test_there_and_back_again_is_the_same_model(name: str, tmp_path: Path) -> None:
     original = write_gguf(tmp_path / "original.gguf", TINY[name])
     run(original, tmp_path / "folder", "safetensors", dtype="f32")
@@ -72,6 +74,21 @@ def test_there_and_back_again_is_the_same_model(name: str, tmp_path: Path) -> No
     assert again.keys() == expected.keys()
     for tensor, values in expected.items():
         np.testing.assert_allclose(again[tensor], values, rtol=1e-6, err_msg=tensor)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("qwen3moe_mixed", {}, "some without"),
+        ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob False"),
+    ],
+)
+def test_mixtures_that_gguf_cannot_say_are_refused(
+    name: str, changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    folder = write_safetensors(tmp_path / "folder", TINY[name].with_config(**changes))
+    with pytest.raises(UnsupportedError, match=message):
+        run(folder, tmp_path / "made.gguf", "f16")
 
 
 def test_windows_that_gguf_cannot_say_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pagoda.errors import FormatError, RequestError, UnsupportedError
+from pagoda.models.registry import fallback_template
 from pagoda.text import sandbox
 from pagoda.text.chat import ChatTemplate, load_chat_template
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
@@ -219,7 +220,7 @@ def gguf(architecture: str, *control: str, **metadata: Any) -> ChatTemplate:
     changes |= {KEY + "bos_token_id": size, KEY + "eos_token_id": size + 1}
     changes |= {f"tokenizer.{key}": value for key, value in metadata.items()}
     checkpoint = VocabularyFile({**base, **changes}, architecture=architecture)
-    return load_chat_template(checkpoint, load_tokenizer(checkpoint))
+    return load_chat_template(checkpoint, load_tokenizer(checkpoint), fallback_template(checkpoint))
 
 
 def test_gguf_templates_by_name() -> None:
@@ -241,6 +242,15 @@ BUILT_IN = {
     ),
     ("llama", "<x>"): (
         "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello [/INST] Hi </s><s>[INST] Bye [/INST]"
+    ),
+    ("phi3", "<|end|>"): (
+        "<|system|>\nBe brief.<|end|>\n<|user|>\nHello<|end|>\n<|assistant|>\nHi<|end|>\n"
+        "<|user|>\nBye<|end|>\n<|assistant|>\n"
+    ),
+    ("phi3", "<|im_sep|>"): (
+        "<|im_start|>system<|im_sep|>Be brief.<|im_end|><|im_start|>user<|im_sep|>Hello<|im_end|>"
+        "<|im_start|>assistant<|im_sep|>Hi<|im_end|><|im_start|>user<|im_sep|>Bye<|im_end|>"
+        "<|im_start|>assistant<|im_sep|>"
     ),
     ("gemma3", "<start_of_turn>"): (
         "<s><start_of_turn>user\nBe brief.\n\nHello<end_of_turn>\n<start_of_turn>model\nHi<end_of_turn>\n"

@@ -11,7 +11,7 @@ import pytest
 from pagoda.backends.base import RopeSpec
 from pagoda.models import rope
 from pagoda.models.registry import load_model
-from tiny_models import LLAMA3_SCALING, TINY, memory_checkpoint
+from tiny_models import LLAMA3_SCALING, LONGROPE_SCALING, TINY, memory_checkpoint
 
 
 def rope_of(kind: str = "safetensors", layer: int = 0, name: str = "llama", **config: Any) -> RopeSpec:
@@ -64,6 +64,24 @@ def test_llama3_factors_in_a_tensor_equal_those_from_the_settings() -> None:
     from_config, from_tensor = (rope_of(kind, name="llama3").inv_freq for kind in ("safetensors", "gguf"))
     np.testing.assert_allclose(from_tensor, from_config, rtol=1e-6)
     assert LLAMA3_SCALING["factor"] == pytest.approx(float(rope_of().inv_freq[-1] / from_config[-1]))
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+@pytest.mark.parametrize(("served", "factors"), [(64, "short_factor"), (65, "long_factor"), (None, "long_factor")])
+def test_longrope_goes_by_the_context_that_is_served(kind: str, served: int | None, factors: str) -> None:
+    model = load_model(memory_checkpoint(TINY["phi3_long"], kind=kind), max_context=served)
+    found = model.blocks[0].attention.rope
+    base = rope.frequencies(12, 10_000.0)  # three quarters of a head of 16
+    np.testing.assert_allclose(found.inv_freq, base / LONGROPE_SCALING[factors], rtol=1e-6)
+    assert found.scale == pytest.approx(math.sqrt(1 + math.log(256 / 64) / math.log(64)), rel=1e-6)
+
+
+@pytest.mark.parametrize("type", ["su", "yarn", "longrope"])
+def test_longrope_is_told_by_its_factors_and_may_state_its_scale(type: str) -> None:
+    scaling = {**LONGROPE_SCALING, "rope_type": type, "attention_factor": 1.25}
+    found = rope_of(name="phi3_long", rope_scaling=scaling)
+    assert found.scale == 1.25
+    np.testing.assert_array_equal(found.inv_freq, rope_of(name="phi3_long").inv_freq)
 
 
 def test_yarn_keeps_the_first_pairs_and_slows_the_last() -> None:

@@ -40,10 +40,11 @@ def test_layers_decode_to_the_weights_up_to_rounding(kind: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["gptq-act-order", "awq", "w8a8", "nf4-double"])
-def test_the_reference_runs_them_as_it_runs_the_decoded_weights(kind: str, tmp_path: Path) -> None:
-    with open_checkpoint(write_quantized(tmp_path / "packed", LLAMA, kind)) as packed:
+@pytest.mark.parametrize("model", ["llama", "phi3_long"])
+def test_the_reference_runs_them_as_it_runs_the_decoded_weights(kind: str, model: str, tmp_path: Path) -> None:
+    with open_checkpoint(write_quantized(tmp_path / "packed", TINY[model], kind)) as packed:
         decoded = {name: as_floats(tensor) for name, tensor in packed.tensors.items()}
-        folder = write_folder(tmp_path / "floats", hf_config(LLAMA), decoded)
+        folder = write_folder(tmp_path / "floats", hf_config(TINY[model]), decoded)
         with open_checkpoint(folder) as floats:
             logits = [reference_run(load_model(c)).step({"a": TOKENS})["a"] for c in (packed, floats)]
     np.testing.assert_array_equal(*logits)

@@ -41,7 +41,9 @@ DEVICES = ["cpu", pytest.param("torch-cpu", marks=need_torch)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("family", ["llama3", "llama_biased", "mistral", "qwen2_windowed", "qwen3_yarn", "gemma3"])
+@pytest.mark.parametrize(
+    "family", ["llama3", "llama_biased", "mistral", "qwen2_windowed", "qwen3_yarn", "gemma3", "phi3_long"]
+)
 def test_agrees_with_the_reference_backend(family: str, device: str) -> None:
     found = logits(memory_checkpoint(TINY[family]), arithmetic=make_arithmetic(device, print))
     np.testing.assert_allclose(found, reference_logits(family), rtol=2e-4, atol=2e-4)

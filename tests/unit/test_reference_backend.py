@@ -137,7 +137,7 @@ def tokens(count: int, seed: int) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(0, VOCAB, count)]
 
 
-FAMILIES = ["llama", "mistral", "qwen2_windowed", "qwen3_yarn", "gemma3"]
+FAMILIES = ["llama", "mistral", "qwen2_windowed", "qwen3_yarn", "gemma3", "phi3_long"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

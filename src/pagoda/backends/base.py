@@ -9,6 +9,7 @@ V vocabulary, R rows whose logits are wanted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -51,6 +52,18 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsSpec:
+    """How a router picks experts for a token: the `num_used` likeliest, weighted by their probabilities.
+
+    normalize: the weights are divided by their sum.
+    """
+
+    num_used: int
+    normalize: bool
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
 class KVGroup:
     """Layers that share block tables: same window. One block of the group holds 16 tokens of all its layers."""
 
@@ -81,6 +94,21 @@ class Ops(Protocol):
 
     def gated(self, gate: Handle, up: Handle, activation: Activation) -> Handle:
         """activation(gate) * up. → [T, F]"""
+
+    def experts(
+        self,
+        x: Handle,
+        router: Handle,
+        gate: Sequence[RawTensor],
+        up: Sequence[RawTensor],
+        down: Sequence[RawTensor],
+        spec: ExpertsSpec,
+    ) -> Handle:
+        """Mixture of N experts: of each token the sum over its experts of weight * down(activation(gate(x)) * up(x)).
+
+        x [T, E]; router [T, N] logits, whose softmax over all N gives the weights, of equals the lower index comes
+        first; gate and up: N matrices (F, E); down: N of (E, F). Summed in the order of the experts' indices. → [T, E]
+        """
 
     def add(self, x: Handle, y: Handle) -> Handle:
         """x + y. A recorded program may write the sum over x; x is not to be used afterwards."""

@@ -10,7 +10,7 @@ The functions at the top are the truth that kernels are tested against.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pagoda.backends.base import (
     Activation,
     AttentionSpec,
+    ExpertsSpec,
     ForwardModel,
     KVGroup,
     KVType,
@@ -76,6 +77,15 @@ def softmax(x: FloatArray) -> FloatArray:
     """Over the last dimension."""
     weights = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def expert_weights(router: FloatArray, spec: ExpertsSpec) -> FloatArray:
+    """How much each expert counts for each token, 0 for those not picked. router [T, N] → [T, N]"""
+    probabilities = softmax(router)
+    picked = np.argsort(-probabilities, axis=-1, kind="stable")[:, : spec.num_used]
+    weights = np.zeros_like(probabilities)
+    np.put_along_axis(weights, picked, np.take_along_axis(probabilities, picked, -1), -1)
+    return np.asarray(weights / weights.sum(-1, keepdims=True) if spec.normalize else weights, np.float32)
 
 
 def softcapped(x: FloatArray, cap: float | None) -> FloatArray:
@@ -204,6 +214,24 @@ class ReferenceOps:
     def gated(self, gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArray:
         return gated(gate, up, activation)
 
+    def experts(
+        self,
+        x: FloatArray,
+        router: FloatArray,
+        gate: Sequence[RawTensor],
+        up: Sequence[RawTensor],
+        down: Sequence[RawTensor],
+        spec: ExpertsSpec,
+    ) -> FloatArray:
+        chosen = expert_weights(router, spec)  # [T, N]
+        out = np.zeros_like(x)
+        for e in range(len(gate)):
+            tokens = np.flatnonzero(chosen[:, e])
+            if tokens.size:
+                hidden = gated(self.linear(x[tokens], gate[e]), self.linear(x[tokens], up[e]), spec.activation)
+                out[tokens] += chosen[tokens, e, None] * self.linear(hidden, down[e])
+        return out
+
     def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return x + y
 
@@ -288,7 +316,12 @@ class _WeightListing:
 
     def __getattr__(self, op: str) -> Callable[..., None]:
         def note(*args: object, **options: object) -> None:
-            self.shapes |= {w.name: w.shape for w in (*args, *options.values()) if isinstance(w, RawTensor)}
+            given = [*args, *options.values()]
+            for value in given:
+                if isinstance(value, tuple):  # of experts
+                    given.extend(value)
+                elif isinstance(value, RawTensor):
+                    self.shapes[value.name] = value.shape
 
         return note
 

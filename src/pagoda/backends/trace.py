@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
+from pagoda.backends.base import Activation, AttentionSpec, ExpertsSpec, RopeSpec
+from pagoda.errors import UnsupportedError
 from pagoda.types import RawTensor
 
 
@@ -109,6 +111,17 @@ class Trace:
 
     def gated(self, gate: Node, up: Node, activation: Activation) -> Node:
         return self._record(Gated((gate, up), up.columns, activation=activation))
+
+    def experts(
+        self,
+        x: Node,
+        router: Node,
+        gate: Sequence[RawTensor],
+        up: Sequence[RawTensor],
+        down: Sequence[RawTensor],
+        spec: ExpertsSpec,
+    ) -> Node:
+        raise UnsupportedError("mixtures of experts run on --device reference alone")
 
     def add(self, x: Node, y: Node) -> Node:
         return self._record(Add((x, y), x.columns))

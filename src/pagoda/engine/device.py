@@ -95,12 +95,12 @@ def _torch(settings: EngineSettings) -> Backend:
     )
     if settings.tensor_parallel == 1:
         return CudaBackend(options)
-    return ParallelBackend(options, settings.tensor_parallel, partial(open_model, settings.model))
+    return ParallelBackend(options, settings.tensor_parallel, partial(open_model, settings.model, settings.max_context))
 
 
-def open_model(name: str) -> ForwardModel:
+def open_model(name: str, max_context: int | None) -> ForwardModel:
     """What another process of the same engine opens for itself."""
-    return load_model(open_checkpoint(resolve(name).path))
+    return load_model(open_checkpoint(resolve(name).path), max_context)
 
 
 BACKENDS: dict[str, Callable[[EngineSettings], Backend]] = {

@@ -16,7 +16,7 @@ from pagoda.engine.engine import Engine
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
 from pagoda.engine.thread import EngineThread
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
-from pagoda.models.registry import load_model
+from pagoda.models.registry import fallback_template, load_model
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.top_k import TopKSampler
 from pagoda.sources import LocalModel, Progress, resolve
@@ -50,7 +50,7 @@ class LoadedEngine:
     @property
     def load_text(self) -> Callable[[], tuple[Tokenizer, ChatTemplate | None, str | None]]:
         """Makes the tokenizer and the chat template once more; may be pickled."""
-        return partial(load_text, self.source.path)
+        return partial(load_text, self.source.path, fallback_template(self.checkpoint))
 
     @property
     def max_context(self) -> int:
@@ -98,7 +98,7 @@ def load_engine(
 
 
 def _load(settings: EngineSettings, backend: Backend, source: LocalModel, checkpoint: Checkpoint) -> LoadedEngine:
-    forward_model = load_model(checkpoint)
+    forward_model = load_model(checkpoint, settings.max_context)
     device_memory = backend.available_memory()
     available = available_memory() if device_memory is None else device_memory
     with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while the weights are repacked
@@ -113,7 +113,7 @@ def _load(settings: EngineSettings, backend: Backend, source: LocalModel, checkp
         for name in checkpoint.tensors:  # packed now: let the OS have the file's pages back
             checkpoint.release(name)
         tokenizer = tokenizer_job.result()
-        chat_template, no_chat_reason = chat_template_or_reason(checkpoint, tokenizer)
+        chat_template, no_chat_reason = chat_template_or_reason(checkpoint, tokenizer, fallback_template(checkpoint))
         kv_plan = plan_kv(
             _footprint(forward_model, model),
             settings,

@@ -28,8 +28,8 @@ Each `unpack_…` raises FormatError where shapes do not fit each other; `name` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
@@ -81,6 +81,21 @@ class GroupedWeight:
         if self.codebook is not None:
             return scales * self.codebook[self.codes]
         return scales * (self.codes - self.zeros[:, self.groups]).astype(np.float32)
+
+    @classmethod
+    def join(cls, weights: Sequence[GroupedWeight]) -> GroupedWeight:
+        """Weights whose columns are grouped alike, one below the other."""
+        first = weights[0]
+        assert all(np.array_equal(weight.groups, first.groups) for weight in weights)
+        codes, scales, zeros = (
+            np.concatenate([getattr(weight, part) for weight in weights]) for part in ("codes", "scales", "zeros")
+        )
+        return replace(first, codes=codes, scales=scales, zeros=zeros)
+
+    def cut(self, rows: slice, columns: slice) -> GroupedWeight:
+        """Some of its rows and columns."""
+        codes, groups = self.codes[rows, columns], self.groups[columns]
+        return replace(self, codes=codes, scales=self.scales[rows], zeros=self.zeros[rows], groups=groups)
 
 
 def even_groups(columns: int, size: int) -> Ints:

@@ -7,7 +7,7 @@ reads a model sees `NAME.weight` of its shape, and decodes it or unpacks it to c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,22 @@ class QuantizedTensor(RawTensor):
     def unpack(self) -> GroupedWeight:
         """Codes [R, C] and what they stand for; R * C bytes and more. FormatError where parts do not fit each other."""
         return self.unpacker({suffix: as_array(part) for suffix, part in self.parts.items()})
+
+    def part(self, start: int, stop: int) -> QuantizedTensor:
+        """Rows [start, stop) as a tensor of its own; the layer is unpacked whole, and cut then."""
+        return replace(
+            self.cut(slice(start, stop)), name=f"{self.name}[{start}:{stop}]", part_of=self.part_of or self.name
+        )
+
+    def cut(self, rows: slice = slice(None), columns: slice = slice(None)) -> QuantizedTensor:
+        """Some rows and columns under the same name; the layer is unpacked whole, and cut then."""
+        whole = self.unpacker
+
+        def unpack(parts: Mapping[str, npt.NDArray[Any]]) -> GroupedWeight:
+            return whole(parts).cut(rows, columns)
+
+        shape = len(range(self.shape[0])[rows]), len(range(self.shape[1])[columns])
+        return replace(self, shape=shape, unpacker=unpack)
 
     def column_order(self) -> Ints | None:
         """The columns sorted by group, each group's in order; None where they are. [C]"""

@@ -7,19 +7,20 @@ whole rows of blocks, which changes no number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from pagoda.backends.base import Activation
 from pagoda.errors import UnsupportedError
-from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from pagoda.formats.blocks import dequantize
 from pagoda.formats.checkpoint import Checkpoint
-from pagoda.models import gemma3
-from pagoda.models.layers import Decoder
-from pagoda.models.names import TENSORS
-from pagoda.models.registry import load_model
-from pagoda.models.rope import frequencies, llama3_frequencies
+from pagoda.models.family import Family, shifted
+from pagoda.models.layers import Decoder, Experts, FeedForward
+from pagoda.models.names import GGUF, Named, translate
+from pagoda.models.registry import family_of, load_model
+from pagoda.models.rope import frequencies, llama3_frequencies, longrope_attention_factor
 from pagoda.types import RawTensor
 
 Config = dict[str, Any]
@@ -37,39 +38,43 @@ class HuggingFaceView:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         decoder = load_model(checkpoint)
-        assert isinstance(decoder, Decoder)
-        family = _family(checkpoint, decoder)
-        self.metadata: Mapping[str, Any] = _config(checkpoint, decoder, family)
-        self.architecture = family.model_type.removesuffix("_text")
+        self._family = family_of(checkpoint)
         self._checkpoint = checkpoint
-        self._sources = dict(_pairs(checkpoint, family.names))  # Hugging Face's name → GGUF's
-        self._interleaved = family.interleaved
-        self._offset = family.norm_offset
-        self._heads = {
-            ".q_proj.": decoder.blocks[0].attention.spec.num_heads,
-            ".k_proj.": decoder.blocks[0].attention.spec.num_kv_heads,
-        }
+        self._sources = {source.other: source for source in _sources(checkpoint, self._family)}
+        self.architecture = self._family.name
+        self.metadata: Mapping[str, Any] = _config(checkpoint, decoder, self._family)
+        spec = decoder.blocks[0].attention.spec
+        self._interleaved = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads} if self._family.interleaved else {}
         self.tensors: Mapping[str, RawTensor] = _LazyTensors(self._sources, self._tensor)
 
     def release(self, name: str) -> None:
-        self._checkpoint.release(self._sources[name])
+        self._checkpoint.release(self._sources[name].name)
 
     def _tensor(self, name: str) -> RawTensor:
-        raw = self._checkpoint.tensors[self._sources[name]]
-        if self._interleaved:
-            for part, heads in self._heads.items():
-                if part in name:
-                    return _half_split(raw, name, heads)
-        if self._offset and name.endswith("norm.weight"):
-            values = dequantize(raw.data, raw.type, raw.shape) - np.float32(self._offset)
-            return RawTensor(name, "F32", raw.shape, values.view(np.uint8).reshape(-1))
-        return RawTensor(name, raw.type, raw.shape, raw.data)
+        source = self._sources[name]
+        raw = self._checkpoint.tensors[source.name]
+        raw = replace(raw if source.expert is None else raw.matrix(source.expert), name=name, part_of=None)
+        if source.role in self._interleaved:
+            return _half_split(raw, self._interleaved[source.role])
+        return shifted(raw, -self._family.norm_offset) if source.role.endswith("norm") else raw
+
+
+def _sources(checkpoint: Checkpoint, family: Family) -> Iterator[Named]:
+    """Where each tensor of the folder comes from. UnsupportedError for what Hugging Face has no name for."""
+    for found in translate(checkpoint.tensors, family.tensors, GGUF):
+        if found.role == "attn_qkv" and not family.fused:
+            raise UnsupportedError(f"{found.name!r} holds q, k and v in one, which a {family.name} folder cannot say")
+        if "{e}" not in found.other:
+            yield found
+            continue
+        for expert in range(checkpoint.tensors[found.name].shape[0]):
+            yield replace(found, other=found.other.replace("{e}", str(expert)), expert=expert)
 
 
 class _LazyTensors(Mapping[str, RawTensor]):
     """Tensors made when they are asked for, and not kept."""
 
-    def __init__(self, names: Mapping[str, str], make: Callable[[str], RawTensor]) -> None:
+    def __init__(self, names: Mapping[str, Named], make: Callable[[str], RawTensor]) -> None:
         self._names = names
         self._make = make
 
@@ -96,44 +101,14 @@ def as_hugging_face(checkpoint: Checkpoint) -> Checkpoint | HuggingFaceView:
     return HuggingFaceView(checkpoint) if checkpoint.kind == "gguf" else checkpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How Hugging Face calls a family, and where its files differ from GGUF's."""
-
-    model_type: str
-    architecture: str
-    names: Mapping[str, tuple[str, str]] = field(default_factory=lambda: TENSORS)
-    interleaved: bool = False  # rows of q and k lie side by side in GGUF
-    norm_offset: float = 0.0  # GGUF's norms are larger by this
-
-
-FAMILIES = {
-    "llama": Family("llama", "LlamaForCausalLM", interleaved=True),
-    "mistral": Family("mistral", "MistralForCausalLM", interleaved=True),
-    "qwen2": Family("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": Family("qwen3", "Qwen3ForCausalLM"),
-    "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", gemma3.NAMES, norm_offset=1.0),
-}
-
-
-def _family(checkpoint: Checkpoint, decoder: Decoder) -> Family:
-    name = checkpoint.architecture
-    if name == "llama" and any(block.attention.spec.window for block in decoder.blocks):
-        name = "mistral"  # GGUF calls it a Llama
-    if name not in FAMILIES:
-        raise UnsupportedError(f"a {name!r} model cannot be written as a Hugging Face folder yet")
-    return FAMILIES[name]
-
-
 def _config(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Config:
     block = decoder.blocks[0]
-    attention, ffn = block.attention, block.ffn
+    attention = block.attention
     metadata = checkpoint.metadata
     config: Config = {
-        "architectures": [family.architecture],
-        "model_type": family.model_type,
+        "architectures": [family.hf_class],
+        "model_type": family.model_type or family.name,
         "hidden_size": decoder.embedding.shape[1],
-        "intermediate_size": ffn.gate.weight.shape[0],
         "num_hidden_layers": decoder.num_layers,
         "num_attention_heads": attention.spec.num_heads,
         "num_key_value_heads": attention.spec.num_kv_heads,
@@ -143,35 +118,65 @@ def _config(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Config:
         "vocab_size": decoder.vocab_size,
         "tie_word_embeddings": decoder.output.name == decoder.embedding.name,
         "attention_bias": attention.q.bias is not None,
-        "mlp_bias": ffn.gate.bias is not None,
-        "hidden_act": "gelu_pytorch_tanh" if ffn.activation == "gelu_tanh" else ffn.activation,
+        **_ffn(checkpoint, block.ffn),
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
         "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
-        **_rope(checkpoint, decoder),
+        **_rope(checkpoint, decoder, family),
+        **_windows(decoder, family),
     }
-    if family.model_type == "gemma3_text":
-        config |= _gemma3(checkpoint, decoder)
-    elif family.model_type == "mistral":
-        config["sliding_window"] = attention.spec.window
-    return config
+    return config | (family.extra_config(checkpoint, decoder) if family.extra_config else {})
 
 
-def _rope(checkpoint: Checkpoint, decoder: Decoder) -> Config:
+def _ffn(checkpoint: Checkpoint, ffn: FeedForward | Experts) -> Config:
+    config: Config = {"intermediate_size": int(checkpoint.metadata[f"{checkpoint.architecture}.feed_forward_length"])}
+    if isinstance(ffn, FeedForward):
+        return {**config, "hidden_act": _activation(ffn.activation), "mlp_bias": ffn.gate.bias is not None}
+    return {
+        **config,
+        "hidden_act": _activation(ffn.spec.activation),
+        **dict.fromkeys(("num_experts", "num_local_experts"), len(ffn.gate)),  # families call it the one or the other
+        "num_experts_per_tok": ffn.spec.num_used,
+        "moe_intermediate_size": ffn.gate[0].shape[0],
+        "norm_topk_prob": ffn.spec.normalize,
+    }
+
+
+def _activation(name: Activation) -> str:
+    return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
+
+
+def _windows(decoder: Decoder, family: Family) -> Config:
+    if not family.windows:
+        return {}
+    windows = [block.attention.spec.window for block in decoder.blocks]
+    window = next((window for window in windows if window), None)
+    if not family.window_pattern:
+        return {"sliding_window": window}
+    types = ["sliding_attention" if window else "full_attention" for window in windows]
+    return {"sliding_window": window or decoder.max_context, "layer_types": types}
+
+
+def _rope(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Config:
     """`rope_theta` and `rope_scaling` as transformers 4 wrote them, which all versions read."""
 
     def get(key: str, default: Any = None) -> Any:
         return checkpoint.metadata.get(f"{checkpoint.architecture}.rope.{key}", default)
 
-    theta = float(get("freq_base", 10_000.0))
-    head_dim = decoder.head_dim
-    if get("dimension_count", head_dim) != head_dim:
+    theta: Config = {"rope_theta": float(get("freq_base", 10_000.0))}
+    head_dim, rotary_dim = decoder.head_dim, get("dimension_count", decoder.head_dim)
+    if family.partial_rotary:
+        theta["partial_rotary_factor"] = rotary_dim / head_dim
+    elif rotary_dim != head_dim:
         raise UnsupportedError("embeddings that turn only part of each head cannot be written to config.json yet")
     if "rope_freqs.weight" in checkpoint.tensors:
-        return {"rope_theta": theta, "rope_scaling": _llama3(decoder, theta)}
+        return {**theta, "rope_scaling": _llama3(decoder, theta["rope_theta"])}
+    if "rope_factors_long.weight" in checkpoint.tensors:
+        original = int(get("scaling.original_context_length", decoder.max_context))
+        return {**theta, **_longrope(checkpoint, decoder, original)}
     method, factor = get("scaling.type", "linear"), float(get("scaling.factor", get("scale_linear", 1.0)) or 1.0)
     if method == "none" or factor == 1.0:
-        return {"rope_theta": theta}
+        return theta
     scaling: Config = {"rope_type": method, "factor": factor}
     if method == "yarn":
         original = get("scaling.original_context_length", decoder.max_context)
@@ -180,7 +185,19 @@ def _rope(checkpoint: Checkpoint, decoder: Decoder) -> Config:
             key: float(get(f"scaling.yarn_{key}")) for key in ("beta_fast", "beta_slow") if get(f"scaling.yarn_{key}")
         }
         scaling["attention_factor"] = decoder.blocks[0].attention.rope.scale
-    return {"rope_theta": theta, "rope_scaling": scaling}
+    return {**theta, "rope_scaling": scaling}
+
+
+def _longrope(checkpoint: Checkpoint, decoder: Decoder, original: int) -> Config:
+    """The two sets of factors. transformers 4 allows three keys, and computes the scale from the contexts."""
+    scaling: Config = {"type": "longrope"}
+    for which in ("long", "short"):
+        raw = checkpoint.tensors[f"rope_factors_{which}.weight"]
+        scaling[f"{which}_factor"] = dequantize(raw.data, raw.type, raw.shape).tolist()
+    scale = decoder.blocks[0].attention.rope.scale
+    if not np.isclose(scale, longrope_attention_factor(decoder.max_context / original, original), rtol=1e-5):
+        scaling["attention_factor"] = scale
+    return {"rope_scaling": scaling, "original_max_position_embeddings": original}
 
 
 def _llama3(decoder: Decoder, theta: float) -> Config:
@@ -196,36 +213,7 @@ def _llama3(decoder: Decoder, theta: float) -> Config:
     raise UnsupportedError("rope_freqs are not Llama 3's; config.json has no name for them")
 
 
-def _gemma3(checkpoint: Checkpoint, decoder: Decoder) -> Config:
-    windows = [block.attention.spec.window for block in decoder.blocks]
-    local = checkpoint.metadata.get("gemma3.rope.freq_base_swa", gemma3.LOCAL_THETA)
-    window = next((window for window in windows if window), None)
-    return {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round(decoder.blocks[0].attention.spec.scale ** -2),
-        "rope_local_base_freq": float(local),
-        "sliding_window": window or decoder.max_context,
-        "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
-        "final_logit_softcapping": decoder.logit_softcap,
-        "attn_logit_softcapping": decoder.blocks[0].attention.spec.softcap,
-    }
-
-
-def _pairs(checkpoint: Checkpoint, names: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """(Hugging Face's name, GGUF's) of each tensor; what config.json says instead is left out."""
-    table = {gguf: ours for gguf, ours in names.values() if ours}
-    for name in checkpoint.tensors:
-        stem, _, suffix = name.rpartition(".")
-        if stem in table:
-            yield f"{table[stem]}.{suffix}", name
-        elif stem.startswith("blk."):
-            _, layer, part = stem.split(".", 2)
-            yield f"{table[f'blk.{{i}}.{part}'].format(i=layer)}.{suffix}", name
-
-
-def _half_split(raw: RawTensor, name: str, heads: int) -> RawTensor:
+def _half_split(raw: RawTensor, heads: int) -> RawTensor:
     """Rows of each head from rotary pairs side by side to pairs half a head apart. Also of vectors."""
-    block = BLOCK_TYPES[raw.type]
-    row_bytes = block.bytes * (raw.shape[1] // block.elements) if len(raw.shape) == 2 else block.bytes
-    rows = np.asarray(raw.data).reshape(-1).view(np.uint8).reshape(heads, -1, 2, row_bytes)
-    return RawTensor(name, raw.type, raw.shape, np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1))
+    rows = raw.data.reshape(heads, raw.shape[0] // heads // 2, 2, -1)
+    return replace(raw, data=np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1))

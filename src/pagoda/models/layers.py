@@ -1,7 +1,7 @@
-"""A dense decoder as a forward pass: embed → N blocks → norm → logits. Families differ in which parts are there.
+"""A decoder as a forward pass: embed → N blocks → norm → logits. Families differ in which parts are there.
 
 Covered: grouped-query attention, rotary embedding, norms of each query and key head, biases, sliding windows, gated
-feed-forward, norms after attention and feed-forward. Not covered: experts, parallel blocks, cross attention.
+feed-forward, mixtures of experts, norms after both. Not covered: parallel blocks, cross attention.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from pagoda.backends.base import Activation, AttentionSpec, Handle, KVGroup, Ops, RopeSpec
+from pagoda.backends.base import Activation, AttentionSpec, ExpertsSpec, Handle, KVGroup, Ops, RopeSpec
 from pagoda.types import RawTensor
 
 
@@ -78,15 +78,38 @@ class FeedForward:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts, each a feed-forward of its own; a router picks some for each token."""
+
+    router: Linear  # (N, E)
+    gate: tuple[RawTensor, ...]  # of N experts (F, E)
+    up: tuple[RawTensor, ...]  # (F, E)
+    down: tuple[RawTensor, ...]  # (E, F)
+    spec: ExpertsSpec
+
+    def forward(self, ops: Ops, x: Handle) -> Handle:
+        return ops.experts(x, self.router.forward(ops, x), self.gate, self.up, self.down, self.spec)  # [T, E]
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """x += post(attention(norm(x))), then the same with the feed-forward."""
 
     attn_norm: Norm
     attention: Attention
     ffn_norm: Norm
-    ffn: FeedForward
+    ffn: FeedForward | Experts
     attn_post_norm: Norm | None = None
     ffn_post_norm: Norm | None = None
+
+    @property
+    def matrices(self) -> tuple[RawTensor, ...]:
+        """What tokens are multiplied with, but for a router."""
+        a, f = self.attention, self.ffn
+        attention = (a.q.weight, a.k.weight, a.v.weight, a.output.weight)
+        if isinstance(f, Experts):
+            return (*attention, *f.gate, *f.up, *f.down)
+        return (*attention, f.gate.weight, f.up.weight, f.down.weight)
 
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
         attended = self.attention.forward(ops, layer, self.attn_norm.forward(ops, x))
@@ -100,7 +123,7 @@ def _add(ops: Ops, x: Handle, y: Handle, norm: Norm | None) -> Handle:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A dense decoder-only model; a `ForwardModel`."""
+    """A decoder-only model; a `ForwardModel`."""
 
     embedding: RawTensor  # (V, E)
     blocks: tuple[Block, ...]

@@ -5,20 +5,24 @@ GGUF files hold the rows of q and k reordered so that a rotary pair lies side by
 
 from __future__ import annotations
 
-from pagoda.models.dense import DenseReader, LayerKind, Sizes, read_activation, read_sizes, read_window
+from pagoda.models.family import Family, ModelFile
 from pagoda.models.layers import Decoder
+from pagoda.models.reader import DecoderReader, LayerKind, read_sizes
 from pagoda.models.rope import read_rope
-from pagoda.models.source import Checkpoint, ModelFile
+from pagoda.text.builtin_templates import LLAMA2
 
 
-def build(checkpoint: Checkpoint) -> Decoder:
-    file = ModelFile(checkpoint)
+def build(file: ModelFile) -> Decoder:
     sizes = read_sizes(file)
-    window = read_window(file, sizes.max_context) if file.is_gguf else None  # GGUF calls Mistral a Llama
-    return decoder(file, sizes, window)
+    return DecoderReader(file, sizes).decoder([LayerKind(read_rope(file, sizes.head_dim))] * sizes.num_layers)
 
 
-def decoder(file: ModelFile, sizes: Sizes, window: int | None) -> Decoder:
-    rope = read_rope(file, sizes.head_dim, "interleaved" if file.is_gguf else "neox")
-    reader = DenseReader(file, sizes, activation=read_activation(file, "hidden_act", "silu"))
-    return reader.decoder([LayerKind(rope, window)] * sizes.num_layers)
+FAMILY = Family(
+    name="llama",
+    gguf="llama",
+    hf_class="LlamaForCausalLM",
+    build=build,
+    interleaved=True,
+    windows=False,
+    chat_template=LLAMA2,
+)

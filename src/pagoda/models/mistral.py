@@ -1,17 +1,27 @@
-"""Mistral: Llama with a sliding window in every layer."""
+"""Mistral: Llama with a sliding window in every layer. GGUF calls it a Llama."""
 
 from __future__ import annotations
 
-from pagoda.models import llama
-from pagoda.models.dense import read_sizes, read_window
+from pagoda.models.family import Family, ModelFile
 from pagoda.models.layers import Decoder
-from pagoda.models.source import Checkpoint, ModelFile
+from pagoda.models.reader import DecoderReader, LayerKind, read_sizes, read_window
+from pagoda.models.rope import read_rope
+from pagoda.text.builtin_templates import LLAMA2
 
-UNSTATED_WINDOW = 4096  # of a config.json without `sliding_window`; one that says null has none
 
-
-def build(checkpoint: Checkpoint) -> Decoder:
-    file = ModelFile(checkpoint)
+def build(file: ModelFile) -> Decoder:
     sizes = read_sizes(file)
-    default = None if "sliding_window" in checkpoint.metadata else UNSTATED_WINDOW
-    return llama.decoder(file, sizes, read_window(file, sizes.max_context, default))
+    kind = LayerKind(read_rope(file, sizes.head_dim), read_window(file, sizes.max_context))
+    return DecoderReader(file, sizes).decoder([kind] * sizes.num_layers)
+
+
+FAMILY = Family(
+    name="mistral",
+    gguf="llama",
+    gguf_key="attention.sliding_window",
+    hf_class="MistralForCausalLM",
+    build=build,
+    defaults={"sliding_window": 4096},  # one that says null has none
+    interleaved=True,
+    chat_template=LLAMA2,
+)

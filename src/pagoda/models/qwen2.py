@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from pagoda.models.dense import (
-    DenseReader,
-    LayerKind,
-    Sizes,
-    read_activation,
-    read_layer_types,
-    read_sizes,
-    read_window,
-)
+from pagoda.models.family import Family, ModelFile
 from pagoda.models.layers import Decoder
+from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_layer_types, read_sizes, read_window
 from pagoda.models.rope import read_rope
-from pagoda.models.source import Checkpoint, ModelFile
 
 
-def build(checkpoint: Checkpoint) -> Decoder:
-    file = ModelFile(checkpoint)
+def build(file: ModelFile) -> Decoder:
     sizes = read_sizes(file)
-    reader = DenseReader(file, sizes, activation=read_activation(file, "hidden_act", "silu"), qkv_bias=True)
-    return reader.decoder(layer_kinds(file, sizes))
+    return DecoderReader(file, sizes).decoder(layer_kinds(file, sizes))
 
 
 def layer_kinds(file: ModelFile, sizes: Sizes) -> list[LayerKind]:
     """Windows are off unless config.json turns them on, then for the layers from `max_window_layers` up."""
-    rope = read_rope(file, sizes.head_dim, "neox")
+    rope = read_rope(file, sizes.head_dim)
     if file.is_gguf or not file.settings.flag("use_sliding_window"):
         return [LayerKind(rope)] * sizes.num_layers
     window = read_window(file, sizes.max_context)
@@ -34,3 +24,6 @@ def layer_kinds(file: ModelFile, sizes: Sizes) -> list[LayerKind]:
         first = file.settings.integer("max_window_layers", sizes.num_layers, low=0, high=1 << 12)
         slides = [layer >= first for layer in range(sizes.num_layers)]
     return [LayerKind(rope, window if sliding else None) for sliding in slides]
+
+
+FAMILY = Family(name="qwen2", gguf="qwen2", hf_class="Qwen2ForCausalLM", build=build, qkv_bias=True, windows=False)

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from pagoda.models.dense import DenseReader, read_activation, read_sizes
-from pagoda.models.layers import Decoder
-from pagoda.models.qwen2 import layer_kinds
-from pagoda.models.source import Checkpoint, ModelFile
+from pagoda.models import qwen2
+from pagoda.models.family import Family
 
-
-def build(checkpoint: Checkpoint) -> Decoder:
-    file = ModelFile(checkpoint)
-    sizes = read_sizes(file)
-    reader = DenseReader(file, sizes, activation=read_activation(file, "hidden_act", "silu"), qk_norm=True)
-    return reader.decoder(layer_kinds(file, sizes))
+FAMILY = Family(name="qwen3", gguf="qwen3", hf_class="Qwen3ForCausalLM", build=qwen2.build, qk_norm=True, windows=False)

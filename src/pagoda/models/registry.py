@@ -1,32 +1,66 @@
-"""Which family reads which architecture: a row each. A clone of a family is a row, never a copy."""
+"""The families that Pagoda serves, a row each, and how a file's is found. A clone is a row, never a copy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from pagoda.backends.base import ForwardModel
 from pagoda.errors import UnsupportedError
-from pagoda.models import gemma3, llama, mistral, qwen2, qwen3
+from pagoda.models import gemma3, llama, mistral, mixtral, phi3, qwen2, qwen3, qwen3_moe
+from pagoda.models.family import Family, ModelFile
+from pagoda.models.layers import Decoder
+from pagoda.models.planned import PLANNED
 from pagoda.models.source import Checkpoint
 
-# By `Checkpoint.architecture`: GGUF's own, or the model_type of config.json.
-FAMILIES: dict[str, Callable[[Checkpoint], ForwardModel]] = {
-    "llama": llama.build,
-    "mistral": mistral.build,
-    "qwen2": qwen2.build,
-    "qwen3": qwen3.build,
-    "gemma3": gemma3.build,
-}
+FAMILIES: tuple[Family, ...] = (
+    mixtral.FAMILY,  # families of GGUF's llama: the first that a file states
+    mistral.FAMILY,
+    llama.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    qwen3_moe.FAMILY,
+    gemma3.FAMILY,
+    phi3.FAMILY,
+)
 
 
-def load_model(checkpoint: Checkpoint) -> ForwardModel:
+def load_model(checkpoint: Checkpoint, max_context: int | None = None) -> Decoder:
     """The checkpoint's model, its tensors still as they lie in the file.
+
+    max_context: tokens that will be served, where it is fewer than the model can; it picks longrope's factors.
 
     Raises UnsupportedError for an architecture that is not in the table or a tensor that the family does not use;
     FormatError for settings that cannot be, and for tensors that are missing or of the wrong shape.
     """
-    build = FAMILIES.get(checkpoint.architecture)
-    if build is None:
-        known = ", ".join(sorted(FAMILIES))
+    family = family_of(checkpoint)
+    assert family.build is not None
+    return family.build(ModelFile(checkpoint, family, max_context))
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """UnsupportedError if the table has none."""
+    found = find_family(checkpoint)
+    if found is None:
+        known = ", ".join(sorted({family.gguf if checkpoint.kind == "gguf" else family.name for family in FAMILIES}))
         raise UnsupportedError(f"architecture {checkpoint.architecture!r} is not supported; supported: {known}")
-    return build(checkpoint)
+    return found
+
+
+def find_family(checkpoint: Checkpoint, families: Sequence[Family] = FAMILIES) -> Family | None:
+    """By config.json's model_type; or by GGUF's architecture and, of those that share it, by the key that tells."""
+    if checkpoint.kind != "gguf":
+        return next((family for family in families if family.name == checkpoint.architecture), None)
+    sharing = (family for family in families if family.gguf == checkpoint.architecture)
+    return next((family for family in sharing if family.is_stated(checkpoint.metadata)), None)
+
+
+def known_family(architecture: str) -> Family | None:
+    """The family, served or planned for, that config.json or GGUF call so."""
+    known = (*FAMILIES, *PLANNED)
+    by_name = next((family for family in known if family.name == architecture), None)
+    return by_name or next((family for family in known if family.gguf == architecture), None)
+
+
+def fallback_template(checkpoint: Checkpoint) -> str | None:
+    """The chat template of the checkpoint's family, for models that bring none; None where it has none."""
+    family = find_family(checkpoint)
+    return None if family is None else family.chat_template

@@ -1,12 +1,17 @@
 """Rotary frequencies, with the scalings that stretch a model's context.
 
-Everything is computed in float64 and rounded to float32 once. Supported: none, linear, llama3 and yarn; as settings
-of either file kind, or as a tensor of factors (GGUF). Refused, because they would be ignored otherwise: the rest.
+Everything is computed in float64 and rounded to float32 once. Supported: none, linear, llama3, yarn and longrope; as
+settings of either file kind, or as tensors of factors (GGUF). Refused, because they would be ignored otherwise: the
+rest.
+
+Longrope has two sets of factors, for sequences within the original context and beyond it. Which one is used is decided
+once, by the context that is served, as in llama.cpp and vLLM: a choice by the length of each sequence, as transformers
+makes it, changes the keys that are cached already when a sequence grows past the border.
 """
 
 from __future__ import annotations
 
-from math import ceil, floor, log, pi
+from math import ceil, floor, log, pi, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -14,22 +19,21 @@ import numpy.typing as npt
 from pagoda.backends.base import RopeSpec, RopeStyle
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.blocks import dequantize
-from pagoda.models.source import ModelFile, Settings
+from pagoda.models.family import ModelFile
+from pagoda.models.source import Settings
 
 Frequencies = npt.NDArray[np.float64]  # [rotary_dim / 2]
 
 MAX_LENGTH = 2**31 - 1  # tokens
+USUAL_THETA = 10_000.0
 LEAST_THETA = 1.001  # 1 would turn all pairs alike, and below it faster ones further back
 LEAST_FACTOR, MOST_FACTOR = 1e-3, 1e6
 
 
-def read_rope(
-    file: ModelFile, head_dim: int, style: RopeStyle, *, kind: str = "full_attention", default_theta: float = 10_000.0
-) -> RopeSpec:
-    """Rotary embedding of the file's layers; of those of `kind` where config.json tells kinds apart."""
-    if file.is_gguf:
-        return _read_gguf(file, head_dim, style, default_theta)
-    return _read_config(file.settings, head_dim, style, kind, default_theta)
+def read_rope(file: ModelFile, head_dim: int, *, kind: str = "full_attention", theta: float | None = None) -> RopeSpec:
+    """Rotary embedding of the file's layers; of those of `kind`, and by default of `theta`, where config.json tells
+    kinds apart."""
+    return _read_gguf(file, head_dim) if file.is_gguf else _read_config(file, head_dim, kind, theta)
 
 
 def plain_rope(rotary_dim: int, theta: float, style: RopeStyle) -> RopeSpec:
@@ -74,15 +78,25 @@ def yarn_attention_factor(factor: float, multiplier: float = 1.0) -> float:
     return 0.1 * multiplier * log(factor) + 1.0 if factor > 1 else 1.0
 
 
+def longrope_attention_factor(factor: float, original: int) -> float:
+    """LongRoPE (arXiv 2402.13753): `factor` is by how much the context is longer than `original` tokens."""
+    return sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
+
+
 def _spec(style: RopeStyle, inv_freq: Frequencies, scale: float = 1.0) -> RopeSpec:
     return RopeSpec(style, inv_freq.astype(np.float32), scale)
 
 
-def _read_gguf(file: ModelFile, head_dim: int, style: RopeStyle, default_theta: float) -> RopeSpec:
-    theta = file.number("rope.freq_base", default_theta, low=LEAST_THETA)
+def _read_gguf(file: ModelFile, head_dim: int) -> RopeSpec:
+    style, theta = file.rope_style, file.number("rope.freq_base", USUAL_THETA, low=LEAST_THETA)
     base = frequencies(_rotary_dim(file, head_dim), theta)
     if file.has_tensor("rope_factors"):
-        base = base / _read_factors(file, len(base))
+        base = base / _read_factors(file, "rope_factors", len(base))
+    if file.has_tensor("rope_factors_long") or file.has_tensor("rope_factors_short"):
+        original = file.integer("rope.scaling.original_context_length", _max_context(file), high=MAX_LENGTH)
+        long, short = (_read_factors(file, f"rope_factors_{which}", len(base)) for which in ("long", "short"))
+        scale = file.number("rope.scaling.attn_factor", 1.0)
+        return _spec(style, base / (long if _served_context(file) > original else short), scale)
     method = file.settings.text(file.key("rope.scaling.type"), "linear")
     factor = _read_gguf_factor(file)
     if method == "none" or factor == 1.0:
@@ -115,24 +129,36 @@ def _rotary_dim(file: ModelFile, head_dim: int) -> int:
     return rotary_dim
 
 
-def _read_factors(file: ModelFile, pairs: int) -> Frequencies:
-    raw = file.tensor("rope_factors", (pairs,))
-    factors = dequantize(raw.data, raw.type, raw.shape).astype(np.float64)
+def _served_context(file: ModelFile) -> int:
+    """Tokens that a sequence may have: as many as will be served, or as many as the model can."""
+    return min(_max_context(file), file.max_context or MAX_LENGTH)
+
+
+def _read_factors(file: ModelFile, role: str, pairs: int) -> Frequencies:
+    raw = file.tensor(role, (pairs,))
+    return _checked_factors(f"tensor {raw.name!r}", dequantize(raw.data, raw.type, raw.shape).astype(np.float64))
+
+
+def _checked_factors(where: str, factors: Frequencies) -> Frequencies:
     if not ((factors >= LEAST_FACTOR) & (factors <= MOST_FACTOR)).all():
-        raise FormatError(f"tensor {raw.name!r} holds factors outside {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
+        raise FormatError(f"{where} holds factors outside {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
     return factors
 
 
-def _read_config(config: Settings, head_dim: int, style: RopeStyle, kind: str, default_theta: float) -> RopeSpec:
+def _read_config(file: ModelFile, head_dim: int, kind: str, theta: float | None) -> RopeSpec:
     """config.json: `rope_parameters` (transformers 5), else `rope_theta` and `rope_scaling` beside each other."""
+    config = file.settings
     scaling = config.section("rope_parameters") or config.section("rope_scaling") or Settings({})
     scaling = scaling.section(kind) or scaling
-    theta = scaling.number("rope_theta", config.number("rope_theta", default_theta), low=LEAST_THETA)
+    theta = scaling.number("rope_theta", theta or config.number("rope_theta", USUAL_THETA), low=LEAST_THETA)
     share = scaling.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
     rotary_dim = int(head_dim * share)
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         raise FormatError(f"partial_rotary_factor is {share}, which turns {rotary_dim} of {head_dim} elements")
-    return _scaled(scaling, config, frequencies(rotary_dim, theta), theta, style)
+    base = frequencies(rotary_dim, theta)
+    if scaling.get("long_factor") is not None:  # its oldest files call it "su" or "yarn"
+        return _read_longrope(file, scaling, base)
+    return _scaled(scaling, config, base, theta, file.rope_style)
 
 
 def _scaled(scaling: Settings, config: Settings, base: Frequencies, theta: float, style: RopeStyle) -> RopeSpec:
@@ -160,6 +186,17 @@ def _read_factor(scaling: Settings) -> float:
     return scaling.number("factor", low=LEAST_FACTOR, high=MOST_FACTOR)
 
 
+def _read_longrope(file: ModelFile, scaling: Settings, base: Frequencies) -> RopeSpec:
+    key, longest = "original_max_position_embeddings", _max_context(file)
+    original = scaling.integer(key, file.settings.integer(key, longest, low=2, high=MAX_LENGTH), low=2, high=MAX_LENGTH)
+    keys = ("long_factor", "short_factor")
+    long, short = (_checked_factors(key, scaling.numbers(key, len(base))) for key in keys)
+    factors = long if _served_context(file) > original else short
+    stretch = scaling.number("factor", longest / original)
+    scale = scaling.number("attention_factor", longrope_attention_factor(stretch, original))
+    return _spec(file.rope_style, base / factors, scale)
+
+
 def _read_yarn(scaling: Settings, config: Settings, base: Frequencies, theta: float, style: RopeStyle) -> RopeSpec:
     factor = _read_factor(scaling)
     window = config.integer("max_position_embeddings", high=MAX_LENGTH)
@@ -177,4 +214,4 @@ def _implied_attention_factor(scaling: Settings, factor: float) -> float:
 
 
 def _unsupported(method: str) -> UnsupportedError:
-    return UnsupportedError(f"rope scaling {method!r} is not supported; supported: linear, llama3, yarn")
+    return UnsupportedError(f"rope scaling {method!r} is not supported; supported: linear, llama3, yarn, longrope")

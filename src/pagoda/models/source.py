@@ -1,6 +1,4 @@
-"""Reading a model out of a checkpoint with suspicion: every setting has a range, every tensor a shape, and
-every tensor of the file must be asked for.
-"""
+"""What models read of a checkpoint, and its settings with suspicion: every one has a type and a range."""
 
 from __future__ import annotations
 
@@ -8,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from pagoda.errors import FormatError, UnsupportedError
-from pagoda.formats.blocks import dequantize
-from pagoda.models.names import FIELDS, REDUNDANT_SUFFIXES, TENSORS
+from pagoda.errors import FormatError
 from pagoda.types import RawTensor
 
 
@@ -79,6 +76,13 @@ class Settings:
             raise self.error(key, value, f"must be a list of {length}")
         return list(value)
 
+    def numbers(self, key: str, length: int) -> npt.NDArray[np.float64]:
+        """A list of exactly `length` numbers."""
+        values = self.sequence(key, length)
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise self.error(key, values, "must be numbers")
+        return np.array(values, np.float64)
+
     def section(self, key: str) -> Settings | None:
         """The mapping under `key`; None where absent or null."""
         value = self.get(key)
@@ -98,91 +102,6 @@ class Settings:
         if default is None:
             raise FormatError(f"{self._where}{key} is missing")
         return default
-
-
-class ModelFile:
-    """A checkpoint under our own names: settings by `FIELDS`, tensors by `TENSORS`; remembers what was read.
-
-    `norm_offset` is added to norm weights, for families whose files hold w where the norm multiplies by 1 + w.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        tensors: Mapping[str, tuple[str, str]] = TENSORS,
-        norm_offset: float = 0.0,
-    ) -> None:
-        self.is_gguf = checkpoint.kind == "gguf"
-        self.architecture = checkpoint.architecture
-        self._prefix = f"{checkpoint.architecture}." if self.is_gguf else ""
-        self._column = 0 if self.is_gguf else 1
-        self.settings = Settings(checkpoint.metadata)
-        self._tensors = checkpoint.tensors
-        self._names = tensors
-        self._norm_offset = norm_offset
-        self._read: set[str] = set()
-
-    def key(self, field: str) -> str:
-        """The file's own key: of a field in FIELDS, or else of a GGUF key without its architecture."""
-        return self._prefix + (FIELDS[field][self._column] if field in FIELDS else field)
-
-    def integer(self, field: str, default: int | None = None, *, low: int = 1, high: int) -> int:
-        return self.settings.integer(self.key(field), default, low=low, high=high)
-
-    def number(self, field: str, default: float | None = None, *, low: float = 1e-12, high: float = 1e12) -> float:
-        return self.settings.number(self.key(field), default, low=low, high=high)
-
-    def optional_number(self, field: str) -> float | None:
-        """None where absent, null or zero."""
-        value = self.settings.get(self.key(field))
-        absent = value is None or (isinstance(value, (int, float)) and value == 0)
-        return None if absent else self.number(field)
-
-    def has_field(self, field: str) -> bool:
-        return self.settings.get(self.key(field)) is not None
-
-    def tensor_name(self, role: str, layer: int | None = None, *, suffix: str = "weight") -> str:
-        return f"{self._names[role][self._column].format(i=layer)}.{suffix}"
-
-    def has_tensor(self, role: str, layer: int | None = None, *, suffix: str = "weight") -> bool:
-        return self.tensor_name(role, layer, suffix=suffix) in self._tensors
-
-    def tensor(
-        self, role: str, shape: tuple[int | None, ...], layer: int | None = None, *, suffix: str = "weight"
-    ) -> RawTensor:
-        """The tensor of `role`, its shape checked (None: any length). FormatError if it is missing or differs."""
-        name = self.tensor_name(role, layer, suffix=suffix)
-        if name not in self._tensors:
-            raise FormatError(f"tensor {name!r} is missing")
-        found = self._tensors[name]
-        if len(found.shape) != len(shape) or any(w not in (None, n) for w, n in zip(shape, found.shape, strict=True)):
-            raise FormatError(f"tensor {name!r} has shape {found.shape}, but the settings say {shape}")
-        self._read.add(name)
-        return found
-
-    def norm_weight(self, role: str, size: int, layer: int | None = None) -> RawTensor:
-        weight = self.tensor(role, (size,), layer)
-        return weight if not self._norm_offset else _plus(weight, self._norm_offset)
-
-    def skip(self, name: str) -> None:
-        """Count a tensor as read although it is not needed."""
-        self._read.add(name)
-
-    def check_all_read(self) -> None:
-        """UnsupportedError that names the tensors which nothing asked for."""
-        unread = [n for n in self._tensors if n not in self._read and not n.endswith(REDUNDANT_SUFFIXES)]
-        if unread:
-            more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
-            raise UnsupportedError(
-                f"the file holds tensors that {self.architecture} does not use here, so answers would be wrong: "
-                f"{', '.join(sorted(unread)[:5])}{more}"
-            )
-
-
-def _plus(raw: RawTensor, offset: float) -> RawTensor:
-    values = dequantize(raw.data, raw.type, raw.shape) + np.float32(offset)
-    return RawTensor(raw.name, "F32", raw.shape, values.view(np.uint8).reshape(-1))
 
 
 def _short(value: Any) -> str:

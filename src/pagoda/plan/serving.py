@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from pagoda.models.registry import FAMILIES
+from pagoda.models.registry import known_family
 from pagoda.plan.cost.speed import Speed
 from pagoda.plan.target import Target
 from pagoda.quantize.methods import METHODS
@@ -56,7 +56,8 @@ def _model(target: Target) -> tuple[str, str | None]:
 def _notes(target: Target) -> Iterator[str]:
     """Sentences: where this version of the server does not do what is planned."""
     device, shape, format = target.device, target.shape, target.weights.format
-    if shape.architecture not in FAMILIES or shape.num_experts:
+    family = known_family(shape.architecture)
+    if family is None or family.build is None or shape.num_experts:
         yield f"pagoda serve does not run {shape.architecture} models yet: the figures are those of another engine."
     elif not target.weights.is_stored and METHOD_NAMES.get(format, format) not in (*METHODS, *SERVED_AS_IS):
         yield f"pagoda quantize makes no {format}: the figures are those of a server that reads such weights."

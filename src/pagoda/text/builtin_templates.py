@@ -1,4 +1,4 @@
-"""Chat templates for models that bring none, told by the tokens that they know or else by their architecture."""
+"""Chat templates for models that bring none: told by the tokens that they know, or named by their family."""
 
 from __future__ import annotations
 
@@ -46,21 +46,34 @@ GEMMA = r"""{{- bos_token }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}"""
 
+PHI3 = r"""
+{%- for message in messages %}{{- '<|' + message.role + '|>\n' + message.content + '<|end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{% endif %}"""
+
+PHI4 = r"""
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '<|im_sep|>' + message.content + '<|im_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant<|im_sep|>' }}{% endif %}"""
+
 _BY_TOKEN = {
+    "<|im_sep|>": PHI4,
     "<|im_start|>": CHATML,
     "<|start_header_id|>": LLAMA3,
     "<start_of_turn>": GEMMA,
 }
-_BY_ARCHITECTURE = {"llama": LLAMA2, "mistral": LLAMA2}
 
 
-def builtin_template(architecture: str, special_texts: Collection[str]) -> str:
-    """`special_texts` are the model's control tokens. Raises UnsupportedError where nothing fits."""
+def builtin_template(architecture: str, special_texts: Collection[str], fallback: str | None) -> str:
+    """`special_texts` are the model's control tokens, `fallback` is what its family has where these tell nothing.
+
+    Raises UnsupportedError where nothing fits.
+    """
     for token, template in _BY_TOKEN.items():
         if token in special_texts:
             return template
-    if architecture in _BY_ARCHITECTURE:
-        return _BY_ARCHITECTURE[architecture]
+    if fallback is not None:
+        return fallback
     raise UnsupportedError(
         f"the model brings no chat template and none is known for architecture {architecture!r}; "
         "use /v1/completions, or put a chat_template.jinja beside the model"

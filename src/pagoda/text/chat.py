@@ -105,12 +105,12 @@ class ChatTemplate:
         return _PROBE in rendered and "'type'" not in rendered and '"type"' not in rendered
 
 
-def load_chat_template(checkpoint: TemplateSource, tokenizer: Tokenizer) -> ChatTemplate:
-    """The checkpoint's own template, else one that fits its control tokens or architecture.
+def load_chat_template(checkpoint: TemplateSource, tokenizer: Tokenizer, fallback: str | None = None) -> ChatTemplate:
+    """The checkpoint's own template, else one that fits its control tokens, else `fallback`, its family's.
 
     Raises UnsupportedError where there is none or it does not parse.
     """
-    return ChatTemplate(template_sources(checkpoint, tokenizer.vocabulary), tokenizer)
+    return ChatTemplate(template_sources(checkpoint, tokenizer.vocabulary, fallback), tokenizer)
 
 
 def _prepare(message: Message, takes_parts: bool) -> dict[str, Any]:

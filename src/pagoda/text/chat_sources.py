@@ -22,13 +22,13 @@ class TemplateSource(TokenizerSource, Protocol):
     def architecture(self) -> str: ...
 
 
-def template_sources(checkpoint: TemplateSource, vocabulary: Vocabulary) -> dict[str, str]:
-    """Templates by name, "default" among them: the checkpoint's own, else one that fits its tokens or architecture.
+def template_sources(checkpoint: TemplateSource, vocabulary: Vocabulary, fallback: str | None) -> dict[str, str]:
+    """Templates by name, "default" among them: the checkpoint's own, else one that fits its tokens, else `fallback`.
 
     Raises UnsupportedError where there is none.
     """
     found = named_templates(checkpoint.metadata) if checkpoint.kind == "gguf" else folder_templates(checkpoint.path)
-    return found if "default" in found else {**found, "default": _builtin(checkpoint.architecture, vocabulary)}
+    return found if "default" in found else {**found, "default": _builtin(checkpoint, vocabulary, fallback)}
 
 
 def named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -61,6 +61,7 @@ def _named(value: Any, path: Path) -> dict[str, str]:
         raise FormatError("chat_template is neither text nor a list of named templates", path=str(path)) from error
 
 
-def _builtin(architecture: str, vocabulary: Vocabulary) -> str:
+def _builtin(checkpoint: TemplateSource, vocabulary: Vocabulary, fallback: str | None) -> str:
     pairs = zip(vocabulary.tokens, vocabulary.types, strict=False)
-    return builtin_template(architecture, {text for text, kind in pairs if kind == TokenType.CONTROL})
+    control = {text for text, kind in pairs if kind == TokenType.CONTROL}
+    return builtin_template(checkpoint.architecture, control, fallback)

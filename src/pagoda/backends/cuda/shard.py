@@ -8,19 +8,15 @@ weights stay whole, so any format can be cut that has enough of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
 from pagoda.backends import trace as t
 from pagoda.errors import ConfigError
 from pagoda.formats.blocks import BLOCK_TYPES
-from pagoda.formats.packed import GroupedWeight
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.types import RawTensor
 
@@ -96,40 +92,21 @@ def _rows(raw: RawTensor, shard: Shard) -> RawTensor:
 
 def _slice_rows(raw: RawTensor, start: int, end: int) -> RawTensor:
     if isinstance(raw, QuantizedTensor):
-        return _slice_quantized(raw, slice(start, end), slice(None))
-    data = np.asarray(raw.data).reshape(-1).view(np.uint8).reshape(raw.shape[0], -1)[start:end]
-    return replace(raw, shape=(end - start, *raw.shape[1:]), data=data.reshape(-1))
+        return raw.cut(rows=slice(start, end))
+    return replace(raw.part(start, end), name=raw.name)
 
 
 def _columns(raw: RawTensor, shard: Shard) -> RawTensor:
     if isinstance(raw, QuantizedTensor):
         _check_even(raw.shape[1], f"columns of {raw.name!r}", shard)
         per = raw.shape[1] // shard.size
-        return _slice_quantized(raw, slice(None), slice(shard.rank * per, (shard.rank + 1) * per))
+        return raw.cut(columns=slice(shard.rank * per, (shard.rank + 1) * per))
     block = BLOCK_TYPES[raw.type]
     _check_even(raw.shape[1] // block.elements, f"blocks of {raw.type} in a row of {raw.name!r}", shard)
-    data = np.asarray(raw.data).reshape(-1).view(np.uint8).reshape(raw.shape[0], -1)
-    width = data.shape[1] // shard.size
-    part = np.ascontiguousarray(data[:, shard.rank * width : (shard.rank + 1) * width])
+    rows = raw.rows()
+    width = rows.shape[1] // shard.size
+    part = np.ascontiguousarray(rows[:, shard.rank * width : (shard.rank + 1) * width])
     return replace(raw, shape=(raw.shape[0], raw.shape[1] // shard.size), data=part.reshape(-1))
-
-
-def _slice_quantized(raw: QuantizedTensor, rows: slice, columns: slice) -> QuantizedTensor:
-    """The layer is unpacked whole, and cut then."""
-    whole = raw.unpacker
-
-    def unpack(parts: Mapping[str, npt.NDArray[Any]]) -> GroupedWeight:
-        w = whole(parts)
-        return replace(
-            w,
-            codes=w.codes[rows, columns],
-            scales=w.scales[rows],
-            zeros=w.zeros[rows],
-            groups=w.groups[columns],
-        )
-
-    shape = len(range(raw.shape[0])[rows]), len(range(raw.shape[1])[columns])
-    return replace(raw, shape=shape, unpacker=unpack)
 
 
 def _check_even(count: int, what: str, shard: Shard) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pagoda._native as native
 from pagoda.backends.base import KVType
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
+from pagoda.models.registry import known_family
 from pagoda.plan.cost.memory import ffn_width
 from pagoda.plan.model.shapes import EMBEDDING, ModelShape
 from pagoda.plan.model.weights import FLOATS, ModelWeights
@@ -21,7 +22,6 @@ from pagoda.plan.model.weights import FLOATS, ModelWeights
 PANEL_ROWS = 16
 COLUMNS = 256
 SAMPLE_PANELS = 1024  # so many that rounding to whole pages does not show
-ROPE_TABLES = {"gemma3": 2}  # one otherwise
 
 
 def packed_bytes(shape: ModelShape, weights: ModelWeights) -> int | None:
@@ -61,7 +61,8 @@ def engine_buffer_bytes(
     kind = shape.attention[0]
     for columns in () if is_float else {shape.hidden_size, kind.num_heads * kind.value_dim, ffn_width(shape)}:
         program.add_quantized(columns)
-    for _ in range(ROPE_TABLES.get(shape.architecture, 1)):
+    family = known_family(shape.architecture)
+    for _ in range(family.rope_tables if family else 1):
         program.add_rope(np.ones(kind.key_dim // 2, np.float32), 1.0, True)
     logits = rows * -(-shape.vocab_size // PANEL_ROWS) * PANEL_ROWS * 4
     return program.buffer_bytes + logits

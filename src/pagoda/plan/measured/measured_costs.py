@@ -65,8 +65,6 @@ def sliced(shape: ModelShape, weights: ModelWeights) -> Iterator[tuple[Decoder, 
     assert shape.path is not None
     with open_checkpoint(shape.path) as checkpoint:
         model = load_model(checkpoint)
-        if not isinstance(model, Decoder):
-            raise UnsupportedError(f"{shape.name} is not a decoder")
         yield model, signatures(model)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from pagoda.errors import UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.models.layers import Attention, Block, Decoder
-from pagoda.models.registry import FAMILIES, load_model
+from pagoda.models.registry import known_family, load_model
 from pagoda.models.source import Checkpoint
 from pagoda.plan.model.shapes import ModelShape
 from pagoda.plan.model.weights import ModelWeights
@@ -44,9 +44,7 @@ class Slice:
 
 def signature(block: Block) -> str:
     """Equal for layers whose matrices have equal shapes and types."""
-    a, f = block.attention, block.ffn
-    matrices = (a.q, a.k, a.v, a.output, f.gate, f.up, f.down)
-    return " ".join(f"{m.weight.type}{m.weight.shape[0]}x{m.weight.shape[1]}" for m in matrices)
+    return " ".join(f"{matrix.type}{matrix.shape[0]}x{matrix.shape[1]}" for matrix in block.matrices)
 
 
 def cut(model: Decoder, least_bytes: int) -> Slice:
@@ -79,8 +77,7 @@ def _spread(members: Sequence[int], share: float) -> list[int]:
 
 
 def _bytes(block: Block) -> int:
-    a, f = block.attention, block.ffn
-    return sum(m.weight.data.nbytes for m in (a.q, a.k, a.v, a.output, f.gate, f.up, f.down))
+    return sum(matrix.data.nbytes for matrix in block.matrices)
 
 
 def _unwindowed(block: Block) -> Block:
@@ -110,7 +107,8 @@ class RandomCheckpoint:
 def random_model(shape: ModelShape, weights: ModelWeights, least_bytes: int) -> tuple[Decoder, dict[str, int]]:
     """A few layers of such a model, at least `least_bytes` of matrices, and how many layers of each signature the
     whole model has. UnsupportedError if the engine has no such family or format."""
-    if shape.architecture not in FAMILIES or weights.types is None or shape.num_experts:
+    family = known_family(shape.architecture)
+    if family is None or family.build is None or weights.types is None or shape.num_experts:
         what = weights.format if weights.types is None else shape.architecture
         raise UnsupportedError(f"the engine here does not run {what!r}")
     if unread := set(weights.types.values()) - set(BLOCK_TYPES):
@@ -119,7 +117,7 @@ def random_model(shape: ModelShape, weights: ModelWeights, least_bytes: int) -> 
     each = sum(weights.tensors[t.name] for t in shape.layer_matrices) / shape.num_layers
     share = min(1.0, (least_bytes / each + 1) / shape.num_layers)
     chosen = sorted(i for members in kinds.values() for i in _spread(members, share))
-    model = _random_layers(shape, weights.types, chosen)
+    model = _random_layers(shape, family.gguf, weights.types, chosen)
     names = {signature(block): i for block, i in zip(model.blocks, chosen, strict=True)}
     counts = {name: next(len(m) for m in kinds.values() if i in m) for name, i in names.items()}
     return model, counts
@@ -136,7 +134,7 @@ def _layer_kinds(shape: ModelShape, types: Mapping[str, str]) -> dict[tuple[str,
     return kinds
 
 
-def _random_layers(shape: ModelShape, types: Mapping[str, str], chosen: Sequence[int]) -> Decoder:
+def _random_layers(shape: ModelShape, architecture: str, types: Mapping[str, str], chosen: Sequence[int]) -> Decoder:
     rng = np.random.default_rng(0)
     tensors = {}
     for tensor in shape.tensors:
@@ -147,13 +145,11 @@ def _random_layers(shape: ModelShape, types: Mapping[str, str], chosen: Sequence
             name = name.replace(f"blk.{tensor.layer}.", f"blk.{chosen.index(tensor.layer)}.")
         type = types[tensor.name] if tensor.is_matrix else "F32"
         tensors[name] = _random(rng, name, type, tensor.shape)
-    checkpoint: Checkpoint = RandomCheckpoint(shape.architecture, _metadata(shape, len(chosen)), tensors)
-    model = load_model(checkpoint)
-    assert isinstance(model, Decoder)
-    return model
+    checkpoint: Checkpoint = RandomCheckpoint(architecture, _metadata(shape, architecture, len(chosen)), tensors)
+    return load_model(checkpoint)
 
 
-def _metadata(shape: ModelShape, num_layers: int) -> dict[str, Any]:
+def _metadata(shape: ModelShape, architecture: str, num_layers: int) -> dict[str, Any]:
     kind = shape.attention[0]
     ffn = next(t.shape[-1] for t in shape.tensors if "ffn_down" in t.name)
     keys = {
@@ -167,7 +163,7 @@ def _metadata(shape: ModelShape, num_layers: int) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": 1e-5,
         "context_length": shape.max_context,
     }
-    return {f"{shape.architecture}.{key}": value for key, value in keys.items()}
+    return {f"{architecture}.{key}": value for key, value in keys.items()}
 
 
 def _random(rng: np.random.Generator, name: str, type: str, shape: tuple[int, ...]) -> RawTensor:

@@ -1,65 +1,24 @@
 """From the settings in a config.json to the tensors that such a model has, by GGUF's names.
 
-An architecture is a row of what differs from Llama. One that is not in the table is planned as a Llama, and the shape
+What differs from Llama stands in the architecture's `Family`. One that has none is planned as a Llama, and the shape
 says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from pagoda.errors import FormatError
+from pagoda.models import experts, llama
+from pagoda.models.family import Family
+from pagoda.models.registry import known_family
 from pagoda.models.source import Settings
 from pagoda.plan.model.shapes import EMBEDDING, OUTPUT, AttentionShape, ModelShape, TensorShape
 
 MAX_LAYERS, MAX_SIZE, MAX_EXPERTS = 1 << 12, 1 << 24, 1 << 14
 NESTED = "text_config"  # of models that also see or hear
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """How an architecture differs from Llama; `defaults` are config.json's keys that its files leave out."""
-
-    qkv_bias: bool = False
-    output_bias: bool = False
-    qk_norm: bool = False
-    post_norms: bool = False
-    norm_bias: bool = False
-    head_bias: bool = False
-    fused: bool = False  # q, k, v are one matrix, gate and up another
-    windows: bool = True  # whether `sliding_window` is heeded
-    tied: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-_GEMMA3 = {
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "vocab_size": 262_208,
-    "max_position_embeddings": 131_072,
-    "sliding_window": 4096,
-    "sliding_window_pattern": 6,
-}
-ARCHITECTURES: dict[str, Traits] = {
-    "llama": Traits(windows=False),
-    "mistral": Traits(),
-    "mixtral": Traits(),
-    "qwen2": Traits(qkv_bias=True, windows=False),
-    "qwen2_moe": Traits(qkv_bias=True, windows=False, defaults={"num_experts": 60, "num_experts_per_tok": 4}),
-    "qwen3": Traits(qk_norm=True, windows=False),
-    "qwen3_moe": Traits(qk_norm=True, windows=False, defaults={"num_experts": 128, "num_experts_per_tok": 8}),
-    "gemma2": Traits(post_norms=True, tied=True, defaults={"sliding_window_pattern": 2}),
-    "gemma3": Traits(qk_norm=True, post_norms=True, tied=True, defaults=_GEMMA3),
-    "phi3": Traits(fused=True),
-    "phimoe": Traits(qkv_bias=True, output_bias=True, norm_bias=True, head_bias=True),
-    "deepseek_v2": Traits(),
-    "deepseek_v3": Traits(),
-    "smollm3": Traits(windows=False, tied=True),
-    "granite": Traits(windows=False, tied=True),
-}
 
 
 def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
@@ -72,19 +31,18 @@ def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
         config = {**{k: v for k, v in config.items() if k != NESTED}, **nested}
         model_type = str(nested.get("model_type", model_type))
     model_type = model_type.removesuffix("_text")
-    traits = ARCHITECTURES.get(model_type)
-    if traits is None:
+    family = known_family(model_type)
+    if family is None:
         assumptions.append(f"the architecture {model_type!r} is unknown: its tensors are taken to be those of a Llama")
-        traits = Traits()
-    present = {key: value for key, value in config.items() if value is not None}
-    return _Recipe(Settings({**traits.defaults, **present}), traits).shape(name, model_type, assumptions)
+        family = replace(llama.FAMILY, windows=True)
+    return _Recipe(family.settings(config), family).shape(name, model_type, assumptions)
 
 
 class _Recipe:
     """Reads the sizes, then lists the tensors."""
 
-    def __init__(self, settings: Settings, traits: Traits) -> None:
-        self.settings, self.traits = settings, traits
+    def __init__(self, settings: Settings, family: Family) -> None:
+        self.settings, self.family = settings, family
         size = self._size
         self.layers = size("num_hidden_layers", high=MAX_LAYERS)
         self.hidden = size("hidden_size")
@@ -101,7 +59,7 @@ class _Recipe:
             if settings.get("head_dim") is None and self.hidden % self.heads:
                 raise FormatError(f"a hidden size of {self.hidden} does not divide into {self.heads} heads")
             self.key_dim = self.value_dim = size("head_dim", self.hidden // self.heads)
-        self.experts = max(self._first("num_local_experts", "num_experts", "n_routed_experts"), 0)
+        self.experts = experts.num_experts(settings)
         self.used = size("num_experts_per_tok", 2, high=MAX_EXPERTS) if self.experts else 0
 
     def _size(self, key: str, default: int | None = None, *, high: int = MAX_SIZE) -> int:
@@ -140,7 +98,7 @@ class _Recipe:
         return AttentionShape(count, self.heads, self.kv_heads, self.key_dim, self.value_dim, window, latent)
 
     def _window(self, context: int) -> int | None:
-        heeded = self.traits.windows or self.settings.flag("use_sliding_window", False)
+        heeded = self.family.windows or self.settings.flag("use_sliding_window", False)
         if not heeded or self.settings.get("sliding_window") is None:
             return None
         window = self.settings.integer("sliding_window", low=0, high=1 << 30)
@@ -149,8 +107,9 @@ class _Recipe:
     def _num_sliding(self) -> int:
         if self.settings.get("layer_types") is not None:
             return self.settings.sequence("layer_types", self.layers).count("sliding_attention")
-        if self.settings.get("sliding_window_pattern") is not None:
-            return self.layers - self.layers // self._size("sliding_window_pattern")
+        pattern = self.settings.integer("sliding_window_pattern", self.family.window_pattern, low=0, high=MAX_LAYERS)
+        if pattern:
+            return self.layers - self.layers // pattern
         if self.settings.get("max_window_layers") is not None:
             return max(0, self.layers - self.settings.integer("max_window_layers", low=0, high=MAX_LAYERS))
         return self.layers
@@ -159,16 +118,17 @@ class _Recipe:
 
     def _tensors(self) -> Iterator[TensorShape]:
         yield TensorShape(EMBEDDING, (self.vocab, self.hidden))
-        if not self.settings.flag("tie_word_embeddings", self.traits.tied):
+        if not self.settings.flag("tie_word_embeddings"):
             yield TensorShape(OUTPUT, (self.vocab, self.hidden))
-        if self.traits.head_bias:
+        if self.family.head_bias:
             yield TensorShape("output.bias", (self.vocab,))
         yield from self._norm("output_norm", self.hidden)
         for layer in range(self.layers):
             prefix = f"blk.{layer}."
             yield from self._norms(prefix)
             yield from self._latent_attention(prefix) if self.latent else self._plain_attention(prefix)
-            yield from self._experts(prefix) if self._has_experts(layer) else self._ffn(prefix)
+            has_experts = self.experts and experts.has_experts(self.settings, layer)
+            yield from self._experts(prefix) if has_experts else self._ffn(prefix)
 
     def _linear(self, name: str, rows: int, columns: int, bias: bool = False) -> Iterator[TensorShape]:
         yield TensorShape(name + ".weight", (rows, columns))
@@ -177,25 +137,25 @@ class _Recipe:
 
     def _norm(self, name: str, size: int) -> Iterator[TensorShape]:
         yield TensorShape(name + ".weight", (size,))
-        if self.traits.norm_bias:
+        if self.family.norm_bias:
             yield TensorShape(name + ".bias", (size,))
 
     def _norms(self, prefix: str) -> Iterator[TensorShape]:
-        names = ["attn_norm", "ffn_norm", *(["post_attention_norm", "post_ffw_norm"] if self.traits.post_norms else [])]
+        names = ["attn_norm", "ffn_norm", *(["post_attention_norm", "post_ffw_norm"] if self.family.post_norms else [])]
         for name in names:
             yield from self._norm(prefix + name, self.hidden)
 
     def _plain_attention(self, prefix: str) -> Iterator[TensorShape]:
         q, kv = self.heads * self.key_dim, self.kv_heads * self.key_dim
-        bias = self.traits.qkv_bias or self.settings.flag("attention_bias")
-        if self.traits.fused:
+        bias = self.family.qkv_bias or self.settings.flag("attention_bias")
+        if self.family.fused:
             yield from self._linear(prefix + "attn_qkv", q + 2 * kv, self.hidden)
         else:
             for role, rows in (("attn_q", q), ("attn_k", kv), ("attn_v", kv)):
                 yield from self._linear(prefix + role, rows, self.hidden, bias)
-        output_bias = self.traits.output_bias or (bias and not self.traits.qkv_bias)
+        output_bias = self.family.output_bias or (bias and not self.family.qkv_bias)
         yield from self._linear(prefix + "attn_output", self.hidden, q, output_bias)
-        for role in ("attn_q_norm", "attn_k_norm") if self.traits.qk_norm else ():
+        for role in ("attn_q_norm", "attn_k_norm") if self.family.qk_norm else ():
             yield TensorShape(f"{prefix}{role}.weight", (self.key_dim,))
 
     def _latent_attention(self, prefix: str) -> Iterator[TensorShape]:
@@ -218,20 +178,12 @@ class _Recipe:
     def _ffn(self, prefix: str, size: int | None = None, suffix: str = "") -> Iterator[TensorShape]:
         size = size or self.ffn
         bias = self.settings.flag("mlp_bias")
-        if self.traits.fused:
+        if self.family.fused:
             yield from self._linear(prefix + "ffn_up", 2 * size, self.hidden)
         else:
             yield from self._linear(f"{prefix}ffn_gate{suffix}", size, self.hidden, bias)
             yield from self._linear(f"{prefix}ffn_up{suffix}", size, self.hidden, bias)
         yield from self._linear(f"{prefix}ffn_down{suffix}", self.hidden, size, bias)
-
-    def _has_experts(self, layer: int) -> bool:
-        if not self.experts or layer < self._first("first_k_dense_replace"):
-            return False
-        if self.settings.is_sequence("mlp_only_layers") and layer in self.settings.get("mlp_only_layers"):
-            return False
-        step = self._first("decoder_sparse_step", "moe_layer_freq") or 1
-        return (layer + 1) % step == 0 if step > 1 else True
 
     def _experts(self, prefix: str) -> Iterator[TensorShape]:
         size = self._first("moe_intermediate_size") or self.ffn

@@ -19,6 +19,8 @@ from typing import Any
 
 from pagoda.errors import FormatError, SourceError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
+from pagoda.models.planned import PLANNED
+from pagoda.models.registry import FAMILIES, find_family
 from pagoda.models.source import Settings
 from pagoda.plan.model.config_shapes import shape_from_config
 from pagoda.plan.model.shapes import EMBEDDING, AttentionShape, ModelShape, TensorShape
@@ -33,10 +35,6 @@ else:
 
 MAX_LAYERS, MAX_LENGTH = 1 << 12, 1 << 30
 
-# Sliding windows that GGUF's metadata leaves to the architecture: all but one of so many layers slide.
-PATTERNS = {"gemma3": 6, "gemma2": 2, "cohere2": 4, "gpt-oss": 2, "llama4": 4, "gemma3n": 5}
-# Architectures whose files state a window that their models do not use.
-UNUSED_WINDOWS = frozenset({"qwen2", "qwen3", "qwen2moe", "qwen3moe"})
 FILE_TYPES = {
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S"},
     **{12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K"},
@@ -165,6 +163,7 @@ class _GGUFReader:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._architecture = checkpoint.architecture
+        self._family = find_family(checkpoint, (*FAMILIES, *PLANNED))
         self._settings = Settings(checkpoint.metadata)
         self.assumptions: list[str] = []
         if self._has("ssm.state_size"):
@@ -207,10 +206,11 @@ class _GGUFReader:
     def _windows(self, num_layers: int) -> list[int | None]:
         window = self.integer("attention.sliding_window", 0, low=0, high=MAX_LENGTH)
         context = self.integer("context_length", 2048, high=MAX_LENGTH)
-        if not 0 < window < context or self._architecture in UNUSED_WINDOWS:
+        if not 0 < window < context or (self._family and not self._family.windows):
             return [None] * num_layers
         key = self._key("attention.sliding_window_pattern")
         if self._settings.is_sequence(key):
             return [window if slides else None for slides in self._settings.sequence(key, num_layers)]
-        pattern = self.integer("attention.sliding_window_pattern", PATTERNS.get(self._architecture, 0), low=0)
+        usual = self._family.window_pattern if self._family else 0
+        pattern = self.integer("attention.sliding_window_pattern", usual, low=0)
         return [window if not pattern or (layer + 1) % pattern else None for layer in range(num_layers)]

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import Checkpoint
-from pagoda.models.layers import Decoder
-from pagoda.models.registry import load_model
+from pagoda.models.registry import fallback_template, load_model
 from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, SampleValue, run_sample
 from pagoda.quantize.calibration.imatrix import Entry, Imatrix
 from pagoda.quantize.calibration.layers import column_sums
@@ -27,7 +26,7 @@ class SquaredInputs(PlainWeights):
 
     def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
         entry = Entry(*column_sums(x, 2))
-        self.entries |= {call.weight.name: entry for call in calls}
+        self.entries |= {call.weight.part_of or call.weight.name: entry for call in calls}
         self._done(len(self.entries))
         return super().weights(x, calls)
 
@@ -44,11 +43,10 @@ def collect_imatrix(
     `names` gives the GGUF name of each of the file's tensors. Raises what `read_sample` raises.
     """
     decoder = load_model(checkpoint)
-    assert isinstance(decoder, Decoder)
     sample = _sample(checkpoint, settings, decoder.max_context)
     windows, tokens = sample.windows.shape
     say(f"importance matrix from {windows} windows of {tokens} tokens ({settings.calibration})")
-    total = 7 * decoder.num_layers
+    total = len({matrix.part_of or matrix.name for block in decoder.blocks for matrix in block.matrices})
     source = SquaredInputs(lambda done: progress("importance matrix", done, total))
     run_sample(decoder, sample.windows, source, settings.device, say)
     entries = {names[name]: entry for name, entry in source.entries.items()}
@@ -58,7 +56,7 @@ def collect_imatrix(
 def _sample(checkpoint: Checkpoint, settings: QuantizeSettings, max_context: int) -> Sample:
     tokenizer = load_tokenizer(checkpoint)
     try:
-        template = load_chat_template(checkpoint, tokenizer)
+        template = load_chat_template(checkpoint, tokenizer, fallback_template(checkpoint))
     except UnsupportedError:
         template = None
     return read_sample(

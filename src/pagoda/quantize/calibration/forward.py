@@ -17,9 +17,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
-from pagoda.errors import CapacityError
-from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from pagoda.backends.base import Activation, AttentionSpec, ExpertsSpec, RopeSpec
+from pagoda.errors import CapacityError, UnsupportedError
+from pagoda.formats.blocks import dequantize
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.quantized import as_floats as decoded
 from pagoda.models.layers import Decoder
@@ -104,10 +104,7 @@ def table_rows(table: RawTensor, ids: Int32Array) -> FloatArray:
     """Rows `ids` of a matrix of any type; of block types without decoding the rest. → [len(ids), E]"""
     if isinstance(table, QuantizedTensor):
         return decoded(table)[ids]
-    block = BLOCK_TYPES[table.type]
-    columns = table.shape[1]
-    raw = np.asarray(table.data).reshape(-1).view(np.uint8).reshape(-1, columns // block.elements * block.bytes)
-    return dequantize(raw[ids], table.type, (len(ids), columns))
+    return dequantize(table.rows()[ids], table.type, (len(ids), table.shape[1]))
 
 
 Scored = Callable[[int, FloatArray], None]  # told of chunk i's logits [T, V]
@@ -189,6 +186,17 @@ class WindowOps:
             return self.arithmetic.gated(gate.chunk(i), up.chunk(i), activation)
 
         return SampleValue(self, compute, dear=True, origin=up.origin)
+
+    def experts(
+        self,
+        x: SampleValue,
+        router: SampleValue,
+        gate: Sequence[RawTensor],
+        up: Sequence[RawTensor],
+        down: Sequence[RawTensor],
+        spec: ExpertsSpec,
+    ) -> SampleValue:
+        raise UnsupportedError("mixtures of experts are not calibrated yet: take a format that needs no text")
 
     def add(self, x: SampleValue, y: SampleValue) -> SampleValue:
         for i, chunk in enumerate(x.keep()):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pagoda.errors import ConfigError
 from pagoda.formats.nf4 import STATE
@@ -14,7 +17,7 @@ from pagoda.quantize.algorithms.awq import BITS, AWQOptions, AWQQuantizer
 from pagoda.quantize.algorithms.gptq import GPTQOptions, GPTQQuantizer, group_count
 from pagoda.quantize.algorithms.int8 import quantize_rows
 from pagoda.quantize.algorithms.nf4 import BLOCK_SIZE, NESTED_SIZE, STATE_BYTES, quantize_nf4
-from pagoda.quantize.calibration.layers import finite
+from pagoda.quantize.calibration.layers import Store, finite
 from pagoda.quantize.folder.write import (
     DTYPE_NAMES,
     Arrays,
@@ -26,6 +29,7 @@ from pagoda.quantize.folder.write import (
     write_folder,
 )
 from pagoda.quantize.job import Job
+from pagoda.types import FloatArray
 
 GPTQ_BITS = (2, 3, 4, 8)
 
@@ -41,7 +45,7 @@ def gptq(job: Job) -> Path:
     options = GPTQOptions(s.bits, size, s.symmetric, s.act_order, s.damping)
     sample = load_sample(job, model)
     store = quantize_layers(job, model, sample, GPTQQuantizer(options, job.say))
-    return write_folder(job, model, GPTQPacking(options), lambda n: pack_gptq(store.load(n).weight), sample=sample)
+    return write_folder(job, model, GPTQPacking(options), lambda n: pack_gptq(_joined(model, store, n)), sample=sample)
 
 
 def awq(job: Job) -> Path:
@@ -54,14 +58,30 @@ def awq(job: Job) -> Path:
     options = AWQOptions(fitting_group_size(model, s.group_size, job.say))
     sample = load_sample(job, model)
     store = quantize_layers(job, model, sample, AWQQuantizer(options))
-    divisors = store.divisors()
+    divisors = _by_tensor(model, store.divisors())
 
     def parts(name: str) -> Arrays:
-        w = store.load(name).weight
+        w = _joined(model, store, name)
         scales = w.scales / divisors[name][:, None] if name in divisors else w.scales
         return pack_awq(GroupedWeight(w.bits, w.codes, scales, w.zeros, w.groups))
 
     return write_folder(job, model, AWQPacking(options), parts, divisors=divisors, sample=sample)
+
+
+def _joined(model: OpenedModel, store: Store, name: str) -> GroupedWeight:
+    """A linear's weight, or all that stand in one tensor, one below the other: they read one input."""
+    return GroupedWeight.join([store.load(piece.name).weight for piece in model.pieces[name]])
+
+
+def _by_tensor(model: OpenedModel, divisors: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Divisors by the folder's tensors: where one holds several linears' rows, those of the others are 1."""
+    found = dict(divisors)
+    for name, pieces in model.pieces.items():
+        if len(pieces) > 1 and any(piece.name in divisors for piece in pieces):
+            ones = [np.ones(piece.shape[0], np.float32) for piece in pieces]
+            each = [found.pop(piece.name, one) for piece, one in zip(pieces, ones, strict=True)]
+            found[name] = np.concatenate(each)
+    return found
 
 
 def nf4(job: Job) -> Path:
@@ -101,7 +121,7 @@ class GPTQPacking:
             "g_idx": Place("I32", (columns,)),
         }
 
-    def config(self, dtype: str) -> dict[str, Any]:
+    def config(self, dtype: str, kept: Sequence[str]) -> dict[str, Any]:
         o = self.options
         return {
             "quant_method": "gptq",
@@ -130,7 +150,7 @@ class AWQPacking:
             "scales": Place("F16", (groups, rows)),
         }
 
-    def config(self, dtype: str) -> dict[str, Any]:
+    def config(self, dtype: str, kept: Sequence[str]) -> dict[str, Any]:
         return {
             "quant_method": "awq",
             "version": "gemm",
@@ -154,7 +174,7 @@ class NF4Packing:
             f"weight.{STATE}nf4": Place("U8", (STATE_BYTES,)),
         }
 
-    def config(self, dtype: str) -> dict[str, Any]:
+    def config(self, dtype: str, kept: Sequence[str]) -> dict[str, Any]:
         return {
             "quant_method": "bitsandbytes",
             "load_in_4bit": True,
@@ -163,7 +183,7 @@ class NF4Packing:
             "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": dtype,
             "bnb_4bit_quant_storage": "uint8",
-            "llm_int8_skip_modules": ["lm_head"],
+            "llm_int8_skip_modules": list(kept),
         }
 
 
@@ -172,7 +192,7 @@ class Int8Packing:
     def places(self, rows: int, columns: int) -> dict[str, Place]:
         return {"weight": Place("I8", (rows, columns)), "weight_scale": Place("F32", (rows, 1))}
 
-    def config(self, dtype: str) -> dict[str, Any]:
+    def config(self, dtype: str, kept: Sequence[str]) -> dict[str, Any]:
         numbers = {"num_bits": 8, "type": "int", "symmetric": True}
         weights = {**numbers, "strategy": "channel", "dynamic": False}
         activations = {**numbers, "strategy": "token", "dynamic": True}
@@ -189,7 +209,7 @@ class Int8Packing:
                     "format": "int-quantized",
                 }
             },
-            "ignore": ["lm_head"],
+            "ignore": list(kept),
             "global_compression_ratio": None,
             "kv_cache_scheme": None,
         }

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,13 +19,13 @@ import numpy.typing as npt
 
 from pagoda.engine.memory import peak_memory
 from pagoda.errors import ConfigError, UnsupportedError
-from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from pagoda.formats.blocks import dequantize
 from pagoda.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.safetensors_writer import Place, SafetensorsFolder
-from pagoda.models.hugging_face import FAMILIES, HuggingFaceView, as_hugging_face
-from pagoda.models.layers import Block, Decoder, Linear
-from pagoda.models.registry import load_model
+from pagoda.models.hugging_face import HuggingFaceView, as_hugging_face
+from pagoda.models.layers import Decoder, Experts
+from pagoda.models.registry import fallback_template, family_of, load_model
 from pagoda.quantize.calibration.forward import run_sample
 from pagoda.quantize.calibration.layers import LayerQuantizer, QuantizingSource, Store, check_finite
 from pagoda.quantize.calibration.sample import Sample, read_sample
@@ -47,19 +48,30 @@ class Packing(Protocol):
     def places(self, rows: int, columns: int) -> dict[str, Place]:
         """Its parts, by what follows the linear's name."""
 
-    def config(self, dtype: str) -> dict[str, Any]:
-        """`quantization_config` of config.json."""
+    def config(self, dtype: str, kept: Sequence[str]) -> dict[str, Any]:
+        """`quantization_config` of config.json; `kept` are linears that stay floats."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OpenedModel:
     """A checkpoint on its way into a folder."""
 
     opened: Checkpoint
     view: Checkpoint | HuggingFaceView
     decoder: Decoder
-    linears: Mapping[str, tuple[int, int]]  # weight name → (out, in)
+    pieces: Mapping[str, tuple[RawTensor, ...]]  # a linear's weight → itself, or the matrices that it holds in order
     dtype: str  # of what is not quantized: "F16" or "BF16"
+
+    @cached_property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of each linear, by its weight's name."""
+        return {name: (sum(p.shape[0] for p in pieces), pieces[0].shape[1]) for name, pieces in self.pieces.items()}
+
+    @property
+    def kept_linears(self) -> list[str]:
+        """Names of linears that stay floats: the head, and what picks experts."""
+        routers = [block.ffn.router.weight.name for block in self.decoder.blocks if isinstance(block.ffn, Experts)]
+        return ["lm_head", *(name.removesuffix(".weight") for name in routers)]
 
     def tensor(self, name: str) -> RawTensor:
         return self.view.tensors[name]
@@ -76,14 +88,11 @@ def open_model(path: Path) -> OpenedModel:
         )
     view = as_hugging_face(opened)
     decoder = load_model(view)
-    assert isinstance(decoder, Decoder)
-    weights = [linear.weight for block in decoder.blocks for linear in _linears(block)]
-    return OpenedModel(opened, view, decoder, {w.name: (w.shape[0], w.shape[1]) for w in weights}, _dtype(view))
-
-
-def _linears(block: Block) -> tuple[Linear, ...]:
-    attention, ffn = block.attention, block.ffn
-    return attention.q, attention.k, attention.v, attention.output, ffn.gate, ffn.up, ffn.down
+    pieces: dict[str, tuple[RawTensor, ...]] = {}
+    for matrix in (matrix for block in decoder.blocks for matrix in block.matrices):
+        name = matrix.part_of or matrix.name
+        pieces[name] = (*pieces.get(name, ()), matrix)
+    return OpenedModel(opened, view, decoder, pieces, _dtype(view))
 
 
 def _dtype(view: Checkpoint | HuggingFaceView) -> str:
@@ -129,7 +138,7 @@ def load_sample(job: Job, model: OpenedModel) -> Sample:
 
 def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | None:
     try:
-        return load_chat_template(checkpoint, tokenizer)
+        return load_chat_template(checkpoint, tokenizer, fallback_template(checkpoint))
     except UnsupportedError:
         return None
 
@@ -137,16 +146,17 @@ def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | No
 def quantize_layers(job: Job, model: OpenedModel, sample: Sample, quantizer: LayerQuantizer) -> Store:
     """Run the sample through the model and quantize each linear when its inputs are known."""
     store = Store(job.work / "layers")
+    owners = {piece.name: name for name, pieces in model.pieces.items() for piece in pieces}
     finished = 0
 
     def done(names: Sequence[str]) -> None:
         nonlocal finished
         finished += len(names)
         for name in names:
-            model.view.release(name)
-        job.progress(f"{job.name}: linears", finished, len(model.linears))
+            model.view.release(owners[name])
+        job.progress(f"{job.name}: linears", finished, len(owners))
 
-    job.progress(f"{job.name}: linears", 0, len(model.linears))
+    job.progress(f"{job.name}: linears", 0, len(owners))
     source = QuantizingSource(quantizer, store, done)
     run_sample(model.decoder, sample.windows, source, job.settings.device, job.say)
     return store
@@ -189,7 +199,7 @@ def _config(job: Job, model: OpenedModel, packing: Packing, sample: Sample | Non
     return {
         "dtype": dtype,
         "torch_dtype": dtype,
-        "quantization_config": packing.config(dtype),
+        "quantization_config": packing.config(dtype, model.kept_linears),
         "pagoda": made,
     }
 
@@ -213,8 +223,7 @@ class _Writer:
         self.packing = packing
         self.parts = parts
         self.divisors = divisors
-        family = next(f for f in FAMILIES.values() if f.model_type.removesuffix("_text") == model.view.architecture)
-        self.norm_offset = np.float32(family.norm_offset)
+        self.norm_offset = np.float32(family_of(model.view).norm_offset)
         self._owner: dict[str, str] = {}  # part's name → its linear's weight
         self._parts: tuple[str, Arrays] = ("", {})
 
@@ -258,13 +267,10 @@ class _Writer:
 
 def _slabs(raw: RawTensor) -> Iterator[FloatArray]:
     """The tensor in float32, some rows at a time."""
-    rows = raw.shape[0] if len(raw.shape) == 2 else 1
-    columns = raw.shape[-1]
-    block = BLOCK_TYPES[raw.type]
-    data = np.asarray(raw.data).reshape(-1).view(np.uint8).reshape(rows, columns // block.elements * block.bytes)
+    rows, columns = raw.rows(), raw.shape[-1]
     step = max(SLAB_BYTES // (4 * columns), 1)
-    for first in range(0, rows, step):
-        part = data[first : first + step]
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
         yield dequantize(part, raw.type, (len(part), columns))
 
 

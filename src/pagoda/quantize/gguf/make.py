@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def _make(
 def _say_added(job: Job, weights: SourceModel) -> None:
     """What the new blocks change, by type: the root mean square over all layers, of the weights'."""
     sums: dict[tuple[str, str, bool], list[float]] = {}
-    for theirs in weights.names.values():
+    for theirs in chain.from_iterable(weights.names.values()):
         tensor = weights.checkpoint.tensors[theirs]
         if isinstance(tensor, QuantizedTensor):
             weight = tensor.unpack()
@@ -100,7 +101,7 @@ def _imatrix(job: Job, weights: SourceModel) -> Imatrix | None:
         return read_imatrix(Path(wanted).expanduser())
     kept = job.work / "imatrix.gguf"
     if not kept.is_file():
-        names = {theirs: name for name, theirs in weights.names.items()}
+        names = {theirs: name for name, tensors in weights.names.items() for theirs in tensors}
         write_imatrix(collect_imatrix(weights.checkpoint, names, job.settings, job.progress, job.say), kept)
     imatrix = replace(read_imatrix(kept), name=f"auto ({job.settings.calibration})")
     if job.settings.save_imatrix is not None:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda import _native
-from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.formats.checkpoint import Checkpoint
 from pagoda.formats.gguf import ALIGNMENT_KEY, Metadata
 from pagoda.formats.gguf_writer import Value
@@ -40,8 +39,8 @@ class SourceModel(Protocol):
         """Where they come from."""
 
     @property
-    def names(self) -> Mapping[str, str]:
-        """The checkpoint's own name of each tensor that is one of its own."""
+    def names(self) -> Mapping[str, tuple[str, ...]]:
+        """The checkpoint's own name of each tensor that is one of its own, or the names that it is a stack of."""
 
     @property
     def values(self) -> Mapping[str, Value]: ...
@@ -66,7 +65,7 @@ class GGUFSource:
         metadata = checkpoint.metadata
         self.values = {key: Value(*metadata.raw(key)) for key in metadata if key not in DROPPED}
         self.sources = {name: SourceTensor(raw.shape, raw.type) for name, raw in checkpoint.tensors.items()}
-        self.names = {name: name for name in checkpoint.tensors}
+        self.names = {name: (name,) for name in checkpoint.tensors}
         self.checkpoint = checkpoint
         self._threads = threads
 
@@ -84,16 +83,13 @@ def decode_rows(raw: RawTensor, start: int, stop: int, threads: int) -> FloatArr
     """Rows [start, stop) of `raw` seen as [rows, columns]; a view where it is float32 and aligned already."""
     if isinstance(raw, QuantizedTensor):
         return np.ascontiguousarray(raw.unpack().dequantize()[start:stop])
-    columns = raw.shape[-1]
-    block = BLOCK_TYPES[raw.type]
-    row_bytes = columns // block.elements * block.bytes
-    data = raw.data.reshape(-1).view(np.uint8)[start * row_bytes : stop * row_bytes]
+    columns, data = raw.shape[-1], raw.rows()[start:stop]
     if raw.type == "F32":
         return np.ascontiguousarray(data).view("<f4").reshape(stop - start, columns)
     out = np.empty((stop - start, columns), np.float32)
 
     def decode(begin: int, end: int) -> None:
-        _native.dequantize(data[begin * row_bytes : end * row_bytes], raw.type, columns, out[begin:end])
+        _native.dequantize(data[begin:end].reshape(-1), raw.type, columns, out[begin:end])
 
     _share(stop - start, threads, decode)
     return out

@@ -1,16 +1,18 @@
-"""Reading a dense decoder: the sizes, then the parts that `layers.py` is made of. What families share."""
+"""Reading a decoder: the sizes, then the parts that `layers.py` is made of. What families share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import sqrt
 
 from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
 from pagoda.errors import FormatError, UnsupportedError
-from pagoda.models.layers import Attention, Block, Decoder, FeedForward, Linear, Norm
+from pagoda.models.experts import read_experts, read_layer
+from pagoda.models.family import ModelFile
+from pagoda.models.layers import Attention, Block, Decoder, Experts, FeedForward, Linear, Norm
 from pagoda.models.rope import MAX_LENGTH
-from pagoda.models.source import ModelFile
 from pagoda.types import RawTensor
 
 MAX_VOCAB = 1 << 24
@@ -57,8 +59,6 @@ class LayerKind:
 
 def read_sizes(file: ModelFile) -> Sizes:
     """FormatError for settings that no model could have."""
-    if file.is_gguf and file.integer("expert_count", 0, low=0, high=1 << 16):
-        raise UnsupportedError("mixtures of experts are not supported")
     hidden_size = file.integer("hidden_size", high=1 << 20)
     num_heads = file.integer("num_heads", high=1 << 12)
     num_kv_heads = file.integer("num_kv_heads", num_heads, high=num_heads)
@@ -87,9 +87,9 @@ def _read_head_dim(file: ModelFile, hidden_size: int, num_heads: int) -> int:
     return head_dim
 
 
-def read_window(file: ModelFile, max_context: int, default: int | None = None) -> int | None:
+def read_window(file: ModelFile, max_context: int) -> int | None:
     """The sliding window; None where there is none or it never ends before the context does."""
-    window = file.integer("window", default or max_context, low=0, high=MAX_LENGTH)
+    window = file.integer("window", max_context, low=0, high=MAX_LENGTH)
     return window if 0 < window < max_context else None
 
 
@@ -113,30 +113,27 @@ def read_activation(file: ModelFile, key: str, default: Activation) -> Activatio
     return ACTIVATIONS.get(name, default)
 
 
-class DenseReader:
-    """Reads the parts of a dense decoder; a family sets what differs from Llama's."""
+class DecoderReader:
+    """Reads the parts of a decoder, those that its `Family` says it has."""
 
     def __init__(
         self,
         file: ModelFile,
         sizes: Sizes,
         *,
-        activation: Activation = "silu",
+        activation: Activation | None = None,
         attention_scale: float | None = None,
-        qkv_bias: bool = False,
-        qk_norm: bool = False,
-        post_norms: bool = False,
     ) -> None:
         self.file = file
+        self.family = file.family
         self.sizes = sizes
-        self.activation = activation
+        self.activation = activation or read_activation(file, "hidden_act", "silu")
         self.attention_scale = 1 / sqrt(sizes.head_dim) if attention_scale is None else attention_scale
-        config = not file.is_gguf
-        self.qkv_bias = qkv_bias or (config and file.settings.flag("attention_bias"))
-        self.output_bias = config and not qkv_bias and file.settings.flag("attention_bias")
-        self.ffn_bias = config and file.settings.flag("mlp_bias")
-        self.qk_norm = qk_norm
-        self.post_norms = post_norms
+        attention_bias = not file.is_gguf and file.settings.flag("attention_bias")
+        self.qkv_bias = self.family.qkv_bias or attention_bias
+        self.output_bias = self.family.output_bias or (attention_bias and not self.family.qkv_bias)
+        self.experts = read_experts(file, sizes.num_layers, sizes.ffn_size)
+        self.ffn_bias = not file.is_gguf and file.settings.flag("mlp_bias")
 
     def decoder(self, kinds: Sequence[LayerKind], *, embedding_scale: float = 1.0) -> Decoder:
         """The whole model, a `LayerKind` a layer. Raises if the file lacks a tensor or holds one too many."""
@@ -160,16 +157,17 @@ class DenseReader:
             attention=self.attention(layer, kind),
             ffn_norm=self.norm("ffn_norm", layer),
             ffn=self.ffn(layer),
-            attn_post_norm=self.norm("attn_post_norm", layer) if self.post_norms else None,
-            ffn_post_norm=self.norm("ffn_post_norm", layer) if self.post_norms else None,
+            attn_post_norm=self.norm("attn_post_norm", layer) if self.family.post_norms else None,
+            ffn_post_norm=self.norm("ffn_post_norm", layer) if self.family.post_norms else None,
         )
 
     def attention(self, layer: int, kind: LayerKind) -> Attention:
         s = self.sizes
+        q, k, v = self.qkv(layer)
         return Attention(
-            q=self.linear("attn_q", s.q_size, s.hidden_size, layer, bias=self.qkv_bias),
-            k=self.linear("attn_k", s.kv_size, s.hidden_size, layer, bias=self.qkv_bias),
-            v=self.linear("attn_v", s.kv_size, s.hidden_size, layer, bias=self.qkv_bias),
+            q=q,
+            k=k,
+            v=v,
             output=self.linear("attn_output", s.hidden_size, s.q_size, layer, bias=self.output_bias),
             rope=kind.rope,
             spec=AttentionSpec(
@@ -180,18 +178,40 @@ class DenseReader:
                 window=kind.window,
                 softcap=self.file.optional_number("attention_softcap"),
             ),
-            q_norm=self.norm("attn_q_norm", layer, s.head_dim) if self.qk_norm else None,
-            k_norm=self.norm("attn_k_norm", layer, s.head_dim) if self.qk_norm else None,
+            q_norm=self.norm("attn_q_norm", layer, s.head_dim) if self.family.qk_norm else None,
+            k_norm=self.norm("attn_k_norm", layer, s.head_dim) if self.family.qk_norm else None,
         )
 
-    def ffn(self, layer: int) -> FeedForward:
+    def qkv(self, layer: int) -> tuple[Linear, Linear, Linear]:
+        """Queries, keys and values: of three matrices, or of one that holds all their rows."""
         s = self.sizes
-        return FeedForward(
-            gate=self.linear("ffn_gate", s.ffn_size, s.hidden_size, layer, bias=self.ffn_bias),
-            up=self.linear("ffn_up", s.ffn_size, s.hidden_size, layer, bias=self.ffn_bias),
-            down=self.linear("ffn_down", s.hidden_size, s.ffn_size, layer, bias=self.ffn_bias),
-            activation=self.activation,
-        )
+        rows = (s.q_size, s.kv_size, s.kv_size)
+        if self.file.has_tensor("attn_qkv", layer) or (self.family.fused and not self.file.has_tensor("attn_q", layer)):
+            q, k, v = self.split(self.linear("attn_qkv", sum(rows), s.hidden_size, layer, bias=self.qkv_bias), rows)
+        else:
+            q, k, v = (
+                self.linear(role, count, s.hidden_size, layer, bias=self.qkv_bias)
+                for role, count in zip(("attn_q", "attn_k", "attn_v"), rows, strict=True)
+            )
+        return q, k, v
+
+    def ffn(self, layer: int) -> FeedForward | Experts:
+        if self.experts is not None and layer in self.experts.layers:
+            return read_layer(self.file, layer, self.experts, self.sizes.hidden_size, self.activation)
+        f, e, bias = self.sizes.ffn_size, self.sizes.hidden_size, self.ffn_bias
+        if self.family.fused:
+            gate, up = self.split(self.linear("ffn_up", 2 * f, e, layer, bias=bias), (f, f))
+        else:
+            gate, up = (self.linear(role, f, e, layer, bias=bias) for role in ("ffn_gate", "ffn_up"))
+        return FeedForward(gate, up, self.linear("ffn_down", e, f, layer, bias=bias), self.activation)
+
+    def split(self, fused: Linear, rows: Sequence[int]) -> list[Linear]:
+        """The linears whose rows stand in one matrix, one after another; views of it."""
+        stops = list(accumulate(rows))
+        return [
+            Linear(fused.weight.part(stop - n, stop), fused.bias and fused.bias.part(stop - n, stop))
+            for n, stop in zip(rows, stops, strict=True)
+        ]
 
     def linear(self, role: str, rows: int, columns: int, layer: int, *, bias: bool) -> Linear:
         """`bias` says that there must be one; one that is in the file is used anyway."""

@@ -1,0 +1,168 @@
+"""A model family as one value, and a checkpoint that is read as one of it.
+
+A `Family` is all that Pagoda knows of a family: what files call it and its tensors, which parts its layers have, and
+how they are built. Loading, converting, quantizing and planning read it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pagoda.backends.base import RopeStyle
+from pagoda.errors import FormatError, UnsupportedError
+from pagoda.formats.blocks import dequantize
+from pagoda.models.layers import Decoder
+from pagoda.models.names import FIELDS, REDUNDANT_SUFFIXES, TENSORS
+from pagoda.models.source import Checkpoint, Settings
+from pagoda.types import RawTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One row of `registry.py`. What is not stated is as in Llama."""
+
+    name: str  # config.json's model_type, without the suffix `_text`
+    gguf: str  # GGUF's general.architecture
+    hf_class: str  # of config.json's `architectures`
+    build: Callable[[ModelFile], Decoder] | None = None  # None: it is planned for, but not served
+    model_type: str = ""  # where config.json's has a suffix
+    gguf_key: str = ""  # where families share `gguf`: the metadata key that says, not 0, that a file is of this one
+
+    # Files
+    tensors: Mapping[str, tuple[str, str]] = field(default_factory=lambda: TENSORS)
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # config.json's keys that its files may leave out
+    interleaved: bool = False  # GGUF's rows of q and k are reordered so that a rotary pair lies side by side
+    norm_offset: float = 0.0  # GGUF's norm weights are larger by this than Hugging Face's
+    extra_config: Callable[[Checkpoint, Decoder], dict[str, Any]] | None = None  # what its config.json says besides
+    gguf_norm_topk: bool = (
+        True  # whether weights of a token's experts are divided by their sum, which GGUF does not say
+    )
+    chat_template: str | None = None  # of models that bring none
+
+    # Layers
+    qkv_bias: bool = False
+    output_bias: bool = False
+    norm_bias: bool = False
+    head_bias: bool = False
+    qk_norm: bool = False  # over each head
+    post_norms: bool = False  # after attention and after the feed-forward, too
+    fused: bool = False  # q, k and v are one matrix, gate and up another
+    partial_rotary: bool = False  # whether config.json can say that only a part of each head is turned
+    windows: bool = True  # whether a stated window is used, unless config.json says `use_sliding_window`
+    window_pattern: int = 0  # of so many layers all but the last slide; 0: all slide, where files do not say
+    rope_tables: int = 1  # kinds of layers whose rotary frequencies differ
+
+    def is_stated(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether GGUF metadata of this architecture are of this family, not of another that shares it."""
+        value = metadata.get(f"{self.gguf}.{self.gguf_key}")
+        return not self.gguf_key or (value is not None and not (isinstance(value, (int, float)) and value == 0))
+
+    def settings(self, config: Mapping[str, Any]) -> Settings:
+        """config.json with what its files may leave out."""
+        return Settings({**self.defaults, **config})
+
+
+class ModelFile:
+    """A checkpoint under our own names: settings by `FIELDS`, tensors by the family's table; remembers what was read.
+
+    max_context: tokens that will be served, where that is decided already; models may depend on it (longrope).
+    """
+
+    def __init__(self, checkpoint: Checkpoint, family: Family, max_context: int | None = None) -> None:
+        self.is_gguf = checkpoint.kind == "gguf"
+        self.family = family
+        self.max_context = max_context
+        self._prefix = f"{checkpoint.architecture}." if self.is_gguf else ""
+        self._column = 0 if self.is_gguf else 1
+        self.settings = Settings(checkpoint.metadata) if self.is_gguf else family.settings(checkpoint.metadata)
+        self._tensors = checkpoint.tensors
+        self._read: set[str] = set()
+
+    @property
+    def rope_style(self) -> RopeStyle:
+        """How the rotary pairs of this file's q and k lie."""
+        return "interleaved" if self.is_gguf and self.family.interleaved else "neox"
+
+    def key(self, field: str) -> str:
+        """The file's own key: of a field in FIELDS, or else of a GGUF key without its architecture."""
+        return self._prefix + (FIELDS[field][self._column] if field in FIELDS else field)
+
+    def integer(self, field: str, default: int | None = None, *, low: int = 1, high: int) -> int:
+        return self.settings.integer(self.key(field), default, low=low, high=high)
+
+    def number(self, field: str, default: float | None = None, *, low: float = 1e-12, high: float = 1e12) -> float:
+        return self.settings.number(self.key(field), default, low=low, high=high)
+
+    def optional_number(self, field: str) -> float | None:
+        """None where absent, null or zero."""
+        value = self.settings.get(self.key(field))
+        absent = value is None or (isinstance(value, (int, float)) and value == 0)
+        return None if absent else self.number(field)
+
+    def has_field(self, field: str) -> bool:
+        return self.settings.get(self.key(field)) is not None
+
+    def tensor_name(
+        self, role: str, layer: int | None = None, *, expert: int | None = None, suffix: str = "weight"
+    ) -> str:
+        return f"{self.family.tensors[role][self._column].format(i=layer, e=expert)}.{suffix}"
+
+    def has_tensor(self, role: str, layer: int | None = None, *, suffix: str = "weight") -> bool:
+        return self.tensor_name(role, layer, suffix=suffix) in self._tensors
+
+    def tensor(
+        self,
+        role: str,
+        shape: tuple[int | None, ...],
+        layer: int | None = None,
+        *,
+        expert: int | None = None,
+        suffix: str = "weight",
+    ) -> RawTensor:
+        """The tensor of `role`, its shape checked (None: any length). FormatError if it is missing or differs."""
+        name = self.tensor_name(role, layer, expert=expert, suffix=suffix)
+        if name not in self._tensors:
+            raise FormatError(f"tensor {name!r} is missing")
+        found = self._tensors[name]
+        if len(found.shape) != len(shape) or any(w not in (None, n) for w, n in zip(shape, found.shape, strict=True)):
+            raise FormatError(f"tensor {name!r} has shape {found.shape}, but the settings say {shape}")
+        self._read.add(name)
+        return found
+
+    def expert_tensors(self, role: str, count: int, shape: tuple[int, int], layer: int) -> tuple[RawTensor, ...]:
+        """The matrix of each expert: a tensor of its own, or its part of their stack."""
+        if self.is_gguf:
+            stack = self.tensor(role, (count, *shape), layer)
+            return tuple(stack.matrix(expert) for expert in range(count))
+        return tuple(self.tensor(role, shape, layer, expert=expert) for expert in range(count))
+
+    def norm_weight(self, role: str, size: int, layer: int | None = None) -> RawTensor:
+        """What the norm multiplies with."""
+        weight = self.tensor(role, (size,), layer)
+        return weight if self.is_gguf else shifted(weight, self.family.norm_offset)
+
+    def skip(self, name: str) -> None:
+        """Count a tensor as read although it is not needed."""
+        self._read.add(name)
+
+    def check_all_read(self) -> None:
+        """UnsupportedError that names the tensors which nothing asked for."""
+        unread = [n for n in self._tensors if n not in self._read and not n.endswith(REDUNDANT_SUFFIXES)]
+        if unread:
+            more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+            raise UnsupportedError(
+                f"the file holds tensors that {self.family.name} does not use here, so answers would be wrong: "
+                f"{', '.join(sorted(unread)[:5])}{more}"
+            )
+
+
+def shifted(raw: RawTensor, offset: float) -> RawTensor:
+    """`raw` + offset, in float32; `raw` itself where the offset is 0."""
+    if not offset:
+        return raw
+    values = dequantize(raw.data, raw.type, raw.shape) + np.float32(offset)
+    return RawTensor(raw.name, "F32", raw.shape, values.view(np.uint8).reshape(-1))

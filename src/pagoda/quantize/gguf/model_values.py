@@ -1,0 +1,136 @@
+"""What a GGUF file says of a model besides its tokenizer, from config.json: sizes, windows, experts, rotary embedding.
+
+UnsupportedError for what config.json says and GGUF has no key for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pagoda.errors import UnsupportedError
+from pagoda.formats.checkpoint import Checkpoint
+from pagoda.formats.gguf_writer import Value, f32, text, u32
+from pagoda.models.family import Family
+from pagoda.models.layers import Block, Decoder, Experts
+from pagoda.models.rope import USUAL_THETA, frequencies
+from pagoda.models.source import Settings
+from pagoda.types import FloatArray
+
+Values = dict[str, Value]
+
+
+def model_values(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Values:
+    """The metadata of the file, without the tokenizer's."""
+    block = decoder.blocks[0]
+    spec = block.attention.spec
+    settings = family.settings(checkpoint.metadata)
+    values = {
+        "block_count": u32(decoder.num_layers),
+        "context_length": u32(decoder.max_context),
+        "embedding_length": u32(decoder.embedding.shape[1]),
+        "feed_forward_length": u32(settings.integer("intermediate_size", high=1 << 22)),
+        "attention.head_count": u32(spec.num_heads),
+        "attention.head_count_kv": u32(spec.num_kv_heads),
+        "attention.key_length": u32(spec.head_dim),
+        "attention.value_length": u32(spec.head_dim),
+        "attention.layer_norm_rms_epsilon": f32(block.attn_norm.eps),
+        "vocab_size": u32(decoder.vocab_size),
+        "rope.dimension_count": u32(block.attention.rope.rotary_dim),
+        "rope.freq_base": f32(_theta(settings)),
+        **_experts(decoder.blocks, family),
+        **_windows(decoder, family),
+        **_softcaps(decoder),
+        **_scaling(settings, decoder),
+    }
+    general = {
+        "general.architecture": text(family.gguf),
+        "general.type": text("model"),
+        "general.name": text(checkpoint.path.absolute().name),
+    }
+    return general | {f"{family.gguf}.{key}": value for key, value in values.items()}
+
+
+def rope_tensors(config: Mapping[str, Any], decoder: Decoder, family: Family) -> dict[str, FloatArray]:
+    """Factors of rotary pairs that GGUF holds as tensors: Llama 3's scaling, longrope's for short and long texts."""
+    settings = family.settings(config)
+    rope = _rope(settings)
+    if rope.get("long_factor") is not None:
+        return {f"rope_factors_{way}.weight": np.array(rope.get(f"{way}_factor"), "<f4") for way in ("long", "short")}
+    if _method(rope) != "llama3":
+        return {}
+    inv_freq = decoder.blocks[0].attention.rope.inv_freq.astype(np.float64)
+    factors = frequencies(2 * len(inv_freq), _theta(settings)) / inv_freq
+    return {"rope_freqs.weight": factors.astype(np.float32)}
+
+
+def _rope(settings: Settings) -> Settings:
+    """`rope_parameters` (transformers 5), else `rope_scaling`; those of full attention where kinds differ."""
+    found = settings.section("rope_parameters") or settings.section("rope_scaling") or Settings({})
+    return found.section("full_attention") or found
+
+
+def _method(rope: Settings) -> str:
+    return rope.text("rope_type", rope.text("type", "default"))
+
+
+def _theta(settings: Settings) -> float:
+    return _rope(settings).number("rope_theta", settings.number("rope_theta", USUAL_THETA))
+
+
+def _scaling(settings: Settings, decoder: Decoder) -> Values:
+    """Linear, YaRN and longrope by keys; factors of Llama 3 and of longrope are in tensors."""
+    rope, key = _rope(settings), "original_max_position_embeddings"
+    original = rope.get(key) or settings.get(key) or decoder.max_context
+    if rope.get("long_factor") is not None:
+        scale = decoder.blocks[0].attention.rope.scale
+        return {
+            "rope.scaling.original_context_length": u32(int(original)),
+            "rope.scaling.attn_factor": f32(scale),
+        }
+    method = _method(rope)
+    if method in ("default", "llama3"):
+        return {}
+    values = {"rope.scaling.type": text(method), "rope.scaling.factor": f32(rope.number("factor"))}
+    if method == "yarn":
+        values["rope.scaling.original_context_length"] = u32(int(original))
+        for name in ("beta_fast", "beta_slow"):
+            if rope.get(name) is not None:
+                values[f"rope.scaling.yarn_{name}"] = f32(rope.number(name))
+    return values
+
+
+def _experts(blocks: tuple[Block, ...], family: Family) -> Values:
+    mixtures = [block.ffn for block in blocks if isinstance(block.ffn, Experts)]
+    if not mixtures:
+        return {}
+    first = mixtures[0]
+    if len(mixtures) < len(blocks):
+        raise UnsupportedError(f"GGUF files of {family.name} have experts in every layer; this model has some without")
+    if first.spec.normalize != family.gguf_norm_topk:
+        raise UnsupportedError(f"GGUF has no key for norm_topk_prob {first.spec.normalize} of this {family.name} model")
+    return {
+        "expert_count": u32(len(first.gate)),
+        "expert_used_count": u32(first.spec.num_used),
+        "expert_feed_forward_length": u32(first.gate[0].shape[0]),
+    }
+
+
+def _windows(decoder: Decoder, family: Family) -> Values:
+    windows = [block.attention.spec.window for block in decoder.blocks]
+    size = next((window for window in windows if window), None)
+    if size is None:
+        return {"attention.sliding_window": u32(0)} if family.windows and not family.gguf_key else {}
+    pattern = family.window_pattern
+    slides = [not pattern or (layer + 1) % pattern != 0 for layer in range(len(windows))]
+    if not family.windows or [window is not None for window in windows] != slides:
+        raise UnsupportedError(f"GGUF has no key for the sliding windows of this {family.name} model")
+    return {"attention.sliding_window": u32(size)}
+
+
+def _softcaps(decoder: Decoder) -> Values:
+    if decoder.blocks[0].attention.spec.softcap:
+        raise UnsupportedError("GGUF files of this family have no soft cap of attention")
+    return {"final_logit_softcapping": f32(decoder.logit_softcap)} if decoder.logit_softcap else {}
