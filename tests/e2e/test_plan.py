@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from measurements import FOUND
 from pagoda.backends.cpu import CpuBackend
 from pagoda.benchmark.verify import measured_resident, predicted_resident
 from pagoda.formats.checkpoint import open_checkpoint
@@ -20,9 +21,11 @@ from pagoda.plan.cost.memory import kv_token_bytes
 from pagoda.plan.cost.resident import embedding_bytes, engine_buffer_bytes, packed_bytes
 from pagoda.plan.cost.work import Workload, decode_step, prefill_steps
 from pagoda.plan.measured import probes
-from pagoda.plan.measured.measured_costs import setup_here, sliced
-from pagoda.plan.measured.probes import Prober, remembered_rates
+from pagoda.plan.measured.measured_costs import sliced
+from pagoda.plan.measured.probes import Prober
 from pagoda.plan.measured.rates import MeasuredCosts, Rates
+from pagoda.plan.measured.remembered import remembered_rates
+from pagoda.plan.measured.setup import setup_here
 from pagoda.plan.measured.slices import random_model, signatures
 from pagoda.plan.model.models import builtin_shape, shape_of_file
 from pagoda.plan.model.weights import STORED, weights_in
@@ -91,15 +94,22 @@ def test_a_slice_without_a_file_has_the_shape_of_the_format(format: str) -> None
     assert {block.ffn.gate.weight.type for block in model.blocks} <= set((weights.types or {}).values())
 
 
-def test_the_command_and_the_server_plan(default_model: Path, tmp_path: Path) -> None:
+def test_the_command_and_the_server_plan(default_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGODA_CACHE", str(tmp_path / "cache"))
     words = [sys.executable, "-m", "pagoda", "plan", str(default_model), "--on", "l4", "--json", "--tpot", "50"]
     found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     assert found["plans"][0]["operating_point"]["tpot_ms"] <= 50
     assert found["model"]["parameters"] == 134_515_008
     flags = ["--kv-memory", "64MiB", "--max-num-seqs", "4", "--activation-type", "int8"]
     with process(default_model, tmp_path / "log", *flags) as server:
-        answer = server.client.get("/plan", params={"prompt": 100, "output": 20}, timeout=120).json()
+        unmeasured = server.client.get("/plan")  # and it does not measure while it serves
+        assert (unmeasured.status_code, unmeasured.json()["error"]["code"]) == (400, "not_measured")
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        (tmp_path / "cache/machine.json").write_text(json.dumps({FOUND.key: asdict(FOUND)}))
+        answer = server.client.get("/plan", params={"prompt": 100, "output": 20}).json()
         assert answer["plans"][0]["device"]["id"] == "this"
+        assert answer["plans"][0]["speeds_from"].startswith("measured on this machine")
+        assert answer["plans"][0]["doubts"] == []
         assert answer["request"]["prompt_tokens"] == 100
         assert answer["request"]["activation_type"] == "int8"
         assert answer["engine"]["max_num_seqs"] == 4

@@ -3,11 +3,13 @@
 import json
 import socket
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from measurements import FOUND
 from pagoda.cli.doctor import cached_models, find_warnings, port_is_free
 from pagoda.cli.main import app
 from pagoda.config import EngineSettings, ServerSettings
@@ -110,3 +112,16 @@ def test_the_command(cache: Path) -> None:
     text = CliRunner().invoke(app, ["doctor", "--no-measure", "--port", "0"]).output
     assert report["hardware"]["cpu"] in text
     assert "cache" in text
+
+
+def test_what_was_measured_while_busy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = replace(
+        FOUND, date=date.today().isoformat(), doubts=("Q4_0 weights at 66,378.8 GB/s, which memory cannot give",)
+    )
+    monkeypatch.setattr("pagoda.cli.doctor.measurement", lambda **_: busy)
+    report = json.loads(CliRunner().invoke(app, ["doctor", "--json", "--port", "0"]).stdout)
+    (warning,) = [one for one in report["warnings"] if "not to be trusted" in one["problem"]]
+    assert "66,378.8 GB/s" in warning["problem"]
+    assert "while the machine rests" in warning["remedy"]
+    said = CliRunner().invoke(app, ["doctor", "--port", "0"]).stdout
+    assert "while the machine was busy, so it is not kept" in " ".join(said.split())

@@ -3,14 +3,17 @@
 import io
 import json
 import math
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from measurements import FOUND
 from pagoda.cli.plan_tables import print_plan
-from pagoda.errors import ConfigError
+from pagoda.errors import ConfigError, UnsupportedError
 from pagoda.plan import plan
 from pagoda.plan.changes import smallest_changes
 
@@ -160,3 +163,20 @@ def test_the_table_fits_100_columns(on: str, model: str) -> None:
     commands = ("pagoda serve", "pagoda quantize")  # to be copied, so never broken
     assert all(len(line) <= 100 for line in lines if not any(command in line for command in commands))
     assert any("requests at once" in line for line in lines)
+
+
+def test_a_busy_measurement_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = replace(FOUND, date=date.today().isoformat(), doubts=("other programs took 70% of the CPU time",))
+    monkeypatch.setattr("pagoda.hardware.devices.measurement", lambda: busy)
+
+    def unmeasured(*_: object, **__: object) -> None:
+        raise UnsupportedError("not here")
+
+    monkeypatch.setattr("pagoda.plan.measured.measured_costs.measured_costs", unmeasured)
+    found = plan("smollm2-135m", on="this")
+    (one,) = found.to_json()["plans"]
+    assert one["doubts"] == ["other programs took 70% of the CPU time"]
+    assert "today, and not to be trusted: other programs took 70% of the CPU time" in one["speeds_from"]
+    out = io.StringIO()
+    print_plan(found, Console(file=out, width=200))
+    assert "not to be trusted: other programs took 70% of the CPU time" in " ".join(out.getvalue().split())

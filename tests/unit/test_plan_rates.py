@@ -1,23 +1,16 @@
 """A step predicted from measured rates is the sum of its parts, interpolated between what was measured."""
 
+import json
+from dataclasses import replace
+from datetime import date, timedelta
+
 import pytest
 
+from measurements import RATES
 from pagoda.plan.cost.work import Workload, decode_step, prefill_steps
 from pagoda.plan.measured.rates import MeasuredCosts, Rates, interpolate
 from pagoda.plan.model.models import builtin_shape
 from pagoda.plan.model.weights import weights_in
-
-RATES = Rates(
-    layers={"wide": ((1, 0.010), (64, 0.100)), "narrow": ((1, 0.001), (64, 0.010))},
-    counts={"wide": 2, "narrow": 28},
-    head=((1, 0.020), (16, 0.050)),
-    decode_attention={1: ((16, 0.001), (128, 0.002)), 4: ((16, 0.004), (128, 0.008))},
-    prefill_pair_s=1e-6,
-    prefill_query_s=1e-5,
-    engine_step_s=0.003,
-    engine_row_s=0.0001,
-    source="made up",
-)
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +43,17 @@ def test_interpolation(x: float, y: float) -> None:
 
 def test_one_measurement_grows_in_proportion() -> None:
     assert [interpolate(((4, 2.0),), x) for x in (1, 4, 8)] == [2.0, 2.0, 4.0]
+
+
+def test_an_old_measurement_says_its_age(costs: MeasuredCosts) -> None:
+    day = (date.today() - timedelta(40)).isoformat()
+    assert MeasuredCosts(replace(RATES, date=day), costs.workload, 1e9, 1e9).source == (
+        f"made up; 40 days ago ({day}), while it was quiet"
+    )
+
+
+def test_rates_survive_json() -> None:
+    rates = replace(RATES, doubts=("other programs took 30% of the CPU time",))
+    text = json.dumps(rates.to_json())
+    assert json.dumps(Rates.from_json(json.loads(text)).to_json()) == text
+    assert Rates.from_json(json.loads(text)).doubts == rates.doubts

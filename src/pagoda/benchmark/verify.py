@@ -26,6 +26,7 @@ from pagoda.benchmark.prompts import FIRST_ID, LAST_ID, random_ids
 from pagoda.engine.engine import Engine
 from pagoda.engine.load import MIN_ROWS
 from pagoda.errors import ConfigError, UnsupportedError
+from pagoda.hardware.cpu_share import QUIET_SHARE
 from pagoda.hardware.device import Device
 from pagoda.hardware.devices import device
 from pagoda.kv.cache import blocks_for
@@ -35,9 +36,10 @@ from pagoda.plan.cost.roofline import peak_flops
 from pagoda.plan.cost.speed import prefill_s
 from pagoda.plan.cost.work import Workload, decode_step
 from pagoda.plan.measured.engine_probe import NoText
-from pagoda.plan.measured.measured_costs import setup_here, sliced
-from pagoda.plan.measured.probes import QUIET_SHARE, Prober, Setup, lower_quartile, write_all_blocks
+from pagoda.plan.measured.measured_costs import sliced
+from pagoda.plan.measured.probes import Prober, lower_quartile, write_all_blocks
 from pagoda.plan.measured.rates import MeasuredCosts
+from pagoda.plan.measured.setup import Setup, setup_here
 from pagoda.plan.model.models import shape_of_file
 from pagoda.plan.model.shapes import ModelShape
 from pagoda.plan.model.weights import STORED, ModelWeights, weights_in

@@ -23,7 +23,7 @@ from pagoda.cli.options import with_settings
 from pagoda.config import EngineSettings, ServerSettings, cache_dir
 from pagoda.errors import ConfigError
 from pagoda.hardware.host import Hardware, read_hardware
-from pagoda.hardware.machine import measurement
+from pagoda.hardware.machine import age, measurement
 
 OPTIONAL = ("torch", "transformers", "peft", "llguidance", "redis", "psycopg", "opentelemetry")
 GIB = 2**30
@@ -63,6 +63,10 @@ def examine(engine: EngineSettings, server: ServerSettings, *, measure: bool, re
     threads = engine.threads or hardware.usable_cores
     machine = _measured(threads, refresh) if measure else None
     free = port_is_free(server.host, server.port)
+    warnings = [*find_warnings(hardware, engine, server, port_free=free)]
+    if machine and machine["doubts"]:
+        problem = f"what was measured is not to be trusted, and not kept: {'; '.join(machine['doubts'])}"
+        warnings.append(Obstacle(problem, "run pagoda doctor again while the machine rests"))
     return {
         "versions": _versions(),
         "hardware": asdict(hardware),
@@ -73,7 +77,7 @@ def examine(engine: EngineSettings, server: ServerSettings, *, measure: bool, re
         "machine": machine,
         "cache": {"folder": str(cache_dir()), "models": cached_models(cache_dir())},
         "port": {"host": server.host, "port": server.port, "free": free},
-        "warnings": [asdict(warning) for warning in find_warnings(hardware, engine, server, port_free=free)],
+        "warnings": [asdict(warning) for warning in warnings],
     }
 
 
@@ -209,7 +213,8 @@ def _machine_rows(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
         peaks = ", ".join(f"{kind} {rate / 1e12:,.0f}" for kind, rate in gpu["flops"].items())
         memory = f"{gpu['memory_bytes'] / GIB:.1f} GiB, {gpu['bandwidth_bytes_s'] / 1e9:,.0f} GB/s"
         yield "GPU", f"{gpu['name']}: {memory}; TFLOP/s: {peaks}"
-    yield "measured", f"on {machine['date']} with {machine['threads']} threads; --refresh measures again"
+    state = "while the machine was busy, so it is not kept" if machine["doubts"] else "while the machine was quiet"
+    yield "measured", f"{age(machine['date'])} with {machine['threads']} threads, {state}; --refresh measures again"
 
 
 def _cache(cache: dict[str, Any]) -> str:

@@ -135,6 +135,9 @@ def _throughput(one: dict[str, Any]) -> Table:
 
 def _print_sentences(one: dict[str, Any], console: Console, *, alone: bool) -> None:
     name = f"{one['device']['id']} {one['format']['name']}"
+    if one["doubts"]:
+        words = f"{name}: measured just now, and not to be trusted: {'; '.join(one['doubts'])}. Plan again while the "
+        console.print(Text(f"{words}machine rests.", style="yellow"))
     refusal = one["does_not_fit"]
     if refusal is not None:
         console.print(Text(f"{name}: {refusal['problem']}.", style="red"))

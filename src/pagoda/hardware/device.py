@@ -48,3 +48,4 @@ class Device:
     interconnect_bytes_s: float | None  # to a neighbour, one direction
     efficiency: Efficiency
     sources: Mapping[str, str]  # figure → where it stands
+    doubts: tuple[str, ...] = ()  # why its measurement should not be believed, a sentence each

@@ -10,27 +10,24 @@ import contextlib
 import datetime
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pagoda
-import pagoda._native as native
 from pagoda.config import cache_dir
 from pagoda.hardware.caches import read_caches
 from pagoda.hardware.cuda import Gpu, measure_gpu
 from pagoda.hardware.device import CacheLevel, Device, Efficiency
 from pagoda.hardware.host import Hardware, read_hardware
-from pagoda.hardware.matmul_bench import Product, measure_products
+from pagoda.hardware.matmul_bench import Product
+from pagoda.hardware.passes import Say, measure_once, measure_passes
 
 FILE = "machine.json"
-LEAST_BYTES, MOST_SHARE = 256 << 20, 8  # bandwidth is read from so much memory, but an eighth of what is free at most
-PEAKS = ("fp32", "bf16", "int8")
+METHOD = 2  # of measuring: figures of another one are not comparable
 TYPICAL = "Q4_K"  # whose products stand for the machine's efficiency: the usual format on CPUs
 STEP_OVERHEAD_S = 0.22e-3  # between two decode steps of the default model: 3 % of 7.4 ms on two cores (docs/log.md)
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +45,48 @@ class Measurement:
     caches: tuple[CacheLevel, ...]
     products: tuple[Product, ...] = ()
     gpu: Gpu | None = field(default=None)
+    cpu_share: float = 1.0  # of the CPU time that the products could have got
+    doubts: tuple[str, ...] = ()  # why it should not be believed, a sentence each; then it is not remembered
 
     @property
     def key(self) -> str:
         return _key(self.cpu, self.threads, self.isa, self.version)
 
+    @property
+    def source(self) -> str:
+        """Where its figures come from, for those who read them."""
+        return f"measured on this machine {measured_when(self.date, self.doubts)}"
+
 
 def measurement(*, threads: int = 0, refresh: bool = False, say: Say = lambda what: None) -> Measurement:
-    """The remembered measurement of this machine with so many threads (0: the usual), or a new one."""
+    """The remembered measurement of this machine with so many threads (0: the usual), or a new one.
+
+    A new one that must be doubted is not remembered, so that the next call measures again.
+    """
     hardware = read_hardware()
     threads = threads or hardware.usable_cores
-    known = _remembered(cache_dir() / FILE)
-    key = _key(hardware.cpu, threads, hardware.isa_paths[-1], pagoda.__version__)
-    if refresh or key not in known:
-        found = measure(hardware, threads, say)
-        _remember(cache_dir() / FILE, {**known, key: asdict(found)})
-        return found
-    return _from_json(known[key])
+    if not refresh and (known := remembered_measurement(hardware, threads)):
+        return known
+    found = measure(hardware, threads, say)
+    if not found.doubts:
+        _remember(cache_dir() / FILE, {**_remembered(cache_dir() / FILE), found.key: asdict(found)})
+    return found
+
+
+def remembered_measurement(hardware: Hardware, threads: int = 0) -> Measurement | None:
+    """What was measured before on this machine with so many threads (0: the usual); nothing is measured now."""
+    key = _key(hardware.cpu, threads or hardware.usable_cores, hardware.isa_paths[-1], pagoda.__version__)
+    try:
+        return _from_json(_remembered(cache_dir() / FILE)[key])
+    except (KeyError, TypeError):  # none, or damaged
+        return None
 
 
 def measure(hardware: Hardware, threads: int, say: Say = lambda what: None) -> Measurement:
     """Look now. `say` hears what is being measured."""
     start = time.perf_counter()
-    caches = read_caches()
-    last = max((cache.bytes for cache in caches), default=0)
-    say("memory bandwidth")
-    num_bytes = _stream_bytes(last, hardware.memory_available)
-    bandwidth = {count: native.measure_read_bandwidth(count, num_bytes) for count in thread_counts(threads)}
-    say("arithmetic peaks")
-    found = {kind: native.measure_peak(kind, threads) for kind in PEAKS}
-    say("caches")
-    caches = tuple(_with_bandwidth(cache, caches, threads) for cache in caches)
-    say("matrix products")
-    products = measure_products(threads, last)
+    caches, cpus = read_caches(), min(threads, hardware.allowed_cpus, hardware.cpu_quota or threads)
+    found, doubts = measure_passes(lambda: measure_once(threads, cpus, caches, hardware.memory_available), say)
     say("GPU")
     gpu = measure_gpu()
     return Measurement(
@@ -90,17 +96,25 @@ def measure(hardware: Hardware, threads: int, say: Say = lambda what: None) -> M
         version=pagoda.__version__,
         date=datetime.date.today().isoformat(),
         seconds=round(time.perf_counter() - start, 1),
-        read_bandwidth=bandwidth,
-        peaks={kind: rate for kind, rate in found.items() if rate is not None},
-        caches=caches,
-        products=products,
+        read_bandwidth=found.read_bandwidth,
+        peaks=found.peaks,
+        caches=found.caches,
+        products=found.products,
         gpu=gpu,
+        cpu_share=found.cpu_share,
+        doubts=doubts,
     )
 
 
-def thread_counts(threads: int) -> list[int]:
-    """1, 2, 4, … and `threads` itself."""
-    return sorted({1 << i for i in range(threads.bit_length()) if 1 << i < threads} | {threads})
+def age(date: str) -> str:
+    """How long ago a day was, in words, with the day itself if it is long ago: today, yesterday, 12 days ago."""
+    days = (datetime.date.today() - datetime.date.fromisoformat(date)).days
+    return ("today", "yesterday")[days] if 0 <= days <= 1 else f"{days} days ago ({date})"
+
+
+def measured_when(date: str, doubts: Sequence[str]) -> str:
+    """How old a measurement is, and whether it can be believed."""
+    return f"{age(date)}, and not to be trusted: {'; '.join(doubts)}" if doubts else f"{age(date)}, while it was quiet"
 
 
 def this_device(found: Measurement, hardware: Hardware) -> Device:
@@ -119,8 +133,9 @@ def this_device(found: Measurement, hardware: Hardware) -> Device:
         usd_per_hour=None,
         interconnect_bytes_s=None,
         efficiency=_efficiency(found, bandwidth),
-        sources=dict.fromkeys(("bandwidth_bytes_s", "flops", "caches"), f"measured on this machine, {found.date}")
+        sources=dict.fromkeys(("bandwidth_bytes_s", "flops", "caches"), found.source)
         | {"memory_bytes": "the operating system, now"},
+        doubts=found.doubts,
     )
 
 
@@ -130,28 +145,14 @@ def _efficiency(found: Measurement, bandwidth: float) -> Efficiency:
         decode_bandwidth=min(1.0, product.bytes_s / bandwidth),
         prefill_compute=min(1.0, product.ops_s / found.peaks["int8"]),
         step_overhead_s=STEP_OVERHEAD_S,
-        source=f"measured on this machine, {found.date}: Pagoda's products of {TYPICAL} weights, "
+        source=f"{found.source}: Pagoda's products of {TYPICAL} weights, "
         f"{product.bytes_s / 1e9:.1f} of {bandwidth / 1e9:.1f} GB/s for one token, "
         f"{product.ops_s / 1e9:.0f} of {found.peaks['int8'] / 1e9:.0f} Gop/s for a prompt",
     )
 
 
-def _stream_bytes(last_cache: int, available: int | None) -> int:
-    wanted = max(LEAST_BYTES, 4 * last_cache)
-    return wanted if available is None else max(16 << 20, min(wanted, available // MOST_SHARE))
-
-
-def _with_bandwidth(cache: CacheLevel, caches: tuple[CacheLevel, ...], threads: int) -> CacheLevel:
-    """Each thread reads half of its part of the level; None where the level before would hold that."""
-    each = cache.bytes // threads // 2
-    smaller = max((other.bytes // threads for other in caches if other.bytes < cache.bytes), default=0)
-    if each < max(4096, smaller):
-        return cache
-    return replace(cache, bandwidth_bytes_s=native.measure_cache_bandwidth(threads, each))
-
-
 def _key(cpu: str, threads: int, isa: str, version: str) -> str:
-    return f"{cpu}, {threads} threads, {isa}, Pagoda {version}"
+    return f"{cpu}, {threads} threads, {isa}, Pagoda {version}, method {METHOD}"
 
 
 def _remembered(path: Path) -> dict[str, Any]:
@@ -180,5 +181,6 @@ def _from_json(row: dict[str, Any]) -> Measurement:
             "caches": tuple(CacheLevel(**cache) for cache in row["caches"]),
             "products": tuple(Product(**product) for product in row["products"]),
             "gpu": Gpu(**row["gpu"]) if row["gpu"] else None,
+            "doubts": tuple(row["doubts"]),
         }
     )

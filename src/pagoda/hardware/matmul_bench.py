@@ -6,12 +6,14 @@ a time, and a matrix that stays in the cache for many. The rest of a step (atten
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
 
 import pagoda._native as native
 from pagoda.formats.blocks import BLOCK_TYPES
+from pagoda.hardware.cpu_share import CpuShare
 
 TYPES = ("Q4_0", "Q4_K", "Q6_K", "Q8_0", "BF16", "F32")
 COLUMNS = 4096
@@ -30,41 +32,44 @@ class Product:
     ops_s: float
 
 
-def measure_products(threads: int, cache_bytes: int, types: tuple[str, ...] = TYPES) -> tuple[Product, ...]:
-    """The best of several rounds of each. `cache_bytes`: what the last cache holds."""
+def measure_products(
+    threads: int, cache_bytes: int, meter: CpuShare, types: tuple[str, ...] = TYPES
+) -> tuple[Product, ...]:
+    """The best of several rounds of each. `cache_bytes`: what the last cache holds. `meter` runs with the rounds."""
     runtime = native.Runtime(threads)
-    return tuple(_measure(runtime, kind, max(DECODE_BYTES, 2 * cache_bytes)) for kind in types)
+    return tuple(_measure(runtime, kind, max(DECODE_BYTES, 2 * cache_bytes), meter) for kind in types)
 
 
-def _measure(runtime: native.Runtime, kind: str, num_bytes: int) -> Product:
+def _measure(runtime: native.Runtime, kind: str, num_bytes: int, meter: CpuShare) -> Product:
     row_bytes = COLUMNS // BLOCK_TYPES[kind].elements * BLOCK_TYPES[kind].bytes
-    seconds, read, _ = _best(runtime, _weight(runtime, kind, num_bytes // row_bytes // 16 * 16, row_bytes), tokens=1)
-    bytes_s = read / seconds
-    seconds, _, operations = _best(runtime, _weight(runtime, kind, PREFILL_ROWS, row_bytes), tokens=PREFILL_TOKENS)
-    return Product(kind, bytes_s, operations / seconds)
+    rows = num_bytes // row_bytes // 16 * 16
+    decode_s = _best_seconds(runtime, _weight(runtime, kind, rows, row_bytes), 1, meter)
+    prefill_s = _best_seconds(runtime, _weight(runtime, kind, PREFILL_ROWS, row_bytes), PREFILL_TOKENS, meter)
+    return Product(kind, rows * row_bytes / decode_s, 2 * PREFILL_ROWS * COLUMNS * PREFILL_TOKENS / prefill_s)
 
 
 def _weight(runtime: native.Runtime, kind: str, rows: int, row_bytes: int) -> native.Weight:
     return runtime.pack(np.full(rows * row_bytes, FILL, np.uint8), kind, rows, COLUMNS)
 
 
-def _best(runtime: native.Runtime, weight: native.Weight, tokens: int) -> tuple[float, float, float]:
-    """(seconds, bytes, operations) of the product in the fastest of the rounds.
+def _best_seconds(runtime: native.Runtime, weight: native.Weight, tokens: int, meter: CpuShare) -> float:
+    """Of the fastest round, by the clock of the thread that waits for it.
 
-    Rounds are told apart by all of their stages: on a busy machine the thread that takes the times may sleep through a
-    stage, which then seems to have taken none.
+    Not by the program's own profile of its stages: on a busy machine the thread that takes those times may sleep
+    through a stage, which then seems to have taken none. What else is in a round, an embedding and the activations'
+    quantization, takes some hundredths of it.
     """
     program = _program(runtime, weight, tokens)
-    rounds: list[tuple[float, tuple[float, float, float]]] = []
     ids = np.zeros(tokens, np.int32)
     positions, starts = np.arange(tokens, dtype=np.int32), np.array([0, tokens], np.int32)
     blocks, no_rows = [np.arange(-(-tokens // 16), dtype=np.int32)[None]], np.empty(0, np.int32)
+    best = float("inf")
     for _ in range(ROUNDS):
-        program.forward(ids, positions, starts, blocks, no_rows)
-        stages = program.take_profile()
-        (product,) = (stage[1:] for stage in stages if stage[0].startswith("linear"))
-        rounds.append((sum(seconds for _, seconds, _, _ in stages), product))
-    return min(rounds)[1]
+        start = time.perf_counter()
+        with meter:
+            program.forward(ids, positions, starts, blocks, no_rows)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def _program(runtime: native.Runtime, weight: native.Weight, tokens: int) -> native.Program:
@@ -80,5 +85,4 @@ def _program(runtime: native.Runtime, weight: native.Weight, tokens: int) -> nat
         program.rows(x, quantized=quantized)
     program.linear(x, quantized, [native.LinearPart(weight, out, None)])
     program.allocate_kv([-(-tokens // 16)])
-    program.profiling = True
     return program

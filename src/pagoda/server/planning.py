@@ -1,7 +1,8 @@
 """GET /plan: the plan of `pagoda plan --json` for the model served here, on this machine, beside what the engine took.
 
-Query parameters are the flags of `pagoda plan`: /plan?prompt=512&output=128&tpot=50. Kernels are not measured while
-requests are served: what an earlier `pagoda plan` measured is used, else the machine's measured efficiency.
+Query parameters are the flags of `pagoda plan`: /plan?prompt=512&output=128&tpot=50. Nothing is measured while requests
+are served: of the kernels, what an earlier `pagoda plan` measured is used, else the machine's efficiency as `pagoda
+doctor` measured it. A machine that neither has ever measured has no plan.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class FromFiles(Protocol):
 
 
 async def plan(request: Request) -> Response:
-    """What this machine can do with the model. 400 for a parameter that is none, or makes no sense."""
+    """What this machine can do with the model. 400 for a parameter that is none, or makes no sense, and as long as the
+    machine has not been measured."""
     loaded = service_of(request).model().loaded
     if not isinstance(loaded, FromFiles):
         raise RequestError("this model has no files to plan from", code="no_plan")
@@ -45,7 +47,8 @@ async def plan(request: Request) -> Response:
 
 
 def _report(loaded: FromFiles, options: dict[str, str]) -> dict[str, Any]:
-    from pagoda.hardware.devices import device
+    from pagoda.hardware.host import read_hardware
+    from pagoda.hardware.machine import remembered_measurement, this_device
     from pagoda.plan.model.models import shape_of_file
     from pagoda.plan.model.weights import default_format
     from pagoda.plan.planner import Plan
@@ -68,7 +71,14 @@ def _report(loaded: FromFiles, options: dict[str, str]) -> dict[str, Any]:
     )
     check(settings)
     shape = shape_of_file(loaded.source.path).named(loaded.source.name)
-    here = device("this")
+    hardware = read_hardware()
+    measured = remembered_measurement(hardware)
+    if measured is None:
+        raise RequestError(
+            "this machine has not been measured, and is not while requests are served: run pagoda doctor once",
+            code="not_measured",
+        )
+    here = this_device(measured, hardware)
     target = make_target(shape, here, default_format(shape, here.kind), settings, probe=False)
     return {**Plan(shape, settings, (target,)).to_json(), "engine": _engine(loaded)}
 

@@ -43,6 +43,7 @@ class Costs(Protocol):
     """What says how long steps take."""
 
     source: str
+    doubts: tuple[str, ...]  # why it should not be believed, a sentence each
 
     def step(self, step: StepShape) -> StepTime: ...
 
@@ -79,6 +80,7 @@ class RooflineCosts:
         self.attention_flops = half * (1 if ideal else efficiency.prefill_compute)
         self.overhead_s = 0.0 if ideal else efficiency.step_overhead_s
         self.source = "the ceilings" if ideal else efficiency.source
+        self.doubts = device.doubts
 
     def step(self, step: StepShape) -> StepTime:
         step = self._part(step)

@@ -6,10 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast, get_args
 
-from pagoda.backends.base import KVType
-from pagoda.backends.cores import usable_cores
 from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.hardware.device import Device
@@ -17,8 +14,10 @@ from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
 from pagoda.plan.cost.roofline import peak_flops
 from pagoda.plan.cost.work import Workload
-from pagoda.plan.measured.probes import SLICE_BYTES, Setup, measured_rates, remembered_rates
+from pagoda.plan.measured.probes import SLICE_BYTES
 from pagoda.plan.measured.rates import MeasuredCosts
+from pagoda.plan.measured.remembered import measured_rates, remembered_rates
+from pagoda.plan.measured.setup import setup_here
 from pagoda.plan.measured.slices import random_model, signatures
 from pagoda.plan.model.shapes import ModelShape
 from pagoda.plan.model.weights import ModelWeights
@@ -45,15 +44,9 @@ def measured_costs(
         raise UnsupportedError(f"the kernels have not been measured for {shape.name}: run pagoda plan once")
     if rates is None:
         with sliced(shape, weights) as (model, counts):
-            rates = measured_rates(model, counts, key, setup, say=say)
+            rates = measured_rates(model, counts, key, setup, device.bandwidth_bytes_s, say=say)
     peak = peak_flops(device, weights.computes_on(device.kind))[1]
     return MeasuredCosts(rates, Workload(shape, weights, kv_type), device.bandwidth_bytes_s, peak)
-
-
-def setup_here(kv_type: str, activation_type: str = "int16") -> Setup:
-    if kv_type not in get_args(KVType):
-        raise UnsupportedError(f"the engine here has no {kv_type} KV cache")
-    return Setup(usable_cores(), None, cast(KVType, kv_type), int(activation_type.removeprefix("int")))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Measures the engine's kernels on this machine, on a slice of a model. Some seconds; the result is kept.
+"""Measures the engine's kernels on this machine, on a slice of a model.
 
 Each probe is a real step of the native program, whose stages are timed one by one (`Program.take_profile`). Weights
 come from memory as they do in the whole model, because the slice is larger than the caches; so do keys and values,
@@ -10,28 +10,23 @@ block holds the keys and values of all layers (`scattered`).
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
+import datetime
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import mean, median
 from typing import TypeVar
 
 import numpy as np
 
-import pagoda
-import pagoda._native as native
 from pagoda.backends.base import KVType, LoadedModel, run_batch
 from pagoda.backends.cpu import CpuBackend, CpuModel
-from pagoda.config import cache_dir
-from pagoda.hardware.host import read_hardware
+from pagoda.hardware.caches import read_caches
+from pagoda.hardware.cpu_share import QUIET_SHARE, CpuShare
+from pagoda.hardware.passes import STREAM_ROOM
 from pagoda.models.layers import Decoder
 from pagoda.plan.measured.engine_probe import engine_step_s
 from pagoda.plan.measured.rates import Rates
+from pagoda.plan.measured.setup import Setup
 from pagoda.plan.measured.slices import attention_only, cut
 from pagoda.types import BLOCK_SIZE, Batch, Int32Array
 
@@ -43,70 +38,12 @@ BATCHES = (1, 2, 4, 8, 16)
 CONTEXTS = (16, 128, 512, 1024, 2048, 4096)
 CHUNKS = ((128, 128), (512, 512), (512, 1024), (512, 2048), (512, 4096))  # (queries, context)
 SHORT_S = 0.06  # in a sweep, a probe is repeated until it has taken so long
-SWEEPS, MOST_SWEEPS = 3, 5
-METHOD = 3  # of measuring: rates of another one are not comparable
+SWEEPS = 3  # that say together whether the machine was quiet
 ATTENTION_STAGES = ("attention", "rope + store KV")  # whose time is that of cold KV blocks, which differ by sequence
-QUIET_SHARE = 0.8  # of the CPU time that a sweep's threads could have got: less means that others took it
 
 T = TypeVar("T")
-Say = Callable[[str], None]
 StageTime = tuple[str, float]
 Key = tuple[int, int, int, int]  # batch, queries, context, rows
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What rates depend on besides the model."""
-
-    threads: int
-    isa: str | None
-    kv_type: KVType
-    activation_bits: int = 16
-
-    def backend(self) -> CpuBackend:
-        return CpuBackend(threads=self.threads, isa=self.isa, activation_bits=self.activation_bits)
-
-
-def remembered_rates(key: str, setup: Setup) -> Rates | None:
-    """What an earlier run measured for the model and format that `key` names."""
-    try:
-        return Rates.from_json(json.loads(_path(key, setup).read_text()))
-    except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of another version
-        return None
-
-
-def measured_rates(
-    model: Decoder, counts: Mapping[str, int], key: str, setup: Setup, *, say: Say = lambda line: None
-) -> Rates:
-    """Measured now, and remembered. `counts`: layers of each signature in the whole model."""
-    path = _path(key, setup)
-    prober = Prober(model, counts, setup)
-    for number in range(MOST_SWEEPS):
-        if number >= SWEEPS and prober.is_quiet:
-            break
-        say(f"measuring the kernels on this machine, once for this kind of model: sweep {number + 1}")
-        prober.sweep()
-    rates = prober.rates()
-    prober.close()
-    if not prober.is_quiet:  # of others' making: told, but not remembered
-        return replace(rates, source=f"{rates.source}; the machine was busy, so they are too slow: plan again later")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(rates.to_json()))
-    partial.replace(path)
-    return rates
-
-
-def _path(key: str, setup: Setup) -> Path:
-    return cache_dir() / "plan" / f"{_digest(key, setup)}.json"
-
-
-def _digest(key: str, setup: Setup) -> str:
-    """Changes with the machine, the version, the built extension, the model's layers and the setup."""
-    built = Path(native.__file__).stat()
-    facts = [pagoda.__version__, built.st_size, built.st_mtime_ns, platform.node(), read_hardware().cpu, key, METHOD]
-    facts += [setup.threads, setup.isa, setup.kv_type, setup.activation_bits]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
 def around_quartile(times: Sequence[T], key: Callable[[T], float]) -> Sequence[T]:
@@ -145,6 +82,7 @@ class Prober:
         self._engine: dict[int, list[float]] = {}
         self._shares: list[float] = []  # of the CPU time that each sweep could have got
         self._threads = setup.threads
+        self._cache_bytes = max((cache.bytes for cache in read_caches()), default=0)
 
     @property
     def cpu_share(self) -> float:
@@ -156,10 +94,20 @@ class Prober:
         """Whether the last sweeps had the machine to themselves."""
         return self.cpu_share >= QUIET_SHARE
 
+    def doubts(self, bandwidth: float) -> tuple[str, ...]:
+        """Why the rates should not be believed, a sentence each. `bandwidth`: bytes/s that memory gives at most."""
+        found = []
+        if not self.is_quiet:
+            found.append(f"other programs took {1 - self.cpu_share:.0%} of the CPU time")
+        num_bytes, seconds = self._linear.streamed((1, 1, 1, _rows(1)))
+        if num_bytes > 2 * self._cache_bytes and num_bytes / seconds > STREAM_ROOM * bandwidth:
+            found.append(f"weights at {num_bytes / seconds / 1e9:,.1f} GB/s, which memory cannot give")
+        return tuple(found)
+
     def sweep(self) -> None:
-        start, cpu = time.perf_counter(), time.process_time()
-        self._sweep()
-        self._shares.append((time.process_time() - cpu) / (time.perf_counter() - start) / self._threads)
+        with CpuShare(self._threads) as meter:
+            self._sweep()
+        self._shares.append(meter.share)
 
     def _sweep(self) -> None:
         for tokens in TOKENS:
@@ -188,6 +136,7 @@ class Prober:
             engine_row_s=row_s,
             source=f"kernels measured here on a slice of the model: {self._backend.threads} threads, "
             f"{self._backend.isa}, int{self._backend.runtime.activation_bits} activations",
+            date=datetime.date.today().isoformat(),
         )
 
     def close(self) -> None:
@@ -229,6 +178,7 @@ class Probe:
         self._rng = np.random.default_rng(0)
         self._names: dict[Key, list[str]] = {}
         self._runs: dict[Key, list[list[float]]] = {}
+        self._bytes: dict[Key, float] = {}  # that such a step reads, weights for the most part
         self._step((1, 16, 16, 1))  # wakes threads and pages
         self.model.program.profiling = True
 
@@ -238,6 +188,7 @@ class Probe:
         while True:
             profile = self._step(key)
             self._names[key] = [name for name, *_ in profile]
+            self._bytes[key] = sum(num_bytes for _, _, num_bytes, _ in profile)
             self._runs.setdefault(key, []).append([seconds for _, seconds, _, _ in profile])
             if time.perf_counter() >= end:
                 break
@@ -250,6 +201,10 @@ class Probe:
         """
         around = around_quartile(self._runs[key], sum)
         return [(name, mean(run[i] for run in around)) for i, name in enumerate(self._names[key])]
+
+    def streamed(self, key: Key) -> tuple[float, float]:
+        """Bytes that such a step reads, and the seconds it takes."""
+        return self._bytes[key], sum(seconds for _, seconds in self.stages(key))
 
     def _step(self, key: Key) -> list[tuple[str, float, float, float]]:
         run_batch(self.model, self._batch(*key))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pagoda.hardware.machine import measured_when
 from pagoda.plan.cost.roofline import StepTime
 from pagoda.plan.cost.work import Chunk, StepShape, Workload, pairs
 from pagoda.plan.model.shapes import AttentionShape
@@ -32,6 +33,8 @@ class Rates:
     engine_step_s: float  # around the forward pass, once a step
     engine_row_s: float  # and for each sampled row
     source: str
+    date: str  # ISO, of the day they were measured
+    doubts: tuple[str, ...] = ()  # why they should not be believed, a sentence each
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -39,7 +42,7 @@ class Rates:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rates:
         decode = {int(batch): curve for batch, curve in data["decode_attention"].items()}
-        return cls(**{**data, "decode_attention": decode})
+        return cls(**{**data, "decode_attention": decode, "doubts": tuple(data["doubts"])})
 
 
 def interpolate(curve: Curve, x: float) -> float:
@@ -57,7 +60,8 @@ class MeasuredCosts:
     def __init__(self, rates: Rates, workload: Workload, bandwidth: float, peak: float) -> None:
         self.rates, self.workload = rates, workload
         self.bandwidth, self.peak = bandwidth, peak
-        self.source = rates.source
+        self.source = f"{rates.source}; {measured_when(rates.date, rates.doubts)}"
+        self.doubts = rates.doubts
 
     def step(self, step: StepShape) -> StepTime:
         rates = self.rates

@@ -68,6 +68,7 @@ def plan_json(target: Target) -> dict[str, Any]:
         "cost": None if point is None else _cost(target, point),
         "serve": None if point is None else serving(target, point),
         "speeds_from": target.costs.source,
+        "doubts": list(dict.fromkeys(target.device.doubts + target.costs.doubts)),
         "reasons": reasons(target),
     }
 
