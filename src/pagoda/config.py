@@ -134,11 +134,32 @@ class ServerSettings(Settings):
     port: Annotated[int, Setting("Port to listen on; 0: any free one.", minimum=0, maximum=65535)] = 8000
     served_model_name: Annotated[str | None, Setting("Name that clients use; the model's own by default.")] = None
     api_keys: Annotated[
-        tuple[str, ...], Setting("Key that clients must send; repeat for several.", flag="api-key")
+        tuple[str, ...], Setting("Key that clients must send; repeat for several.", flag="api-key", secret=True)
     ] = ()
+    admin_key: Annotated[
+        str | None, Setting("Key for what changes the server; it opens all the rest, too.", secret=True)
+    ] = None
+    metrics_open: Annotated[bool, Setting("Give /metrics without a key, as /health and /ready.")] = False
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Setting("Origin whose pages may ask from a browser, * for all; repeat for several.", flag="cors-origin"),
+    ] = ()
+    root_path: Annotated[
+        str, Setting("Path under which a proxy offers this server, as /llm; X-Forwarded-Prefix says it too.")
+    ] = ""
+    sse_keepalive: Annotated[
+        float, Setting("Seconds without an event after which a stream gets a comment; 0: never.", minimum=0)
+    ] = 15.0
     max_queue_requests: Annotated[int, Setting("Requests that may wait; more get a 429.", minimum=1)] = 256
     max_queue_tokens: Annotated[int, Setting("Prompt tokens that may wait; more get a 429.", minimum=1)] = 262_144
     max_body_bytes: Annotated[int, Setting("Largest request body.", "max-body", 1, size=True)] = 8 * 1024 * 1024
+    header_timeout: Annotated[
+        float, Setting("Seconds that a client gets for a request's head, before its key is asked.", minimum=0.1)
+    ] = 10.0
+    body_timeout: Annotated[float, Setting("Seconds that a client gets for a request's body.", minimum=0.1)] = 60.0
+    max_connections: Annotated[
+        int, Setting("Connections at once; for one more, who has waited longest for a request is closed.", minimum=1)
+    ] = 1000
     shutdown_timeout: Annotated[float, Setting("Seconds that running requests get after SIGTERM.", minimum=0)] = 30.0
     metrics_compat: Annotated[Literal["none", "vllm"], Setting("Also expose /metrics under vLLM's own names.")] = "none"
     log_format: Annotated[Literal["text", "json"], Setting("Shape of log lines.")] = "text"
@@ -165,7 +186,7 @@ def load_settings(
         if flags.get(field.name) is not None:
             where = field.key.upper() if field.about.positional else f"--{field.key}"
             values[field.name] = field.parse(flags[field.name], where)
-        elif environ.get(field.env):
+        elif environ.get(field.env) or (field.about.secret and field.env in environ):
             values[field.name] = field.parse(environ[field.env], field.env)
         elif field.key in table:
             values[field.name] = field.parse(table[field.key], f"{path}: {field.key}")

@@ -34,6 +34,7 @@ class Setting:
     maximum: float | None = None
     size: bool = False  # bytes; takes "4GiB" too
     positional: bool = False
+    secret: bool = False  # never empty: who sets it to nothing meant to set it to something
     also: tuple[str, ...] = ()  # other spellings of the flag, on the command line alone
 
 
@@ -71,6 +72,8 @@ class Field:
             parsed = _convert(self.type, value, size=self.about.size)
         except ValueError as error:
             raise ConfigError(f"{where}: {value!r} is not {error}{_service_link(value)}") from None
+        if self.about.secret and not str(parsed).strip():
+            raise ConfigError(f"{where} is empty: give a key, or leave it out to ask for none")
         if self.choices and parsed not in self.choices:
             raise ConfigError(f"{where}: {value!r} is not one of {', '.join(self.choices)}")
         least, most = self.about.minimum, self.about.maximum

@@ -79,7 +79,7 @@ def test_hyphens_and_underscores_are_the_same_in_files(empty_folder: Path) -> No
     ("text", "says"),
     [
         ("thread = 4", "unknown key 'thread'; did you mean 'threads'?"),
-        ("xyzzy = 4", "unknown key 'xyzzy'; known are activation-type, api-key"),
+        ("xyzzy = 4", "unknown key 'xyzzy'; known are activation-type, admin-key"),
         ("[benhc]\nruns = 1", "unknown table 'benhc'; did you mean 'bench'?"),
         ("threads = 'four'", "threads: 'four' is not a whole number"),
         ("threads = 1.5", "threads: 1.5 is not a whole number"),

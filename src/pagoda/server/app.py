@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -17,8 +18,10 @@ from pagoda.config import ServerSettings
 from pagoda.errors import PagodaError
 from pagoda.server import routes, system
 from pagoda.server.failures import answer_error, json_response
-from pagoda.server.middleware import ApiKeys, BodyLimit, RequestLog
+from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
+from pagoda.server.record import record_of
 from pagoda.server.service import Loaded, Service
+from pagoda.server.stream import ClientGone
 
 ERRORS: tuple[type[Exception], ...] = (PagodaError, ValidationError, HTTPException, Exception)
 
@@ -30,23 +33,49 @@ def create_app(loaded: Loaded | None, settings: ServerSettings) -> Starlette:
         service.attach(loaded)
     layers = [  # outermost first
         Middleware(RequestLog, service=service),
-        *([Middleware(ApiKeys, keys=settings.api_keys)] if settings.api_keys else []),
+        Middleware(Prefix, root_path=settings.root_path),
+        *_cors(settings.cors_origins),
+        Middleware(ApiKeys, keys=settings.api_keys, admin_key=settings.admin_key, open_paths=_open_paths(settings)),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
     ]
     app = Starlette(
         routes=[*routes.ROUTES, *system.ROUTES, Route("/openapi.json", _document), Route("/docs", _docs)],
         middleware=layers,
-        exception_handlers=dict.fromkeys(ERRORS, answer_error),
+        exception_handlers={**dict.fromkeys(ERRORS, answer_error), ClientGone: _gone},
     )
     app.state.service = service
     return app
+
+
+def _cors(origins: tuple[str, ...]) -> list[Middleware]:
+    """Browsers let a page ask only servers that say that its origin may."""
+    if not origins:
+        return []
+    methods, headers = ["GET", "POST", "OPTIONS"], ["*"]
+    exposed = ["X-Request-Id", "Retry-After"]
+    layer = Middleware(
+        CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers, expose_headers=exposed
+    )
+    return [layer]
+
+
+def _open_paths(settings: ServerSettings) -> set[str]:
+    """What needs no key: what orchestrators ask."""
+    return {"/health", "/ready"} | ({"/metrics"} if settings.metrics_open else set())
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody reads it; the log says what happened."""
+    record_of(request.scope).client_gone = True
+    return Response(status_code=499)
 
 
 async def _document(request: Request) -> Response:
     def made() -> dict[str, Any]:
         from pagoda.server.openapi import document
 
-        return document()
+        servers = [{"url": request.scope["root_path"]}] if request.scope["root_path"] else []
+        return document() | ({"servers": servers} if servers else {})
 
     return json_response(await asyncio.to_thread(made))  # the import takes half a second
 
@@ -55,6 +84,6 @@ async def _docs(request: Request) -> Response:
     def made() -> str:
         from pagoda.server.openapi import page
 
-        return page()
+        return page(request.scope["root_path"])
 
     return HTMLResponse(await asyncio.to_thread(made))

@@ -99,6 +99,8 @@ def json_response(content: object, status: int = 200, headers: Mapping[str, str]
 async def answer_error(request: Request, error: Exception) -> Response:
     """The exception handler of the app."""
     status, body, headers = describe(error)
+    if status == 405 and request.method == "OPTIONS":  # a route's Allow is what is asked for (RFC 9110, section 9.3.7)
+        return Response(status_code=204, headers={"Allow": f"{headers.get('Allow', '')}, OPTIONS"})
     if status == 500:
         logger.error("unexpected error", exc_info=error)
     return json_response(body, status, headers)

@@ -1,6 +1,7 @@
 """The layers around every route, as plain ASGI: nothing buffers, so streams flow.
 
 RequestLog   X-Request-Id in and out, one log line a request, the count that a shutdown waits for
+Prefix       paths as the server knows them, behind a proxy that offers it under a longer one
 ApiKeys      who may ask
 BodyLimit    how much they may send
 """
@@ -12,7 +13,9 @@ import hmac
 import logging
 import re
 import time
+from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,13 +25,12 @@ from pagoda.server.failures import BodyTooLargeError, error_body
 from pagoda.server.record import KEY, RequestRecord, record_of
 from pagoda.server.requests import new_id
 from pagoda.server.service import Service
-from pagoda.server.stream import ClientGone
 
 logger = logging.getLogger("pagoda.request")
 
-OPEN_PATHS = {"/health"}
 QUIET_PATHS = {"/health", "/ready", "/metrics"}  # asked every few seconds by machines: logged at debug level
 SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+SAFE_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")  # no empty part: "//host" would lead elsewhere
 CLIENT_CLOSED = 499  # nginx's number for it; only the log sees it
 
 
@@ -65,11 +67,9 @@ class RequestLog:
         self.service.num_active += counts
         try:
             await self.app(scope, receive, send_with_id)
-        except ClientGone:
-            status = CLIENT_CLOSED
         finally:
             self.service.num_active -= counts
-            self._log(scope, status, record)
+            self._log(scope, CLIENT_CLOSED if record.client_gone else status, record)
             logs.request_id.reset(token)
 
     def _log(self, scope: Scope, status: int, record: RequestRecord) -> None:
@@ -84,34 +84,92 @@ class RequestLog:
             logger.log(level, "request", extra={"facts": facts})
 
 
-class ApiKeys:
-    """Asks for one of the keys on every path but /health. The one that came is the tenant."""
+class Prefix:
+    """Takes the path under which a proxy offers the server off requests, and puts it before redirects.
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
+    It is `root_path`, or what X-Forwarded-Prefix says; the proxy may have taken it off already. Redirects are written
+    as paths alone: the scheme and host that the client sees are the proxy's (RFC 9110, section 10.2.2 allows it).
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
         self.app = app
-        self._digests = [_digest(key.encode()) for key in keys]
+        self.root_path = root_path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        tenant = self._tenant(header(scope, b"authorization"))
-        if tenant is not None:
-            record_of(scope).tenant = tenant
-            return await self.app(scope, receive, send)
-        body = error_body(
-            "Incorrect API key provided: send one as `Authorization: Bearer KEY`.", 401, code="invalid_api_key"
-        )
-        await _answer(send, 401, body, [(b"www-authenticate", b"Bearer")])
+        prefix = self.root_path or _forwarded_prefix(scope)
+        if prefix and scope["path"].startswith(f"{prefix}/"):
+            scope["path"] = scope["path"].removeprefix(prefix)
+        scope["root_path"] = prefix
 
-    def _tenant(self, authorization: bytes | None) -> str | None:
+        async def send_with_prefix(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    (name, _behind(prefix, value) if name == b"location" else value)
+                    for name, value in message.get("headers", ())
+                ]
+            await send(message)
+
+        await self.app(scope, receive, send_with_prefix)
+
+
+def _forwarded_prefix(scope: Scope) -> str:
+    value = (header(scope, b"x-forwarded-prefix") or b"").decode("latin-1").rstrip("/")
+    return value if SAFE_PREFIX.fullmatch(value) else ""
+
+
+def _behind(prefix: str, location: bytes) -> bytes:
+    """The path that leads to `location` through the proxy."""
+    parts = urlsplit(location.decode("latin-1"))
+    path = parts.path if parts.path.startswith(f"{prefix}/") else prefix + parts.path
+    return urlunsplit(("", "", path, parts.query, parts.fragment)).encode("latin-1")
+
+
+class ApiKeys:
+    """Asks for a key on every path that is not open. The one that came is the tenant.
+
+    A key comes as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`.
+    """
+
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...], admin_key: str | None, open_paths: Iterable[str]) -> None:
+        """Without `keys` nothing is asked; then the admin key still tells who may change the server."""
+        self.app = app
+        self._digests = {f"key-{number}": _digest(key.encode()) for number, key in enumerate(keys)}
+        self._admin = None if admin_key is None else _digest(admin_key.encode())
+        self._open_paths = set(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        tenant, record = None, record_of(scope)
+        for key in _keys(scope):
+            given = _digest(key)
+            tenant = self._tenant(given) or tenant
+            record.admin = record.admin or (self._admin is not None and hmac.compare_digest(given, self._admin))
+        if tenant is None and not record.admin and self._digests and scope["path"] not in self._open_paths:
+            body = error_body(
+                "Incorrect API key provided: send one as `Authorization: Bearer KEY`.", 401, code="invalid_api_key"
+            )
+            return await answer(send, 401, body, [(b"www-authenticate", b"Bearer")])
+        record.tenant = tenant or ("admin" if record.admin else "")
+        await self.app(scope, receive, send)
+
+    def _tenant(self, given: bytes) -> str | None:
         """Which key that is; None: none. Every key is compared in full, so that timing tells nothing."""
-        scheme, _, key = (authorization or b"").partition(b" ")
-        given = _digest(key.strip())
         found = None
-        for number, digest in enumerate(self._digests):
-            if hmac.compare_digest(given, digest) and scheme.lower() == b"bearer":
-                found = f"key-{number}"
+        for name, digest in self._digests.items():
+            if hmac.compare_digest(given, digest):
+                found = name
         return found
+
+
+def _keys(scope: Scope) -> list[bytes]:
+    """The keys that a request brings."""
+    scheme, _, bearer = (header(scope, b"authorization") or b"").partition(b" ")
+    keys = [bearer.strip()] if scheme.lower() == b"bearer" else []
+    plain = header(scope, b"x-api-key")
+    return keys if plain is None else [*keys, plain.strip()]
 
 
 def _digest(key: bytes) -> bytes:
@@ -132,7 +190,7 @@ class BodyLimit:
         length = header(scope, b"content-length")
         if length is not None and length.isdigit() and int(length) > self.max_bytes:
             close = [(b"connection", b"close")]  # the body is not read, so the connection cannot go on
-            return await _answer(send, 413, error_body(self._message(), 413, code="body_too_large"), close)
+            return await answer(send, 413, error_body(self._message(), 413, code="body_too_large"), close)
         received = 0
 
         async def receive_limited() -> Message:
@@ -150,7 +208,8 @@ class BodyLimit:
         return f"the body is larger than {self.max_bytes} bytes (--max-body)"
 
 
-async def _answer(send: Send, status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
+async def answer(send: Send, status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
+    """Send a response without the application."""
     content = orjson.dumps(body)
     about = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": about})

@@ -162,7 +162,7 @@ class Plan(BaseModel):
 DESCRIPTION = "An OpenAI-compatible API: point an OpenAI client's `base_url` at `/v1`."
 TAGS = {
     "/v1/models": "models",
-    "/v1/models/{model_id:path}": "models",
+    "/v1/models/{model_id:name}": "models",
     "/v1/chat/completions": "generation",
     "/v1/completions": "generation",
     "/tokenize": "tokens",
@@ -214,9 +214,9 @@ def document() -> dict[str, Any]:
     return _complete(api.openapi())
 
 
-def page() -> str:
-    """HTML that shows the document."""
-    return bytes(get_swagger_ui_html(openapi_url="/openapi.json", title="Pagoda").body).decode()
+def page(prefix: str = "") -> str:
+    """HTML that shows the document, which lies behind `prefix`."""
+    return bytes(get_swagger_ui_html(openapi_url=f"{prefix}/openapi.json", title="Pagoda").body).decode()
 
 
 def _complete(document: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import orjson
 from pydantic import BaseModel
 
 from pagoda.errors import ContextLengthError, ModelNotFoundError, RequestError
+from pagoda.server.json_body import parse_json
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.prompts import ChatTemplate, Prompt, Prompts, Tokenizer
 from pagoda.server.requests import GenerationSpec, chat_spec, check_total, completion_spec
@@ -137,14 +138,6 @@ class Reader:
         if name is not None and name != self._limits.model_name:
             raise unknown_model(name, self._limits.model_name)
         return body
-
-
-def parse_json(data: bytes) -> Any:
-    """Read with orjson: no NaN, no lone surrogates, no bottomless nesting. Raises RequestError."""
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 
 def unknown_model(name: str, served: str) -> ModelNotFoundError:

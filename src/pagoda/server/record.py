@@ -17,6 +17,8 @@ class RequestRecord:
     id: str
     start: float = field(default_factory=time.monotonic)
     tenant: str = ""  # the key that came; "" where none is asked for
+    admin: bool = False  # it came with the admin key
+    client_gone: bool = False  # before the answer was complete
     answer: dict[str, Any] = field(default_factory=dict)  # facts of the answer, for the log line
 
 

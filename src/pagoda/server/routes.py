@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from pagoda.server.answers import Answer, ChatAnswer, CompletionAnswer
+from pagoda.server.bodies import body_of
 from pagoda.server.failures import json_response
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.reading import Reading
@@ -25,6 +28,14 @@ from pagoda.server.stream import EventStream, while_connected
 def service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
+
+
+def check_admin(request: Request) -> None:
+    """Raise HTTPException 403 unless the request comes with the admin key. For routes that change the server."""
+    if service_of(request).settings.admin_key is None:
+        raise HTTPException(403, "this changes the server: start it with --admin-key, and send that key")
+    if not record_of(request.scope).admin:
+        raise HTTPException(403, "this changes the server: send the admin key")
 
 
 async def list_models(request: Request) -> Response:
@@ -51,7 +62,7 @@ async def completions(request: Request) -> Response:
 
 async def _read(request: Request, model: Model, kind: str) -> Any:
     """What the body asks, read where its length allows. A client that goes away gives up its place."""
-    data = await request.body()
+    data = await body_of(request)
     return await while_connected(request.receive, model.readers.read(kind, data))
 
 
@@ -69,7 +80,7 @@ async def _generate(request: Request, model: Model, shape: type[Answer], prefix:
         record.answer = answer.facts(record.start)
 
     if spec.stream:
-        return EventStream(answer.events(stream), end)
+        return EventStream(answer.events(stream), end, service_of(request).settings.sse_keepalive)
     try:
         return json_response(await while_connected(request.receive, answer.whole(stream)))
     finally:
@@ -91,9 +102,23 @@ async def _json_read(request: Request, kind: str) -> Response:
     return Response(await _read(request, model, kind), media_type="application/json")
 
 
+class NameConvertor(Convertor[str]):
+    """A model's name in a path: slashes are part of it, and it is never empty."""
+
+    regex = ".+[^/]|[^/]"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("name", NameConvertor())
+
 ROUTES = [
     Route("/v1/models", list_models),
-    Route("/v1/models/{model_id:path}", show_model),
+    Route("/v1/models/{model_id:name}", show_model),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ import uvicorn
 
 from pagoda.config import ServerSettings
 from pagoda.server.app import create_app
+from pagoda.server.http import Connection, Connections
 from pagoda.server.service import Loaded, Model, Service
 
 L = TypeVar("L", bound=Loaded)
@@ -101,13 +103,15 @@ def make_server(
 ) -> PagodaServer:
     """A server whose model is `loading`; `on_ready` is called when it is there."""
     app = create_app(None, settings)
+    connections = Connections(settings.header_timeout, settings.body_timeout, KEEP_ALIVE_S, settings.max_connections)
+    http: Any = partial(Connection, connections)
     config = uvicorn.Config(
         app,
+        http=http,
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="off",
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_S,
     )
     return PagodaServer(app.state.service, config, loading, on_ready)

@@ -6,22 +6,28 @@ Whoever reads a stream of deltas closes it, so a client that goes away frees its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from pagoda.server.answers import DONE
 from pagoda.server.failures import describe
+from pagoda.server.record import record_of
 
 logger = logging.getLogger("pagoda.server")
 
 T = TypeVar("T")
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies: pass each event on at once
+COMMENT = b": keep-alive\n\n"  # no event: clients skip it, proxies see that the connection lives
+# Seconds after which a client that has closed its side for writing is written to, to see whether it still reads.
+PROBE_S = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 class ClientGone(Exception):
@@ -33,31 +39,57 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None], keep_alive: float = 0.0) -> None:
+        """`keep_alive`: seconds without an event after which a comment is sent; 0: never."""
         self._events = events
         self._close = close
+        self._keep_alive = keep_alive
+        self._last = time.monotonic()  # when something was written
         self.status_code = 200
         self.background = None
         self.init_headers(HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        half_closed = scope.get("pagoda.half_closed") or asyncio.Event()
         try:
-            await while_connected(receive, self._write(send))
+            await while_connected(receive, self._write(send, half_closed))
+        except ClientGone:
+            record_of(scope).client_gone = True
         finally:
             self._close()
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, half_closed: asyncio.Event) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        beat = asyncio.ensure_future(self._beat(send, half_closed))
         try:
             async for piece in self._events:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                self._last = time.monotonic()
+                await send(_part(piece))
         except Exception as error:  # the status line is out already: an event tells of the error
             status, body, _ = describe(error)
             if status == 500:
                 logger.error("unexpected error in a stream", exc_info=error)
-            event = b"data: " + orjson.dumps(body) + b"\n\n" + DONE
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send(_part(b"data: " + orjson.dumps(body) + b"\n\n" + DONE))
+        finally:
+            beat.cancel()
+        await send(_part(b"", more=False))
+
+    async def _beat(self, send: Send, half_closed: asyncio.Event) -> None:
+        """Write comments while there are no events. Each `send` is a whole one, so they never mix."""
+        while not half_closed.is_set():
+            left = self._last + self._keep_alive - time.monotonic() if self._keep_alive else None
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(half_closed.wait(), left)
+            if left is not None and time.monotonic() >= self._last + self._keep_alive:
+                self._last = time.monotonic()
+                await send(_part(COMMENT))
+        for seconds in PROBE_S:
+            await asyncio.sleep(seconds)
+            await send(_part(COMMENT))
+
+
+def _part(body: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
