@@ -30,8 +30,9 @@ RIGHT = [
     {"Authorization": "Bearer root"},
     {"X-Api-Key": "root"},
 ]
-WRONG = [
+WRONG: list[dict[str, str | bytes]] = [
     {},
+    {"Authorization": b"Bearer \xff"},
     {"Authorization": "Bearer gamma"},
     {"Authorization": "Bearer alph"},
     {"Authorization": "Bearer"},
@@ -49,8 +50,8 @@ def test_right_keys(api: Served, headers: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("headers", WRONG)
 @pytest.mark.parametrize("path", ["/v1/models", "/version", "/metrics", "/plan", "/docs", "/openapi.json", "/nothing"])
-def test_wrong_keys(api: Served, path: str, headers: dict[str, str]) -> None:
-    response = api.client.get(path, headers=headers)
+def test_wrong_keys(api: Served, path: str, headers: dict[str, str | bytes]) -> None:
+    response = api.client.get(path, headers=headers)  # type: ignore[arg-type]
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
     assert response.json()["error"]["code"] == "invalid_api_key"
