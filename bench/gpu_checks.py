@@ -24,8 +24,8 @@ from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
 from pagoda.text.tokenizer import load_tokenizer
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, RawTensor
+from texts import code
 
-TEXT = Path(__file__).parent / "texts" / "persuasion.txt"
 MOST_ERROR = 2e-2  # of logits, relative
 LEAST_EQUAL = 0.95  # of answers
 ANSWER, PROMPT = 64, 32  # tokens
@@ -51,7 +51,7 @@ def check_default(device: Device, path: Path, add: Callable[..., None]) -> None:
     checkpoint = open_checkpoint(path)
     own = load_model(checkpoint)
     assert isinstance(own, Decoder)
-    ids = load_tokenizer(checkpoint).encode(TEXT.read_text(), add_special=False)
+    ids = load_tokenizer(checkpoint).encode(code()[:20_000], add_special=False)
     lengths = [160, 24] if device.is_gpu else [40]
     half = in_half(own)
     right = logits_of(reference(half, max(lengths) + 3), half, lengths, ids)

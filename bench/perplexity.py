@@ -29,8 +29,8 @@ from pagoda.backends.base import LoadedModel, run_batch
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array
+from texts import prose_file
 
-TEXT = Path(__file__).parent / "texts" / "persuasion.txt"
 KV_BYTES = 256 * 2**20
 
 
@@ -174,7 +174,7 @@ def failures(rows: Sequence[dict[str, Any]], tolerance: float) -> list[str]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
-    parser.add_argument("--text", type=Path, default=TEXT)
+    parser.add_argument("--text", type=Path, help="a file; by default plays from a package of the index")
     parser.add_argument("--context", type=int, default=512, help="tokens of a window")
     parser.add_argument("--chunks", type=int, help="windows to score; all by default")
     parser.add_argument("--backend", choices=("cpu", "reference"), default="cpu")
@@ -189,6 +189,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
+    options.text = options.text or prose_file()
     llama = Llama.find(options.threads or 1)
     rows = []
     for path in options.models:

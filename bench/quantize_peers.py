@@ -9,7 +9,7 @@ the Python that its variable names; without one it is left out. Peers compute in
 what is fastest on CPUs without bfloat16. What was made stays in the work folder, and is not made again.
 
 Every result is unpacked to float32 and scored by one forward pass in numpy: perplexity of all tokens but the first of
-each window of `texts/persuasion.txt`, and KL divergence from the original at every fourth. CPU time is user and system
+each window of plays (`texts.py`), and KL divergence from the original at every fourth. CPU time is user and system
 time of the whole process: on a machine that others use too it says more than the time on the wall.
 """
 
@@ -37,13 +37,13 @@ from pagoda.models.registry import load_model
 from pagoda.quantize.algorithms.awq import groupwise
 from pagoda.quantize.algorithms.grid import full_range
 from pagoda.quantize.calibration.forward import LinearCall, LinearSource, PlainWeights, SampleValue, WindowOps
-from pagoda.quantize.calibration.sample import read_sample
-from pagoda.text.chat import load_chat_template
+from pagoda.quantize.calibration.sample import model_sample
+from pagoda.quantize.settings import QuantizeSettings
 from pagoda.text.tokenizer import load_tokenizer
 from pagoda.types import FloatArray, Int32Array
+from texts import prose
 
 HERE = Path(__file__).absolute().parent
-TEXT = HERE / "texts" / "persuasion.txt"
 KEPT_EVERY = 4  # of an original's predictions one in so many is kept for divergence
 BITS = 4
 
@@ -117,11 +117,8 @@ def calibration(options: argparse.Namespace) -> Path:
     path: Path = options.work / f"calibration-{options.samples}x{options.tokens}.npy"
     if not path.exists():
         with open_checkpoint(options.model) as checkpoint:
-            tokenizer = load_tokenizer(checkpoint)
-            template = load_chat_template(checkpoint, tokenizer)
-            sample = read_sample(
-                "builtin", tokenizer, template, num_windows=options.samples, window_tokens=options.tokens
-            )
+            asked = QuantizeSettings(calibration_samples=options.samples, calibration_tokens=options.tokens)
+            sample = model_sample(checkpoint, asked, options.tokens, lambda what, done, total: None)
         np.save(path, sample.windows)
     return path
 
@@ -195,7 +192,7 @@ def held_out(model: Path, options: argparse.Namespace) -> Int32Array:
     """Whole windows of the text; BOS, where the model has one, takes the place of each first token."""
     with open_checkpoint(model) as checkpoint:
         tokenizer = load_tokenizer(checkpoint)
-    ids = tokenizer.encode(TEXT.read_text(encoding="utf-8").removesuffix("\n"))
+    ids = tokenizer.encode(prose())
     count = min(len(ids) // options.context, options.windows)
     cut = np.array(ids[: count * options.context], dtype=np.int32).reshape(count, options.context)
     if prefix := tokenizer.vocabulary.prefix:

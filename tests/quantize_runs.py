@@ -17,7 +17,7 @@ from pagoda.models.registry import load_model
 from pagoda.quantize.calibration.arithmetic import Arithmetic
 from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, SampleValue, WindowOps
 from pagoda.quantize.calibration.layers import InputStatistics, Store
-from pagoda.quantize.calibration.sample import read_sample
+from pagoda.quantize.calibration.sample import read_documents, read_sample
 from pagoda.quantize.job import Job
 from pagoda.quantize.methods import find_method
 from pagoda.quantize.settings import QuantizeSettings
@@ -68,7 +68,8 @@ def output_errors(source: Path, folder: Path) -> dict[str, float]:
     errors = OutputErrors(Store(folder / "work" / "layers"))
     text = str(folder / "calibration.txt")
     with open_checkpoint(source) as checkpoint:
-        sample = read_sample(text, load_tokenizer(checkpoint), None, num_windows=6, window_tokens=64)
+        documents = read_documents(text)
+        sample = read_sample(text, documents, load_tokenizer(checkpoint), None, num_windows=6, window_tokens=64)
         load_model(as_hugging_face(checkpoint)).forward(WindowOps(sample.windows, errors))
     return errors.by_name
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from pagoda.errors import ConfigError
-from pagoda.quantize.calibration.sample import Sample, read_documents, read_sample
+from pagoda.formats.checkpoint import open_checkpoint
+from pagoda.quantize.calibration.sample import Sample, model_sample, read_documents, read_sample
+from pagoda.quantize.settings import QuantizeSettings
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
-from tiny_models import TINY, memory_checkpoint
+from tiny_models import TINY, memory_checkpoint, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +20,17 @@ def tokenizer() -> Tokenizer:
 
 
 def sample(source: object, tokenizer: Tokenizer, windows: int = 8, tokens: int = 32) -> Sample:
-    return read_sample(str(source), tokenizer, None, num_windows=windows, window_tokens=tokens)
+    documents = read_documents(str(source))
+    return read_sample(str(source), documents, tokenizer, None, num_windows=windows, window_tokens=tokens)
 
 
-def test_the_text_that_ships(tokenizer: Tokenizer) -> None:
-    documents = list(read_documents("builtin"))
-    assert any(isinstance(document, list) for document in documents)
-    assert 250_000 < sum(len(document) for document in documents if isinstance(document, str)) < 600_000
-    found = sample("builtin", tokenizer, 128, 512)
-    assert found.windows.shape == (128, 512)
-    assert found.facts() == sample("builtin", tokenizer, 128, 512).facts()
-    assert found.facts().sha256 != sample("builtin", tokenizer, 64, 512).facts().sha256
+def test_text_that_the_model_writes(tmp_path: Path) -> None:
+    settings = QuantizeSettings(calibration_samples=4, calibration_tokens=32)
+    with open_checkpoint(write_gguf(tmp_path / "m.gguf", TINY["llama"])) as checkpoint:
+        found = model_sample(checkpoint, settings, 1000, lambda *step: None)
+        assert found.windows.shape == (4, 32)
+        assert found.source == "self"
+        assert found.facts() == model_sample(checkpoint, settings, 1000, lambda *step: None).facts()
 
 
 def test_windows_are_spread_over_the_text(tokenizer: Tokenizer, tmp_path: Path) -> None:

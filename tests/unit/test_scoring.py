@@ -13,10 +13,9 @@ from rich.console import Console
 
 from pagoda.cli.compare import print_report
 from pagoda.errors import ConfigError
-from pagoda.quantize.calibration import sample
 from pagoda.scoring import report as report_module
 from pagoda.scoring.plot import quality_over_size
-from pagoda.scoring.report import BUILTIN, Quality, Report, compare, measure
+from pagoda.scoring.report import Quality, Report, compare, measure
 from pagoda.scoring.score import KeptPredictions, log_total, negative_log_likelihood
 from tiny_models import TINY, write_gguf, write_safetensors
 
@@ -101,6 +100,12 @@ def test_measure_and_against(models: list[Path], text: str) -> None:
     assert quality.decode_per_second is None
 
 
+def test_the_original_writes_the_text_where_none_is_given(models: list[Path]) -> None:
+    found = compare(models, context=64, windows=3, speed=False)
+    assert (found.text, found.windows) == ("text that the original wrote", 3)
+    assert found.text_sha256 == compare(models, context=64, windows=3, speed=False).text_sha256
+
+
 def test_what_cannot_be_compared(models: list[Path], tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.txt cannot be read"):
         compare(models, text="nowhere.txt")
@@ -120,7 +125,7 @@ ROWS = (
     Quality("model-Q8_0", 140_000_000, 134_000_000, 142_000_000, 20.2, 0.3, 0.0004, 0.003, 0.991, 800.0, 101.0),
     Quality("a very long name of a model <in> 4 bits", 80_000_000, 134_000_000, 75_000_000, 21.9, 0.4, 0.06, 0.4, 0.88),
 )
-FOUND = Report("model-F16", "builtin", "00", 16, 512, 4080, ROWS)
+FOUND = Report("model-F16", "text that the original wrote", "00", 16, 512, 4080, ROWS)
 
 
 def test_the_table_fits_80_columns() -> None:
@@ -130,7 +135,7 @@ def test_the_table_fits_80_columns() -> None:
     assert max(map(len, lines)) <= 80
     assert any(line.split()[:1] == ["model-Q8_0"] and line.rstrip().endswith("101.0") for line in lines)
     assert any("0.00040" in line and "99.1%" in line and "1.060" in line for line in lines)
-    assert any("4,080 tokens of builtin" in line for line in lines)
+    assert any("4,080 tokens of text that" in line for line in lines)
 
 
 def test_json_and_picture() -> None:
@@ -143,10 +148,3 @@ def test_json_and_picture() -> None:
     assert sum(element.tag.endswith("circle") for element in svg.iter()) == 2
     circles = [float(element.get("cy", 0)) for element in svg.iter() if element.tag.endswith("circle")]
     assert circles[0] > circles[1]  # less divergence lies lower
-
-
-def test_the_builtin_text_is_held_out() -> None:
-    """Nothing of it calibrates: no run of 60 characters is in the calibration text."""
-    heldout, calibration = BUILTIN.read_text(), sample.BUILTIN.read_text()
-    assert len(heldout) > 50_000
-    assert not any(heldout[i : i + 60] in calibration for i in range(0, len(heldout), 600))

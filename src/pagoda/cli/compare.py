@@ -28,7 +28,9 @@ class CompareSettings(Settings):
     table = "compare"
 
     against: Annotated[str | None, Setting("The original that the others are measured by. [default: the first]")] = None
-    text: Annotated[str, Setting("Text to score: builtin (a novel that calibrates nothing), or a file.")] = "builtin"
+    text: Annotated[
+        str, Setting("Text to score: self (the original wrote it, and it calibrates nothing), or a file.")
+    ] = "self"
     windows: Annotated[int, Setting("Windows of the text at most.", minimum=1)] = report.WINDOWS
     context: Annotated[int, Setting("Tokens of each window; the second half is scored.", minimum=16)] = report.CONTEXT
     speed: Annotated[bool, Setting("Measure tokens per second too.")] = True

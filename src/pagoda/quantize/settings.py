@@ -31,8 +31,12 @@ class QuantizeSettings(Settings):
         float, Setting("gptq: share of the Hessian's mean that is added to its diagonal.", minimum=0, maximum=1)
     ] = 0.01
     calibration: Annotated[
-        str, Setting("builtin, a text, JSONL or chat JSONL file, or hf:owner/dataset; for gptq, awq, --imatrix auto.")
-    ] = "builtin"
+        str,
+        Setting(
+            "self: text that the model writes; or a text, JSONL or chat JSONL file, or hf:owner/dataset; for gptq, "
+            "awq and --imatrix auto."
+        ),
+    ] = "self"
     calibration_samples: Annotated[int, Setting("Windows of calibration text.", minimum=1)] = 128
     calibration_tokens: Annotated[int, Setting("Tokens of each window.", minimum=8)] = 512
     imatrix: Annotated[

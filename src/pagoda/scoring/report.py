@@ -23,9 +23,10 @@ from pagoda.engine.load import LoadedEngine
 from pagoda.engine.memory import available_memory
 from pagoda.errors import ConfigError
 from pagoda.scoring.score import KeptPredictions, ScoreTally, predictions, scoring, speeds, windows_of
+from pagoda.scoring.self_text import HELD_OUT_SEED, NAMES, plain_text, self_documents
+from pagoda.sources import resolve
 from pagoda.types import FloatArray, Int32Array
 
-BUILTIN = Path(__file__).with_name("heldout.txt")  # Jane Austen, Persuasion, chapters 1 to 4: not what calibrates
 CONTEXT = 512
 WINDOWS = 16
 
@@ -73,7 +74,7 @@ class Report:
 def measure(
     candidate: Path | str,
     original: Path | str,
-    text: str = "builtin",
+    text: str = "self",
     *,
     windows: int = WINDOWS,
     threads: int = 0,
@@ -87,7 +88,7 @@ def measure(
 def compare(
     models: Sequence[Path | str],
     against: Path | str | None = None,
-    text: str = "builtin",
+    text: str = "self",
     *,
     windows: int = WINDOWS,
     context: int = CONTEXT,
@@ -95,7 +96,9 @@ def compare(
     speed: bool = True,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
-    """Score each model on `text` (builtin, or a file's name) against `against`, by default the first of them.
+    """Score each model on `text` against `against`, by default the first of them.
+
+    text: a file's name, or self: text that the original writes, other than what calibrates.
 
     Windows are of `context` tokens, or of as many as the original was made for if these are fewer.
 
@@ -106,7 +109,12 @@ def compare(
     original = str(against) if against is not None else names[0]
     if original not in names:
         names.insert(0, original)
-    source, content = read_text(text)
+    if text in NAMES:
+        path = resolve(original, progress=progress).path
+        documents = self_documents(path, windows * context, HELD_OUT_SEED, threads=threads, progress=progress)
+        source, content = "text that the original wrote", plain_text(documents)
+    else:
+        source, content = read_text(Path(text))
     run = _Comparison(original, content, source, context, windows, threads, speed, progress)
     candidates = [name for name in names if name != original]
     start = 0
@@ -117,11 +125,10 @@ def compare(
     return Report(run.facts[original]["name"], source, digest, len(run.windows), run.context, run.num_tokens, rows)
 
 
-def read_text(text: str) -> tuple[str, str]:
-    """`builtin` or a file's name → (what to call it, its content). ConfigError if it cannot be read."""
-    path = BUILTIN if text == "builtin" else Path(text)
+def read_text(path: Path) -> tuple[str, str]:
+    """→ (what to call the file's text, the text). ConfigError if it cannot be read."""
     try:
-        return ("builtin" if path is BUILTIN else path.name), path.read_text(encoding="utf-8").removesuffix("\n")
+        return path.name, path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--text: {path} cannot be read as UTF-8 text: {error}") from error
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import Checkpoint
-from pagoda.models.registry import fallback_template, load_model
+from pagoda.models.registry import load_model
 from pagoda.quantize.calibration.forward import LinearCall, PlainWeights, SampleValue, run_sample
 from pagoda.quantize.calibration.imatrix import Entry, Imatrix
 from pagoda.quantize.calibration.layers import column_sums
-from pagoda.quantize.calibration.sample import Sample, read_sample
+from pagoda.quantize.calibration.sample import model_sample
 from pagoda.quantize.settings import QuantizeSettings
-from pagoda.text.chat import load_chat_template
-from pagoda.text.tokenizer import load_tokenizer
 from pagoda.types import FloatArray
 
 
@@ -40,10 +37,10 @@ def collect_imatrix(
 ) -> Imatrix:
     """The importance matrix of a model over the calibration text that `settings` name.
 
-    `names` gives the GGUF name of each of the file's tensors. Raises what `read_sample` raises.
+    `names` gives the GGUF name of each of the file's tensors. Raises what `model_sample` raises.
     """
     decoder = load_model(checkpoint)
-    sample = _sample(checkpoint, settings, decoder.max_context)
+    sample = model_sample(checkpoint, settings, decoder.max_context, progress)
     windows, tokens = sample.windows.shape
     say(f"importance matrix from {windows} windows of {tokens} tokens ({settings.calibration})")
     total = len({matrix.part_of or matrix.name for block in decoder.blocks for matrix in block.matrices})
@@ -51,18 +48,3 @@ def collect_imatrix(
     run_sample(decoder, sample.windows, source, settings.device, say)
     entries = {names[name]: entry for name, entry in source.entries.items()}
     return Imatrix(entries, f"auto ({settings.calibration})", (settings.calibration,), windows, tokens)
-
-
-def _sample(checkpoint: Checkpoint, settings: QuantizeSettings, max_context: int) -> Sample:
-    tokenizer = load_tokenizer(checkpoint)
-    try:
-        template = load_chat_template(checkpoint, tokenizer, fallback_template(checkpoint))
-    except UnsupportedError:
-        template = None
-    return read_sample(
-        settings.calibration,
-        tokenizer,
-        template,
-        num_windows=settings.calibration_samples,
-        window_tokens=min(settings.calibration_tokens, max_context),
-    )

@@ -1,8 +1,6 @@
 """Calibration: which text a quantizer looks at a model's activations with, cut into windows of tokens.
 
-`builtin` is calibration.jsonl beside this file, some 330 kB: Lewis Carroll, "Alice's Adventures in Wonderland", and
-half of Shakespeare's "As You Like It" (both in the public domain, as the Canterbury corpus carries them), source files
-of Pagoda itself, and dialogs written for it.
+`self` (or `builtin`) is text that the model writes: see `pagoda.scoring.self_text`.
 
 A file is text, or JSONL with an object a line: {"text": …}, {"messages": [{"role", "content"}]} or
 {"conversations": [{"from", "value"}]}; dialogs go through the model's chat template. `hf:owner/dataset` or
@@ -21,11 +19,16 @@ from typing import Any
 import numpy as np
 
 from pagoda.errors import ConfigError, PagodaError, SourceError
+from pagoda.formats.checkpoint import Checkpoint
+from pagoda.models.registry import fallback_template
+from pagoda.quantize.job import Progress
+from pagoda.quantize.settings import QuantizeSettings
+from pagoda.scoring.self_text import CALIBRATION_SEED, NAMES, Document, self_documents
 from pagoda.text.chat import ChatTemplate
-from pagoda.text.tokenizer import Tokenizer
+from pagoda.text.load import chat_template_or_reason
+from pagoda.text.tokenizer import Tokenizer, load_tokenizer
 from pagoda.types import Int32Array
 
-BUILTIN = Path(__file__).with_name("calibration.jsonl")
 ROLES = {"human": "user", "gpt": "assistant", "bing": "assistant"}  # of `conversations`
 
 
@@ -55,11 +58,32 @@ class Sample:
 
 
 Message = dict[str, Any]
-Document = str | list[Message]
+
+
+def model_sample(checkpoint: Checkpoint, settings: QuantizeSettings, max_context: int, progress: Progress) -> Sample:
+    """The sample that `settings` ask for. Raises what `read_sample` and `self_documents` raise."""
+    tokenizer = load_tokenizer(checkpoint)
+    template, _ = chat_template_or_reason(checkpoint, tokenizer, fallback_template(checkpoint))
+    source, count = settings.calibration, settings.calibration_samples
+    tokens = min(settings.calibration_tokens, max_context)
+    documents: Iterable[Document]
+    if source in NAMES:
+        documents = self_documents(
+            checkpoint.path, count * tokens, CALIBRATION_SEED, threads=settings.threads, progress=progress
+        )
+    else:
+        documents = read_documents(source)
+    return read_sample(source, documents, tokenizer, template, num_windows=count, window_tokens=tokens)
 
 
 def read_sample(
-    source: str, tokenizer: Tokenizer, template: ChatTemplate | None, *, num_windows: int, window_tokens: int
+    source: str,
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    *,
+    num_windows: int,
+    window_tokens: int,
 ) -> Sample:
     """Up to `num_windows` windows of `window_tokens` each, evenly spread over the text.
 
@@ -67,7 +91,6 @@ def read_sample(
     place of the first token. Raises ConfigError for a file that cannot be read, is empty or too short for one window,
     SourceError for a data set that cannot be reached.
     """
-    documents = list(read_documents(source))
     ids = np.fromiter(_token_ids(documents, tokenizer, template), dtype=np.int32)
     count = len(ids) // window_tokens
     if not count:
@@ -103,17 +126,14 @@ def _accepted(messages: list[Message], template: ChatTemplate) -> list[Message]:
 
 
 def read_documents(source: str) -> Iterator[Document]:
-    """Texts and dialogs of `builtin`, a file or a data set."""
-    if source.startswith("hf:"):
-        path = _from_hub(source)
-    else:
-        path = BUILTIN if source == "builtin" else Path(source).expanduser()
+    """Texts and dialogs of a file or a data set."""
+    path = _from_hub(source) if source.startswith("hf:") else Path(source).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"calibration file {path} is not UTF-8 text: byte {error.start} is none") from None
     except OSError as error:
-        hint = "" if path.suffix else "; it is builtin, a file, or hf:owner/dataset"
+        hint = "" if path.suffix else "; it is self, a file, or hf:owner/dataset"
         raise ConfigError(f"calibration file {path} cannot be read: {error.strerror}{hint}") from None
     if not text.strip():
         raise ConfigError(f"calibration file {path} is empty")

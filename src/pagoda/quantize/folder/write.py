@@ -25,14 +25,12 @@ from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.safetensors_writer import Place, SafetensorsFolder
 from pagoda.models.hugging_face import HuggingFaceView, as_hugging_face
 from pagoda.models.layers import Decoder, Experts
-from pagoda.models.registry import fallback_template, family_of, load_model
+from pagoda.models.registry import family_of, load_model
 from pagoda.quantize.calibration.forward import run_sample
 from pagoda.quantize.calibration.layers import LayerQuantizer, QuantizingSource, Store, check_finite
-from pagoda.quantize.calibration.sample import Sample, read_sample
+from pagoda.quantize.calibration.sample import Sample, model_sample
 from pagoda.quantize.job import Job
-from pagoda.text.chat import ChatTemplate, load_chat_template
 from pagoda.text.to_json import write_tokenizer
-from pagoda.text.tokenizer import Tokenizer, load_tokenizer
 from pagoda.types import FloatArray, RawTensor
 
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16"}  # as config.json calls them
@@ -121,26 +119,12 @@ def fitting_group_size(model: OpenedModel, wanted: int, say: Callable[[str], Non
 
 def load_sample(job: Job, model: OpenedModel) -> Sample:
     """The calibration sample that the settings ask for."""
-    tokenizer = load_tokenizer(model.opened)
     s = job.settings
-    sample = read_sample(
-        s.calibration,
-        tokenizer,
-        _template(model.opened, tokenizer),
-        num_windows=s.calibration_samples,
-        window_tokens=min(s.calibration_tokens, model.decoder.max_context),
-    )
+    sample = model_sample(model.opened, s, model.decoder.max_context, job.progress)
     windows, tokens = sample.windows.shape
     short = f", all that the text gives of {s.calibration_samples}" if windows < s.calibration_samples else ""
     job.say(f"calibrating on {windows} windows of {tokens} tokens ({s.calibration}){short}")
     return sample
-
-
-def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | None:
-    try:
-        return load_chat_template(checkpoint, tokenizer, fallback_template(checkpoint))
-    except UnsupportedError:
-        return None
 
 
 def quantize_layers(job: Job, model: OpenedModel, sample: Sample, quantizer: LayerQuantizer) -> Store:
