@@ -99,7 +99,7 @@ def test_a_normal_token_that_is_spelled_like_an_end_of_turn_is_text() -> None:
     assert size not in load_tokenizer(VocabularyFile({**metadata, **changes})).eos_ids
 
 
-def test_a_declared_end_of_text_is_special_even_if_the_file_calls_it_normal() -> None:
+def test_an_end_that_is_declared_and_named_like_one_is_special_even_if_the_file_calls_it_normal() -> None:
     metadata = bpe_metadata()
     tokenizer = bpe(token_type=[NORMAL] * len(metadata[KEY + "tokens"]))
     assert tokenizer.is_special(tokenizer.eos_id)
@@ -176,7 +176,7 @@ def test_what_is_not_supported_is_named(changes: dict[str, Any], message: str) -
         {"tokens": "text"},
         {"merges": None},
         {"merges": ["no-space"]},
-        {"merges": ["a nonesuch"]},
+        {"merges": [" b"]},
         {"token_type": [1]},
         {"token_type": ["x"] * 2000},
     ],
@@ -186,8 +186,8 @@ def test_inconsistent_metadata_is_a_format_error(changes: dict[str, Any]) -> Non
         bpe(**changes)
 
 
-@pytest.mark.parametrize("scores", [None, [], [0.0], ["x"] * 2000])
-def test_sentencepiece_needs_a_score_for_each_token(scores: Any) -> None:
+@pytest.mark.parametrize("scores", [[], [0.0], ["x"] * 2000])
+def test_scores_of_sentencepiece_are_for_each_token(scores: Any) -> None:
     with pytest.raises(FormatError, match="scores"):
         spm(scores=scores)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
+from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 
@@ -71,30 +72,53 @@ def pre_tokenizer(name: str) -> PreTokenizer:
 class BytePairEncoder:
     """Encodes ordinary text, in which special tokens mean nothing. Bytes that the vocabulary lacks are left out."""
 
-    def __init__(self, ids: Mapping[str, int], merges: Sequence[str], pre: PreTokenizer) -> None:
-        """`ids` are the tokens that text may become; `merges` are "left right", best first.
+    def __init__(self, ids: Mapping[str, int], merges: Sequence[str], pre: PreTokenizer, *, nfc: bool = False) -> None:
+        """`ids` are the tokens that text may become; `merges` are "left right", best first; `nfc` composes accents.
 
-        Raises FormatError where a merge is malformed or makes a token that does not exist.
+        A merge may make a token that does not exist: its bytes stand for it in the end, as in llama.cpp. Raises
+        FormatError where a merge is malformed.
         """
-        # Bytes without a token get ids past the end, so that they part their neighbours; then they are dropped.
+        # What has no token gets ids past the end: bytes part their neighbours then, and merging can go on.
         self._end = max(ids.values(), default=-1) + 1
         missing = [char for char in byte_alphabet() if char not in ids]
-        known = {**ids, **{char: self._end + n for n, char in enumerate(missing)}}
-        self._has_all_bytes = not missing
-        self._tokenizer = Tokenizer(_model(known, merges, pre.ignore_merges))
+        pairs = merge_pairs(merges)
+        try:
+            model = _model(self._past_end(ids, missing), pairs, pre)
+        except Exception:  # `tokenizers` raises bare Exception for a merge that needs or makes no token
+            _check(merges)
+            made = {left + right for left, right in pairs}.difference(ids, missing)
+            missing += sorted(made)
+            known = self._past_end(ids, missing)
+            model = _model(known, [pair for pair in pairs if pair[0] in known and pair[1] in known], pre)
+        self._bytes_of = {self._end + n: [ids[c] for c in text if c in ids] for n, text in enumerate(missing)}
+        self._tokenizer = Tokenizer(model)
+        if nfc:
+            self._tokenizer.normalizer = NFC()
         cuts = [Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
         self._tokenizer.pre_tokenizer = Steps([*cuts, ByteLevel(add_prefix_space=False, use_regex=False)])
 
     def __call__(self, text: str) -> list[int]:
         # A batch is encoded without the interpreter's lock, so that a long text keeps no other thread waiting.
         encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return encoded if self._has_all_bytes else [i for i in encoded if i < self._end]
+        if not self._bytes_of or max(encoded, default=0) < self._end:
+            return encoded
+        return [i for token in encoded for i in self._bytes_of.get(token, (token,))]
+
+    def _past_end(self, ids: Mapping[str, int], missing: Sequence[str]) -> dict[str, int]:
+        return {**ids, **{text: self._end + n for n, text in enumerate(missing)}}
 
 
-def _model(ids: dict[str, int], merges: Sequence[str], ignore_merges: bool) -> BPE:
-    split = [merge.partition(" ") for merge in merges]
-    pairs = [(left, right) for left, _, right in split]
-    try:
-        return BPE(vocab=ids, merges=pairs, ignore_merges=ignore_merges)
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise FormatError(f"tokenizer.ggml.merges do not fit tokenizer.ggml.tokens: {error}") from error
+def _model(ids: dict[str, int], pairs: list[tuple[str, str]], pre: PreTokenizer) -> BPE:
+    return BPE(vocab=ids, merges=pairs, ignore_merges=pre.ignore_merges)
+
+
+def merge_pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
+    """The two parts of each merge. Of a merge that stands twice, the first counts."""
+    split = [merge.partition(" ") for merge in (merges if len(set(merges)) == len(merges) else dict.fromkeys(merges))]
+    return [(left, right) for left, _, right in split]
+
+
+def _check(merges: Sequence[str]) -> None:
+    for merge in merges:
+        if not all(merge.partition(" ")):
+            raise FormatError(f"tokenizer.ggml.merges holds {merge!r}, which is not two tokens")

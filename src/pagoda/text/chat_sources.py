@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pagoda.errors import FormatError
 from pagoda.text.builtin_templates import builtin_template
-from pagoda.text.from_json import read_json
+from pagoda.text.json_file import read_json
 from pagoda.text.tokenizer import TokenizerSource
 from pagoda.text.vocabulary import TokenType, Vocabulary
 

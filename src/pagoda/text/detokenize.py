@@ -6,12 +6,13 @@ Bytes that can never become a character come out as U+FFFD as soon as that is ce
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from pagoda.text.vocabulary import Vocabulary
+from pagoda.text.vocabulary import SPECIAL_TYPES, DecoderRun, TokenType, Vocabulary
 
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
-_MAX_UTF8 = 4  # bytes of the longest character
+_PRIMING_TOKENS = 16  # of the prompt: more than the four bytes that a character may begin with
 
 
 class TokenStream:
@@ -23,36 +24,62 @@ class TokenStream:
 
     def __init__(self, vocabulary: Vocabulary, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> None:
         """`prompt_ids` stand before the answer: their text is not repeated, but a character may begin in them."""
-        self._vocabulary = vocabulary
-        self._skip_special = skip_special
-        self._decoder = _Utf8Decoder("replace")
-        self._at_start = vocabulary.strip_leading_space and not prompt_ids
+        self._types = vocabulary.types
+        self._spell: Callable[[int], Any]
+        self._run: DecoderRun
+        left_out = SPECIAL_TYPES if skip_special else frozenset[TokenType]()
+        if isinstance(vocabulary.spelling, str):
+            self._spell, self._run = vocabulary.token_bytes, _BytesRun(vocabulary.strip_leading_space)
+        else:
+            self._spell, self._run = vocabulary.tokens.__getitem__, vocabulary.spelling.open()
+            left_out |= {TokenType.UNUSED}  # ids without a token
+        self._left_out = left_out
+        self._push = self._run.push
         if prompt_ids:
-            self._decoder.decode(self._unfinished(prompt_ids))
+            self._run.prime(self._last_tokens(prompt_ids))
 
     def push(self, token_id: int) -> str:
-        """The characters that this token completes; often empty."""
-        return self._decoder.decode(self._bytes(token_id))
+        """The characters that are certain with this token; often none."""
+        return self._push(self._spell(token_id)) if self._is_shown(token_id) else ""
 
     def flush(self) -> str:
-        """What is left at the end: nothing, or U+FFFD for a character that was never completed."""
+        """What is left at the end: what waited for its neighbour, U+FFFD for a character that was never completed."""
+        return self._run.finish()
+
+    def _is_shown(self, token_id: int) -> bool:
+        types = self._types
+        return 0 <= token_id < len(types) and types[token_id] not in self._left_out
+
+    def _last_tokens(self, prompt_ids: Sequence[int]) -> list[Any]:
+        """The last tokens of the prompt that are shown, in order."""
+        found: list[Any] = []
+        for token_id in reversed(prompt_ids):
+            if self._is_shown(token_id):
+                found.append(self._spell(token_id))
+                if len(found) == _PRIMING_TOKENS:
+                    break
+        return found[::-1]
+
+
+class _BytesRun:
+    """Tokens that each add bytes of their own, whatever stands around them."""
+
+    def __init__(self, strip_leading_space: bool) -> None:
+        self._decoder = _Utf8Decoder("replace")
+        self._at_start = strip_leading_space
+
+    def push(self, token: bytes) -> str:
+        if self._at_start and token:
+            self._at_start = False
+            token = token.removeprefix(b" ")
+        return self._decoder.decode(token)
+
+    def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
 
-    def _bytes(self, token_id: int) -> bytes:
-        if self._skip_special and self._vocabulary.is_special(token_id):
-            return b""
-        added = self._vocabulary.token_bytes(token_id)
-        if self._at_start and added:
-            self._at_start = False
-            return added.removeprefix(b" ")
-        return added
-
-    def _unfinished(self, prompt_ids: Sequence[int]) -> bytes:
-        """The first bytes of a character that the prompt ends in the middle of, or none."""
-        tail = b"".join(self._bytes(i) for i in prompt_ids[-_MAX_UTF8:])[-_MAX_UTF8:]
-        decoder = _Utf8Decoder("replace")
-        decoder.decode(tail)
-        return decoder.getstate()[0]
+    def prime(self, tokens: Sequence[bytes]) -> None:
+        self._at_start = False
+        self._decoder.decode(b"".join(tokens))
 
 
 class StopMatcher:

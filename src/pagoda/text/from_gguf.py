@@ -11,11 +11,14 @@ from typing import Any
 
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.text.bpe import BytePairEncoder, pre_tokenizer
+from pagoda.text.end_tokens import END_TEXTS, FIM_END_TEXTS, NAMES, end_ids
 from pagoda.text.specials import SpecialSplitter
 from pagoda.text.spm import SentencePieceEncoder
-from pagoda.text.vocabulary import SPACE, Spelling, TokenType, Vocabulary, end_ids, is_byte_token
+from pagoda.text.vocabulary import SPACE, Spelling, TokenType, Vocabulary, is_byte_token
 
 _KEY = "tokenizer.ggml."
+NORMALIZER_KEY = "tokenizer.pagoda.normalizer"  # "NFC", of files that Pagoda wrote: GGUF itself has no word for it
+_NAMED = ("bos", "eos", "eot", "eom", "unknown", "padding", *FIM_END_TEXTS)
 _NOT_FROM_TEXT = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.UNUSED, TokenType.BYTE})
 
 
@@ -56,15 +59,19 @@ def _read_bpe(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
     pre = pre_tokenizer(metadata.get(_KEY + "pre", "default"))
     vocabulary = _vocabulary(metadata, "bytes", add_bos=pre.add_bos)
     merges = _array(metadata, "merges", str)
-    return vocabulary, PieceEncoder(vocabulary, BytePairEncoder(_text_ids(vocabulary), merges, pre))
+    normalizer = metadata.get(NORMALIZER_KEY)
+    if normalizer not in (None, "NFC"):
+        raise UnsupportedError(f"{NORMALIZER_KEY} is {normalizer!r}; Pagoda knows 'NFC'")
+    encoder = BytePairEncoder(text_ids(vocabulary), merges, pre, nfc=normalizer is not None)
+    return vocabulary, PieceEncoder(vocabulary, encoder)
 
 
 def _read_spm(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
     prefix = bool(metadata.get(_KEY + "add_space_prefix", True))
     defaults = {"bos": 1, "eos": 2, "unknown": 0}
     vocabulary = _vocabulary(metadata, "sentencepiece", add_bos=True, strip=prefix, defaults=defaults)
-    scores = _array(metadata, "scores", (int, float), len(vocabulary.tokens))
-    ids = _text_ids(vocabulary)
+    scores = _scores(metadata, len(vocabulary.tokens))
+    ids = text_ids(vocabulary)
     ordinary = SentencePieceEncoder(
         ids,
         {text: scores[i] for text, i in ids.items()},
@@ -73,6 +80,13 @@ def _read_spm(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
         add_space_prefix=prefix,
     )
     return vocabulary, PieceEncoder(vocabulary, ordinary)
+
+
+def _scores(metadata: Mapping[str, Any], size: int) -> Sequence[float]:
+    """The tokens' scores. Without any, all are alike, and the leftmost pair is joined first."""
+    if metadata.get(_KEY + "scores") is None:
+        return [0.0] * size
+    return _array(metadata, "scores", (int, float), size)
 
 
 def _vocabulary(
@@ -85,30 +99,52 @@ def _vocabulary(
 ) -> Vocabulary:
     tokens = _array(metadata, "tokens", str)
     size = len(tokens)
-    has_types = _KEY + "token_type" in metadata
-    listed = _array(metadata, "token_type", int, size) if has_types else [TokenType.NORMAL] * size
-    bos, eos, eot, eom = (_token_id(metadata, name, size, defaults or {}) for name in ("bos", "eos", "eot", "eom"))
-    types = _mark(listed, [bos, eos, eot, eom])
+    named = {name: _token_id(metadata, name, size, defaults or {}) for name in _NAMED}
+    types = _types(metadata, tokens, named, spelling)
+    ends = [named["eos"], named["eot"], named["eom"], *(named[role] for role in FIM_END_TEXTS), *_listed_ends(metadata)]
     return Vocabulary(
         tokens,
         types,
         spelling,
-        bos_id=bos,
-        eos_id=eos,
-        eos_ids=end_ids(tokens, types, [eos, eot, eom]),
-        prefix=_frame(metadata, "add_bos_token", bos, add_bos),
-        suffix=_frame(metadata, "add_eos_token", eos, False),
+        bos_id=named["bos"],
+        eos_id=named["eos"],
+        eos_ids=end_ids(tokens, types, ends, roles=[role for role in FIM_END_TEXTS if named[role] is None]),
+        prefix=_frame(metadata, "add_bos_token", named["bos"], add_bos),
+        suffix=_frame(metadata, "add_eos_token", named["eos"], False),
         strip_leading_space=strip,
     )
 
 
-def _mark(types: Sequence[int], named: Sequence[int | None]) -> list[int]:
-    """The types, with the ids that frame texts made control tokens where a file forgets to."""
-    marked = list(types)
-    for i in named:
-        if i is not None and marked[i] == TokenType.NORMAL:
-            marked[i] = TokenType.CONTROL
-    return marked
+def _types(
+    metadata: Mapping[str, Any], tokens: Sequence[str], named: Mapping[str, int | None], spelling: Spelling
+) -> Sequence[int]:
+    """The types that the file states: an id in its metadata does not turn what it calls text into a control token.
+
+    But where it declares an end and that is named like one, too, the type is a mistake.
+    """
+    if _KEY + "token_type" not in metadata:
+        return _types_by_looks(tokens, named, spelling)
+    types = list(_array(metadata, "token_type", int, len(tokens)))
+    for i in (named["eos"], named["eot"], named["eom"]):
+        if i is not None and types[i] == TokenType.NORMAL and tokens[i] in END_TEXTS:
+            types[i] = int(TokenType.CONTROL)
+    return types
+
+
+def _types_by_looks(tokens: Sequence[str], named: Mapping[str, int | None], spelling: Spelling) -> list[int]:
+    """Types for a file that states none: bytes, and control tokens among those that are named and look like one."""
+    bytes_are_tokens = spelling == "sentencepiece"
+    types = [int(TokenType.BYTE if bytes_are_tokens and is_byte_token(text) else TokenType.NORMAL) for text in tokens]
+    marked = {i for i in named.values() if i is not None} | {i for i, text in enumerate(tokens) if text in NAMES}
+    for i in marked:
+        if tokens[i][:1] + tokens[i][-1:] in ("<>", "[]"):
+            types[i] = int(TokenType.UNKNOWN if i == named["unknown"] else TokenType.CONTROL)
+    return types
+
+
+def _listed_ends(metadata: Mapping[str, Any]) -> Sequence[int]:
+    """All ends of a model that has more than GGUF's single ids can say, a key of Ollama's."""
+    return _array(metadata, "eos_token_ids", int) if _KEY + "eos_token_ids" in metadata else ()
 
 
 def _frame(metadata: Mapping[str, Any], key: str, token_id: int | None, default: bool) -> tuple[int, ...]:
@@ -134,12 +170,12 @@ def _array(metadata: Mapping[str, Any], name: str, kind: type | tuple[type, ...]
     return value
 
 
-def _text_ids(vocabulary: Vocabulary) -> dict[str, int]:
+def text_ids(vocabulary: Vocabulary) -> dict[str, int]:
     """The tokens that ordinary text may become. Entries that are not valid UTF-8 can match none."""
     pairs = zip(vocabulary.tokens, vocabulary.types, range(len(vocabulary.tokens)), strict=False)
     ids = {text: i for text, kind, i in pairs if kind not in _NOT_FROM_TEXT and text}
-    if not _encodable("".join(ids)):
-        ids = {text: i for text, i in ids.items() if _encodable(text)}
+    if not is_encodable("".join(ids)):
+        ids = {text: i for text, i in ids.items() if is_encodable(text)}
     return ids
 
 
@@ -151,14 +187,15 @@ def _texts(vocabulary: Vocabulary, kinds: set[TokenType]) -> dict[str, int]:
         for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=False))
         if kind in kinds
     ]
-    return {text.replace(SPACE, " ") if spaced else text: i for text, i in found if _encodable(text)}
+    return {text.replace(SPACE, " ") if spaced else text: i for text, i in found if is_encodable(text)}
 
 
 def _is_byte(vocabulary: Vocabulary, token_id: int) -> bool:
     return vocabulary.types[token_id] == TokenType.BYTE and is_byte_token(vocabulary.tokens[token_id])
 
 
-def _encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Whether a vocabulary entry was UTF-8 in its file."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -6,22 +6,27 @@ The pipeline of `tokenizer.json` runs as it stands; here it is only asked what i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Pipeline
 
 from pagoda.errors import FormatError, UnsupportedError
-from pagoda.text.vocabulary import Spelling, TokenType, Vocabulary, end_ids, is_byte_token
+from pagoda.text.added_tokens import add_tokens, as_special, control_text, read_settings
+from pagoda.text.decoders import DecoderChain
+from pagoda.text.end_tokens import end_ids
+from pagoda.text.json_file import read_json
+from pagoda.text.vocabulary import TokenType, Vocabulary, is_byte_token
 
 
 class PipelineEncoder:
     """Two views of one pipeline: one finds the names of control tokens in text, one takes them for text."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, control: set[str]) -> None:
+        """`control` are the texts of the control tokens."""
         self._with_control = pipeline
-        self._plain = _twin(pipeline)
+        self._plain = _twin(pipeline, control)
         self._plain.encode_special_tokens = True
 
     def __call__(self, text: str, parse_special: bool) -> list[int]:
@@ -32,26 +37,31 @@ class PipelineEncoder:
 
 def read_folder(folder: Path, config: Mapping[str, Any]) -> tuple[Vocabulary, PipelineEncoder]:
     """`config` is config.json. Raises UnsupportedError without a tokenizer.json, FormatError for a bad one."""
-    pipeline = open_pipeline(folder / "tokenizer.json")
-    settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
+    pipeline, control, settings = read_pipeline(folder, config)
     generation = read_json(folder / "generation_config.json")
-    tokens, types = _tokens(pipeline)
+    chain = DecoderChain(pipeline.decoder)
+    tokens, types = _tokens(pipeline, chain, control)
     named = _named_ids(pipeline, settings, config)
     declared = [*_listed(generation.get("eos_token_id")), *_listed(config.get("eos_token_id")), named["eos"]]
     prefix, suffix = _frame(pipeline, settings, named)
-    spelling, strip = _spelling(pipeline)
     vocabulary = Vocabulary(
         tokens,
         types,
-        spelling,
+        chain,
         bos_id=named["bos"],
         eos_id=named["eos"],
         eos_ids=end_ids(tokens, types, declared),
         prefix=prefix,
         suffix=suffix,
-        strip_leading_space=strip,
     )
-    return vocabulary, PipelineEncoder(pipeline)
+    return vocabulary, PipelineEncoder(pipeline, control)
+
+
+def read_pipeline(folder: Path, config: Mapping[str, Any]) -> tuple[Pipeline, set[str], dict[str, Any]]:
+    """→ (tokenizer.json with the tokens of the files beside it, the texts of its control tokens, its settings)"""
+    pipeline = open_pipeline(folder / "tokenizer.json")
+    settings = read_settings(folder)
+    return pipeline, add_tokens(pipeline, folder, settings, _num_rows(config)), settings
 
 
 def open_pipeline(path: Path) -> Pipeline:
@@ -63,13 +73,23 @@ def open_pipeline(path: Path) -> Pipeline:
     try:
         pipeline = Pipeline.from_file(str(path))
     except Exception as error:  # `tokenizers` raises bare Exception
-        raise FormatError(f"not a tokenizer that can be read: {error}", path=str(path)) from error
+        pipeline = _from_plain_json(path, error)
     pipeline.no_truncation()
     pipeline.no_padding()
     return pipeline
 
 
-def _twin(pipeline: Pipeline) -> Pipeline:
+def _from_plain_json(path: Path, refusal: Exception) -> Pipeline:
+    """The pipeline of a file that `tokenizers` refuses for keys that stand twice or for a byte order mark."""
+    try:
+        return Pipeline.from_str(json.dumps(read_json(path)))
+    except FormatError:
+        raise
+    except Exception:
+        raise FormatError(f"not a tokenizer that can be read: {refusal}", path=str(path)) from refusal
+
+
+def _twin(pipeline: Pipeline, control: set[str]) -> Pipeline:
     """A second pipeline over the same model, which is shared, not copied."""
     twin = Pipeline(pipeline.model)
     if pipeline.normalizer is not None:
@@ -77,56 +97,45 @@ def _twin(pipeline: Pipeline) -> Pipeline:
     if pipeline.pre_tokenizer is not None:
         twin.pre_tokenizer = pipeline.pre_tokenizer
     added = pipeline.get_added_tokens_decoder()
-    twin.add_tokens([added[i] for i in sorted(added)])
+    tokens = [added[i] for i in sorted(added)]
+    twin.add_tokens([as_special(token) if token.content in control else token for token in tokens])
     return twin
 
 
-def _tokens(pipeline: Pipeline) -> tuple[list[str], list[int]]:
+def _num_rows(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the model embeds, if config.json says it."""
+    text = config.get("text_config")
+    rows = (text if isinstance(text, dict) else config).get("vocab_size", config.get("vocab_size"))
+    return rows if isinstance(rows, int) else None
+
+
+def _tokens(pipeline: Pipeline, chain: DecoderChain, control: set[str]) -> tuple[list[str], list[int]]:
     """Texts and types of all ids; an id that the file leaves out is unused."""
     vocabulary = pipeline.get_vocab(with_added_tokens=True)
     size = max(vocabulary.values(), default=-1) + 1
     tokens, types = [""] * size, [int(TokenType.UNUSED)] * size
-    byte_fallback = bool(getattr(pipeline.model, "byte_fallback", False))
     for text, i in vocabulary.items():
-        is_byte = byte_fallback and is_byte_token(text)
-        tokens[i], types[i] = text, TokenType.BYTE if is_byte else TokenType.NORMAL
+        is_byte = chain.has_byte_tokens and is_byte_token(text)
+        tokens[i], types[i] = text, int(TokenType.BYTE if is_byte else TokenType.NORMAL)
     for i, token in pipeline.get_added_tokens_decoder().items():
-        tokens[i], types[i] = token.content, TokenType.CONTROL if token.special else TokenType.USER_DEFINED
+        is_control = token.content in control
+        tokens[i], types[i] = token.content, int(TokenType.CONTROL if is_control else TokenType.USER_DEFINED)
     return tokens, types
 
 
-def _spelling(pipeline: Pipeline) -> tuple[Spelling, bool]:
-    """How tokens are spelled, and whether decoding takes a leading space away; the decoder's steps tell."""
-    steps = list(_steps(pipeline.decoder))
-    kinds = {step["type"] for step in steps}
-    if "ByteLevel" in kinds:
-        return "bytes", False
-    if "WordPiece" in kinds:
-        return "wordpiece", True
-    strips = any(step["type"] == "Strip" and step.get("start", 0) > 0 for step in steps)
-    metaspace = any(step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps)
-    return "sentencepiece", strips or metaspace
-
-
-def _steps(decoder: Any) -> Iterator[dict[str, Any]]:
-    """The decoder's steps, flattened. Its state is JSON; there is no other way to ask."""
-    if decoder is None:
-        return
-    pending = [json.loads(decoder.__getstate__())]
-    while pending:
-        step = pending.pop()
-        yield step
-        pending += step.get("decoders", [])
-
-
 def _named_ids(pipeline: Pipeline, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int | None]:
-    """Ids of BOS and EOS: by their text in the tokenizer's settings, else by number in the model's."""
+    """Ids of BOS and EOS: by their text in the tokenizer's settings, else by number in the model's.
+
+    Settings that say null mean that there is none.
+    """
     found: dict[str, int | None] = {}
     for name in ("bos", "eos"):
-        text = settings.get(f"{name}_token")
-        text = text.get("content") if isinstance(text, dict) else text
-        by_number = [] if f"{name}_token" in settings else _listed(config.get(f"{name}_token_id"))
-        found[name] = pipeline.token_to_id(text) if isinstance(text, str) else next(iter(by_number), None)
+        value = settings.get(f"{name}_token")
+        text = control_text(value)
+        by_number = [] if value is None and f"{name}_token" in settings else _listed(config.get(f"{name}_token_id"))
+        found[name] = None if text is None else pipeline.token_to_id(text)
+        if found[name] is None:
+            found[name] = next(iter(by_number), None)
     return found
 
 
@@ -150,16 +159,3 @@ def _listed(value: Any) -> Sequence[int]:
     """An id, a list of ids or nothing, as a list."""
     values = value if isinstance(value, list) else [value]
     return [i for i in values if isinstance(i, int)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FormatError(f"not JSON: {error}", path=str(path)) from error
-    if not isinstance(value, dict):
-        raise FormatError("not a JSON object", path=str(path))
-    return value

@@ -15,9 +15,10 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from pagoda.text.bpe import pre_tokenizer
+from pagoda.errors import UnsupportedError
+from pagoda.text.bpe import merge_pairs, pre_tokenizer
 from pagoda.text.chat_sources import named_templates
-from pagoda.text.from_gguf import read_gguf
+from pagoda.text.from_gguf import NORMALIZER_KEY, is_encodable, read_gguf, text_ids
 from pagoda.text.tokenizer import TokenizerSource
 from pagoda.text.vocabulary import SPACE, TokenType, Vocabulary
 
@@ -26,6 +27,7 @@ FILES = (
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
 )
 _KEY = "tokenizer.ggml."
+_MARKED = frozenset({TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED})
 
 
 def write_tokenizer(checkpoint: TokenizerSource, folder: Path) -> None:
@@ -61,8 +63,16 @@ def pipeline_of(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> Tokenize
 
 def _byte_level(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> Tokenizer:
     pre = pre_tokenizer(metadata.get(_KEY + "pre", "default"))
-    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in metadata[_KEY + "merges"])]
+    text = text_ids(vocabulary)
+    merges = [pair for pair in merge_pairs(metadata[_KEY + "merges"]) if pair[0] in text and pair[1] in text]
+    for left, right in merges:
+        if left + right not in text:
+            raise UnsupportedError(
+                f"tokenizer.ggml.merges make {left + right!r}, which is no text: a tokenizer.json cannot say so"
+            )
     pipeline = Tokenizer(BPE(vocab=_ids(vocabulary), merges=merges, ignore_merges=pre.ignore_merges))
+    if metadata.get(NORMALIZER_KEY):
+        pipeline.normalizer = normalizers.NFC()
     cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     pipeline.pre_tokenizer = pre_tokenizers.Sequence([*cuts, last])
@@ -71,10 +81,13 @@ def _byte_level(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> Tokenize
 
 
 def _sentencepiece(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> Tokenizer:
-    ids = _ids(vocabulary)
+    if metadata.get(_KEY + "scores") is None:
+        raise UnsupportedError("a SentencePiece vocabulary without scores cannot be written to a tokenizer.json")
     unknown = vocabulary.tokens[metadata.get(_KEY + "unknown_token_id", 0)]
-    merges = scored_merges(ids, metadata[_KEY + "scores"])
-    pipeline = Tokenizer(BPE(vocab=ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    merges = scored_merges(text_ids(vocabulary), metadata[_KEY + "scores"])
+    pipeline = Tokenizer(
+        BPE(vocab=_ids(vocabulary), merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
     steps: list[Any] = [normalizers.Replace(" ", SPACE)]
     after: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if vocabulary.strip_leading_space:
@@ -97,7 +110,13 @@ def scored_merges(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple
 
 
 def _ids(vocabulary: Vocabulary) -> dict[str, int]:
-    return {text: i for i, text in enumerate(vocabulary.tokens)}
+    ids: dict[str, int] = {}
+    for i, text in enumerate(vocabulary.tokens):
+        if ids.setdefault(text, i) != i:
+            raise UnsupportedError(f"tokens {ids[text]} and {i} are both {text!r}: a tokenizer.json cannot say so")
+        if not is_encodable(text):
+            raise UnsupportedError(f"token {i} is not UTF-8: a tokenizer.json cannot say so")
+    return ids
 
 
 def _added(vocabulary: Vocabulary, kinds: set[TokenType], *, special: bool) -> list[AddedToken]:
@@ -119,19 +138,22 @@ def _frame(vocabulary: Vocabulary) -> Any:
 
 
 def _settings(vocabulary: Vocabulary, metadata: Mapping[str, Any], templates: Mapping[str, str]) -> dict[str, Any]:
-    tokens = vocabulary.tokens
-    numbers = {
+    """Roles only of tokens that are not text: a role makes a control token of its token."""
+    tokens, types = vocabulary.tokens, vocabulary.types
+    roles = {
         "bos_token": vocabulary.bos_id,
         "eos_token": vocabulary.eos_id,
         "pad_token": metadata.get(_KEY + "padding_token_id"),
         "unk_token": metadata.get(_KEY + "unknown_token_id"),
+        "sep_token": metadata.get(_KEY + "seperator_token_id"),
+        "mask_token": metadata.get(_KEY + "mask_token_id"),
     }
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "add_bos_token": bool(vocabulary.prefix),
         "add_eos_token": bool(vocabulary.suffix),
-        **{name: tokens[i] for name, i in numbers.items() if i is not None and 0 <= i < len(tokens)},
+        **{name: tokens[i] for name, i in roles.items() if i is not None and i < len(tokens) and types[i] in _MARKED},
     }
     others = [{"name": name, "template": template} for name, template in templates.items() if name != "default"]
     if others:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 
 class TokenType(IntEnum):
@@ -21,21 +21,12 @@ class TokenType(IntEnum):
 
 SPECIAL_TYPES = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.UNUSED})
 
-# How a normal token is spelled in the vocabulary:
+# How GGUF files spell a normal token:
 #   bytes          each byte is one printable character (GPT-2)
 #   sentencepiece  UTF-8, a space is written ▁
-#   wordpiece      UTF-8, a word starts with a space unless it is written ##…
-Spelling = Literal["bytes", "sentencepiece", "wordpiece"]
+Spelling = Literal["bytes", "sentencepiece"]
 
 SPACE = "▁"  # how SentencePiece writes a space
-
-# Control tokens with these texts end a turn, whatever the file's metadata say or forget to say.
-END_TEXTS = frozenset(
-    {
-        "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<end_of_turn>",
-        "<|return|>", "<|call|>", "<EOT>", "[EOT]", "<｜end▁of▁sentence｜>", "<end_of_utterance>",
-    }
-)  # fmt: skip
 
 
 def byte_alphabet() -> list[str]:
@@ -48,7 +39,7 @@ def byte_alphabet() -> list[str]:
 _BYTE_OF_CHAR = {ord(char): byte for byte, char in enumerate(byte_alphabet())}
 
 
-def _byte_level(text: str) -> bytes:
+def byte_level(text: str) -> bytes:
     """Bytes of a token in GPT-2's alphabet; text outside of the alphabet stands for itself, as in `tokenizers`."""
     try:
         return bytes([_BYTE_OF_CHAR[ord(char)] for char in text])
@@ -61,19 +52,42 @@ def raw_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+class DecoderRun(Protocol):
+    """How far the decoding of one text has come."""
+
+    def push(self, token: Any) -> str:
+        """The text that is certain with this token."""
+
+    def finish(self) -> str:
+        """What was held back."""
+
+    def prime(self, tokens: Sequence[Any]) -> None:
+        """Takes tokens that stand before the text and are not shown with it."""
+
+
+class Decoder(Protocol):
+    """What the tokens of a tokenizer.json become."""
+
+    def token_bytes(self, token: str) -> bytes:
+        """What a token of this spelling adds within a text."""
+
+    def open(self) -> DecoderRun:
+        """The state of a new text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """The tokens of a model, V of them, and the ids that frame its prompts and end its turns."""
 
     tokens: Sequence[str]  # [V] as the file spells them
     types: Sequence[int]  # [V] TokenType
-    spelling: Spelling
+    spelling: Spelling | Decoder  # how tokens become text: as in GGUF files, or as a tokenizer.json says
     bos_id: int | None = None
     eos_id: int | None = None
     eos_ids: frozenset[int] = frozenset()  # every id that ends a turn
     prefix: tuple[int, ...] = ()  # what `add_special` puts before a text
     suffix: tuple[int, ...] = ()  # and after it
-    strip_leading_space: bool = False  # encoding puts a space before the text, decoding takes it away again
+    strip_leading_space: bool = False  # of "sentencepiece": the space that encoding puts first goes in decoding
     _cache: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def is_special(self, token_id: int) -> bool:
@@ -91,15 +105,13 @@ class Vocabulary:
         text, kind = self.tokens[token_id], self.types[token_id]
         if kind in SPECIAL_TYPES:
             return raw_bytes(text)
+        if not isinstance(self.spelling, str):
+            return self.spelling.token_bytes(text)
         if kind == TokenType.BYTE and is_byte_token(text):
             return bytes([int(text[3:5], 16)])
         if self.spelling == "sentencepiece":
             return raw_bytes(text.replace(SPACE, " "))
-        if kind == TokenType.USER_DEFINED:
-            return raw_bytes(text)
-        if self.spelling == "wordpiece":
-            return raw_bytes(text[2:] if text.startswith("##") else " " + text)
-        return _byte_level(text)
+        return raw_bytes(text) if kind == TokenType.USER_DEFINED else byte_level(text)
 
 
 def is_byte_token(text: str) -> bool:
@@ -107,12 +119,3 @@ def is_byte_token(text: str) -> bool:
     if len(text) != 6 or not text.startswith("<0x") or text[5] != ">":
         return False
     return all(char in "0123456789abcdefABCDEF" for char in text[3:5])
-
-
-def end_ids(tokens: Sequence[str], types: Sequence[int], declared: Sequence[int | None]) -> frozenset[int]:
-    """Ids that end a turn: those that the file declares and those known by their text."""
-    known = {i for i, text in enumerate(tokens) if text in END_TEXTS and types[i] in _MARKED_TYPES}
-    return frozenset(known | {i for i in declared if i is not None and 0 <= i < len(tokens)})
-
-
-_MARKED_TYPES = frozenset({TokenType.CONTROL, TokenType.USER_DEFINED})

@@ -3,24 +3,30 @@
 GGUF names a pre-tokenizer where tokenizer.json spells it out. Which name it is shows when both cut the same text.
 
 Covered: byte-level BPE with a pre-tokenizer that `pagoda.text.bpe` knows, SentencePiece BPE. Not covered, and refused:
-WordPiece, unigram.
+WordPiece, unigram, and what `tokenizer_limits.py` names.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex
+from tokenizers import Tokenizer as Pipeline
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.gguf_writer import F32, I32, Value, boolean, numbers, text, texts, u32
+from pagoda.quantize.gguf.tokenizer_limits import check, is_sentencepiece, normalizes, puts_space_first
+from pagoda.text.added_tokens import control_text
 from pagoda.text.bpe import PRE_TOKENIZERS, PreTokenizer
 from pagoda.text.chat_sources import folder_templates
-from pagoda.text.from_json import open_pipeline, read_folder, read_json
+from pagoda.text.end_tokens import TURN_TEXTS, end_ids
+from pagoda.text.from_gguf import NORMALIZER_KEY
+from pagoda.text.from_json import read_folder, read_pipeline
 from pagoda.text.vocabulary import TokenType, Vocabulary
 
 _KEY = "tokenizer.ggml."
@@ -43,13 +49,12 @@ def tokenizer_values(folder: Path, config: Mapping[str, Any], vocab_rows: int) -
     if len(vocabulary.tokens) > vocab_rows:
         message = f"has {len(vocabulary.tokens)} tokens, but the embedding {vocab_rows} rows"
         raise FormatError(message, path=str(folder / "tokenizer.json"))
-    model = read_json(folder / "tokenizer.json").get("model", {})
-    if model.get("type") != "BPE":
-        raise UnsupportedError(f"a {model.get('type')} tokenizer cannot be written to GGUF; BPE can")
-    kind = (
-        _byte_level(folder, model) if vocabulary.spelling == "bytes" else _sentencepiece(vocabulary, model, vocab_rows)
-    )
-    return {**kind, **_vocabulary(vocabulary, vocab_rows), **_named(folder, vocabulary), **_templates(folder)}
+    pipeline, _, settings = read_pipeline(folder, config)
+    state = json.loads(pipeline.to_str())
+    check(state, pipeline, vocabulary)
+    kind = _sentencepiece(state, vocabulary, vocab_rows) if is_sentencepiece(state) else _byte_level(state, pipeline)
+    named = _named(settings, vocabulary, vocab_rows)
+    return {**kind, **_vocabulary(vocabulary, vocab_rows), **named, **_templates(folder)}
 
 
 def _vocabulary(vocabulary: Vocabulary, vocab_rows: int) -> dict[str, Value]:
@@ -63,22 +68,33 @@ def _vocabulary(vocabulary: Vocabulary, vocab_rows: int) -> dict[str, Value]:
     }
 
 
-def _named(folder: Path, vocabulary: Vocabulary) -> dict[str, Value]:
+def _named(settings: Mapping[str, Any], vocabulary: Vocabulary, vocab_rows: int) -> dict[str, Value]:
     """Special tokens by their roles, and whether texts are framed by them."""
-    settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
     ids = {token: i for i, token in enumerate(vocabulary.tokens)}
     found: dict[str, int | None] = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id}
-    for role, name in (("unk", "unknown"), ("pad", "padding")):
-        token = settings.get(f"{role}_token")
-        found[name] = ids.get(str(token.get("content") if isinstance(token, dict) else token))
+    for role, name in (("unk", "unknown"), ("pad", "padding"), ("sep", "seperator"), ("mask", "mask")):
+        found[name] = ids.get(control_text(settings.get(f"{role}_token")) or "")
+    ends = {i for i in vocabulary.eos_ids if i < vocab_rows}
+    if found["eos"] is None:
+        found["eos"] = min(ends, default=None)
+    found |= _further_ends(vocabulary, ends - {found["eos"]})
     values = {f"{_KEY}{name}_token_id": u32(i) for name, i in found.items() if i is not None}
     values[_KEY + "add_bos_token"] = boolean(bool(vocabulary.prefix))
     values[_KEY + "add_eos_token"] = boolean(bool(vocabulary.suffix))
-    ends = sorted(vocabulary.eos_ids - {vocabulary.eos_id})
-    turn = [i for i in ends if vocabulary.tokens[i] in ("<|eot_id|>", "<end_of_turn>", "<|im_end|>", "<|end|>")]
-    if turn:
-        values[_KEY + "eot_token_id"] = u32(turn[0])
+    if len(ends) > 1:
+        values[_KEY + "eos_token_ids"] = numbers(I32, sorted(ends))
     return values
+
+
+def _further_ends(vocabulary: Vocabulary, ends: set[int]) -> dict[str, int]:
+    """Two more ends that GGUF has names for, for readers that know no list of ends.
+
+    Those that every reader knows by their texts need none, but one that ends a turn is said to.
+    """
+    known = end_ids(vocabulary.tokens, vocabulary.types, ())
+    unknown = sorted(ends - known)
+    turns = [i for i in sorted(ends & known) if vocabulary.tokens[i] in TURN_TEXTS]
+    return dict(zip(("eot", "eom"), [*unknown, *turns][: 2 if unknown else 1], strict=False))
 
 
 def _templates(folder: Path) -> dict[str, Value]:
@@ -92,13 +108,14 @@ def _templates(folder: Path) -> dict[str, Value]:
 # Byte-level BPE
 
 
-def _byte_level(folder: Path, model: Mapping[str, Any]) -> dict[str, Value]:
-    name = find_pre_tokenizer(open_pipeline(folder / "tokenizer.json"), bool(model.get("ignore_merges")))
-    return {
+def _byte_level(state: Mapping[str, Any], pipeline: Pipeline) -> dict[str, Value]:
+    model = state["model"]
+    values = {
         _KEY + "model": text("gpt2"),
-        _KEY + "pre": text(name),
+        _KEY + "pre": text(find_pre_tokenizer(pipeline, bool(model.get("ignore_merges")))),
         _KEY + "merges": texts([" ".join(pair) for pair in _merges(model)]),
     }
+    return {**values, NORMALIZER_KEY: text("NFC")} if normalizes(state) else values
 
 
 def _merges(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -131,10 +148,10 @@ def _pieces(row: PreTokenizer) -> list[str]:
 # SentencePiece
 
 
-def _sentencepiece(vocabulary: Vocabulary, model: Mapping[str, Any], vocab_rows: int) -> dict[str, Value]:
+def _sentencepiece(state: Mapping[str, Any], vocabulary: Vocabulary, vocab_rows: int) -> dict[str, Value]:
     """Merging by scores is merging by rank where what is merged first scores highest."""
     ranks: dict[str, int] = {}
-    for rank, (left, right) in enumerate(_merges(model)):
+    for rank, (left, right) in enumerate(_merges(state["model"])):
         ranks.setdefault(left + right, rank)
     scores = [-float(ranks[token]) if token in ranks else _NO_SCORE for token in vocabulary.tokens]
     scores = [0.0 if len(token) == 1 else score for token, score in zip(vocabulary.tokens, scores, strict=True)]
@@ -142,5 +159,5 @@ def _sentencepiece(vocabulary: Vocabulary, model: Mapping[str, Any], vocab_rows:
         _KEY + "model": text("llama"),
         _KEY + "pre": text("default"),
         _KEY + "scores": numbers(F32, scores + [_NO_SCORE] * (vocab_rows - len(scores))),
-        _KEY + "add_space_prefix": boolean(vocabulary.strip_leading_space),
+        _KEY + "add_space_prefix": boolean(puts_space_first(state)),
     }
