@@ -33,6 +33,7 @@ DEFAULT_FILE = "pagoda.toml"
 # Verbs with settings of their own.
 TABLES = (
     "chat",
+    "compare",
     "generate",
     "bench",
     "bench-serve",
@@ -59,7 +60,7 @@ class EngineSettings(Settings):
     backend: Annotated[
         Literal["auto", "cpu", "cuda", "torch-cpu", "reference"],
         Setting(
-            "Where to compute. auto: a GPU where there is one and pagoda-llm[cuda] is installed; reference is slow "
+            "Where to compute. auto: a GPU where there is one, and torch and triton are installed; reference is slow "
             "numpy, torch-cpu tests the CUDA backend without a GPU.",
             "device",
         ),

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda.config import EngineSettings, ServerSettings, cache_dir, load_settings
+import pagoda
+from pagoda.config import TABLES, EngineSettings, ServerSettings, cache_dir, load_settings
 from pagoda.errors import ConfigError
 from pagoda.settings import Setting, Settings, fields, parse_size
 
@@ -174,3 +175,14 @@ def test_nothing_else_reads_the_environment() -> None:
     source = Path(pagoda.__file__).parent
     readers = [path.name for path in source.rglob("*.py") if re.search(r"os\.(environ|getenv)", path.read_text())]
     assert readers == ["config.py"]
+
+
+def test_every_verbs_table_may_stand_in_the_file() -> None:
+    """`table = "plan"` of a settings class, wherever in the source it is."""
+    source = Path(pagoda.__file__).parent
+    stated = {
+        name
+        for path in source.rglob("*.py")
+        for name in re.findall(r'^    table = "([a-z-]+)"$', path.read_text(), re.MULTILINE)
+    }
+    assert stated == set(TABLES)

@@ -1,7 +1,9 @@
 """What `pagoda doctor` finds in the way, on machines of our making."""
 
 import json
+import re
 import socket
+import sys
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -9,12 +11,18 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import pagoda
 from measurements import FOUND
-from pagoda.cli.doctor import cached_models, find_warnings, port_is_free
+from pagoda.cli.doctor import OPTIONAL, cached_models, find_warnings, port_is_free
 from pagoda.cli.main import app
 from pagoda.config import EngineSettings, ServerSettings
 from pagoda.errors import ConfigError
 from pagoda.hardware.host import Hardware
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 GIB = 2**30
 GOOD = Hardware(
@@ -125,3 +133,14 @@ def test_what_was_measured_while_busy_is_said(monkeypatch: pytest.MonkeyPatch) -
     assert "while the machine rests" in warning["remedy"]
     said = CliRunner().invoke(app, ["doctor", "--port", "0"]).stdout
     assert "while the machine was busy, so it is not kept" in " ".join(said.split())
+
+
+def test_extras_are_those_of_the_package_and_imported_somewhere() -> None:
+    """`OPTIONAL` names what the extras of pyproject.toml bring, but those for development."""
+    source = Path(pagoda.__file__).parent
+    extras = tomllib.loads((source.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    packages = {re.split("[<>=]", need)[0] for name, needs in extras.items() if name != "dev" for need in needs}
+    assert packages == set(OPTIONAL)
+    code = "\n".join(path.read_text() for path in source.rglob("*.py") if path.name != "doctor.py")
+    for name in OPTIONAL:
+        assert re.search(rf"^\s*(import|from) {name}\b|import_module\(\"{name}", code, re.MULTILINE), name

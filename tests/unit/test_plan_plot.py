@@ -35,7 +35,7 @@ def words(path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def matplotlib() -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'pagoda-llm[plot]'")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install matplotlib")
 
 
 def test_svg_says_what_there_is(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pagoda.formats.blocks import dequantize
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.packed import NF4_VALUES
 from pagoda.models.registry import load_model
-from pagoda.quantize.gguf.repack import added_error, block_type, blocks_of
+from pagoda.quantize.gguf.repack import block_type, blocks_of
 from pagoda.quantize.run import quantize
 from pagoda.quantize.settings import QuantizeSettings
 from quantized_models import act_order, rounded, write_quantized
@@ -39,8 +39,6 @@ def test_codes_are_taken_over(bits: int, symmetric: bool, type: str, error: floa
     values = weight.dequantize()
     change = np.linalg.norm(dequantize(blocks, type, weight.shape) - values) / np.linalg.norm(values)
     assert change <= error
-    changed, size = added_error(weight)
-    assert (changed / size) ** 0.5 == pytest.approx(change, rel=1e-4, abs=1e-12)
 
 
 def test_what_blocks_cannot_hold_is_rounded_to_eight_bits() -> None:
@@ -53,20 +51,23 @@ def test_what_blocks_cannot_hold_is_rounded_to_eight_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "types", "says"),
+    ("kind", "types", "says", "least", "most"),
     [
-        ("gptq-4", {"Q4_1"}, "14 layers: GPTQ-4 as Q4_1, added error 0.0"),
-        ("awq", {"Q4_1"}, "14 layers: AWQ-4 as Q4_1, added error 0.0"),
-        ("gptq-act-order", {"Q8_0"}, "14 layers: GPTQ-4 as Q8_0, rounded again"),
-        ("nf4-double", {"Q8_0"}, "14 layers: NF4 as Q8_0, rounded again"),
+        ("gptq-4", {"Q4_1"}, "GPTQ-4 as Q4_1", 0.0, 0.05),
+        ("awq", {"Q4_1"}, "AWQ-4 as Q4_1", 0.0, 0.05),
+        ("gptq-act-order", {"Q8_0"}, "GPTQ-4 as Q8_0", 0.3, 0.6),  # percent: a bell rounded to 8 bits in blocks of 32
+        ("nf4-double", {"Q8_0"}, "NF4 as Q8_0", 0.3, 0.6),
     ],
 )
-def test_a_folder_becomes_a_file_that_says_the_same(kind: str, types: set[str], says: str, tmp_path: Path) -> None:
-    """Llama's rows of q and k are reordered on the way."""
+def test_a_folder_becomes_a_file_that_says_the_same(
+    kind: str, types: set[str], says: str, least: float, most: float, tmp_path: Path
+) -> None:
+    """Llama's rows of q and k are reordered on the way. What the blocks add in error is told."""
     folder = write_quantized(tmp_path / "folder", LLAMA, kind)
     lines: list[str] = []
     file = quantize(folder, tmp_path / "out.gguf", QuantizeSettings(to="gguf"), say=lines.append)
-    assert any(line.startswith(says) for line in lines), lines
+    (line,) = [line for line in lines if line.startswith(f"14 layers: {says}, added error ")]
+    assert least <= float(line.split()[-1].removesuffix("%")) <= most
     with open_checkpoint(folder) as a, open_checkpoint(file) as b:
         assert {b.tensors[name].type for name in b.tensors if "blk" in name and "norm" not in name} == types
         logits = [reference_run(load_model(c)).step({"a": TOKENS})["a"] for c in (a, b)]

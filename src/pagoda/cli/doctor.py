@@ -25,7 +25,7 @@ from pagoda.errors import ConfigError
 from pagoda.hardware.host import Hardware, read_hardware
 from pagoda.hardware.machine import age, measurement
 
-OPTIONAL = ("torch", "transformers", "peft", "llguidance", "redis", "psycopg", "opentelemetry")
+OPTIONAL = ("torch", "triton", "matplotlib", "jsonschema")  # of the extras
 GIB = 2**30
 
 

@@ -15,7 +15,8 @@ from pagoda.config import debug
 from pagoda.errors import ConfigError, PagodaError
 
 FOOTER = (
-    "Every flag may also stand in pagoda.toml (threads = 4) or in the environment (PAGODA_THREADS=4); the flag wins."
+    "Settings may also stand in pagoda.toml (threads = 4) or in the environment (PAGODA_THREADS=4); the flag wins. "
+    "What concerns one call (-o, and what inspect, advise and doctor show) is a flag alone."
 )
 
 

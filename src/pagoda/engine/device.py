@@ -41,7 +41,7 @@ def no_cuda_reason() -> str | None:
         return "this machine has no NVIDIA GPU, or no driver for it"
     for package in ("torch", "triton"):
         if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed: pip install 'pagoda-llm[cuda]'"
+            return f"{package} is not installed: pip install torch triton"
     import torch
 
     if not torch.cuda.is_available():
@@ -58,7 +58,7 @@ def torch_device(backend: str) -> str | None:
     """
     if backend == "torch-cpu":
         if importlib.util.find_spec("torch") is None:
-            raise ConfigError("--device torch-cpu: torch is not installed: pip install 'pagoda-llm[cuda]'")
+            raise ConfigError("--device torch-cpu: torch is not installed: pip install torch triton")
         return "cpu"
     if backend not in ("auto", "cuda"):
         return None

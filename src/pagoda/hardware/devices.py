@@ -55,7 +55,7 @@ def this_gpu() -> Device:
     gpu = measurement().gpu
     if gpu is None:
         raise ConfigError(
-            "this-gpu: torch finds no CUDA GPU here; install pagoda-llm[cuda] with a driver, then run "
+            "this-gpu: torch finds no CUDA GPU here; install torch and a driver, then run "
             "pagoda doctor --refresh, or name a device of the table"
         )
     return gpu_device(gpu, devices())

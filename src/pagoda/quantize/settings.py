@@ -56,7 +56,7 @@ class QuantizeSettings(Settings):
         Literal["auto", "cpu", "cuda", "torch-cpu"],
         Setting(
             "gptq, awq and --imatrix auto: where the calibration text is computed, and gptq and awq round. auto: a GPU "
-            "where there is one and pagoda-llm[cuda] is installed; torch-cpu tests that without one."
+            "where there is one, and torch and triton are installed; torch-cpu tests that without one."
         ),
     ] = "auto"
     threads: Annotated[int, Setting("Compute threads; 0: one per physical core allowed.", minimum=0)] = 0

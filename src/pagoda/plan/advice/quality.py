@@ -14,7 +14,7 @@ SCOREBOARD = (
 AWQ = "AWQ, arXiv:2306.00978, table of INT4-g128 on Llama 2 7B: 5.47 in FP16, 5.69 by GPTQ, 5.60 by AWQ"
 FP8 = '"Give Me BF16 or Give Me Death?", arXiv:2411.02355: no loss of accuracy with FP8 weights and activations'
 NF4 = "QLoRA, arXiv:2305.14314, table 3: NF4 with double quantization tunes to the accuracy of 16 bits"
-OURS = "measured by Pagoda on SmolLM2 135M, 20,400 tokens (README.md)"
+OURS = "measured by Pagoda on SmolLM2 135M, 20,400 tokens (docs/benchmarks.md)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A plan as a picture: the roofline with prefill and decode on it, and what users get over how many there are.
 
-The data is plain (`Picture`), one row of panels for each. matplotlib draws it, which comes with pagoda-llm[plot] and is
+The data is plain (`Picture`), one row of panels for each. matplotlib draws it, which is an extra (`plot`) and is
 imported here only.
 """
 
@@ -86,7 +86,7 @@ def _figure_class() -> Any:
     try:
         return importlib.import_module("matplotlib.figure").Figure
     except ImportError:
-        raise ConfigError("--plot needs matplotlib: pip install 'pagoda-llm[plot]'") from None
+        raise ConfigError("--plot needs matplotlib: pip install matplotlib") from None
 
 
 def _draw_row(row: Any, picture: Picture) -> None:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,9 @@ from pagoda.quantize.calibration.collect_imatrix import collect_imatrix
 from pagoda.quantize.calibration.imatrix import Imatrix, read_imatrix, write_imatrix
 from pagoda.quantize.gguf.folder_source import FolderSource
 from pagoda.quantize.gguf.mixes import MIXES, Mix, TypeChoice, choose_types, parse_overrides
-from pagoda.quantize.gguf.repack import added_error, block_type
-from pagoda.quantize.gguf.source_model import GGUFSource, SourceModel
+from pagoda.quantize.gguf.source_model import GGUFSource, SourceModel, decode_rows
 from pagoda.quantize.job import Job
-from pagoda.types import FloatArray
+from pagoda.types import FloatArray, RawTensor
 
 STRETCH = 1 << 24  # numbers decoded and encoded at a time: 64 MiB
 QUANTIZATION_VERSION = 2
@@ -64,7 +62,7 @@ def keep(job: Job) -> Path:
         layers = Counter(type for type in types.values() if type.lower() in MIXES and type not in FLOATS)
         mix = MIXES[layers.most_common(1)[0][0].lower() if layers else "bf16"]
         path = _make(job, weights, types, mix, None, threads)
-        _say_added(job, weights)
+        _say_added(job, weights, path, threads)
     return path
 
 
@@ -78,18 +76,33 @@ def _make(
     return path
 
 
-def _say_added(job: Job, weights: SourceModel) -> None:
-    """What the new blocks change, by type: the root mean square over all layers, of the weights'."""
-    sums: dict[tuple[str, str, bool], list[float]] = {}
-    for theirs in chain.from_iterable(weights.names.values()):
-        tensor = weights.checkpoint.tensors[theirs]
-        if isinstance(tensor, QuantizedTensor):
-            weight = tensor.unpack()
-            total = sums.setdefault((tensor.type, *block_type(weight)), [0.0, 0.0, 0.0])
-            total[:] = [a + b for a, b in zip(total, (*added_error(weight), 1), strict=True)]
-    for (old, new, exact), (change, size, count) in sums.items():
-        error = f"added error {(change / max(size, 1e-30)) ** 0.5:.3%}" if exact else "rounded again"
-        job.say(f"{count:.0f} layers: {old} as {new}, {error}")
+def _say_added(job: Job, weights: SourceModel, path: Path, threads: int) -> None:
+    """What the blocks change of quantized layers, by type: root mean square over all layers, of the weights'."""
+    sums: dict[tuple[str, str], list[float]] = {}
+    with open_checkpoint(path) as made:
+        for name, theirs in weights.names.items():
+            tensors = [weights.checkpoint.tensors[their] for their in theirs]
+            if isinstance(tensors[0], QuantizedTensor):
+                total = sums.setdefault((tensors[0].type, made.tensors[name].type), [0.0, 0.0, 0.0])
+                found = (*added_error(weights, name, made.tensors[name], threads), len(tensors))
+                total[:] = [a + b for a, b in zip(total, found, strict=True)]
+                weights.release(name)
+    for (old, new), (change, size, count) in sums.items():
+        job.say(f"{count:.0f} layers: {old} as {new}, added error {(change / max(size, 1e-30)) ** 0.5:.3%}")
+
+
+def added_error(weights: SourceModel, name: str, made: RawTensor, threads: int) -> tuple[float, float]:
+    """The sums of squares of what the new tensor changes, and of the weights."""
+    change = size = 0.0
+    columns, rows = made.shape[-1], len(made.rows())
+    step = max(1, STRETCH // columns)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        x = weights.rows(name, start, stop)
+        difference = decode_rows(made, start, stop, threads) - x
+        change += float(np.square(difference, dtype=np.float64).sum())
+        size += float(np.square(x, dtype=np.float64).sum())
+    return change, size
 
 
 def _imatrix(job: Job, weights: SourceModel) -> Imatrix | None:

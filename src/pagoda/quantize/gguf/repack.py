@@ -12,7 +12,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.formats.blocks import dequantize
 from pagoda.formats.packed import GroupedWeight
 from pagoda.types import FloatArray
 
@@ -57,13 +56,3 @@ def _half(values: FloatArray) -> Bytes:
     """[R, B] → the two bytes of each as f16, [R, B, 2]"""
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values.astype("<f2"))[..., None].view(np.uint8)
-
-
-def added_error(weight: GroupedWeight) -> tuple[float, float]:
-    """→ the sums of squares of what blocks change, and of the weights."""
-    blocks = blocks_of(weight)
-    if blocks is None:
-        return 0.0, 0.0
-    values = weight.dequantize()
-    change = dequantize(blocks, block_type(weight)[0], weight.shape) - values
-    return float(np.square(change, dtype=np.float64).sum()), float(np.square(values, dtype=np.float64).sum())
