@@ -28,6 +28,7 @@ class ConvertSettings(Settings):
         Setting("Number type of the weights; keep: quantized layers stay so. [default: keep to GGUF, else bf16]"),
     ] = None
     threads: Annotated[int, Setting("Compute threads; 0: one per physical core allowed.", minimum=0)] = 0
+    verify: Annotated[bool, Setting("Compare the result with its source before it gets its name.")] = True
     force: Annotated[bool, Setting("Replace an output that exists.")] = False
 
 
@@ -47,5 +48,7 @@ def convert(convert: ConvertSettings, model: ModelArgument = DEFAULT_MODEL, outp
     target = output or Path(found.name + ("" if dtype == "keep" else f"-{dtype}") + (".gguf" if gguf else ""))
     floats = "bf16" if dtype == "keep" else dtype
     to = ("gguf" if dtype == "keep" else dtype) if gguf else "safetensors"
-    settings = QuantizeSettings(to=to, dtype=floats, threads=convert.threads, force=convert.force)
+    settings = QuantizeSettings(
+        to=to, dtype=floats, threads=convert.threads, verify=convert.verify, force=convert.force
+    )
     make(found, target, settings)

@@ -27,7 +27,7 @@ from pagoda.quantize.settings import QuantizeSettings
 from pagoda.sources import resolve
 
 JOB_FILE = "job.json"
-NOT_OF_THE_RESULT = ("max_kld", "device", "threads", "force")  # settings that change nothing of what is made
+NOT_OF_THE_RESULT = ("max_kld", "verify", "device", "threads", "force")  # settings that change nothing of what is made
 
 
 def quantize(
@@ -55,6 +55,8 @@ def quantize(
         _open_work(work, source, settings, say)
         with threadpool_limits(settings.threads or usable_cores()):  # BLAS would take a thread for each CPU there is
             finished = method.run(Job(source, work, settings.to.lower(), settings, progress, say))
+        if settings.verify:
+            _verify(finished, source, method.largest_kld, work, settings, say)
         _judge(finished, source, work, settings, progress, say)
         _put(finished, output)
         shutil.rmtree(work, ignore_errors=True)
@@ -101,6 +103,37 @@ def _fingerprint(source: Path, settings: QuantizeSettings) -> dict[str, str]:
     wanted = {key: value for key, value in asdict(settings).items() if key not in NOT_OF_THE_RESULT}
     digest = hashlib.sha256(json.dumps([stats, wanted], default=str).encode()).hexdigest()
     return {"source": str(source.absolute()), "to": settings.to.lower(), "digest": digest}
+
+
+def _verify(
+    finished: Path,
+    source: Path,
+    largest_kld: float | None,
+    work: Path,
+    settings: QuantizeSettings,
+    say: Callable[[str], None],
+) -> None:
+    """QualityError, with nothing left, where the result cannot be served or, of a conversion, says something else."""
+    from pagoda.scoring.verify import check_serves, divergence  # needs the engine
+
+    try:
+        if largest_kld is None:
+            check_serves(finished, settings.threads)
+            return
+        found = divergence(finished, source, settings.threads)
+    except CapacityError as error:
+        say(f"not verified: {error}")
+        return
+    except PagodaError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise QualityError(f"what was made cannot be served: {error}; nothing was kept") from error
+    say(f"verified: KL divergence from the source is {found:.5f} nats")
+    if not found <= largest_kld:
+        shutil.rmtree(work, ignore_errors=True)
+        raise QualityError(
+            f"what was made predicts a text otherwise than its source: the mean KL divergence is {found:.4f}, at most "
+            f"{largest_kld:g} is rounding; nothing was kept. Please report this; --no-verify keeps the result"
+        )
 
 
 def _judge(

@@ -52,6 +52,12 @@ class QuantizeSettings(Settings):
     max_kld: Annotated[
         float | None, Setting("Fail, and leave nothing behind, if the mean KL divergence is larger.", minimum=0)
     ] = None
+    verify: Annotated[
+        bool,
+        Setting(
+            "Load what was made before it gets its name; conversions must also predict a text as their source does."
+        ),
+    ] = True
     device: Annotated[
         Literal["auto", "cpu", "cuda", "torch-cpu"],
         Setting(

@@ -127,6 +127,12 @@ REGISTERS: dict[str, Register] = {
 }
 
 
+def probe_text() -> str:
+    """A short text in all registers, that every tokenizer cuts into a few hundred tokens at least."""
+    lines = [line for register in REGISTERS.values() for line in (register.probe, *register.questions)]
+    return "\n".join(lines)
+
+
 def languages_of(tokenizer: Tokenizer) -> list[str]:
     """The registers whose words the tokenizer has, by characters a token of a line of each; English where none does."""
     known = []

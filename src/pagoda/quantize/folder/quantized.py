@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pagoda.backends.grouped import BLOCK
 from pagoda.errors import ConfigError
 from pagoda.formats.nf4 import STATE
 from pagoda.formats.packed import GroupedWeight, pack_awq, pack_gptq, pack_int8
@@ -55,6 +56,7 @@ def awq(job: Job) -> Path:
         raise ConfigError(f"--bits: awq has {BITS} bits, not {s.bits}")
     model = open_model(job.source)
     check_multiples(model, 8, "awq packs eight codes a word, in multiples")
+    check_columns(model)
     options = AWQOptions(fitting_group_size(model, s.group_size, job.say))
     sample = load_sample(job, model)
     store = quantize_layers(job, model, sample, AWQQuantizer(options))
@@ -87,7 +89,7 @@ def _by_tensor(model: OpenedModel, divisors: Mapping[str, FloatArray]) -> dict[s
 def nf4(job: Job) -> Path:
     """NF4 with double quantization, as bitsandbytes keeps it: QLoRA's base."""
     model = open_model(job.source)
-    check_multiples(model, 2, "nf4 packs two codes a byte")
+    check_columns(model)
 
     def parts(name: str) -> Arrays:
         return {f"weight{suffix}": array for suffix, array in quantize_nf4(finite(model.tensor(name)), dtype).items()}
@@ -99,6 +101,7 @@ def nf4(job: Job) -> Path:
 def int8(job: Job) -> Path:
     """W8A8: a scale a row for weights, activations quantized token by token when they are served."""
     model = open_model(job.source)
+    check_columns(model)
     return write_folder(job, model, Int8Packing(), lambda name: pack_int8(quantize_rows(finite(model.tensor(name)))))
 
 
@@ -106,6 +109,16 @@ def check_multiples(model: OpenedModel, of: int, what: str) -> None:
     for name, shape in model.linears.items():
         if shape[0] % of or shape[1] % of:
             raise ConfigError(f"{what} of {of} rows and columns; {name} is {shape[0]} x {shape[1]}")
+
+
+def check_columns(model: OpenedModel) -> None:
+    """ConfigError for rows that kernels cannot read: they take 32 codes at a time."""
+    for name, (_, columns) in model.linears.items():
+        if columns % BLOCK:
+            raise ConfigError(
+                f"{name} has rows of {columns} weights, which kernels that read {BLOCK} at a time cannot serve; "
+                "take a GGUF format, such as --to q8_0, which leaves such tensors in floats"
+            )
 
 
 @dataclass(frozen=True, slots=True)
