@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
+from itertools import accumulate
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pagoda.kv.cache import BlockTable, KVCache, blocks_for, peak_blocks
 from pagoda.kv.prefix import prefix_root
@@ -168,10 +171,10 @@ def test_no_row_no_fork() -> None:
 def test_a_window_gives_back_what_it_has_passed() -> None:
     cache = Cache(windows=(None, 20))
     table = cache.compute([1] * 34)  # the next token, at position 34, sees 15 … 34
-    assert [blocks.count(-1) for blocks in table.blocks] == [0, 0]
+    assert table.first == [0, 0]
     cache.compute([1] * 35, table)
-    assert [blocks.count(-1) for blocks in table.blocks] == [0, 1]
-    assert cache.kv.rows([table])[1][0].tolist() == table.blocks[1]
+    assert table.first == [0, 1]
+    assert cache.kv.rows([table])[1][0].tolist() == [-1, *table.blocks[1]]
     assert cache.kv.num_used_blocks == 3 + 2
 
 
@@ -181,7 +184,7 @@ def test_a_match_brings_only_the_windows_blocks() -> None:
     table = cache.compute([1] * 65)
     assert table.num_tokens == 65
     assert table.blocks[0][:4] == [0, 1, 2, 3]
-    assert table.blocks[1][:4] == [-1, -1, 2, 3]
+    assert (table.first[1], table.blocks[1][:2]) == (2, [2, 3])
 
 
 def test_a_match_needs_all_of_the_window() -> None:
@@ -221,3 +224,171 @@ def test_no_sequence_holds_more_than_its_peak(num_tokens: int, window: int | Non
 @pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (16, 1), (17, 2)])
 def test_blocks_for(num_tokens: int, num_blocks: int) -> None:
     assert blocks_for(num_tokens) == num_blocks
+
+
+# Truncation
+
+
+def test_blocks_of_rejected_drafts_come_back() -> None:
+    cache = Cache()
+    table = cache.compute([1] * 15)
+    cache.kv.grow(table, 15 + 20)  # a certain token and 19 drafts
+    assert table.num_blocks == 3
+    cache.kv.commit(table, array("i", [1] * 16), 16)
+    cache.kv.truncate(table, 16)
+    cache.check()
+    assert (table.num_blocks, table.num_tokens, cache.kv.num_used_blocks) == (1, 16, 1)
+
+
+def test_a_block_of_drafts_is_not_published() -> None:
+    cache = Cache()
+    table = cache.compute([1] * 10)
+    cache.kv.grow(table, 32)
+    cache.kv.commit(table, array("i", [1] * 12), 12)
+    cache.kv.truncate(table, 12)
+    assert cache.kv.match(ROOT, [], array("i", [1] * 33), 33) == 0
+
+
+def test_what_is_truncated_and_written_again_is_not_found_under_its_old_content() -> None:
+    cache = Cache()
+    table = cache.compute([1] * 32)
+    cache.kv.truncate(table, 20)
+    cache.check()
+    cache.compute([1] * 20 + [2] * 12, table)
+    assert cache.kv.match(ROOT, [], array("i", [1] * 33), 33) == 1
+    assert cache.kv.match(ROOT, [], array("i", [1] * 20 + [2] * 13), 33) == 2
+    assert cache.copies == []
+
+
+def test_a_truncated_block_that_another_sequence_holds_is_copied() -> None:
+    cache = Cache()
+    table, other = cache.compute([1] * 32), cache.compute([1] * 33)
+    cache.kv.truncate(table, 20)
+    cache.compute([1] * 20 + [2] * 12, table)
+    assert cache.copies == [(0, [[other.blocks[0][1], table.blocks[0][1]]])]
+    assert cache.kv.match(ROOT, [], array("i", [1] * 33), 33) == 2
+
+
+def test_no_truncation_past_what_a_window_gave_back() -> None:
+    cache = Cache(windows=(None, 20))
+    table = cache.compute([1] * 64)  # the next token sees positions 45 … 64
+    assert [cache.kv.can_truncate(table, n) for n in (64, 60, 51, 50)] == [True, True, True, False]
+    cache.kv.truncate(table, 51)
+    cache.check()
+    assert cache.kv.can_grow(table, 64)
+
+
+PIECES = [(1,) * 16, (1,) * 9 + (2,) * 7, (3,) * 5, (1,)]
+texts = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map(lambda pieces: sum(pieces, ()))
+
+
+def chain(tokens: Iterable[int]) -> list[int]:
+    """For each token a number that stands for the text up to it."""
+    return list(accumulate(tokens, lambda before, token: hash((before, token)), initial=0))[1:]
+
+
+class KVMachine(RuleBasedStateMachine):
+    """Random sequences of operations; every slot remembers which text was written to it, up to which token."""
+
+    @initialize(
+        windows=st.sampled_from([(None,), (20,), (None, 5), (33, None)]),
+        num_blocks=st.integers(6, 16),
+        prefix_caching=st.booleans(),
+    )
+    def start(self, windows: tuple[int | None, ...], num_blocks: int, prefix_caching: bool) -> None:
+        self.windows = windows
+        self.kv = KVCache(
+            windows, [num_blocks] * len(windows), max_seqs=4, max_context=112, copy=self.copy,
+            prefix_caching=prefix_caching,
+        )  # fmt: skip
+        self.slots: list[dict[tuple[int, int], int]] = [{} for _ in windows]
+        self.live: list[tuple[BlockTable, array[int]]] = []
+
+    def copy(self, group: int, pairs: Int32Array) -> None:
+        for source, target in pairs.tolist():
+            for slot in range(16):
+                if (source, slot) in self.slots[group]:
+                    self.slots[group][target, slot] = self.slots[group][source, slot]
+
+    @rule(text=texts)
+    def open(self, text: tuple[int, ...]) -> None:
+        keys: list[bytes] = []
+        tokens = array("i", text)
+        num_cached = self.kv.match(ROOT, keys, tokens, len(tokens))
+        if self.kv.can_open(keys, num_cached, len(tokens), 112, [0] * len(self.windows)):
+            del keys[num_cached:]  # it goes on with other tokens
+            self.live.append((self.kv.open(ROOT, keys, num_cached), tokens[: num_cached * 16]))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), certain=texts, drafts=texts, num_accepted=st.integers(0, 3))
+    def step(
+        self, data: st.DataObject, certain: tuple[int, ...], drafts: tuple[int, ...], num_accepted: int
+    ) -> None:
+        """Compute certain tokens and drafts, and keep some of the drafts."""
+        table, tokens = data.draw(st.sampled_from(self.live))
+        room = 112 - len(tokens) - len(certain)
+        if room < 0:
+            return
+        drafts = drafts[:room]
+        end = len(tokens) + len(certain) + len(drafts)
+        if not self.kv.can_grow(table, end):
+            return
+        self.kv.grow(table, end)
+        written = chain([*tokens, *certain, *drafts])
+        for g in range(len(self.windows)):
+            for p in range(table.num_tokens, end):
+                self.slots[g][self.slot(g, table, p)] = written[p]
+        tokens.extend(certain + drafts[:num_accepted])
+        self.kv.commit(table, tokens, len(tokens))
+        self.kv.truncate(table, len(tokens))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), count=st.integers(1, 40))
+    def truncate(self, data: st.DataObject, count: int) -> None:
+        table, tokens = data.draw(st.sampled_from(self.live))
+        left = max(0, len(tokens) - count)
+        if self.kv.can_truncate(table, left):
+            self.kv.truncate(table, left)
+            del tokens[left:]
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        table, tokens = data.draw(st.sampled_from(self.live))
+        child = self.kv.fork(table)
+        if child is not None:
+            self.live.append((child, tokens[:]))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def free(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self.live))
+        self.kv.free(one[0])
+        self.live.remove(one)
+
+    def slot(self, g: int, table: BlockTable, position: int) -> tuple[int, int]:
+        return int(self.kv.rows([table])[g][0, position // 16]), position % 16
+
+    @invariant()
+    def every_sequence_finds_its_own_tokens(self) -> None:
+        if not hasattr(self, "kv"):
+            return
+        self.kv.check([table for table, _ in self.live])
+        for table, tokens in self.live:
+            assert table.num_tokens == len(tokens)
+            right = chain(tokens)
+            for g, window in enumerate(self.windows):
+                first = 0 if window is None else max(0, len(tokens) - window + 1)
+                row = self.kv.rows([table])[g][0].tolist()
+                found = [self.slots[g][row[p // 16], p % 16] for p in range(first, len(tokens))]
+                assert found == right[first:]
+
+    def teardown(self) -> None:
+        if hasattr(self, "kv"):
+            for table, _ in self.live:
+                self.kv.free(table)
+            assert self.kv.num_used_blocks == 0
+
+
+TestKVMachine = KVMachine.TestCase
+TestKVMachine.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

@@ -3,9 +3,12 @@
 Every KV group has its own pool, prefix index and table; logical block i of a sequence holds its tokens
 [16 i, 16 i + 16) in every group. Invariant between steps, for a sequence with c computed tokens:
 
-    blocks [0, first)         given back, -1 in the table      (sliding-window groups only)
+    blocks [0, first)         given back                       (sliding-window groups only)
     blocks [first, published) full, findable by other requests, never written again
     blocks [published, end)   private, or shared with forks: copied before the first write
+
+Within a step, blocks may be taken for draft tokens too. Only tokens that are certain are committed, so that no block
+is published for a draft and no window moves past what may still be needed; `truncate` gives the other blocks back.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pagoda.types import BLOCK_SIZE, Int32Array
 
 CopyBlocks = Callable[[int, Int32Array], None]  # (group, pairs [N, 2] of source and destination)
 
-GIVEN_BACK = -1
+GIVEN_BACK = -1  # in the int32 rows that backends read, for a block that a window has passed
 
 
 def blocks_for(num_tokens: int) -> int:
@@ -55,7 +58,7 @@ class BlockTable:
         self.row = row
         self.prefix_root = prefix_root
         self.keys = keys  # of the full blocks, as far as they were asked for
-        self.blocks: list[list[int]] = [[] for _ in range(num_groups)]  # [G][num_blocks]
+        self.blocks: list[list[int]] = [[] for _ in range(num_groups)]  # of each group, blocks [first, num_blocks)
         self.num_blocks = 0
         self.num_tokens = 0  # computed; the last block may have room for more
         self.first = [0] * num_groups  # blocks before it are given back
@@ -171,8 +174,9 @@ class KVCache:
             shared = self._cached(group, keys, first, num_cached)
             for block in shared:
                 group.pool.share(block)
-            table.blocks[g] = [GIVEN_BACK] * first + shared
-            group.rows[table.row, :num_cached] = table.blocks[g]
+            table.blocks[g] = shared
+            group.rows[table.row, :first] = GIVEN_BACK
+            group.rows[table.row, first:num_cached] = shared
         return table
 
     # Growing: num_missing / can_grow / grow, then commit
@@ -222,6 +226,35 @@ class KVCache:
             if group.window is not None:
                 self._give_back(g, table, first_needed_block(num_computed, group.window))
 
+    # Shrinking: can_truncate / truncate
+
+    def can_truncate(self, table: BlockTable, num_tokens: int) -> bool:
+        """Whether the table still holds all that tokens from position num_tokens on can see."""
+        return all(
+            table.first[g] <= first_needed_block(num_tokens, group.window) for g, group in enumerate(self._groups)
+        )
+
+    def truncate(self, table: BlockTable, num_tokens: int) -> None:
+        """Drop what is after the first num_tokens tokens, computed or only allocated, and give its blocks back.
+
+        Never past what `can_truncate` allows. The last block is written again: if it is published or shared, the next
+        `grow` takes care of that.
+        """
+        assert self.can_truncate(table, num_tokens)
+        num_blocks, num_full = blocks_for(num_tokens), num_tokens // BLOCK_SIZE
+        if num_blocks < table.num_blocks:
+            for g, group in enumerate(self._groups):
+                kept = num_blocks - table.first[g]
+                group.release(reversed(table.blocks[g][kept:]))
+                del table.blocks[g][kept:]
+            table.num_blocks = num_blocks
+            table.tail_shared = False
+        if num_tokens < table.num_tokens:
+            table.num_tokens = num_tokens
+            table.num_published = min(table.num_published, num_full)
+            del table.keys[num_full:]
+            table.tail_shared = num_full < num_blocks
+
     # Sharing and going: fork, free
 
     def fork(self, table: BlockTable) -> BlockTable | None:
@@ -238,16 +271,16 @@ class KVCache:
         child.first = list(table.first)
         child.blocks = [list(blocks) for blocks in table.blocks]
         for g, group in enumerate(self._groups):
-            for block in table.blocks[g][table.first[g] :]:
+            for block in table.blocks[g]:
                 group.pool.share(block)
-            group.rows[child.row, : table.num_blocks] = table.blocks[g]
+            group.rows[child.row, : table.num_blocks] = group.rows[table.row, : table.num_blocks]
         table.tail_shared = child.tail_shared = table.num_tokens % BLOCK_SIZE != 0
         return child
 
     def free(self, table: BlockTable) -> None:
         """Release the row and all blocks; of a prefix, the tail is to be evicted first."""
         for g, group in enumerate(self._groups):
-            group.release(reversed(table.blocks[g][table.first[g] :]))
+            group.release(reversed(table.blocks[g]))
         del self._tables[table.row]
         self._free_rows.append(table.row)
 
@@ -265,24 +298,25 @@ class KVCache:
         )
 
     def _own_tail(self, table: BlockTable) -> None:
-        """Copy-on-write of the last block, when somebody else holds it too."""
+        """Copy-on-write of the last block: nobody else holds it then, and nobody finds it in the prefix cache."""
         table.tail_shared = False
-        last = table.num_blocks - 1
         for g, group in enumerate(self._groups):
-            shared = table.blocks[g][last]
+            shared = table.blocks[g][-1]
             if group.pool.refs(shared) > 1:
                 own = group.take()
                 self._copy(g, np.array([[shared, own]], np.int32))
                 group.release([shared])
-                table.blocks[g][last] = own
-                group.rows[table.row, last] = own
+                table.blocks[g][-1] = own
+                group.rows[table.row, table.num_blocks - 1] = own
+            elif shared in group.prefix:
+                group.prefix.forget(shared)
 
     def _publish(self, table: BlockTable, tokens: array[int], num_computed: int) -> None:
         extend_keys(table.keys, table.prefix_root, tokens, num_computed)
         start, end = table.num_published, num_computed // BLOCK_SIZE
         for g, group in enumerate(self._groups):
             for i in range(max(start, table.first[g]), end):
-                group.prefix.publish(table.keys[i], table.blocks[g][i])
+                group.prefix.publish(table.keys[i], table.blocks[g][i - table.first[g]])
         table.num_published = end
 
     def _give_back(self, g: int, table: BlockTable, first: int) -> None:
@@ -290,13 +324,14 @@ class KVCache:
         if first <= start:
             return
         group, blocks = self._groups[g], table.blocks[g]
-        group.release(reversed(blocks[start:first]))
-        blocks[start:first] = [GIVEN_BACK] * (first - start)
+        group.release(reversed(blocks[: first - start]))
+        del blocks[: first - start]
         group.rows[table.row, start:first] = GIVEN_BACK
         table.first[g] = first
 
     def check(self, tables: Sequence[BlockTable]) -> None:
-        """`tables` are all there are, reference counts are exactly their entries, rows say what they say."""
+        """`tables` are all there are, reference counts are exactly their entries, rows say what they say, and no block
+        that may be written is published."""
         assert {table.row: table for table in tables} == self._tables
         assert sorted([*self._free_rows, *self._tables]) == list(range(len(self._free_rows) + len(self._tables)))
         for g, group in enumerate(self._groups):
@@ -304,10 +339,10 @@ class KVCache:
             group.prefix.check(group.pool.num_blocks)
             refs = [0] * group.pool.num_blocks
             for row, table in self._tables.items():
-                blocks = table.blocks[g]
-                assert len(blocks) == table.num_blocks
-                assert group.rows[row, : table.num_blocks].tolist() == blocks
-                assert all((block == GIVEN_BACK) == (i < table.first[g]) for i, block in enumerate(blocks))
-                for block in blocks[table.first[g] :]:
+                first, blocks = table.first[g], table.blocks[g]
+                assert group.rows[row, : table.num_blocks].tolist() == [GIVEN_BACK] * first + blocks
+                for i, block in enumerate(blocks, start=first):
                     refs[block] += 1
+                    if table.num_published <= i and not (i == table.num_blocks - 1 and table.tail_shared):
+                        assert block not in group.prefix, "a block that may be written is published"
             assert refs == [group.pool.refs(block) for block in range(group.pool.num_blocks)]
