@@ -15,7 +15,10 @@ from dataclasses import fields, replace
 import numpy as np
 import numpy.typing as npt
 
+from pagoda.backends.base import LOGIT_BLOCK, TopKBlocks
+from pagoda.engine.drafters import Drafter
 from pagoda.engine.engine import Engine
+from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.reference import ReferenceSampler
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array
 
@@ -40,7 +43,7 @@ class FakeModel:
     buffer_bytes = 100
     graph_bytes = 0
     asynchronous = False
-    ranker = None
+    ranker: FakeRankingDevice | None = None
 
     def __init__(self, windows: Sequence[int | None], *, fail_at_step: int | None = None) -> None:
         self.windows = tuple(windows)
@@ -172,6 +175,22 @@ class FakeDevice(FakeModel):
         return super().wait(rows)
 
 
+class FakeRankingDevice(FakeDevice):
+    """A `FakeDevice` that ranks tokens; the vocabulary is one block."""
+
+    @property
+    def ranker(self) -> FakeRankingDevice:
+        return self
+
+    def top_k_blocks(self, k: int, *, weights: bool) -> TopKBlocks:
+        assert k == 1
+        assert not weights
+        logits = self.wait()
+        padded = np.full((len(logits), 1, LOGIT_BLOCK), -np.inf, np.float32)
+        padded[:, 0, :VOCAB_SIZE] = logits
+        return TopKBlocks(np.zeros((len(logits), 1), np.int32), padded, None)
+
+
 class FakeStream:
     """A character a token; token 1 comes out only with the next one, as half a character would."""
 
@@ -218,13 +237,16 @@ def fake_engine(
     max_num_seqs: int = 8,
     prefix_caching: bool = True,
     overlap: bool = True,
+    sampler: SamplerProtocol | None = None,
+    drafters: Sequence[Drafter] = (),
+    max_rows: int = 0,
 ) -> Engine:
     """An engine over a FakeModel; by default with blocks for all."""
     blocks = max_num_seqs * -(-max_context // BLOCK_SIZE)
     return Engine(
         model or FakeModel(windows),
         FakeTokenizer(),
-        ReferenceSampler(),
+        sampler or ReferenceSampler(),
         vocab_size=VOCAB_SIZE,
         windows=windows,
         num_blocks=[blocks] * len(windows) if num_blocks is None else num_blocks,
@@ -233,4 +255,6 @@ def fake_engine(
         max_num_seqs=max_num_seqs,
         prefix_caching=prefix_caching,
         overlap=overlap,
+        drafters=drafters,
+        max_rows=max_rows,
     )

@@ -145,19 +145,40 @@ class FinishedRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftCounts:
+    """What one drafter proposed, and what of it was kept."""
+
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    accepted_per_position: tuple[int, ...] = ()  # [longest draft] drafts whose token at that position was kept
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        return sum(self.accepted_per_position)
+
+    def plus(self, num_proposed: int, num_accepted: int) -> DraftCounts:
+        """The counts with one more draft, whose first num_accepted tokens were kept."""
+        size = max(num_proposed, len(self.accepted_per_position))
+        counts = [*self.accepted_per_position, *[0] * (size - len(self.accepted_per_position))]
+        kept = tuple(count + (position < num_accepted) for position, count in enumerate(counts))
+        return DraftCounts(self.num_drafts + 1, self.num_draft_tokens + num_proposed, kept)
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """The facts of one engine step; `pagoda.observe` turns them into series. Counts are of this step alone."""
 
     deltas: tuple[Delta, ...] = ()
     finished: tuple[FinishedRequest, ...] = ()
     ttft_s: tuple[float, ...] = ()  # of choices that got their first token in this step
-    inter_token_s: tuple[float, ...] = ()  # of choices that got a further token
+    inter_token_s: tuple[float, ...] = ()  # of every further token; those of one step share the time since the last
     queue_s: tuple[float, ...] = ()  # of requests scheduled for the first time
     num_running: int = 0
     num_waiting: int = 0
     num_preempted: int = 0
     num_prompt_tokens: int = 0  # computed, not taken from the cache
     num_generation_tokens: int = 0
+    drafts: Mapping[str, DraftCounts] = field(default_factory=dict)  # by drafter
     prefix_queries: int = 0  # tokens looked up in the prefix cache
     prefix_hits: int = 0  # tokens found there
     kv_blocks_total: int = 0

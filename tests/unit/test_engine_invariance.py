@@ -9,8 +9,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fake_backend import FakeDevice, FakeModel, fake_engine
+from fake_backend import VOCAB_SIZE, FakeDevice, FakeModel, FakeRankingDevice, fake_engine
+from fake_drafters import FakeDrafter
 from pagoda.kv.cache import peak_blocks
+from pagoda.sampling.base import SamplerProtocol
+from pagoda.sampling.reference import ReferenceSampler
+from pagoda.sampling.sampler import Sampler
+from pagoda.sampling.top_k import TopKSampler
 from pagoda.types import Delta, Request, SamplingParams, TokenLogprobs
 
 MAX_CONTEXT = 96
@@ -65,9 +70,9 @@ def gather(deltas: list[Delta]) -> Choice:
     )
 
 
-def alone(request: Request, windows: tuple[int | None, ...]) -> dict[int, Choice]:
+def alone(request: Request, windows: tuple[int | None, ...], sampler: SamplerProtocol) -> dict[int, Choice]:
     """What the request gets in an engine of its own with room for everything."""
-    engine = fake_engine(windows, max_context=MAX_CONTEXT, max_batch_tokens=128, prefix_caching=False)
+    engine = fake_engine(windows, max_context=MAX_CONTEXT, max_batch_tokens=128, prefix_caching=False, sampler=sampler)
     engine.add(request)
     deltas: dict[int, list[Delta]] = {}
     while engine.has_work:
@@ -84,8 +89,10 @@ class EngineMachine(RuleBasedStateMachine):
         max_batch_tokens=st.integers(1, 40),
         max_num_seqs=st.integers(1, 6),
         spare=st.integers(0, 8),
+        spare_rows=st.integers(0, 20),
         prefix_caching=st.booleans(),
-        overlap=st.booleans(),
+        device=st.sampled_from([FakeModel, FakeDevice, FakeRankingDevice]),
+        accuracy=st.sampled_from([None, 0.0, 0.6, 1.0]),
     )
     def start(
         self,
@@ -93,11 +100,15 @@ class EngineMachine(RuleBasedStateMachine):
         max_batch_tokens: int,
         max_num_seqs: int,
         spare: int,
+        spare_rows: int,
         prefix_caching: bool,
-        overlap: bool,
+        device: type[FakeModel],
+        accuracy: float | None,
     ) -> None:
         self.windows = windows
-        self.model = FakeDevice(windows) if overlap else FakeModel(windows)
+        self.model = device(windows)
+        self.drafter = FakeDrafter(accuracy=accuracy or 0.0)
+        self.sampler = Sampler(VOCAB_SIZE) if device is FakeRankingDevice else ReferenceSampler()
         self.engine = fake_engine(
             windows,
             [peak_blocks(MAX_CONTEXT, window, max_batch_tokens) + spare for window in windows],
@@ -106,7 +117,11 @@ class EngineMachine(RuleBasedStateMachine):
             max_batch_tokens=max_batch_tokens,
             max_num_seqs=max_num_seqs,
             prefix_caching=prefix_caching,
+            sampler=TopKSampler(VOCAB_SIZE) if device is FakeRankingDevice else self.sampler,
+            drafters=[] if accuracy is None else [self.drafter],
+            max_rows=max_num_seqs + spare_rows,
         )
+        self.answers: dict[str, dict[int, Choice]] = {}
         self.requests: dict[str, Request] = {}
         self.deltas: dict[tuple[str, int], list[Delta]] = {}
         self.aborted: set[str] = set()
@@ -116,12 +131,19 @@ class EngineMachine(RuleBasedStateMachine):
     def add(self, request: Request) -> None:
         request = replace(request, id=f"r{len(self.requests)}")
         self.requests[request.id] = request
+        self.answers[request.id] = alone(request, self.windows, self.sampler)
+        for index, answer in self.answers[request.id].items():
+            self.drafter.answers[request.id, index] = [*request.prompt_token_ids, *answer[1]]
         self.engine.add(request)
 
     @rule(count=st.integers(1, 6))
     def step(self, count: int) -> None:
         for _ in range(count):
             self.one_step()
+
+    @rule(active=st.booleans())
+    def speculate(self, active: bool) -> None:
+        self.drafter.active = active
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -164,7 +186,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.compare(request)
 
     def compare(self, request: Request) -> None:
-        wanted = alone(request, self.windows)
+        wanted = self.answers[request.id]
         for index in range(request.params.n):
             got = gather(self.deltas[request.id, index])
             if request.id not in self.aborted:

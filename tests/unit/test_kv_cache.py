@@ -321,9 +321,7 @@ class KVMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), certain=texts, drafts=texts, num_accepted=st.integers(0, 3))
-    def step(
-        self, data: st.DataObject, certain: tuple[int, ...], drafts: tuple[int, ...], num_accepted: int
-    ) -> None:
+    def step(self, data: st.DataObject, certain: tuple[int, ...], drafts: tuple[int, ...], num_accepted: int) -> None:
         """Compute certain tokens and drafts, and keep some of the drafts."""
         table, tokens = data.draw(st.sampled_from(self.live))
         room = 112 - len(tokens) - len(certain)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence as Seq
 
 from pagoda.backends.base import LoadedModel
+from pagoda.engine.drafters import Draft, Drafter, Drafting
 from pagoda.engine.logits import LogitsPlan, LogitsReader, StepLogits, WholeRows
 from pagoda.engine.opening import EngineTokenizer, SequenceOpener
 from pagoda.engine.recorder import StepRecorder
@@ -27,9 +28,10 @@ from pagoda.engine.runner import Runner, RunningStep, StagedStep
 from pagoda.engine.scheduler import Scheduler
 from pagoda.engine.sequence import SampledRun, Sequence, Status
 from pagoda.engine.validation import validate_request
+from pagoda.engine.verify import verify
 from pagoda.errors import RequestError
 from pagoda.kv.cache import KVCache
-from pagoda.sampling.base import Sampled, SamplerProtocol
+from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.reference import NOTHING_ALLOWED
 from pagoda.types import Delta, Fault, FinishReason, Request, StepResult
 
@@ -53,11 +55,13 @@ class Engine:
         prefix_caching: bool = True,
         seed: int = 0,
         overlap: bool = True,
+        drafters: Seq[Drafter] = (),
     ) -> None:
         """`windows` and `num_blocks` describe the KV groups; one sequence of max_context tokens must fit in them.
 
-        max_rows: rows of logits that the model can give in one step, at least max_num_seqs; more are good for prompt
-        logprobs alone. overlap: plan the next step while an asynchronous model computes.
+        max_rows: rows of logits that the model can give in one step, at least max_num_seqs; more are good for drafts
+        and prompt logprobs. overlap: plan the next step while an asynchronous model computes. drafters: who proposes
+        tokens; of each sequence the first that has a guess.
         """
         model.allocate_kv(tuple(num_blocks))
         self.vocab_size = vocab_size
@@ -73,7 +77,13 @@ class Engine:
             copy=model.copy_blocks,
             prefix_caching=prefix_caching,
         )
-        self.scheduler = Scheduler(self.kv, max_batch_tokens=max_batch_tokens, max_rows=max(max_rows, max_num_seqs))
+        self._drafting = Drafting(drafters, vocab_size)
+        self.scheduler = Scheduler(
+            self.kv,
+            max_batch_tokens=max_batch_tokens,
+            max_rows=max(max_rows, max_num_seqs),
+            drafting=self._drafting,
+        )
         self._runner = Runner(
             model, self.kv, max_batch_tokens=max_batch_tokens, max_num_seqs=max_num_seqs, max_context=max_context
         )
@@ -139,17 +149,18 @@ class Engine:
     def _finish(self, running: RunningStep) -> None:
         """Wait for the step, sample from its logits and append the tokens; launch the next step as soon as possible."""
         plan = running.logits_plan
-        ahead = self._plans_ahead and plan.decides_tokens_only
+        ahead = self._plans_ahead and plan.decides_tokens_only and not self._drafting.active
         staged = self._plan_ahead(running) if ahead else None
         logits = self._reader.read(plan)
         self._recorder.forward_s = time.perf_counter() - running.launched
         start = time.perf_counter()
         unscored = self._score_prompts(logits, plan)
         sampled = logits.sample([seq.sampler for seq in plan.sequences], plan.rows)
-        self._recorder.sample_s = time.perf_counter() - start
         if staged is not None:
             self._running = self._runner.launch(staged, sampled)
-        ended = self._append(plan, sampled, unscored)
+        runs = verify(logits, plan, sampled)
+        self._recorder.sample_s = time.perf_counter() - start
+        ended = self._append(plan, runs, unscored)
         if not ahead:
             self._commit(running)
         for seq, reason in ended:
@@ -181,24 +192,32 @@ class Engine:
         return failed
 
     def _append(
-        self, plan: LogitsPlan, sampled: Sampled, unscored: dict[str, str]
+        self, plan: LogitsPlan, runs: list[SampledRun], unscored: dict[str, str]
     ) -> list[tuple[Sequence, FinishReason]]:
         """Sampled tokens become tokens of their sequences. → those that end with them, and why"""
         now = time.monotonic()
         ended: list[tuple[Sequence, FinishReason]] = []
-        for i, (seq, token_id) in enumerate(zip(plan.sequences, sampled.token_ids.tolist(), strict=True)):
+        for seq, run in zip(plan.sequences, runs, strict=True):
             if seq.request.id in unscored:
                 continue
-            if sampled.errors and i in sampled.errors:
-                seq.num_pending = 0
-                self._report_end(seq, "error", sampled.errors[i])
-                ended.append((seq, "error"))
-                continue
-            delta = seq.append(SampledRun([token_id], [sampled.logprobs[i]]))
-            self._recorder.add_tokens(seq, delta, now)
-            if delta.finish_reason is not None:
-                ended.append((seq, delta.finish_reason))
+            reason: FinishReason | None = None
+            num_kept = 0
+            if run.token_ids:
+                delta = seq.append(run)
+                reason, num_kept = delta.finish_reason, len(delta.token_ids)
+                self._recorder.add_tokens(seq, delta, now)
+            if seq in plan.drafts:
+                self._report_draft(seq, plan.drafts[seq], min(run.num_right, num_kept))
+            if reason is None and run.error is not None:
+                reason = "error"
+                self._report_end(seq, reason, run.error)
+            if reason is not None:
+                ended.append((seq, reason))
         return ended
+
+    def _report_draft(self, seq: Sequence, draft: Draft, num_accepted: int) -> None:
+        draft.drafter.verified((seq.request.id, seq.index), len(draft.tokens), num_accepted)
+        self._recorder.add_draft(draft.drafter.name, len(draft.tokens), num_accepted)
 
     def _commit(self, running: RunningStep) -> None:
         """The planned tokens are in the cache; choices that wait for their prompt fork off."""
@@ -213,13 +232,13 @@ class Engine:
     def _end_all(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
         """End the choices of a request that have not ended by themselves."""
         for seq in list(self._sequences.get(request_id, ())):
-            seq.num_pending = 0
             self._report_end(seq, reason, error)
             self._leave(seq, reason)
 
     def _report_end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
         """The last delta of a choice that did not end by itself."""
         fault: Fault = "engine" if error is None else "request" if error == NOTHING_ALLOWED else "model"
+        seq.num_pending = 0
         text = seq.output.finish()[0]
         self._recorder.deltas.append(
             Delta(seq.request.id, seq.index, text, (), None, reason, usage=seq.usage(), error=error, fault=fault)
@@ -228,6 +247,7 @@ class Engine:
     def _leave(self, seq: Sequence, reason: FinishReason) -> None:
         if seq.status is not Status.FINISHED:  # by its length, before its last token was known
             self.scheduler.finish(seq)
+        self._drafting.forget(seq)
         self._recorder.finished.append(seq.ended(reason, time.monotonic()))
         sequences = self._sequences[seq.request.id]
         sequences.remove(seq)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pagoda.backends.base import LoadedModel, TokenRanker, TopKBlocks
+from pagoda.engine.drafters import Draft
 from pagoda.engine.sequence import Sequence, Status
 from pagoda.sampling.base import Sampled, SamplerProtocol, SamplerState, SamplingBatch
 from pagoda.sampling.top_k import TopKSampler, TopKState
@@ -29,17 +31,22 @@ class PromptRows:
 
 @dataclass(frozen=True, slots=True)
 class LogitsPlan:
-    """What the rows of a step's logits are for: row rows[i] predicts the next token of sequences[i]."""
+    """What the rows of a step's logits are for.
+
+    Row rows[i] predicts the next token of sequences[i]. Where it has a draft of k tokens, the k rows after that predict
+    what follows each of them.
+    """
 
     sequences: list[Sequence]  # those that owe nothing after the step, and the choices that start from the same prompt
     rows: Int32Array  # [N]
     prompt: list[PromptRows]
     num_rows: int  # R
+    drafts: Mapping[Sequence, Draft] = field(default_factory=dict)
 
     @property
     def decides_tokens_only(self) -> bool:
         """Whether everything that follows from these logits is predictable but for the tokens' ids."""
-        return not self.prompt and not any(seq.children for seq in self.sequences)
+        return not self.prompt and not self.drafts and not any(seq.children for seq in self.sequences)
 
     def without_ended(self) -> LogitsPlan:
         """The plan without sequences that have ended since it was made."""
@@ -47,7 +54,7 @@ class LogitsPlan:
         if len(live) == len(self.sequences):
             return self
         prompt = [part for part in self.prompt if part.seq.status is not Status.FINISHED]
-        return LogitsPlan([self.sequences[i] for i in live], self.rows[live], prompt, self.num_rows)
+        return replace(self, sequences=[self.sequences[i] for i in live], rows=self.rows[live], prompt=prompt)
 
 
 class StepLogits(Protocol):
@@ -127,8 +134,10 @@ class LogitsReader:
         self, ranker: TokenRanker, sampler: TopKSampler, plan: LogitsPlan, needed: list[int]
     ) -> TopKLogits:
         covered = np.ones(plan.num_rows, np.bool_)
-        fallback = np.unique(plan.rows[np.equal(needed, 0)])
-        covered[fallback] = False
+        for seq, row, count in zip(plan.sequences, plan.rows.tolist(), needed, strict=True):
+            if not count:
+                covered[row : row + 1 + len(plan.drafts[seq].tokens if seq in plan.drafts else ())] = False
+        fallback = np.flatnonzero(~covered).astype(np.int32)
         weights = any(_has_logprobs(seq) for seq, count in zip(plan.sequences, needed, strict=True) if count)
         ranked = ranker.top_k_blocks(max(needed), weights=weights)
         whole = self._model.wait(fallback) if len(fallback) else np.empty((0, 0), np.float32)

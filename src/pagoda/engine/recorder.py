@@ -6,7 +6,7 @@ import time
 
 from pagoda.engine.scheduler import Scheduler, StepPlan
 from pagoda.engine.sequence import Sequence
-from pagoda.types import Delta, FinishedRequest, StepResult
+from pagoda.types import Delta, DraftCounts, FinishedRequest, StepResult
 
 
 class StepRecorder:
@@ -23,6 +23,7 @@ class StepRecorder:
         self._inter_token_s: list[float] = []
         self._num_prompt_tokens = 0
         self._num_generation_tokens = 0
+        self._drafts: dict[str, DraftCounts] = {}
         self.forward_s = 0.0
         self.sample_s = 0.0
 
@@ -54,6 +55,11 @@ class StepRecorder:
             self._inter_token_s.extend([(now - seq.last_token) / count] * count)
         seq.last_token = now
 
+    def add_draft(self, drafter: str, num_proposed: int, num_accepted: int) -> None:
+        """A draft was checked, and its first num_accepted tokens were kept."""
+        before = self._drafts.get(drafter, DraftCounts())
+        self._drafts[drafter] = before.plus(num_proposed, num_accepted)
+
     def take(self, plan: StepPlan, scheduler: Scheduler) -> StepResult:
         """The report; the next one starts empty."""
         kv = scheduler.kv
@@ -68,6 +74,7 @@ class StepRecorder:
             num_preempted=plan.num_preempted,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generation_tokens=self._num_generation_tokens,
+            drafts=self._drafts,
             prefix_queries=plan.prefix_queries,
             prefix_hits=plan.prefix_hits,
             kv_blocks_total=sum(kv.num_blocks),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from pagoda.backends.base import LoadedModel
+from pagoda.engine.drafters import Draft
 from pagoda.engine.logits import LogitsPlan, PromptRows
 from pagoda.engine.scheduler import StepPlan
 from pagoda.engine.sequence import Sequence
@@ -57,39 +59,46 @@ class Runner:
     def stage(self, plan: StepPlan, previous: LogitsPlan | None = None) -> StagedStep:
         """Lay the planned tokens out; `previous` is the running step's, whose sequences have a token pending."""
         sequences: list[Sequence] = []
-        rows: list[int] = []
-        pending: list[int] = []
+        rows: list[int] = []  # places of tokens whose logits are wanted
+        first_rows: list[int] = []  # of each of `sequences`, its first place in `rows`
         end = 0
         for i, (seq, count) in enumerate(plan.counts.items()):
-            start, end = end, end + count
-            first, last = seq.num_computed, seq.num_computed + count
-            if last == seq.num_tokens:
+            end = self._put(end, seq, count)
+            num_tokens = seq.num_computed + count
+            if num_tokens == seq.num_tokens:
                 sequences.append(seq)
+                first_rows.append(len(rows))
                 rows.append(end - 1)
-                if seq.num_pending:
-                    pending.append(end - 1)
+            if seq in plan.drafts:
+                draft = plan.drafts[seq].tokens
+                rows.extend(range(end, end + len(draft)))
+                self._tokens[end : end + len(draft)] = draft
+                self._positions[end : end + len(draft)] = self._range[num_tokens : num_tokens + len(draft)]
+                end, num_tokens = end + len(draft), num_tokens + len(draft)
             self._starts[i + 1] = end
-            self._context_lens[i] = last
-            if count == 1:
-                self._tokens[start] = 0 if seq.num_pending else seq.tokens[first]
-                self._positions[start] = first
-            else:
-                known = seq.tokens[first:last]
-                self._tokens[start : start + len(known)] = known
-                self._tokens[start + len(known) : end] = 0
-                self._positions[start:end] = self._range[first:last]
+            self._context_lens[i] = num_tokens
+        pending = [rows[row] for seq, row in zip(sequences, first_rows, strict=True) if seq.num_pending]
         prompt = self._prompt_rows(plan, rows)
         batch = self._batch(plan, end, rows)
         self._model.stage(batch)
         place = {seq: i for i, seq in enumerate(previous.sequences)} if previous is not None else {}
         sources = [place[seq] for seq in sequences if seq.num_pending]
-        return StagedStep(
-            plan,
-            self._logits_plan(sequences, prompt, len(rows)),
-            batch.tokens,
-            np.array(pending, np.int32),
-            np.array(sources, np.int32),
-        )
+        logits_plan = self._logits_plan(sequences, first_rows, prompt, len(rows), plan.drafts)
+        return StagedStep(plan, logits_plan, batch.tokens, np.array(pending, np.int32), np.array(sources, np.int32))
+
+    def _put(self, start: int, seq: Sequence, count: int) -> int:
+        """Write the sequence's next `count` owed tokens; 0 stands for a pending one. → where they end"""
+        first = seq.num_computed
+        if count == 1:
+            self._tokens[start] = 0 if seq.num_pending else seq.tokens[first]
+            self._positions[start] = first
+            return start + 1
+        known = seq.tokens[first : first + count]
+        end = start + count
+        self._tokens[start : start + len(known)] = known
+        self._tokens[start + len(known) : end] = 0
+        self._positions[start:end] = self._range[first : first + count]
+        return end
 
     def launch(self, staged: StagedStep, sampled: Sampled | None = None) -> RunningStep:
         """Start the staged step. `sampled` are the tokens of the step before, for those that are pending."""
@@ -103,13 +112,21 @@ class Runner:
         self._model.launch(staged.tokens)
         return RunningStep(staged.plan, staged.logits_plan, launched)
 
-    def _logits_plan(self, sequences: list[Sequence], prompt: list[PromptRows], num_rows: int) -> LogitsPlan:
-        rows = self._range[: len(sequences)]
-        if any(seq.children for seq in sequences):
-            shared = [i for i, seq in enumerate(sequences) for _ in seq.children]
-            sequences = sequences + [child for seq in sequences for child in seq.children]
-            rows = np.concatenate([rows, np.array(shared, np.int32)])
-        return LogitsPlan(sequences, rows, prompt, num_rows)
+    def _logits_plan(
+        self,
+        sequences: list[Sequence],
+        first_rows: list[int],
+        prompt: list[PromptRows],
+        num_rows: int,
+        drafts: Mapping[Sequence, Draft],
+    ) -> LogitsPlan:
+        if any(seq.children for seq in sequences):  # they read the row of their parent
+            shared = [(child, row) for seq, row in zip(sequences, first_rows, strict=True) for child in seq.children]
+            sequences = sequences + [child for child, _ in shared]
+            first_rows = first_rows + [row for _, row in shared]
+        elif not drafts:
+            return LogitsPlan(sequences, self._range[: len(sequences)], prompt, num_rows)
+        return LogitsPlan(sequences, np.array(first_rows, np.int32), prompt, num_rows, drafts)
 
     def _batch(self, plan: StepPlan, num_tokens: int, rows: list[int]) -> Batch:
         num_seqs = len(plan.counts)
@@ -125,9 +142,7 @@ class Runner:
     def _prompt_rows(self, plan: StepPlan, rows: list[int]) -> list[PromptRows]:
         """Ask for the rows that prompt logprobs need, after those in `rows`."""
         prompt = []
-        end = 0
-        for seq, count in plan.counts.items():
-            start, end = end, end + count
+        for start, (seq, count) in zip(self._starts.tolist(), plan.counts.items(), strict=False):
             if seq.prompt_logprobs is None or not seq.num_prompt_logprobs_due:
                 continue
             first = len(seq.prompt_logprobs) - 1  # its logits are for the first prompt token that is due

@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import dataclass, field, replace
 
+from pagoda.engine.drafters import Draft, Drafting
 from pagoda.engine.queue import FairShare, WaitingQueue
 from pagoda.engine.sequence import Sequence, Status
 from pagoda.kv.cache import KVCache
@@ -26,7 +27,8 @@ class StepPlan:
     """How many of its owed tokens each sequence computes in one step. Not changed once `Scheduler.plan` returned it."""
 
     counts: dict[Sequence, int] = field(default_factory=dict)
-    num_tokens: int = 0
+    drafts: dict[Sequence, Draft] = field(default_factory=dict)  # tokens to check after the last one that is owed
+    num_tokens: int = 0  # of both
     spare_rows: int = 0  # rows of logits beyond the one that each running sequence may want
     queue_s: list[float] = field(default_factory=list)  # of sequences scheduled for the first time
     num_preempted: int = 0
@@ -37,20 +39,30 @@ class StepPlan:
         self.counts[seq] = count
         self.num_tokens += count
 
+    def put_draft(self, seq: Sequence, draft: Draft) -> None:
+        self.drafts[seq] = draft
+        self.num_tokens += len(draft.tokens)
+        self.spare_rows -= len(draft.tokens)
+
     def withdraw(self, seq: Sequence) -> None:
         self.num_tokens -= self.counts.pop(seq, 0)
 
     def without_ended(self) -> StepPlan:
         """The plan without sequences that have ended since it was made."""
         live = {seq: count for seq, count in self.counts.items() if seq.status is not Status.FINISHED}
-        return self if len(live) == len(self.counts) else replace(self, counts=live, num_tokens=sum(live.values()))
+        if len(live) == len(self.counts):
+            return self
+        drafts = {seq: draft for seq, draft in self.drafts.items() if seq in live}
+        num_tokens = sum(live.values()) + sum(len(draft.tokens) for draft in drafts.values())
+        return replace(self, counts=live, drafts=drafts, num_tokens=num_tokens)
 
 
 class Scheduler:
     """Decides which sequences run. Owns their block tables; the engine owns their tokens."""
 
-    def __init__(self, kv: KVCache, *, max_batch_tokens: int, max_rows: int) -> None:
+    def __init__(self, kv: KVCache, *, max_batch_tokens: int, max_rows: int, drafting: Drafting | None = None) -> None:
         self.kv = kv
+        self._drafting = drafting
         self.max_batch_tokens = max_batch_tokens
         self.max_rows = max_rows  # rows of logits in one step
         self.share = FairShare()
@@ -68,15 +80,23 @@ class Scheduler:
         self._serve_running(plan)
         if self.waiting and plan.spare_rows and not plan.num_preempted and plan.num_tokens < self.max_batch_tokens:
             self._admit(plan, now)
+        if self._drafting is not None and self._drafting.active:
+            self._add_drafts(plan, self._drafting)
         return plan
 
     def commit(self, plan: StepPlan) -> None:
-        """The planned tokens are computed."""
+        """The planned tokens are computed. Drafts that were right are tokens of their sequences by now; others go."""
         for seq, count in plan.counts.items():
             assert seq.table is not None
-            seq.num_computed += count
-            self.kv.commit(seq.table, seq.tokens, seq.num_computed)
-            self.share.charge(seq.request.tenant, count)
+            num_computed = seq.num_computed + count
+            if seq in plan.drafts:
+                num_certain = min(num_computed + len(plan.drafts[seq].tokens), len(seq.tokens) - 1)
+                num_computed = max(num_computed, num_certain)
+            self.share.charge(seq.request.tenant, num_computed - seq.num_computed)
+            seq.num_computed = num_computed
+            self.kv.commit(seq.table, seq.tokens, num_computed)
+            if seq in plan.drafts:
+                self.kv.truncate(seq.table, num_computed)
 
     def fork(self, parent: Sequence) -> None:
         """The parent's prompt is computed: its further choices share the blocks, or wait where no slot is free."""
@@ -176,6 +196,36 @@ class Scheduler:
             missing = self.kv.num_missing(seq.table, seq.num_tokens + 1, self.max_batch_tokens)
             reserved = [a + b for a, b in zip(reserved, missing, strict=True)]
         return reserved
+
+    def _add_drafts(self, plan: StepPlan, drafting: Drafting) -> None:
+        """Give what is left of budget, rows and blocks to drafts, as evenly as sequences can use it.
+
+        A draft follows all that its sequence owes, and is not for one whose prompt is still to be shared or scored.
+        """
+        ready = [
+            seq
+            for seq, count in plan.counts.items()
+            if seq.num_computed + count == len(seq.tokens) and not seq.children and not seq.num_prompt_logprobs_due
+        ]
+        left = min(self.max_batch_tokens - plan.num_tokens, plan.spare_rows)
+        if not ready or left <= 0:
+            return
+        share = max(1, left // len(ready))
+        rooms = {seq: min(share, seq.max_len - 1 - len(seq.tokens)) for seq in ready}
+        drafts = drafting.propose({seq: room for seq, room in rooms.items() if room > 0})
+        for seq, draft in drafts.items():
+            left = min(self.max_batch_tokens - plan.num_tokens, plan.spare_rows)
+            count = self._grow_for_draft(seq, seq.num_computed + plan.counts[seq], min(left, len(draft.tokens)))
+            if count:
+                plan.put_draft(seq, replace(draft, tokens=draft.tokens[:count]))
+
+    def _grow_for_draft(self, seq: Sequence, num_tokens: int, count: int) -> int:
+        """Take blocks for `count` draft tokens after num_tokens, from nobody. → for how many there is room"""
+        assert seq.table is not None
+        if not self.kv.can_grow(seq.table, num_tokens + count):
+            return min(count, seq.table.num_blocks * BLOCK_SIZE - num_tokens)
+        self.kv.grow(seq.table, num_tokens + count)
+        return count
 
     def _match(self, seq: Sequence) -> int:
         """Cached leading blocks that the sequence may use."""

@@ -34,13 +34,21 @@ class Status(Enum):
     FINISHED = auto()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SampledRun:
-    """The tokens that one step sampled for a sequence. Its sampler state has accepted all but the last."""
+    """The tokens that one step sampled for a sequence: draft tokens that proved right, and one more.
+
+    The sequence's sampler state has accepted all but the last; with an error, it has accepted all.
+    """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]  # one for each token; None where none were asked for
-    error: str | None = None  # why no further token can be sampled
+    error: str | None = None  # why the token after them cannot be sampled
+
+    @property
+    def num_right(self) -> int:
+        """Draft tokens among them."""
+        return len(self.token_ids) if self.error is not None else len(self.token_ids) - 1
 
 
 class Sequence:
@@ -144,7 +152,8 @@ class Sequence:
             text += shown
             if reason is not None:
                 break
-        self.sampler.accept(run.token_ids[-1])
+        if run.error is None:
+            self.sampler.accept(run.token_ids[-1])
         count = len(self.tokens) - before
         logprobs = tuple(one for one in run.logprobs[:count] if one is not None)
         prompt_logprobs = self.prompt_logprobs if before == self.prompt_len else None
