@@ -22,8 +22,10 @@ class FakeDrafter:
         accuracy: float = 1.0,
         longest: int = 6,
         name: str = "fake",
+        vocab_size: int = VOCAB_SIZE,
     ) -> None:
         self.name = name
+        self.vocab_size = vocab_size
         self.active = True
         self.answers = {} if answers is None else answers
         self.accuracy = accuracy
@@ -44,12 +46,12 @@ class FakeDrafter:
         right = (known or [])[len(tokens) :]
         count = self.rng.randint(0 if self.accuracy < 1 else self.longest, self.longest)
         draft = [token if self.rng.random() < self.accuracy else self._other_than(token) for token in right[:count]]
-        draft += [self.rng.randrange(VOCAB_SIZE) for _ in range(count - len(draft))]
+        draft += [self.rng.randrange(self.vocab_size) for _ in range(count - len(draft))]
         self.proposed[query.key] = draft
         return draft  # perhaps longer than is of use
 
     def _other_than(self, token_id: int) -> int:
-        return (token_id + self.rng.randrange(1, VOCAB_SIZE)) % VOCAB_SIZE
+        return (token_id + self.rng.randrange(1, self.vocab_size)) % self.vocab_size
 
     def verified(self, key: Key, num_proposed: int, num_accepted: int) -> None:
         assert 0 <= num_accepted <= num_proposed <= len(self.proposed.pop(key))

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fake_drafters import FakeDrafter
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.types import Delta, Request, SamplingParams, StepResult, TokenLogprobs
@@ -182,3 +183,32 @@ def test_blocks_are_really_short(loaded: LoadedEngine, alone: Alone) -> None:
     assert num_preempted > 0
     for id in requests:
         assert output([delta for delta in deltas if delta.request_id == id], 0) == wanted[id][0]
+
+
+def test_drafts_change_nothing(loaded: LoadedEngine, alone: Alone) -> None:
+    """Right and wrong drafts in one batch: tokens and logprobs are those of one token a step."""
+    text_ids = loaded.tokenizer.encode(TEXT)
+    greedy = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True, logprobs=1)
+    kinds = [greedy, replace(greedy, temperature=0.8, seed=3, repetition_penalty=1.1, n=2)]
+    coming = [Arrival(0, (i, 50), kind, None) for i in range(3) for kind in kinds]
+    requests = {f"r{i}": arrival.request(text_ids, f"r{i}", "") for i, arrival in enumerate(coming)}
+    wanted = {id: alone(arrival, requests[id]) for id, arrival in zip(requests, coming, strict=True)}
+    answers = {
+        (id, index): [*requests[id].prompt_token_ids, *tokens]
+        for id, outputs in wanted.items()
+        for index, (tokens, _) in enumerate(outputs)
+    }
+    drafter = FakeDrafter(answers, accuracy=0.8, vocab_size=loaded.core.vocab_size)
+    settings = replace(loaded.settings, kv_memory_bytes=80 * loaded.kv_plan.footprint.block_bytes[0])
+    drafting = load_engine(settings, drafters=[drafter])
+    for request in requests.values():
+        drafting.core.add(request)
+    deltas: list[Delta] = []
+    while drafting.core.has_work:
+        deltas += drafting.core.step().deltas
+        drafting.core.check()
+    drafting.close()
+    for id, request in requests.items():
+        own = [delta for delta in deltas if delta.request_id == id]
+        assert [output(own, index) for index in range(request.params.n)] == wanted[id]
+    assert sum(kept for _, kept in drafter.outcomes) > 50

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from functools import partial
 from pagoda.backends.base import Backend, ForwardModel, LoadedModel
 from pagoda.config import EngineSettings
 from pagoda.engine.device import make_backend
+from pagoda.engine.drafters import Drafter
 from pagoda.engine.engine import Engine
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
 from pagoda.engine.thread import EngineThread
@@ -76,12 +77,16 @@ class LoadedEngine:
 
 
 def load_engine(
-    settings: EngineSettings, *, progress: Progress | None = None, source: LocalModel | None = None
+    settings: EngineSettings,
+    *,
+    progress: Progress | None = None,
+    source: LocalModel | None = None,
+    drafters: Sequence[Drafter] = (),
 ) -> LoadedEngine:
     """Find the model, put its weights in place, size the KV cache.
 
-    `source` is what `settings.model` resolves to, where that is known already. Raises SourceError, FormatError,
-    UnsupportedError or CapacityError, each with the remedy.
+    `source` is what `settings.model` resolves to, where that is known already; `drafters` are the engine's. Raises
+    SourceError, FormatError, UnsupportedError or CapacityError, each with the remedy.
     """
     start = time.perf_counter()
     backend = make_backend(settings)
@@ -89,7 +94,7 @@ def load_engine(
     source = source or resolve(settings.model, progress=progress)
     checkpoint = open_checkpoint(source.path)
     try:
-        loaded = _load(settings, backend, source, checkpoint)
+        loaded = _load(settings, backend, source, checkpoint, drafters)
     except BaseException:
         checkpoint.close()
         raise
@@ -97,7 +102,13 @@ def load_engine(
     return loaded
 
 
-def _load(settings: EngineSettings, backend: Backend, source: LocalModel, checkpoint: Checkpoint) -> LoadedEngine:
+def _load(
+    settings: EngineSettings,
+    backend: Backend,
+    source: LocalModel,
+    checkpoint: Checkpoint,
+    drafters: Sequence[Drafter],
+) -> LoadedEngine:
     forward_model = load_model(checkpoint, settings.max_context)
     device_memory = backend.available_memory()
     available = available_memory() if device_memory is None else device_memory
@@ -121,7 +132,7 @@ def _load(settings: EngineSettings, backend: Backend, source: LocalModel, checkp
             available,
             fill=device_memory is not None,
         )
-        core = _engine(settings, forward_model, model, tokenizer, kv_plan)
+        core = _engine(settings, forward_model, model, tokenizer, kv_plan, drafters)
     except BaseException:
         model.close()
         raise
@@ -157,7 +168,12 @@ def _footprint(forward_model: ForwardModel, model: LoadedModel) -> Footprint:
 
 
 def _engine(
-    settings: EngineSettings, forward_model: ForwardModel, model: LoadedModel, tokenizer: Tokenizer, kv_plan: KVPlan
+    settings: EngineSettings,
+    forward_model: ForwardModel,
+    model: LoadedModel,
+    tokenizer: Tokenizer,
+    kv_plan: KVPlan,
+    drafters: Sequence[Drafter],
 ) -> Engine:
     return Engine(
         model,
@@ -172,4 +188,5 @@ def _engine(
         max_rows=_max_rows(settings),
         prefix_caching=settings.prefix_caching,
         seed=settings.seed,
+        drafters=drafters,
     )
