@@ -47,6 +47,9 @@ class FakeTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else {BOS: b"<bos>", EOS: b"<eos>"}[token_id]
 
+    def is_special(self, token_id: int) -> bool:
+        return token_id >= 256
+
 
 class FakeTemplate:
     """role: content, a line each."""

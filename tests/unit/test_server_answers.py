@@ -146,7 +146,7 @@ def test_chat_logprobs(api: Served) -> None:
 def test_completion_logprobs(api: Served) -> None:
     logprobs = api.ok("/v1/completions", prompt="abc", max_tokens=4, logprobs=2)["choices"][0]["logprobs"]
     assert logprobs["tokens"] == ["<bos>", "a", "b", "c"]
-    assert logprobs["text_offset"] == [0, 5, 6, 7]
+    assert logprobs["text_offset"] == [0, 0, 1, 2]  # the text leaves <bos> out
     assert logprobs["token_logprobs"] == [-0.5] * 4
     assert logprobs["top_logprobs"][1] == {"a": -0.5, "b": -1.0}
 
@@ -166,7 +166,7 @@ def test_streamed_logprobs_line_up(api: Served) -> None:
     chunks = events(api.post("/v1/completions", prompt="abc", max_tokens=3, echo=True, logprobs=1, stream=True))
     parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
     assert [token for part in parts for token in part["tokens"]] == ["<bos>", "a", "b", "c", "<bos>", "a", "b"]
-    assert [offset for part in parts for offset in part["text_offset"]] == [0, 5, 6, 7, 8, 13, 14]
+    assert [offset for part in parts for offset in part["text_offset"]] == [0, 0, 1, 2, 3, 3, 4]
 
 
 def test_tokens_as_ids(api: Served) -> None:

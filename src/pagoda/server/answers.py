@@ -14,7 +14,7 @@ import orjson
 
 from pagoda.errors import EngineError, GenerationError, PagodaError, RequestError
 from pagoda.server.call import Call, DeltaStream
-from pagoda.server.logprob_json import LogprobWriter
+from pagoda.server.logprob_json import LogprobWriter, TextOffsets
 from pagoda.server.prompts import Prompt
 from pagoda.types import Delta, TokenLogprobs, Usage
 
@@ -53,7 +53,7 @@ class Choice:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     usage: Usage | None = None
-    text_offset: int = 0  # where the next token starts, for completions' logprobs
+    offsets: TextOffsets | None = None  # where tokens begin in the text, for completions' logprobs
     started: bool = False  # its first chunk is out
     frame: tuple[bytes, bytes] | None = None  # what stands around the text in chunks that carry nothing else
 
@@ -266,16 +266,18 @@ class CompletionAnswer(Answer):
         self, choice: Choice, text: str, entries: Sequence[TokenLogprobs], ids: Sequence[int]
     ) -> tuple[str, dict[str, Any] | None]:
         """Text and logprobs, led by the prompt's where echo is wanted and they are the first of the choice."""
+        offsets: list[int] = []
+        places = choice.offsets = choice.offsets or self.writer.offsets(choice.prompt.ids)
         shown: Sequence[TokenLogprobs | None] = entries
         if self.options.echo and not choice.started:
-            text = prompt_text(choice.prompt, self.writer) + text
+            before = prompt_text(choice.prompt, self.writer)
+            offsets = places.of_prompt(choice.prompt.ids, before)
+            text = before + text
             shown = [*self.prompt_logprobs.get(choice.index // self.options.n, ()), *entries]
-            ids = [*choice.prompt.ids, *ids]
         if not self.options.logprobs:
             return text, None
-        logprobs = self.writer.completion(shown, ids, choice.text_offset)
-        choice.text_offset += sum(len(token) for token in logprobs["tokens"])
-        return text, logprobs
+        all_ids = [*choice.prompt.ids, *ids] if offsets else ids
+        return text, self.writer.completion(shown, all_ids, [*offsets, *places.of_answer(ids)])
 
 
 def _keep(choice: Choice, delta: Delta) -> None:

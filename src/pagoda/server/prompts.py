@@ -30,6 +30,8 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes: ...
 
+    def is_special(self, token_id: int) -> bool: ...
+
 
 class ChatTemplate(Protocol):
     """What the server needs of `pagoda.text`'s chat template. `encode` tokenizes the rendered text."""

@@ -70,7 +70,8 @@ async def _generate(request: Request, model: Model, shape: type[Answer], prefix:
     record = record_of(request.scope)
     spec, prompts = reading.spec, reading.prompts
     call = make_call(spec, prompts, id=new_id(prefix), tenant=record.tenant, messages=reading.messages)
-    writer = LogprobWriter(model.tokenizer, as_ids=spec.options.tokens_as_ids)
+    skip_special = spec.params.skip_special_tokens
+    writer = LogprobWriter(model.tokenizer, as_ids=spec.options.tokens_as_ids, skip_special=skip_special)
     answer = shape(call, model.name, prompts, spec.options, writer)
     stream = await model.serve(call)
 
