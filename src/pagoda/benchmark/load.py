@@ -63,7 +63,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an exchange says once parsed. Times in seconds."""
+    """A parsed exchange: text, number of tokens and times in seconds."""
 
     index: int
     text: str
@@ -91,7 +91,7 @@ async def takes_ids(load: Load) -> bool:
 
 
 async def run_load(load: Load, progress: Callable[[int], None] = lambda done: None) -> tuple[list[Exchange], float]:
-    """Send all requests; every exchange in order of its index, and the seconds from first to last."""
+    """Send all requests. → the exchanges in order of their index, and the seconds from the first to the last."""
     waiting = iter(range(load.requests))
     done: list[Exchange] = []
 

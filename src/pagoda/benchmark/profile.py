@@ -22,7 +22,7 @@ class Program(Protocol):
 
 @dataclass(slots=True)
 class Op:
-    """All stages of one name."""
+    """The stages of one name, added up."""
 
     op: str
     stages: int = 0
@@ -59,7 +59,7 @@ def profile(bench: Bench, program: Program, batch: int, ceilings: Ceilings) -> d
 
 
 def rows(stages: Iterable[Stage], outside: dict[str, float], ceilings: Ceilings) -> list[dict[str, Any]]:
-    """A row an op, slowest first, then what is `outside` of the forward pass, in seconds."""
+    """One row for each op, slowest first, and one for the time `outside` of the forward pass (seconds)."""
     ops: dict[str, Op] = {}
     for name, *figures in stages:
         ops.setdefault(name, Op(name)).add(*figures)

@@ -21,7 +21,7 @@ GENERATED = 8
 
 
 def resident_bytes() -> int:
-    """Of this process, now; on macOS the most that it ever held."""
+    """Resident bytes of this process now; on macOS its peak."""
     if IS_MACOS:
         return peak_memory()
     pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -64,7 +64,7 @@ Decode = tuple[int, int]  # sequences, context
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One figure. Bytes for memory, seconds else."""
+    """One predicted figure beside the measured one: bytes for memory, else seconds."""
 
     figure: str  # memory, ttft or tpot
     batch: int
@@ -79,7 +79,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was found. `cpu_share`: of the CPU time that the probes could have got; None without any."""
+    """All predictions. `cpu_share`: share of the available CPU time that the probes got; None if nothing was timed."""
 
     points: list[Prediction]
     cpu_share: float | None
@@ -138,7 +138,7 @@ def predicted_resident(shape: ModelShape, weights: ModelWeights, setup: Setup, r
 
 
 def _touched_bytes(table: int, vocab_size: int, num_tokens: int) -> int:
-    """Of an embedding table, when so many of `random_ids` were looked up in it: the pages that they fall into."""
+    """Bytes of the pages of an embedding table that looking up so many of `random_ids` touches."""
     rows = min(vocab_size, LAST_ID) - min(FIRST_ID, vocab_size // 2)
     reachable = table * rows / vocab_size
     return round(reachable * (1 - exp(-num_tokens * FAULT_AROUND / reachable)))
@@ -148,7 +148,7 @@ GENERATED = 8
 
 
 def measured_resident(path: Path, kv_type: str, requests: int, prompt: int) -> int:
-    """The same load in a process of its own."""
+    """Resident bytes after the same load in a process of its own."""
     words = [sys.executable, "-m", "pagoda.benchmark.resident", str(path), kv_type, str(requests), str(prompt)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:

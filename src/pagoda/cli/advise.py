@@ -78,7 +78,7 @@ def advise(
 
 
 def answers(given: dict[str, Any], ask: Callable[[Question], Any] | None) -> tuple[dict[str, Any], list[str]]:
-    """What is known after asking, and the fields that were neither said nor asked."""
+    """The situation after asking, and the fields that were neither given nor asked about."""
     known: dict[str, Any] = {}
     assumed = []
     for question in QUESTIONS:
@@ -98,7 +98,7 @@ def _silence(question: Question) -> Any:
 
 
 def _ask(question: Question) -> Any:
-    """On the terminal, again until it is an answer; an empty line is the first answer."""
+    """Ask on the terminal until the answer is valid; an empty line means the first answer."""
     hint = f" [{'/'.join(question.answers)}]" if question.answers else ""
     while True:
         text = typer.prompt(question.text + hint, default="", show_default=False).strip().lower()

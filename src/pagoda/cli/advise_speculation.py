@@ -47,7 +47,7 @@ def advise_speculation_verb(
 
 
 def _step(model: str, on: str, format: str | None) -> StepSeconds:
-    """How long a pass over some tokens of each of some sequences takes there."""
+    """A function (sequences, tokens of each) → seconds of a forward pass of the model on the device."""
     with download_progress() as progress:
         shape = find_shape(model, progress=progress)
     where = device(on)

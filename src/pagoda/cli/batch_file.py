@@ -26,7 +26,7 @@ Id = str | int
 
 
 class LineError(PagodaError):
-    """A line of the input that asks for nothing that can be done."""
+    """A line of the input that is not a valid task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def _prepare(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 
 
 def _bad(data: Any, number: int, error: str, seen: Mapping[Id, int]) -> Task:
-    """A task that fails; it goes by its own id where it has one that is free."""
+    """A task that fails with a message, under its own id if that is valid and unused."""
     stated: Any = data.get("custom_id", data.get("id")) if isinstance(data, dict) else None
     is_batch = isinstance(data, dict) and "custom_id" in data
     usable = isinstance(stated, (str, int)) and not isinstance(stated, bool)

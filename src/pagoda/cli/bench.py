@@ -113,7 +113,7 @@ def _runner(loaded: LoadedEngine, bench: BenchSettings) -> Bench:
 
 
 def _profile(loaded: LoadedEngine, bench: BenchSettings, ceilings: Ceilings) -> list[dict[str, Any]] | None:
-    """Each batch size once more, op by op; None where the backend cannot tell."""
+    """Profile each batch size op by op; None if the backend cannot."""
     program = getattr(loaded.model, "program", None)
     if program is None:
         return None
@@ -121,7 +121,7 @@ def _profile(loaded: LoadedEngine, bench: BenchSettings, ceilings: Ceilings) -> 
 
 
 def _serving(loaded: LoadedEngine, bench: BenchSettings) -> dict[str, Any]:
-    """The largest batch as clients over HTTP."""
+    """Profile decoding with the largest batch as clients over HTTP."""
     from pagoda.benchmark.serving import profile_serving  # imports the server
 
     with Console(stderr=True).status("serving over HTTP"):

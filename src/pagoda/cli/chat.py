@@ -113,7 +113,7 @@ def _lines(console: Console) -> Iterator[str]:
 
 
 def _obey(line: str, talk: Conversation, console: Console) -> bool:
-    """Do what a line that begins with / says. False: leave."""
+    """Run a command line that begins with /. → False to leave the program"""
     command, _, text = line.partition(" ")
     match command:
         case "/quit" | "/exit":
@@ -189,7 +189,7 @@ async def stream_answer(endpoint: Endpoint, body: bytes, show: Callable[[str], N
 
 
 def describe_speed(num_tokens: int, ttft: float, decode: float) -> str:
-    """Times in seconds."""
+    """How fast an answer was, in words; times are in seconds."""
     speed = f", {(num_tokens - 1) / decode:.1f} tokens/s" if num_tokens > 1 and decode > 0 else ""
     return f"{num_tokens} tokens{speed}, first after {1000 * ttft:.0f} ms"
 

@@ -58,7 +58,7 @@ def doctor(
 
 
 def examine(engine: EngineSettings, server: ServerSettings, *, measure: bool, refresh: bool = False) -> dict[str, Any]:
-    """All facts and warnings, as JSON has them."""
+    """All facts and warnings, as `--json` prints them."""
     hardware = read_hardware()
     threads = engine.threads or hardware.usable_cores
     machine = _measured(threads, refresh) if measure else None
@@ -93,7 +93,7 @@ def _measured(threads: int, refresh: bool) -> dict[str, Any]:
 def find_warnings(
     hardware: Hardware, engine: EngineSettings, server: ServerSettings, *, port_free: bool
 ) -> Iterator[Obstacle]:
-    """What stands in the way on this machine with these settings."""
+    """Every obstacle on this machine with these settings."""
     if engine.isa and engine.isa not in hardware.isa_paths:
         yield Obstacle(f"--isa {engine.isa} is not available here", f"use one of {', '.join(hardware.isa_paths)}")
     if hardware.isa_paths == ("generic",):
@@ -150,7 +150,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _version(name: str) -> str | None:
-    """None: not installed."""
+    """The installed version of an optional package; None if it is not installed."""
     if importlib.util.find_spec(name) is None:
         return None
     try:

@@ -37,6 +37,6 @@ def make(found: LocalModel, target: Path, settings: QuantizeSettings) -> None:
 
 
 def total_bytes(path: Path) -> int:
-    """Of a file, or of the files of a folder."""
+    """Bytes of a file, or of all files of a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)

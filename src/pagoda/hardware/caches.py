@@ -18,7 +18,7 @@ def read_caches(root: Path = Path("/")) -> tuple[CacheLevel, ...]:
 
 
 def _from_sys(root: Path) -> tuple[CacheLevel, ...]:
-    """A cache that several CPUs share is counted once."""
+    """Caches by level, from /sys; a cache that several CPUs share is counted once."""
     sizes: dict[int, dict[str, int]] = defaultdict(dict)  # level → who shares it → bytes
     for number in allowed_cpus():
         for folder in (root / f"sys/devices/system/cpu/cpu{number}/cache").glob("index[0-9]*"):

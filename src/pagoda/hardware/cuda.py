@@ -17,7 +17,8 @@ ROUNDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """`bandwidth_bytes_s` is what a copy reads and writes together; `flops` what square matrix products reach."""
+    """A measured GPU. `bandwidth_bytes_s`: bytes read plus written per second by a copy; `flops`: FLOP/s of square
+    matrix products by type."""
 
     name: str
     memory_bytes: int
@@ -27,7 +28,7 @@ class Gpu:
 
 
 def measure_gpu() -> Gpu | None:
-    """None without torch, or without a GPU that it can use."""
+    """Measure the first GPU. None without torch, or without a GPU that torch can use."""
     if importlib.util.find_spec("torch") is None:
         return None
     torch = importlib.import_module("torch")
@@ -80,7 +81,7 @@ def _efficiency(gpu: Gpu, row: Device, is_same: bool) -> Efficiency:
 
 
 def _words_shared(row: Device, gpu: Gpu) -> int:
-    """Of the row's name: "SXM" and "80GB" stand in "NVIDIA A100-SXM4-80GB"."""
+    """How many words of the row's name the GPU's name holds: "SXM" and "80GB" are in "NVIDIA A100-SXM4-80GB"."""
     return sum(word in gpu.name for word in row.name.split())
 
 
@@ -101,7 +102,7 @@ def _copy_bandwidth(torch: Any, memory_bytes: int) -> float:
 
 
 def _peaks(torch: Any) -> dict[str, float]:
-    """By type; a type that this GPU or this torch has no product for is left out."""
+    """FLOP/s by number type; types that this GPU or this torch cannot multiply are left out."""
     peaks = {}
     for kind, product in _products(torch).items():
         try:
@@ -145,7 +146,7 @@ def _products(torch: Any) -> dict[str, Callable[[], Any]]:
 
 
 def _seconds(torch: Any, job: Callable[[], Any]) -> float:
-    """Of the fastest round."""
+    """Seconds of the fastest of ROUNDS runs."""
     job()  # chooses its kernel
     best = float("inf")
     for _ in range(ROUNDS):

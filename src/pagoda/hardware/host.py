@@ -17,7 +17,7 @@ from pagoda.backends.cores import allowed_cpus, cpu_quota, physical_cores, read,
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Facts of one moment. Bytes and counts."""
+    """What the machine has at one moment. Memory is in bytes."""
 
     cpu: str
     machine: str  # x86_64, aarch64, arm64
@@ -35,7 +35,7 @@ class Hardware:
 
 
 def read_hardware(root: Path = Path("/")) -> Hardware:
-    """Look at this machine; `root` is where its /proc and /sys are."""
+    """Read the facts of this machine; `root` is the folder that holds its /proc and /sys."""
     allowed = allowed_cpus()
     meminfo = _meminfo(root)
     return Hardware(

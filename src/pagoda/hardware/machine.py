@@ -32,7 +32,7 @@ STEP_OVERHEAD_S = 0.22e-3  # between two decode steps of the default model: 3 % 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Bytes/s and operations/s; `read_bandwidth` by the number of threads."""
+    """Measured rates of this machine, in bytes/s and operations/s; `read_bandwidth` is by number of threads."""
 
     cpu: str
     threads: int
@@ -54,7 +54,7 @@ class Measurement:
 
     @property
     def source(self) -> str:
-        """Where its figures come from, for those who read them."""
+        """Where the figures come from, in words for a plan."""
         return f"measured on this machine {measured_when(self.date, self.doubts)}"
 
 
@@ -83,7 +83,7 @@ def remembered_measurement(hardware: Hardware, threads: int = 0) -> Measurement 
 
 
 def measure(hardware: Hardware, threads: int, say: Say = lambda what: None) -> Measurement:
-    """Look now. `say` hears what is being measured."""
+    """Measure now. `say` is called with what is being measured."""
     start = time.perf_counter()
     caches, cpus = read_caches(), min(threads, hardware.allowed_cpus, hardware.cpu_quota or threads)
     found, doubts = measure_passes(lambda: measure_once(threads, cpus, caches, hardware.memory_available), say)
@@ -165,7 +165,7 @@ def _remembered(path: Path) -> dict[str, Any]:
 
 
 def _remember(path: Path, known: dict[str, Any]) -> None:
-    """Where the folder cannot be written, the next run measures again."""
+    """Write the file. If the folder cannot be written, nothing is kept and the next run measures again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")

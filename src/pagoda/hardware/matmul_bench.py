@@ -35,7 +35,8 @@ class Product:
 def measure_products(
     threads: int, cache_bytes: int, meter: CpuShare, types: tuple[str, ...] = TYPES
 ) -> tuple[Product, ...]:
-    """The best of several rounds of each. `cache_bytes`: what the last cache holds. `meter` runs with the rounds."""
+    """The best of ROUNDS rounds for each type. `cache_bytes`: size of the last cache. `meter` runs during the
+    rounds."""
     runtime = native.Runtime(threads)
     return tuple(_measure(runtime, kind, max(DECODE_BYTES, 2 * cache_bytes), meter) for kind in types)
 
@@ -53,7 +54,7 @@ def _weight(runtime: native.Runtime, kind: str, rows: int, row_bytes: int) -> na
 
 
 def _best_seconds(runtime: native.Runtime, weight: native.Weight, tokens: int, meter: CpuShare) -> float:
-    """Of the fastest round, by the clock of the thread that waits for it.
+    """Seconds of the fastest round, by the clock of the thread that waits for it.
 
     Not by the program's own profile of its stages: on a busy machine the thread that takes those times may sleep
     through a stage, which then seems to have taken none. What else is in a round, an embedding and the activations'
@@ -73,7 +74,8 @@ def _best_seconds(runtime: native.Runtime, weight: native.Weight, tokens: int, m
 
 
 def _program(runtime: native.Runtime, weight: native.Weight, tokens: int) -> native.Program:
-    """Embeds one token over and over, and multiplies. The KV layer is there because a program has one."""
+    """A program that embeds `tokens` tokens and multiplies them by `weight`. It has a KV layer because every program
+    must."""
     program = runtime.program(tokens, 1, "f16")
     program.set_layers([(0, 1, 64)], 1)
     x, out = program.add_buffer(COLUMNS), program.add_buffer(weight.rows)

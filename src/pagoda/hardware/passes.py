@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """All figures once. Bytes/s and operations/s; `read_bandwidth` by the number of threads."""
+    """One measurement of every figure, in bytes/s and operations/s; `read_bandwidth` is by number of threads."""
 
     read_bandwidth: Mapping[int, float]
     peaks: Mapping[str, float]
@@ -37,7 +37,7 @@ class Pass:
     cpu_share: float  # of the CPU time that the products could have got
 
     def figures(self) -> dict[str, float]:
-        """All of them by name."""
+        """The rates by name, to compare passes."""
         return {
             **{f"bandwidth with {threads} threads": rate for threads, rate in self.read_bandwidth.items()},
             **{f"{kind} peak": rate for kind, rate in self.peaks.items()},
@@ -59,7 +59,8 @@ def measure_passes(measure: Callable[[], Pass], say: Say) -> tuple[Pass, tuple[s
 
 
 def measure_once(threads: int, cpus: float, caches: tuple[CacheLevel, ...], available: int | None) -> Pass:
-    """`cpus`: how many the threads may keep busy. `available`: bytes of memory that are free, if known."""
+    """Measure every figure once. `cpus`: how many the threads may keep busy; `available`: free bytes of memory, if
+    known."""
     last = max((cache.bytes for cache in caches), default=0)
     num_bytes = _stream_bytes(last, available)
     meter = CpuShare(cpus)
@@ -79,7 +80,7 @@ def thread_counts(threads: int) -> list[int]:
 
 
 def best_of(passes: Sequence[Pass]) -> Pass:
-    """Of each figure the most; of products the most that can be."""
+    """The largest value of each figure; of products, the largest that is possible."""
     first = passes[0]
     found = Pass(
         read_bandwidth={count: max(one.read_bandwidth[count] for one in passes) for count in first.read_bandwidth},
@@ -146,7 +147,8 @@ def _stream_bytes(last_cache: int, available: int | None) -> int:
 
 
 def _with_bandwidth(cache: CacheLevel, caches: tuple[CacheLevel, ...], threads: int) -> CacheLevel:
-    """Each thread reads half of its part of the level; None where the level before would hold that."""
+    """The cache with its bandwidth: each thread reads half of its share. Unchanged if the level below would hold
+    that."""
     each = cache.bytes // threads // 2
     smaller = max((other.bytes // threads for other in caches if other.bytes < cache.bytes), default=0)
     if each < max(4096, smaller):

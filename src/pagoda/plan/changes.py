@@ -28,14 +28,14 @@ NUM_CHANGES = 3
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`text` says what to do; `size` is what it gives up."""
+    """One change. `text` says what to do; `size` is what it gives up, in doublings."""
 
     text: str
     size: float
 
 
 def smallest_changes(target: Target) -> list[Change]:
-    """The three smallest of what would make `target` fit and meet its bounds."""
+    """The three smallest changes that would make `target` fit and meet its bounds."""
     found = sorted(_working(target), key=lambda change: change.size)
     if len(found) < NUM_CHANGES:
         known = {change.text for change in found}
@@ -80,7 +80,7 @@ def _fewer_users(target: Target) -> Iterator[Change]:
 
 
 def _shorter_context(target: Target) -> Iterator[Change]:
-    """Prompt and output shrink with the context where they fill it."""
+    """A shorter context; prompt and output shrink in proportion where they would fill it."""
     now = target.context
 
     def shrunk(context: int) -> Target:
@@ -126,7 +126,7 @@ def _more_devices(target: Target) -> Iterator[Change]:
 
 
 def _larger_device(target: Target) -> Iterator[Change]:
-    """The one of the table with the least memory that will do: of the same kind if it can be, else of any."""
+    """The device of the table with the least memory that works, of the same kind if possible."""
     kinds = {target.device.kind} if target.device.id != THIS else {"gpu", "cpu"}
     others = sorted(
         (d for d in devices() if d.id != target.device.id),

@@ -16,8 +16,8 @@ METHOD_NAMES = {"fp32": "f32"}  # where `pagoda quantize` spells a format differ
 
 
 def serving(target: Target, point: Speed) -> dict[str, Any]:
-    """`command` starts the server, `first` makes its model where a format is not the file's, `note` says what a
-    reader must know, or is None."""
+    """The commands to run: `command` starts the server, `first` makes its model if it is not there yet (else None);
+    `note` is a caution, or None."""
     model, first = _model(target)
     flags = _flags(target, point)
     words = ["pagoda", "serve", model, *(word for pair in flags.items() for word in pair)]
@@ -41,7 +41,7 @@ def _flags(target: Target, point: Speed) -> dict[str, str]:
 
 
 def _model(target: Target) -> tuple[str, str | None]:
-    """What `pagoda serve` opens, and the command that makes it where it is not there yet."""
+    """The model name for `pagoda serve`, and the command that makes its file, or None if nothing has to be made."""
     shape, format = target.shape, target.weights.format
     model = f"hf:{shape.hub}" if shape.hub else target.settings.model
     if target.weights.is_stored or (shape.path is None and format in SERVED_AS_IS):
@@ -54,7 +54,7 @@ def _model(target: Target) -> tuple[str, str | None]:
 
 
 def _notes(target: Target) -> Iterator[str]:
-    """Sentences: where this version of the server does not do what is planned."""
+    """Sentences about what this version of the server does differently from the plan."""
     device, shape, format = target.device, target.shape, target.weights.format
     family = known_family(shape.architecture)
     if family is None or family.build is None or shape.num_experts:

@@ -75,7 +75,7 @@ class Target:
 
     @cached_property
     def ceilings(self) -> RooflineCosts:
-        """The device's own limits, nothing lost."""
+        """Costs at the device's own limits, without any loss."""
         return RooflineCosts(self.device, self.workload, self.weights, tp=self.tp, pp=self.pp, ideal=True)
 
     # Memory
@@ -113,7 +113,7 @@ class Target:
         return weights, buffers, runtime
 
     def _engine_fixed(self, rows: int) -> tuple[int, int, int] | None:
-        """As the engine here lays them out; None where it does not run such a model."""
+        """Bytes of weights, buffers and runtime as this engine lays them out; None if it does not run such a model."""
         from pagoda.backends.cores import usable_cores
         from pagoda.plan.cost.resident import engine_buffer_bytes, packed_bytes
 
@@ -132,13 +132,13 @@ class Target:
 
     @property
     def fits(self) -> bool:
-        """Room for as many users as were asked for, one by default, and for one as long as the context."""
+        """Whether memory holds the users asked for (one by default), and one request as long as the context."""
         wanted = self.settings.concurrency or 1
         return self.memory.max_requests >= wanted and self.memory.max_full_requests >= 1
 
     @property
     def missing_bytes(self) -> int:
-        """What one device lacks; 0 if it fits."""
+        """Bytes that one device lacks; 0 if the plan fits."""
         need = max(self.memory.kv_context_bytes, (self.settings.concurrency or 1) * self.memory.kv_request_bytes)
         return max(0, self.memory.fixed_bytes + need - self.memory.usable_bytes)
 
@@ -150,7 +150,7 @@ class Target:
 
     @property
     def ridge(self) -> float:
-        """FLOPs a byte at which arithmetic and memory take equally long."""
+        """FLOPs per byte at which arithmetic and memory take equally long."""
         peak = peak_flops(self.device, self.weights.computes_on(self.device.kind))[1]
         return peak / self.device.bandwidth_bytes_s
 
@@ -200,18 +200,18 @@ class Target:
 
     @property
     def price_usd_h(self) -> float | None:
-        """Of all its devices."""
+        """USD an hour for all devices of the target; None without a price."""
         each = self.settings.price if self.settings.price is not None else self.device.usd_per_hour
         return None if each is None else each * self.num_devices
 
     def with_settings(self, **changes: Any) -> Target:
-        """The same for other settings; what was measured holds as long as the types of KV and activations do."""
+        """A copy with other settings. Measured costs are dropped if the type of KV or activations changes."""
         settings = replace(self.settings, **changes)
         measured = None if {"kv_type", "activation_type"} & changes.keys() else self.measured
         return replace(self, settings=settings, measured=measured)
 
     def on(self, device: Device | None = None, *, tp: int | None = None, format: str | None = None) -> Target:
-        """The same on other devices or in another format, unmeasured."""
+        """A copy on other devices or in another format, without measured costs."""
         weights = self.weights if format is None else weights_in(self.shape, format)
         return replace(self, device=device or self.device, tp=tp or self.tp, weights=weights, measured=None)
 

@@ -97,7 +97,7 @@ def _open_work(work: Path, source: Path, settings: QuantizeSettings, say: Callab
 
 
 def _fingerprint(source: Path, settings: QuantizeSettings) -> dict[str, str]:
-    """Equal only for jobs that make the same thing."""
+    """A mark that is equal only for jobs that make the same thing."""
     files = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     wanted = {key: value for key, value in asdict(settings).items() if key not in NOT_OF_THE_RESULT}

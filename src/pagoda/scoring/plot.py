@@ -37,7 +37,7 @@ def _divergence(row: Quality) -> float:
 
 
 class _Axis:
-    """Values to pixels, with a little room at both ends."""
+    """Maps values to pixels, with some room at both ends."""
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         low, high = (min(values), max(values)) if values else (0.0, 1.0)

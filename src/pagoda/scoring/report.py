@@ -134,7 +134,7 @@ def read_text(path: Path) -> tuple[str, str]:
 
 
 class _Comparison:
-    """Tallies of an original and what was made of it, round by round; see `compare` for the arguments."""
+    """Scores an original and its candidates round by round; see `compare` for the arguments."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class _Comparison:
         return sum(len(nll) for nll in self.tallies[self.original].nll)
 
     def round(self, start: int, candidates: Sequence[str]) -> int:
-        """All models over the windows from `start` on, as many as can be kept. → their number"""
+        """Score all models on the windows from `start` on, as many as fit in memory. → how many"""
         kept: list[KeptPredictions] = []
         with scoring(self.original, self.context, self.threads) as engine:
             if not self.windows:
@@ -195,7 +195,8 @@ class _Comparison:
         return max(kept_bytes() // window_bytes, 1)
 
     def _check_tokenizer(self, engine: LoadedEngine) -> None:
-        """Divergence compares the same tokens after the same tokens."""
+        """ConfigError if the model cuts the text into other tokens than the original: divergence compares the same
+        tokens."""
         cut = windows_of(engine, self.content, self.context)[: len(self.windows)]
         if len(cut) != len(self.windows) or not np.array_equal(cut, self.windows):
             raise ConfigError(
@@ -221,7 +222,7 @@ class _Comparison:
 
 
 def kept_bytes() -> int:
-    """Memory for the original's predictions."""
+    """Bytes of memory that the original's predictions may take."""
     return max(512 * 2**20, available_memory() // 8)
 
 

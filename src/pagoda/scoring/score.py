@@ -67,7 +67,7 @@ def predictions(engine: LoadedEngine, window: Int32Array) -> FloatArray:
 
 
 def targets_of(window: Int32Array) -> Int32Array:
-    """What `predictions` predict. [R]"""
+    """The tokens that the rows of `predictions` predict. [R]"""
     return window[len(window) // 2 + 1 :]
 
 
@@ -115,7 +115,7 @@ class KeptPredictions:
 
 
 def log_total(logits: FloatArray) -> Doubles:
-    """log sum exp of each row."""
+    """log Σ exp of each row of logits [R, V]. → [R]"""
     best = logits.max(axis=-1)
     return np.asarray(np.log(np.exp(logits - best[:, None]).sum(axis=-1, dtype=np.float64)) + best)
 
@@ -135,7 +135,7 @@ def _slices(count: int) -> Iterator[slice]:
 
 @dataclass(slots=True)
 class ScoreTally:
-    """What the windows of one model add up to."""
+    """Scores of one model, an array for each window."""
 
     nll: list[Doubles] = field(default_factory=list)
     divergence: list[Doubles] = field(default_factory=list)

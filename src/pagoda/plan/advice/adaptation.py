@@ -28,7 +28,8 @@ TITLES: dict[Choice, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What is asked of the model. `examples`: pairs of input and wanted output at hand; None: not known."""
+    """What the task asks of the model. `examples`: how many pairs of input and wanted output are at hand; None: not
+    known."""
 
     own_facts: bool = False  # needs documents or data that the model has not seen
     facts_change: Change = "never"
@@ -58,7 +59,7 @@ def advise_adaptation(situation: Situation) -> Adaptation:
 
 
 def choose(situation: Situation) -> Choice:
-    """The decision table."""
+    """Decide from whether facts are missing and whether behaviour must be trained."""
     facts, behaviour = needs_facts(situation), needs_training(situation)
     if facts and behaviour:
         first = situation.budget == "small" or _too_few(situation)
@@ -69,12 +70,12 @@ def choose(situation: Situation) -> Choice:
 
 
 def needs_facts(situation: Situation) -> bool:
-    """Whether the model must be told something that it cannot know."""
+    """Whether answers need facts that the model cannot have learnt."""
     return situation.own_facts or situation.citations or situation.facts_change == "often"
 
 
 def needs_training(situation: Situation) -> bool:
-    """Whether it must behave as prompts cannot make it."""
+    """Whether the model must behave in a way that prompting does not achieve."""
     return situation.style and not situation.prompts_suffice
 
 

@@ -29,7 +29,6 @@ from pagoda.plan.model.shapes import ModelShape, TensorShape
 Method = Literal["full", "lora", "qlora"]
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a code; a block's scale in 8 bits; a 32-bit scale for 256 of those
-ADAPTER_BYTES = 4 + 4 + 8
 LOGIT_BYTES = 10
 RUNTIME_BYTES = 1_000_000_000  # CUDA context, kernels, workspaces
 
@@ -65,7 +64,7 @@ class FineTuneMemory:
 
 
 def adapted(shape: ModelShape, targets: Sequence[str]) -> tuple[TensorShape, ...]:
-    """The matrices that adapters are put on. ConfigError for a target that is none, or that the model has not."""
+    """The matrices that get adapters. ConfigError for an unknown target, or one that the model does not have."""
     if list(targets) == [ALL]:
         return tuple(t for t in shape.layer_matrices if not t.is_expert)
     unknown = [target for target in targets if target not in TARGETS]
@@ -80,7 +79,7 @@ def adapted(shape: ModelShape, targets: Sequence[str]) -> tuple[TensorShape, ...
 
 
 def lora_parameters(shape: ModelShape, rank: int, targets: Sequence[str]) -> int:
-    """Two thin matrices beside each target: rank × (in + out)."""
+    """Trainable parameters: each target of shape (out, in) gets matrices of rank × in and out × rank."""
     if rank < 1:
         raise ConfigError(f"an adapter's rank is 1 or more, not {rank}")
     return sum(rank * (t.shape[-1] + t.shape[-2]) for t in adapted(shape, targets))
@@ -96,7 +95,7 @@ def finetune_memory(
     length: int = 2048,
     checkpointing: bool = True,
 ) -> FineTuneMemory:
-    """`batch` sequences of `length` tokens at a time on one device."""
+    """Bytes on one device for training on `batch` sequences of `length` tokens at a time."""
     if method not in METHODS:
         raise ConfigError(f"fine-tuning is one of {', '.join(METHODS)}, not {method!r}")
     if batch < 1 or length < 1:
@@ -120,7 +119,7 @@ def finetune_memory(
 
 
 def base_bytes(shape: ModelShape, method: Method) -> float:
-    """The model itself as it is held while it is tuned."""
+    """Bytes of the base model: 16-bit, or NF4 with its largest matrix decoded to 16 bits."""
     if method != "qlora":
         return 2.0 * shape.parameters
     layers = sum(t.elements for t in shape.layer_matrices)
@@ -129,7 +128,7 @@ def base_bytes(shape: ModelShape, method: Method) -> float:
 
 
 def _layer_bytes(shape: ModelShape, adapters: Sequence[TensorShape] | None, rank: int) -> float:
-    """Activations that one layer keeps of a token. `adapters`: None when everything is trained."""
+    """Bytes of activations that one layer keeps of each token. `adapters`: None when all weights are trained."""
     kind = shape.attention[0]
     heads = 2 * kind.num_heads * (kind.key_dim + kind.value_dim)
     heads += 2 * kind.num_kv_heads * (kind.key_dim + kind.value_dim)
@@ -140,7 +139,7 @@ def _layer_bytes(shape: ModelShape, adapters: Sequence[TensorShape] | None, rank
 
 
 def _ffn_width(shape: ModelShape) -> int:
-    """Of the widest layer; of experts, those that work for a token."""
+    """Feed-forward width of the widest layer; with experts, that of the experts active for one token."""
     widths: dict[int, int] = {}
     for t in shape.layer_matrices:
         if "ffn_down" in t.name and t.layer is not None:

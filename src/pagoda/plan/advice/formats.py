@@ -32,7 +32,8 @@ CANDIDATES: dict[Place, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class FormatOption:
-    """One format here. `step_s`: the least time of a decode step of one sequence, from reading all weights once."""
+    """One format on the device. `step_s`: seconds to read all weights once, the least that a decode step of one
+    sequence takes."""
 
     format: str
     num_bytes: int
@@ -82,7 +83,7 @@ def _option(shape: ModelShape, device: Device, name: str) -> FormatOption:
 
 
 def _pick(place: Place, options: tuple[FormatOption, ...]) -> str | None:
-    """The usual one where it fits, else the best that does."""
+    """The usual format of the place if it fits, else the best one that fits; None if none does."""
     by_name = {option.format: option for option in options}
     if place == "production GPU" and by_name["fp16"].share > ROOMY and by_name["awq"].fits:
         return "awq"

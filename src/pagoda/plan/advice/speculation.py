@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pagoda.errors import ConfigError
 
 LONGEST = 16  # drafts that are looked at; the best is seldom longer
-LOOKUP_COST = 0.0  # of a draft by n-gram lookup: no model runs
 
 StepSeconds = Callable[[int, int], float]  # (sequences, tokens of each) → seconds of the target's pass
 
@@ -60,14 +59,14 @@ def tokens_per_pass(acceptance: float, draft: int) -> float:
 
 
 def speedup(acceptance: float, draft: int, cost: float, verify: float = 1.0) -> float:
-    """S: how many times as fast as plain decoding; below 1 it loses."""
+    """S: how many times as fast as plain decoding; below 1 speculation is slower."""
     if not (math.isfinite(cost) and cost >= 0 and math.isfinite(verify) and verify > 0):
         raise ConfigError(f"a draft's cost must be a number from 0 and a pass's above 0, not {cost} and {verify}")
     return tokens_per_pass(acceptance, draft) / (draft * cost + verify)
 
 
 def operations(acceptance: float, draft: int, cost: float) -> float:
-    """How many times the operations of plain decoding, a draft token costing `cost` of a target's (theorem 3.11)."""
+    """Operations relative to plain decoding, where a draft token costs `cost` of a target token's (theorem 3.11)."""
     return (draft * cost + draft + 1) / tokens_per_pass(acceptance, draft)
 
 
@@ -93,7 +92,7 @@ def break_even(cost: float, verify: float = 1.0) -> float | None:
 def advise_speculation(
     acceptance: float, cost: float, step: StepSeconds | None = None, batches: Sequence[int] = (1, 4, 16, 64, 256)
 ) -> Speculation:
-    """The gain for one sequence, and, where `step` says how long passes take, for batches."""
+    """The gain for one sequence and, if `step` gives the seconds of passes, for batches."""
     draft = best_draft(acceptance, cost, _verify(step, 1))
     gains = tuple(_gain(acceptance, cost, step, batch) for batch in batches) if step else ()
     found = Speculation(

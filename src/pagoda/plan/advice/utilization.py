@@ -23,7 +23,7 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True)
 class Utilization:
-    """Of a decode step at one batch size; shares are of the ceilings."""
+    """Utilization of a decode step at one batch size; shares are of the ceilings."""
 
     batch: int
     step_s: float
@@ -86,7 +86,7 @@ def explain_utilization(
 
 
 def _cheap(seconds: Callable[[int], float], batch: int, limit: int) -> int:
-    """The largest batch, by doubling, whose step does not take much longer."""
+    """`batch`, doubled while the step takes at most WORTH times as long, up to `limit`."""
     size = batch
     while size * 2 <= limit and seconds(size * 2) <= WORTH * seconds(batch):
         size *= 2

@@ -47,7 +47,7 @@ class Memory:
 
     @property
     def kv_room_bytes(self) -> int:
-        """What is left for KV; negative: the model does not fit at all."""
+        """Bytes left for KV; negative: the model does not fit at all."""
         return self.usable_bytes - self.fixed_bytes
 
     @property
@@ -65,7 +65,7 @@ class Memory:
 
 
 def kv_token_bytes(kind: AttentionShape, kv_type: str) -> float:
-    """Bytes that one token keeps in these layers."""
+    """Bytes of KV that one token keeps in the layers of this kind."""
     scales = 0.0
     if kv_type == "int8":
         scales = INT8_SCALES * kind.num_layers * (1 if kind.latent_dim else 2 * kind.num_kv_heads)
@@ -73,7 +73,7 @@ def kv_token_bytes(kind: AttentionShape, kv_type: str) -> float:
 
 
 def kv_request_bytes(shape: ModelShape, kv_type: str, num_tokens: int, chunk: int) -> int:
-    """KV of one request of `num_tokens`, in whole blocks, computed `chunk` tokens at a time."""
+    """Bytes of KV of a request of `num_tokens` tokens, in whole blocks, prefilled `chunk` tokens at a time."""
     return round(
         sum(
             peak_blocks(num_tokens, kind.window, chunk) * BLOCK_SIZE * kv_token_bytes(kind, kv_type)
@@ -94,7 +94,7 @@ def buffer_bytes(shape: ModelShape, batch_tokens: int, rows: int, element_bytes:
 
 
 def ffn_width(shape: ModelShape) -> int:
-    """Values between the two halves of a feed-forward, of all experts that work for a token."""
+    """Width of the feed-forward, summed over the experts active for one token."""
     widths = [0]
     for tensor in shape.layer_matrices:
         if tensor.layer == shape.num_layers - 1 and "ffn_down" in tensor.name:

@@ -38,13 +38,13 @@ def packed_bytes(shape: ModelShape, weights: ModelWeights) -> int | None:
 
 
 def embedding_bytes(shape: ModelShape, weights: ModelWeights) -> int:
-    """The table of the file, of which the OS keeps the pages that were read."""
+    """Bytes of the embedding table in the mapped file."""
     return weights.tensors[EMBEDDING]
 
 
 @functools.cache
 def _panel_bytes(type: str) -> float:
-    """Bytes of 16 rows of 256 columns."""
+    """Bytes of one packed panel: 16 rows of 256 columns."""
     rows = SAMPLE_PANELS * PANEL_ROWS
     data = np.zeros(tensor_bytes(type, (rows, COLUMNS)), np.uint8)
     return native.Runtime(1).pack(data, type, rows, COLUMNS).bytes / SAMPLE_PANELS

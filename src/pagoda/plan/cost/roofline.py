@@ -40,7 +40,7 @@ class StepTime:
 
 
 class Costs(Protocol):
-    """What says how long steps take."""
+    """Predicts how long steps take."""
 
     source: str
     doubts: tuple[str, ...]  # why it should not be believed, a sentence each
@@ -57,7 +57,7 @@ def peak_flops(device: Device, computes: tuple[str, ...]) -> tuple[str, float]:
 
 
 class RooflineCosts:
-    """A device of the table. `ideal`: the ceilings themselves, nothing lost."""
+    """`Costs` of a device by its roofline. `ideal`: without the losses of real programs and without overhead."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class RooflineCosts:
         return StepTime(seconds, memory_s, compute_s, communication_s, self.overhead_s, work)
 
     def _part(self, step: StepShape) -> StepShape:
-        """The 1/pp of a decoding batch that a stage works on at a time; a lone sequence cannot be parted."""
+        """The micro-batch that one pipeline stage works on: 1/pp of a decoding batch, at least one sequence."""
         if self.pp == 1:
             return step
         chunks = tuple(Chunk(max(1.0, c.count / self.pp), c.queries, c.context) for c in step.chunks)

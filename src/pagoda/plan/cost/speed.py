@@ -30,7 +30,7 @@ class RequestLoad:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """At one concurrency. Seconds, and tokens a second of all users together."""
+    """Speed at one concurrency, in seconds, and in tokens per second of all users together."""
 
     concurrency: int
     ttft_s: float
@@ -47,7 +47,7 @@ def prefill_s(costs: Costs, prompt: int, chunk: int) -> float:
 
 
 def speed(costs: Costs, load: RequestLoad, concurrency: int) -> Speed:
-    """With `concurrency` users who always have one request under way."""
+    """Speed with `concurrency` users who always have one request under way."""
     context = load.prompt + load.output / 2
     decode = costs.step(decode_step(concurrency, context))
     prompt_s = _prompt_s(costs, load, concurrency, decode.seconds)
@@ -68,7 +68,7 @@ def speed(costs: Costs, load: RequestLoad, concurrency: int) -> Speed:
 
 
 def _prompt_s(costs: Costs, load: RequestLoad, concurrency: int, decode_s: float) -> float:
-    """What a prompt adds to steps that decode the other users' answers."""
+    """Seconds that prefilling one prompt adds to the steps that decode the other users' answers."""
     others = concurrency - 1
     if not others:
         return prefill_s(costs, load.prompt, load.chunk)
@@ -92,7 +92,8 @@ def batch_of_compute(costs: Costs, context: int, limit: int = 1 << 16) -> int | 
 
 
 def smallest(limit: int, holds: Callable[[int], bool]) -> int | None:
-    """The smallest n in 1 … limit that holds; what holds, holds also for larger ones."""
+    """The smallest n in 1 … limit for which `holds(n)`, by bisection: it must hold for all larger n too. None if none
+    does."""
     if not holds(limit):
         return None
     low, high = 1, limit

@@ -28,7 +28,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """One forward pass."""
+    """What one forward pass computes: tokens by chunk, and rows of logits."""
 
     chunks: tuple[Chunk, ...]
     rows: float  # of logits
@@ -43,7 +43,8 @@ def decode_step(batch: float, context: float) -> StepShape:
 
 
 def prefill_steps(prompt: int, chunk: int, cached: int = 0) -> list[StepShape]:
-    """A prompt alone, `chunk` tokens at a time, `cached` of them known already."""
+    """The steps that prefill one prompt, `chunk` tokens at a time; its first `cached` tokens are in the prefix
+    cache."""
     ends = [*range(cached + chunk, prompt, chunk), prompt]
     starts = [cached, *ends[:-1]]
     return [
@@ -53,7 +54,7 @@ def prefill_steps(prompt: int, chunk: int, cached: int = 0) -> list[StepShape]:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Of one step."""
+    """FLOPs and bytes of one step."""
 
     linear_flops: float
     attention_flops: float
@@ -70,12 +71,12 @@ class StepCost:
 
     @property
     def intensity(self) -> float:
-        """FLOPs a byte."""
+        """FLOPs per byte."""
         return self.flops / self.bytes
 
 
 class Workload:
-    """What steps of one model in one format cost."""
+    """FLOPs and bytes of any step of one model in one format."""
 
     def __init__(self, shape: ModelShape, weights: ModelWeights, kv_type: str) -> None:
         self.shape = shape
@@ -100,7 +101,7 @@ class Workload:
         )
 
     def _kv_bytes(self, chunk: Chunk) -> float:
-        """Read, and written once for the new tokens; tokens that a window has passed are not read."""
+        """Bytes of KV that the step reads and writes; tokens outside of a sliding window are not read."""
         each = sum(
             size * min(chunk.context, (kind.window or chunk.context) + chunk.queries)
             for kind, size in self.kv_token_bytes
@@ -121,7 +122,7 @@ def _pair_flops(kind: AttentionShape, chunk: Chunk) -> float:
 
 
 def pairs(chunk: Chunk, window: int | None) -> float:
-    """(query, key) pairs of one sequence of the chunk: the i-th query sees what stands up to it, within the window."""
+    """(query, key) pairs of one sequence of the chunk, with causal attention within the window."""
     q, end = chunk.queries, chunk.context
     first = end - q + 1  # keys that the first query sees
     if window is None or end <= window:

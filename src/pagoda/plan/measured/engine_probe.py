@@ -1,7 +1,7 @@
-"""The engine's own time around a forward pass: its steps around a model that computes nothing.
+"""The engine's own time around a forward pass: its steps with a model that computes nothing.
 
-But it reads as much memory as caches hold, outside of the time that counts, as a forward pass does: the engine's code
-and data are then as cold as in earnest, which costs several times what they take in a loop of their own.
+The model reads as much memory as caches hold, outside of the measured time, as a real forward pass does: the engine's
+code and data are then not in the caches, which takes several times as long as in a tight loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, Request, Sam
 
 
 class _NoModel:
-    """A `LoadedModel` that computes nothing: what is left of a step is the engine's own time."""
+    """A `LoadedModel` that computes nothing, so that a step takes the engine's own time only."""
 
     weight_bytes = buffer_bytes = graph_bytes = 0
     asynchronous = False
@@ -52,7 +52,7 @@ class _NoModel:
 
 
 class NoText:
-    """Tokens without text."""
+    """A tokenizer stand-in: every token is the letter a, no token ends a sequence."""
 
     eos_ids: tuple[int, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Costs on this machine: rates of the engine's kernels, measured on the model's own layers where its file is here."""
+"""Costs of a model on this machine, from rates of the kernels that were measured on some of its layers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def measured_costs(
 
 @contextmanager
 def sliced(shape: ModelShape, weights: ModelWeights) -> Iterator[tuple[Decoder, dict[str, int]]]:
-    """A model to cut a slice from, and its layers by signature: the file's own where the format is the file's."""
+    """A model to cut a slice from, and how many layers of each signature it has: the file's model if `weights` are
+    the file's, else a random one."""
     if not is_own(shape, weights):
         yield random_model(shape, weights, SLICE_BYTES)
         return
@@ -67,7 +68,7 @@ def is_own(shape: ModelShape, weights: ModelWeights) -> bool:
 
 
 def rates_key(shape: ModelShape, weights: ModelWeights) -> str:
-    """Equal for models whose layers and heads take equally long."""
+    """A key that is equal for models whose layers and heads take equally long."""
     types = weights.types or {}
     matrices = Counter(
         f"{types.get(t.name)}{t.shape}{t.name.rsplit('.', 2)[-2]}" for t in (*shape.layer_matrices, shape.head)

@@ -47,12 +47,13 @@ Key = tuple[int, int, int, int]  # batch, queries, context, rows
 
 
 def around_quartile(times: Sequence[T], key: Callable[[T], float]) -> Sequence[T]:
-    """Those between the first and the third eighth, by `key`; of few the least. Neighbours only ever add time."""
+    """The items between the first and the third eighth of the order by `key`; of very few the least. Other programs
+    only ever add time."""
     return sorted(times, key=key)[len(times) // 8 : len(times) * 3 // 8 + 1]
 
 
 def lower_quartile(times: Sequence[float]) -> float:
-    """Mean of the times around it."""
+    """Mean of the times around the lower quartile."""
     return mean(around_quartile(times, lambda seconds: seconds))
 
 
@@ -86,7 +87,7 @@ class Prober:
 
     @property
     def cpu_share(self) -> float:
-        """Of the CPU time that the last sweeps' threads could have got."""
+        """Share of the available CPU time that the last sweeps' threads got."""
         return median(self._shares[-SWEEPS:])
 
     @property
@@ -160,7 +161,7 @@ class Prober:
 
 
 class Probe:
-    """A loaded slice and a pool of KV that steps walk through; remembers what each stage took."""
+    """A loaded slice and a pool of KV blocks that steps walk through; records the time of each stage."""
 
     def __init__(
         self, backend: CpuBackend, model: Decoder, kv_type: KVType, least_tokens: int, *, stride: int = 1
@@ -183,7 +184,7 @@ class Probe:
         self.model.program.profiling = True
 
     def run(self, key: Key) -> None:
-        """Take such a step, several times if it is short."""
+        """Run and time a step of this shape, several times if it is short."""
         end = time.perf_counter() + SHORT_S
         while True:
             profile = self._step(key)
@@ -203,7 +204,7 @@ class Probe:
         return [(name, mean(run[i] for run in around)) for i, name in enumerate(self._names[key])]
 
     def streamed(self, key: Key) -> tuple[float, float]:
-        """Bytes that such a step reads, and the seconds it takes."""
+        """Bytes that a step of this shape reads, and the seconds it takes."""
         return self._bytes[key], sum(seconds for _, seconds in self.stages(key))
 
     def _step(self, key: Key) -> list[tuple[str, float, float, float]]:
@@ -222,7 +223,7 @@ class Probe:
         )
 
     def _tables(self, batch: int, context: int) -> Int32Array:
-        """The next blocks of the pool."""
+        """Block tables [batch, blocks] of the next blocks of the pool."""
         each = -(-context // BLOCK_SIZE)
         places = (self._next_block + np.arange(batch * each)) % self.num_blocks
         self._next_block = int(places[-1] + 1) % self.num_blocks
@@ -240,7 +241,7 @@ def _rows(tokens: int) -> int:
 
 
 def _by_signature(body: Sequence[StageTime], signatures: Sequence[str]) -> dict[str, float]:
-    """Mean seconds of a layer of each signature, without attention's; every layer has the same number of stages."""
+    """Mean seconds of a layer of each signature, without attention's stages. Layers must have equally many stages."""
     each, rest = divmod(len(body), len(signatures))
     assert rest == 0, f"{len(body)} stages in {len(signatures)} layers"
     times: dict[str, list[float]] = {}
@@ -251,7 +252,7 @@ def _by_signature(body: Sequence[StageTime], signatures: Sequence[str]) -> dict[
 
 
 def _fit(points: Iterable[tuple[float, float, float]]) -> tuple[float, float]:
-    """Seconds a pair and a query that come closest, relative to each measured time; neither is negative."""
+    """Seconds per (query, key) pair and per query, a least-squares fit of relative errors; neither is negative."""
     table = np.array(list(points))
     features = table[:, :2] / table[:, 2:]
     (pair_s, query_s), *_ = np.linalg.lstsq(features, np.ones(len(table)), rcond=None)

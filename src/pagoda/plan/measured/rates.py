@@ -22,7 +22,7 @@ Curve = Sequence[tuple[float, float]]  # (size, seconds), sizes ascending
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Seconds. Attention's are of one layer."""
+    """Measured seconds. Attention's are of one layer."""
 
     layers: Mapping[str, Curve]  # by signature: a layer without attention's inner loop, by tokens
     counts: Mapping[str, int]  # layers of each signature in the whole model
@@ -46,7 +46,7 @@ class Rates:
 
 
 def interpolate(curve: Curve, x: float) -> float:
-    """Linear between points; below the first its value, beyond the last its slope to the one before."""
+    """Piecewise linear: below the first point its value, beyond the last point the slope of the last piece."""
     if x <= curve[0][0] or len(curve) == 1:
         return curve[0][1] if len(curve) > 1 or x <= curve[0][0] else curve[0][1] * x / curve[0][0]
     i = min(max(1, bisect_left([size for size, _ in curve], x)), len(curve) - 1)
@@ -55,7 +55,8 @@ def interpolate(curve: Curve, x: float) -> float:
 
 
 class MeasuredCosts:
-    """Costs on this machine. `bandwidth` and `peak` are its ceilings, to say which of them is nearer."""
+    """`Costs` from measured rates. `bandwidth` (bytes/s) and `peak` (FLOP/s) only decide whether a step is memory or
+    compute bound."""
 
     def __init__(self, rates: Rates, workload: Workload, bandwidth: float, peak: float) -> None:
         self.rates, self.workload = rates, workload

@@ -36,14 +36,14 @@ SCALE = 0.004
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Some layers of a model. `signatures` tell layers of different formats apart."""
+    """A model of some layers of another. `signatures` tells layers of different formats apart."""
 
     decoder: Decoder
     signatures: tuple[str, ...]  # of its layers
 
 
 def signature(block: Block) -> str:
-    """Equal for layers whose matrices have equal shapes and types."""
+    """A key that is equal for layers whose matrices have equal shapes and types."""
     return " ".join(f"{matrix.type}{matrix.shape[0]}x{matrix.shape[1]}" for matrix in block.matrices)
 
 
@@ -65,7 +65,7 @@ def signatures(model: Decoder) -> dict[str, int]:
 
 
 def attention_only(model: Decoder) -> Decoder:
-    """One layer, and hardly a vocabulary: what is left to measure is attention."""
+    """The model with one layer and a tiny vocabulary, so that a step is mostly attention."""
     rows = min(TINY_VOCAB, model.embedding.shape[0])
     embedding = _first_rows(model.embedding, rows)
     return replace(model, blocks=(_unwindowed(model.blocks[0]),), embedding=embedding, output=embedding)
@@ -124,7 +124,7 @@ def random_model(shape: ModelShape, weights: ModelWeights, least_bytes: int) -> 
 
 
 def _layer_kinds(shape: ModelShape, types: Mapping[str, str]) -> dict[tuple[str, ...], list[int]]:
-    """Layers by the types of their matrices."""
+    """Layer numbers grouped by the types of their matrices."""
     by_layer: dict[int, list[str]] = {}
     for tensor in shape.layer_matrices:
         by_layer.setdefault(tensor.layer or 0, []).append(types[tensor.name])

@@ -66,7 +66,7 @@ class _Recipe:
         return self.settings.integer(key, default, high=high)
 
     def _first(self, *keys: str) -> int:
-        """The first of `keys` that is there, else 0."""
+        """The value of the first of `keys` that is set, else 0."""
         found = (key for key in keys if self.settings.get(key) is not None)
         return next((self.settings.integer(key, low=0, high=MAX_EXPERTS * MAX_EXPERTS) for key in found), 0)
 

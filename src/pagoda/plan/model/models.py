@@ -151,7 +151,7 @@ def _of_gguf(checkpoint: Checkpoint) -> ModelShape:
 
 
 def _commonest(tensors: tuple[TensorShape, ...]) -> str | None:
-    """The type that holds the most elements."""
+    """The block type that most weights are stored in."""
     totals: Counter[str | None] = Counter()
     for tensor in tensors:
         totals[tensor.type] += tensor.elements
@@ -179,7 +179,7 @@ class _GGUFReader:
         return self._settings.integer(self._key(key), default, low=low, high=high)
 
     def _each(self, key: str, num_layers: int, default: int | None = None) -> list[int]:
-        """A number a layer, where files may state one for all."""
+        """One number for each layer; files may state a single number for all."""
         if self._settings.is_sequence(self._key(key)):
             return [int(value) for value in self._settings.sequence(self._key(key), num_layers)]
         return [self.integer(key, default, low=0)] * num_layers

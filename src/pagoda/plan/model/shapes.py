@@ -37,12 +37,12 @@ class TensorShape:
 
     @property
     def is_expert(self) -> bool:
-        """Whether only some of it works for a token: the experts that the router picks."""
+        """Whether this holds experts, of which a token uses only those that the router picks."""
         return _EXPERT.search(self.name) is not None
 
     @property
     def is_matrix(self) -> bool:
-        """Whether tokens are multiplied with it."""
+        """Whether tokens are multiplied by it: a weight of two or more dimensions."""
         return len(self.shape) >= 2 and self.name.endswith(".weight") and "norm" not in self.name
 
 
@@ -63,17 +63,18 @@ class AttentionShape:
 
     @property
     def kv_elements(self) -> int:
-        """Numbers that one token keeps in the cache, all these layers."""
+        """Numbers that one token keeps in the KV cache, over all layers of this kind."""
         each = self.latent_dim or self.num_kv_heads * (self.key_dim + self.value_dim)
         return self.num_layers * each
 
     @property
     def flops_per_pair(self) -> int:
-        """FLOPs of one query token against one cached token, all these layers: scores, then weighing of values."""
+        """FLOPs of one query token against one cached token, over all layers of this kind: scores, then the weighted
+        sum of values."""
         return 2 * self.num_layers * self.num_heads * (self.key_dim + self.value_dim)
 
     def seen(self, context: float) -> float:
-        """Tokens that the last of `context` tokens attends to."""
+        """How many tokens the last of `context` tokens attends to: at most the window."""
         return min(context, self.window or context)
 
 
@@ -109,7 +110,7 @@ class ModelShape:
 
     @cached_property
     def active_parameters(self) -> int:
-        """Those that one token meets: of experts, only the picked ones."""
+        """Parameters used for one token: of experts, only the picked ones."""
         return round(sum(t.elements * self.active_share(t) for t in self.tensors))
 
     def active_share(self, tensor: TensorShape) -> float:
@@ -117,23 +118,23 @@ class ModelShape:
 
     @cached_property
     def is_tied(self) -> bool:
-        """Whether the embedding is the output head too."""
+        """Whether the embedding matrix is the output head too."""
         return all(tensor.name != OUTPUT for tensor in self.tensors)
 
     @cached_property
     def head(self) -> TensorShape:
-        """The matrix that makes logits."""
+        """The matrix that turns hidden states into logits."""
         wanted = EMBEDDING if self.is_tied else OUTPUT
         return next(tensor for tensor in self.tensors if tensor.name == wanted)
 
     @cached_property
     def layer_matrices(self) -> tuple[TensorShape, ...]:
-        """What every token is multiplied with: all matrices but embedding and head."""
+        """All matrices of the layers: neither embedding nor head."""
         return tuple(t for t in self.tensors if t.is_matrix and t.name not in (EMBEDDING, OUTPUT))
 
     @property
     def kv_elements(self) -> int:
-        """Numbers that one token keeps in the cache, all layers."""
+        """Numbers that one token keeps in the KV cache, over all layers."""
         return sum(kind.kv_elements for kind in self.attention)
 
     @property

@@ -60,7 +60,7 @@ class ModelWeights:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One row: `bytes_of` sizes a tensor."""
+    """One row of the table: `bytes_of` gives the bytes of a tensor."""
 
     about: str
     computes: tuple[str, ...]
@@ -134,7 +134,7 @@ def weights_in(shape: ModelShape, format: str) -> ModelWeights:
 
 
 def default_format(shape: ModelShape, kind: str) -> str:
-    """What the file has; else what is usual on a device of `kind`."""
+    """The format of the file if there is one, else the usual one on a device of `kind`."""
     if shape.tensors[0].type is not None:
         return STORED
     return shape.stored_as or ("fp16" if kind == "gpu" else "q4_k_m")

@@ -25,7 +25,7 @@ ABOVE = 1.5  # how far above what memory holds the axes go
 
 @dataclass(frozen=True, slots=True)
 class RooflinePoint:
-    """Work on the roofline: FLOP a byte, and FLOP/s as predicted."""
+    """A point of the roofline: FLOPs per byte, and predicted FLOP/s."""
 
     label: str
     intensity: float
@@ -74,7 +74,7 @@ def draw(pictures: Sequence[Picture], path: Path) -> None:
 
 
 def check_path(path: Path) -> None:
-    """ConfigError before any work is done."""
+    """ConfigError for a path that cannot be written or has no known ending, before any work is done."""
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--plot: {path} must end in {', '.join(SUFFIXES)}")
     if not path.absolute().parent.is_dir():
@@ -137,7 +137,7 @@ def _roofline(axes: Any, picture: Picture) -> None:
 
 
 def _by_peak(peaks: Mapping[str, float]) -> dict[float, str]:
-    """Types that are equally fast share a line."""
+    """Names of number types by their peak FLOP/s; equally fast types are joined into one label."""
     found: dict[float, str] = {}
     for kind, peak in peaks.items():
         found[peak] = f"{found[peak]}, {kind}" if peak in found else kind
@@ -213,7 +213,7 @@ def _over_users(axes: Any, picture: Picture, values: Sequence[float], label: str
 
 
 def _with_room(users: Sequence[int]) -> list[int]:
-    """Powers of two, and others that are not too near."""
+    """The powers of two among `users`, and the others that leave room for their labels."""
     powers = [n for n in users if n & (n - 1) == 0]
     near = [n for n in users if any(power / TICK_ROOM < n < power * TICK_ROOM for power in powers)]
     return sorted({*powers, *(n for n in users if n not in near)})

@@ -10,7 +10,7 @@ from pagoda.types import BLOCK_SIZE
 
 
 def reasons(target: Target) -> dict[str, str]:
-    """By the figure's name in the plan."""
+    """The sentence for each figure, by its name in the plan."""
     return {**_memory(target), **_roofline(target), **_speed(target), "concurrency": _concurrency(target)}
 
 
@@ -77,7 +77,7 @@ def _speed(target: Target) -> dict[str, str]:
 
 
 def _concurrency(target: Target) -> str:
-    """Why so many users."""
+    """Why the plan runs this many users at once."""
     settings, users = target.settings, target.users
     if settings.concurrency:
         return "as asked for"

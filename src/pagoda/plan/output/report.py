@@ -214,7 +214,7 @@ def _otherwise(target: Target) -> str:
 
 
 def problem(target: Target) -> str:
-    """One sentence."""
+    """What does not fit or which bound is not met, in one sentence."""
     if not target.fits:
         wanted = target.settings.concurrency or 1
         users = f"{wanted} requests" if wanted > 1 else "one request"

@@ -64,7 +64,8 @@ class AWQQuantizer:
 
 
 def likely_scales(group: LinearGroup, hessian: Array, size: int) -> list[Array]:
-    """No scales, and those [in] of the grid that lose least before ranges are cut; fewest errors first."""
+    """Column scales [in] to try in full, least error first: none at all, and the best of the grid by rounding over
+    full ranges."""
     none = namespace(hessian).ones_like(hessian[0])
     if group.origin is None:
         return [none]

@@ -47,7 +47,7 @@ class GPTQOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Factor:
-    """U of H^-1 = U^T U for columns in `order`, and the damping that it took."""
+    """U of H^-1 = U^T U for columns in `order`, and the damping that made H invertible."""
 
     upper: Array  # [in, in] float32
     order: npt.NDArray[np.intp]
@@ -132,7 +132,7 @@ def quantize(weight: Array, factor: Factor, options: GPTQOptions) -> Rounded:
 
 
 class _Rounding:
-    """The state of one matrix: w [in, out], changed as columns are rounded."""
+    """Rounds one matrix: w [in, out] changes as its columns are rounded."""
 
     def __init__(self, w: Array, upper: Array, options: GPTQOptions) -> None:
         xp = self.xp = namespace(w)
@@ -143,20 +143,20 @@ class _Rounding:
         self.codes = xp.empty_like(w, dtype=xp.uint8)
 
     def grid(self, rows: npt.NDArray[np.intp]) -> Grid:
-        """The grid for these columns as they are now."""
+        """The grid that fits these columns as they are now."""
         o = self.options
         if o.search_scales:
             return search(self.w[rows], self.importance[rows], o.bits, o.symmetric)
         return full_range(self.w[rows], o.bits, o.symmetric)
 
     def fixed(self, grids: list[Grid], groups: Int32Array) -> None:
-        """Round all columns on grids that are there before."""
+        """Round all columns on grids that were chosen beforehand, as act-order "static" needs."""
         for start in range(0, len(self.w), BLOCK):
             end = min(start + BLOCK, len(self.w))
             self.block(start, end, [grids[g] for g in groups[start:end]])
 
     def growing(self, size: int) -> list[Grid]:
-        """Round all columns, each group on the grid that fits it when its turn comes."""
+        """Round all columns, choosing the grid of each group just before its first column is rounded."""
         grids = []
         for start in range(0, len(self.w), size):
             end = min(start + size, len(self.w))
@@ -167,7 +167,7 @@ class _Rounding:
         return grids
 
     def block(self, start: int, end: int, grids: list[Grid]) -> None:
-        """Round columns [start, end), and move those after them."""
+        """Round columns [start, end), and correct all later columns for the errors."""
         w, upper = self.w[start:end], self.upper[start:end, start:end]
         xp = self.xp
         errors, room = xp.empty_like(w), xp.empty_like(w)

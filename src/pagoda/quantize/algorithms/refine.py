@@ -45,7 +45,7 @@ def refit_scales(rounded: Rounded, hessian: Array, pull: Array) -> Rounded:
     scales = stored(floats(xp.linalg.solve(damped, target[..., None])[..., 0])).T
 
     def error(scales: Array) -> Array:
-        """Of each row, less what no scales change."""
+        """Error of each row, up to a constant that scales do not change."""
         s = xp.asarray(scales.T, dtype=xp.float64)
         return (s * ((matrix @ s[..., None])[..., 0] - 2 * target)).sum(-1)
 

@@ -30,7 +30,7 @@ class Arithmetic(Protocol):
         """Bring an array to where the computing is done."""
 
     def fetch(self, x: Array) -> FloatArray:
-        """The other way."""
+        """Bring an array back to numpy."""
 
     def rms_norm(self, x: Array, weight: Array, eps: float, num_heads: int = 1) -> Array:
         """Over each of num_heads parts of x [T, num_heads * D], with weight [D]."""

@@ -59,7 +59,7 @@ class SampleValue:
         self.readers: list[LinearCall] = []  # not computed yet
 
     def chunk(self, i: int) -> Array:
-        """Of chunk i; not to be written to."""
+        """The value of chunk i, [T, width]; must not be written to."""
         if self._kept is not None:
             return self._kept[i]
         assert self._compute is not None
@@ -158,7 +158,7 @@ class WindowOps:
         return SampleValue(self, compute, dear=True, origin=Origin("linear", weight, bias))
 
     def _settle(self, x: SampleValue) -> None:
-        """Get the weights of all linears that read x."""
+        """Ask the source for the weights of all linears that read x."""
         if x.dear:
             x.keep()
         calls, x.readers = x.readers, []

@@ -32,7 +32,7 @@ MAX_ENTRIES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Of one weight: sums of squares [in], over `count` inputs."""
+    """The entry of one weight: sums of squared inputs by column [in], over `count` inputs."""
 
     sums: npt.NDArray[np.float64]
     count: float

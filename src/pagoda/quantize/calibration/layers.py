@@ -24,7 +24,7 @@ from pagoda.types import FloatArray, RawTensor
 
 
 class InputStatistics:
-    """Of one input x [T, in] over the whole sample, computed when asked for."""
+    """Statistics of one input x [T, in] over the whole sample, computed when asked for."""
 
     def __init__(self, x: SampleValue) -> None:
         self._x = x
@@ -69,14 +69,14 @@ class QuantizedLinear:
     column_scales: FloatArray | None = None
 
     def values(self) -> FloatArray:
-        """What the linear computes with, in the model's own columns. → [out, in]"""
+        """The weight that the linear computes with, in the model's own columns. → [out, in]"""
         values = self.weight.dequantize()
         return values if self.column_scales is None else values / self.column_scales
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one group: its linears, and by what other tensors are divided to make up for column scales."""
+    """A quantized group: its linears, and the divisors of other tensors that make up for column scales."""
 
     linears: tuple[QuantizedLinear, ...]
     divisors: dict[str, FloatArray] = field(default_factory=dict)  # tensor name → of a vector, or of rows
@@ -114,7 +114,7 @@ class Store:
             return QuantizedLinear(weight, file.get("column_scales"))
 
     def divisors(self) -> dict[str, FloatArray]:
-        """All that were saved, by the tensors that they divide."""
+        """All saved divisors, by the name of the tensor that is divided."""
         found: dict[str, FloatArray] = {}
         for path in sorted(self.folder.glob("*.npz")):
             with np.load(path, allow_pickle=False) as file:

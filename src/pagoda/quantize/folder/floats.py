@@ -63,5 +63,5 @@ def _pieces(raw: RawTensor, dtype: str, threads: int) -> Iterator[npt.NDArray[An
 
 
 def _plain(value: Any) -> Any:
-    """numpy's numbers as JSON's."""
+    """Turn numpy's numbers into ones that JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value.tolist()

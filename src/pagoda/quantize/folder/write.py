@@ -44,7 +44,7 @@ class Packing(Protocol):
     """What a kind of checkpoint holds instead of a linear's weight."""
 
     def places(self, rows: int, columns: int) -> dict[str, Place]:
-        """Its parts, by what follows the linear's name."""
+        """The parts that replace the weight, by what follows the linear's name."""
 
     def config(self, dtype: str, kept: Sequence[str]) -> dict[str, Any]:
         """`quantization_config` of config.json; `kept` are linears that stay floats."""
@@ -52,7 +52,7 @@ class Packing(Protocol):
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A checkpoint on its way into a folder."""
+    """A checkpoint that is being turned into a quantized folder."""
 
     opened: Checkpoint
     view: Checkpoint | HuggingFaceView
@@ -76,7 +76,7 @@ class OpenedModel:
 
 
 def open_model(path: Path) -> OpenedModel:
-    """UnsupportedError for a model that is quantized already, except for GGUF's block types."""
+    """Open the model at `path`. UnsupportedError if it is a folder that is quantized already."""
     opened = open_checkpoint(path)
     types = sorted({raw.type for raw in opened.tensors.values() if isinstance(raw, QuantizedTensor)})
     if types:
@@ -189,12 +189,12 @@ def _config(job: Job, model: OpenedModel, packing: Packing, sample: Sample | Non
 
 
 def _plain(value: Any) -> Any:
-    """numpy's numbers as JSON's."""
+    """Turn numpy's numbers into ones that JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value.tolist()
 
 
 class _Writer:
-    """Tensors of the folder: the parts of linears, everything else as 16-bit floats."""
+    """Produces the tensors of the folder: the parts of quantized linears, everything else as 16-bit floats."""
 
     def __init__(
         self,

@@ -187,7 +187,7 @@ def _values(weights: SourceModel, file_type: int, imatrix: Imatrix | None) -> di
 
 
 def _heads_per_kv(values: Mapping[str, Value]) -> int:
-    """Query heads that share one KV head."""
+    """How many query heads share one KV head."""
     heads = [value for key, value in values.items() if key.endswith(".attention.head_count")]
     kv_heads = [value for key, value in values.items() if key.endswith(".attention.head_count_kv")]
     if not heads or not kv_heads or len(heads[0].raw) != 4 or len(kv_heads[0].raw) != 4:
@@ -197,7 +197,7 @@ def _heads_per_kv(values: Mapping[str, Value]) -> int:
 
 
 def _say(job: Job, weights: SourceModel, choices: Mapping[str, TypeChoice]) -> None:
-    """What a user would wonder about: fallbacks, and a source that has lost already."""
+    """Tell the user of fallback types, and of a source that was quantized before."""
     fallen: dict[tuple[str, str, int], int] = {}
     for name, choice in choices.items():
         if choice.wanted is not None:

@@ -36,7 +36,7 @@ class SourceModel(Protocol):
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Where they come from."""
+        """The checkpoint that the tensors are read from."""
 
     @property
     def names(self) -> Mapping[str, tuple[str, ...]]:
@@ -54,7 +54,7 @@ class SourceModel(Protocol):
         """Rows [start, stop) of the tensor seen as [rows, columns], as float32."""
 
     def release(self, name: str) -> None:
-        """The tensor is done with."""
+        """Tell the checkpoint that the tensor is no longer needed."""
 
 
 class GGUFSource:
