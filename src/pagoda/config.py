@@ -82,6 +82,13 @@ class EngineSettings(Settings):
     max_context: Annotated[
         int | None, Setting("Longest prompt + output in tokens; the model's own by default.", minimum=1)
     ] = None
+    rope_scaling: Annotated[
+        str | None,
+        Setting("Stretch the context: METHOD:FACTOR[:ORIGINAL], as yarn:4; linear, dynamic, yarn or none."),
+    ] = None
+    rope_theta: Annotated[
+        float | None, Setting("Base of rotary embedding, in place of the model's.", minimum=1.001)
+    ] = None
     max_batch_tokens: Annotated[
         int | None, Setting("Token budget of one step; by default 512 on a CPU and 4096 on a GPU.", minimum=1)
     ] = None

@@ -179,6 +179,14 @@ def test_opens_shards_as_the_index_says(tmp_path: Path) -> None:
     assert {name: numbers(tensor) for name, tensor in checkpoint.tensors.items()} == {"a": [1], "b": [2]}
 
 
+def test_an_index_beside_a_whole_file_is_a_leftover(tmp_path: Path) -> None:
+    """As transformers has it: model.safetensors first, then its index."""
+    sharded(tmp_path, {"a": "gone.safetensors"})
+    write_safetensors(tmp_path / "model.safetensors", {"a": [5]})
+    checkpoint = open_checkpoint(tmp_path)
+    assert {name: numbers(tensor) for name, tensor in checkpoint.tensors.items()} == {"a": [5]}
+
+
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [

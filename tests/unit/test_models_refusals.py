@@ -78,6 +78,16 @@ def test_fewer_layers_than_the_file_holds_leave_tensors_unread() -> None:
         load_model(changed(llama(), llama__block_count=1))
 
 
+def test_what_gguf_states_for_each_layer_counts_where_all_are_equal() -> None:
+    """As llama.cpp reads it, which takes a number or an array for these keys."""
+    keys = {"attention__head_count": 4, "attention__head_count_kv": 2, "feed_forward_length": 96}
+    same = load_model(changed(llama(), **{f"llama__{key}": [value] * 2 for key, value in keys.items()}))
+    assert same.blocks[0].attention.spec == load_model(llama()).blocks[0].attention.spec
+    for key, value in keys.items():
+        with pytest.raises(UnsupportedError, match="differs from layer to layer"):
+            load_model(changed(llama(), **{f"llama__{key}": [value, value + 1]}))
+
+
 def test_saved_rotary_frequencies_are_no_surprise() -> None:
     load_model(with_tensor(llama("safetensors"), "model.layers.0.self_attn.rotary_emb.inv_freq", 8))
 
@@ -87,7 +97,8 @@ def test_saved_rotary_frequencies_are_no_surprise() -> None:
     [
         ({"llama__attention__head_count": 0}, "head_count is 0, must be from 1"),
         ({"llama__attention__head_count": True}, "must be an integer"),
-        ({"llama__attention__head_count": [4, 4]}, "must be an integer"),
+        ({"llama__attention__head_count": [0, 0]}, "head_count is 0, must be from 1"),
+        ({"llama__attention__head_count": []}, "must be an integer"),
         ({"llama__attention__head_count_kv": 0}, "head_count_kv is 0"),
         ({"llama__attention__head_count_kv": 3}, "4 query heads cannot share 3 KV heads"),
         ({"llama__attention__head_count_kv": 8}, "head_count_kv is 8, must be from 1 to 4"),
@@ -161,7 +172,7 @@ def test_hostile_configs(metadata: dict[str, Any], message: str) -> None:
     [
         ("llama", "gguf", {"llama__rope__scaling__type": "longrope", "llama__rope__scaling__factor": 2.0}, "longrope"),
         ("llama", "gguf", {"llama__attention__value_length": 32}, "keys and values of different"),
-        ("llama", "safetensors", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ("llama", "safetensors", {"rope_scaling": {"type": "ntk_by_parts", "factor": 2.0}}, "'ntk_by_parts'"),
         ("llama", "safetensors", {"hidden_act": "relu"}, "'relu'"),
         (
             "qwen2_windowed",

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from pagoda.backends.base import RopeSpec
+from pagoda.errors import ConfigError
 from pagoda.models import rope
 from pagoda.models.registry import load_model
-from tiny_models import LLAMA3_SCALING, LONGROPE_SCALING, TINY, memory_checkpoint
+from pagoda.models.rope_override import RopeScaling, override_rope
+from tiny_models import LLAMA3_SCALING, LONGROPE_SCALING, TINY, TinyModel, memory_checkpoint
 
 
 def rope_of(kind: str = "safetensors", layer: int = 0, name: str = "llama", **config: Any) -> RopeSpec:
@@ -107,3 +109,76 @@ def test_gemma_turns_sliding_layers_by_a_theta_of_their_own() -> None:
         local, full = (rope_of(kind, layer, "gemma3").inv_freq for layer in (0, 5))
         np.testing.assert_allclose(local, rope.frequencies(32, 10_000.0), rtol=1e-6)
         np.testing.assert_allclose(full, rope.frequencies(32, 1_000_000.0) / 8, rtol=1e-6)
+
+
+# Of head size 16 and theta 10000, as transformers 5.24 computes them.
+YARN_4_OF_1024 = [1.0, 0.316228, 0.08125, 0.019764, 0.004375, 0.000791, 0.00025, 7.9e-05]
+LLAMA3_8_OF_4096 = [1.0, 0.316228, 0.1, 0.031623, 0.01, 0.001374, 0.000125, 4e-05]
+PLAIN = [1.0, 0.316228, 0.1, 0.031623, 0.01, 0.003162, 0.001, 0.000316]
+DYNAMIC_2_AT_TWICE = [1.0, 0.270296, 0.07306, 0.019748, 0.005338, 0.001443, 0.00039, 0.000105]
+
+
+def served(context: int | None, kind: str = "safetensors", **config: Any) -> RopeSpec:
+    model = load_model(memory_checkpoint(TINY["llama"].with_config(**config), kind=kind), context)
+    return model.blocks[0].attention.rope
+
+
+def test_yarn_without_a_factor_takes_the_ratio_of_the_contexts() -> None:
+    scaling = {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 1024}
+    found = rope_of(max_position_embeddings=4096, rope_scaling=scaling)
+    np.testing.assert_allclose(found.inv_freq, YARN_4_OF_1024, atol=5e-7)
+    assert found.scale == pytest.approx(1.138629436111989)
+
+
+def test_llama3_without_an_original_context_takes_the_stated_one() -> None:
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    found = rope_of(max_position_embeddings=4096, rope_scaling=scaling)
+    np.testing.assert_allclose(found.inv_freq, LLAMA3_8_OF_4096, atol=5e-7)
+
+
+@pytest.mark.parametrize(("context", "expected"), [(None, PLAIN), (32, PLAIN), (128, DYNAMIC_2_AT_TWICE)])
+def test_dynamic_scaling_is_of_the_context_that_is_served(context: int | None, expected: list[float]) -> None:
+    found = served(context, max_position_embeddings=64, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    np.testing.assert_allclose(found.inv_freq, expected, atol=5e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [("llama", 2048), ("mistral", 131_072), ("qwen2", 32_768), ("qwen3", 32_768), ("gemma3", 131_072)],
+)
+def test_a_context_that_is_not_stated_is_that_of_the_configuration_class(name: str, context: int) -> None:
+    """transformers 5.24: LlamaConfig().max_position_embeddings and so on."""
+    spec = TINY[name]
+    config = {key: value for key, value in spec.config.items() if key != "max_position_embeddings"}
+    assert load_model(memory_checkpoint(TinyModel(spec.architecture, config))).max_context == context
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+@pytest.mark.parametrize(("wanted", "context"), [(None, 64), (32, 64), (200, 200), (256, 256), (257, 64)])
+def test_a_scaling_lets_the_context_be_longer_where_that_is_asked_for(
+    kind: str, wanted: int | None, context: int
+) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    spec = TINY["llama"].with_config(max_position_embeddings=64, rope_scaling=scaling)
+    assert load_model(memory_checkpoint(spec, kind=kind), wanted).max_context == context
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_a_users_scaling_replaces_the_files(kind: str) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+    stated = TINY["llama"].with_config(max_position_embeddings=1024, rope_scaling=scaling)
+    plain = memory_checkpoint(TINY["llama"].with_config(max_position_embeddings=1024), kind=kind)
+    found = load_model(override_rope(plain, "yarn:4", None, None))
+    assert found.max_context == 4096
+    np.testing.assert_allclose(found.blocks[0].attention.rope.inv_freq, YARN_4_OF_1024, atol=5e-7)
+    none = load_model(override_rope(memory_checkpoint(stated, kind=kind), "none", None, None))
+    np.testing.assert_allclose(none.blocks[0].attention.rope.inv_freq, PLAIN, atol=5e-7)
+    theta = load_model(override_rope(plain, None, 1e6, 2000), 2000)
+    np.testing.assert_allclose(theta.blocks[0].attention.rope.inv_freq[1], 1e6 ** (-1 / 8), rtol=1e-6)
+    assert theta.max_context == 2000
+
+
+@pytest.mark.parametrize("text", ["", "yarn", "yarn:x", "ntk:2", "yarn:0.5", "yarn:4:0", "yarn:4:64:1", "linear:inf"])
+def test_a_scaling_that_cannot_be_read_is_refused_with_the_form(text: str) -> None:
+    with pytest.raises(ConfigError, match="such as yarn:4"):
+        RopeScaling.parse(text)

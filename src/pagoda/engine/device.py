@@ -11,8 +11,9 @@ from pathlib import Path
 from pagoda.backends.base import Backend, ForwardModel
 from pagoda.config import EngineSettings
 from pagoda.errors import ConfigError
-from pagoda.formats.checkpoint import open_checkpoint
+from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.models.registry import load_model
+from pagoda.models.rope_override import override_rope
 from pagoda.sources import resolve
 
 log = logging.getLogger(__name__)
@@ -95,12 +96,18 @@ def _torch(settings: EngineSettings) -> Backend:
     )
     if settings.tensor_parallel == 1:
         return CudaBackend(options)
-    return ParallelBackend(options, settings.tensor_parallel, partial(open_model, settings.model, settings.max_context))
+    return ParallelBackend(options, settings.tensor_parallel, partial(open_model, settings))
 
 
-def open_model(name: str, max_context: int | None) -> ForwardModel:
+def open_model(settings: EngineSettings) -> ForwardModel:
     """What another process of the same engine opens for itself."""
-    return load_model(open_checkpoint(resolve(name).path), max_context)
+    return open_forward_model(open_checkpoint(resolve(settings.model).path), settings)
+
+
+def open_forward_model(checkpoint: Checkpoint, settings: EngineSettings) -> ForwardModel:
+    """The checkpoint's model as the settings will serve it. Raises what `load_model` and `override_rope` raise."""
+    longest = settings.max_context
+    return load_model(override_rope(checkpoint, settings.rope_scaling, settings.rope_theta, longest), longest)
 
 
 BACKENDS: dict[str, Callable[[EngineSettings], Backend]] = {

@@ -11,13 +11,13 @@ from functools import partial
 
 from pagoda.backends.base import Backend, ForwardModel, LoadedModel
 from pagoda.config import EngineSettings
-from pagoda.engine.device import make_backend
+from pagoda.engine.device import make_backend, open_forward_model
 from pagoda.engine.drafters import Drafter
 from pagoda.engine.engine import Engine
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
 from pagoda.engine.thread import EngineThread
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
-from pagoda.models.registry import fallback_template, load_model
+from pagoda.models.registry import fallback_template
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.top_k import TopKSampler
 from pagoda.sources import LocalModel, Progress, resolve
@@ -109,7 +109,7 @@ def _load(
     checkpoint: Checkpoint,
     drafters: Sequence[Drafter],
 ) -> LoadedEngine:
-    forward_model = load_model(checkpoint, settings.max_context)
+    forward_model = open_forward_model(checkpoint, settings)
     device_memory = backend.available_memory()
     available = available_memory() if device_memory is None else device_memory
     with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while the weights are repacked

@@ -108,7 +108,10 @@ def _max_context(footprint: Footprint, settings: EngineSettings, model_context: 
     """The longest context whose one sequence fits in `budget`."""
     wanted = settings.max_context or model_context
     if wanted > model_context:
-        raise ConfigError(f"--max-context {wanted}: the model's context is {model_context} tokens")
+        raise ConfigError(
+            f"--max-context {wanted}: the model's context is {model_context} tokens; --rope-scaling yarn:"
+            f"{-(-wanted // model_context)} stretches it, if the model was made for that"
+        )
 
     def fits(num_tokens: int) -> bool:
         return _bytes(footprint, _blocks_of_one(footprint, settings, num_tokens)) <= budget

@@ -182,7 +182,10 @@ def _open_safetensors(path: Path, any_type: bool) -> Checkpoint:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise FormatError("model_type is missing", path=str(path / CONFIG))
-    parts = _open_shards(path) if (path / INDEX).is_file() else _open_unindexed(path)
+    is_sharded = (path / INDEX).is_file() and not (
+        path / WEIGHTS
+    ).is_file()  # beside a whole file an index is a leftover
+    parts = _open_shards(path) if is_sharded else _open_unindexed(path)
     checkpoint = Checkpoint("safetensors", path, model_type.removesuffix("_text"), config, parts)
     with suppress(*((UnsupportedError,) if any_type else ())):
         if quantization := _quantization(path, config):

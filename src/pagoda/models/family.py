@@ -35,6 +35,7 @@ class Family:
     # Files
     tensors: Mapping[str, tuple[str, str]] = field(default_factory=lambda: TENSORS)
     defaults: Mapping[str, Any] = field(default_factory=dict)  # config.json's keys that its files may leave out
+    usual_context: int = 2048  # where config.json states none, as the configuration class of transformers has it
     interleaved: bool = False  # GGUF's rows of q and k are reordered so that a rotary pair lies side by side
     norm_offset: float = 0.0  # GGUF's norm weights are larger by this than Hugging Face's
     extra_config: Callable[[Checkpoint, Decoder], dict[str, Any]] | None = None  # what its config.json says besides
@@ -63,7 +64,7 @@ class Family:
 
     def settings(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what its files may leave out."""
-        return Settings({**self.defaults, **config})
+        return Settings({"max_position_embeddings": self.usual_context, **self.defaults, **config})
 
 
 class ModelFile:
@@ -92,7 +93,14 @@ class ModelFile:
         return self._prefix + (FIELDS[field][self._column] if field in FIELDS else field)
 
     def integer(self, field: str, default: int | None = None, *, low: int = 1, high: int) -> int:
-        return self.settings.integer(self.key(field), default, low=low, high=high)
+        """GGUF may state it for each layer: then once, where all are equal. UnsupportedError where they are not."""
+        key = self.key(field)
+        value = self.settings.get(key)
+        if self.is_gguf and self.settings.is_sequence(key) and len(value):
+            if any(one != value[0] for one in value):
+                raise UnsupportedError(f"{key} differs from layer to layer, which {self.family.name} does not here")
+            return Settings({key: value[0]}).integer(key, low=low, high=high)
+        return self.settings.integer(key, default, low=low, high=high)
 
     def number(self, field: str, default: float | None = None, *, low: float = 1e-12, high: float = 1e12) -> float:
         return self.settings.number(self.key(field), default, low=low, high=high)

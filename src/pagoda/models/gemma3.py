@@ -101,6 +101,7 @@ FAMILY = Family(
     hf_class="Gemma3ForCausalLM",
     model_type="gemma3_text",
     build=build,
+    usual_context=131_072,
     tensors=TENSORS
     | {
         "attn_post_norm": ("blk.{i}.post_attention_norm", "model.layers.{i}.post_attention_layernorm"),

@@ -21,6 +21,7 @@ FAMILY = Family(
     gguf_key="attention.sliding_window",
     hf_class="MistralForCausalLM",
     build=build,
+    usual_context=131_072,
     defaults={"sliding_window": 4096},  # one that says null has none
     interleaved=True,
     chat_template=LLAMA2,

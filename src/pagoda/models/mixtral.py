@@ -15,6 +15,7 @@ FAMILY = Family(
     gguf_key="expert_count",
     hf_class="MixtralForCausalLM",
     build=mistral.build,
+    usual_context=131_072,
     tensors=TENSORS
     | {
         "ffn_router": ("blk.{i}.ffn_gate_inp", f"{_LAYER}.gate"),

@@ -16,6 +16,7 @@ FAMILY = Family(
     gguf="phi3",
     hf_class="Phi3ForCausalLM",
     build=mistral.build,
+    usual_context=4096,
     tensors=TENSORS | {"ffn_up": ("blk.{i}.ffn_up", "model.layers.{i}.mlp.gate_up_proj")},
     defaults={"original_max_position_embeddings": 4096},
     chat_template=PHI3,

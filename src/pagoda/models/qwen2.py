@@ -26,4 +26,12 @@ def layer_kinds(file: ModelFile, sizes: Sizes) -> list[LayerKind]:
     return [LayerKind(rope, window if sliding else None) for sliding in slides]
 
 
-FAMILY = Family(name="qwen2", gguf="qwen2", hf_class="Qwen2ForCausalLM", build=build, qkv_bias=True, windows=False)
+FAMILY = Family(
+    name="qwen2",
+    gguf="qwen2",
+    hf_class="Qwen2ForCausalLM",
+    build=build,
+    usual_context=32_768,
+    qkv_bias=True,
+    windows=False,
+)

@@ -10,6 +10,7 @@ FAMILY = Family(
     gguf="qwen3moe",
     hf_class="Qwen3MoeForCausalLM",
     build=qwen2.build,
+    usual_context=32_768,
     defaults={
         "num_experts": 128,
         "num_experts_per_tok": 8,

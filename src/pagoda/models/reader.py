@@ -12,7 +12,7 @@ from pagoda.errors import FormatError, UnsupportedError
 from pagoda.models.experts import read_experts, read_layer
 from pagoda.models.family import ModelFile
 from pagoda.models.layers import Attention, Block, Decoder, Experts, FeedForward, Linear, Norm
-from pagoda.models.rope import MAX_LENGTH
+from pagoda.models.rope import MAX_LENGTH, context_limit
 from pagoda.types import RawTensor
 
 MAX_VOCAB = 1 << 24
@@ -71,7 +71,7 @@ def read_sizes(file: ModelFile) -> Sizes:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=_read_head_dim(file, hidden_size, num_heads),
-        max_context=file.integer("max_context", high=MAX_LENGTH),
+        max_context=context_limit(file),
         norm_eps=file.number("norm_eps", None if file.is_gguf else 1e-6, high=1.0),
     )
 

@@ -1,12 +1,12 @@
 """Rotary frequencies, with the scalings that stretch a model's context.
 
-Everything is computed in float64 and rounded to float32 once. Supported: none, linear, llama3, yarn and longrope; as
-settings of either file kind, or as tensors of factors (GGUF). Refused, because they would be ignored otherwise: the
-rest.
+Everything is computed in float64 and rounded to float32 once. Supported: none, linear, llama3, yarn, longrope and
+dynamic; as settings of either file kind, or as tensors of factors (GGUF). The rest is refused, not ignored.
 
-Longrope has two sets of factors, for sequences within the original context and beyond it. Which one is used is decided
-once, by the context that is served, as in llama.cpp and vLLM: a choice by the length of each sequence, as transformers
-makes it, changes the keys that are cached already when a sequence grows past the border.
+Longrope has two sets of factors, for sequences within the original context and beyond it, and dynamic scaling depends
+on the length. What is used is decided once, by the context that is served, as llama.cpp and vLLM do for longrope: a
+choice by the length of each sequence, as transformers makes it, changes the keys that are cached already when a
+sequence grows past the border.
 """
 
 from __future__ import annotations
@@ -74,6 +74,12 @@ def yarn_frequencies(
     return inv_freq
 
 
+def dynamic_frequencies(rotary_dim: int, theta: float, factor: float, original: int, length: int) -> Frequencies:
+    """Dynamic NTK: as trained up to `original` tokens, and beyond with a larger theta, so that `length` tokens fit."""
+    stretch = factor * max(length, original) / original - (factor - 1)
+    return frequencies(rotary_dim, theta * stretch ** (rotary_dim / (rotary_dim - 2)) if rotary_dim > 2 else theta)
+
+
 def yarn_attention_factor(factor: float, multiplier: float = 1.0) -> float:
     return 0.1 * multiplier * log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -103,6 +109,9 @@ def _read_gguf(file: ModelFile, head_dim: int) -> RopeSpec:
         return _spec(style, base)
     if method == "linear":
         return _spec(style, base / factor)
+    if method == "dynamic":
+        original = file.integer("rope.scaling.original_context_length", _max_context(file), high=MAX_LENGTH)
+        return _spec(style, dynamic_frequencies(2 * len(base), theta, factor, original, _served_context(file)))
     if method == "yarn":
         original = file.integer("rope.scaling.original_context_length", _max_context(file), high=MAX_LENGTH)
         fast, slow = file.number("rope.scaling.yarn_beta_fast", 32.0), file.number("rope.scaling.yarn_beta_slow", 1.0)
@@ -130,8 +139,32 @@ def _rotary_dim(file: ModelFile, head_dim: int) -> int:
 
 
 def _served_context(file: ModelFile) -> int:
-    """Tokens that a sequence may have: as many as will be served, or as many as the model can."""
-    return min(_max_context(file), file.max_context or MAX_LENGTH)
+    """Tokens that a sequence may have: as many as will be served, or as many as the file states."""
+    return file.max_context or _max_context(file)
+
+
+def context_limit(file: ModelFile) -> int:
+    """The longest context that can be served: what the file states, or, where asked for, what its scaling reaches.
+
+    A file may state the context that the model was trained for beside a scaling that stretches it, as Qwen 2.5's do.
+    """
+    stated = _max_context(file)
+    wanted = file.max_context or stated
+    return wanted if stated < wanted <= _reach(file, stated) else stated
+
+
+def _reach(file: ModelFile, stated: int) -> int:
+    if file.is_gguf:
+        method = file.settings.get(file.key("rope.scaling.type"))
+        factor, original = _read_gguf_factor(file), file.settings.get(file.key("rope.scaling.original_context_length"))
+    else:
+        scaling = file.settings.section("rope_parameters") or file.settings.section("rope_scaling") or Settings({})
+        method = scaling.get("rope_type") or scaling.get("type")
+        factor, original = scaling.get("factor") or 1.0, scaling.get("original_max_position_embeddings")
+    if method not in ("yarn", "linear", "dynamic") or not isinstance(factor, (int, float)):
+        return stated
+    trained = original if isinstance(original, int) and original else stated
+    return min(MAX_LENGTH, round(trained * factor))
 
 
 def _read_factors(file: ModelFile, role: str, pairs: int) -> Frequencies:
@@ -158,32 +191,37 @@ def _read_config(file: ModelFile, head_dim: int, kind: str, theta: float | None)
     base = frequencies(rotary_dim, theta)
     if scaling.get("long_factor") is not None:  # its oldest files call it "su" or "yarn"
         return _read_longrope(file, scaling, base)
-    return _scaled(scaling, config, base, theta, file.rope_style)
+    return _scaled(file, scaling, base, theta)
 
 
-def _scaled(scaling: Settings, config: Settings, base: Frequencies, theta: float, style: RopeStyle) -> RopeSpec:
+def _scaled(file: ModelFile, scaling: Settings, base: Frequencies, theta: float) -> RopeSpec:
+    style = file.rope_style
     method = scaling.text("rope_type", scaling.text("type", "default"))
     if method == "default":
         return _spec(style, base)
     if method == "linear":
         return _spec(style, base / _read_factor(scaling))
     if method == "llama3":
-        return _spec(style, _read_llama3(scaling, base))
+        return _spec(style, _read_llama3(file, scaling, base))
+    if method == "dynamic":
+        original = scaling.integer("original_max_position_embeddings", _max_context(file), high=MAX_LENGTH)
+        served, factor = _served_context(file), _read_factor(scaling)
+        return _spec(style, dynamic_frequencies(2 * len(base), theta, factor, original, served))
     if method == "yarn":
-        return _read_yarn(scaling, config, base, theta, style)
+        return _read_yarn(file, scaling, base, theta)
     raise _unsupported(method)
 
 
-def _read_llama3(scaling: Settings, base: Frequencies) -> Frequencies:
+def _read_llama3(file: ModelFile, scaling: Settings, base: Frequencies) -> Frequencies:
     low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
     if low >= high:
         raise scaling.error("low_freq_factor", low, f"must be below high_freq_factor, {high:g}")
-    original = scaling.number("original_max_position_embeddings")
+    original = scaling.number("original_max_position_embeddings", _max_context(file))
     return llama3_frequencies(base, _read_factor(scaling), low, high, original)
 
 
-def _read_factor(scaling: Settings) -> float:
-    return scaling.number("factor", low=LEAST_FACTOR, high=MOST_FACTOR)
+def _read_factor(scaling: Settings, default: float | None = None) -> float:
+    return scaling.number("factor", default, low=LEAST_FACTOR, high=MOST_FACTOR)
 
 
 def _read_longrope(file: ModelFile, scaling: Settings, base: Frequencies) -> RopeSpec:
@@ -197,13 +235,16 @@ def _read_longrope(file: ModelFile, scaling: Settings, base: Frequencies) -> Rop
     return _spec(file.rope_style, base / factors, scale)
 
 
-def _read_yarn(scaling: Settings, config: Settings, base: Frequencies, theta: float, style: RopeStyle) -> RopeSpec:
-    factor = _read_factor(scaling)
-    window = config.integer("max_position_embeddings", high=MAX_LENGTH)
-    original = scaling.integer("original_max_position_embeddings", window, high=MAX_LENGTH)
+def _read_yarn(file: ModelFile, scaling: Settings, base: Frequencies, theta: float) -> RopeSpec:
+    """A factor of null is what the context is longer than the original, as transformers reads it."""
+    longest = _max_context(file)
+    original = scaling.integer("original_max_position_embeddings", longest, high=MAX_LENGTH)
+    factor = _read_factor(scaling, longest / original)
     fast, slow = scaling.number("beta_fast", 32.0), scaling.number("beta_slow", 1.0)
     inv_freq = yarn_frequencies(base, theta, factor, original, fast, slow, whole=scaling.flag("truncate", True))
-    return _spec(style, inv_freq, scaling.number("attention_factor", _implied_attention_factor(scaling, factor)))
+    return _spec(
+        file.rope_style, inv_freq, scaling.number("attention_factor", _implied_attention_factor(scaling, factor))
+    )
 
 
 def _implied_attention_factor(scaling: Settings, factor: float) -> float:
@@ -214,4 +255,6 @@ def _implied_attention_factor(scaling: Settings, factor: float) -> float:
 
 
 def _unsupported(method: str) -> UnsupportedError:
-    return UnsupportedError(f"rope scaling {method!r} is not supported; supported: linear, llama3, yarn, longrope")
+    return UnsupportedError(
+        f"rope scaling {method!r} is not supported; supported: linear, llama3, yarn, longrope, dynamic"
+    )
