@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ else:
 S = TypeVar("S", bound="Settings")
 
 DEFAULT_FILE = "pagoda.toml"
+NOT_SETTINGS = ("PAGODA_CONFIG", "PAGODA_CACHE", "PAGODA_DEBUG", "PAGODA_TEST_LOAD_SECONDS")
+SERVICE_LINK = re.compile(r"PAGODA_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")  # of a Kubernetes Service named pagoda
+KEY_LIKE = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH|CREDENTIAL")
 # Verbs with settings of their own.
 TABLES = (
     "chat",
@@ -202,6 +206,32 @@ def load_settings(
     if missing:
         raise ConfigError(f"--{missing[0].key} is missing: {missing[0].about.help}")
     return cls(**values)
+
+
+def check_environment(classes: Iterable[type[Settings]], environ: Mapping[str, str] | None = None) -> list[str]:
+    """A warning for each `PAGODA_…` variable that no setting of `classes`, or of the engine and the server, reads.
+
+    Raises ConfigError where it may have been meant as a key: a misspelt one must not open a server.
+    """
+    environ = os.environ if environ is None else environ
+    classes = {EngineSettings, ServerSettings, *classes}
+    known = {field.env: field for cls in classes for field in fields(cls)}
+    bare = {name.removeprefix("PAGODA_"): name for name in known}
+    others = [f"PAGODA_{table.replace('-', '_').upper()}_" for table in TABLES]
+    warnings = []
+    for name in sorted(environ):
+        upper = name.upper()
+        if name in known or name in NOT_SETTINGS or not upper.startswith("PAGODA"):
+            continue
+        if SERVICE_LINK.fullmatch(name) or any(upper.startswith(prefix) for prefix in others):
+            continue  # Kubernetes sets the first, other verbs read the second
+        found = difflib.get_close_matches(upper.removeprefix("PAGODA").lstrip("_"), bare, 1)
+        near = bare[found[0]] if found else None
+        says = f"{name} is not a setting; " + (f"did you mean {near}?" if near else "`--help` lists them.")
+        if KEY_LIKE.search(upper) or (near is not None and known[near].about.secret):
+            raise ConfigError(f"{says} It looks like a key, and nothing would ask for it: correct it, or unset it")
+        warnings.append(says)
+    return warnings
 
 
 def _read_table(

@@ -6,6 +6,7 @@
     ├── FormatError          a file is truncated, hostile or inconsistent; says at which offset
     ├── UnsupportedError     well-formed, but this architecture, tensor type or feature is not supported
     ├── QualityError         what was made is worse than the user allows; says by how much
+    ├── OutputError          a file cannot be written
     ├── CapacityError        it does not fit in memory; says by how much and what would fit
     ├── RequestError         a request is invalid (HTTP 400); names the parameter
     │   ├── ContextLengthError   prompt + max_tokens exceed the context
@@ -50,6 +51,10 @@ class UnsupportedError(PagodaError):
 
 class QualityError(PagodaError):
     """What was made is worse than the user allows."""
+
+
+class OutputError(PagodaError):
+    """What was made cannot be written."""
 
 
 class CapacityError(PagodaError):

@@ -20,7 +20,7 @@ from pagoda.cli.generate import Run
 from pagoda.cli.main import app
 from pagoda.client import HttpError
 from pagoda.config import ServerSettings
-from pagoda.errors import ConfigError, EngineError
+from pagoda.errors import ConfigError, EngineError, OutputError
 from pagoda.server.app import create_app
 
 Record = dict[str, Any]
@@ -241,3 +241,58 @@ def test_no_line_breaks_the_reader(lines: list[bytes]) -> None:
 
     ids = [task.id for task in read_tasks(io.BytesIO(b"\n".join(lines)), {})]
     assert len(ids) <= sum(1 for _ in io.BytesIO(b"\n".join(lines)))
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {"id": "a", "prompt": "hello"}, {"id": "b", "prompt": "hello"})
+    result = generate(source, Path("/dev/full"))
+    assert isinstance(result.exception, OutputError)
+    assert "cannot write /dev/full: No space left on device" in str(result.exception)
+    assert "the same command goes on" in str(result.exception)
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_disk_that_fills_up_leaves_what_a_next_run_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "in", *({"id": i, "prompt": "hello", "max_tokens": 2} for i in range(5)))
+    real, written = module._write, []
+
+    def write_two_and_a_half(out: Any, line: bytes) -> None:
+        written.append(line)
+        if len(written) > 2:
+            real(out, line[:10])
+            raise OutputError("No space left on device")
+        real(out, line)
+
+    monkeypatch.setattr(module, "_write", write_two_and_a_half)
+    assert isinstance(generate(source, tmp_path / "out").exception, OutputError)
+    monkeypatch.setattr(module, "_write", real)
+    assert generate(source, tmp_path / "out").exit_code == 0
+    assert by_id(tmp_path / "out").keys() == set(range(5))
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    """RFC 8259, section 8.1: a reader may. Editors on Windows write it."""
+    (tmp_path / "in").write_bytes(b'\xef\xbb\xbf{"id": "a", "prompt": "hello"}\n')
+    assert generate(tmp_path / "in", tmp_path / "out").exit_code == 0
+    assert by_id(tmp_path / "out").keys() == {"a"}
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "in").write_text('{"id": "a", "prompt": "hello"}\n', encoding=encoding)
+    result = generate(tmp_path / "in", tmp_path / "out")
+    assert isinstance(result.exception, ConfigError)
+    assert f"mark of {encoding.upper()}" in str(result.exception)
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_line_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes('{"id": "a", "prompt": "né"}\n{"id": "b", "prompt": "n"}\n'.encode("latin-1"))
+    assert generate(tmp_path / "in", tmp_path / "out").exit_code == 1
+    answers = by_id(tmp_path / "out")
+    assert "0xe9 at 24" in answers["line-1"]["error"]["message"]
+    assert "text" in answers["b"]

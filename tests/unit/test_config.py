@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pagoda
-from pagoda.config import TABLES, EngineSettings, ServerSettings, cache_dir, load_settings
+from pagoda.config import TABLES, EngineSettings, ServerSettings, cache_dir, check_environment, load_settings
 from pagoda.errors import ConfigError
 from pagoda.settings import Setting, Settings, fields, parse_size
 
@@ -186,3 +186,51 @@ def test_every_verbs_table_may_stand_in_the_file() -> None:
         for name in re.findall(r'^    table = "([a-z-]+)"$', path.read_text(), re.MULTILINE)
     }
     assert stated == set(TABLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("PAGODA_MAX_CONTEX", "did you mean PAGODA_MAX_CONTEXT?"),
+        ("PAGODA_HOSTS", "did you mean PAGODA_HOST?"),
+        ("PAGODA_XYZZY", "--help"),
+        ("pagoda_threads", "did you mean PAGODA_THREADS?"),
+        ("PAGODATHREADS", "did you mean PAGODA_THREADS?"),
+    ],
+)
+def test_variables_that_nothing_reads_are_said(name: str, says: str) -> None:
+    (warning,) = check_environment([], {name: "1", "PAGODA_PORT": "80", "HOME": "/", "PATH": "x"})
+    assert name in warning
+    assert says in warning
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PAGODA_API_KEYS", "PAGODA_APIKEY", "PAGODA_KEY", "PAGODA_API_TOKEN", "PAGODA_SECRET", "pagoda_api_key",
+        "PAGODA_ADMIN_KEYS", "PAGODA_API_KYE", "PAGODA_PASSWORD", "PAGODA_AUTH", "PAGODA_SERVER_API_KEY",
+    ],
+)  # fmt: skip
+def test_a_misspelt_key_opens_no_server(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        check_environment([], {name: "secret"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PAGODA_API_KEY", "PAGODA_CACHE", "PAGODA_CONFIG", "PAGODA_DEBUG", "PAGODA_BENCH_RUNS", "PAGODA_CHAT_API_KEY",
+     "PAGODA_SERVICE_HOST", "PAGODA_SERVICE_PORT_HTTP", "PAGODA_PORT_8000_TCP_ADDR", "PAGODA_PORT"],
+)  # fmt: skip
+def test_variables_that_something_reads(name: str) -> None:
+    assert check_environment([], {name: "x"}) == []
+
+
+@pytest.mark.parametrize("value", ["", " ", "a,,b", ","])
+def test_a_key_that_is_empty_opens_no_server(value: str, empty_folder: Path) -> None:
+    """As `PAGODA_API_KEY=${KEY}` is where KEY is not set."""
+    with pytest.raises(ConfigError, match="PAGODA_API_KEY is empty"):
+        load_settings(ServerSettings, environ={"PAGODA_API_KEY": value})
+    with pytest.raises(ConfigError, match="--api-key is empty"):
+        load_settings(ServerSettings, {"api_keys": [value]}, environ={})
+    with pytest.raises(ConfigError, match="api-key is empty"):
+        load_settings(ServerSettings, config=write(empty_folder, f"api-key = {value!r}"), environ={})

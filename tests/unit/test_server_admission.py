@@ -10,9 +10,9 @@ import pytest
 
 from fake_engine import FakeEngine, FakeLoaded
 from pagoda.errors import OverloadedError, RequestError
-from pagoda.server.admission import Admission, DrainRate
+from pagoda.server.admission import COLD_SPEED, Admission, DrainRate, PromptSpeed
 from pagoda.server.call import Call, DeltaStream, Serve, fold
-from pagoda.types import Delta, Request, SamplingParams
+from pagoda.types import Delta, Request, SamplingParams, StepResult
 from serving import serving, wait_for
 
 
@@ -51,7 +51,8 @@ class Door:
 
     def __init__(self, serve: Serve, max_requests: int = 3, max_tokens: int = 100) -> None:
         self.clock = Clock()
-        self.layer = Admission(max_requests, max_tokens, self.clock)
+        self.speed = PromptSpeed()
+        self.layer = Admission(max_requests, max_tokens, self.speed, self.clock)
         self.serve = fold([self.layer], serve)
         self.requests, self.tokens = self.layer.requests, self.layer.tokens
 
@@ -156,6 +157,34 @@ def test_retry_after_follows_the_drain() -> None:
         return caught.value.retry_after
 
     assert asyncio.run(scenario()) == pytest.approx(3.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("speed", "max_requests", "max_tokens", "expected"),
+    [
+        (50.0, 1000, 5000, 20.0),  # a thousand tokens too many, fifty a second
+        (1e6, 1000, 5000, 1.0),
+        (1.0, 1000, 5000, 120.0),
+        (None, 1000, 5000, 1000 / COLD_SPEED),
+        (50.0, 5, 10**6, 20.0),  # one request of five must leave: a fifth of five thousand tokens
+    ],
+)
+def test_retry_after_of_a_cold_queue(speed: float | None, max_requests: int, max_tokens: int, expected: float) -> None:
+    """Nothing has left the queue yet, but steps have told how fast prompts are computed."""
+
+    async def scenario() -> float:
+        door, _ = admission(max_requests, max_tokens)
+        for i in range(5):
+            await door.open([request(str(i), 1000)])
+        if speed is not None:
+            for _ in range(3):
+                door.speed.record(StepResult(num_prompt_tokens=int(speed), step_s=1.0))
+                door.speed.record(StepResult(num_generation_tokens=5, step_s=9.0))  # says nothing of prompts
+        with pytest.raises(OverloadedError) as caught:
+            await door.open([request("late", 1000)])
+        return caught.value.retry_after
+
+    assert asyncio.run(scenario()) == pytest.approx(expected)
 
 
 def test_idle_time_does_not_slow_the_rate() -> None:

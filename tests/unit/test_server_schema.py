@@ -59,3 +59,18 @@ def test_the_document_knows_the_fields() -> None:
     assert {"messages", "temperature", "top_k", "cache_salt", "continue_final_message"} <= set(chat["properties"])
     assert chat["required"] == ["messages"]
     assert chat["additionalProperties"] is False
+
+
+def test_limits_go_by_json_schemas_names() -> None:
+    """JSON Schema 2020-12, section 6.2 of the validation vocabulary: what goes by another name limits nothing."""
+    chat: dict[str, Any] = document["components"]["schemas"]["ChatRequest"]["properties"]
+    assert chat["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 128}
+    assert chat["top_k"]["anyOf"][0] == {"type": "integer", "minimum": -1}
+    assert chat["seed"]["anyOf"][0] == {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+    assert chat["top_p"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+
+    def names(schema: Any) -> set[str]:
+        parts = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else []
+        return (set(schema) if isinstance(schema, dict) else set()).union(*map(names, parts))
+
+    assert {"ge", "le", "gt", "lt", "multiple_of"} & names(document) == set()

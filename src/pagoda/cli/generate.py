@@ -23,7 +23,7 @@ from pagoda.cli.endpoint import open_endpoints, served_model
 from pagoda.cli.options import with_settings
 from pagoda.client import Endpoint, HttpError
 from pagoda.config import EngineSettings
-from pagoda.errors import ConfigError, EngineError
+from pagoda.errors import ConfigError, EngineError, OutputError
 from pagoda.settings import Setting, Settings
 
 MAX_WAIT_S = 30.0  # between attempts at a server whose queue is full
@@ -196,9 +196,18 @@ def _error_body(error: HttpError) -> dict[str, Any]:
 
 async def _write_all(run: Run, tasks: Iterable[Task], out: BinaryIO, tally: Tally) -> None:
     async for record in run.records(tasks):
-        out.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
-        out.flush()
+        _write(out, orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
         tally.count(record)
+
+
+def _write(out: BinaryIO, line: bytes) -> None:
+    """All of the line, past no buffer: what is torn off is removed by the next run (`batch_file.repair`)."""
+    try:
+        while line:
+            line = line[out.write(line) :]
+    except OSError as error:
+        message = f"cannot write {out.name}: {error.strerror}; make room, and the same command goes on from there"
+        raise OutputError(message) from None
 
 
 def _without_done(tasks: Iterable[Task], done: set[str | int], tally: Tally) -> Iterator[Task]:
@@ -220,13 +229,13 @@ def _reading(source: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _writing(output: Path) -> Iterator[BinaryIO]:
-    with _opened(output, "ab") as file:
+    with _opened(output, "ab", buffering=0) as file:
         yield file
 
 
-def _opened(path: Path, mode: str) -> Any:
+def _opened(path: Path, mode: str, buffering: int = -1) -> Any:
     try:
-        return path.open(mode)
+        return path.open(mode, buffering)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
 

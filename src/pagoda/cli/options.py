@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pagoda.config import load_settings
+from pagoda.config import check_environment, load_settings
 from pagoda.settings import Field, Settings, fields
 
 CONFIG_HELP = "TOML file with settings, a line each: threads = 4. By default ./pagoda.toml, if there is one."
@@ -38,6 +38,8 @@ def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
             name: load_settings(cls, {f.name: values.pop(f.name) for f in fields(cls)}, config=config)
             for name, cls in classes.items()
         }
+        for warning in check_environment(classes.values()):
+            typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
         return function(**settings, **values)
 
     listed = [field for cls in classes.values() for field in fields(cls)]

@@ -1,7 +1,8 @@
 """Who may wait: a queue bounded by requests and by prompt tokens, and how long the refused should stay away.
 
 A request waits from its arrival until its first token. `Retry-After` is what the queue's own drain says: the work
-that must leave before this request fits, over the rate at which work has been leaving.
+that must leave before this request fits, over the rate at which work has been leaving. While nothing has left yet, the
+prompt tokens that stand before it, over the speed at which steps have computed prompts.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import AsyncIterator, Callable
 
 from pagoda.errors import OverloadedError, RequestError
 from pagoda.server.call import Call, DeltaStream, Serve
-from pagoda.types import Delta
+from pagoda.types import Delta, StepResult
 
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 120.0
+COLD_SPEED = 200.0  # prompt tokens a second, before the first step has told: a slow machine's
 
 
 class DrainRate:
@@ -55,6 +57,25 @@ class DrainRate:
         self._seconds = self._seconds * kept + elapsed
 
 
+class PromptSpeed:
+    """Prompt tokens a second in the engine's steps, over about the last `memory` seconds of them."""
+
+    def __init__(self, memory: float = 10.0) -> None:
+        self._memory = memory
+        self._tokens = 0.0
+        self._seconds = 0.0
+
+    def record(self, step: StepResult) -> None:
+        """An observer of steps, on the engine's thread."""
+        if step.num_prompt_tokens and step.step_s:
+            kept = math.exp(-step.step_s / self._memory)
+            self._tokens = self._tokens * kept + step.num_prompt_tokens
+            self._seconds = self._seconds * kept + step.step_s
+
+    def per_second(self) -> float:
+        return self._tokens / self._seconds if self._seconds else COLD_SPEED
+
+
 class Bounded:
     """One bound of the queue: how much waits, how much may, how fast it drains."""
 
@@ -75,16 +96,19 @@ class Bounded:
         self.waiting -= amount
         self.rate.leave(amount, empty=not self.waiting)
 
-    def seconds_until_fits(self, amount: int) -> float:
+    def seconds_until_fits(self, amount: int) -> float | None:
+        """None while nothing has left."""
         rate = self.rate.per_second()
-        seconds = min(self.excess(amount), self.waiting) / rate if rate else MIN_RETRY_S
-        return min(max(seconds, MIN_RETRY_S), MAX_RETRY_S)
+        return min(self.excess(amount), self.waiting) / rate if rate else None
 
 
 class Admission:
     """A layer that refuses what does not fit in the queue."""
 
-    def __init__(self, max_requests: int, max_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, max_requests: int, max_tokens: int, speed: PromptSpeed, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._speed = speed
         self.requests = Bounded("requests", "--max-queue-requests", max_requests, clock)
         self.tokens = Bounded("prompt tokens", "--max-queue-tokens", max_tokens, clock)
 
@@ -115,9 +139,13 @@ class Admission:
 
     def _check(self, bound: Bounded, amount: int) -> None:
         if bound.excess(amount):
+            seconds = bound.seconds_until_fits(amount)
+            if seconds is None:
+                share = min(bound.excess(amount) / bound.waiting, 1.0)  # of the queue that must leave
+                seconds = share * self.tokens.waiting / self._speed.per_second()
             raise OverloadedError(
                 f"the queue is full: {bound.waiting} {bound.what} wait, {bound.limit} may ({bound.flag})",
-                retry_after=bound.seconds_until_fits(amount),
+                retry_after=min(max(seconds, MIN_RETRY_S), MAX_RETRY_S),
             )
 
 

@@ -18,8 +18,8 @@ MARKS = (
 )
 
 
-def parse_json(data: bytes) -> Any:
-    """Read with orjson: no NaN, no lone surrogates, no bottomless nesting. Raises RequestError that says what is wrong.
+def parse_json(data: bytes, what: str = "the body") -> Any:
+    """Read with orjson: no NaN, no lone surrogates, no bottomless nesting. RequestError says what is wrong with `what`.
 
     JSON is exchanged in UTF-8, and a reader may skip the mark (RFC 8259, section 8.1).
     """
@@ -29,8 +29,8 @@ def parse_json(data: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         encoding = wrong_encoding(data)
         if encoding is not None:
-            raise RequestError(f"the body is not UTF-8: {encoding}", code="invalid_encoding") from None
-        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+            raise RequestError(f"{what} is not UTF-8: {encoding}", code="invalid_encoding") from None
+        raise RequestError(f"{what} is not valid JSON: {error}", code="invalid_json") from None
 
 
 def wrong_encoding(data: bytes) -> str | None:

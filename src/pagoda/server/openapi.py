@@ -201,6 +201,7 @@ TAKES: dict[str, list[type[BaseModel]]] = {
 }
 STREAMED = {"/v1/chat/completions", "/v1/completions"}
 TEXT = {"schema": {"type": "string"}}
+LIMITS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 REF = "#/components/schemas/{model}"
 
 
@@ -225,7 +226,7 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
     made = [(model, "serialization") for model, _ in ANSWERS.values() if model is not None]
     pairs: Any = [*given, *made, (ErrorBody, "serialization")]
     _, definitions = models_json_schema(pairs, ref_template=REF)
-    document["components"] = {"schemas": definitions["$defs"]}
+    document["components"] = {"schemas": _with_limits(definitions["$defs"])}
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"] = _responses(path)
@@ -234,6 +235,16 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
             if path in TAKES:
                 operation["requestBody"] = {"required": True, "content": _json(*TAKES[path])}
     return document
+
+
+def _with_limits(schema: Any) -> Any:
+    """Limits of numbers under JSON Schema's names, where pydantic leaves its own: on numbers that it converts first."""
+    if isinstance(schema, list):
+        return [_with_limits(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    is_number = schema.get("type") in ("integer", "number")
+    return {LIMITS.get(name, name) if is_number else name: _with_limits(part) for name, part in schema.items()}
 
 
 def _responses(path: str) -> dict[str, Any]:

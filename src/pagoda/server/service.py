@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from pagoda.config import ServerSettings
 from pagoda.errors import EngineError, OverloadedError, UnavailableError
 from pagoda.observe.metrics import Metrics
-from pagoda.server.admission import Admission
+from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.bridge import EngineBridge, EngineThread
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
 from pagoda.server.prompts import ChatTemplate, Tokenizer
@@ -71,7 +71,9 @@ class Model:
         )
         self.engine.on_step.append(self.metrics.record)
         self.bridge = EngineBridge(self.engine)
-        self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens)
+        speed = PromptSpeed()
+        self.engine.on_step.append(speed.record)
+        self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens, speed)
         layers: list[Layer] = [  # outermost first
             self._validated,
             self._counted,

@@ -61,13 +61,17 @@ def check_digest(path: Path, sha256: str | None, what: str) -> None:
     raise SourceError(f"{what} has the SHA-256 {found} instead of {sha256}; it was removed, try again")
 
 
+class NoRoomError(SourceError):
+    """The disk is full; what was downloaded is right, and is kept."""
+
+
 def check_room(folder: Path, num_bytes: int, what: str) -> None:
-    """SourceError unless the disk has room for `num_bytes` more."""
+    """NoRoomError unless the disk has room for `num_bytes` more."""
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
     if free < num_bytes:
         message = f"{what} needs {num_bytes / 1e6:,.0f} MB in {folder}, where {free / 1e6:,.0f} MB are free"
-        raise SourceError(f"{message}; free some, or set PAGODA_CACHE to another folder")
+        raise NoRoomError(f"{message}; free some, or set PAGODA_CACHE to another folder")
 
 
 def publish(part: Path, target: Path) -> None:

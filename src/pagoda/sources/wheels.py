@@ -26,7 +26,7 @@ from urllib.request import url2pathname
 from pagoda.errors import SourceError
 from pagoda.sources import pip
 from pagoda.sources.download import AccessError, download
-from pagoda.sources.files import CHUNK_BYTES, Progress, check_digest, check_room, locked, publish
+from pagoda.sources.files import CHUNK_BYTES, NoRoomError, Progress, check_digest, check_room, locked, publish
 from pagoda.sources.names import WheelSource
 
 # What zipfile raises for bytes that are no archive, or one it cannot read (encrypted, unknown compression).
@@ -100,8 +100,9 @@ def _local_wheel(wheel: pip.Wheel, folder: Path, progress: Progress) -> Iterator
             _download_with_pip(wheel, path, progress)
     try:
         yield path
-    except SourceError:  # not what was wanted; after other errors it is used by the next run
-        path.unlink()
+    except SourceError as error:
+        if not isinstance(error, NoRoomError):  # not what was wanted; after other errors it is used by the next run
+            path.unlink()
         raise
     path.unlink()
 
