@@ -4,6 +4,7 @@
 namespace nb = nanobind;
 
 namespace pagoda {
+void bind_guard(nb::module_ &m);
 void bind_machine(nb::module_ &m);
 void bind_program(nb::module_ &m);
 void bind_quantize(nb::module_ &m);
@@ -12,6 +13,7 @@ void bind_sampler(nb::module_ &m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Pagoda's native kernels.";
+    pagoda::bind_guard(m);
     pagoda::bind_machine(m);
     pagoda::bind_program(m);
     pagoda::bind_quantize(m);

@@ -262,6 +262,11 @@ class FakeLoaded:
     max_context: int = 512
     cache_config: dict[str, str] = field(default_factory=lambda: {"block_size": "16", "num_gpu_blocks": "100"})
 
+    file_change: str | None = None
+
+    def changed(self) -> str | None:
+        return self.file_change
+
     def close(self) -> None:
         self.engine.stop()
 

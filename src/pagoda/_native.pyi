@@ -5,6 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+# csrc/guard.cpp
+
+def guard_mapping(address: int, bytes: int) -> bool:
+    """From now on, pages of a mapped file that are gone read as zeros. False: too many are guarded."""
+
+def unguard_mapping(address: int) -> None: ...
+def num_lost_pages() -> int:
+    """How many pages of guarded mappings were gone, and read, since the process began."""
+
 # csrc/sampler.cpp
 
 class SamplerState:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,3 +79,25 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no.gguf" in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
+
+
+@pytest.mark.parametrize("change", ["overwritten", "cut short"])
+def test_a_model_file_that_changes_ends_the_server_with_a_word(
+    default_model: Path, tmp_path: Path, change: str
+) -> None:
+    model = tmp_path / "model.gguf"
+    shutil.copyfile(default_model, model)
+    with process(model, tmp_path / "log") as server:
+        assert server.client.post("/v1/completions", json=ASK | {"stream": False, "max_tokens": 4}).status_code == 200
+        if change == "cut short":
+            os.truncate(model, 2**20)  # the embedding table, which is read from the file, is gone
+        else:
+            with model.open("r+b") as file:
+                file.seek(2**20)
+                file.write(b"\xff" * 2**20)
+        # words that have not been read before; whoever asks first notices
+        answer = server.client.post("/v1/completions", json=ASK | {"prompt": "zebra quartz", "stream": False})
+        assert answer.status_code == 503, answer.text
+        wait_for(lambda: server.client.get("/ready").status_code == 503)
+        assert server.wait_end() == 1
+        assert "start the server again" in server.log.read_text()

@@ -258,3 +258,50 @@ def test_a_busy_port_says_so() -> None:
 def test_an_unknown_host_says_so() -> None:
     with pytest.raises(ConfigError, match=r"--host no\.such\.host\.invalid"):
         bind("no.such.host.invalid", 0)
+
+
+def test_a_model_that_changes_stops_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overwritten bytes make nonsense of what is answered: nothing more is, and the process ends with an error."""
+    monkeypatch.setattr("pagoda.server.run.WATCH_S", 0.02)
+    monkeypatch.setattr("pagoda.server.run.BROKEN_S", 1.0)
+    engine = FakeEngine(step_s=0.02)
+    loaded, loading = FakeLoaded(engine), Future[FakeLoaded]()
+    sock = bind("127.0.0.1", 0)
+    server = make_server(ServerSettings(), loading)
+    thread = threading.Thread(target=lambda: server.run(sockets=[sock]))
+    thread.start()
+    loading.set_result(loaded)
+    with httpx.Client(base_url=url(sock), timeout=30) as client:
+        wait_for(lambda: server._service.ready)
+        with client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
+            wait_for(lambda: engine.running)
+            loaded.file_change = "model.gguf was written to"
+            lines = [line for line in response.iter_lines() if line]
+        assert "was written to" in json.loads(lines[-2].removeprefix("data: "))["error"]["message"]
+        assert client.get("/ready").status_code == 503
+        refused = client.post("/v1/completions", json=LONG)
+        assert refused.status_code == 503
+        assert "was written to" in refused.json()["error"]["message"]
+    thread.join(20)
+    loaded.engine.stop()
+    assert not thread.is_alive()
+    assert "start the server again" in str(server.failure)
+
+
+def test_an_answer_whose_model_changed_meanwhile_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody has looked at the file yet."""
+    monkeypatch.setattr("pagoda.server.run.WATCH_S", 100.0)
+    engine = FakeEngine(step_s=0.05)
+    loaded = FakeLoaded(engine)
+    with serving(loaded) as served:
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(served.post("/v1/completions", prompt="abc", max_tokens=10))
+        )
+        asking.start()
+        wait_for(lambda: engine.num_steps)
+        loaded.file_change = "model.gguf had 9 bytes when it was opened, and has 3"
+        asking.join()
+        assert answers[0].status_code == 503
+        assert "and has 3" in answers[0].json()["error"]["message"]
+        loaded.file_change = None

@@ -69,6 +69,10 @@ class LoadedEngine:
             "sliding_window": str(next((w for w in self.kv_plan.footprint.windows if w is not None), None)),
         }
 
+    def changed(self) -> str | None:
+        """What has become of the model's files since they were opened; None: nothing that could be seen here."""
+        return self.checkpoint.changed()
+
     def close(self) -> None:
         """Stop the engine and free everything. Idempotent."""
         self.engine.stop()
@@ -93,6 +97,7 @@ def load_engine(
     settings = settings.with_limits(gpu=backend.available_memory() is not None)
     source = source or resolve(settings.model, progress=progress)
     checkpoint = open_checkpoint(source.path)
+    checkpoint.guard()
     try:
         loaded = _load(settings, backend, source, checkpoint, drafters)
     except BaseException:

@@ -87,6 +87,15 @@ class Checkpoint:
         except PagodaError as error:
             raise type(error)(f"{self.path}: {error}") from error
 
+    def guard(self) -> None:
+        """For who reads tensors for long: see `MappedFile.guard`."""
+        for file in self._files:
+            file.guard()
+
+    def changed(self) -> str | None:
+        """What has become of the files since they were opened; None: nothing that could be seen here."""
+        return next((change for file in self._files if (change := file.changed())), None)
+
     def close(self) -> None:
         """Forget the tensors; files are unmapped when the last view of them is gone. Idempotent."""
         self.tensors.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pagoda import _native
 from pagoda.errors import FormatError
 
 Buffer = bytes | mmap.mmap  # what parsers read: slices of either are bytes
@@ -41,6 +43,19 @@ def check_apart(tensors: Iterable[TensorInfo], path: str) -> None:
         end, previous = tensor.offset + tensor.num_bytes, tensor.name
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What tells one state of a file from another without reading it."""
+
+    inode: tuple[int, int]  # with its device
+    size: int  # bytes
+    written: int  # nanoseconds
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Version:
+        return cls((stat.st_dev, stat.st_ino), stat.st_size, stat.st_mtime_ns)
+
+
 class MappedFile:
     """`buffer` for parsers, `view` for tensors. The mapping lives until the last view of it is gone.
 
@@ -49,8 +64,10 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lost_before: int | None = None  # pages of other files that were lost before this one was guarded
         try:
             with path.open("rb") as file:
+                self._seen = Version.of(os.fstat(file.fileno()))
                 self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:
             raise FormatError("the file is empty", path=str(path), offset=0) from error
@@ -72,8 +89,39 @@ class MappedFile:
         with suppress(OSError, ValueError):  # only advice
             self.buffer.madvise(mmap.MADV_DONTNEED, first, start + length - first)
 
+    def guard(self) -> None:
+        """From now on, a page past the end of a file that was cut short reads as zeros, and `changed` tells of it.
+
+        Until then, and for who does not ask `changed`, reading it ends the process.
+        """
+        if self._lost_before is None and _native.guard_mapping(self._bytes.ctypes.data, self.size):
+            self._lost_before = _native.num_lost_pages()
+
+    def changed(self) -> str | None:
+        """What has become of the file since it was opened; None: nothing that could be seen here.
+
+        A file that was replaced by another of its name is still there, unchanged, for who has mapped it.
+        """
+        if self._lost_before is not None and _native.num_lost_pages() > self._lost_before:
+            return f"{self.path} was cut short while it was read"
+        try:
+            now = Version.of(self.path.stat())
+        except OSError:
+            return None  # removed, which ends a name, not a file that is mapped
+        if now.inode != self._seen.inode or now == self._seen:
+            return None
+        if now.size != self._seen.size:
+            return f"{self.path} had {self._seen.size} bytes when it was opened, and has {now.size}"
+        return f"{self.path} was written to while it was read"
+
     def close(self) -> None:
         """Unmap, now or when the last view is gone. Idempotent; no views may be taken afterwards."""
+        address = self._bytes.ctypes.data
         self._bytes = np.empty(0, np.uint8)
-        with suppress(BufferError):
+        if self._lost_before is not None:
+            _native.unguard_mapping(address)
+        try:
             self.buffer.close()
+        except BufferError:  # of a view that is still there
+            if self._lost_before is not None:
+                _native.guard_mapping(address, self.size)

@@ -69,10 +69,10 @@ class EngineBridge:
             raise
         return stream
 
-    def close_all(self) -> None:
+    def close_all(self, error: Exception) -> None:
         """Make every open stream raise, so that its reader closes it. Runs on the loop."""
         for stream in list(self._open):
-            stream.fail(EngineError("the server is shutting down"))
+            stream.fail(error)
 
     def _closed(self, stream: EngineStream) -> None:
         self._open.discard(stream)

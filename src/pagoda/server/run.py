@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import uvicorn
 
 from pagoda.config import ServerSettings
+from pagoda.errors import EngineError, FormatError
 from pagoda.server.app import create_app
 from pagoda.server.http import Connection, Connections
 from pagoda.server.service import Loaded, Model, Service
@@ -29,6 +30,8 @@ L = TypeVar("L", bound=Loaded)
 logger = logging.getLogger("pagoda.server")
 
 POLL_S = 0.02
+WATCH_S = 0.5  # between looks at the model's files
+BROKEN_S = 5.0  # that a server whose model has changed goes on refusing, so that who asks /ready sees it
 CLOSE_S = 2  # connections get that long to close after their last answer
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections: they close first, and never write into a closed one
 
@@ -59,9 +62,15 @@ class PagodaServer(uvicorn.Server):
             stop = asyncio.create_task(self._stop_asked_for())
             loading = asyncio.wrap_future(self._loading)
             await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
-                self._on_ready(self._service.attach(loading.result()))
-            await stop
+            if not loading.done():
+                return await self._drain()
+            self._on_ready(self._service.attach(loading.result()))
+            changed = asyncio.create_task(self._model_changed(loading.result()))
+            await asyncio.wait([stop, changed], return_when=asyncio.FIRST_COMPLETED)
+            if changed.done():
+                self._give_up(changed.result())
+                await asyncio.wait([stop], timeout=BROKEN_S)
+            changed.cancel()
             await self._drain()
         except Exception as error:
             self.failure = error
@@ -73,6 +82,18 @@ class PagodaServer(uvicorn.Server):
         if not self._stop_asked:  # by a signal that came before there was a loop
             await self._stop_event.wait()
 
+    async def _model_changed(self, loaded: Loaded) -> str:
+        """Wait until the model's files are not what they were. → what happened"""
+        while (change := await asyncio.to_thread(loaded.changed)) is None:
+            await asyncio.sleep(WATCH_S)
+        return change
+
+    def _give_up(self, change: str) -> None:
+        """Refuse everything from now on, and end with an error."""
+        self.failure = FormatError(f"{change}: what would be answered from it is worth nothing; start the server again")
+        logger.error("the model's file has changed; the server stops", extra={"facts": {"why": change}})
+        self._service.give_up(change)
+
     async def _drain(self) -> None:
         service = self._service
         deadline = time.monotonic() + service.settings.shutdown_timeout
@@ -82,7 +103,7 @@ class PagodaServer(uvicorn.Server):
             await asyncio.sleep(POLL_S)
         if service.num_active and service.loaded is not None:
             logger.warning("requests cut off by --shutdown-timeout", extra={"facts": {"count": service.num_active}})
-            service.loaded.bridge.close_all()
+            service.loaded.bridge.close_all(EngineError("the server is shutting down"))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler. May be called from any thread."""

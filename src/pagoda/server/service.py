@@ -1,6 +1,7 @@
 """What the routes share: the model once it is loaded, the onion that answers, and the phase of the server's life.
 
 starting ──attach──► ready ──drain──► draining
+                       └──give_up──► broken
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pagoda.observe.metrics import Metrics
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.bridge import EngineBridge, EngineThread
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
+from pagoda.server.intact import Intact
 from pagoda.server.prompts import ChatTemplate, Tokenizer
 from pagoda.server.readers import Readers
 from pagoda.server.reading import Reader, ReaderLimits, TextLoader, unknown_model
@@ -50,6 +52,8 @@ class Loaded(Protocol):
     @property
     def cache_config(self) -> dict[str, str]: ...
 
+    def changed(self) -> str | None: ...
+
     def close(self) -> None: ...
 
 
@@ -75,6 +79,7 @@ class Model:
         self.engine.on_step.append(speed.record)
         self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens, speed)
         layers: list[Layer] = [  # outermost first
+            Intact(loaded.changed),
             self._validated,
             self._counted,
             self.admission,
@@ -120,7 +125,8 @@ class Service:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.phase: Literal["starting", "ready", "draining"] = "starting"
+        self.phase: Literal["starting", "ready", "draining", "broken"] = "starting"
+        self.reason = ""  # why it is broken
         self.num_active = 0  # HTTP requests in the works that a shutdown waits for
         self._model: Model | None = None
 
@@ -142,6 +148,12 @@ class Service:
         self.phase = "draining"
         if self._model is not None:
             self._model.engine.drain()
+
+    def give_up(self, reason: str) -> None:
+        """Answer nothing more, and end what is being answered: the model's files are not what they were."""
+        self.phase, self.reason = "broken", reason
+        if self._model is not None:
+            self._model.bridge.close_all(EngineError(reason))
 
     @property
     def ready(self) -> bool:
@@ -170,6 +182,8 @@ class Service:
                 self._model.metrics.own.http_rejected.add("draining")
             raise UnavailableError("the server is shutting down", retry_after=max(1.0, self.settings.shutdown_timeout))
         model = self.model()
+        if self.phase == "broken":
+            raise EngineError(self.reason)
         if not model.engine.alive:
             raise EngineError(f"the engine has stopped: {model.engine.error or 'it was shut down'}")
         return model

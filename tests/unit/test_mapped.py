@@ -1,0 +1,81 @@
+"""Files that change while they are mapped: in place, in length, or by another of their name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pagoda.formats.mapped import MappedFile
+
+PAGE = 4096
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(bytes([7]) * (8 * PAGE))
+    os.utime(path, ns=(10**18, 10**18))  # so that a write in the same moment is seen
+    return path
+
+
+def test_what_stays_as_it_is(path: Path) -> None:
+    file = MappedFile(path)
+    assert file.changed() is None
+    path.read_bytes()
+    os.chmod(path, 0o600)
+    assert file.changed() is None
+    file.close()
+
+
+def test_bytes_that_are_written_into_it(path: Path) -> None:
+    file = MappedFile(path)
+    with path.open("r+b") as other:
+        other.seek(5000)
+        other.write(b"x")
+    assert "was written to" in str(file.changed())
+    file.close()
+
+
+@pytest.mark.parametrize("size", [0, 100, 4 * PAGE, 20 * PAGE])
+def test_another_length(path: Path, size: int) -> None:
+    file = MappedFile(path)
+    os.truncate(path, size)
+    assert f"had {8 * PAGE} bytes when it was opened, and has {size}" in str(file.changed())
+    file.close()
+
+
+def test_another_file_of_its_name(path: Path) -> None:
+    """As downloads and editors replace files: who has mapped the old one still has it."""
+    file = MappedFile(path)
+    new = path.with_name("new")
+    new.write_bytes(b"another")
+    new.replace(path)
+    assert file.changed() is None
+    assert file.view(8 * PAGE - 1, 1).tolist() == [7]
+    path.unlink()
+    assert file.changed() is None
+    file.close()
+
+
+def test_pages_that_are_gone_read_as_zeros(path: Path) -> None:
+    """Unguarded, reading them would end this process."""
+    file, other = MappedFile(path), MappedFile(path)
+    other.guard()
+    file.guard()
+    view = file.view(0, 8 * PAGE)
+    os.truncate(path, PAGE)
+    assert int(view[:PAGE].sum()) == 7 * PAGE
+    assert int(view[PAGE:].sum()) == 0
+    assert "cut short" in str(file.changed())
+    os.truncate(path, 8 * PAGE)  # and that it has its length again makes nothing good
+    os.utime(path, ns=(10**18, 10**18))
+    assert "cut short" in str(file.changed())
+    del view
+    file.close()
+    other.close()
+    later = MappedFile(path)
+    later.guard()
+    assert later.changed() is None  # it lost nothing itself
+    later.close()
