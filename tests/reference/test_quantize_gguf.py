@@ -21,7 +21,7 @@ from pagoda.quantize.run import quantize
 from pagoda.quantize.settings import QuantizeSettings
 from pagoda.text.tokenizer import load_tokenizer
 from quantized_models import write_quantized
-from tiny_models import TINY, VOCAB, write_gguf, write_safetensors
+from tiny_models import MIXTURES, TINY, VOCAB, write_gguf, write_safetensors
 
 TOKENS = [(37 * i + 11) % VOCAB for i in range(40)]
 TEXT = "It's the end, and 1234 things — naïve ones — began in the hold of a ship.\n\n  Now then!"
@@ -52,7 +52,7 @@ OTHERS = ["qwen2", "qwen3", "qwen3_yarn", "qwen3moe", "gemma3", "phi3", "phi3_lo
 def test_a_folder_becomes_the_gguf_file_of_the_same_model(name: str, tmp_path: Path) -> None:
     spec = TINY[name]
     folder = write_safetensors(tmp_path / "folder", spec)
-    run(folder, tmp_path / "made.gguf", "f32")
+    run(folder, tmp_path / "made.gguf", "f32", verify=name not in MIXTURES)
     expected = floats(write_gguf(tmp_path / "expected.gguf", spec))
     made = floats(tmp_path / "made.gguf")
     assert made.keys() == expected.keys()
@@ -68,8 +68,8 @@ def test_a_folder_becomes_the_gguf_file_of_the_same_model(name: str, tmp_path: P
 @pytest.mark.parametrize("name", ["llama", "mistral", "mixtral", "qwen3", "qwen3moe", "gemma3", "phi3", "phi3_long"])
 def test_there_and_back_again_is_the_same_model(name: str, tmp_path: Path) -> None:
     original = write_gguf(tmp_path / "original.gguf", TINY[name])
-    run(original, tmp_path / "folder", "safetensors", dtype="f32")
-    run(tmp_path / "folder", tmp_path / "again.gguf", "f32")
+    run(original, tmp_path / "folder", "safetensors", dtype="f32", verify=name not in MIXTURES)
+    run(tmp_path / "folder", tmp_path / "again.gguf", "f32", verify=name not in MIXTURES)
     expected, again = floats(original), floats(tmp_path / "again.gguf")
     assert again.keys() == expected.keys()
     for tensor, values in expected.items():

@@ -1,14 +1,21 @@
 """Shapes have the published number of parameters, whatever they are read from."""
 
 import json
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gguf_files import ARRAY, GGUF, STRING, U32, Field, Tensor
 from pagoda.errors import FormatError, SourceError
+from pagoda.plan.cost.memory import kv_request_bytes
+from pagoda.plan.cost.work import Workload, decode_step
 from pagoda.plan.model.config_shapes import shape_from_config
 from pagoda.plan.model.models import builtin_names, builtin_shape, find_shape
+from pagoda.plan.model.weights import weights_in
 
 # Parameters as the hub counts them in the models' safetensors files; tied heads once.
 PUBLISHED = {
@@ -83,6 +90,149 @@ def test_active_parameters_of_experts() -> None:
     assert builtin_shape("deepseek-v3").active_parameters / 1e9 == pytest.approx(37.5, abs=0.1)
 
 
+# Of the sizes that transformers 5.24 has as a config class's defaults (but for what is stated here): the parameters of
+# the model that it makes of them, and the layers that keep K and V with their window.
+MADE_BY_TRANSFORMERS = {
+    "qwen3_next": (
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32_768,
+        },
+        79_674_391_296,
+        [(12, None)],
+    ),
+    "llama4_text": (
+        {
+            "vocab_size": 202_048,
+            "hidden_size": 5120,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 131_072,
+            "num_local_experts": 128,
+            "interleave_moe_layer_step": 2,
+        },
+        400_711_848_960,
+        [(12, None), (36, 8192)],
+    ),
+    "gemma3n_text": (
+        {
+            "vocab_size": 262_400,
+            "hidden_size": 2048,
+            "intermediate_size": 16_384,
+            "num_hidden_layers": 35,
+            "max_position_embeddings": 32_768,
+        },
+        6_835_235_568,
+        [(4, None), (16, 512)],  # the last 15 read K and V of earlier ones
+    ),
+    "gpt2": (
+        {"vocab_size": 50_257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "n_inner": None},
+        124_439_808,
+        [(12, None)],
+    ),
+    "gpt_oss": (
+        {
+            "vocab_size": 201_088,
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "sliding_window": 128,
+            "max_position_embeddings": 131_072,
+        },
+        116_829_156_672,
+        [(18, None), (18, 128)],
+    ),
+    "cohere2": (
+        {
+            "vocab_size": 256_000,
+            "hidden_size": 8192,
+            "intermediate_size": 22_528,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 64,
+            "sliding_window": 4096,
+            "max_position_embeddings": 8192,
+        },
+        34_980_831_232,
+        [(10, None), (30, 4096)],
+    ),
+}
+
+
+@pytest.mark.parametrize("model_type", MADE_BY_TRANSFORMERS)
+def test_architectures_with_words_or_layers_of_their_own(model_type: str) -> None:
+    config, parameters, kept = MADE_BY_TRANSFORMERS[model_type]
+    shape = shape_from_config({"model_type": model_type, **config}, "x")
+    assert shape.parameters == parameters
+    assert [(kind.num_keeping, kind.window) for kind in shape.attention] == kept
+    assert not shape.assumptions
+
+
+def test_linear_attention_keeps_a_state_and_no_kv() -> None:
+    """Qwen3-Next: a quarter of its 48 layers keeps K and V, the others a matrix a head and three columns."""
+    config, _, _ = MADE_BY_TRANSFORMERS["qwen3_next"]
+    shape = shape_from_config({"model_type": "qwen3_next", **config}, "x")
+    assert shape.kv_elements == 12 * 2 * (256 + 256)
+    assert shape.state_elements == 36 * (32 * 128 * 128 + 3 * (2 * 16 * 128 + 32 * 128))
+    assert shape.num_layers == 48
+    short, long = (kv_request_bytes(shape, "f16", tokens, 512) for tokens in (16, 16_000))
+    assert short == 16 * 2 * shape.kv_elements + 4 * shape.state_elements
+    assert long - short == (16_000 - 16) * 2 * shape.kv_elements
+    explicit = {**config, "layer_types": ["linear_attention"] * 47 + ["full_attention"]}
+    assert shape_from_config({"model_type": "qwen3_next", **explicit}, "x").kv_elements == 2 * (256 + 256)
+
+
+def test_reading_and_computing_with_a_state() -> None:
+    config, _, _ = MADE_BY_TRANSFORMERS["qwen3_next"]
+    shape = shape_from_config({"model_type": "qwen3_next", **config}, "x")
+    stateless = replace(shape, state_elements=0)
+    step = decode_step(4, 1000)
+    with_state, without = (Workload(s, weights_in(s, "fp16"), "f16").of(step) for s in (shape, stateless))
+    assert (
+        with_state.kv_bytes - without.kv_bytes == 4 * 2 * 4 * shape.state_elements
+    )  # each sequence's, read and written
+    assert with_state.flops - without.flops == pytest.approx(4 * 7 * shape.state_elements)
+
+
+def test_layers_that_share_kv_read_it_but_keep_none() -> None:
+    config, _, _ = MADE_BY_TRANSFORMERS["gemma3n_text"]
+    shape = shape_from_config({"model_type": "gemma3n_text", **config}, "x")
+    assert shape.kv_elements == 20 * 2 * (256 + 256)
+    work = Workload(shape, weights_in(shape, "fp16"), "f16").of(decode_step(1, 256))
+    assert work.kv_bytes == 256 * 35 * 2 * (256 + 256) * 2
+    looked_up = {t.name for t in shape.tensors if "_embd" in t.name} - {"token_embd.weight"}
+    assert looked_up == {"per_layer_token_embd.weight"}
+    assert not looked_up & {t.name for t in shape.layer_matrices}
+
+
+def test_blocks_that_differ() -> None:
+    """Nemotron-NAS: what is counted by hand for four blocks of width 64 with 4 heads."""
+    blocks = [
+        {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 5.25}},  # int(2 · 5.25 · 64 / 3) = 224 → 256
+        {"attention": {"n_heads_in_group": 4}, "ffn": {"ffn_mult": None, "replace_with_linear": True}},
+        {"attention": {"n_heads_in_group": None, "replace_with_linear": True}, "ffn": {"ffn_mult": 6.5}},  # 277 → 512
+        {"attention": {"n_heads_in_group": None, "no_op": True}, "ffn": {"ffn_mult": None, "no_op": True}},
+    ]
+    config = {**CONFIG, "model_type": "nemotron-nas", "num_hidden_layers": 4, "block_configs": blocks}
+    shape = shape_from_config(config, "x")
+    attention = (2 * 64 * 64 + 2 * 32 * 64) + (2 * 64 * 64 + 2 * 16 * 64) + 64 * 64
+    ffn = 3 * 64 * 256 + 64 * 64 + 3 * 64 * 512
+    norms = 64 * (1 + 3 + 2)
+    assert shape.parameters == 2 * 100 * 64 + attention + ffn + norms
+    assert [(kind.num_layers, kind.num_kv_heads) for kind in shape.attention] == [(1, 2), (1, 1)]
+    assert shape.kv_elements == 2 * 16 * (2 + 1)
+
+
 def test_windows() -> None:
     assert [(kind.num_layers, kind.window) for kind in builtin_shape("gemma-3-27b").attention] == [
         (10, None),
@@ -116,6 +266,30 @@ def test_a_gguf_file_of_an_architecture_never_seen(tmp_path: Path) -> None:
     assert shape.active_parameters == 256 * (8 + 4 + 16 // 4)
     assert shape.kv_elements == 2 * (64 + 64)
     assert (shape.architecture, shape.stored_as) == ("novel", "F16")
+
+
+def test_recurrent_layers_of_a_gguf_file(tmp_path: Path) -> None:
+    """Layer 0 is recurrent, layer 1 keeps K and V; sizes as llama.cpp's converter names them."""
+    keys = {"ssm.inner_size": 64, "ssm.state_size": 16, "ssm.group_count": 2, "ssm.conv_kernel": 4}
+    metadata = {
+        "general.architecture": Field(STRING, "qwen3next"),
+        **{f"qwen3next.{key}": value for key, value in SIZES.items()},
+        **{f"qwen3next.{key}": Field(U32, value) for key, value in keys.items()},
+    }
+    tensors = [
+        Tensor("token_embd.weight", (256, 8), 1, bytes(256 * 8 * 2)),
+        Tensor("blk.0.ssm_conv1d.weight", (4, 128), 0, bytes(4 * 128 * 4)),
+        Tensor("blk.1.attn_k.weight", (256, 256), 1, bytes(256 * 256 * 2)),
+    ]
+    shape = find_shape(str(GGUF(metadata, tensors).write(tmp_path / "hybrid.gguf")))
+    assert shape.kv_elements == 4 * (64 + 64)
+    assert shape.state_elements == 64 * 16 + 3 * (64 + 2 * 2 * 16)
+    assert not shape.assumptions
+
+
+def test_a_gguf_file_may_say_that_layers_share_kv(tmp_path: Path) -> None:
+    shape = find_shape(_gguf(tmp_path, "novel", **SIZES, **{"attention.shared_kv_layers": Field(U32, 1)}))
+    assert [(kind.num_layers, kind.num_keeping) for kind in shape.attention] == [(2, 1)]
 
 
 def test_a_gguf_file_without_sizes_is_refused(tmp_path: Path) -> None:
@@ -152,6 +326,36 @@ def test_the_language_part_of_a_model_that_sees() -> None:
 def test_sizes_that_cannot_be_are_refused(key: str, value: object) -> None:
     with pytest.raises(FormatError, match=key):
         shape_from_config({**CONFIG, key: value}, "x")
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=4),
+    st.lists(st.one_of(st.integers(0, 3), st.none(), st.just({"attention": 1})), max_size=50),
+    st.dictionaries(st.sampled_from(["attention", "ffn"]), st.integers(), max_size=2),
+)
+KEYS = {key for config, _, _ in MADE_BY_TRANSFORMERS.values() for key in config} | {
+    *(
+        "block_configs",
+        "no_rope_layers",
+        "layer_types",
+        "num_kv_shared_layers",
+        "linear_num_key_heads",
+        "altup_num_inputs",
+    ),
+    *("attention_chunk_size", "full_attention_interval", "mlp_only_layers", "tie_word_embeddings", "kv_lora_rank"),
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([*MADE_BY_TRANSFORMERS, "nemotron-nas"]), st.sampled_from(sorted(KEYS)), JUNK)
+def test_any_junk_is_read_or_refused(model_type: str, key: str, junk: object) -> None:
+    sizes = MADE_BY_TRANSFORMERS.get(model_type, (CONFIG, 0, []))[0]
+    with suppress(FormatError):
+        shape_from_config({**sizes, "model_type": model_type, key: junk}, "x")
 
 
 def test_an_unknown_name_gets_near_ones() -> None:

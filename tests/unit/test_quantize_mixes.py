@@ -65,6 +65,42 @@ def test_values_that_many_heads_share_get_more_bits() -> None:
     assert layers_with(types("iq4_nl", heads_per_kv=8), "attn_v", "Q5_K") == list(range(LAYERS))
 
 
+def mixture(experts: int) -> dict[str, tuple[int, ...]]:
+    found = {name: shape for name, shape in shapes().items() if "ffn" not in name}
+    for i in range(LAYERS):
+        found[f"blk.{i}.ffn_gate_inp.weight"] = (experts, 4096)
+        for part in ("gate", "up", "down"):
+            found[f"blk.{i}.ffn_{part}_exps.weight"] = (experts, 256, 4096)
+    return found
+
+
+# As llama-quantize of llama.cpp (in llama-cpp-python 0.3.36) chooses; it was run on small models with 6, 8 and fused.
+@pytest.mark.parametrize(
+    ("mix", "experts", "part", "type", "layers"),
+    [
+        ("q4_k_m", 8, "attn_v", "Q8_0", list(range(LAYERS))),
+        ("q4_k_m", 8, "attn_k", "Q8_0", list(range(LAYERS))),
+        ("q4_k_m", 8, "attn_output", "Q5_K", list(range(LAYERS))),
+        ("q3_k_l", 8, "attn_output", "Q3_K", list(range(LAYERS))),
+        ("q5_k_m", 8, "attn_output", "Q5_K", list(range(LAYERS))),
+        ("q4_k_m", 8, "ffn_down_exps", "Q6_K", MORE_BITS),
+        ("q4_k_m", 6, "attn_v", "Q6_K", MORE_BITS),
+        ("q4_k_m", 6, "attn_k", "Q4_K", list(range(LAYERS))),
+        ("q3_k_l", 6, "attn_output", "Q5_K", list(range(LAYERS))),
+        ("q2_k", 6, "ffn_gate_exps", "Q2_K", list(range(LAYERS))),
+        ("q2_k", 6, "ffn_gate_inp", "F32", list(range(LAYERS))),
+    ],
+)
+def test_mixtures_of_experts(mix: str, experts: int, part: str, type: str, layers: list[int]) -> None:
+    assert layers_with(types(mix, mixture(experts)), part, type) == layers
+
+
+def test_queries_keys_and_values_in_one_matrix_count_as_values() -> None:
+    found = {name.replace("attn_v.", "attn_qkv."): shape for name, shape in shapes().items() if "attn_k." not in name}
+    assert layers_with(types("q4_k_m", found), "attn_qkv", "Q6_K") == MORE_BITS
+    assert layers_with(types("q3_k_m", found), "attn_qkv", "Q5_K") == [0, 1]
+
+
 def test_an_importance_matrix_changes_the_first_down_projections() -> None:
     assert layers_with(types("q4_0", has_imatrix=True), "ffn_down", "Q4_1") == [0, 1, 2, 3]
     assert layers_with(types("iq4_xs", has_imatrix=True), "ffn_down", "Q5_K") == []

@@ -18,6 +18,7 @@ from pagoda.hardware.device import Device
 from pagoda.hardware.devices import device
 from pagoda.plan.advice.formats import FITS, FormatAdvice, Goal, advise_format
 from pagoda.plan.advice.utilization import StepWork, Utilization, explain_utilization
+from pagoda.plan.cost.memory import kv_token_bytes
 from pagoda.plan.cost.roofline import RooflineCosts
 from pagoda.plan.cost.work import Workload, decode_step
 from pagoda.plan.model.models import find_shape
@@ -65,7 +66,7 @@ def explain(shape: ModelShape, where: Device, format: str, batch: int) -> Utiliz
         return StepWork(one.flops, one.bytes)
 
     room = FITS * where.memory_bytes - weights.total
-    kv = CONTEXT * sum(size for _, size in workload.kv_token_bytes)
+    kv = CONTEXT * sum(kv_token_bytes(kind, "f16") for kind in shape.attention)
     return explain_utilization(
         work,
         batch,

@@ -6,7 +6,7 @@ how they are built. Loading, converting, quantizing and planning read it here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,10 +38,9 @@ class Family:
     usual_context: int = 2048  # where config.json states none, as the configuration class of transformers has it
     interleaved: bool = False  # GGUF's rows of q and k are reordered so that a rotary pair lies side by side
     norm_offset: float = 0.0  # GGUF's norm weights are larger by this than Hugging Face's
+    adapt_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None  # config.json in Llama's words
     extra_config: Callable[[Checkpoint, Decoder], dict[str, Any]] | None = None  # what its config.json says besides
-    gguf_norm_topk: bool = (
-        True  # whether weights of a token's experts are divided by their sum, which GGUF does not say
-    )
+    gguf_norm_topk: bool = True  # whether a token's weights are divided by their sum, where GGUF does not say it
     chat_template: str | None = None  # of models that bring none
 
     # Layers
@@ -51,6 +50,12 @@ class Family:
     head_bias: bool = False
     qk_norm: bool = False  # over each head
     post_norms: bool = False  # after attention and after the feed-forward, too
+    gated_queries: bool = False  # queries come with a gate of their own width
+    gated_ffn: bool = True
+    expert_bias: bool = False  # of experts and of what picks them
+    learned_positions: bool = False
+    extra_tensors: Callable[[Settings], Iterable[tuple[str, tuple[int, ...]]]] | None = None  # GGUF names and shapes
+    parallel: bool = False  # attention and feed-forward read the same norm
     fused: bool = False  # q, k and v are one matrix, gate and up another
     partial_rotary: bool = False  # whether config.json can say that only a part of each head is turned
     windows: bool = True  # whether a stated window is used, unless config.json says `use_sliding_window`
@@ -64,7 +69,9 @@ class Family:
 
     def settings(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what its files may leave out."""
-        return Settings({"max_position_embeddings": self.usual_context, **self.defaults, **config})
+        whole = {**self.defaults, **config}
+        said = whole if self.adapt_config is None else self.adapt_config(whole)
+        return Settings({"max_position_embeddings": self.usual_context, **said})
 
 
 class ModelFile:

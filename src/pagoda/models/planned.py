@@ -1,15 +1,132 @@
-"""Families that Pagoda plans for but does not serve: their shapes, without a forward pass."""
+"""Families that Pagoda plans for but does not serve: their shapes, without a forward pass.
+
+Where a family's config.json has words of its own, `adapt_config` says the same in Llama's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from pagoda.models.family import Family
+from pagoda.models.source import Settings
+
+Config = Mapping[str, Any]
+
+
+def _llama4(config: Config) -> Config:
+    """Experts in every so manieth layer beside a shared one, a wider feed-forward in the others; layers without rotary
+    embedding see everything, the others their chunk."""
+    rotary = config.get("no_rope_layers")  # 1: has it, for all that it is called
+    types = (
+        ["chunked_attention" if turned else "full_attention" for turned in rotary] if isinstance(rotary, list) else []
+    )
+    return {
+        "layer_types": types or None,
+        "sliding_window_pattern": config.get("no_rope_layer_interval"),
+        "decoder_sparse_step": config.get("interleave_moe_layer_step"),
+        "n_shared_experts": 1,
+        **config,
+        "moe_intermediate_size": config.get("intermediate_size"),
+        "intermediate_size": config.get("intermediate_size_mlp"),
+    }
+
+
+def _gpt2(config: Config) -> Config:
+    width = config.get("n_embd")
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": config.get("n_layer"),
+        "num_attention_heads": config.get("n_head"),
+        "max_position_embeddings": config.get("n_positions"),
+        "intermediate_size": config.get("n_inner") or (4 * width if isinstance(width, int) else None),
+        "mlp_bias": True,
+        **config,
+    }
+
+
+def _nemotron_nas(config: Config) -> Config:
+    """Blocks found by search: each has its own KV heads and feed-forward, or none, or one matrix instead."""
+    blocks = config.get("block_configs")
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+        return config
+    if not isinstance(heads, int) or not isinstance(width, int) or heads < 1:
+        return config
+    attention = [Settings(block).section("attention") or Settings({}) for block in blocks]
+    ffn = [Settings(block).section("ffn") or Settings({}) for block in blocks]
+    group = [0 if a.flag("no_op") else a.integer("n_heads_in_group", 0, low=0, high=heads) for a in attention]
+    return {
+        **config,
+        "num_attention_heads": [
+            heads if each or a.flag("replace_with_linear") else 0 for each, a in zip(group, attention, strict=True)
+        ],
+        "num_key_value_heads": [heads // each if each else 0 for each in group],
+        "intermediate_size": [
+            0 if f.flag("no_op") or f.get("ffn_mult") is None else _nas_width(f.number("ffn_mult"), width) for f in ffn
+        ],
+        "head_dim": width // heads,
+    }
+
+
+def _nemotron_nas_tensors(settings: Settings) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """One matrix instead of a feed-forward."""
+    width = settings.integer("hidden_size", high=1 << 24)
+    for layer, block in enumerate(
+        settings.sequence("block_configs", settings.integer("num_hidden_layers", high=1 << 12))
+    ):
+        ffn = Settings(block).section("ffn")
+        if ffn is not None and ffn.flag("replace_with_linear"):
+            yield f"blk.{layer}.ffn_linear.weight", (width, width)
+
+
+def _nas_width(multiplier: float, width: int) -> int:
+    """Two thirds of a plain feed-forward's width, up to a multiple of 256."""
+    return -(-int(2 * multiplier * width / 3) // 256) * 256
+
+
+def _gemma3n_tensors(settings: Settings) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Embeddings of a layer's own, alternating updates of several residual streams, and a low-rank residual."""
+    size = {key: settings.integer(key, high=1 << 24) for key in GEMMA3N}
+    layers, hidden = settings.integer("num_hidden_layers", high=1 << 12), settings.integer("hidden_size", high=1 << 24)
+    own, streams, rank = size["hidden_size_per_layer_input"], size["altup_num_inputs"], size["laurel_rank"]
+    yield "per_layer_token_embd.weight", (size["vocab_size_per_layer_input"], layers * own)
+    yield "per_layer_model_proj.weight", (layers * own, hidden)
+    yield "per_layer_proj_norm.weight", (own,)
+    yield "altup_proj.weight", (streams - 1, hidden, hidden)
+    yield "altup_unembd_proj.weight", (streams - 1, hidden, hidden)
+    for layer in range(layers):
+        for name, shape in {
+            "altup_correct_coef": (streams, streams),
+            "altup_correct_scale": (hidden,),
+            "altup_predict_coef": (streams * streams, streams),
+            "altup_router": (streams, hidden),
+            "altup_router_norm": (hidden,),
+            "laurel_l": (rank, hidden),
+            "laurel_r": (hidden, rank),
+            "laurel_post_norm": (hidden,),
+            "inp_gate": (own, hidden),
+            "proj": (hidden, own),
+            "post_norm": (hidden,),
+        }.items():
+            yield f"blk.{layer}.{name}.weight", shape
+
+
+GEMMA3N = {
+    "vocab_size_per_layer_input": 262_144,
+    "hidden_size_per_layer_input": 256,
+    "altup_num_inputs": 4,
+    "laurel_rank": 64,
+}
+
+TIED = {"tie_word_embeddings": True}
 
 PLANNED: tuple[Family, ...] = (
     Family(
         name="gemma2",
         gguf="gemma2",
         hf_class="Gemma2ForCausalLM",
-        defaults={"tie_word_embeddings": True},
+        defaults=TIED,
         post_norms=True,
         window_pattern=2,
     ),
@@ -19,6 +136,27 @@ PLANNED: tuple[Family, ...] = (
         hf_class="Qwen2MoeForCausalLM",
         defaults={"num_experts": 60, "num_experts_per_tok": 4},
         qkv_bias=True,
+        windows=False,
+    ),
+    Family(
+        name="qwen3_next",
+        gguf="qwen3next",
+        hf_class="Qwen3NextForCausalLM",
+        defaults={
+            "full_attention_interval": 4,
+            "head_dim": 256,
+            "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128,
+            "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32,
+            "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512,
+            "num_experts_per_tok": 10,
+            "num_experts": 512,
+        },
+        qk_norm=True,
+        gated_queries=True,
         windows=False,
     ),
     Family(
@@ -32,36 +170,75 @@ PLANNED: tuple[Family, ...] = (
     ),
     Family(name="deepseek_v2", gguf="deepseek2", hf_class="DeepseekV2ForCausalLM"),
     Family(name="deepseek_v3", gguf="deepseek2", hf_class="DeepseekV3ForCausalLM"),
+    Family(name="smollm3", gguf="smollm3", hf_class="SmolLM3ForCausalLM", defaults=TIED, windows=False),
+    Family(name="granite", gguf="granite", hf_class="GraniteForCausalLM", defaults=TIED, windows=False),
     Family(
-        name="smollm3",
-        gguf="smollm3",
-        hf_class="SmolLM3ForCausalLM",
-        defaults={"tie_word_embeddings": True},
-        windows=False,
+        name="cohere2", gguf="cohere2", hf_class="Cohere2ForCausalLM", defaults=TIED, window_pattern=4, parallel=True
     ),
     Family(
-        name="granite",
-        gguf="granite",
-        hf_class="GraniteForCausalLM",
-        defaults={"tie_word_embeddings": True},
-        windows=False,
+        name="gpt_oss",
+        gguf="gpt-oss",
+        hf_class="GptOssForCausalLM",
+        defaults={"num_local_experts": 128, "num_experts_per_tok": 4, "head_dim": 64, "attention_bias": True},
+        extra_tensors=lambda settings: (
+            (f"blk.{layer}.attn_sinks.weight", (settings.integer("num_attention_heads", high=1 << 12),))
+            for layer in range(settings.integer("num_hidden_layers", high=1 << 12))
+        ),
+        window_pattern=2,
+        expert_bias=True,
     ),
     Family(
-        name="cohere2",
-        gguf="cohere2",
-        hf_class="Cohere2ForCausalLM",
-        defaults={"tie_word_embeddings": True},
+        name="llama4",
+        gguf="llama4",
+        hf_class="Llama4ForCausalLM",
+        defaults={
+            "attention_chunk_size": 8192,
+            "intermediate_size_mlp": 16_384,
+            "num_local_experts": 16,
+            "num_experts_per_tok": 1,
+        },
+        adapt_config=_llama4,
         window_pattern=4,
     ),
-    Family(name="gpt_oss", gguf="gpt-oss", hf_class="GptOssForCausalLM", window_pattern=2),
-    Family(name="llama4", gguf="llama4", hf_class="Llama4ForCausalLM", window_pattern=4),
     Family(
         name="gemma3n",
         gguf="gemma3n",
         hf_class="Gemma3nForCausalLM",
-        defaults={"tie_word_embeddings": True},
+        model_type="gemma3n_text",
+        defaults={
+            **TIED,
+            **GEMMA3N,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 256,
+            "sliding_window": 512,
+            "num_kv_shared_layers": 15,
+        },
+        extra_tensors=_gemma3n_tensors,
         post_norms=True,
         qk_norm=True,
         window_pattern=5,
+    ),
+    Family(
+        name="gpt2",
+        gguf="gpt2",
+        hf_class="GPT2LMHeadModel",
+        defaults=TIED,
+        adapt_config=_gpt2,
+        fused=True,
+        qkv_bias=True,
+        output_bias=True,
+        norm_bias=True,
+        gated_ffn=False,
+        learned_positions=True,
+        windows=False,
+    ),
+    Family(
+        name="nemotron-nas",
+        gguf="deci",
+        hf_class="DeciLMForCausalLM",
+        adapt_config=_nemotron_nas,
+        extra_tensors=_nemotron_nas_tensors,
+        windows=False,
     ),
 )

@@ -38,7 +38,7 @@ class Memory:
     buffer_bytes: int
     runtime_bytes: int
     kv_token_bytes: float  # a token that all layers keep, without block rounding
-    kv_request_bytes: int  # a request of the planned length, in whole blocks
+    kv_request_bytes: int  # a request of the planned length, in whole blocks, and its recurrent state
     kv_context_bytes: int  # a request as long as the context
 
     @property
@@ -64,22 +64,27 @@ class Memory:
         return self.fixed_bytes + num_requests * self.kv_request_bytes
 
 
+STATE_BYTES = 4.0  # of each number that a recurrent layer keeps
+
+
+def kv_layer_bytes(kind: AttentionShape, kv_type: str) -> float:
+    """Bytes of KV that one token keeps in one layer of this kind."""
+    scales = INT8_SCALES * (1 if kind.latent_dim else 2 * kind.num_kv_heads) if kv_type == "int8" else 0.0
+    return kind.layer_kv_elements * KV_BYTES[kv_type] + scales
+
+
 def kv_token_bytes(kind: AttentionShape, kv_type: str) -> float:
     """Bytes of KV that one token keeps in the layers of this kind."""
-    scales = 0.0
-    if kv_type == "int8":
-        scales = INT8_SCALES * kind.num_layers * (1 if kind.latent_dim else 2 * kind.num_kv_heads)
-    return kind.kv_elements * KV_BYTES[kv_type] + scales
+    return kind.num_keeping * kv_layer_bytes(kind, kv_type)
 
 
 def kv_request_bytes(shape: ModelShape, kv_type: str, num_tokens: int, chunk: int) -> int:
-    """Bytes of KV of a request of `num_tokens` tokens, in whole blocks, prefilled `chunk` tokens at a time."""
-    return round(
-        sum(
-            peak_blocks(num_tokens, kind.window, chunk) * BLOCK_SIZE * kv_token_bytes(kind, kv_type)
-            for kind in shape.attention
-        )
+    """Bytes of KV of a request of `num_tokens` tokens, in whole blocks, prefilled `chunk` at a time; and its states."""
+    blocks = sum(
+        peak_blocks(num_tokens, kind.window, chunk) * BLOCK_SIZE * kv_token_bytes(kind, kv_type)
+        for kind in shape.attention
     )
+    return round(blocks + STATE_BYTES * shape.state_elements)
 
 
 def buffer_bytes(shape: ModelShape, batch_tokens: int, rows: int, element_bytes: int = 2) -> int:
@@ -97,7 +102,7 @@ def ffn_width(shape: ModelShape) -> int:
     """Width of the feed-forward, summed over the experts active for one token."""
     widths = [0]
     for tensor in shape.layer_matrices:
-        if tensor.layer == shape.num_layers - 1 and "ffn_down" in tensor.name:
+        if "ffn_down" in tensor.name:
             widths.append(tensor.shape[-1] * (shape.experts_used if tensor.is_expert else 1))
     return max(widths)
 

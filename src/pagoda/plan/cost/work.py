@@ -2,7 +2,8 @@
 
     linear       2 FLOPs for each weight of a matrix and each token; the output head only for rows that are sampled
     attention    2 (Dk + Dv) FLOPs for each query head, token and token that it sees, layer by layer
-    bytes        every weight matrix once a step, and the keys and values that the sequences see
+    recurrence   7 FLOPs for each number of its state and each token: to decay, to compare, to write, to read
+    bytes        every weight matrix once a step, the keys and values that the sequences see, states twice
 
 Of experts, a step of T tokens reads those that some token picked: 1 − (1 − k/E)^T of them, if picks are even.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pagoda.plan.cost.memory import kv_token_bytes
+from pagoda.plan.cost.memory import STATE_BYTES, kv_layer_bytes
 from pagoda.plan.model.shapes import AttentionShape, ModelShape
 from pagoda.plan.model.weights import ModelWeights
+
+STATE_FLOPS = 7  # of a gated delta rule: S e^g, Sᵀk, k δᵀ, Sᵀq
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,8 @@ class Workload:
         self.expert_bytes = sum(weights.tensors[t.name] for t in layers if t.is_expert)
         self.layer_weights = sum(t.elements * shape.active_share(t) for t in layers)  # that one token meets
         self.head_weights = head.elements
-        self.kv_token_bytes = [(kind, kv_token_bytes(kind, kv_type)) for kind in shape.attention]
+        self.kv_read_bytes = [(kind, kind.num_layers * kv_layer_bytes(kind, kv_type)) for kind in shape.attention]
+        self.state_bytes = 2 * STATE_BYTES * shape.state_elements
 
     def of(self, step: StepShape) -> StepCost:
         touched = 1.0
@@ -95,7 +99,8 @@ class Workload:
         weight_bytes = self.dense_bytes + touched * self.expert_bytes + (self.head_bytes if step.rows else 0)
         return StepCost(
             linear_flops=2 * (self.layer_weights * step.tokens + self.head_weights * step.rows),
-            attention_flops=sum(_attention_flops(kind, step.chunks) for kind in self.shape.attention),
+            attention_flops=sum(_attention_flops(kind, step.chunks) for kind in self.shape.attention)
+            + STATE_FLOPS * self.shape.state_elements * step.tokens,
             weight_bytes=weight_bytes,
             kv_bytes=sum(self._kv_bytes(chunk) for chunk in step.chunks),
         )
@@ -104,9 +109,9 @@ class Workload:
         """Bytes of KV that the step reads and writes; tokens outside of a sliding window are not read."""
         each = sum(
             size * min(chunk.context, (kind.window or chunk.context) + chunk.queries)
-            for kind, size in self.kv_token_bytes
+            for kind, size in self.kv_read_bytes
         )
-        return chunk.count * each
+        return chunk.count * (each + self.state_bytes)
 
 
 def _attention_flops(kind: AttentionShape, chunks: Sequence[Chunk]) -> float:

@@ -42,8 +42,9 @@ class TensorShape:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether tokens are multiplied by it: a weight of two or more dimensions."""
-        return len(self.shape) >= 2 and self.name.endswith(".weight") and "norm" not in self.name
+        """Whether tokens are multiplied by it: a weight of two or more dimensions that is no table to look up."""
+        is_table = "_embd" in self.name and self.name != EMBEDDING  # which may be the head, too
+        return len(self.shape) >= 2 and self.name.endswith(".weight") and "norm" not in self.name and not is_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class AttentionShape:
     """`num_layers` layers of one kind.
 
     latent_dim: with multi-head latent attention, the numbers a token's K and V are kept in together (rank + rotary).
+    num_sharing: of the layers, those that read keys and values of another one and keep none.
     """
 
     num_layers: int
@@ -60,12 +62,21 @@ class AttentionShape:
     value_dim: int
     window: int | None = None
     latent_dim: int | None = None
+    num_sharing: int = 0
+
+    @property
+    def num_keeping(self) -> int:
+        return self.num_layers - self.num_sharing
+
+    @property
+    def layer_kv_elements(self) -> int:
+        """Numbers that one token keeps in the KV cache of one layer."""
+        return self.latent_dim or self.num_kv_heads * (self.key_dim + self.value_dim)
 
     @property
     def kv_elements(self) -> int:
         """Numbers that one token keeps in the KV cache, over all layers of this kind."""
-        each = self.latent_dim or self.num_kv_heads * (self.key_dim + self.value_dim)
-        return self.num_layers * each
+        return self.num_keeping * self.layer_kv_elements
 
     @property
     def flops_per_pair(self) -> int:
@@ -80,7 +91,10 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model without its numbers. `assumptions` are sentences about what could not be read and was taken as usual."""
+    """A model without its numbers. `assumptions` are sentences about what could not be read and was taken as usual.
+
+    state_elements: numbers that a sequence keeps whatever its length, the state of recurrent layers.
+    """
 
     name: str
     architecture: str
@@ -91,6 +105,7 @@ class ModelShape:
     tensors: tuple[TensorShape, ...]
     num_experts: int = 0
     experts_used: int = 0
+    state_elements: int = 0
     stored_as: str | None = None  # the format of the file it was read from
     file_bytes: int | None = None
     path: Path | None = None  # of the file or folder, where its weights are here
@@ -100,9 +115,10 @@ class ModelShape:
     def named(self, name: str) -> ModelShape:
         return replace(self, name=name)
 
-    @property
+    @cached_property
     def num_layers(self) -> int:
-        return sum(kind.num_layers for kind in self.attention)
+        """Also of layers without attention."""
+        return 1 + max((layer for tensor in self.tensors if (layer := tensor.layer) is not None), default=0)
 
     @cached_property
     def parameters(self) -> int:

@@ -18,7 +18,7 @@ def _memory(target: Target) -> dict[str, str]:
     shape, memory, settings = target.shape, target.memory, target.settings
     tokens = settings.prompt + settings.output
     each = " + ".join(
-        f"{kind.num_layers} layers × {_per_layer(kind)}" + (f" within {kind.window} tokens" if kind.window else "")
+        f"{kind.num_keeping} layers × {_per_layer(kind)}" + (f" within {kind.window} tokens" if kind.window else "")
         for kind in shape.attention
     )
     split = f", shared out to {target.kv_shards} devices" if target.kv_shards > 1 else ""
@@ -27,7 +27,8 @@ def _memory(target: Target) -> dict[str, str]:
         "weights_bytes": f"{shape.parameters:,} parameters in {target.weights.format} ({target.weights.about}), {here}"
         + (f", on each of {target.num_devices} devices" if target.num_devices > 1 else ""),
         "kv_bytes_per_token": f"{each} in {settings.kv_type}{split}",
-        "kv_bytes_per_request": f"{tokens:,} tokens in blocks of {BLOCK_SIZE}",
+        "kv_bytes_per_request": f"{tokens:,} tokens in blocks of {BLOCK_SIZE}"
+        + (f", and a state of {shape.state_elements:,} numbers in 32 bits" if shape.state_elements else ""),
         "buffers_bytes": f"values of {target.chunk} tokens of one step, and logits in 32 bits",
         "runtime_bytes": "CUDA context, kernels, workspaces and graphs"
         if target.device.kind == "gpu"

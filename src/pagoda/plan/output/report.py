@@ -26,6 +26,7 @@ def model_json(shape: ModelShape) -> dict[str, Any]:
         "layers": shape.num_layers,
         "max_context_tokens": shape.max_context,
         "kv_numbers_per_token": shape.kv_elements,
+        "state_numbers": shape.state_elements,
         "file_bytes": shape.file_bytes,
         "assumptions": list(shape.assumptions),
     }

@@ -2,8 +2,8 @@
 
 A mix has a base type and rules that give more bits to the tensors that lose the most: the output matrix (and the
 embedding where the two are one), attention values, and feed-forward down projections of the first, the last and every
-third layer. Names and rules are llama.cpp's (`llama-quant.cpp`), so that a name means what users know. Covered are its
-rules for dense models; experts get the base type.
+third layer. Names and rules are llama.cpp's (`llama-quant.cpp`), so that a name means what users know: queries, keys
+and values in one matrix count as values, and in mixtures of eight experts attention, a small part of them, gets more.
 
 A row that the type's block does not divide gets a fallback of nearly as many bits in blocks of 32, else F16.
 """
@@ -28,6 +28,7 @@ class TensorPlace:
     num_layers: int
     heads_per_kv: int = 1  # query heads that share one KV head
     has_imatrix: bool = False
+    num_experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,9 @@ def _of_70b(place: TensorPlace) -> bool:
 
 
 _VALUES, _DOWN, _ATTN_OUT = "attn_v.", "ffn_down", "attn_output."
+_FUSED, _KEYS = "attn_qkv.", "attn_k."
+_EIGHT = 8  # experts, of which llama.cpp makes an exception
+_Q5_OF_EIGHT = ("q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs")  # mixes, for attention's output
 _VALUES_OF_70B = Rule(_VALUES, "Q5_K", _of_70b)
 _WIDER_ENDS = (Rule(_VALUES, "Q6_K", _more_bits), _VALUES_OF_70B, Rule(_DOWN, "Q6_K", _more_bits))
 _WIDER_STARTS = (Rule(_VALUES, "Q5_K", lambda p: p.layer < 4 or _of_70b(p)), Rule(_DOWN, "Q5_K", _first(8)))
@@ -163,13 +167,14 @@ def choose_types(
 ) -> dict[str, TypeChoice]:
     """The type of each tensor of a model, by its GGUF name. `types` is what tensors have that are not quantized."""
     num_layers = 1 + max((layer for name in shapes if (layer := layer_of(name)) is not None), default=0)
+    num_experts = next((shape[0] for name, shape in shapes.items() if "_exps." in name), 0)
     tied = OUTPUT not in shapes
     choices = {}
     for name, shape in shapes.items():
         if not is_quantizable(name, shape):
             choices[name] = TypeChoice(types[name])
             continue
-        place = TensorPlace(layer_of(name) or 0, num_layers, heads_per_kv, has_imatrix)
+        place = TensorPlace(layer_of(name) or 0, num_layers, heads_per_kv, has_imatrix, num_experts)
         manual = next((type for pattern, type in overrides if pattern.search(name)), None)
         choices[name] = _fitting(manual or _wanted(name, shape[-1], mix, place, tied=tied), shape[-1])
     return choices
@@ -219,6 +224,11 @@ def _wanted(name: str, columns: int, mix: Mix, place: TensorPlace, *, tied: bool
         return mix.base
     if name == OUTPUT or (tied and name == EMBEDDING):
         return "Q8_0" if mix.base == "Q8_0" or columns % BLOCK_TYPES[mix.base].elements else "Q6_K"
+    name = name.replace(_FUSED, _VALUES)
+    if place.num_experts == _EIGHT and (_VALUES in name or _KEYS in name):
+        return "Q8_0"
+    if place.num_experts == _EIGHT and _ATTN_OUT in name:
+        return "Q5_K" if any(mix is MIXES[name] for name in _Q5_OF_EIGHT) else mix.base
     return next((rule.type for rule in mix.rules if rule.part in name and rule.where(place)), mix.base)
 
 
