@@ -15,7 +15,7 @@ from pagoda.formats.checkpoint import Checkpoint
 from pagoda.formats.gguf_writer import Value, f32, text, u32
 from pagoda.models.family import Family
 from pagoda.models.layers import Block, Decoder, Experts
-from pagoda.models.rope import USUAL_THETA, frequencies
+from pagoda.models.rope import USUAL_THETA, frequencies, yarn_attention_factor, yarn_frequencies
 from pagoda.models.source import Settings
 from pagoda.types import FloatArray
 
@@ -93,13 +93,34 @@ def _scaling(settings: Settings, decoder: Decoder) -> Values:
     method = _method(rope)
     if method in ("default", "llama3"):
         return {}
-    values = {"rope.scaling.type": text(method), "rope.scaling.factor": f32(rope.number("factor"))}
+    if method == "dynamic":
+        raise UnsupportedError(
+            "GGUF has no key for rope scaling 'dynamic'; take it out of config.json if "
+            f"{decoder.max_context} tokens, up to which it changes nothing, are enough"
+        )
     if method == "yarn":
-        values["rope.scaling.original_context_length"] = u32(int(original))
-        for name in ("beta_fast", "beta_slow"):
-            if rope.get(name) is not None:
-                values[f"rope.scaling.yarn_{name}"] = f32(rope.number(name))
-    return values
+        return _yarn(rope, int(original), decoder, _theta(settings))
+    return {"rope.scaling.type": text(method), "rope.scaling.factor": f32(rope.number("factor"))}
+
+
+def _yarn(rope: Settings, original: int, decoder: Decoder, theta: float) -> Values:
+    """GGUF's readers scale queries and keys by what the factor implies, times `attn_factor`: the rest of what is said.
+
+    They round the blend's bounds outwards: UnsupportedError where `truncate: false` gives other frequencies than that.
+    """
+    spec, factor = decoder.blocks[0].attention.rope, rope.number("factor", decoder.max_context / original)
+    fast, slow = rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0)
+    rounded = yarn_frequencies(frequencies(spec.rotary_dim, theta), theta, factor, original, fast, slow)
+    if not np.allclose(rounded, spec.inv_freq, rtol=1e-5):
+        raise UnsupportedError("GGUF has no key for YaRN's `truncate: false` of config.json, which matters here")
+    return {
+        "rope.scaling.type": text("yarn"),
+        "rope.scaling.factor": f32(factor),
+        "rope.scaling.original_context_length": u32(original),
+        "rope.scaling.yarn_beta_fast": f32(fast),
+        "rope.scaling.yarn_beta_slow": f32(slow),
+        "rope.scaling.attn_factor": f32(spec.scale / yarn_attention_factor(factor)),
+    }
 
 
 def _experts(blocks: tuple[Block, ...], family: Family) -> Values:
