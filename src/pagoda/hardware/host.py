@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,16 +59,14 @@ def isa_paths() -> tuple[str, ...]:
     return tuple(reversed(native.available_isas()))
 
 
-def read_bandwidth(threads: int) -> float | None:
-    """Bytes per second that `threads` threads read from memory, measured now; None where it cannot be."""
-    measure: Callable[[int], float] | None = getattr(native, "measure_read_bandwidth", None)
-    return measure(threads) if measure else None
+def read_bandwidth(threads: int) -> float:
+    """Bytes per second that `threads` threads read from memory, measured now."""
+    return native.measure_read_bandwidth(threads)
 
 
-def int8_peak(threads: int) -> float | None:
+def int8_peak(threads: int) -> float:
     """Integer operations per second of `threads` threads (a multiply-add is two), measured now."""
-    measure: Callable[[int], float] | None = getattr(native, "measure_int8_peak", None)
-    return measure(threads) if measure else None
+    return native.measure_int8_peak(threads)
 
 
 def _cpu_name(root: Path) -> str:
