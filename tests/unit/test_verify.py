@@ -1,7 +1,5 @@
 """What verifying rests on: pages that random tokens touch, a clock that ends in time, steps that add up."""
 
-import time
-
 import pytest
 
 from pagoda.benchmark.verify import FAULT_AROUND, Clock, Prediction, Verified, _touched_bytes
@@ -16,10 +14,14 @@ def test_random_tokens_touch_a_window_each_and_no_more_than_they_can_reach() -> 
 
 
 def test_a_clock_leaves_no_room_for_a_round_as_long_as_the_longest() -> None:
-    clock = Clock(time.perf_counter() + 0.2)
-    time.sleep(0.05)
+    times = iter([100.0, 103.0, 107.0, 108.0])
+    clock = Clock(112.0, lambda: next(times))
+    assert clock.has_room()  # the first round took 3
+    assert clock.has_room()  # this one 4, and 111 is in time
+    assert clock.has_room()  # 1, but the longest counts: 112 is just in time
+    times = iter([100.0, 103.0, 107.5])
+    clock = Clock(111.0, lambda: next(times))
     assert clock.has_room()
-    time.sleep(0.1)
     assert not clock.has_room()
 
 

@@ -283,11 +283,12 @@ def _probing(shape: ModelShape, weights: ModelWeights, setup: Setup) -> Iterator
 class Clock:
     """Says whether another round as long as the longest so far would end in time."""
 
-    def __init__(self, end: float) -> None:
-        self._end, self._last, self._longest = end, time.perf_counter(), 0.0
+    def __init__(self, end: float, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._end, self._last, self._longest = end, now(), 0.0
 
     def has_room(self) -> bool:
-        now = time.perf_counter()
+        now = self._now()
         self._longest, self._last = max(self._longest, now - self._last), now
         return now + self._longest <= self._end
 
