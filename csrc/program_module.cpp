@@ -113,6 +113,75 @@ KVType kv_type_from_name(const std::string &name) {
     throw std::invalid_argument("no such KV type: " + name);
 }
 
+Rows rows_from_name(const std::string &name) {
+    for (size_t i = 0; i < std::size(kRowsNames); ++i)
+        if (name == kRowsNames[i]) return static_cast<Rows>(i);
+    throw std::invalid_argument("no such rows: " + name);
+}
+
+// ---- stages: from keyword arguments to the fields of a struct
+
+void read(nb::handle from, std::vector<float> &to) { to = to_vector(nb::cast<Floats>(from)); }
+void read(nb::handle from, std::vector<int32_t> &to) {
+    const auto values = nb::cast<Ints>(from);
+    to.assign(values.data(), values.data() + values.shape(0));
+}
+void read(nb::handle from, Activation &to) { to = activation_from_name(nb::cast<std::string>(from)); }
+void read(nb::handle from, Rows &to) { to = rows_from_name(nb::cast<std::string>(from)); }
+void read(nb::handle from, Type &to) { to = file_type_from_name(nb::cast<std::string>(from).c_str()); }
+void read(nb::handle from, FileRows &to) {
+    const auto bytes = nb::cast<Bytes>(from);
+    to = {bytes.data(), static_cast<int64_t>(bytes.shape(0)), std::make_shared<nb::object>(nb::borrow(from))};
+}
+template <class T>
+void read(nb::handle from, T &to) {
+    to = nb::cast<T>(from);
+}
+
+class Fields {
+  public:
+    Fields(const char *kind, const nb::kwargs &given) : kind_(kind), given_(given) {}
+
+    template <class T>
+    void operator()(const char *name, T &to, bool optional = false) {
+        const bool present = given_.contains(name) && !given_[name].is_none();
+        known_ += std::string(known_.empty() ? "" : ", ") + name;
+        seen_ += given_.contains(name);
+        if (!present && !optional) throw nb::type_error((kind_ + " needs " + name).c_str());
+        if (!present) return;
+        try {
+            read(given_[name], to);
+        } catch (const nb::cast_error &) {
+            throw nb::type_error((kind_ + " takes no such " + name).c_str());
+        }
+    }
+
+    void finish() const {
+        if (seen_ != given_.size()) throw nb::type_error((kind_ + " has no fields but " + known_).c_str());
+    }
+
+  private:
+    std::string kind_, known_;
+    const nb::kwargs &given_;
+    size_t seen_ = 0;
+};
+
+// Adds the stage of this kind, one of the alternatives of `Stage` from index I on.
+template <size_t I = 0>
+void add_stage(Program &program, const std::string &kind, const nb::kwargs &given) {
+    if constexpr (I == std::variant_size_v<Stage>) {
+        throw std::invalid_argument("no such stage: " + kind);
+    } else {
+        using S = std::variant_alternative_t<I, Stage>;
+        if (kind != S::kKind) return add_stage<I + 1>(program, kind, given);
+        S stage{};
+        Fields fields(S::kKind, given);
+        stage.fields(fields);
+        fields.finish();
+        program.add(std::move(stage));
+    }
+}
+
 void forward(Program &program, const Ints &tokens, const Ints &positions, const Ints &seq_starts,
              const std::vector<IntTable> &tables, const Ints &logit_rows) {
     Step step{};
@@ -211,82 +280,53 @@ void bind_program(nb::module_ &m) {
              "max_tokens"_a, "max_logit_rows"_a, "kv_type"_a);
     nb::class_<LinearPart>(m, "LinearPart")
         .def("__init__",
-             [](LinearPart *self, std::shared_ptr<Weight> w, int out, std::optional<Floats> bias, bool accumulate,
-                float scale) {
+             [](LinearPart *self, std::shared_ptr<Weight> w, std::optional<int> out, std::optional<Floats> bias,
+                bool accumulate, float scale) {
                  const auto padded = static_cast<size_t>(w->panels * kPanelRows);
-                 new (self) LinearPart{std::move(w), out, to_vector(bias, padded), accumulate, scale};
+                 new (self) LinearPart{std::move(w), out.value_or(kNone), to_vector(bias, padded), accumulate, scale};
              },
-             "weight"_a, "out"_a, "bias"_a.none(), "accumulate"_a = false, "scale"_a = 1.0f);
+             "weight"_a, "out"_a.none(), "bias"_a.none(), "accumulate"_a = false, "scale"_a = 1.0f);
     nb::class_<Program>(m, "Program")
         .def("add_buffer", &Program::add_buffer, "columns"_a)
         .def("add_quantized", &Program::add_quantized, "columns"_a)
         .def("add_rope",
              [](Program &p, const Floats &inv_freq, float scale, bool neox) {
-                 return p.add_rope({to_vector(inv_freq), scale, neox});
+                 return p.add_rope(to_vector(inv_freq), scale, neox);
              },
              "inv_freq"_a, "scale"_a, "neox"_a)
         .def("set_layers",
              [](Program &p, const std::vector<std::tuple<int, int, int>> &layers, int groups) {
                  std::vector<LayerKV> kv;
                  for (const auto &[group, heads, dim] : layers) kv.push_back({group, heads, dim});
-                 p.set_layers(std::move(kv), groups);
+                 p.workspace.set_layers(std::move(kv), groups);
              },
              "layers"_a, "groups"_a)
-        .def("embed",
-             [](Program &p, int out, const Bytes &data, const std::string &type, int64_t rows, int64_t columns,
-                float scale) {
-                 const Type t = file_type_from_name(type.c_str());
-                 if (static_cast<int64_t>(data.shape(0)) != rows * row_bytes(t, columns))
-                     throw std::invalid_argument("the data is not as long as its shape says");
-                 p.add(EmbedStage{out, t, data.data(), rows, columns, scale});
-             },
-             "out"_a, "data"_a, "type"_a, "rows"_a, "columns"_a, "scale"_a, nb::keep_alive<1, 3>())
-        .def("rows",
-             [](Program &p, int x, int gate, const std::string &activation, std::optional<Floats> norm, float eps,
-                int out, bool accumulate, int quantized, bool gather, std::optional<Ints> order) {
-                 auto columns = order ? to_order(order, order->shape(0)) : std::vector<int32_t>();
-                 p.add(RowStage{x, gate, activation_from_name(activation), to_vector(norm), eps, out, accumulate,
-                                quantized, gather, std::move(columns)});
-             },
-             "x"_a, "gate"_a = kNone, "activation"_a = "silu", "norm"_a = nb::none(), "eps"_a = 0.0f,
-             "out"_a = kNone, "accumulate"_a = false, "quantized"_a = kNone, "gather"_a = false,
-             "order"_a = nb::none())
-        .def("linear",
-             [](Program &p, int x, int quantized, const std::vector<LinearPart> &parts, bool logits, float softcap) {
-                 p.add(LinearStage{x, quantized, parts, logits, softcap});
-             },
-             "x"_a, "quantized"_a, "parts"_a, "logits"_a = false, "softcap"_a = 0.0f)
-        .def("prepare",
-             [](Program &p, int q, int k, int v, int layer, int rope, std::optional<Floats> q_norm,
-                std::optional<Floats> k_norm, float eps) {
-                 p.add(PrepareStage{q, k, v, layer, rope, to_vector(q_norm), to_vector(k_norm), eps});
-             },
-             "q"_a, "k"_a, "v"_a, "layer"_a, "rope"_a, "q_norm"_a.none(), "k_norm"_a.none(), "eps"_a)
-        .def("attend",
-             [](Program &p, int q, int out, int layer, int heads, float scale, float softcap, int window) {
-                 p.add(AttendStage{q, out, layer, heads, scale, softcap, window});
-             },
-             "q"_a, "out"_a, "layer"_a, "heads"_a, "scale"_a, "softcap"_a, "window"_a)
-        .def("block_bytes", &Program::block_bytes, "group"_a)
-        .def("allocate_kv", &Program::allocate_kv, "num_blocks"_a)
+        .def("add", [](Program &p, const std::string &kind, const nb::kwargs &fields) { add_stage(p, kind, fields); },
+             "kind"_a, "fields"_a)
+        .def("block_bytes", [](const Program &p, int group) { return p.workspace.group_bytes.at(static_cast<size_t>(group)); },
+             "group"_a)
+        .def("allocate_kv", [](Program &p, const std::vector<int64_t> &blocks) { p.workspace.allocate_kv(blocks); },
+             "num_blocks"_a)
         .def("copy_blocks",
              [](Program &p, int group, nb::ndarray<const int32_t, nb::shape<-1, 2>, nb::c_contig> pairs) {
-                 p.copy_blocks(group, pairs.data(), static_cast<int64_t>(pairs.shape(0)));
+                 p.workspace.copy_blocks(group, pairs.data(), static_cast<int64_t>(pairs.shape(0)));
              },
              "group"_a, "pairs"_a)
         .def("forward", &forward, "tokens"_a, "positions"_a, "seq_starts"_a, "block_tables"_a, "logit_rows"_a)
         .def("logits",
              [](Program &p) {
-                 const size_t shape[2] = {static_cast<size_t>(p.max_logit_rows()), static_cast<size_t>(p.vocab())};
-                 const int64_t strides[2] = {p.logits_stride(), 1};
-                 return nb::ndarray<nb::numpy, float, nb::ndim<2>>(p.logits(), 2, shape, nb::find(p), strides);
+                 const Workspace &w = p.workspace;
+                 const size_t shape[2] = {static_cast<size_t>(w.max_logit_rows), static_cast<size_t>(w.vocab)};
+                 const int64_t strides[2] = {w.logits_stride, 1};
+                 return nb::ndarray<nb::numpy, float, nb::ndim<2>>(w.logits.data(), 2, shape, nb::find(p), strides);
              },
              "A view of all logit rows, [max_logit_rows, vocab].")
         .def_prop_ro("buffer_bytes", &Program::buffer_bytes)
         .def_rw("profiling", &Program::profiling)
         .def("take_profile", [](Program &p) {
-            std::vector<std::tuple<std::string, double, double, double>> rows;
-            for (const auto &r : p.take_profile()) rows.emplace_back(r.name, r.seconds, r.bytes, r.operations);
+            std::vector<std::tuple<std::string, std::string, double, double, double>> rows;
+            for (const auto &r : p.take_profile())
+                rows.emplace_back(r.kind, r.cost.label, r.seconds, r.cost.bytes, r.cost.operations);
             return rows;
         });
 }

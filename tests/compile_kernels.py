@@ -200,7 +200,7 @@ def launches() -> Iterator[Launch]:
     }.items():  # fmt: skip
         kv = kv_layer(kv_type)  # type: ignore[arg-type]
         short, long = step(64, short=64), step(64, long=2)
-        yield from caught(lambda: fast.prepare(q, k, k, layer, kv, short), f"{kv_type} prepare")
+        yield from caught(lambda: fast.rope_and_store_kv(q, k, k, layer, kv, short), f"{kv_type} rope_and_store_kv")
         yield from caught(lambda: fast.attend(q[0], layer, kv, short), f"{kv_type} short")
         yield from caught(lambda: fast.attend(q[0], layer, kv, long), f"{kv_type} long")
     h1, h16, h256 = meta(1, 1, 4096), meta(1, 16, 4096), meta(1, 256, 4096)

@@ -119,19 +119,19 @@ class Weight:
     def is_float(self) -> bool: ...
 
 class LinearPart:
-    """One weight of a linear stage: out buffer = scale * (x @ weight.T) + bias, or added to it."""
+    """One weight of a linear stage: out = scale * (x @ weight.T) + bias, or added to out; None: the logits."""
 
     def __init__(
         self,
         weight: Weight,
-        out: int,
+        out: int | None,
         bias: npt.NDArray[np.float32] | None,
         accumulate: bool = False,
         scale: float = 1.0,
     ) -> None: ...
 
 class Program:
-    """A recorded forward pass; see csrc/program.h. Buffers and stages go by number, -1 is none."""
+    """A recorded forward pass; see csrc/program.h. Buffers go by number."""
 
     profiling: bool
     def add_buffer(self, columns: int) -> int: ...
@@ -139,37 +139,11 @@ class Program:
     def add_rope(self, inv_freq: npt.NDArray[np.float32], scale: float, neox: bool) -> int: ...
     def set_layers(self, layers: list[tuple[int, int, int]], groups: int) -> None:
         """(KV group, KV heads, head size) of each layer."""
-    def embed(
-        self, out: int, data: npt.NDArray[np.uint8], type: str, rows: int, columns: int, scale: float
-    ) -> None: ...
-    def rows(
-        self,
-        x: int,
-        gate: int = -1,
-        activation: str = "silu",
-        norm: npt.NDArray[np.float32] | None = None,
-        eps: float = 0.0,
-        out: int = -1,
-        accumulate: bool = False,
-        quantized: int = -1,
-        gather: bool = False,
-        order: npt.NDArray[np.int32] | None = None,
-    ) -> None: ...
-    def linear(
-        self, x: int, quantized: int, parts: list[LinearPart], logits: bool = False, softcap: float = 0.0
-    ) -> None: ...
-    def prepare(
-        self,
-        q: int,
-        k: int,
-        v: int,
-        layer: int,
-        rope: int,
-        q_norm: npt.NDArray[np.float32] | None,
-        k_norm: npt.NDArray[np.float32] | None,
-        eps: float,
-    ) -> None: ...
-    def attend(self, q: int, out: int, layer: int, heads: int, scale: float, softcap: float, window: int) -> None: ...
+    def add(self, kind: str, **fields: object) -> None:
+        """Append a stage of this kind; csrc/stages.h says which kinds there are and what their fields are.
+
+        TypeError: a field is missing, unknown or of a wrong type. ValueError: the kernels do not take it.
+        """
     def block_bytes(self, group: int) -> int: ...
     def allocate_kv(self, num_blocks: list[int]) -> None: ...
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None: ...
@@ -185,8 +159,8 @@ class Program:
         """A view of all logit rows, [max_logit_rows, vocab]."""
     @property
     def buffer_bytes(self) -> int: ...
-    def take_profile(self) -> list[tuple[str, float, float, float]]:
-        """(name, seconds, bytes, operations) a stage, since the last call."""
+    def take_profile(self) -> list[tuple[str, str, float, float, float]]:
+        """(kind, label for people, seconds, bytes, operations) of each stage, since the last call."""
 
 class Runtime:
     """Threads and the kernels of one instruction set. ValueError for an isa that is not available."""

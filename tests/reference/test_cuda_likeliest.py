@@ -20,7 +20,6 @@ from paged_run import chunk
 from pagoda.backends.base import LOGIT_BLOCK, TopKBlocks
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.fast import FastOps
-from pagoda.backends.cuda.ops import DeviceOps
 from pagoda.engine.llm import LLM
 from pagoda.sampling.base import SamplingBatch, StateSpec
 from pagoda.sampling.params import validate
@@ -32,7 +31,7 @@ from tiny_models import TINY, write_gguf
 # of infinities and NaN, in the interpreter
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
-OPS: dict[str, DeviceOps] = {
+OPS: dict[str, EagerOps] = {
     "eager": EagerOps(torch.float32),
     "kernels": FastOps(torch.float32, max_context=64, max_seqs=4),
 }

@@ -120,19 +120,20 @@ class FakeProgram:
 
     profiling = False
 
-    def take_profile(self) -> list[tuple[str, float, float, float]]:
+    def take_profile(self) -> list[tuple[str, str, float, float, float]]:
         assert self.profiling
-        return [("linear", 1.0, 50.0, 10.0), ("norm", 0.5, 0.0, 0.0), ("linear", 1.0, 50.0, 90.0)]
+        product, norm = ("linear", "product"), ("rowwise", "norm")
+        return [(*product, 1.0, 50.0, 10.0), (*norm, 0.5, 0.0, 0.0), (*product, 1.0, 50.0, 90.0)]
 
 
-def test_a_profile_adds_up_stages_of_one_name(loaded: LoadedEngine, settings: EngineSettings) -> None:
+def test_a_profile_adds_up_stages_of_one_label(loaded: LoadedEngine, settings: EngineSettings) -> None:
     program = FakeProgram()
     bench = Bench(loaded.core, prompt=PROMPT, gen=GEN, slack=decode_slack(settings, PROMPT, BATCH))
     report = profile(bench, program, BATCH, Ceilings(100, 200))
     assert not program.profiling
     assert (report["batch"], report["decode_steps"]) == (BATCH, GEN)
     first, second, *outside = report["decode"]
-    assert (first["op"], first["stages"], first["seconds"]) == ("linear", 2, 2.0)
+    assert (first["op"], first["stages"], first["seconds"]) == ("product", 2, 2.0)
     assert (first["bandwidth_share"], first["compute_share"]) == (0.5, 0.25)
     assert (second["op"], second["bandwidth_share"]) == ("norm", None)
     assert [row["op"] for row in outside] == ["sampling", "scheduling and text"]

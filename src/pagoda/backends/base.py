@@ -38,6 +38,11 @@ class RopeSpec:
     def rotary_dim(self) -> int:
         return 2 * int(self.inv_freq.shape[0])
 
+    @property
+    def key(self) -> tuple[str, float, bytes]:
+        """Equal for specs that rotate alike."""
+        return self.style, self.scale, self.inv_freq.tobytes()
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:

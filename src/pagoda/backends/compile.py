@@ -1,345 +1,214 @@
-"""From a recorded forward pass to the native program's stages, with what saves bytes or barriers fused.
+"""From fused nodes to the native program's stages (`csrc/stages.h`), and the buffers that values live in.
 
-- norm and gated activation run where their result is quantized, and leave no float copy behind;
-- linears that read the same value become one stage; so do rope, head norms and the KV store of a layer;
-- a linear or norm whose result is only added to the residual adds into it;
-- weights whose columns are sorted by group (act-order) get their activations in that order as these are quantized.
-
-Values live in buffers that are reused once their last reader has run. What would write over a value that a folded
-norm or activation still waits for runs that one first.
+Activations that meet block-quantized weights are quantized by a rowwise stage before the products, which runs the norm
+or activation that they come from on the way; weights whose columns are sorted by group (act-order) get them in that
+order. Buffers are reused once their last reader has run.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
 
 import numpy as np
 
 from pagoda import _native
-from pagoda.backends import grouped
-from pagoda.backends.base import ForwardModel, RopeSpec
-from pagoda.backends.trace import Add, Attention, Embed, Gated, Linear, Logits, Node, Norm, Rope, Trace
+from pagoda.backends import lowering as low
+from pagoda.backends.base import RopeSpec
+from pagoda.backends.packed_weights import FLOAT_TYPES, PackedWeights
+from pagoda.backends.trace import Node
 from pagoda.errors import UnsupportedError
-from pagoda.formats.blocks import BLOCK_TYPES, dequantize
-from pagoda.formats.packed import Ints
-from pagoda.formats.quantized import QuantizedTensor
-from pagoda.types import FloatArray, RawTensor
-
-NONE = -1
-FLOAT_TYPES = ("F32", "F16", "BF16")
+from pagoda.types import RawTensor
 
 
-def check_blocks(tensor: RawTensor) -> None:
-    """UnsupportedError that names the tensor, where no kernel takes its type, or its rows are not whole blocks."""
-    if tensor.type not in BLOCK_TYPES:
-        known = ", ".join(BLOCK_TYPES)
-        raise UnsupportedError(f"tensor {tensor.name!r} has type {tensor.type!r}; supported: {known}")
-    columns, elements = tensor.shape[-1], BLOCK_TYPES[tensor.type].elements
-    if columns % elements:
-        raise UnsupportedError(
-            f"tensor {tensor.name!r} has {columns} columns, which {tensor.type} cannot pack in blocks of {elements}"
-        )
+class StageKind(str, Enum):
+    """Kinds of native stages, by the names that the structs of `csrc/stages.h` give themselves."""
+
+    EMBED = "embed"
+    ROWWISE = "rowwise"
+    LINEAR = "linear"
+    ROPE_AND_STORE_KV = "rope_and_store_kv"
+    ATTEND = "attend"
 
 
-def as_floats(tensor: RawTensor) -> FloatArray:
-    check_blocks(tensor)
-    return np.ascontiguousarray(dequantize(tensor.data, tensor.type, tensor.shape).reshape(-1), np.float32)
+def fusions(weights: PackedWeights) -> low.Fusions:
+    """What the native stages do in one pass."""
 
-
-class Weights:
-    """Packed weights by name: a weight that is used twice is packed once."""
-
-    def __init__(self, runtime: _native.Runtime) -> None:
-        self.runtime = runtime
-        self.packed: dict[str, _native.Weight] = {}
-        self.orders: dict[str, Ints | None] = {}
-
-    def __getitem__(self, tensor: RawTensor) -> _native.Weight:
-        if tensor.name in self.packed:
-            return self.packed[tensor.name]
-        if isinstance(tensor, QuantizedTensor):
-            self.packed[tensor.name] = grouped.pack(self.runtime, tensor)
-        else:
-            check_blocks(tensor)
-            rows, columns = tensor.shape
-            data = np.ascontiguousarray(tensor.data.reshape(-1))
-            self.packed[tensor.name] = self.runtime.pack(data, tensor.type, rows, columns)
-        return self.packed[tensor.name]
-
-    def order(self, tensor: RawTensor) -> Ints | None:
-        """The order of columns that the packed weight wants its activations in; None: as they are."""
-        if not isinstance(tensor, QuantizedTensor):
+    def reading(node: Node) -> bytes | None:
+        """As floats (None), or quantized in an order of columns (empty: as it is)."""
+        if node["weight"].type in FLOAT_TYPES:
             return None
-        if tensor.name not in self.orders:
-            self.orders[tensor.name] = tensor.column_order()
-        return self.orders[tensor.name]
+        order = weights.order(node["weight"])
+        return b"" if order is None else order.tobytes()
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(weight.bytes for weight in self.packed.values())
+    def quantizes(node: Node) -> bool:
+        return node.op in ("linear", "logits") and node["weight"].type not in FLOAT_TYPES
+
+    return low.Fusions(reading, quantizes, sums_with="products")
 
 
 class Compiler:
     """Emits one forward pass into `program`. Use once: `compile()`."""
 
-    def __init__(self, program: _native.Program, weights: Weights, trace: Trace) -> None:
+    def __init__(self, program: _native.Program, weights: PackedWeights, nodes: Iterable[low.FusedNode]) -> None:
         self.program = program
         self.weights = weights
-        self.nodes = trace.nodes
+        self.nodes = list(nodes)
         self.buffers: dict[Node, int] = {}
-        self.readers: Counter[Node] = Counter({node: len(node.users) for node in trace.nodes})
-        self.free_buffers: dict[int, list[int]] = {}
+        self.readers = Counter(value for node in self.nodes for value in low.values_read(node))  # still to come
+        self.free_buffers: defaultdict[int, list[int]] = defaultdict(list)  # by columns
         self.quantized_buffers: dict[int, int] = {}
         self.ropes: dict[tuple[str, float, bytes], int] = {}
-        self.emitted: set[Node] = set()
 
     def compile(self) -> None:
         for node in self.nodes:
-            if node not in self.emitted:
-                self._emit(node)
+            match node:
+                case low.Embed():
+                    self._embed(node)
+                case low.Rowwise():
+                    self._rowwise(node)
+                case low.Linears():
+                    self._linears(node)
+                case low.Attention():
+                    self._attention(node)
+                case low.Logits():
+                    self._logits(node)
+                case _:
+                    what = node.op if isinstance(node, low.Call) else type(node).__name__
+                    raise UnsupportedError(f"the CPU backend has no stage for {what}")
 
-    def _emit(self, node: Node) -> None:
-        match node:
-            case Embed():
-                self._embed(node)
-            case Norm():
-                if node.num_heads is not None:
-                    self._check_head_norm(node)
-                elif not self._is_folded(node):
-                    self._norm(node)
-            case Gated():
-                if not self._is_folded(node):
-                    self._gated(node)
-            case Linear():
-                self._linears(node)
-            case Attention():
-                self._attention(node)
-            case Add():
-                self._add(node)
-            case Logits():
-                self._logits(node)
-            case Rope():
-                self._check_prepared(node)
+    def _add(self, kind: StageKind, **fields: Any) -> None:
+        self.program.add(kind, **fields)
 
-    # Buffers -----------------------------------------------------------------------------------------------
+    # Buffers
 
-    def _allocate(self, node: Node) -> int:
-        free = self.free_buffers.setdefault(node.columns, [])
-        self.buffers[node] = free.pop() if free else self.program.add_buffer(node.columns)
-        return self.buffers[node]
+    def _take(self, columns: int) -> int:
+        free = self.free_buffers[columns]
+        return free.pop() if free else self.program.add_buffer(columns)
 
-    def _read(self, node: Node, times: int = 1) -> None:
-        """`times` of the node's readers have run; after the last one its buffer is free."""
-        self.readers[node] -= times
-        if self.readers[node] == 0 and node in self.buffers:
-            self.free_buffers[node.columns].append(self.buffers.pop(node))
+    def _allocate(self, out: Node, residual: Node | None = None) -> int:
+        """A buffer for the value: the residual's, where it is added to that."""
+        if residual is None:
+            self.buffers[out] = self._take(out.columns)
+        else:
+            self.readers[residual] -= 1
+            self.buffers[out] = self.buffers.pop(residual)
+        return self.buffers[out]
+
+    def _read(self, source: low.Source) -> None:
+        """A reader of what the source is made of has run; after the last one its buffer is free."""
+        for value in low.values_read(source):
+            self.readers[value] -= 1
+            if self.readers[value] == 0 and value in self.buffers:  # else a sum stands in it
+                self.free_buffers[value.columns].append(self.buffers.pop(value))
 
     def _quantized(self, columns: int) -> int:
         if columns not in self.quantized_buffers:
             self.quantized_buffers[columns] = self.program.add_quantized(columns)
         return self.quantized_buffers[columns]
 
-    # Ops ---------------------------------------------------------------------------------------------------
+    # Nodes
 
-    def _embed(self, node: Embed) -> None:
-        table = node.table
-        check_blocks(table)
-        rows, columns = table.shape
-        data = np.ascontiguousarray(table.data.reshape(-1))
-        self.program.embed(self._allocate(node), data, table.type, rows, columns, node.scale)
-
-    def _is_folded(self, node: Node) -> bool:
-        """Whether one stage alone reads the node, and quantizes it, so that it need not exist as floats."""
-        users = node.users
-        quantizes = all(isinstance(u, (Linear, Logits)) and u.weight.type not in FLOAT_TYPES for u in users)
-        one_stage = len(users) == 1 or all(isinstance(u, Linear) for u in users)
-        return bool(users) and quantizes and one_stage and len({self._source(u) for u in users}) == 1
-
-    def _source(self, node: Node) -> bytes | None:
-        """What a product reads its input as: floats (None), or quantized in an order of columns (empty: as it is)."""
-        assert isinstance(node, (Linear, Logits))
-        if node.weight.type in FLOAT_TYPES:
-            return None
-        order = self.weights.order(node.weight)
-        return b"" if order is None else order.tobytes()
-
-    def _unfold_readers(self, x: Node, before: Node) -> None:
-        """Run what waits for x, folded into a later stage, now: `before` writes over x."""
-        for node in x.users:
-            waits = self.readers[node] > 0 and node not in self.buffers and node.index < before.index
-            if waits and isinstance(node, Norm):
-                self._norm(node)
-            elif waits and isinstance(node, Gated):
-                self._gated(node)
-
-    def _norm(self, node: Norm) -> None:
-        (x,) = node.inputs
-        add = self._residual(node)
-        out = self.buffers[add.inputs[0]] if add else self._allocate(node)
-        weight = as_floats(node.weight)
-        self.program.rows(self.buffers[x], norm=weight, eps=node.eps, out=out, accumulate=add is not None)
-        self._read(x)
-        if add:
-            self._added(add)
-
-    def _gated(self, node: Gated) -> None:
-        gate, up = node.inputs
-        self.program.rows(
-            self.buffers[up], gate=self.buffers[gate], activation=node.activation, out=self._allocate(node)
+    def _embed(self, node: low.Embed) -> None:
+        table = self.weights.table(node.table)
+        rows, columns = node.table.shape
+        out = self._allocate(node.out)
+        self._add(
+            StageKind.EMBED, out=out, table=table, type=node.table.type, rows=rows, columns=columns, scale=node.scale
         )
-        self._read(gate)
-        self._read(up)
 
-    def _add(self, node: Add) -> None:
-        x, y = node.inputs
-        self._unfold_readers(x, node)
-        self.program.rows(self.buffers[y], out=self.buffers[x], accumulate=True)
-        self._added(node)
+    def _source(self, source: low.Source) -> dict[str, Any]:
+        """The fields of a rowwise stage that say what it computes."""
+        match source:
+            case low.Norm():
+                return {"x": self.buffers[source.x], "norm": self.weights.vector(source.weight), "eps": source.eps}
+            case low.Gated():
+                gate, up = self.buffers[source.gate], self.buffers[source.up]
+                return {"x": up, "gate": gate, "activation": source.activation}
+            case _:
+                return {"x": self.buffers[source]}
 
-    def _added(self, add: Add) -> None:
-        """The sum stands in the first operand's buffer."""
-        x, y = add.inputs
-        self._read(y)
-        self.readers[x] -= 1
-        self.buffers[add] = self.buffers.pop(x)
-        self.emitted.add(add)
+    def _rowwise(self, node: low.Rowwise) -> None:
+        fields = self._source(node.source)
+        out = self._allocate(node.out, node.residual)
+        self._add(StageKind.ROWWISE, **fields, out=out, accumulate=node.residual is not None)
+        self._read(node.source)
 
-    def _residual(self, node: Node) -> Add | None:
-        """The sum that alone reads the node and whose other operand nobody else still reads."""
-        add = node.only_user
-        if not isinstance(add, Add) or add.inputs[1] is not node:
-            return None
-        x = add.inputs[0]
-        return add if x in self.buffers and self.readers[x] == 1 else None
-
-    def _quantize(self, node: Node, order: Ints | None, *, gather: bool) -> int:
-        """Quantize the node's rows, running the norm or activation that makes it on the way."""
-        to = self._quantized(node.columns)
-        if node in self.buffers:
-            self.program.rows(self.buffers[node], quantized=to, gather=gather, order=order)
-        elif isinstance(node, Norm):
-            x = self.buffers[node.inputs[0]]
-            norm = as_floats(node.weight)
-            self.program.rows(x, norm=norm, eps=node.eps, quantized=to, gather=gather, order=order)
-        else:
-            assert isinstance(node, Gated)
-            gate, up = (self.buffers[value] for value in node.inputs)
-            activation = node.activation
-            self.program.rows(up, gate=gate, activation=activation, quantized=to, gather=gather, order=order)
-        if node not in self.buffers:
-            for value in node.inputs:
-                self._read(value)
+    def _quantize(self, source: low.Source, weight: RawTensor, rows: str = "tokens") -> int:
+        """The source's rows in the codes that products with `weight` read."""
+        to = self._quantized(weight.shape[1])
+        order = self.weights.order(weight)
+        self._add(StageKind.ROWWISE, **self._source(source), quantized=to, order=order, rows=rows)
+        self._read(source)
         return to
 
-    def _linears(self, first: Linear) -> None:
-        """The linear and all others that read the same value: one stage for each way in which they read it."""
-        (x,) = first.inputs
-        together = [node for node in x.users if isinstance(node, Linear)]
-        groups: dict[bytes | None, list[Linear]] = {}
-        for node in together:
-            groups.setdefault(self._source(node), []).append(node)
-        for way in sorted(groups, key=lambda way: (way is None, way or b"")):
-            group = groups[way]
-            quantized = NONE if way is None else self._quantize(x, self.weights.order(group[0].weight), gather=False)
-            self.program.linear(self.buffers[x] if way is None else NONE, quantized, self._parts(group))
-        self.emitted.update(together)
-        self._read(x, len(together))
-
-    def _parts(self, group: list[Linear]) -> list[_native.LinearPart]:
-        """Parts run side by side, so no two may write to one buffer: of two such the second is added later."""
-        parts: list[_native.LinearPart] = []
-        written: set[int] = set()
-        for node in group:
-            add = self._residual(node)
-            if add and self.buffers[add.inputs[0]] in written:
-                add = None
-            out = self.buffers[add.inputs[0]] if add else self._allocate(node)
-            written.add(out)
-            bias = as_floats(node.bias) if node.bias is not None else None
-            if add:
-                self._added(add)
-            parts.append(_native.LinearPart(self.weights[node.weight], out, bias, accumulate=add is not None))
-        return parts
-
-    def _logits(self, node: Logits) -> None:
-        (x,) = node.inputs
-        weight = self.weights[node.weight]
-        part = _native.LinearPart(weight, NONE, None, scale=node.scale)
-        softcap = node.softcap or 0.0
-        if weight.is_float:
-            gathered = self.program.add_buffer(x.columns)
-            self.program.rows(self.buffers[x], out=gathered, gather=True)
-            self.program.linear(gathered, NONE, [part], logits=True, softcap=softcap)
+    def _linears(self, node: low.Linears) -> None:
+        weight = node.products[0].weight
+        if weight.type not in FLOAT_TYPES:
+            quantized = self._quantize(node.source, weight)
+            self._add(StageKind.LINEAR, quantized=quantized, parts=self._parts(node.products))
         else:
-            quantized = self._quantize(x, self.weights.order(node.weight), gather=True)
-            self.program.linear(NONE, quantized, [part], logits=True, softcap=softcap)
-        self._read(x)
+            assert isinstance(node.source, Node)  # float weights read through nothing
+            self._add(StageKind.LINEAR, parts=self._parts(node.products), x=self.buffers[node.source])
+            self._read(node.source)
 
-    # Attention ---------------------------------------------------------------------------------------------
+    def _parts(self, products: Iterable[low.Product]) -> list[_native.LinearPart]:
+        return [
+            _native.LinearPart(
+                self.weights[product.weight],
+                self._allocate(product.out, product.residual),
+                None if product.bias is None else self.weights.vector(product.bias),
+                accumulate=product.residual is not None,
+            )
+            for product in products
+        ]
 
-    def _attention(self, node: Attention) -> None:
-        q, k, v = node.inputs
-        q_source, q_norm, q_rope = self._turns(q)
-        k_source, k_norm, k_rope = self._turns(k)
-        if q_rope != k_rope or (q_norm and k_norm and q_norm.eps != k_norm.eps):
-            raise UnsupportedError("queries and keys of one layer must be rotated and normalized alike")
-        norm = q_norm or k_norm
-        self.program.prepare(
-            self.buffers[q_source],
-            self.buffers[k_source],
-            self.buffers[v],
-            node.layer,
-            q_rope,
-            as_floats(q_norm.weight) if q_norm else None,
-            as_floats(k_norm.weight) if k_norm else None,
-            norm.eps if norm else 0.0,
+    def _logits(self, node: low.Logits) -> None:
+        part = _native.LinearPart(self.weights[node.weight], None, None, scale=node.scale)
+        softcap = node.softcap or 0.0
+        if node.weight.type not in FLOAT_TYPES:
+            quantized = self._quantize(node.source, node.weight, "logits")
+            self._add(StageKind.LINEAR, quantized=quantized, parts=[part], rows="logits", softcap=softcap)
+            return
+        assert isinstance(node.source, Node)
+        gathered = self._take(node.source.columns)
+        self._add(StageKind.ROWWISE, x=self.buffers[node.source], out=gathered, rows="logits")
+        self._read(node.source)
+        self._add(StageKind.LINEAR, x=gathered, parts=[part], rows="logits", softcap=softcap)
+        self.free_buffers[node.source.columns].append(gathered)
+
+    def _attention(self, node: low.Attention) -> None:
+        spec, q = node.spec, self.buffers[node.q]
+        self._add(
+            StageKind.ROPE_AND_STORE_KV,
+            q=q,
+            k=self.buffers[node.k],
+            v=self.buffers[node.v],
+            layer=node.layer,
+            heads=spec.num_heads,
+            rope=None if node.rope is None else self._rope(node.rope),
+            q_norm=None if node.q_norm is None else self.weights.vector(node.q_norm),
+            k_norm=None if node.k_norm is None else self.weights.vector(node.k_norm),
+            eps=node.eps,
         )
-        spec = node.spec
-        self.program.attend(
-            self.buffers[q_source],
-            self._allocate(node),
-            node.layer,
-            spec.num_heads,
-            spec.scale,
-            spec.softcap or 0.0,
-            spec.window or 0,
+        for value in (node.k, node.v):  # which lie in KV blocks now
+            self._read(value)
+        self._add(
+            StageKind.ATTEND,
+            q=q,
+            out=self._allocate(node.out),
+            layer=node.layer,
+            heads=spec.num_heads,
+            scale=spec.scale,
+            softcap=spec.softcap or 0.0,
+            window=spec.window or 0,
         )
-        for source in (q_source, k_source, v):
-            self._read(source)
-
-    def _turns(self, node: Node) -> tuple[Node, Norm | None, int]:
-        """What lies between a projection and attention, which happens in place: → (projection, head norm, rope)."""
-        rope, norm = NONE, None
-        if isinstance(node, Rope):
-            rope = self._rope(node.spec)
-            node = node.inputs[0]
-        if isinstance(node, Norm) and node.num_heads is not None:
-            norm = node
-            node = node.inputs[0]
-        if len(node.users) > 1 and (norm or rope != NONE):
-            raise UnsupportedError("the CPU backend needs queries and keys that nothing else reads before their rope")
-        return node, norm, rope
+        self._read(node.q)
 
     def _rope(self, spec: RopeSpec) -> int:
-        key = (spec.style, spec.scale, spec.inv_freq.tobytes())
-        if key not in self.ropes:
+        if spec.key not in self.ropes:
             inv_freq = np.ascontiguousarray(spec.inv_freq, np.float32)
-            self.ropes[key] = self.program.add_rope(inv_freq, spec.scale, spec.style == "neox")
-        return self.ropes[key]
-
-    def _check_prepared(self, node: Rope) -> None:
-        if not isinstance(node.only_user, Attention):
-            raise UnsupportedError("the CPU backend rotates queries and keys of attention only")
-
-    def _check_head_norm(self, node: Norm) -> None:
-        if not isinstance(node.only_user, (Rope, Attention)):
-            raise UnsupportedError("the CPU backend normalizes heads of queries and keys of attention only")
-
-
-def kv_layers(model: ForwardModel, attentions: list[Attention]) -> list[tuple[int, int, int]]:
-    """→ (KV group, KV heads, head size) a layer."""
-    specs = {node.layer: node.spec for node in attentions}
-    if sorted(node.layer for node in attentions) != list(range(model.num_layers)):
-        raise UnsupportedError("the CPU backend needs one attention in each layer")
-    groups = {layer: g for g, group in enumerate(model.kv_groups) for layer in group.layers}
-    return [(groups[layer], specs[layer].num_kv_heads, specs[layer].head_dim) for layer in range(model.num_layers)]
+            self.ropes[spec.key] = self.program.add_rope(inv_freq, spec.scale, spec.style == "neox")
+        return self.ropes[spec.key]

@@ -7,9 +7,11 @@ import numpy.typing as npt
 
 from pagoda import _native
 from pagoda.backends.base import ForwardModel, KVType
-from pagoda.backends.compile import Compiler, Weights, kv_layers
+from pagoda.backends.compile import Compiler, fusions
 from pagoda.backends.cores import usable_cores
-from pagoda.backends.trace import Attention, Trace
+from pagoda.backends.lowering import kv_layers, lower
+from pagoda.backends.packed_weights import PackedWeights
+from pagoda.backends.trace import record
 from pagoda.errors import CapacityError, ConfigError, EngineError, UnsupportedError
 from pagoda.types import Batch, FloatArray, Int32Array
 
@@ -46,15 +48,14 @@ class CpuBackend:
         """
         if kv_type == "fp8":
             raise ConfigError("--kv-type fp8 needs a GPU; on CPUs, int8 takes as little")
-        trace = Trace()
-        model.forward(trace)
+        nodes = record(model)
         max_rows = max(min(max_batch_seqs, max_batch_tokens), 1)  # no token's logits are wanted twice
         program = self.runtime.program(max_batch_tokens, max_rows, kv_type)
-        attentions = [node for node in trace.nodes if isinstance(node, Attention)]
-        program.set_layers(kv_layers(model, attentions), len(model.kv_groups))
-        weights = Weights(self.runtime)
+        layers = [(group, spec.num_kv_heads, spec.head_dim) for group, spec in kv_layers(model, nodes)]
+        program.set_layers(layers, len(model.kv_groups))
+        weights = PackedWeights(self.runtime)
         try:
-            Compiler(program, weights, trace).compile()
+            Compiler(program, weights, lower(nodes, fusions(weights))).compile()
         except MemoryError as error:
             raise CapacityError("not enough memory for the weights; take a smaller model or format") from error
         except ValueError as error:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,9 @@ from pagoda.backends.base import (
     ForwardModel,
     KVGroup,
     KVType,
-    Ops,
     RopeSpec,
 )
+from pagoda.backends.trace import record
 from pagoda.formats.quantized import as_floats
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, RawTensor
 
@@ -255,7 +254,8 @@ class ReferenceModel:
         self._layers: dict[int, tuple[int, PagedKV]] = {}
         self._staged: Batch | None = None
         self._logits: FloatArray = np.empty((0, model.vocab_size), np.float32)
-        self.weight_bytes = sum(4 * math.prod(shape) for shape in _weight_shapes(model).values())
+        shapes = {tensor.name: tensor.shape for node in record(model) for tensor in node.tensors}
+        self.weight_bytes = sum(4 * math.prod(shape) for shape in shapes.values())
         self.buffer_bytes = 4 * max_batch_seqs * model.vocab_size  # logits; the rest comes and goes
 
     def block_bytes(self, group: int) -> int:
@@ -306,27 +306,3 @@ class ReferenceBackend:
         self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
     ) -> ReferenceModel:
         return ReferenceModel(model, max_batch_seqs, batch_invariant=self._batch_invariant)
-
-
-class _WeightListing:
-    """`Ops` that note which weights a forward pass names and compute nothing."""
-
-    def __init__(self) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
-
-    def __getattr__(self, op: str) -> Callable[..., None]:
-        def note(*args: object, **options: object) -> None:
-            given = [*args, *options.values()]
-            for value in given:
-                if isinstance(value, tuple):  # of experts
-                    given.extend(value)
-                elif isinstance(value, RawTensor):
-                    self.shapes[value.name] = value.shape
-
-        return note
-
-
-def _weight_shapes(model: ForwardModel) -> dict[str, tuple[int, ...]]:
-    listing = _WeightListing()
-    model.forward(cast(Ops, listing))
-    return listing.shapes

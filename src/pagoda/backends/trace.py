@@ -1,130 +1,86 @@
-"""A forward pass as data: running a model with `Trace` records its ops, a value each, instead of computing them."""
+"""A forward pass as data: its ops in the order in which the model stated them, a node each, instead of numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
-from pagoda.backends.base import Activation, AttentionSpec, ExpertsSpec, RopeSpec
-from pagoda.errors import UnsupportedError
+from pagoda.backends.base import ForwardModel, Ops
 from pagoda.types import RawTensor
+
+# How wide an op's value is, by its arguments; of others it is as wide as their first input.
+COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
+    "embed": lambda arguments: int(arguments["table"].shape[1]),
+    "linear": lambda arguments: int(arguments["weight"].shape[0]),
+    "logits": lambda arguments: int(arguments["weight"].shape[0]),
+}
 
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One op and the value it makes, `columns` wide. `users` are the later ops that read it."""
+    """One op and the value it makes, `columns` wide.
 
-    inputs: tuple[Node, ...] = field(repr=False)  # a node's repr would else be its whole past, many times over
+    op: its name in `Ops`. arguments: what it was called with, by name, defaults included; values are nodes.
+    users: the later ops that read the value, an op that reads it twice two times.
+    """
+
+    op: str
+    arguments: dict[str, Any] = field(repr=False)  # a node's repr would else be its whole past, many times over
     columns: int
+    index: int
     users: list[Node] = field(default_factory=list, repr=False)
-    index: int = -1
 
-    def __post_init__(self) -> None:
-        for node in self.inputs:
-            node.users.append(self)
+    def __getitem__(self, argument: str) -> Any:
+        return self.arguments[argument]
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return tuple(value for value in self.arguments.values() if isinstance(value, Node))
 
     @property
     def only_user(self) -> Node | None:
         return self.users[0] if len(self.users) == 1 else None
 
-
-@dataclass(eq=False, slots=True)
-class Embed(Node):
-    table: RawTensor = field(kw_only=True)
-    scale: float = field(kw_only=True)
-
-
-@dataclass(eq=False, slots=True)
-class Norm(Node):
-    """Of the whole row, or of each of `num_heads` heads."""
-
-    weight: RawTensor = field(kw_only=True)
-    eps: float = field(kw_only=True)
-    num_heads: int | None = field(kw_only=True, default=None)
-
-
-@dataclass(eq=False, slots=True)
-class Linear(Node):
-    weight: RawTensor = field(kw_only=True)
-    bias: RawTensor | None = field(kw_only=True)
-
-
-@dataclass(eq=False, slots=True)
-class Rope(Node):
-    num_heads: int = field(kw_only=True)
-    spec: RopeSpec = field(kw_only=True)
-
-
-@dataclass(eq=False, slots=True)
-class Attention(Node):
-    layer: int = field(kw_only=True)
-    spec: AttentionSpec = field(kw_only=True)
-
-
-@dataclass(eq=False, slots=True)
-class Gated(Node):
-    """inputs: gate, up."""
-
-    activation: Activation = field(kw_only=True)
-
-
-@dataclass(eq=False, slots=True)
-class Add(Node):
-    """inputs: x, which is not used afterwards, and y."""
-
-
-@dataclass(eq=False, slots=True)
-class Logits(Node):
-    weight: RawTensor = field(kw_only=True)
-    scale: float = field(kw_only=True)
-    softcap: float | None = field(kw_only=True)
+    @property
+    def tensors(self) -> Iterator[RawTensor]:
+        """The weights that the op names."""
+        for value in self.arguments.values():
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, RawTensor):
+                    yield part
 
 
 class Trace:
-    """An `Ops` that records. `nodes` are in the order in which the model stated them."""
+    """`Ops` that record: any op of the protocol becomes one of `nodes`."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
 
-    def _record(self, node: Node) -> Node:
-        node.index = len(self.nodes)
+    def __getattr__(self, op: str) -> Callable[..., Node]:
+        if op.startswith("_") or not hasattr(Ops, op):
+            raise AttributeError(f"there is no op {op!r}")
+        signature = inspect.signature(getattr(Ops, op))
+
+        def record(*args: Any, **options: Any) -> Node:
+            bound = signature.bind(self, *args, **options)
+            bound.apply_defaults()
+            return self._record(op, {name: value for name, value in bound.arguments.items() if name != "self"})
+
+        return record
+
+    def _record(self, op: str, arguments: dict[str, Any]) -> Node:
+        node = Node(op, arguments, 0, len(self.nodes))
+        node.columns = COLUMNS[op](arguments) if op in COLUMNS else node.inputs[0].columns
+        for value in node.inputs:
+            value.users.append(node)
         self.nodes.append(node)
         return node
 
-    def embed(self, table: RawTensor, scale: float = 1.0) -> Node:
-        return self._record(Embed((), table.shape[1], table=table, scale=scale))
 
-    def rms_norm(self, x: Node, weight: RawTensor, eps: float) -> Node:
-        return self._record(Norm((x,), x.columns, weight=weight, eps=eps))
-
-    def head_norm(self, x: Node, weight: RawTensor, eps: float, num_heads: int) -> Node:
-        return self._record(Norm((x,), x.columns, weight=weight, eps=eps, num_heads=num_heads))
-
-    def linear(self, x: Node, weight: RawTensor, bias: RawTensor | None = None) -> Node:
-        return self._record(Linear((x,), weight.shape[0], weight=weight, bias=bias))
-
-    def rope(self, x: Node, num_heads: int, spec: RopeSpec) -> Node:
-        return self._record(Rope((x,), x.columns, num_heads=num_heads, spec=spec))
-
-    def attention(self, layer: int, q: Node, k: Node, v: Node, spec: AttentionSpec) -> Node:
-        return self._record(Attention((q, k, v), q.columns, layer=layer, spec=spec))
-
-    def gated(self, gate: Node, up: Node, activation: Activation) -> Node:
-        return self._record(Gated((gate, up), up.columns, activation=activation))
-
-    def experts(
-        self,
-        x: Node,
-        router: Node,
-        gate: Sequence[RawTensor],
-        up: Sequence[RawTensor],
-        down: Sequence[RawTensor],
-        spec: ExpertsSpec,
-    ) -> Node:
-        raise UnsupportedError("mixtures of experts run on --device reference alone")
-
-    def add(self, x: Node, y: Node) -> Node:
-        return self._record(Add((x, y), x.columns))
-
-    def logits(self, x: Node, weight: RawTensor, scale: float = 1.0, softcap: float | None = None) -> Node:
-        return self._record(Logits((x,), weight.shape[0], weight=weight, scale=scale, softcap=softcap))
+def record(model: ForwardModel) -> list[Node]:
+    """The ops of the model's forward pass."""
+    trace = Trace()
+    model.forward(cast(Ops, trace))
+    return trace.nodes

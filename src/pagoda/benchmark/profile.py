@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pagoda.benchmark.engine import Bench, Ceilings, share
 
-Stage = tuple[str, float, float, float]  # name, seconds, bytes, operations
+Stage = tuple[str, str, float, float, float]  # kind, label for people, seconds, bytes, operations
 
 
 class Program(Protocol):
@@ -22,7 +22,7 @@ class Program(Protocol):
 
 @dataclass(slots=True)
 class Op:
-    """The stages of one name, added up."""
+    """The stages of one label, added up."""
 
     op: str
     stages: int = 0
@@ -49,10 +49,10 @@ def profile(bench: Bench, program: Program, batch: int, ceilings: Ceilings) -> d
     finally:
         program.profiling = False
     sample = sum(result.sample_s for result in results)
-    rest = decode_seconds - sample - sum(stage[1] for stage in decode)
+    rest = decode_seconds - sample - sum(stage[2] for stage in decode)
     return {
         "batch": batch,
-        "prefill": rows(prefill, {"all else": max(0.0, seconds - sum(stage[1] for stage in prefill))}, ceilings),
+        "prefill": rows(prefill, {"all else": max(0.0, seconds - sum(stage[2] for stage in prefill))}, ceilings),
         "decode": rows(decode, {"sampling": sample, "scheduling and text": max(0.0, rest)}, ceilings),
         "decode_steps": len(results),
     }
@@ -61,8 +61,8 @@ def profile(bench: Bench, program: Program, batch: int, ceilings: Ceilings) -> d
 def rows(stages: Iterable[Stage], outside: dict[str, float], ceilings: Ceilings) -> list[dict[str, Any]]:
     """One row for each op, slowest first, and one for the time `outside` of the forward pass (seconds)."""
     ops: dict[str, Op] = {}
-    for name, *figures in stages:
-        ops.setdefault(name, Op(name)).add(*figures)
+    for _, label, *figures in stages:
+        ops.setdefault(label, Op(label)).add(*figures)
     listed = sorted(ops.values(), key=lambda op: -op.seconds) + [Op(name, 0, spent) for name, spent in outside.items()]
     total = sum(op.seconds for op in listed) or 1.0
     return [_row(op, total, ceilings) for op in listed]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import pagoda._native as native
+from pagoda.backends.compile import StageKind
 from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.hardware.cpu_share import CpuShare
 
@@ -80,11 +81,14 @@ def _program(runtime: native.Runtime, weight: native.Weight, tokens: int) -> nat
     program.set_layers([(0, 1, 64)], 1)
     x, out = program.add_buffer(COLUMNS), program.add_buffer(weight.rows)
     table = np.random.default_rng(0).standard_normal((1, COLUMNS), dtype=np.float32)
-    program.embed(x, table.view(np.uint8).reshape(-1), "F32", 1, COLUMNS, 1.0)
-    quantized = -1
-    if not weight.is_float:
+    data = table.view(np.uint8).reshape(-1)
+    program.add(StageKind.EMBED, out=x, table=data, type="F32", rows=1, columns=COLUMNS)
+    parts = [native.LinearPart(weight, out, None)]
+    if weight.is_float:
+        program.add(StageKind.LINEAR, x=x, parts=parts)
+    else:
         quantized = program.add_quantized(COLUMNS)
-        program.rows(x, quantized=quantized)
-    program.linear(x, quantized, [native.LinearPart(weight, out, None)])
+        program.add(StageKind.ROWWISE, x=x, quantized=quantized)
+        program.add(StageKind.LINEAR, quantized=quantized, parts=parts)
     program.allocate_kv([-(-tokens // 16)])
     return program

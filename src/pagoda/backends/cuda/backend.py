@@ -6,19 +6,19 @@ import logging
 
 import torch
 
-from pagoda.backends import trace as t
 from pagoda.backends.base import AttentionSpec, ForwardModel, KVType
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.kv import DTYPES
 from pagoda.backends.cuda.measure import measure_buffers
 from pagoda.backends.cuda.metadata import Limits
 from pagoda.backends.cuda.model import CudaModel
-from pagoda.backends.cuda.ops import DeviceOps
 from pagoda.backends.cuda.options import CudaOptions
-from pagoda.backends.cuda.program import ProgramCompiler
+from pagoda.backends.cuda.program import ProgramCompiler, fusions
 from pagoda.backends.cuda.shard import WHOLE, Shard, cut
 from pagoda.backends.cuda.weights import WeightLoader, compute_type
-from pagoda.errors import CapacityError, UnsupportedError
+from pagoda.backends.lowering import kv_layers, lower
+from pagoda.backends.trace import Node, record
+from pagoda.errors import CapacityError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.types import BLOCK_SIZE, RawTensor
 
@@ -46,8 +46,8 @@ class CudaBackend:
 
         UnsupportedError names what there is no kernel for; CapacityError says how much is missing and what would fit.
         """
-        trace, spec = self._recorded(model)
-        self._check_room(trace)
+        nodes, spec = self._recorded(model)
+        self._check_room(nodes)
         limits = Limits(
             tokens=max_batch_tokens,
             rows=max(min(max_batch_seqs, max_batch_tokens), 1),
@@ -55,11 +55,12 @@ class CudaBackend:
             table_width=-(-model.max_context // BLOCK_SIZE) + 1,
             groups=len(model.kv_groups),
         )
-        dtype = compute_type(_matrices(trace))
+        dtype = compute_type(_matrices(nodes))
         ops = self._ops(dtype, model.max_context, limits.seqs)
         weights = WeightLoader(dtype, self.device)
         with torch.inference_mode():
-            program = ProgramCompiler(trace, model.kv_groups, ops, weights, self.shard).compile()
+            compiler = ProgramCompiler(model, ops, weights, self.shard)
+            program = compiler.compile(lower(nodes, fusions(weights)))
         loaded = CudaModel(
             program,
             groups=model.kv_groups,
@@ -83,21 +84,17 @@ class CudaBackend:
         """Raise what `load` would, as far as it shows before weights are read."""
         self._check_room(self._recorded(model)[0])
 
-    def _recorded(self, model: ForwardModel) -> tuple[t.Trace, AttentionSpec]:
+    def _recorded(self, model: ForwardModel) -> tuple[list[Node], AttentionSpec]:
         """This device's part of the forward pass, and the shape of its attention."""
-        trace = t.Trace()
-        model.forward(trace)
-        cut(trace, self.shard)
-        for node in trace.nodes:
-            if isinstance(node, t.Attention):
-                return trace, node.spec
-        raise UnsupportedError("a model without attention")
+        nodes = record(model)
+        cut(nodes, self.shard)
+        return nodes, kv_layers(model, nodes)[0][1]
 
     @property
     def _graphs(self) -> bool:
         return self.options.graphs and self.device.type == "cuda" and self.options.ops == "fast"
 
-    def _ops(self, dtype: torch.dtype, max_context: int, max_seqs: int) -> DeviceOps:
+    def _ops(self, dtype: torch.dtype, max_context: int, max_seqs: int) -> EagerOps:
         """The one place that chooses: kernels, or torch alone."""
         invariant = self.options.batch_invariant
         if self.options.ops == "eager":
@@ -106,12 +103,12 @@ class CudaBackend:
 
         return FastOps(dtype, batch_invariant=invariant, max_context=max_context, max_seqs=max_seqs)
 
-    def _check_room(self, trace: t.Trace) -> None:
+    def _check_room(self, nodes: list[Node]) -> None:
         """Before minutes of loading, whether the weights can fit at all."""
         free = self.available_memory()
         if free is None:
             return
-        matrices = {raw.name: raw for raw in _matrices(trace)}
+        matrices = {raw.name: raw for raw in _matrices(nodes)}
         needed = sum(raw.num_bytes for raw in matrices.values())
         if needed > free:
             elements = sum(tensor_bytes("BF16", raw.shape) // 2 for raw in matrices.values())
@@ -131,6 +128,5 @@ def _what_fits(elements: int, free: int) -> str:
     return "no format is small enough to fit"
 
 
-def _matrices(trace: t.Trace) -> list[RawTensor]:
-    tables = [node.table for node in trace.nodes if isinstance(node, t.Embed)]
-    return tables + [node.weight for node in trace.nodes if isinstance(node, (t.Linear, t.Logits))]
+def _matrices(nodes: list[Node]) -> list[RawTensor]:
+    return [raw for node in nodes for raw in node.tensors if len(raw.shape) > 1]

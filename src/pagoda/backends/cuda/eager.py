@@ -1,7 +1,7 @@
-"""The ops in plain torch, on any device: what kernels are tested against, and what runs where there is no GPU.
+"""The device's ops in plain torch, on any device: what kernels are tested against, and what runs where there is none.
 
-Weights are decoded once and kept; nothing here is fast. With `batch_invariant`, products and attention go token by
-token.
+Activations come in parts [S, T, N] (`parts.py`). Weights are decoded once and kept; nothing here is fast. With
+`batch_invariant`, products and attention go token by token.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from pagoda.backends.base import LOGIT_BLOCK, Activation, AttentionSpec
 from pagoda.backends.cuda.kv import E4M3, PLAIN, KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Step, TileSizes
-from pagoda.backends.cuda.ops import Weight, whole
-from pagoda.backends.cuda.planes import PlaneWeight, dequantize
+from pagoda.backends.cuda.parts import whole
+from pagoda.backends.cuda.planes import PlaneWeight, Weight, dequantize
 from pagoda.types import BLOCK_SIZE
 
 ONE_TILE = 1 << 20
 
 
 class EagerOps:
-    """`DeviceOps` in torch."""
+    """`dtype` is the type that activations are computed in; the residual stream is float32.
+
+    `FastOps` (`fast.py`) overrides what it has kernels for; an op without one runs as it is here.
+    """
 
     def __init__(self, dtype: torch.dtype, *, batch_invariant: bool = False) -> None:
         self.dtype = dtype
@@ -29,23 +32,28 @@ class EagerOps:
         self._decoded: dict[int, tuple[Weight, torch.Tensor]] = {}  # the weight is kept, so that its id stays its own
 
     def tile_sizes(self, queries_per_kv_head: int, head_dim: int, kv_bits: int) -> TileSizes:
+        """How attention wants a step cut."""
         return TileSizes(1 if self.batch_invariant else ONE_TILE, ONE_TILE, ONE_TILE)
 
     def embed(self, table: Weight, tokens: torch.Tensor, scale: float) -> torch.Tensor:
+        """→ [1, T, E] float32"""
         index = tokens.to(torch.int64)
         rows = dequantize(table, index) if isinstance(table, PlaneWeight) else table[index].to(torch.float32)
         return (rows * scale)[None]
 
     def norm(self, x: torch.Tensor | None, y: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """x [1, T, E] becomes x + y, of which this is the RMS norm; either may be missing. → [1, T, E]"""
         if x is not None and y is not None:
             self.add(x, y)
         values = x[0] if x is not None else whole(y)
         return rms_norm(values, weight, eps).to(self.dtype)[None]
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """x [1, T, E] += Σ y [S, T, E]"""
         x[0] += whole(y)
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """x [1, T, C] → [S, T, N]; `dtype` is what is wanted of one part, several are float32"""
         values, matrix = x[0].to(torch.float32), self._decode(weight)
         if self.batch_invariant:
             out = torch.stack([torch.mv(matrix, row) for row in values]) if len(values) else values @ matrix.t()
@@ -59,12 +67,13 @@ class EagerOps:
             self._decoded[id(weight)] = weight, decoded
         return self._decoded[id(weight)][1]
 
-    def prepare(
+    def rope_and_store_kv(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step
     ) -> torch.Tensor:
+        """Norm and rotate q [S, T, H * D] and k, store k and v [S, T, K * D]. → queries [T, H * D]"""
         spec, tokens = layer.spec, q.shape[1]
-        queries = self._turned(whole(q), layer, layer.q_norm, layer.q_eps, spec.num_heads, step)
-        keys = self._turned(whole(k), layer, layer.k_norm, layer.k_eps, spec.num_kv_heads, step)
+        queries = self._rotated(whole(q), layer, layer.q_norm, spec.num_heads, step)
+        keys = self._rotated(whole(k), layer, layer.k_norm, spec.num_kv_heads, step)
         values = whole(v).view(tokens, spec.num_kv_heads, spec.head_dim)
         live = (step.positions >= 0).nonzero()[:, 0]
         block, slot = _places(layer.group, step, live)
@@ -75,19 +84,20 @@ class EagerOps:
                 scales[block, :, slot] = scale
         return queries.reshape(tokens, -1).to(self.dtype)
 
-    def _turned(
-        self, x: torch.Tensor, layer: AttentionLayer, norm: torch.Tensor | None, eps: float, heads: int, step: Step
+    def _rotated(
+        self, x: torch.Tensor, layer: AttentionLayer, norm: torch.Tensor | None, heads: int, step: Step
     ) -> torch.Tensor:
-        """→ [T, heads, D]"""
+        """Norm and rotate x [T, heads * D]. → [T, heads, D]"""
         x = x.view(x.shape[0], heads, -1)
         if norm is not None:
-            x = rms_norm(x, norm, eps)
+            x = rms_norm(x, norm, layer.eps)
         if not layer.rotary_dim:
             return x
         cos, sin = (angle[: x.shape[0], None] for angle in step.angles[layer.rope_index])
         return rotate(x, cos, sin, layer.rotary_dim, interleaved=layer.interleaved)
 
     def attend(self, q: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step) -> torch.Tensor:
+        """q [T, H * D] over the layer's KV blocks. → [1, T, H * D]"""
         out = torch.zeros_like(q)
         for first, count in [*step.short.tolist(), *step.long.tolist()]:
             if count:
@@ -109,12 +119,17 @@ class EagerOps:
         return attention(q.to(torch.float32), k, v, start, low, layer.spec).to(q.dtype)
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """activation(Σ gate [S, T, F]) * Σ up [S, T, F]. → [1, T, F]"""
         out = activated(whole(gate), activation) * whole(up)
         if self.dtype == torch.float16:
             out = out.clamp(-65504.0, 65504.0)
         return out.to(self.dtype)[None]
 
     def likeliest(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Blocks of 64 logits that hold the `count` likeliest tokens of each row [R, V].
+
+        → which blocks [R, count] int32, ascending; their logits [R, count, 64]; the maxima of all [R, ceil(V / 64)]
+        """
         blocks = _blocks(logits)
         maxima = blocks.amax(-1)
         ranked = torch.sort(maxima, dim=1, descending=True, stable=True).indices[:, :count]
@@ -123,6 +138,7 @@ class EagerOps:
         return chosen.to(torch.int32), values, maxima
 
     def weights(self, logits: torch.Tensor, maxima: torch.Tensor) -> torch.Tensor:
+        """The sum of e^(x - the row's greatest x) over each block of 64; V in whole blocks. → [R, V / 64] float32"""
         most = maxima.amax(1)[:, None, None]
         lanes = _weigh(_blocks(logits), most).unflatten(-1, (-1, 16))
         total = torch.zeros_like(lanes[:, :, 0])

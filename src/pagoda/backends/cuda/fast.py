@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from pagoda.backends.base import Activation
-from pagoda.backends.cuda.kernels import attend, dense, gated, grouped, likeliest, norm, prepare
+from pagoda.backends.cuda.eager import EagerOps
+from pagoda.backends.cuda.kernels import attend, dense, gated, grouped, likeliest, norm, rope_and_store_kv
 from pagoda.backends.cuda.kv import KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Step, TileSizes
-from pagoda.backends.cuda.ops import Weight, whole
-from pagoda.backends.cuda.planes import PlaneWeight
+from pagoda.backends.cuda.parts import whole
+from pagoda.backends.cuda.planes import PlaneWeight, Weight
 
 # Tokens up to which a kernel serves. Estimates from bytes and operations, not yet measured.
 DENSE_SKINNY = 1  # beyond it the library's product
@@ -26,12 +27,11 @@ MOST_SHORT = 16  # tokens of a sequence in a step whose keys are split over prog
 INVARIANT_ROWS = 256  # tokens whose chunks are kept at once
 
 
-class FastOps:
-    """`DeviceOps` by kernels."""
+class FastOps(EagerOps):
+    """`EagerOps` by kernels."""
 
     def __init__(self, dtype: torch.dtype, *, batch_invariant: bool = False, max_context: int, max_seqs: int) -> None:
-        self.dtype = dtype
-        self.batch_invariant = batch_invariant
+        super().__init__(dtype, batch_invariant=batch_invariant)
         self._max_context = max_context
         self._tokens = max(max_seqs, INVARIANT_ROWS)
         self._scratch: torch.Tensor | None = None
@@ -78,10 +78,10 @@ class FastOps:
             return grouped.tiled(x, weight, bias, dtype, invariant=False)
         return F.linear(x, grouped.decode(weight, None, x.dtype), None if bias is None else bias.to(dtype))
 
-    def prepare(
+    def rope_and_store_kv(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step
     ) -> torch.Tensor:
-        return prepare.prepare(q, k, v, layer, kv, step, self.dtype)
+        return rope_and_store_kv.rope_and_store_kv(q, k, v, layer, kv, step, self.dtype)
 
     def attend(self, q: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step) -> torch.Tensor:
         out = torch.empty_like(q)

@@ -19,5 +19,4 @@ class AttentionLayer:
     interleaved: bool
     q_norm: torch.Tensor | None = None  # [D] f32
     k_norm: torch.Tensor | None = None
-    q_eps: float = 0.0
-    k_eps: float = 0.0
+    eps: float = 0.0  # of both norms

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from pagoda.backends.base import KVGroup, KVType, TopKBlocks
+from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.graphs import DecodeGraphs
 from pagoda.backends.cuda.kv import KVLayer, KVPool, block_bytes
 from pagoda.backends.cuda.metadata import Layout, Limits, StepBuffer, TileSizes, check_batch, check_tokens
-from pagoda.backends.cuda.ops import DeviceOps
 from pagoda.backends.cuda.program import Program
 from pagoda.errors import CapacityError, EngineError
 from pagoda.types import Batch, FloatArray, Int32Array
@@ -47,7 +47,7 @@ class CudaModel:
         device: torch.device,
         graphs: bool,
         weight_bytes: int,
-        ops: DeviceOps,
+        ops: EagerOps,
     ) -> None:
         self.weight_bytes = weight_bytes
         self.buffer_bytes = self.graph_bytes = 0

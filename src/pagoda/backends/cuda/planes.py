@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from math import lcm
+from typing import TypeAlias
 
 import torch
 
@@ -75,21 +76,16 @@ class PlaneWeight:
     def device(self) -> torch.device:
         return self.scales.device
 
-    def stackable(self, other: PlaneWeight) -> bool:
-        """Whether one product can serve both."""
-        return (
-            self.scheme == other.scheme
-            and self.columns == other.columns
-            and self.order is None is other.order
-            and self.scales.dtype == other.scales.dtype
-            and _same_kind(self.offsets, other.offsets)
-            and _same_kind(self.super_scales, other.super_scales)
-            and _same_kind(self.codebook, other.codebook)
-        )
+    @property
+    def layout(self) -> tuple[object, ...] | None:
+        """Equal for weights of which one product can serve several; None: it serves no other."""
+        if self.order is not None:
+            return None
+        tensors = self.scales, self.offsets, self.super_scales, self.codebook
+        return self.scheme, *(None if tensor is None else tensor.dtype for tensor in tensors)
 
 
-def _same_kind(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
-    return (a is None) == (b is None) and (a is None or b is None or a.dtype == b.dtype)
+Weight: TypeAlias = "torch.Tensor | PlaneWeight"  # [N, C], of the compute type or quantized
 
 
 def stack(weights: list[PlaneWeight]) -> PlaneWeight:

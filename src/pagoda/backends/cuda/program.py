@@ -1,60 +1,64 @@
-"""A recorded forward pass as steps over device ops. What is fused:
-
-    add, then the norm of the sum             one pass over the residual stream, which stays in float32
-    linears that read one value               one product, whose columns their readers take their part of
-    norm of heads, rope, storing keys         one pass beside attention
-    gate and up                               summed from their parts as the activation reads them
-
-A value may come in parts (`ops.py`). What steps cannot say is refused by name, not computed wrongly.
+"""Emits a forward pass's fused nodes as steps over `EagerOps`, each of which computes one node of values in parts
+(`parts.py`). The residual stream stays in float32; siblings among linears are one product, whose columns their readers
+take their part of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from pagoda.backends import trace as t
-from pagoda.backends.base import KVGroup, RopeSpec
+from pagoda.backends import lowering as low
+from pagoda.backends.base import ForwardModel, RopeSpec
+from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.kv import KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Angles, Step
-from pagoda.backends.cuda.ops import DeviceOps, whole
-from pagoda.backends.cuda.shard import Shard, node_reads_part
+from pagoda.backends.cuda.parts import whole
+from pagoda.backends.cuda.shard import Shard
 from pagoda.backends.cuda.weights import WeightLoader
+from pagoda.backends.trace import Node
 from pagoda.errors import UnsupportedError
 from pagoda.types import RawTensor
 
 
 @dataclass(slots=True)
 class Run:
-    """One pass: the step, and the values that were computed so far, by node."""
+    """One pass: the step, and the values that were computed so far."""
 
     step: Step
     kv: Mapping[int, KVLayer]
-    values: dict[int, torch.Tensor]
+    values: dict[Node, torch.Tensor]
 
 
 Action = Callable[[Run], None]
 
 
 class Program:
-    """What `compile_program` made: call it with a step. → logits [R, V] float32"""
+    """What `ProgramCompiler` made: call it with a step. → logits [R, V] float32
 
-    def __init__(self, actions: list[Action], ropes: list[RopeSpec], result: int, device: torch.device) -> None:
+    actions: each with the values that nobody reads after it.
+    """
+
+    def __init__(
+        self, actions: list[tuple[Action, list[Node]]], ropes: list[RopeSpec], logits: Node, device: torch.device
+    ) -> None:
         self._actions = actions
-        self._result = result
+        self._logits = logits
         self._ropes = [
             (torch.from_numpy(spec.inv_freq.astype(np.float64)).to(device), float(spec.scale)) for spec in ropes
         ]
 
     def __call__(self, step: Step, kv: Mapping[int, KVLayer]) -> torch.Tensor:
         run = Run(step.with_angles(self._angles(step)), kv, {})
-        for act in self._actions:
+        for act, unread in self._actions:
             act(run)
-        return run.values[self._result]
+            for value in unread:
+                del run.values[value]
+        return run.values[self._logits]
 
     def _angles(self, step: Step) -> tuple[Angles, ...]:
         """In float64, as the reference: positions are large, and float32 would turn them by the wrong angle."""
@@ -63,58 +67,63 @@ class Program:
         return tuple(((a.cos() * scale).to(torch.float32), (a.sin() * scale).to(torch.float32)) for a, scale in angles)
 
 
-class ProgramCompiler:
-    """Turns nodes into actions, in the order in which the model stated them."""
+def fusions(weights: WeightLoader) -> low.Fusions:
+    """Linears of one value whose weights lie alike are one product; a sum is normalized as it is made."""
 
-    def __init__(
-        self,
-        trace: t.Trace,
-        groups: tuple[KVGroup, ...],
-        ops: DeviceOps,
-        weights: WeightLoader,
-        shard: Shard,
-    ) -> None:
-        self.nodes = trace.nodes
+    def reading(node: Node) -> Hashable:
+        return weights.layout(node["weight"]), node["bias"] is None
+
+    return low.Fusions(reading, reads_through=lambda node: False, sums_with="norms")
+
+
+class ProgramCompiler:
+    """Turns fused nodes into actions, one after the other."""
+
+    def __init__(self, model: ForwardModel, ops: EagerOps, weights: WeightLoader, shard: Shard) -> None:
+        self.vocab_size = model.vocab_size
         self.ops, self.weights, self.shard = ops, weights, shard
-        self.group_of = {layer: g for g, group in enumerate(groups) for layer in group.layers}
+        self.group_of = {layer: g for g, group in enumerate(model.kv_groups) for layer in group.layers}
         self.actions: list[Action] = []
         self.ropes: list[RopeSpec] = []
-        self.done: set[int] = set()
+        self.streams: set[Node] = set()  # values that are [1, T, E] in float32, and may be added to
+        self.computed: set[Node] = set()  # values that are whole, and of the type that products read
+        self.cut: set[Node] = set()  # values of which each device has a part of the columns
+        self.logits: Node | None = None
 
-    def compile(self) -> Program:
-        for node in self.nodes:
-            if node.index not in self.done:
-                self._compile(node)
-        last = self.nodes[-1]
-        if not isinstance(last, t.Logits):
-            raise UnsupportedError("a model must end in its logits")
-        return Program(self.actions, self.ropes, last.index, self.weights.device)
+    def compile(self, nodes: Iterable[low.FusedNode]) -> Program:
+        last_read: dict[Node, int] = {}  # in which action
+        for node in nodes:
+            self._emit(node)
+            last_read |= dict.fromkeys(low.values_read(node), len(self.actions) - 1)
+        if self.logits is None:
+            raise UnsupportedError("a model without logits")
+        unread: list[list[Node]] = [[] for _ in self.actions]
+        for value, action in last_read.items():
+            unread[action].append(value)
+        actions = list(zip(self.actions, unread, strict=True))
+        return Program(actions, self.ropes, self.logits, self.weights.device)
 
-    def _compile(self, node: t.Node) -> None:
-        if isinstance(node, t.Embed):
-            self._embed(node)
-        elif isinstance(node, t.Add):
-            self._add(node)
-        elif isinstance(node, t.Norm):
-            self._norm(node)
-        elif isinstance(node, t.Linear):
-            self._linear(node)
-        elif isinstance(node, t.Rope):
-            self._deferred(node)
-        elif isinstance(node, t.Attention):
-            self._attention(node)
-        elif isinstance(node, t.Gated):
-            self._gated(node)
-        elif isinstance(node, t.Logits):
-            self._logits(node)
-        else:
-            raise UnsupportedError(f"the CUDA backend has no kernel for {type(node).__name__}")
+    def _emit(self, node: low.FusedNode) -> None:
+        match node:
+            case low.Embed():
+                self._embed(node)
+            case low.AddNorm():
+                self._add_norm(node)
+            case low.Rowwise():
+                self._rowwise(node)
+            case low.Linears():
+                self._linears(node)
+            case low.Attention():
+                self._attention(node)
+            case low.Logits():
+                self._logits(node)
+            case low.Call():
+                self._call(node)
 
-    # Ops
-
-    def _embed(self, node: t.Embed) -> None:
-        table, ops, out, scale, shard = self.weights.matrix(node.table), self.ops, node.index, node.scale, self.shard
-        start, rows = shard.rank * node.table.shape[0], node.table.shape[0]
+    def _embed(self, node: low.Embed) -> None:
+        table, ops, out, scale, shard = self.weights.matrix(node.table), self.ops, node.out, node.scale, self.shard
+        rows, start = node.table.shape[0], shard.rank * shard.share_of(self.vocab_size)
+        self.streams.add(out)
 
         def act(run: Run) -> None:
             run.values[out] = ops.embed(table, run.step.tokens, scale)
@@ -128,100 +137,140 @@ class ProgramCompiler:
 
         self.actions.append(act if shard.size == 1 else act_on_part)
 
-    def _add(self, node: t.Add) -> None:
-        """x is the residual stream and is summed in place; a norm that follows is taken along."""
-        x, y, out, ops = node.inputs[0].index, node.inputs[1].index, node.index, self.ops
-        if not _is_stream(node.inputs[0]):
-            raise UnsupportedError("a sum whose first part is not the residual stream")
-        norm = self.nodes[out + 1] if out + 1 < len(self.nodes) else None
-        if isinstance(norm, t.Norm) and norm.num_heads is None and norm.inputs == (node,):
-            weight, eps, normed = self.weights.vector(norm.weight), norm.eps, norm.index
+    # Norms, activations and sums
 
-            def act(run: Run) -> None:
-                run.values[normed] = ops.norm(run.values[x], run.values[y], weight, eps)
-                run.values[out] = run.values[x]
+    def _add_norm(self, node: low.AddNorm) -> None:
+        x, y, total, out, eps, ops = self._stream(node.x), node.y, node.sum, node.out, node.eps, self.ops
+        weight = self.weights.vector(node.weight)
+        self.streams.add(total)
+        self.computed.add(out)
 
-            self.done.add(normed)
-        else:
-
-            def act(run: Run) -> None:
-                ops.add(run.values[x], run.values[y])
-                run.values[out] = run.values[x]
+        def act(run: Run) -> None:
+            run.values[out] = ops.norm(run.values[x], run.values[y], weight, eps)
+            run.values[total] = run.values[x]
 
         self.actions.append(act)
 
-    def _norm(self, node: t.Norm) -> None:
-        if node.num_heads is not None:
-            self._deferred(node)
-            return
-        x, out, ops, eps = node.inputs[0].index, node.index, self.ops, node.eps
-        weight, stream = self.weights.vector(node.weight), _is_stream(node.inputs[0])
+    def _rowwise(self, node: low.Rowwise) -> None:
+        match node.source:
+            case low.Norm():
+                self._norm(node.out, node.source)
+            case low.Gated():
+                self._gated(node.out, node.source)
+            case y:
+                assert node.residual is not None  # there is nothing else to do with a value that is there
+                self._add(node.out, node.residual, y)
+
+    def _add(self, out: Node, residual: Node, y: Node) -> None:
+        x, ops = self._stream(residual), self.ops
+        self.streams.add(out)
+
+        def act(run: Run) -> None:
+            ops.add(run.values[x], run.values[y])
+            run.values[out] = run.values[x]
+
+        self.actions.append(act)
+
+    def _stream(self, x: Node) -> Node:
+        """x, made such that it can be added to."""
+        if x not in self.streams:
+            self.actions.append(lambda run: run.values.update({x: whole(run.values[x]).clone()[None]}))
+        return x
+
+    def _norm(self, out: Node, norm: low.Norm) -> None:
+        x, eps, ops, weight = norm.x, norm.eps, self.ops, self.weights.vector(norm.weight)
+        is_stream = x in self.streams
+        self.computed.add(out)
 
         def act(run: Run) -> None:
             value = run.values[x]
-            run.values[out] = ops.norm(value, None, weight, eps) if stream else ops.norm(None, value, weight, eps)
+            run.values[out] = ops.norm(value, None, weight, eps) if is_stream else ops.norm(None, value, weight, eps)
 
         self.actions.append(act)
 
-    def _linear(self, node: t.Linear) -> None:
-        """With its siblings: later linears of the same input whose weights lie alike."""
-        mates = [node]
-        for other in node.inputs[0].users:
-            if isinstance(other, t.Linear) and other.index > node.index and other.index not in self.done:
-                alike = self.weights.stackable(node.weight, other.weight)
-                if alike and (node.bias is None) == (other.bias is None):
-                    mates.append(other)
-        weight = self.weights.matrix(*(mate.weight for mate in mates))
-        biases: list[RawTensor] = [mate.bias for mate in mates if mate.bias is not None]
+    def _gated(self, out: Node, gated: low.Gated) -> None:
+        gate, up, activation, ops = gated.gate, gated.up, gated.activation, self.ops
+        self.computed.add(out)
+        self.cut.add(out)
+
+        def act(run: Run) -> None:
+            run.values[out] = ops.gated(run.values[gate], run.values[up], activation)
+
+        self.actions.append(act)
+
+    # Products
+
+    def _linears(self, node: low.Linears) -> None:
+        assert isinstance(node.source, Node)  # nothing is read through
+        products = node.products
+        weight = self.weights.matrix(*(product.weight for product in products))
+        biases: list[RawTensor] = [product.bias for product in products if product.bias is not None]
         bias = self.weights.vector(*biases) if biases else None
         places, at = [], 0
-        for mate in mates:
-            places.append((mate.index, at, at + mate.columns))
-            at += mate.columns
-        x, ops, ready, shard = node.inputs[0].index, self.ops, _is_computed(node.inputs[0]), self.shard
-        partial = shard.size > 1 and node_reads_part(node)
+        for product in products:
+            places.append((product.out, at, at + product.out.columns))
+            at += product.out.columns
+        read, ops, shard = self._reader(node.source), self.ops, self.shard
+        partial = shard.size > 1 and node.source in self.cut
         if partial and shard.rank:
             bias = None  # once in the sum is enough
 
         def act(run: Run) -> None:
-            value = run.values[x] if ready else whole(run.values[x]).to(ops.dtype)[None]
-            product = ops.linear(value, weight, bias, ops.dtype)
+            result = ops.linear(read(run), weight, bias, ops.dtype)
             if partial:
-                product = shard.sum(whole(product)[None])
+                result = shard.sum(whole(result)[None])
             for out, start, end in places:
-                run.values[out] = product[:, :, start:end]
+                run.values[out] = result[:, :, start:end]
 
-        self.done |= {mate.index for mate in mates}
         self.actions.append(act)
 
-    def _deferred(self, node: t.Norm | t.Rope) -> None:
-        """Norm and rotation of heads happen beside attention: nobody else may read them."""
-        user = node.only_user
-        if not isinstance(user, (t.Rope, t.Attention)):
-            raise UnsupportedError(f"{type(node).__name__} of heads that not attention alone reads")
+    def _reader(self, x: Node) -> Callable[[Run], torch.Tensor]:
+        """Gives x as products read it: [1, T, C], of the compute type."""
+        dtype = self.ops.dtype
+        if x in self.computed:
+            return lambda run: run.values[x]
+        return lambda run: whole(run.values[x]).to(dtype)[None]
 
-    def _attention(self, node: t.Attention) -> None:
-        (q, q_norm, q_rope), (k, k_norm, k_rope) = _chain(node.inputs[0]), _chain(node.inputs[1])
-        if (q_rope is None) != (k_rope is None) or (q_rope is not None and k_rope is not None and q_rope is not k_rope):
-            raise UnsupportedError("queries and keys that turn differently")
+    def _logits(self, node: low.Logits) -> None:
+        assert isinstance(node.source, Node)
+        weight, read, out, ops = self.weights.matrix(node.weight), self._reader(node.source), node.out, self.ops
+        scale, cap, shard, vocab_size = node.scale, node.softcap, self.shard, node.out.columns
+        self.logits = out
+
+        def act(run: Run) -> None:
+            rows = read(run).index_select(1, run.step.rows)
+            logits = whole(ops.linear(rows, weight, None, torch.float32))
+            if shard.size > 1:
+                logits = shard.gather(logits, vocab_size)
+            logits = logits * scale if scale != 1.0 else logits
+            run.values[out] = logits if cap is None else torch.tanh(logits / cap) * cap
+
+        self.actions.append(act)
+
+    # Attention, and ops of their own
+
+    def _attention(self, node: low.Attention) -> None:
+        rope, norms = node.rope, (node.q_norm, node.k_norm)
+        q_norm, k_norm = (None if norm is None else self.weights.vector(norm) for norm in norms)
         layer = AttentionLayer(
             node.spec,
             node.layer,
             self.group_of[node.layer],
-            self._rope_index(q_rope),
-            0 if q_rope is None else q_rope.rotary_dim,
-            q_rope is not None and q_rope.style == "interleaved",
-            None if q_norm is None else self.weights.vector(q_norm.weight),
-            None if k_norm is None else self.weights.vector(k_norm.weight),
-            0.0 if q_norm is None else q_norm.eps,
-            0.0 if k_norm is None else k_norm.eps,
+            self._rope_index(rope),
+            0 if rope is None else rope.rotary_dim,
+            rope is not None and rope.style == "interleaved",
+            q_norm,
+            k_norm,
+            node.eps,
         )
-        inputs, out, ops = (q.index, k.index, node.inputs[2].index), node.index, self.ops
+        q, k, v, out, ops = node.q, node.k, node.v, node.out, self.ops
+        self.computed.add(out)
+        self.cut.add(out)
 
         def act(run: Run) -> None:
-            q, k, v = (run.values[i] for i in inputs)
             kv = run.kv[layer.layer]
-            run.values[out] = ops.attend(ops.prepare(q, k, v, layer, kv, run.step), layer, kv, run.step)
+            queries = ops.rope_and_store_kv(run.values[q], run.values[k], run.values[v], layer, kv, run.step)
+            run.values[out] = ops.attend(queries, layer, kv, run.step)
 
         self.actions.append(act)
 
@@ -234,45 +283,22 @@ class ProgramCompiler:
         self.ropes.append(spec)
         return len(self.ropes) - 1
 
-    def _gated(self, node: t.Gated) -> None:
-        gate, up, out, ops, activation = *(n.index for n in node.inputs), node.index, self.ops, node.activation
+    def _call(self, node: low.Call) -> None:
+        """An op that is fused with nothing is the method of its name."""
+        method = getattr(self.ops, node.op, None)
+        if method is None:
+            raise UnsupportedError(f"the CUDA backend does not compute {node.op}")
+        out = node.out
+        values = {name: value for name, value in node.arguments.items() if isinstance(value, Node)}
+        others = {name: self._placed(value) for name, value in node.arguments.items() if name not in values}
 
         def act(run: Run) -> None:
-            run.values[out] = ops.gated(run.values[gate], run.values[up], activation)
+            run.values[out] = method(**{name: run.values[value] for name, value in values.items()}, **others)
 
         self.actions.append(act)
 
-    def _logits(self, node: t.Logits) -> None:
-        weight, x, out, ops = self.weights.matrix(node.weight), node.inputs[0].index, node.index, self.ops
-        ready, scale, cap = _is_computed(node.inputs[0]), node.scale, node.softcap
-        shard, vocab_size = self.shard, node.columns
-
-        def act(run: Run) -> None:
-            value = run.values[x] if ready else whole(run.values[x]).to(ops.dtype)[None]
-            logits = whole(ops.linear(value.index_select(1, run.step.rows), weight, None, torch.float32))
-            if shard.size > 1:
-                logits = shard.gather(logits, vocab_size)
-            logits = logits * scale if scale != 1.0 else logits
-            run.values[out] = logits if cap is None else torch.tanh(logits / cap) * cap
-
-        self.actions.append(act)
-
-
-def _is_stream(node: t.Node) -> bool:
-    """Whether the value is the residual stream, [1, T, E] in float32."""
-    return isinstance(node, (t.Embed, t.Add))
-
-
-def _is_computed(node: t.Node) -> bool:
-    """Whether the value is whole, and of the type that products read."""
-    return isinstance(node, (t.Norm, t.Attention, t.Gated))
-
-
-def _chain(node: t.Node) -> tuple[t.Node, t.Norm | None, RopeSpec | None]:
-    """What queries or keys come from: linear → norm of heads → rope, the latter two where there are any."""
-    rope, norm = None, None
-    if isinstance(node, t.Rope):
-        rope, node = node.spec, node.inputs[0]
-    if isinstance(node, t.Norm) and node.num_heads is not None:
-        norm, node = node, node.inputs[0]
-    return node, norm, rope
+    def _placed(self, argument: object) -> object:
+        """The argument itself, or the weight on the device."""
+        if not isinstance(argument, RawTensor):
+            return argument
+        return self.weights.vector(argument) if len(argument.shape) == 1 else self.weights.matrix(argument)

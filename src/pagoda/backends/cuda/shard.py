@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pagoda.backends import trace as t
+from pagoda.backends.trace import Node
 from pagoda.errors import ConfigError
 from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.formats.quantized import QuantizedTensor
@@ -35,53 +35,58 @@ class Shard:
 
     def gather(self, logits: torch.Tensor, columns: int) -> torch.Tensor:
         """All devices' columns [R, V / size] side by side, without the padding of the last. → [R, columns]"""
-        per = -(-columns // self.size)
+        per = self.share_of(columns)
         mine = torch.nn.functional.pad(logits, (0, per - logits.shape[1])).contiguous()
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine)
         return torch.cat(parts, dim=1)[:, :columns].contiguous()
 
+    def share_of(self, rows: int) -> int:
+        """Rows of a vocabulary that each device has; the last one may have fewer."""
+        return -(-rows // self.size)
+
 
 WHOLE = Shard()
 
 
-def node_reads_part(node: t.Linear) -> bool:
-    """Whether the input of a linear is cut where a model is: what attention or the activation made."""
-    return isinstance(node.inputs[0], (t.Attention, t.Gated))
+def cut(nodes: list[Node], shard: Shard) -> None:
+    """Leave to each node this device's part of its weights and heads. ConfigError: it cannot be cut."""
+    for node in nodes if shard.size > 1 else []:
+        arguments = node.arguments
+        match node.op:
+            case "embed":
+                arguments["table"] = _vocabulary(node["table"], shard)
+            case "logits":
+                arguments["weight"] = _vocabulary(node["weight"], shard)
+            case "linear":
+                _cut_linear(node, shard)
+            case "attention":
+                spec = node["spec"]
+                _check_even(spec.num_heads, "query heads", shard)
+                _check_even(spec.num_kv_heads, "KV heads", shard)
+                heads, kv_heads = spec.num_heads // shard.size, spec.num_kv_heads // shard.size
+                arguments["spec"] = replace(spec, num_heads=heads, num_kv_heads=kv_heads)
+            case "rope" | "head_norm":
+                arguments["num_heads"] //= shard.size
+            case "rms_norm" | "gated" | "add":
+                pass  # as whole or as cut as what they read
+            case _:
+                raise ConfigError(f"--tensor-parallel {shard.size}: {node.op} cannot be shared out")
 
 
-def cut(trace: t.Trace, shard: Shard) -> None:
-    """Leave to each node of the trace this device's part of its weights and heads. ConfigError: it cannot be cut."""
-    if shard.size == 1:
+def _cut_linear(node: Node, shard: Shard) -> None:
+    """What attention or the activation made is cut, and so are the columns that read it; else the rows are."""
+    if node["x"].op in ("attention", "gated"):
+        node.arguments["weight"] = _columns(node["weight"], shard)
         return
-    for node in trace.nodes:
-        if isinstance(node, t.Embed):
-            node.table = _vocabulary(node.table, shard)
-        elif isinstance(node, t.Logits):
-            node.weight = _vocabulary(node.weight, shard)
-        elif isinstance(node, t.Linear):
-            _cut_linear(node, shard)
-        elif isinstance(node, t.Attention):
-            _check_even(node.spec.num_heads, "query heads", shard)
-            _check_even(node.spec.num_kv_heads, "KV heads", shard)
-            heads, kv_heads = node.spec.num_heads // shard.size, node.spec.num_kv_heads // shard.size
-            node.spec = replace(node.spec, num_heads=heads, num_kv_heads=kv_heads)
-        elif isinstance(node, (t.Rope, t.Norm)) and node.num_heads is not None:
-            node.num_heads //= shard.size
-
-
-def _cut_linear(node: t.Linear, shard: Shard) -> None:
-    if node_reads_part(node):
-        node.weight = _columns(node.weight, shard)
-        return
-    _check_even(node.weight.shape[0], f"rows of {node.weight.name!r}", shard)
-    node.weight = _rows(node.weight, shard)
-    node.bias = None if node.bias is None else _rows(node.bias, shard)
-    node.columns = node.weight.shape[0]
+    _check_even(node["weight"].shape[0], f"rows of {node['weight'].name!r}", shard)
+    node.arguments["weight"] = _rows(node["weight"], shard)
+    node.arguments["bias"] = None if node["bias"] is None else _rows(node["bias"], shard)
+    node.columns = node["weight"].shape[0]
 
 
 def _vocabulary(raw: RawTensor, shard: Shard) -> RawTensor:
-    per = -(-raw.shape[0] // shard.size)
+    per = shard.share_of(raw.shape[0])
     return _slice_rows(raw, shard.rank * per, min((shard.rank + 1) * per, raw.shape[0]))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 import torch
 
 from pagoda.backends.cuda.grouped_weights import from_grouped
-from pagoda.backends.cuda.ops import Weight
-from pagoda.backends.cuda.planes import PlaneWeight, pack, stack
+from pagoda.backends.cuda.planes import PlaneWeight, Weight, pack, stack
 from pagoda.backends.cuda.unpack import KINDS
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
@@ -41,7 +40,7 @@ class WeightLoader:
         self._vectors: dict[str, torch.Tensor] = {}
 
     def matrix(self, *raws: RawTensor) -> Weight:
-        """The weight (out, in), or several of one input that are `stackable`, one on top of the other."""
+        """The weight (out, in), or several of one input and one `layout`, one on top of the other."""
         key = tuple(raw.name for raw in raws)
         if key not in self._matrices:
             parts = [self._part(raw) for raw in raws]
@@ -50,14 +49,12 @@ class WeightLoader:
                 self._parts.pop(raw.name, None)
         return self._matrices[key]
 
-    def stackable(self, a: RawTensor, b: RawTensor) -> bool:
-        """Whether one product can serve both: they read the same values and lie alike."""
-        if a.name == b.name or a.shape[1] != b.shape[1] or (a.type != b.type and {a.type, b.type} - set(FLOATS)):
-            return False
-        first, second = (self._part(raw) for raw in (a, b))
-        if isinstance(first, PlaneWeight) and isinstance(second, PlaneWeight):
-            return first.stackable(second)
-        return isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
+    def layout(self, raw: RawTensor) -> Hashable:
+        """Equal for weights that one product can serve, if they read the same value."""
+        if not isinstance(raw, QuantizedTensor):
+            return "floats" if raw.type in FLOATS else raw.type
+        part = self._part(raw)
+        return "floats" if isinstance(part, torch.Tensor) else part.layout or raw.name
 
     def _part(self, raw: RawTensor) -> Weight:
         if raw.name not in self._parts:

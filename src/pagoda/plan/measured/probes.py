@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from pagoda.backends.base import KVType, LoadedModel, run_batch
+from pagoda.backends.compile import StageKind
 from pagoda.backends.cpu import CpuBackend, CpuModel
 from pagoda.hardware.caches import read_caches
 from pagoda.hardware.cpu_share import QUIET_SHARE, CpuShare
@@ -39,7 +40,7 @@ CONTEXTS = (16, 128, 512, 1024, 2048, 4096)
 CHUNKS = ((128, 128), (512, 512), (512, 1024), (512, 2048), (512, 4096))  # (queries, context)
 SHORT_S = 0.06  # in a sweep, a probe is repeated until it has taken so long
 SWEEPS = 3  # that say together whether the machine was quiet
-ATTENTION_STAGES = ("attention", "rope + store KV")  # whose time is that of cold KV blocks, which differ by sequence
+ATTENTION_STAGES = (StageKind.ATTEND, StageKind.ROPE_AND_STORE_KV)  # their time is that of cold KV blocks
 
 T = TypeVar("T")
 StageTime = tuple[str, float]
@@ -157,7 +158,7 @@ class Prober:
 
     def _attend(self, batch: int, queries: int, context: int) -> float:
         stages = self._attention.stages((batch, queries, context, 1))
-        return sum(seconds for name, seconds in stages if name in ATTENTION_STAGES)
+        return sum(seconds for kind, seconds in stages if kind in ATTENTION_STAGES)
 
 
 class Probe:
@@ -177,7 +178,7 @@ class Probe:
         self.vocab_size = model.vocab_size
         self._next_block = 0
         self._rng = np.random.default_rng(0)
-        self._names: dict[Key, list[str]] = {}
+        self._kinds: dict[Key, list[str]] = {}
         self._runs: dict[Key, list[list[float]]] = {}
         self._bytes: dict[Key, float] = {}  # that such a step reads, weights for the most part
         self._step((1, 16, 16, 1))  # wakes threads and pages
@@ -188,26 +189,26 @@ class Probe:
         end = time.perf_counter() + SHORT_S
         while True:
             profile = self._step(key)
-            self._names[key] = [name for name, *_ in profile]
-            self._bytes[key] = sum(num_bytes for _, _, num_bytes, _ in profile)
-            self._runs.setdefault(key, []).append([seconds for _, seconds, _, _ in profile])
+            self._kinds[key] = [kind for kind, *_ in profile]
+            self._bytes[key] = sum(num_bytes for _, _, _, num_bytes, _ in profile)
+            self._runs.setdefault(key, []).append([seconds for _, _, seconds, _, _ in profile])
             if time.perf_counter() >= end:
                 break
 
     def stages(self, key: Key) -> list[StageTime]:
-        """Name and seconds of each stage of such a step: means over the steps around the lower quartile of all.
+        """Kind and seconds of each stage of such a step: means over the steps around the lower quartile of all.
 
         Not each stage's own quartile: what disturbs a step hits one stage here and another there, so that quartiles
         of stages add up to less than any step ever took.
         """
         around = around_quartile(self._runs[key], sum)
-        return [(name, mean(run[i] for run in around)) for i, name in enumerate(self._names[key])]
+        return [(kind, mean(run[i] for run in around)) for i, kind in enumerate(self._kinds[key])]
 
     def streamed(self, key: Key) -> tuple[float, float]:
         """Bytes that a step of this shape reads, and the seconds it takes."""
         return self._bytes[key], sum(seconds for _, seconds in self.stages(key))
 
-    def _step(self, key: Key) -> list[tuple[str, float, float, float]]:
+    def _step(self, key: Key) -> list[tuple[str, str, float, float, float]]:
         run_batch(self.model, self._batch(*key))
         return self.model.program.take_profile()
 

@@ -17,7 +17,7 @@ HEADS = 8  # of one program
 
 
 @triton.jit
-def _turned(
+def _rotated(
     x, row, head, ok, part, cos_ptr, sin_ptr, norm_ptr, eps, token,
     D: tl.constexpr, ROT: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr, PARTS: tl.constexpr,
     PAIRS: tl.constexpr, REST: tl.constexpr,
@@ -91,7 +91,7 @@ def _queries(
     PARTS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     ok = head < H
-    a, b, c, first, second, rest, in_pair, in_rest = _turned(
+    a, b, c, first, second, rest, in_pair, in_rest = _rotated(
         q_ptr, token * row, head, ok, part, cos_ptr, sin_ptr, norm_ptr, eps, token,
         D, ROT, INTERLEAVED, NORM, PARTS, PAIRS, REST,
     )  # fmt: skip
@@ -107,7 +107,7 @@ def _keys(
     PAIRS: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     ok = head < tl.where(position >= 0, K, 0)  # a padding token stores nothing
-    a, b, c, first, second, rest, in_pair, in_rest = _turned(
+    a, b, c, first, second, rest, in_pair, in_rest = _rotated(
         k_ptr, token * row, head, ok, part, cos_ptr, sin_ptr, norm_ptr, eps, token,
         D, ROT, INTERLEAVED, NORM, PARTS, PAIRS, REST,
     )  # fmt: skip
@@ -136,9 +136,9 @@ def _values(
 
 
 @triton.jit
-def _prepare(
+def _rope_and_store_kv(
     q_ptr, k_ptr, v_ptr, out_ptr, k_pool, v_pool, k_scales, v_scales, cos_ptr, sin_ptr, q_norm, k_norm,
-    meta_ptr, positions_ptr, seqs_ptr, q_eps, k_eps, group, q_part, q_row, k_part, k_row, v_part, v_row,
+    meta_ptr, positions_ptr, seqs_ptr, eps, group, q_part, q_row, k_part, k_row, v_part, v_row,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, ROT: tl.constexpr, INTERLEAVED: tl.constexpr,
     Q_NORM: tl.constexpr, K_NORM: tl.constexpr, Q_PARTS: tl.constexpr, K_PARTS: tl.constexpr, V_PARTS: tl.constexpr,
     KIND: tl.constexpr, TOP: tl.constexpr, UNIT: tl.constexpr,
@@ -153,12 +153,12 @@ def _prepare(
     head = tl.arange(0, HEADS)
     if tile < Q_TILES:
         _queries(
-            q_ptr, out_ptr, cos_ptr, sin_ptr, q_norm, q_eps, token, tile * HEADS + head, q_part, q_row,
+            q_ptr, out_ptr, cos_ptr, sin_ptr, q_norm, eps, token, tile * HEADS + head, q_part, q_row,
             H, D, ROT, INTERLEAVED, Q_NORM, Q_PARTS, PAIRS, REST,
         )  # fmt: skip
     elif tile < Q_TILES + K_TILES:
         _keys(
-            k_ptr, k_pool, k_scales, cos_ptr, sin_ptr, k_norm, meta_ptr, seqs_ptr, position, group, k_eps,
+            k_ptr, k_pool, k_scales, cos_ptr, sin_ptr, k_norm, meta_ptr, seqs_ptr, position, group, eps,
             token, (tile - Q_TILES) * HEADS + head, k_part, k_row,
             K, D, ROT, INTERLEAVED, K_NORM, K_PARTS, KIND, TOP, UNIT, PAIRS, REST,
         )  # fmt: skip
@@ -170,7 +170,7 @@ def _prepare(
         )  # fmt: skip
 
 
-def prepare(
+def rope_and_store_kv(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step,
     dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
@@ -182,11 +182,11 @@ def prepare(
     per = min(HEADS, power_of_two(heads))
     tiles = triton.cdiv(heads, per) + 2 * triton.cdiv(kv_heads, per)
     none = cos
-    _prepare[(tokens, tiles)](
+    _rope_and_store_kv[(tokens, tiles)](
         q, k, v, out, kv.k, kv.v,
         none if kv.k_scale is None else kv.k_scale, none if kv.v_scale is None else kv.v_scale,
         cos, sin, none if layer.q_norm is None else layer.q_norm, none if layer.k_norm is None else layer.k_norm,
-        step.meta, step.positions, step.seqs, layer.q_eps, layer.k_eps, layer.group,
+        step.meta, step.positions, step.seqs, layer.eps, layer.group,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         H=heads, K=kv_heads, D=size, ROT=layer.rotary_dim, INTERLEAVED=layer.interleaved,
         Q_NORM=layer.q_norm is not None, K_NORM=layer.k_norm is not None,

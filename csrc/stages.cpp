@@ -1,0 +1,166 @@
+#include "stages.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace pagoda {
+
+namespace {
+
+constexpr int64_t kRowChunk = 128;       // rows that a linear item covers: their activations stay in L2
+constexpr int64_t kItemBytes = 8 * 1024;  // weights that one item of a small batch streams
+constexpr int64_t kFewRows = 8;          // a step of more is bound by arithmetic
+
+const float *reordered(const float *x, const std::vector<int32_t> &order, float *to) {
+    for (size_t i = 0; i < order.size(); ++i) to[i] = x[order[i]];
+    return to;
+}
+
+// Panels of a part that one item covers.
+int64_t panels_an_item(const LinearPart &p, int64_t rows) {
+    if (rows > kRowChunk / 2) return 2;
+    const int64_t panel_bytes = static_cast<int64_t>(p.weight->bytes()) / p.weight->panels;
+    return std::max<int64_t>(rows > kFewRows ? 2 : 1, kItemBytes / panel_bytes);
+}
+
+}  // namespace
+
+// ---- embed ----------------------------------------------------------------------------------------------------
+
+void EmbedStage::admit(Workspace &w) {
+    if (columns < 1 || columns % info(type).elements || table.bytes != rows * row_bytes(type, columns))
+        throw std::invalid_argument("the data is not as long as its shape says");
+    w.table_rows = std::min(w.table_rows, rows);
+}
+
+void EmbedStage::run(Workspace &w, const Step &step, int64_t token, uint8_t *) const {
+    float *to = w.buffer(out).row(token);
+    dequantize_row(type, table.data + step.token_ids[token] * row_bytes(type, columns), columns, to);
+    if (scale != 1.0f)
+        for (int64_t i = 0; i < columns; ++i) to[i] *= scale;
+}
+
+// ---- rowwise --------------------------------------------------------------------------------------------------
+
+void RowwiseStage::admit(Workspace &) {
+    if (order.size() * sizeof(float) * 2 > kGemmScratch) throw std::invalid_argument("too many columns to reorder");
+    for (const int32_t c : order)
+        if (c < 0 || static_cast<size_t>(c) >= order.size()) throw std::invalid_argument("an order must name each column");
+}
+
+void RowwiseStage::run(Workspace &w, const Step &step, int64_t row, uint8_t *memory) const {
+    float *scratch = reinterpret_cast<float *>(memory);
+    const Buffer &source = w.buffer(x);
+    const int64_t from = rows == Rows::Logits ? step.logit_row_ids[row] : row;
+    const float *value = source.row(from);
+    int64_t n = norm.empty() ? source.stride : static_cast<int64_t>(norm.size());
+    if (quantized != kNone) n = w.quantized[static_cast<size_t>(quantized)].columns;
+    const bool keep = out != kNone && !accumulate;
+    float *to = keep ? w.buffer(out).row(row) : scratch;
+    if (gate != kNone) {
+        w.kernels->gated(w.buffer(gate).row(from), value, activation, n, to);
+        value = to;
+    }
+    if (!norm.empty()) {
+        w.kernels->rms_norm(value, norm.data(), eps, static_cast<int64_t>(norm.size()), to);
+        value = to;
+    }
+    if (quantized != kNone) {
+        const float *codes = order.empty() ? value : reordered(value, order, scratch + kGemmScratch / sizeof(float) / 2);
+        const QuantizedBuffer &q = w.quantized[static_cast<size_t>(quantized)];
+        if (q.codes16.q) w.kernels->quantize(codes, n, q.codes16, row);
+        if (q.codes8.q) w.kernels->quantize8(codes, n, q.codes8, row);
+    }
+    if (accumulate)
+        w.kernels->add(w.buffer(out).row(row), value, n);
+    else if (keep && value != to)
+        std::memcpy(to, value, static_cast<size_t>(n) * 4);
+}
+
+// ---- linear ---------------------------------------------------------------------------------------------------
+
+void LinearStage::admit(Workspace &w) {
+    if (parts.empty() || (x == kNone) == (quantized == kNone))
+        throw std::invalid_argument("a linear stage needs weights, and either floats or codes to multiply with them");
+    if (rows == Rows::Logits) {
+        w.vocab = parts[0].weight->rows;
+        w.logits_stride = parts[0].weight->panels * kPanelRows;
+        w.logits = LazyMemory(static_cast<size_t>(w.max_logit_rows * w.logits_stride) * 4);
+    }
+    if (quantized != kNone)
+        for (const LinearPart &p : parts)
+            w.quantized.at(static_cast<size_t>(quantized)).open(w.takes_bytes(p.weight->type) ? 8 : 16);
+}
+
+int64_t LinearStage::chunk_items(int64_t n) const {
+    int64_t items = 0;
+    for (const LinearPart &p : parts) items += ceil_div(p.weight->panels, panels_an_item(p, n));
+    return items;
+}
+
+int64_t LinearStage::items(const Workspace &w, const Step &step) const {
+    const int64_t n = w.num_rows(rows, step);
+    return chunk_items(n) * ceil_div(n, kRowChunk);
+}
+
+LinearStage::Item LinearStage::item(const Workspace &w, const Step &step, int64_t index) const {
+    const int64_t n = w.num_rows(rows, step), each_chunk = chunk_items(n);
+    const int64_t row_begin = index / each_chunk * kRowChunk;
+    index %= each_chunk;
+    for (const LinearPart &p : parts) {
+        const int64_t each = panels_an_item(p, n), here = ceil_div(p.weight->panels, each);
+        if (index < here)
+            return {&p, index * each, std::min((index + 1) * each, p.weight->panels), row_begin,
+                    std::min(row_begin + kRowChunk, n)};
+        index -= here;
+    }
+    return {};
+}
+
+void LinearStage::run(Workspace &w, const Step &step, int64_t index, uint8_t *scratch) const {
+    const Item at = item(w, step, index);
+    const LinearPart &p = *at.part;
+    const bool bytes = w.takes_bytes(p.weight->type);
+    GemmArgs g{};
+    g.weight = p.weight.get();
+    g.panel_begin = at.panel_begin;
+    g.panel_end = at.panel_end;
+    g.token_begin = at.row_begin;
+    g.token_end = at.row_end;
+    if (quantized != kNone) {
+        const QuantizedBuffer &q = w.quantized[static_cast<size_t>(quantized)];
+        g.act = bytes ? q.codes8 : q.codes16;
+    } else {
+        g.x = w.buffer(x).row(0);
+        g.x_stride = w.buffer(x).stride;
+    }
+    const bool logits = rows == Rows::Logits;
+    g.out = logits ? w.logits.as<float>() : w.buffer(p.out).row(0);
+    g.out_stride = logits ? w.logits_stride : w.buffer(p.out).stride;
+    g.bias = p.bias.empty() ? nullptr : p.bias.data();
+    g.accumulate = p.accumulate;
+    g.scale = p.scale;
+    g.scratch = scratch;
+    (bytes ? w.kernels->gemm8 : w.kernels->gemm)[static_cast<int>(p.weight->type)](g);
+    if (softcap <= 0) return;
+    for (int64_t t = g.token_begin; t < g.token_end; ++t)
+        for (int64_t i = g.panel_begin * kPanelRows; i < g.panel_end * kPanelRows; ++i) {
+            float &value = g.out[t * g.out_stride + i];
+            value = softcap * std::tanh(value / softcap);
+        }
+}
+
+Cost LinearStage::describe(const Workspace &w, const Step &step) const {
+    const int64_t n = w.num_rows(rows, step);
+    Cost cost{rows == Rows::Logits ? "output head" : "linear"};
+    for (const LinearPart &p : parts) {
+        if (rows != Rows::Logits)
+            cost.label += " " + std::to_string(p.weight->rows) + "x" + std::to_string(p.weight->columns);
+        cost.bytes += static_cast<double>(p.weight->bytes());
+        cost.operations += 2.0 * static_cast<double>(n * p.weight->rows * p.weight->columns);
+    }
+    return cost;
+}
+
+}  // namespace pagoda

@@ -1,0 +1,187 @@
+// The stages of a forward pass. A struct is one kind of stage:
+//
+//   fields    names what it is made of, which is how Python fills it in (`program_module.cpp`); one that is not optional
+//             must be given
+//   admit     what is checked and prepared when it becomes part of a program; throws std::invalid_argument for what the
+//             kernels do not take
+//   items     how many items of work it has in a step
+//   run       does one item, on any thread, with this thread's scratch memory
+//   describe  what it is called, and the bytes of weights and KV and the operations that it costs in a step
+#pragma once
+
+#include <string>
+#include <variant>
+
+#include "workspace.h"
+
+namespace pagoda {
+
+constexpr bool kOptional = true;  // a field that keeps its default where it is not given
+constexpr size_t kScratch = kGemmScratch > kAttendScratch ? kGemmScratch : kAttendScratch;  // bytes of a thread's
+
+struct Cost {
+    std::string label;  // for people
+    double bytes = 0, operations = 0;
+};
+
+// Rows of a tensor as they lie in a file, which `owner` keeps open.
+struct FileRows {
+    const uint8_t *data = nullptr;
+    int64_t bytes = 0;
+    std::shared_ptr<void> owner;
+};
+
+// out = scale * the token's row of the table.
+struct EmbedStage {
+    static constexpr const char *kKind = "embed";
+    int out;
+    Type type;
+    FileRows table;
+    int64_t rows, columns;
+    float scale = 1;
+
+    template <class F>
+    void fields(F &field) {
+        field("out", out);
+        field("type", type);
+        field("table", table);
+        field("rows", rows);
+        field("columns", columns);
+        field("scale", scale, kOptional);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
+    void run(Workspace &w, const Step &step, int64_t token, uint8_t *scratch) const;
+    Cost describe(const Workspace &, const Step &) const { return {"embed"}; }
+};
+
+// For each row: out = [act(gate) * x | x], then normalized, then added, stored or quantized.
+struct RowwiseStage {
+    static constexpr const char *kKind = "rowwise";
+    int x, gate = kNone;
+    Activation activation = Activation::Silu;
+    std::vector<float> norm;  // weights; empty: none
+    float eps = 0;
+    int out = kNone;
+    bool accumulate = false;  // out += instead of out =
+    int quantized = kNone;
+    std::vector<int32_t> order;  // quantized column i is column order[i]; empty: as they are
+    Rows rows = Rows::Tokens;
+
+    template <class F>
+    void fields(F &field) {
+        field("x", x);
+        field("gate", gate, kOptional);
+        field("activation", activation, kOptional);
+        field("norm", norm, kOptional);
+        field("eps", eps, kOptional);
+        field("out", out, kOptional);
+        field("accumulate", accumulate, kOptional);
+        field("quantized", quantized, kOptional);
+        field("order", order, kOptional);
+        field("rows", rows, kOptional);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &w, const Step &step) const { return w.num_rows(rows, step); }
+    void run(Workspace &w, const Step &step, int64_t row, uint8_t *scratch) const;
+    Cost describe(const Workspace &, const Step &) const {
+        return {gate != kNone ? "gated activation" : !norm.empty() ? "norm" : "quantize"};
+    }
+};
+
+// One weight of a linear stage: out = scale * (x @ weight.T) + bias, or added to out.
+struct LinearPart {
+    std::shared_ptr<Weight> weight;
+    int out;
+    std::vector<float> bias;  // padded to panels * 16, or empty
+    bool accumulate = false;
+    float scale = 1.0f;
+};
+
+// Products of one value with several weights.
+struct LinearStage {
+    static constexpr const char *kKind = "linear";
+    int x = kNone, quantized = kNone;  // one for float weights, one for block types
+    std::vector<LinearPart> parts;
+    Rows rows = Rows::Tokens;  // Logits: the only part goes to the logits
+    float softcap = 0;         // of logits; 0: none
+
+    template <class F>
+    void fields(F &field) {
+        field("x", x, kOptional);
+        field("quantized", quantized, kOptional);
+        field("parts", parts);
+        field("rows", rows, kOptional);
+        field("softcap", softcap, kOptional);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &w, const Step &step) const;
+    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
+    Cost describe(const Workspace &w, const Step &step) const;
+
+    struct Item {  // panels of one part, for a chunk of the rows
+        const LinearPart *part;
+        int64_t panel_begin, panel_end, row_begin, row_end;
+    };
+    Item item(const Workspace &w, const Step &step, int64_t index) const;
+
+  private:
+    int64_t chunk_items(int64_t rows) const;
+};
+
+// Normalizes and rotates each head of q and k in place, and stores k and v in the layer's KV blocks.
+struct RopeAndStoreKVStage {
+    static constexpr const char *kKind = "rope_and_store_kv";
+    int q, k, v, layer, heads;  // heads of queries
+    int rope = kNone;
+    std::vector<float> q_norm, k_norm;
+    float eps = 0;
+
+    template <class F>
+    void fields(F &field) {
+        field("q", q);
+        field("k", k);
+        field("v", v);
+        field("layer", layer);
+        field("heads", heads);
+        field("rope", rope, kOptional);
+        field("q_norm", q_norm, kOptional);
+        field("k_norm", k_norm, kOptional);
+        field("eps", eps, kOptional);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
+    void run(Workspace &w, const Step &step, int64_t token, uint8_t *scratch) const;
+    Cost describe(const Workspace &, const Step &) const { return {"rope + store KV"}; }
+};
+
+// Attends from q to the keys and values in the layer's KV blocks.
+struct AttendStage {
+    static constexpr const char *kKind = "attend";
+    int q, out, layer, heads;
+    float scale;
+    float softcap = 0;  // 0: none
+    int window = 0;     // 0: none
+
+    template <class F>
+    void fields(F &field) {
+        field("q", q);
+        field("out", out);
+        field("layer", layer);
+        field("heads", heads);
+        field("scale", scale);
+        field("softcap", softcap, kOptional);
+        field("window", window, kOptional);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &w, const Step &step) const;
+    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
+    Cost describe(const Workspace &w, const Step &step) const;
+
+  private:
+    void look_ahead(AttendArgs &a, const Workspace &w, const Step &step, int64_t item) const;
+};
+
+using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, RopeAndStoreKVStage, AttendStage>;
+
+}  // namespace pagoda

@@ -1,0 +1,139 @@
+#include <algorithm>
+#include <stdexcept>
+
+#include "stages.h"
+
+namespace pagoda {
+
+// ---- rope_and_store_kv ----------------------------------------------------------------------------------------
+
+void RopeAndStoreKVStage::admit(Workspace &w) { (void)w.layer(layer); }
+
+void RopeAndStoreKVStage::run(Workspace &w, const Step &step, int64_t token, uint8_t *) const {
+    const LayerKV &l = w.layer(layer);
+    const auto g = static_cast<size_t>(l.group);
+    float *queries = w.buffer(q).row(token), *keys = w.buffer(k).row(token);
+    const float *values = w.buffer(v).row(token), *turn = nullptr;
+    int rotary = 0;
+    bool neox = false;
+    if (rope != kNone) {
+        const RopeTable &table = w.ropes[static_cast<size_t>(rope)];
+        rotary = static_cast<int>(2 * table.inv_freq.size());
+        neox = table.neox;
+        turn = table.turns.as<float>() + token * 2 * rotary;
+    }
+    const auto finish = [&](float *head, const std::vector<float> &norm) {
+        if (!norm.empty()) w.kernels->rms_norm(head, norm.data(), eps, l.head_dim, head);
+        if (turn) w.kernels->rope(head, turn, rotary, neox);
+    };
+    for (int h = 0; h < heads; ++h) finish(queries + h * l.head_dim, q_norm);
+    for (int h = 0; h < l.kv_heads; ++h) finish(keys + h * l.head_dim, k_norm);
+
+    const HeadLayout layout(l, w.kv_type);
+    const int32_t position = step.positions[token];
+    const int64_t sequence = w.token_sequence[static_cast<size_t>(token)];
+    const int32_t block = step.tables[g].blocks[sequence * step.tables[g].stride + position / kBlockTokens];
+    uint8_t *at = w.kv[g].data() + block * w.group_bytes[g] + w.layer_offset[static_cast<size_t>(layer)];
+    for (int h = 0; h < l.kv_heads; ++h, at += layout.total()) {
+        float *scales = reinterpret_cast<float *>(at + layout.k + layout.v);
+        w.kernels->store_kv(keys + h * l.head_dim, values + h * l.head_dim, l.head_dim, position % kBlockTokens,
+                            w.kv_type, at, at + layout.k, scales, scales + kBlockTokens);
+    }
+}
+
+// ---- attend ---------------------------------------------------------------------------------------------------
+
+void AttendStage::admit(Workspace &w) {
+    const LayerKV &l = w.layer(layer);
+    if (heads / l.kv_heads > kAttendRows || l.head_dim > kMaxHeadDim)
+        throw std::invalid_argument("too many query heads share a KV head, or the head is too large");
+    AttentionPlan &plan = w.attention;
+    plan.kv_heads = std::max<int64_t>(plan.kv_heads, l.kv_heads);
+    plan.head_dim = std::max<int64_t>(plan.head_dim, l.head_dim);
+    plan.group = std::max<int64_t>(plan.group, heads / l.kv_heads);
+    int64_t &widest = w.group_windows[static_cast<size_t>(l.group)];
+    widest = window == 0 || widest == 0 ? 0 : std::max<int64_t>(widest, window);
+}
+
+int64_t AttendStage::items(const Workspace &w, const Step &) const {
+    return static_cast<int64_t>(w.attention.pieces.size()) * w.layer(layer).kv_heads;
+}
+
+// Tells of the keys that `item`, the next of this stage, starts with.
+void AttendStage::look_ahead(AttendArgs &a, const Workspace &w, const Step &step, int64_t item) const {
+    const LayerKV &l = w.layer(layer);
+    const auto index = static_cast<size_t>(item / l.kv_heads);
+    if (index >= w.attention.pieces.size()) return;
+    const AttentionPlan::Piece &piece = w.attention.pieces[index];
+    const AttentionPlan::Tile &tile = w.attention.tiles[static_cast<size_t>(piece.tile)];
+    const Step::Table &table = step.tables[static_cast<size_t>(l.group)];
+    AttendArgs next{};
+    next.position = step.positions[tile.token];
+    next.tokens = tile.tokens;
+    next.window = window;
+    const int chunk = piece.chunk == kNone ? next.first_chunk() : piece.chunk;
+    const int blocks = (next.position + next.tokens - 1) / kBlockTokens + 1, first = chunk * (kAttendChunk / kBlockTokens);
+    a.next_keys = a.kv + w.layer_offset[static_cast<size_t>(layer)] + item % l.kv_heads * HeadLayout(l, w.kv_type).total();
+    a.next_table = table.blocks + tile.sequence * table.stride + first;
+    a.next_blocks = std::min(blocks - first, kAttendChunk / kBlockTokens);
+}
+
+void AttendStage::run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const {
+    const LayerKV &l = w.layer(layer);
+    const auto g = static_cast<size_t>(l.group);
+    AttentionPlan &plan = w.attention;
+    const AttentionPlan::Piece &piece = plan.pieces[static_cast<size_t>(item / l.kv_heads)];
+    const AttentionPlan::Tile &tile = plan.tiles[static_cast<size_t>(piece.tile)];
+    const int64_t head = item % l.kv_heads;
+    const HeadLayout layout(l, w.kv_type);
+    AttendArgs a{};
+    a.group = heads / l.kv_heads;
+    a.head_dim = l.head_dim;
+    const Buffer &queries = w.buffer(q), &to = w.buffer(out);
+    a.q = queries.row(tile.token) + head * a.group * l.head_dim;
+    a.q_stride = queries.stride;
+    a.out = to.row(tile.token) + head * a.group * l.head_dim;
+    a.out_stride = to.stride;
+    a.tokens = tile.tokens;
+    a.position = step.positions[tile.token];
+    a.scale = scale;
+    a.softcap = softcap;
+    a.window = window;
+    a.kv = w.kv[g].data();
+    a.table = step.tables[g].blocks + tile.sequence * step.tables[g].stride;
+    a.block_stride = w.group_bytes[g];
+    a.k_offset = w.layer_offset[static_cast<size_t>(layer)] + head * layout.total();
+    a.v_offset = a.k_offset + layout.k;
+    a.k_scale_offset = a.v_offset + layout.v;
+    a.v_scale_offset = a.k_scale_offset + layout.scale;
+    a.type = w.kv_type;
+    a.scratch = scratch;
+    look_ahead(a, w, step, item + 1);
+    if (piece.chunk == kNone) return w.kernels->attend(a);
+    const AttentionPlan::Split &split = plan.splits[static_cast<size_t>(piece.tile)];
+    const int64_t each = attend_part_floats(a.tokens * a.group, l.head_dim);
+    float *parts = plan.parts.data() + split.parts_at + head * split.chunks * each;
+    if (piece.chunk >= a.first_chunk()) {
+        a.chunk = piece.chunk;
+        a.part = parts + piece.chunk * each;
+        w.kernels->attend(a);
+    }
+    std::atomic<int32_t> &left = plan.left[static_cast<size_t>(piece.tile * plan.kv_heads + head)];
+    if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    left.store(split.chunks, std::memory_order_relaxed);  // for the next layer
+    w.kernels->merge_attended(a, parts);
+}
+
+Cost AttendStage::describe(const Workspace &w, const Step &step) const {
+    const LayerKV &l = w.layer(layer);
+    Cost cost{"attention"};
+    for (int64_t b = 0; b < step.sequences; ++b) {
+        const double context = step.positions[step.seq_starts[b + 1] - 1] + 1;
+        const double queries = step.seq_starts[b + 1] - step.seq_starts[b];
+        cost.bytes += context * static_cast<double>(HeadLayout(l, w.kv_type).total() * l.kv_heads) / kBlockTokens;
+        cost.operations += 4.0 * queries * (context - (queries - 1) / 2) * heads * l.head_dim;
+    }
+    return cost;
+}
+
+}  // namespace pagoda

@@ -1,0 +1,170 @@
+#include "workspace.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace pagoda {
+
+namespace {
+
+constexpr int64_t kAttendItems = 8;  // fewer attention tiles a thread are split by keys
+
+int64_t element_bytes(KVType t) { return t == KVType::F32 ? 4 : t == KVType::Int8 ? 1 : 2; }
+
+void require(bool ok, const char *what) {
+    if (!ok) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+HeadLayout::HeadLayout(const LayerKV &l, KVType t)
+    : k(l.head_dim * kBlockTokens * element_bytes(t)),
+      v(round_up(l.head_dim, 16) * kBlockTokens * element_bytes(t)),
+      scale(t == KVType::Int8 ? kBlockTokens * 4 : 0) {}
+
+void QuantizedBuffer::open(int bits) {
+    Quantized &codes = bits == 8 ? codes8 : codes16;
+    if (codes.q) return;
+    LazyMemory &memory = bits == 8 ? memory8 : memory16;
+    memory = LazyMemory(static_cast<size_t>(rows * Quantized::bytes_per_token(columns, bits)));
+    codes = Quantized::at(memory.data(), rows, columns, bits);
+}
+
+void Workspace::set_layers(std::vector<LayerKV> given, int groups) {
+    layers = std::move(given);
+    group_bytes.assign(static_cast<size_t>(groups), 0);
+    group_windows.assign(static_cast<size_t>(groups), 1);
+    num_blocks.assign(static_cast<size_t>(groups), 0);
+    for (const LayerKV &l : layers) {
+        int64_t &bytes = group_bytes.at(static_cast<size_t>(l.group));
+        layer_offset.push_back(bytes);
+        bytes += HeadLayout(l, kv_type).total() * l.kv_heads;
+    }
+}
+
+void Workspace::allocate_kv(const std::vector<int64_t> &blocks) {
+    if (blocks.size() != group_bytes.size()) throw std::invalid_argument("a block count for each KV group is needed");
+    kv.clear();
+    for (size_t g = 0; g < blocks.size(); ++g) kv.emplace_back(static_cast<size_t>(blocks[g] * group_bytes[g]));
+    num_blocks = blocks;
+}
+
+void Workspace::copy_blocks(int group, const int32_t *pairs, int64_t n) {
+    const auto g = static_cast<size_t>(group);
+    const int64_t bytes = group_bytes.at(g);
+    for (int64_t i = 0; i < 2 * n; ++i) require(pairs[i] >= 0 && pairs[i] < num_blocks[g], "no such KV block");
+    for (int64_t i = 0; i < n; ++i)
+        std::memcpy(kv[g].data() + pairs[2 * i + 1] * bytes, kv[g].data() + pairs[2 * i] * bytes,
+                    static_cast<size_t>(bytes));
+}
+
+int64_t Workspace::buffer_bytes() const {
+    size_t total = logits.bytes();
+    for (const Buffer &b : buffers) total += b.memory.bytes();
+    for (const QuantizedBuffer &b : quantized) total += b.memory16.bytes() + b.memory8.bytes();
+    for (const RopeTable &r : ropes) total += r.turns.bytes();
+    return static_cast<int64_t>(total);
+}
+
+// ---- a step -------------------------------------------------------------------------------------------------
+
+void Workspace::check(const Step &s) const {
+    require(s.tokens >= 1 && s.tokens <= max_tokens, "more tokens than the program was made for, or none");
+    require(s.logit_rows <= max_logit_rows && s.logit_rows <= max_tokens, "more logit rows than the program was made for");
+    require(s.tables.size() == kv.size() && !kv.empty(), "a block table for each KV group is needed");
+    require(s.seq_starts[0] == 0 && s.seq_starts[s.sequences] == s.tokens, "sequences must cover the tokens");
+    for (int64_t t = 0; t < s.tokens; ++t)
+        require(s.token_ids[t] >= 0 && s.token_ids[t] < table_rows, "token id outside of the vocabulary");
+    for (int64_t r = 0; r < s.logit_rows; ++r)
+        require(s.logit_row_ids[r] >= 0 && s.logit_row_ids[r] < s.tokens, "logit row outside of the tokens");
+    for (int64_t b = 0; b < s.sequences; ++b) {
+        const int64_t begin = s.seq_starts[b], end = s.seq_starts[b + 1];
+        require(begin < end && end <= s.tokens, "every sequence needs a token, and sequences must cover the tokens");
+        for (int64_t t = begin; t < end; ++t)
+            require(s.positions[t] == s.positions[begin] + (t - begin) && s.positions[t] >= 0,
+                    "positions of a sequence must be consecutive");
+        check_tables(s, b);
+    }
+}
+
+void Workspace::check_tables(const Step &s, int64_t sequence) const {
+    const int64_t start = s.positions[s.seq_starts[sequence]];
+    const int64_t first = start / kBlockTokens, last = s.positions[s.seq_starts[sequence + 1] - 1] / kBlockTokens;
+    for (size_t g = 0; g < kv.size(); ++g) {
+        require(last < s.tables[g].width, "block table is too short");
+        const int32_t *row = s.tables[g].blocks + sequence * s.tables[g].stride;
+        const int64_t window = group_windows[g];
+        const int64_t oldest = window == 0 ? 0 : start - window + 1;  // key that is looked at
+        for (int64_t i = 0; i <= last; ++i) {
+            require(row[i] >= -1 && row[i] < num_blocks[g], "no such KV block");
+            require(i < first || row[i] >= 0, "the block that a token is stored in is missing");
+            require(i < oldest / kBlockTokens || row[i] >= 0, "a block that attention reads is missing");
+        }
+    }
+}
+
+void Workspace::plan(const Step &step) {
+    token_sequence.resize(static_cast<size_t>(step.tokens));
+    for (int64_t b = 0; b < step.sequences; ++b)
+        std::fill(token_sequence.begin() + step.seq_starts[b], token_sequence.begin() + step.seq_starts[b + 1],
+                  static_cast<int32_t>(b));
+    attention.plan(step, pool->size());
+}
+
+// Query tiles of every sequence; the costliest, those with the longest contexts, first.
+void AttentionPlan::plan(const Step &s, int threads) {
+    tiles.clear();
+    const int32_t tile = kAttendRows / static_cast<int32_t>(group);
+    for (int64_t b = 0; b < s.sequences; ++b) {
+        const int32_t begin = s.seq_starts[b], end = s.seq_starts[b + 1];
+        for (int32_t t = begin + (end - 1 - begin) / tile * tile; t >= begin; t -= tile)
+            tiles.push_back({static_cast<int32_t>(b), t, end - t < tile ? end - t : tile});
+    }
+    split(s, threads);
+}
+
+// Few tiles would leave threads without work, and long contexts make uneven ones: their chunks of keys become items.
+void AttentionPlan::split(const Step &step, int threads) {
+    const bool few = static_cast<int64_t>(tiles.size()) * kv_heads < kAttendItems * threads && threads > 1;
+    pieces.clear();
+    splits.assign(tiles.size(), {});
+    int64_t floats = 0;
+    for (size_t i = 0; i < tiles.size(); ++i) {
+        const Tile &t = tiles[i];
+        const int32_t chunks = (step.positions[t.token] + t.tokens - 1) / kAttendChunk + 1;
+        if (!few || chunks == 1) {
+            pieces.push_back({static_cast<int32_t>(i), kNone});
+            continue;
+        }
+        splits[i] = {chunks, floats};
+        floats += kv_heads * chunks * attend_part_floats(t.tokens * group, head_dim);
+        for (int32_t c = 0; c < chunks; ++c) pieces.push_back({static_cast<int32_t>(i), c});
+    }
+    if (floats == 0) return;
+    if (parts.size() < static_cast<size_t>(floats)) parts.resize(static_cast<size_t>(floats));
+    const size_t counts = tiles.size() * static_cast<size_t>(kv_heads);
+    if (left_size < counts) {
+        left = std::make_unique<std::atomic<int32_t>[]>(counts);
+        left_size = counts;
+    }
+    for (size_t i = 0; i < counts; ++i)
+        left[i].store(splits[i / static_cast<size_t>(kv_heads)].chunks, std::memory_order_relaxed);
+}
+
+void Workspace::rotate(const Step &step, int64_t token) {
+    for (const RopeTable &rope : ropes) {
+        const auto half = static_cast<int64_t>(rope.inv_freq.size());
+        float *cosines = rope.turns.as<float>() + token * 4 * half, *sines = cosines + 2 * half;
+        for (int64_t i = 0; i < half; ++i) {
+            const double angle =
+                static_cast<double>(step.positions[token]) * static_cast<double>(rope.inv_freq[static_cast<size_t>(i)]);
+            const int64_t first = rope.neox ? i : 2 * i, second = rope.neox ? i + half : 2 * i + 1;
+            cosines[first] = cosines[second] = static_cast<float>(std::cos(angle)) * rope.scale;
+            sines[second] = static_cast<float>(std::sin(angle)) * rope.scale;
+            sines[first] = -sines[second];
+        }
+    }
+}
+
+}  // namespace pagoda

@@ -1,0 +1,130 @@
+// What the stages of a forward pass work on: the step at hand, buffers, rotary tables and KV blocks.
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace pagoda {
+
+constexpr int kNone = -1;  // no such buffer
+
+// One step; see pagoda.types.Batch.
+struct Step {
+    int64_t tokens, sequences, logit_rows;
+    const int32_t *token_ids, *positions, *seq_starts, *logit_row_ids;
+    struct Table {
+        const int32_t *blocks;  // [sequences][width], rows `stride` apart
+        int64_t stride, width;
+    };
+    std::vector<Table> tables;  // a KV group each
+};
+
+// The rows that a stage works on: every token's, or only those whose logits are wanted.
+enum class Rows : int { Tokens, Logits };
+constexpr const char *kRowsNames[] = {"tokens", "logits"};
+
+struct RopeTable {
+    std::vector<float> inv_freq;
+    float scale;
+    bool neox;
+    LazyMemory turns;  // [max_tokens][2 * rotary_dim]: see Kernels::rope
+};
+
+struct LayerKV {
+    int group, kv_heads, head_dim;
+};
+
+struct HeadLayout {
+    int64_t k, v, scale;  // bytes of one head's K, V, and of the scales of either, in a block
+    HeadLayout(const LayerKV &l, KVType t);
+    int64_t total() const { return round_up(k + v + 2 * scale, 64); }
+};
+
+struct Buffer {
+    LazyMemory memory;
+    int64_t stride;  // floats a row
+    float *row(int64_t r) const { return memory.as<float>() + r * stride; }
+};
+
+struct QuantizedBuffer {  // in the codes that the linears reading it take
+    int64_t rows, columns;
+    LazyMemory memory16, memory8;
+    Quantized codes16{}, codes8{};  // q is null where nobody reads them
+    void open(int bits);            // memory for codes of so many bits
+};
+
+// How a step's attention is cut into pieces of work; all layers cut it alike.
+struct AttentionPlan {
+    struct Tile {  // consecutive tokens of one sequence, with all the query heads of one KV head
+        int32_t sequence, token, tokens;
+    };
+    struct Piece {  // one chunk of keys of a tile; chunk kNone: all of them
+        int32_t tile, chunk;
+    };
+    struct Split {  // a tile's chunks are worked on by several threads; the last to finish merges
+        int32_t chunks = 0;     // 0: it is not split
+        int64_t parts_at = 0;   // floats from the start of `parts`, of KV head 0
+    };
+    int64_t kv_heads = 1, head_dim = 0, group = 1;  // the most of any layer; group: query heads of a KV head
+    std::vector<Tile> tiles;
+    std::vector<Piece> pieces;
+    std::vector<Split> splits;  // a tile each
+    std::vector<float> parts;
+    std::unique_ptr<std::atomic<int32_t>[]> left;  // [tiles][kv_heads]: chunks that are not done
+    size_t left_size = 0;
+
+    void plan(const Step &step, int threads);
+
+  private:
+    void split(const Step &step, int threads);
+};
+
+struct Workspace {
+    std::shared_ptr<Pool> pool;
+    const Kernels *kernels;
+    int64_t max_tokens, max_logit_rows;
+    KVType kv_type;
+    int activation_bits;
+
+    std::vector<Buffer> buffers;
+    std::vector<QuantizedBuffer> quantized;
+    std::vector<RopeTable> ropes;
+    int64_t table_rows = INT64_MAX;  // of the smallest embedding table
+    LazyMemory logits;               // [max_logit_rows][logits_stride]
+    int64_t logits_stride = 0, vocab = 0;
+
+    std::vector<LayerKV> layers;
+    std::vector<int64_t> layer_offset;  // in a block of its group
+    std::vector<int64_t> group_bytes;
+    std::vector<int64_t> group_windows;  // how many keys back the group's layers look at most; 0: at all of them
+    std::vector<int64_t> num_blocks;
+    std::vector<LazyMemory> kv;
+
+    AttentionPlan attention;
+    std::vector<int32_t> token_sequence;  // which sequence a token belongs to
+
+    int64_t num_rows(Rows rows, const Step &step) const { return rows == Rows::Logits ? step.logit_rows : step.tokens; }
+    const Buffer &buffer(int index) const { return buffers.at(static_cast<size_t>(index)); }
+    const LayerKV &layer(int index) const { return layers.at(static_cast<size_t>(index)); }
+    bool takes_bytes(Type type) const { return activation_bits == 8 && kernels->gemm8[static_cast<int>(type)]; }
+
+    void set_layers(std::vector<LayerKV> layers, int groups);
+    void allocate_kv(const std::vector<int64_t> &blocks);
+    void copy_blocks(int group, const int32_t *pairs, int64_t n);
+    int64_t buffer_bytes() const;  // without KV
+
+    // Throws std::invalid_argument for a step that points outside of anything.
+    void check(const Step &step) const;
+    // What all stages need to know of a step before it runs.
+    void plan(const Step &step);
+    // The turns of one token, for every rotary table.
+    void rotate(const Step &step, int64_t token);
+
+  private:
+    void check_tables(const Step &step, int64_t sequence) const;
+};
+
+}  // namespace pagoda

@@ -1,0 +1,378 @@
+"""From a recorded forward pass to the nodes that a backend emits, one after the other. What is fused:
+
+- linears that read one value become one node, if the backend reads the value alike for all of them;
+- a norm or gated activation becomes part of the products that alone read it, where they quantize it on the way;
+- what is only added to the residual stream adds into it as it is made; or the sum is normalized as it is made;
+- norms of heads, rotation, storing of keys and values, and attention become one node.
+
+A sum takes the place of its first operand. What would write over a value that a folded norm or activation still waits
+for makes that one first, so whoever emits the nodes in order needs to know nothing of this. What no node can say is
+refused here, by name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, TypeAlias
+
+from pagoda.backends.base import Activation, AttentionSpec, ForwardModel, RopeSpec
+from pagoda.backends.trace import Node
+from pagoda.errors import UnsupportedError
+from pagoda.types import RawTensor
+
+# Values are named by the ops that make them. `out` is the value that a node makes; where it has a `residual`, `out` is
+# the sum of that and what the node computes, and takes the residual's place.
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """rms_norm of x."""
+
+    x: Node
+    weight: RawTensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """activation(gate) * up."""
+
+    gate: Node
+    up: Node
+    activation: Activation
+
+
+Source: TypeAlias = "Node | Norm | Gated"  # a value that is there, or what makes it on the way
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    out: Node
+    table: RawTensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rowwise:
+    """Computes each token's row of `out` from its rows of the source."""
+
+    out: Node
+    source: Source
+    residual: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class AddNorm:
+    """x becomes x + y, which is the value `sum`; `out` is its norm."""
+
+    out: Node
+    sum: Node
+    x: Node
+    y: Node
+    weight: RawTensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One weight of `Linears`: out = source @ weight.T + bias, or added to the residual."""
+
+    out: Node
+    weight: RawTensor
+    bias: RawTensor | None
+    residual: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class Linears:
+    """Products of one value. No two of them write to one place, so they may be computed side by side."""
+
+    source: Source
+    products: tuple[Product, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Normalize and rotate the heads of q and k, in place if the backend likes; store k and v; attend."""
+
+    out: Node
+    layer: int
+    spec: AttentionSpec
+    q: Node
+    k: Node
+    v: Node
+    q_norm: RawTensor | None
+    k_norm: RawTensor | None
+    eps: float  # of both norms
+    rope: RopeSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """Of the wanted rows of the source."""
+
+    out: Node
+    source: Source
+    weight: RawTensor
+    scale: float
+    softcap: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An op that is fused with nothing, as it was recorded."""
+
+    out: Node
+    op: str
+    arguments: Mapping[str, Any]
+
+
+FusedNode: TypeAlias = Embed | Rowwise | AddNorm | Linears | Attention | Logits | Call
+
+
+def values_read(part: object) -> Iterator[Node]:
+    """The values that a fused node reads, each as often as it names it."""
+    if isinstance(part, Node):
+        yield part
+    elif isinstance(part, (tuple, Mapping)):
+        for inner in part.values() if isinstance(part, Mapping) else part:
+            yield from values_read(inner)
+    elif is_dataclass(part):
+        for field in fields(part):
+            if field.name not in ("out", "sum"):
+                yield from values_read(getattr(part, field.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Fusions:
+    """What a backend does in one pass.
+
+    reading: of a linear, how its product wants the value; linears of one value whose readings are equal are one node.
+    reads_through: whether this op runs the norm or activation that it reads on the way.
+    sums_with: products and norms add into the residual stream, or sums are normalized as they are made.
+    """
+
+    reading: Callable[[Node], Hashable]
+    reads_through: Callable[[Node], bool]
+    sums_with: Literal["products", "norms"]
+
+
+def lower(nodes: list[Node], fusions: Fusions) -> Iterator[FusedNode]:
+    """The forward pass `nodes` as fused nodes, in an order in which they can be computed.
+
+    UnsupportedError names what no node can say.
+    """
+    return _Lowering(nodes, fusions).run()
+
+
+class _Lowering:
+    def __init__(self, nodes: list[Node], fusions: Fusions) -> None:
+        self.nodes = nodes
+        self.fusions = fusions
+        self.readers = Counter({node: len(node.users) for node in nodes})  # that are still to come
+        self.made: set[Node] = set()  # values that are there
+        self.done: set[Node] = set()  # ops that an earlier node took along
+        self.rules: dict[str, Callable[[Node], list[FusedNode]]] = {
+            "embed": self._embed,
+            "rms_norm": self._norm_or_gated,
+            "gated": self._norm_or_gated,
+            "add": self._add,
+            "linear": self._linear,
+            "head_norm": self._head_norm,
+            "rope": self._rope,
+            "attention": self._attention,
+            "logits": self._logits,
+        }
+
+    def run(self) -> Iterator[FusedNode]:
+        for node in self.nodes:
+            if node not in self.done:
+                yield from self.rules.get(node.op, self._call)(node)
+
+    def _make(self, node: Node) -> None:
+        self.made.add(node)
+        self.done.add(node)
+
+    def _read(self, node: Node, times: int = 1) -> None:
+        """`times` of the value's readers have had it; the last one of a folded op has had what that reads."""
+        self.readers[node] -= times
+        if self.readers[node] == 0 and node not in self.made:
+            self._read_all(node.inputs)
+
+    def _read_all(self, values: Iterable[Node]) -> None:
+        for value in values:
+            self._read(value)
+
+    def _call(self, node: Node) -> list[FusedNode]:
+        self._make(node)
+        self._read_all(node.inputs)
+        return [Call(node, node.op, node.arguments)]
+
+    def _embed(self, node: Node) -> list[FusedNode]:
+        self._make(node)
+        return [Embed(node, node["table"], node["scale"])]
+
+    # Norms, activations and sums
+
+    def _norm_or_gated(self, node: Node) -> list[FusedNode]:
+        return [] if self._is_folded(node) else [self._made_apart(node)]
+
+    def _is_folded(self, node: Node) -> bool:
+        """Whether whoever reads the value makes it on the way, and none of them makes it twice for a token."""
+        if not node.users or not all(self.fusions.reads_through(user) for user in node.users):
+            return False
+        if all(user.op == "linear" for user in node.users):
+            return len({self.fusions.reading(user) for user in node.users}) == 1
+        return all(user.op == "logits" for user in node.users)
+
+    def _source(self, node: Node) -> Source:
+        if node in self.made:
+            return node
+        if node.op == "rms_norm":
+            return Norm(node["x"], node["weight"], node["eps"])
+        return Gated(node["gate"], node["up"], node["activation"])
+
+    def _made_apart(self, node: Node) -> Rowwise:
+        source, add = self._source(node), self._sum_of(node)
+        self._read_all(node.inputs)
+        self._make(node)
+        if add is None:
+            return Rowwise(node, source, None)
+        self._added(add)
+        return Rowwise(add, source, add["x"])
+
+    def _add(self, node: Node) -> list[FusedNode]:
+        x, y = node["x"], node["y"]
+        before: list[FusedNode] = [self._made_apart(waiting) for waiting in x.users if self._waits(waiting, node)]
+        self._added(node)
+        norm = self.nodes[node.index + 1] if node.index + 1 < len(self.nodes) else None
+        if self.fusions.sums_with == "norms" and norm is not None and norm.op == "rms_norm" and norm["x"] is node:
+            self._make(norm)
+            self._read(node)
+            return [*before, AddNorm(norm, node, x, y, norm["weight"], norm["eps"])]
+        return [*before, Rowwise(node, y, x)]
+
+    def _waits(self, node: Node, before: Node) -> bool:
+        """Whether the op was folded into a later node than `before`, so that its value is still to be made."""
+        is_foldable = node.op in ("rms_norm", "gated")
+        return is_foldable and node not in self.made and self.readers[node] > 0 and node.index < before.index
+
+    def _sum_of(self, node: Node) -> Node | None:
+        """The sum that alone reads the value, if it can be made with it: nobody else still reads its first operand."""
+        add = node.only_user
+        if self.fusions.sums_with != "products" or add is None or add.op != "add" or add["y"] is not node:
+            return None
+        x = add["x"]
+        return add if x in self.made and self.readers[x] == 1 else None
+
+    def _added(self, add: Node) -> None:
+        """The sum stands where its first operand was."""
+        self._read(add["y"])
+        self.readers[add["x"]] -= 1
+        self.made.discard(add["x"])
+        self._make(add)
+
+    # Products
+
+    def _linear(self, first: Node) -> list[FusedNode]:
+        """The linear and all others that read the same value: a node for each way in which they read it."""
+        x = first["x"]
+        together = [node for node in x.users if node.op == "linear"]
+        groups: dict[Hashable, list[Node]] = {}
+        for node in together:
+            groups.setdefault(self.fusions.reading(node), []).append(node)
+        source = self._source(x)
+        if x not in self.made:  # a source on the way is read before the products write
+            self._read(x, len(together))
+        fused: list[FusedNode] = [Linears(source, self._products(group)) for group in groups.values()]
+        if x in self.made:
+            self._read(x, len(together))
+        return fused
+
+    def _products(self, group: list[Node]) -> tuple[Product, ...]:
+        """Of two products that would write to one place, the second is added later."""
+        products: list[Product] = []
+        written: set[Node] = set()
+        for node in group:
+            add = self._sum_of(node)
+            if add is not None and add["x"] in written:
+                add = None
+            self._make(node)
+            if add is not None:
+                self._added(add)
+            written.add(add or node)
+            products.append(Product(add or node, node["weight"], node["bias"], add and add["x"]))
+        return tuple(products)
+
+    def _logits(self, node: Node) -> list[FusedNode]:
+        source = self._source(node["x"])
+        self._make(node)
+        self._read(node["x"])
+        return [Logits(node, source, node["weight"], node["scale"], node["softcap"])]
+
+    # Attention
+
+    def _attention(self, node: Node) -> list[FusedNode]:
+        (q, q_norm, q_rope), (k, k_norm, k_rope) = match_qk_chain(node["q"]), match_qk_chain(node["k"])
+        if not _same_rope(q_rope, k_rope) or (q_norm and k_norm and q_norm["eps"] != k_norm["eps"]):
+            raise UnsupportedError("queries and keys of one layer must be rotated and normalized alike")
+        norm = q_norm or k_norm
+        self._make(node)
+        self._read_all((q, k, node["v"]))
+        return [
+            Attention(
+                out=node,
+                layer=node["layer"],
+                spec=node["spec"],
+                q=q,
+                k=k,
+                v=node["v"],
+                q_norm=None if q_norm is None else q_norm["weight"],
+                k_norm=None if k_norm is None else k_norm["weight"],
+                eps=norm["eps"] if norm else 0.0,
+                rope=q_rope,
+            )
+        ]
+
+    def _head_norm(self, node: Node) -> list[FusedNode]:
+        user = node.only_user
+        if user is None or user.op not in ("rope", "attention"):
+            raise UnsupportedError("head_norm: only heads of queries and keys of attention are normalized")
+        return []
+
+    def _rope(self, node: Node) -> list[FusedNode]:
+        user = node.only_user
+        if user is None or user.op != "attention":
+            raise UnsupportedError("rope: only queries and keys of attention are rotated")
+        return []
+
+
+def match_qk_chain(node: Node) -> tuple[Node, Node | None, RopeSpec | None]:
+    """What queries or keys come from: projection → head norm → rope, the latter two where there are any.
+
+    → (projection, head norm, rope). UnsupportedError where others read the projection, for it is changed in place.
+    """
+    rope, norm = None, None
+    if node.op == "rope":
+        rope, node = node["spec"], node["x"]
+    if node.op == "head_norm":
+        norm, node = node, node["x"]
+    if len(node.users) > 1 and (norm or rope):
+        raise UnsupportedError("queries and keys that something else reads before their rope")
+    return node, norm, rope
+
+
+def _same_rope(a: RopeSpec | None, b: RopeSpec | None) -> bool:
+    return a is b or (a is not None and b is not None and a.key == b.key)
+
+
+def kv_layers(model: ForwardModel, nodes: Iterable[Node]) -> list[tuple[int, AttentionSpec]]:
+    """→ (KV group, attention) of each layer. UnsupportedError if it has not just one."""
+    attentions = [node for node in nodes if node.op == "attention"]
+    if sorted(node["layer"] for node in attentions) != list(range(model.num_layers)):
+        raise UnsupportedError("there must be one attention in each layer")
+    specs = {node["layer"]: node["spec"] for node in attentions}
+    groups = {layer: g for g, group in enumerate(model.kv_groups) for layer in group.layers}
+    return [(groups[layer], specs[layer]) for layer in range(model.num_layers)]

@@ -1,0 +1,70 @@
+"""Weights as the CPU backend keeps them: matrices packed in panels (csrc/weights.h), vectors as float32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pagoda import _native
+from pagoda.backends import grouped
+from pagoda.errors import UnsupportedError
+from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from pagoda.formats.packed import Ints
+from pagoda.formats.quantized import QuantizedTensor
+from pagoda.types import FloatArray, RawTensor
+
+FLOAT_TYPES = ("F32", "F16", "BF16")
+
+
+def check_blocks(tensor: RawTensor) -> None:
+    """UnsupportedError that names the tensor, where no kernel takes its type, or its rows are not whole blocks."""
+    if tensor.type not in BLOCK_TYPES:
+        known = ", ".join(BLOCK_TYPES)
+        raise UnsupportedError(f"tensor {tensor.name!r} has type {tensor.type!r}; supported: {known}")
+    columns, elements = tensor.shape[-1], BLOCK_TYPES[tensor.type].elements
+    if columns % elements:
+        raise UnsupportedError(
+            f"tensor {tensor.name!r} has {columns} columns, which {tensor.type} cannot pack in blocks of {elements}"
+        )
+
+
+class PackedWeights:
+    """Weights by name: one that is used twice is packed once."""
+
+    def __init__(self, runtime: _native.Runtime) -> None:
+        self.runtime = runtime
+        self._packed: dict[str, _native.Weight] = {}
+        self._orders: dict[str, Ints | None] = {}
+
+    def __getitem__(self, tensor: RawTensor) -> _native.Weight:
+        if tensor.name not in self._packed:
+            self._packed[tensor.name] = self._pack(tensor)
+        return self._packed[tensor.name]
+
+    def _pack(self, tensor: RawTensor) -> _native.Weight:
+        if isinstance(tensor, QuantizedTensor):
+            return grouped.pack(self.runtime, tensor)
+        rows, columns = tensor.shape
+        return self.runtime.pack(self.table(tensor), tensor.type, rows, columns)
+
+    def table(self, tensor: RawTensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        """The tensor's bytes as they lie in the file. UnsupportedError where no kernel reads them."""
+        check_blocks(tensor)
+        return np.ascontiguousarray(tensor.data.reshape(-1))
+
+    def vector(self, tensor: RawTensor) -> FloatArray:
+        """A norm's weight or a bias."""
+        check_blocks(tensor)
+        return np.ascontiguousarray(dequantize(tensor.data, tensor.type, tensor.shape).reshape(-1), np.float32)
+
+    def order(self, tensor: RawTensor) -> Ints | None:
+        """The order of columns that the packed weight wants its activations in; None: as they are."""
+        if not isinstance(tensor, QuantizedTensor):
+            return None
+        if tensor.name not in self._orders:
+            self._orders[tensor.name] = tensor.column_order()
+        return self._orders[tensor.name]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the packed matrices take."""
+        return sum(weight.bytes for weight in self._packed.values())

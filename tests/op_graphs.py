@@ -1,0 +1,217 @@
+"""Random forward passes: any mix of ops on any of the values that live, and such as are easily computed wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import strategies as st
+
+from paged_run import PagedRun, reference_run
+from pagoda.backends.base import AttentionSpec, Backend, Handle, KVGroup, Ops, RopeSpec
+from pagoda.types import RawTensor
+from tiny_blocks import encode, noise
+
+WIDTHS = (32, 64)
+HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2, 1, 32, 40
+SPEC = AttentionSpec(HEADS, KV_HEADS, HEAD_DIM, HEAD_DIM**-0.5)
+ROPE = RopeSpec("neox", (0.1 ** np.arange(HEAD_DIM // 2)).astype(np.float32))
+
+
+def encoded(values: np.ndarray, type: str) -> np.ndarray:
+    """The bytes of a tensor of these values."""
+    return np.ascontiguousarray(encode(values, type)).view(np.uint8).reshape(-1)
+
+
+def weight(name: str, rows: int, columns: int, type: str = "F32") -> RawTensor:
+    values = noise(name, (rows, columns), columns**-0.5)
+    return RawTensor(name, type, (rows, columns), encoded(values, type))
+
+
+def vector(name: str, size: int) -> RawTensor:
+    return RawTensor(name, "F32", (size,), encoded(1 + noise(name, (size,), 0.3), "F32"))
+
+
+@dataclass(frozen=True)
+class Step:
+    """An op on some of the values that live: `pick` chooses them, modulo their number."""
+
+    op: str
+    pick: tuple[int, int, int]
+    type: str
+    flag: bool
+
+
+@dataclass
+class Graph:
+    """A `ForwardModel` made of steps; `attention` steps are its layers."""
+
+    steps: Sequence[Step]
+    vocab_size: int = VOCAB
+    num_kv_heads: int = KV_HEADS
+    head_dim: int = HEAD_DIM
+    max_context: int = 64
+    live: list[tuple[Handle, int]] = field(default_factory=list, repr=False)  # values and their widths
+
+    @property
+    def num_layers(self) -> int:
+        return sum(step.op == "attention" for step in self.steps)
+
+    @property
+    def kv_groups(self) -> tuple[KVGroup, ...]:
+        return (KVGroup(tuple(range(self.num_layers)), None),)
+
+    def forward(self, ops: Ops) -> Handle:
+        self.live = [(ops.embed(weight("table", VOCAB, 64)), 64)]
+        layer = 0
+        for i, step in enumerate(self.steps):
+            if step.op == "attention":
+                self._attention(ops, f"{i}", step, layer)
+                layer += 1
+            else:
+                getattr(self, f"_{step.op}")(ops, f"{i}", step)
+        last = self.steps[-1]
+        x, width = self._pick(last.pick[0])
+        return ops.logits(x, weight("head", VOCAB, width, last.type))
+
+    def _pick(self, n: int, width: int | None = None) -> tuple[Handle, int]:
+        fitting = [value for value in self.live if width in (None, value[1])]
+        return fitting[n % len(fitting)]
+
+    def _norm(self, ops: Ops, name: str, step: Step) -> None:
+        x, width = self._pick(step.pick[0])
+        self.live.append((ops.rms_norm(x, vector(name, width), 1e-5), width))
+
+    def _linear(self, ops: Ops, name: str, step: Step) -> None:
+        self.live.append(self._project(ops, name, step, step.pick[0], WIDTHS[step.pick[1] % 2]))
+
+    def _project(self, ops: Ops, name: str, step: Step, pick: int, out: int) -> tuple[Handle, int]:
+        x, width = self._pick(pick)
+        return ops.linear(x, weight(name, out, width, step.type), vector(f"{name}b", out) if step.flag else None), out
+
+    def _gated(self, ops: Ops, name: str, step: Step) -> None:
+        gate, width = self._pick(step.pick[0])
+        up, _ = self._pick(step.pick[1], width)
+        self.live.append((ops.gated(gate, up, "silu"), width))
+
+    def _add(self, ops: Ops, name: str, step: Step) -> None:
+        x, width = self._pick(step.pick[0])
+        y, _ = self._pick(step.pick[1], width)
+        self.live = [value for value in self.live if value[0] is not x]  # it may be written over
+        self.live.append((ops.add(x, y), width))
+
+    def _attention(self, ops: Ops, name: str, step: Step, layer: int) -> None:
+        q, _ = self._project(ops, f"{name}q", step, step.pick[0], HEADS * HEAD_DIM)
+        k, _ = self._project(ops, f"{name}k", step, step.pick[1], KV_HEADS * HEAD_DIM)
+        v, _ = self._project(ops, f"{name}v", step, step.pick[2], KV_HEADS * HEAD_DIM)
+        if step.flag:
+            q = ops.head_norm(q, vector(f"{name}qn", HEAD_DIM), 1e-5, HEADS)
+            k = ops.head_norm(k, vector(f"{name}kn", HEAD_DIM), 1e-5, KV_HEADS)
+        q, k = ops.rope(q, HEADS, ROPE), ops.rope(k, KV_HEADS, ROPE)
+        self.live.append((ops.attention(layer, q, k, v, SPEC), HEADS * HEAD_DIM))
+
+
+def steps_of(*ops: str) -> st.SearchStrategy[Step]:
+    pick = st.integers(0, 7)
+    return st.builds(
+        Step, st.sampled_from(ops), st.tuples(pick, pick, pick), st.sampled_from(["F32", "Q8_0"]), st.booleans()
+    )
+
+
+OTHERS = st.lists(steps_of("norm", "linear", "linear", "gated", "add", "add"), max_size=8)
+
+
+def joined(first: list[Step], attention: Step, second: list[Step], another: Step, third: list[Step]) -> list[Step]:
+    return [*first, attention, *second, another, *third]
+
+
+ALL_STEPS = st.builds(joined, OTHERS, steps_of("attention"), OTHERS, steps_of("attention", "norm"), OTHERS)
+
+
+def _run(run: PagedRun) -> np.ndarray:
+    first = run.step({"a": [3, 1, 4, 1, 5]})["a"]
+    second = run.step({"b": [9, 2, 6], "a": [5, 35]})
+    return np.concatenate([first, second["a"], second["b"]])
+
+
+def assert_runs_as_stated(graph: Graph, backend: Backend) -> None:
+    """The backend's logits are the reference's, up to what rounding costs."""
+    loaded = backend.load(graph, max_batch_tokens=8, max_batch_seqs=8, kv_type="f32")
+    got, expected = _run(PagedRun(graph, loaded)), _run(reference_run(graph))
+    loaded.close()
+    quantized = any(step.type == "Q8_0" for step in graph.steps)
+    error = np.sqrt(np.square(got - expected).mean() / np.square(expected).mean())
+    assert error < (0.1 if quantized else 1e-4), graph.steps
+
+
+def step(op: str, *pick: int, type: str = "Q8_0", flag: bool = False) -> Step:
+    return Step(op, (*pick, *[0] * (3 - len(pick))), type, flag)  # type: ignore[arg-type]
+
+
+ATTENTION = step("attention")
+TWO_PRODUCTS = [step("norm", 0), step("linear", 1, 1), step("linear", 1, 1)]
+TRICKY: dict[str, list[Step]] = {
+    "a norm whose input is written over before it is read": [
+        step("norm", 0),
+        step("linear", 0, 1),
+        step("add", 0, 2),
+        step("linear", 0, 1),
+        ATTENTION,
+    ],
+    "an activation whose gate is written over before it is read": [
+        step("linear", 0, 1),
+        step("gated", 1, 1),
+        step("add", 1, 0),
+        step("linear", 1, 1),
+        step("add", 2, 3),
+        ATTENTION,
+    ],
+    "two products of one value that are both added to one sum": [
+        *TWO_PRODUCTS,
+        step("add", 0, 2),
+        step("add", 3, 2),
+        ATTENTION,
+    ],
+    "a product added to another of the same value": [*TWO_PRODUCTS, step("add", 2, 3), ATTENTION],
+    "a norm that a linear and the output head read": [
+        ATTENTION,
+        step("norm", 0),
+        step("linear", 2, 0),
+        step("linear", 2, 1),
+    ],
+    "a value added to itself": [step("linear", 0, 1), step("add", 1, 1), ATTENTION],
+    "a value that float and block weights read": [
+        step("norm", 0),
+        step("linear", 1, 1, type="F32"),
+        step("linear", 1, 1),
+        step("add", 2, 3),
+        ATTENTION,
+    ],
+}
+
+
+class Bent(Graph):
+    """A graph of one attention whose parts a test bends."""
+
+    def __init__(
+        self, bend: Callable[[Ops, Handle], tuple[Handle, Handle, Handle]], spec: AttentionSpec = SPEC
+    ) -> None:
+        super().__init__([ATTENTION])
+        self.bend, self.spec = bend, spec
+
+    def forward(self, ops: Ops) -> Handle:
+        x = ops.embed(weight("table", VOCAB, 64))
+        return ops.logits(ops.attention(0, *self.bend(ops, x), self.spec), weight("head", VOCAB, 64))
+
+
+def q_of(ops: Ops, x: Handle) -> Handle:
+    return ops.linear(x, weight("q", 64, 64))
+
+
+def k_of(ops: Ops, x: Handle) -> Handle:
+    return ops.linear(x, weight("k", 32, 64))
+
+
+def plain(ops: Ops, x: Handle) -> tuple[Handle, Handle, Handle]:
+    return q_of(ops, x), k_of(ops, x), k_of(ops, x)

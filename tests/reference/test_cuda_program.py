@@ -1,0 +1,28 @@
+"""The CUDA backend's program, in plain torch: any graph computes what its ops say, and nothing is kept for long."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+
+from cuda_cases import need_torch
+
+need_torch()
+
+from op_graphs import ALL_STEPS, TRICKY, Graph, Step, assert_runs_as_stated, step
+from pagoda.backends.cuda.backend import CudaBackend
+from pagoda.backends.cuda.options import CudaOptions
+
+BACKEND = CudaBackend(CudaOptions("cpu", "eager"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(ALL_STEPS)
+def test_any_graph_computes_what_its_ops_say(steps: list[Step]) -> None:
+    assert_runs_as_stated(Graph(steps), BACKEND)
+
+
+@pytest.mark.parametrize("what", TRICKY)
+@pytest.mark.parametrize("last", [0, 1, 2, 3])
+def test_tricky_graphs(what: str, last: int) -> None:
+    assert_runs_as_stated(Graph([*TRICKY[what], step("norm", last)]), BACKEND)
