@@ -19,7 +19,6 @@ from pagoda.backends import lowering as low
 from pagoda.backends.base import RopeSpec
 from pagoda.backends.packed_weights import FLOAT_TYPES, PackedWeights
 from pagoda.backends.trace import Node
-from pagoda.errors import UnsupportedError
 from pagoda.types import RawTensor
 
 
@@ -75,11 +74,12 @@ class Compiler:
                     self._attention(node)
                 case low.Logits():
                     self._logits(node)
-                case _:
-                    what = node.op if isinstance(node, low.Call) else type(node).__name__
-                    raise UnsupportedError(f"the CPU backend has no stage for {what}")
+                case low.Call():
+                    self._call(node)
+                case low.AddNorm():
+                    raise AssertionError("sums go with products here")
 
-    def _add(self, kind: StageKind, **fields: Any) -> None:
+    def _add(self, kind: str, **fields: Any) -> None:
         self.program.add(kind, **fields)
 
     # Buffers
@@ -206,6 +206,20 @@ class Compiler:
             window=spec.window or 0,
         )
         self._read(node.q)
+
+    def _call(self, node: low.Call) -> None:
+        """An op that is fused with nothing is the stage of its name; its values are buffers, its weights packed."""
+        fields = {name: self._field(value) for name, value in node.arguments.items()}
+        self._add(node.op, **fields, out=self._allocate(node.out))
+        for value in low.values_read(node):
+            self._read(value)
+
+    def _field(self, argument: object) -> object:
+        if isinstance(argument, Node):
+            return self.buffers[argument]
+        if isinstance(argument, RawTensor):
+            return self.weights.vector(argument) if len(argument.shape) == 1 else self.weights[argument]
+        return argument
 
     def _rope(self, spec: RopeSpec) -> int:
         if spec.key not in self.ropes:
