@@ -26,14 +26,14 @@ Program::Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max
     for (int t = 0; t < workspace.pool->size(); ++t) scratch_.emplace_back(kScratch);
 }
 
-int Program::add_buffer(int64_t columns) {
+int Program::add_buffer(int64_t columns, int64_t rows) {
     const int64_t stride = round_up(columns, 32);
-    workspace.buffers.push_back({LazyMemory(static_cast<size_t>(workspace.max_tokens * stride) * 4), stride});
+    workspace.buffers.push_back({LazyMemory(static_cast<size_t>(workspace.max_tokens * rows * stride) * 4), stride});
     return static_cast<int>(workspace.buffers.size()) - 1;
 }
 
-int Program::add_quantized(int64_t columns) {
-    workspace.quantized.push_back({workspace.max_tokens, columns, {}, {}});
+int Program::add_quantized(int64_t columns, int64_t rows) {
+    workspace.quantized.push_back({workspace.max_tokens * rows, columns, {}, {}});
     if (workspace.activation_bits == 16) workspace.quantized.back().open(16);
     return static_cast<int>(workspace.quantized.size()) - 1;
 }
@@ -57,22 +57,35 @@ int64_t Program::items(size_t stage, const Step &step) const {
 void Program::count_items(const Step &step) {
     const auto threads = static_cast<size_t>(workspace.pool->size());
     if (!counters_) counters_ = std::make_unique<Counter[]>((stages_.size() + 1) * threads);
-    for (size_t i = 0; i <= stages_.size(); ++i) {
-        const int64_t n = i < stages_.size() ? items(i, step) : step.tokens;
-        for (size_t t = 0; t < threads; ++t) {
-            Counter &c = counters_[i * threads + t];
-            c.next.store(n * static_cast<int64_t>(t) / static_cast<int64_t>(threads), std::memory_order_relaxed);
-            c.end = n * static_cast<int64_t>(t + 1) / static_cast<int64_t>(threads);
-        }
+    for (size_t i = 0; i <= stages_.size(); ++i) share_out(i, i < stages_.size() ? items(i, step) : step.tokens);
+}
+
+// A stretch of the stage's items for each thread.
+void Program::share_out(size_t stage, int64_t items) {
+    const int64_t threads = workspace.pool->size();
+    for (int64_t t = 0; t < threads; ++t) {
+        Counter &c = counters_[stage * static_cast<size_t>(threads) + static_cast<size_t>(t)];
+        c.next.store(items * t / threads, std::memory_order_relaxed);
+        c.end = items * (t + 1) / threads;
+    }
+}
+
+// Counts the items of the stages after a route stage, up to the next one, again: now it is known which rows are routed.
+void Program::count_routed(size_t route, const Step &step) {
+    for (size_t i = route + 1; i < stages_.size() && !std::holds_alternative<RouteStage>(stages_[i]); ++i) {
+        if (auto *linear = std::get_if<LinearStage>(&stages_[i])) linear->plan(workspace);
+        share_out(i, items(i, step));
     }
 }
 
 // What the threads will read first of the weights of the next linear stage after `stage`.
 void Program::plan_reading(size_t stage, const Step &step, std::vector<Stretch> &to) const {
     to.clear();
-    if (step.tokens > kReadAheadTokens) return;
-    while (++stage < stages_.size())
+    if (step.tokens > kReadAheadTokens || std::holds_alternative<RouteStage>(stages_[stage])) return;
+    for (++stage; stage < stages_.size(); ++stage) {
+        if (std::holds_alternative<RouteStage>(stages_[stage])) return;  // nobody knows yet which experts it takes
         if (std::holds_alternative<LinearStage>(stages_[stage])) break;
+    }
     if (stage == stages_.size()) return;
     const auto &linear = std::get<LinearStage>(stages_[stage]);
     const int64_t n = linear.items(workspace, step), threads = workspace.pool->size();
@@ -81,7 +94,7 @@ void Program::plan_reading(size_t stage, const Step &step, std::vector<Stretch> 
             const int64_t index = n * t / threads + ahead;
             if (index >= n) continue;
             const LinearStage::Item i = linear.item(workspace, step, index);
-            const Weight &w = *i.part->weight;
+            const Weight &w = *i.weight;
             to.push_back({w.codes(i.panel_begin), w.codes(i.panel_end)});
             to.push_back({w.scales(i.panel_begin), w.scales(i.panel_end)});
         }
@@ -110,8 +123,14 @@ void Program::work(const Step &step, int thread) {
     std::vector<Stretch> ahead;
     double since = profiling && thread == 0 ? now() : 0.0;
     for (size_t i = 0; i < stages_.size(); ++i) {
-        std::visit([&](const auto &stage) { for_items(i, [&](int64_t item) { stage.run(workspace, step, item, scratch); }); },
-                   stages_[i]);
+        std::visit(
+            [&]<class S>(const S &stage) {
+                for_items(i, [&](int64_t item) {
+                    stage.run(workspace, step, item, scratch);
+                    if constexpr (std::is_same_v<S, RouteStage>) count_routed(i, step);
+                });
+            },
+            stages_[i]);
         bool planned = false;
         size_t reading = 0;
         workspace.pool->barrier([&] {  // while others work, memory is read ahead

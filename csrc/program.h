@@ -11,8 +11,9 @@ class Program {
     Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max_tokens, int64_t max_logit_rows,
             KVType kv_type, int activation_bits);
 
-    int add_buffer(int64_t columns);
-    int add_quantized(int64_t columns);
+    // Buffers of so many rows a token.
+    int add_buffer(int64_t columns, int64_t rows = 1);
+    int add_quantized(int64_t columns, int64_t rows = 1);
     int add_rope(std::vector<float> inv_freq, float scale, bool neox);
     template <class S>
     void add(S stage) {
@@ -43,6 +44,8 @@ class Program {
 
     int64_t items(size_t stage, const Step &step) const;
     void count_items(const Step &step);
+    void share_out(size_t stage, int64_t items);
+    void count_routed(size_t route, const Step &step);
     void plan_reading(size_t stage, const Step &step, std::vector<Stretch> &to) const;
     void work(const Step &step, int thread);
     void account(size_t stage, const Step &step, double seconds);

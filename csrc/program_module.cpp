@@ -280,15 +280,16 @@ void bind_program(nb::module_ &m) {
              "max_tokens"_a, "max_logit_rows"_a, "kv_type"_a);
     nb::class_<LinearPart>(m, "LinearPart")
         .def("__init__",
-             [](LinearPart *self, std::shared_ptr<Weight> w, std::optional<int> out, std::optional<Floats> bias,
-                bool accumulate, float scale) {
-                 const auto padded = static_cast<size_t>(w->panels * kPanelRows);
-                 new (self) LinearPart{std::move(w), out.value_or(kNone), to_vector(bias, padded), accumulate, scale};
+             [](LinearPart *self, std::vector<std::shared_ptr<Weight>> weights, std::optional<int> out,
+                std::optional<Floats> bias, bool accumulate, float scale) {
+                 if (weights.empty()) throw std::invalid_argument("a part of a linear stage needs a weight");
+                 const auto padded = static_cast<size_t>(weights[0]->panels * kPanelRows);
+                 new (self) LinearPart{std::move(weights), out.value_or(kNone), to_vector(bias, padded), accumulate, scale};
              },
-             "weight"_a, "out"_a.none(), "bias"_a.none(), "accumulate"_a = false, "scale"_a = 1.0f);
+             "weights"_a, "out"_a.none(), "bias"_a = nb::none(), "accumulate"_a = false, "scale"_a = 1.0f);
     nb::class_<Program>(m, "Program")
-        .def("add_buffer", &Program::add_buffer, "columns"_a)
-        .def("add_quantized", &Program::add_quantized, "columns"_a)
+        .def("add_buffer", &Program::add_buffer, "columns"_a, "rows"_a = 1)
+        .def("add_quantized", &Program::add_quantized, "columns"_a, "rows"_a = 1)
         .def("add_rope",
              [](Program &p, const Floats &inv_freq, float scale, bool neox) {
                  return p.add_rope(to_vector(inv_freq), scale, neox);

@@ -8,7 +8,6 @@ namespace pagoda {
 
 namespace {
 
-constexpr int64_t kRowChunk = 128;       // rows that a linear item covers: their activations stay in L2
 constexpr int64_t kItemBytes = 8 * 1024;  // weights that one item of a small batch streams
 constexpr int64_t kFewRows = 8;          // a step of more is bound by arithmetic
 
@@ -20,7 +19,7 @@ const float *reordered(const float *x, const std::vector<int32_t> &order, float 
 // Panels of a part that one item covers.
 int64_t panels_an_item(const LinearPart &p, int64_t rows) {
     if (rows > kRowChunk / 2) return 2;
-    const int64_t panel_bytes = static_cast<int64_t>(p.weight->bytes()) / p.weight->panels;
+    const int64_t panel_bytes = static_cast<int64_t>(p.weight().bytes()) / p.weight().panels;
     return std::max<int64_t>(rows > kFewRows ? 2 : 1, kItemBytes / panel_bytes);
 }
 
@@ -52,7 +51,7 @@ void RowwiseStage::admit(Workspace &) {
 void RowwiseStage::run(Workspace &w, const Step &step, int64_t row, uint8_t *memory) const {
     float *scratch = reinterpret_cast<float *>(memory);
     const Buffer &source = w.buffer(x);
-    const int64_t from = rows == Rows::Logits ? step.logit_row_ids[row] : row;
+    const int64_t from = w.source_row(rows, step, row);
     const float *value = source.row(from);
     int64_t n = norm.empty() ? source.stride : static_cast<int64_t>(norm.size());
     if (quantized != kNone) n = w.quantized[static_cast<size_t>(quantized)].columns;
@@ -83,36 +82,54 @@ void RowwiseStage::run(Workspace &w, const Step &step, int64_t row, uint8_t *mem
 void LinearStage::admit(Workspace &w) {
     if (parts.empty() || (x == kNone) == (quantized == kNone))
         throw std::invalid_argument("a linear stage needs weights, and either floats or codes to multiply with them");
+    for (const LinearPart &p : parts) {
+        for (const auto &other : p.weights)
+            if (other->type != p.weight().type || other->rows != p.weight().rows || other->columns != p.weight().columns)
+                throw std::invalid_argument("experts must be of one type and shape");
+        if (quantized != kNone)
+            w.quantized.at(static_cast<size_t>(quantized)).open(w.takes_bytes(p.weight().type) ? 8 : 16);
+    }
     if (rows == Rows::Logits) {
-        w.vocab = parts[0].weight->rows;
-        w.logits_stride = parts[0].weight->panels * kPanelRows;
+        w.vocab = parts[0].weight().rows;
+        w.logits_stride = parts[0].weight().panels * kPanelRows;
         w.logits = LazyMemory(static_cast<size_t>(w.max_logit_rows * w.logits_stride) * 4);
     }
-    if (quantized != kNone)
-        for (const LinearPart &p : parts)
-            w.quantized.at(static_cast<size_t>(quantized)).open(w.takes_bytes(p.weight->type) ? 8 : 16);
 }
 
 int64_t LinearStage::chunk_items(int64_t n) const {
     int64_t items = 0;
-    for (const LinearPart &p : parts) items += ceil_div(p.weight->panels, panels_an_item(p, n));
+    for (const LinearPart &p : parts) items += ceil_div(p.weight().panels, panels_an_item(p, n));
     return items;
 }
 
+void LinearStage::plan(const Workspace &w) {
+    if (rows != Rows::Routed) return;
+    chunk_starts_.assign(1, 0);
+    for (const Routing::Chunk &c : w.routing.chunks) chunk_starts_.push_back(chunk_starts_.back() + chunk_items(c.end - c.begin));
+}
+
 int64_t LinearStage::items(const Workspace &w, const Step &step) const {
+    if (rows == Rows::Routed) return w.routing.chunks.empty() ? 0 : chunk_starts_.back();
     const int64_t n = w.num_rows(rows, step);
     return chunk_items(n) * ceil_div(n, kRowChunk);
 }
 
 LinearStage::Item LinearStage::item(const Workspace &w, const Step &step, int64_t index) const {
-    const int64_t n = w.num_rows(rows, step), each_chunk = chunk_items(n);
-    const int64_t row_begin = index / each_chunk * kRowChunk;
-    index %= each_chunk;
+    if (rows == Rows::Routed) {
+        const auto after = std::upper_bound(chunk_starts_.begin(), chunk_starts_.end(), index);
+        const Routing::Chunk &c = w.routing.chunks[static_cast<size_t>(after - chunk_starts_.begin() - 1)];
+        return chunk_item(index - *(after - 1), c.expert, c.end - c.begin, c.begin, c.end);
+    }
+    const int64_t n = w.num_rows(rows, step), each_chunk = chunk_items(n), begin = index / each_chunk * kRowChunk;
+    return chunk_item(index % each_chunk, 0, n, begin, std::min(begin + kRowChunk, n));
+}
+
+// Item `index` of one chunk; `rows` decides how large items are.
+LinearStage::Item LinearStage::chunk_item(int64_t index, int expert, int64_t n, int64_t begin, int64_t end) const {
     for (const LinearPart &p : parts) {
-        const int64_t each = panels_an_item(p, n), here = ceil_div(p.weight->panels, each);
-        if (index < here)
-            return {&p, index * each, std::min((index + 1) * each, p.weight->panels), row_begin,
-                    std::min(row_begin + kRowChunk, n)};
+        const Weight &weight = p.weight(expert);
+        const int64_t each = panels_an_item(p, n), here = ceil_div(weight.panels, each);
+        if (index < here) return {&p, &weight, index * each, std::min((index + 1) * each, weight.panels), begin, end};
         index -= here;
     }
     return {};
@@ -121,9 +138,10 @@ LinearStage::Item LinearStage::item(const Workspace &w, const Step &step, int64_
 void LinearStage::run(Workspace &w, const Step &step, int64_t index, uint8_t *scratch) const {
     const Item at = item(w, step, index);
     const LinearPart &p = *at.part;
-    const bool bytes = w.takes_bytes(p.weight->type);
+    const auto type = static_cast<size_t>(at.weight->type);
+    const bool bytes = w.takes_bytes(at.weight->type);
     GemmArgs g{};
-    g.weight = p.weight.get();
+    g.weight = at.weight;
     g.panel_begin = at.panel_begin;
     g.panel_end = at.panel_end;
     g.token_begin = at.row_begin;
@@ -142,7 +160,7 @@ void LinearStage::run(Workspace &w, const Step &step, int64_t index, uint8_t *sc
     g.accumulate = p.accumulate;
     g.scale = p.scale;
     g.scratch = scratch;
-    (bytes ? w.kernels->gemm8 : w.kernels->gemm)[static_cast<int>(p.weight->type)](g);
+    (bytes ? w.kernels->gemm8 : w.kernels->gemm)[type](g);
     if (softcap <= 0) return;
     for (int64_t t = g.token_begin; t < g.token_end; ++t)
         for (int64_t i = g.panel_begin * kPanelRows; i < g.panel_end * kPanelRows; ++i) {
@@ -153,12 +171,13 @@ void LinearStage::run(Workspace &w, const Step &step, int64_t index, uint8_t *sc
 
 Cost LinearStage::describe(const Workspace &w, const Step &step) const {
     const int64_t n = w.num_rows(rows, step);
-    Cost cost{rows == Rows::Logits ? "output head" : "linear"};
+    Cost cost{rows == Rows::Logits ? "output head" : rows == Rows::Routed ? "experts" : "linear"};
+    const int64_t experts = rows == Rows::Routed ? w.routing.num_busy() : 1;
     for (const LinearPart &p : parts) {
-        if (rows != Rows::Logits)
-            cost.label += " " + std::to_string(p.weight->rows) + "x" + std::to_string(p.weight->columns);
-        cost.bytes += static_cast<double>(p.weight->bytes());
-        cost.operations += 2.0 * static_cast<double>(n * p.weight->rows * p.weight->columns);
+        const Weight &weight = p.weight();
+        if (rows != Rows::Logits) cost.label.append(" ").append(std::to_string(weight.rows)).append("x").append(std::to_string(weight.columns));
+        cost.bytes += static_cast<double>(weight.bytes()) * static_cast<double>(experts);
+        cost.operations += 2.0 * static_cast<double>(n * weight.rows * weight.columns);
     }
     return cost;
 }

@@ -16,7 +16,8 @@
 
 namespace pagoda {
 
-constexpr bool kOptional = true;  // a field that keeps its default where it is not given
+constexpr bool kOptional = true;    // a field that keeps its default where it is not given
+constexpr int64_t kRowChunk = 128;  // rows that an item of a linear stage covers: their activations stay in L2
 constexpr size_t kScratch = kGemmScratch > kAttendScratch ? kGemmScratch : kAttendScratch;  // bytes of a thread's
 
 struct Cost {
@@ -89,16 +90,17 @@ struct RowwiseStage {
     }
 };
 
-// One weight of a linear stage: out = scale * (x @ weight.T) + bias, or added to out.
+// One weight of a linear stage, or one for each expert: out = scale * (x @ weight.T) + bias, or added to out.
 struct LinearPart {
-    std::shared_ptr<Weight> weight;
+    std::vector<std::shared_ptr<Weight>> weights;
     int out;
     std::vector<float> bias;  // padded to panels * 16, or empty
     bool accumulate = false;
     float scale = 1.0f;
+    const Weight &weight(int expert = 0) const { return *weights[static_cast<size_t>(expert)]; }
 };
 
-// Products of one value with several weights.
+// Products of one value with several weights; of a routed row, with those of its expert.
 struct LinearStage {
     static constexpr const char *kKind = "linear";
     int x = kNone, quantized = kNone;  // one for float weights, one for block types
@@ -119,14 +121,55 @@ struct LinearStage {
     void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
     Cost describe(const Workspace &w, const Step &step) const;
 
-    struct Item {  // panels of one part, for a chunk of the rows
+    struct Item {  // panels of one part's weight, for a chunk of the rows
         const LinearPart *part;
+        const Weight *weight;
         int64_t panel_begin, panel_end, row_begin, row_end;
     };
     Item item(const Workspace &w, const Step &step, int64_t index) const;
+    // Once the chunks of routed rows are known, before items are counted.
+    void plan(const Workspace &w);
 
   private:
     int64_t chunk_items(int64_t rows) const;
+    Item chunk_item(int64_t index, int expert, int64_t rows, int64_t row_begin, int64_t row_end) const;
+    std::vector<int64_t> chunk_starts_;  // the first item of each chunk of routed rows, and their number
+};
+
+// Chooses the top_k experts of each token by their scores, equals by number, and weighs them by the softmax of all scores;
+// `normalize`: divided by the sum of those chosen. Says which rows are routed.
+struct RouteStage {
+    static constexpr const char *kKind = "route";
+    int scores, num_experts, top_k;
+    bool normalize;
+
+    template <class F>
+    void fields(F &field) {
+        field("scores", scores);
+        field("num_experts", num_experts);
+        field("top_k", top_k);
+        field("normalize", normalize);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &, const Step &) const { return 1; }
+    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
+    Cost describe(const Workspace &, const Step &) const { return {"route"}; }
+};
+
+// out = the weighted sum of a token's routed rows, in the order of their experts.
+struct CombineStage {
+    static constexpr const char *kKind = "combine";
+    int x, out;
+
+    template <class F>
+    void fields(F &field) {
+        field("x", x);
+        field("out", out);
+    }
+    void admit(Workspace &) {}
+    int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
+    void run(Workspace &w, const Step &step, int64_t token, uint8_t *scratch) const;
+    Cost describe(const Workspace &, const Step &) const { return {"combine experts"}; }
 };
 
 // Normalizes and rotates each head of q and k in place, and stores k and v in the layer's KV blocks.
@@ -182,6 +225,6 @@ struct AttendStage {
     void look_ahead(AttendArgs &a, const Workspace &w, const Step &step, int64_t item) const;
 };
 
-using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, RopeAndStoreKVStage, AttendStage>;
+using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, RouteStage, CombineStage, RopeAndStoreKVStage, AttendStage>;
 
 }  // namespace pagoda

@@ -110,6 +110,33 @@ void Workspace::plan(const Step &step) {
         std::fill(token_sequence.begin() + step.seq_starts[b], token_sequence.begin() + step.seq_starts[b + 1],
                   static_cast<int32_t>(b));
     attention.plan(step, pool->size());
+    routing.chunks.clear();
+}
+
+int64_t Routing::num_busy() const {
+    int64_t busy = 0;
+    for (size_t i = 0; i < chunks.size(); ++i) busy += i == 0 || chunks[i].expert != chunks[i - 1].expert;
+    return busy;
+}
+
+void Routing::group(int64_t count, int64_t num_experts, int64_t most) {
+    const auto each = static_cast<size_t>(top_k), total = static_cast<size_t>(count) * each;
+    std::vector<int64_t> next(static_cast<size_t>(num_experts) + 1, 0);  // the next free row of each expert
+    for (size_t i = 0; i < total; ++i) ++next[static_cast<size_t>(experts[i]) + 1];
+    chunks.clear();
+    for (size_t e = 0; e < static_cast<size_t>(num_experts); ++e) {
+        const int64_t begin = next[e], end = begin + next[e + 1];
+        for (int64_t at = begin; at < end; at += most)
+            chunks.push_back({static_cast<int32_t>(e), at, std::min(at + most, end)});
+        next[e + 1] = end;
+    }
+    rows.resize(total);
+    tokens.resize(total);
+    for (size_t i = 0; i < total; ++i) {
+        const int64_t row = next[static_cast<size_t>(experts[i])]++;
+        rows[i] = static_cast<int32_t>(row);
+        tokens[static_cast<size_t>(row)] = static_cast<int32_t>(i / each);
+    }
 }
 
 // Query tiles of every sequence; the costliest, those with the longest contexts, first.

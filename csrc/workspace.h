@@ -22,9 +22,10 @@ struct Step {
     std::vector<Table> tables;  // a KV group each
 };
 
-// The rows that a stage works on: every token's, or only those whose logits are wanted.
-enum class Rows : int { Tokens, Logits };
-constexpr const char *kRowsNames[] = {"tokens", "logits"};
+// The rows that a stage works on: a token's each, or only those whose logits are wanted. Routed rows are a row for each
+// expert that works for a token, expert by expert; where they are made, ToRouted, they are read from the tokens' rows.
+enum class Rows : int { Tokens, Logits, Routed, ToRouted };
+constexpr const char *kRowsNames[] = {"tokens", "logits", "routed", "to_routed"};
 
 struct RopeTable {
     std::vector<float> inv_freq;
@@ -82,6 +83,24 @@ struct AttentionPlan {
     void split(const Step &step, int threads);
 };
 
+// Which experts work for a step's tokens in the layer at hand: a token has `top_k` routed rows.
+struct Routing {
+    struct Chunk {  // routed rows of one expert
+        int32_t expert;
+        int64_t begin, end;
+    };
+    int64_t top_k = 0;
+    std::vector<int32_t> experts;  // [T][top_k], ascending
+    std::vector<float> weights;    // [T][top_k]
+    std::vector<int32_t> rows;     // [T][top_k] where the token's routed rows are
+    std::vector<int32_t> tokens;   // of each routed row
+    std::vector<Chunk> chunks;     // all routed rows
+
+    // Rows and chunks of at most `most` rows, once the experts of `count` tokens are known.
+    void group(int64_t count, int64_t num_experts, int64_t most);
+    int64_t num_busy() const;  // experts that work for any token
+};
+
 struct Workspace {
     std::shared_ptr<Pool> pool;
     const Kernels *kernels;
@@ -104,9 +123,18 @@ struct Workspace {
     std::vector<LazyMemory> kv;
 
     AttentionPlan attention;
+    Routing routing;
     std::vector<int32_t> token_sequence;  // which sequence a token belongs to
 
-    int64_t num_rows(Rows rows, const Step &step) const { return rows == Rows::Logits ? step.logit_rows : step.tokens; }
+    int64_t num_rows(Rows rows, const Step &step) const {
+        return rows == Rows::Logits ? step.logit_rows : rows == Rows::Tokens ? step.tokens : step.tokens * routing.top_k;
+    }
+    // Which row of its input is row `row` made from.
+    int64_t source_row(Rows rows, const Step &step, int64_t row) const {
+        return rows == Rows::Logits     ? step.logit_row_ids[row]
+               : rows == Rows::ToRouted ? routing.tokens[static_cast<size_t>(row)]
+                                        : row;
+    }
     const Buffer &buffer(int index) const { return buffers.at(static_cast<size_t>(index)); }
     const LayerKV &layer(int index) const { return layers.at(static_cast<size_t>(index)); }
     bool takes_bytes(Type type) const { return activation_bits == 8 && kernels->gemm8[static_cast<int>(type)]; }

@@ -9,12 +9,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 from paged_run import PagedRun, reference_run
-from pagoda.backends.base import AttentionSpec, Backend, Handle, KVGroup, Ops, RopeSpec
+from pagoda.backends.base import AttentionSpec, Backend, ExpertsSpec, Handle, KVGroup, Ops, RopeSpec
 from pagoda.types import RawTensor
 from tiny_blocks import encode, noise
 
 WIDTHS = (32, 64)
-HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2, 1, 32, 40
+HEADS, KV_HEADS, HEAD_DIM, VOCAB, EXPERTS = 2, 1, 32, 40, 5
 SPEC = AttentionSpec(HEADS, KV_HEADS, HEAD_DIM, HEAD_DIM**-0.5)
 ROPE = RopeSpec("neox", (0.1 ** np.arange(HEAD_DIM // 2)).astype(np.float32))
 
@@ -101,6 +101,18 @@ class Graph:
         self.live = [value for value in self.live if value[0] is not x]  # it may be written over
         self.live.append((ops.add(x, y), width))
 
+    def _experts(self, ops: Ops, name: str, step: Step) -> None:
+        """`flag`: the router picks all of them."""
+        x, width = self._pick(step.pick[0])
+        router = ops.linear(x, weight(f"{name}r", EXPERTS, width))
+        up, down = (32, width), (width, 32)
+        gates, ups, downs = (
+            tuple(weight(f"{name}{role}{e}", *shape, step.type) for e in range(EXPERTS))
+            for role, shape in (("g", up), ("u", up), ("d", down))
+        )
+        spec = ExpertsSpec(EXPERTS if step.flag else 2, normalize=not step.flag, activation="silu")
+        self.live.append((ops.experts(x, router, gates, ups, downs, spec), width))
+
     def _attention(self, ops: Ops, name: str, step: Step, layer: int) -> None:
         q, _ = self._project(ops, f"{name}q", step, step.pick[0], HEADS * HEAD_DIM)
         k, _ = self._project(ops, f"{name}k", step, step.pick[1], KV_HEADS * HEAD_DIM)
@@ -119,7 +131,7 @@ def steps_of(*ops: str) -> st.SearchStrategy[Step]:
     )
 
 
-OTHERS = st.lists(steps_of("norm", "linear", "linear", "gated", "add", "add"), max_size=8)
+OTHERS = st.lists(steps_of("norm", "linear", "linear", "gated", "add", "add", "experts"), max_size=8)
 
 
 def joined(first: list[Step], attention: Step, second: list[Step], another: Step, third: list[Step]) -> list[Step]:

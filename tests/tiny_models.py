@@ -141,7 +141,6 @@ TINY: dict[str, TinyModel] = {
 
 
 MIXTURES = [name for name, spec in TINY.items() if "num_local_experts" in spec.config]
-DENSE = [name for name in TINY if name not in MIXTURES]
 
 
 # Weights

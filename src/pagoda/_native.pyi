@@ -119,13 +119,16 @@ class Weight:
     def is_float(self) -> bool: ...
 
 class LinearPart:
-    """One weight of a linear stage: out = scale * (x @ weight.T) + bias, or added to out; None: the logits."""
+    """One weight of a linear stage, or one for each expert: out = scale * (x @ weight.T) + bias, or added to out.
+
+    out: a buffer; None: the logits.
+    """
 
     def __init__(
         self,
-        weight: Weight,
+        weights: list[Weight],
         out: int | None,
-        bias: npt.NDArray[np.float32] | None,
+        bias: npt.NDArray[np.float32] | None = None,
         accumulate: bool = False,
         scale: float = 1.0,
     ) -> None: ...
@@ -134,8 +137,9 @@ class Program:
     """A recorded forward pass; see csrc/program.h. Buffers go by number."""
 
     profiling: bool
-    def add_buffer(self, columns: int) -> int: ...
-    def add_quantized(self, columns: int) -> int: ...
+    def add_buffer(self, columns: int, rows: int = 1) -> int:
+        """Of so many rows for each token of a step."""
+    def add_quantized(self, columns: int, rows: int = 1) -> int: ...
     def add_rope(self, inv_freq: npt.NDArray[np.float32], scale: float, neox: bool) -> int: ...
     def set_layers(self, layers: list[tuple[int, int, int]], groups: int) -> None:
         """(KV group, KV heads, head size) of each layer."""

@@ -24,7 +24,7 @@ from pagoda.errors import ConfigError, EngineError
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
 from pagoda.types import Batch, FloatArray, SamplingParams
-from tiny_models import DENSE, TINY, VOCAB, memory_checkpoint, write_gguf, write_safetensors
+from tiny_models import TINY, VOCAB, memory_checkpoint, write_gguf, write_safetensors
 
 STEPS: list[dict[str, int]] = [{"a": 37}, {"a": 1, "b": 5}, {"c": 24, "a": 20, "b": 1}, {"b": 1, "a": 1, "c": 1}]
 TOTALS = {name: sum(step.get(name, 0) for step in STEPS) for name in "abc"}
@@ -47,7 +47,7 @@ def loaded(model: Decoder, kv_type: KVType = "f32", *, batch_invariant: bool = F
     return CudaBackend(options).load(model, max_batch_tokens=128, max_batch_seqs=128, kv_type=kv_type)
 
 
-@pytest.mark.parametrize("name", [name for name in DENSE if name != "smollm2"])
+@pytest.mark.parametrize("name", [name for name in TINY if name != "smollm2"])
 def test_logits_of_every_family(name: str) -> None:
     assert error(run_steps(PagedRun(model_of(name), loaded(model_of(name))), STEPS), expected(name)) < 1e-5
 
@@ -181,4 +181,6 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
         CudaBackend(CudaOptions("cpu", "eager"), Shard(0, 2)).load(
             model, max_batch_tokens=8, max_batch_seqs=8, kv_type="f16"
         )
+    with pytest.raises(ConfigError, match="--tensor-parallel 2: experts cannot be shared out"):
+        CudaBackend(CudaOptions("cpu", "eager"), Shard(0, 2)).check(model_of("mixtral"))
     assert ReferenceBackend().available_memory() is None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -17,6 +18,7 @@ from op_graphs import (
     ALL_STEPS,
     SPEC,
     TRICKY,
+    VOCAB,
     Bent,
     Graph,
     Step,
@@ -28,6 +30,7 @@ from op_graphs import (
     step,
     weight,
 )
+from paged_run import PagedRun
 from pagoda import _native
 from pagoda.backends.base import Handle, Ops
 from pagoda.backends.compile import Compiler, StageKind, fusions
@@ -46,9 +49,9 @@ from tiny_models import TINY, memory_checkpoint
 class Part:
     """Stands for `_native.LinearPart`, which cannot be read."""
 
-    weight: Any
+    weights: Any
     out: int
-    bias: Any
+    bias: Any = None
     accumulate: bool = False
     scale: float = 1.0
 
@@ -62,12 +65,12 @@ class Notes:
         self.quantized: list[int] = []
         self.ropes = 0
 
-    def add_buffer(self, columns: int) -> int:
-        self.buffers.append(columns)
+    def add_buffer(self, columns: int, rows: int = 1) -> int:
+        self.buffers.append(columns * rows)
         return len(self.buffers) - 1
 
-    def add_quantized(self, columns: int) -> int:
-        self.quantized.append(columns)
+    def add_quantized(self, columns: int, rows: int = 1) -> int:
+        self.quantized.append(columns * rows)
         return len(self.quantized) - 1
 
     def add_rope(self, inv_freq: Any, scale: float, neox: bool) -> int:
@@ -223,6 +226,18 @@ def test_keys_used_as_values_are_fine_where_nothing_turns_them() -> None:
         return q_of(ops, x), k, k
 
     assert_runs_as_stated(Bent(bend), BACKEND)
+
+
+def test_scores_that_are_no_numbers_stay_in_their_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token 0 of the table is nan, and with it the scores of all experts. The head reads what they make."""
+    graph = Graph([step("experts", 0, type="F32"), step("attention", 1)])
+    table = weight("table", VOCAB, 64)
+    table.data[:4] = np.frombuffer(np.float32(np.nan).tobytes(), np.uint8)
+    monkeypatch.setattr("op_graphs.weight", lambda name, *rest: table if name == "table" else weight(name, *rest))
+    run = PagedRun(graph, BACKEND.load(graph, max_batch_tokens=8, max_batch_seqs=8, kv_type="f32"))
+    logits = run.step({"a": [3, 0, 5], "b": [7]})
+    assert np.isnan(logits["a"]).any(1).tolist() == [False, True, False]
+    assert not np.isnan(logits["b"]).any()
 
 
 # Refusals

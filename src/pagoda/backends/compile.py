@@ -8,7 +8,7 @@ order. Buffers are reused once their last reader has run.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 
 from pagoda import _native
 from pagoda.backends import lowering as low
-from pagoda.backends.base import RopeSpec
+from pagoda.backends.base import ExpertsSpec, RopeSpec
 from pagoda.backends.packed_weights import FLOAT_TYPES, PackedWeights
 from pagoda.backends.trace import Node
+from pagoda.errors import UnsupportedError
 from pagoda.types import RawTensor
 
 
@@ -28,6 +29,8 @@ class StageKind(str, Enum):
     EMBED = "embed"
     ROWWISE = "rowwise"
     LINEAR = "linear"
+    ROUTE = "route"
+    COMBINE = "combine"
     ROPE_AND_STORE_KV = "rope_and_store_kv"
     ATTEND = "attend"
 
@@ -57,8 +60,8 @@ class Compiler:
         self.nodes = list(nodes)
         self.buffers: dict[Node, int] = {}
         self.readers = Counter(value for node in self.nodes for value in low.values_read(node))  # still to come
-        self.free_buffers: defaultdict[int, list[int]] = defaultdict(list)  # by columns
-        self.quantized_buffers: dict[int, int] = {}
+        self.free_buffers: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # by columns, and rows a token
+        self.quantized_buffers: dict[tuple[int, int], int] = {}
         self.ropes: dict[tuple[str, float, bytes], int] = {}
 
     def compile(self) -> None:
@@ -84,9 +87,13 @@ class Compiler:
 
     # Buffers
 
-    def _take(self, columns: int) -> int:
-        free = self.free_buffers[columns]
-        return free.pop() if free else self.program.add_buffer(columns)
+    def _take(self, columns: int, rows: int = 1) -> int:
+        """A free buffer of so many rows a token."""
+        free = self.free_buffers[columns, rows]
+        return free.pop() if free else self.program.add_buffer(columns, rows)
+
+    def _give_back(self, buffer: int, columns: int, rows: int = 1) -> None:
+        self.free_buffers[columns, rows].append(buffer)
 
     def _allocate(self, out: Node, residual: Node | None = None) -> int:
         """A buffer for the value: the residual's, where it is added to that."""
@@ -102,12 +109,12 @@ class Compiler:
         for value in low.values_read(source):
             self.readers[value] -= 1
             if self.readers[value] == 0 and value in self.buffers:  # else a sum stands in it
-                self.free_buffers[value.columns].append(self.buffers.pop(value))
+                self._give_back(self.buffers.pop(value), value.columns)
 
-    def _quantized(self, columns: int) -> int:
-        if columns not in self.quantized_buffers:
-            self.quantized_buffers[columns] = self.program.add_quantized(columns)
-        return self.quantized_buffers[columns]
+    def _quantized(self, columns: int, rows: int = 1) -> int:
+        if (columns, rows) not in self.quantized_buffers:
+            self.quantized_buffers[columns, rows] = self.program.add_quantized(columns, rows)
+        return self.quantized_buffers[columns, rows]
 
     # Nodes
 
@@ -157,7 +164,7 @@ class Compiler:
     def _parts(self, products: Iterable[low.Product]) -> list[_native.LinearPart]:
         return [
             _native.LinearPart(
-                self.weights[product.weight],
+                [self.weights[product.weight]],
                 self._allocate(product.out, product.residual),
                 None if product.bias is None else self.weights.vector(product.bias),
                 accumulate=product.residual is not None,
@@ -166,7 +173,7 @@ class Compiler:
         ]
 
     def _logits(self, node: low.Logits) -> None:
-        part = _native.LinearPart(self.weights[node.weight], None, None, scale=node.scale)
+        part = _native.LinearPart([self.weights[node.weight]], None, scale=node.scale)
         softcap = node.softcap or 0.0
         if node.weight.type not in FLOAT_TYPES:
             quantized = self._quantize(node.source, node.weight, "logits")
@@ -177,7 +184,7 @@ class Compiler:
         self._add(StageKind.ROWWISE, x=self.buffers[node.source], out=gathered, rows="logits")
         self._read(node.source)
         self._add(StageKind.LINEAR, x=gathered, parts=[part], rows="logits", softcap=softcap)
-        self.free_buffers[node.source.columns].append(gathered)
+        self._give_back(gathered, node.source.columns)
 
     def _attention(self, node: low.Attention) -> None:
         spec, q = node.spec, self.buffers[node.q]
@@ -207,8 +214,13 @@ class Compiler:
         )
         self._read(node.q)
 
+    # Ops that are fused with nothing
+
     def _call(self, node: low.Call) -> None:
-        """An op that is fused with nothing is the stage of its name; its values are buffers, its weights packed."""
+        """The stage of the op's name, its values as buffers and its weights packed; or the stages it is composed of."""
+        if node.op == "experts":
+            self._experts(node, **node.arguments)
+            return
         fields = {name: self._field(value) for name, value in node.arguments.items()}
         self._add(node.op, **fields, out=self._allocate(node.out))
         for value in low.values_read(node):
@@ -220,6 +232,55 @@ class Compiler:
         if isinstance(argument, RawTensor):
             return self.weights.vector(argument) if len(argument.shape) == 1 else self.weights[argument]
         return argument
+
+    def _experts(
+        self,
+        node: low.Call,
+        x: Node,
+        router: Node,
+        gate: Sequence[RawTensor],
+        up: Sequence[RawTensor],
+        down: Sequence[RawTensor],
+        spec: ExpertsSpec,
+    ) -> None:
+        """A token gets a row for each of its experts. Rows of one expert stand together: a step reads its weights
+        once."""
+        used, (ffn, hidden) = spec.num_used, gate[0].shape
+        self._add(
+            StageKind.ROUTE,
+            scores=self.buffers[router],
+            num_experts=len(gate),
+            top_k=used,
+            normalize=spec.normalize,
+        )
+        self._read(router)
+        gates, ups, downs = self._take(ffn, used), self._take(ffn, used), self._take(hidden, used)
+        self._routed_products({"x": self.buffers[x]}, "to_routed", [(gate, gates), (up, ups)], used)
+        self._read(x)
+        gated = {"x": ups, "gate": gates, "activation": spec.activation}
+        self._routed_products(gated, "routed", [(down, downs)], used)
+        self._add(StageKind.COMBINE, x=downs, out=self._allocate(node.out))
+        for buffer, columns in ((gates, ffn), (ups, ffn), (downs, hidden)):
+            self._give_back(buffer, columns, used)
+
+    def _routed_products(
+        self, source: dict[str, Any], rows: str, weights: list[tuple[Sequence[RawTensor], int]], used: int
+    ) -> None:
+        """Products of what a rowwise stage makes with `weights` of the experts, each into its buffer."""
+        tensors = [tensor for experts, _ in weights for tensor in experts]
+        columns, is_float = tensors[0].shape[1], tensors[0].type in FLOAT_TYPES
+        if any((t.type in FLOAT_TYPES) != is_float or self.weights.order(t) is not None for t in tensors):
+            raise UnsupportedError(f"experts that read their input in ways of their own, as {tensors[0].name!r} does")
+        parts = [_native.LinearPart([self.weights[tensor] for tensor in experts], out) for experts, out in weights]
+        if is_float:
+            made = self._take(columns, used)
+            self._add(StageKind.ROWWISE, **source, out=made, rows=rows)
+            self._add(StageKind.LINEAR, x=made, parts=parts, rows="routed")
+            self._give_back(made, columns, used)
+        else:
+            quantized = self._quantized(columns, used)
+            self._add(StageKind.ROWWISE, **source, quantized=quantized, rows=rows)
+            self._add(StageKind.LINEAR, quantized=quantized, parts=parts, rows="routed")
 
     def _rope(self, spec: RopeSpec) -> int:
         if spec.key not in self.ropes:

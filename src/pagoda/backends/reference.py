@@ -81,7 +81,7 @@ def softmax(x: FloatArray) -> FloatArray:
 def expert_weights(router: FloatArray, spec: ExpertsSpec) -> FloatArray:
     """How much each expert counts for each token, 0 for those not picked. router [T, N] → [T, N]"""
     probabilities = softmax(router)
-    picked = np.argsort(-probabilities, axis=-1, kind="stable")[:, : spec.num_used]
+    picked = np.argsort(-router, axis=-1, kind="stable")[:, : spec.num_used]
     weights = np.zeros_like(probabilities)
     np.put_along_axis(weights, picked, np.take_along_axis(probabilities, picked, -1), -1)
     return np.asarray(weights / weights.sum(-1, keepdims=True) if spec.normalize else weights, np.float32)

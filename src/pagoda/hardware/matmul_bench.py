@@ -83,7 +83,7 @@ def _program(runtime: native.Runtime, weight: native.Weight, tokens: int) -> nat
     table = np.random.default_rng(0).standard_normal((1, COLUMNS), dtype=np.float32)
     data = table.view(np.uint8).reshape(-1)
     program.add(StageKind.EMBED, out=x, table=data, type="F32", rows=1, columns=COLUMNS)
-    parts = [native.LinearPart(weight, out, None)]
+    parts = [native.LinearPart([weight], out)]
     if weight.is_float:
         program.add(StageKind.LINEAR, x=x, parts=parts)
     else:

@@ -7,7 +7,7 @@ import logging
 import torch
 
 from pagoda.backends.base import AttentionSpec, ForwardModel, KVType
-from pagoda.backends.cuda.eager import EagerOps
+from pagoda.backends.cuda.eager import WAITING, EagerOps
 from pagoda.backends.cuda.kv import DTYPES
 from pagoda.backends.cuda.measure import measure_buffers
 from pagoda.backends.cuda.metadata import Limits
@@ -56,6 +56,7 @@ class CudaBackend:
             groups=len(model.kv_groups),
         )
         dtype = compute_type(_matrices(nodes))
+        graphs = self._graphs and not any(node.op in WAITING for node in nodes)
         ops = self._ops(dtype, model.max_context, limits.seqs)
         weights = WeightLoader(dtype, self.device)
         with torch.inference_mode():
@@ -71,12 +72,12 @@ class CudaBackend:
             limits=limits,
             tiles=ops.tile_sizes(spec.num_heads // spec.num_kv_heads, spec.head_dim, 8 * DTYPES[kv_type][1].itemsize),
             device=self.device,
-            graphs=self._graphs,
+            graphs=graphs,
             weight_bytes=weights.num_bytes,
             ops=ops,
         )
         if self.device.type == "cuda":
-            activations, loaded.graph_bytes = measure_buffers(loaded, limits, graphs=self._graphs)
+            activations, loaded.graph_bytes = measure_buffers(loaded, limits, graphs=graphs)
             loaded.buffer_bytes = activations + loaded.graph_bytes
         return loaded
 

@@ -6,10 +6,12 @@ Activations come in parts [S, T, N] (`parts.py`). Weights are decoded once and k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
-from pagoda.backends.base import LOGIT_BLOCK, Activation, AttentionSpec
+from pagoda.backends.base import LOGIT_BLOCK, Activation, AttentionSpec, ExpertsSpec
 from pagoda.backends.cuda.kv import E4M3, PLAIN, KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Step, TileSizes
@@ -18,6 +20,9 @@ from pagoda.backends.cuda.planes import PlaneWeight, Weight, dequantize
 from pagoda.types import BLOCK_SIZE
 
 ONE_TILE = 1 << 20
+
+
+WAITING = ("experts",)  # ops that wait for the device to say what is to be done, which no graph can hold
 
 
 class EagerOps:
@@ -125,6 +130,29 @@ class EagerOps:
             out = out.clamp(-65504.0, 65504.0)
         return out.to(self.dtype)[None]
 
+    def experts(
+        self,
+        x: torch.Tensor,
+        router: torch.Tensor,
+        gate: Sequence[Weight],
+        up: Sequence[Weight],
+        down: Sequence[Weight],
+        spec: ExpertsSpec,
+    ) -> torch.Tensor:
+        """See `base.Ops`. x [S, T, E], router [S, T, N]. One expert after the other, with its tokens. → [1, T, E]"""
+        values, weights = whole(x).to(self.dtype), expert_weights(whole(router), spec)  # [T, E], [T, N]
+        expert, token = weights.t().nonzero(as_tuple=True)
+        out, end = torch.zeros_like(values, dtype=torch.float32), 0
+        for e, count in enumerate(torch.bincount(expert, minlength=len(gate)).tolist()):
+            if not count:
+                continue
+            tokens, end = token[end : end + count], end + count
+            rows = values[tokens][None]
+            gates, ups = (self.linear(rows, weights_of[e], None, self.dtype) for weights_of in (gate, up))
+            result = self.linear(self.gated(gates, ups, spec.activation), down[e], None, self.dtype)
+            out[tokens] += weights[tokens, e, None] * whole(result)
+        return out.to(self.dtype)[None]
+
     def likeliest(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Blocks of 64 logits that hold the `count` likeliest tokens of each row [R, V].
 
@@ -176,6 +204,15 @@ def activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     if activation == "silu":
         return F.silu(x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def expert_weights(router: torch.Tensor, spec: ExpertsSpec) -> torch.Tensor:
+    """How much each expert counts for each token, 0 for those not picked. router [T, N] → [T, N]"""
+    picked = torch.sort(router, dim=-1, descending=True, stable=True).indices[:, : spec.num_used]
+    chosen = router.softmax(-1).gather(-1, picked)
+    if spec.normalize:
+        chosen = chosen / chosen.sum(-1, keepdim=True)
+    return torch.zeros_like(router).scatter(-1, picked, chosen)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -298,7 +298,9 @@ class ProgramCompiler:
         self.actions.append(act)
 
     def _placed(self, argument: object) -> object:
-        """The argument itself, or the weight on the device."""
+        """The argument itself, or the weight on the device, or several."""
+        if isinstance(argument, tuple):
+            return tuple(self._placed(part) for part in argument)
         if not isinstance(argument, RawTensor):
             return argument
         return self.weights.vector(argument) if len(argument.shape) == 1 else self.weights.matrix(argument)

@@ -1,0 +1,60 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+
+#include "stages.h"
+
+namespace pagoda {
+
+// ---- route ----------------------------------------------------------------------------------------------------
+
+void RouteStage::admit(Workspace &w) {
+    if (num_experts < 1 || top_k < 1 || top_k > num_experts || num_experts > w.buffer(scores).stride)
+        throw std::invalid_argument("experts are chosen from those that have scores");
+}
+
+// One thread does it: a token's scores are few, and who works for whom is to be known before any product.
+void RouteStage::run(Workspace &w, const Step &step, int64_t, uint8_t *) const {
+    Routing &routing = w.routing;
+    routing.top_k = top_k;
+    routing.experts.resize(static_cast<size_t>(step.tokens * top_k));
+    routing.weights.resize(routing.experts.size());
+    std::vector<int32_t> order(static_cast<size_t>(num_experts));
+    std::vector<float> score(order.size());
+    for (int64_t t = 0; t < step.tokens; ++t) {
+        const float *given = w.buffer(scores).row(t);
+        for (size_t e = 0; e < score.size(); ++e)  // what is no number has no place in an order
+            score[e] = std::isnan(given[e]) ? -std::numeric_limits<float>::infinity() : given[e];
+        int32_t *chosen = routing.experts.data() + t * top_k;
+        float *weight = routing.weights.data() + t * top_k, total = 0.0f, all = 0.0f;
+        std::iota(order.begin(), order.end(), 0);
+        std::partial_sort(order.begin(), order.begin() + top_k, order.end(), [&](int32_t a, int32_t b) {
+            const float left = score[static_cast<size_t>(a)], right = score[static_cast<size_t>(b)];
+            return left > right || (left == right && a < b);
+        });
+        const float most = score[static_cast<size_t>(order[0])];
+        std::copy_n(order.begin(), top_k, chosen);
+        std::sort(chosen, chosen + top_k);
+        for (const float value : score) all += std::exp(value - most);
+        for (int k = 0; k < top_k; ++k) total += weight[k] = std::exp(score[static_cast<size_t>(chosen[k])] - most) / all;
+        for (int k = 0; normalize && k < top_k; ++k) weight[k] /= total;
+    }
+    routing.group(step.tokens, num_experts, kRowChunk);
+}
+
+// ---- combine --------------------------------------------------------------------------------------------------
+
+void CombineStage::run(Workspace &w, const Step &, int64_t token, uint8_t *) const {
+    const Routing &routing = w.routing;
+    const Buffer &from = w.buffer(x);
+    float *to = w.buffer(out).row(token);
+    std::fill_n(to, from.stride, 0.0f);
+    for (int64_t i = token * routing.top_k; i < (token + 1) * routing.top_k; ++i) {
+        const float *row = from.row(routing.rows[static_cast<size_t>(i)]), weight = routing.weights[static_cast<size_t>(i)];
+        for (int64_t c = 0; c < from.stride; ++c) to[c] += weight * row[c];
+    }
+}
+
+}  // namespace pagoda
