@@ -205,5 +205,5 @@ def _rates(batch: int, run: BatchTimes, prompt: int, gen: int) -> dict[str, floa
 
 
 def share(rate: float, ceiling: float | None) -> float | None:
-    """`value` as a share of the ceiling; None if the ceiling was not measured."""
+    """`rate` as a share of the ceiling; None if the ceiling was not measured."""
     return None if ceiling is None else round(rate / ceiling, 4)
