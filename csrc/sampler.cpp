@@ -158,15 +158,27 @@ void bind_sampler(nb::module_ &m) {
                float temperature, int64_t top_k, double top_p, double min_p, float repetition_penalty,
                float presence_penalty, float frequency_penalty, int64_t min_tokens, std::optional<int64_t> num_logprobs,
                std::optional<std::vector<int32_t>> allowed_ids, std::vector<int32_t> stop_ids,
-               std::vector<std::pair<int32_t, float>> bias, std::vector<std::vector<int32_t>> bad_words) {
-                const Params params{temperature,      top_k,      top_p, min_p, repetition_penalty, presence_penalty,
-                                    frequency_penalty, min_tokens, num_logprobs};
-                Rules rules{std::move(allowed_ids), std::move(stop_ids), std::move(bias), std::move(bad_words)};
+               std::vector<std::pair<int32_t, float>> bias, std::vector<std::vector<int32_t>> bad_words,
+               double top_n_sigma, double typical_p, double xtc_probability, double xtc_threshold,
+               double dynatemp_range, double dynatemp_exponent, int mirostat, double mirostat_tau, double mirostat_eta,
+               bool temperature_last, float dry_multiplier, float dry_base, int64_t dry_allowed_length,
+               int64_t dry_last_n, std::vector<std::vector<int32_t>> dry_breakers) {
+                const Params params{temperature,       top_k,         top_p,           min_p,
+                                    repetition_penalty, presence_penalty, frequency_penalty, min_tokens,
+                                    num_logprobs,      top_n_sigma,   typical_p,       xtc_probability,
+                                    xtc_threshold,     dynatemp_range, dynatemp_exponent, mirostat,
+                                    mirostat_tau,      mirostat_eta,  temperature_last};
+                Dry dry{dry_multiplier, dry_base, dry_allowed_length, dry_last_n, std::move(dry_breakers)};
+                Rules rules{std::move(allowed_ids), std::move(stop_ids), std::move(bias), std::move(bad_words),
+                            std::move(dry)};
                 new (self) State(vocab_size, params, std::move(rules), prompt_ids, seed, choice);
             },
             nb::kw_only(), "vocab_size"_a, "prompt_ids"_a, "seed"_a, "choice"_a, "temperature"_a, "top_k"_a, "top_p"_a,
             "min_p"_a, "repetition_penalty"_a, "presence_penalty"_a, "frequency_penalty"_a, "min_tokens"_a,
-            "num_logprobs"_a.none(), "allowed_ids"_a.none(), "stop_ids"_a, "bias"_a, "bad_words"_a)
+            "num_logprobs"_a.none(), "allowed_ids"_a.none(), "stop_ids"_a, "bias"_a, "bad_words"_a, "top_n_sigma"_a,
+            "typical_p"_a, "xtc_probability"_a, "xtc_threshold"_a, "dynatemp_range"_a, "dynatemp_exponent"_a,
+            "mirostat"_a, "mirostat_tau"_a, "mirostat_eta"_a, "temperature_last"_a, "dry_multiplier"_a, "dry_base"_a,
+            "dry_allowed_length"_a, "dry_last_n"_a, "dry_breakers"_a)
         .def("accept", &State::accept, "token_id"_a)
         .def("rewind", &State::rewind, "num_outputs"_a)
         .def_prop_ro("num_outputs", &State::num_outputs);

@@ -9,13 +9,8 @@
 namespace pagoda::sampling {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634;
 constexpr size_t kFewCandidates = 128;  // that are sorted rather than halved once more
 constexpr size_t kChunk = 1024;         // candidates that a draw skips at once
-
-Scale scale_of(const Row &row, float temperature) {
-    return {row.max, static_cast<float>(kLog2E / static_cast<double>(temperature))};
-}
 
 // The logit that has this weight, rounded down.
 float logit_of(Scale scale, double weight) {
@@ -55,16 +50,26 @@ int32_t Selector::argmax(const Row &row) {
     return static_cast<int32_t>(std::find(begin, row.x + row.n, row.max) - row.x);
 }
 
-int32_t Selector::draw(const Row &row, const Params &params, double u) {
+int32_t Selector::draw(const Row &row, const State &state) {
+    const Params &params = state.params();
     const Scale scale = scale_of(row, params.temperature);
-    if (!params.truncates()) return draw_from_row(row, scale, u);
-    truncate(row, params, scale);
-    return draw_from_candidates(u);
+    if (!params.truncates()) return draw_from_row(row, scale, state.draw());
+    if (!params.reshapes()) {
+        truncate(row, params, scale);
+        return draw_from_candidates(state.draw());
+    }
+    reshape(row, state);
+    const int32_t token = draw_from_candidates(state.draw());
+    if (params.mirostat != 0) state.note_surprise(token, surprise(token));
+    return token;
 }
 
-const Candidates &Selector::support(const Row &row, const Params &params) {
+const Candidates &Selector::support(const Row &row, const State &state) {
+    const Params &params = state.params();
     const Scale scale = scale_of(row, params.temperature);
-    if (params.truncates()) {
+    if (params.reshapes()) {
+        reshape(row, state);
+    } else if (params.truncates()) {
         truncate(row, params, scale);
     } else {
         gather(row, -INFINITY);

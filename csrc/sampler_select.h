@@ -30,10 +30,17 @@ struct Row {
     float max;
 };
 
+constexpr double kLog2E = 1.4426950408889634;
+
+inline Scale scale_of(const Row &row, float temperature) {
+    return {row.max, static_cast<float>(kLog2E / static_cast<double>(temperature))};
+}
+
 struct Scratch {
     Candidates candidates;
     std::vector<double> sums;
     std::vector<float> floats;
+    std::vector<double> doubles;
     std::vector<uint32_t> order;
 };
 
@@ -44,11 +51,11 @@ class Selector {
     // The likeliest token.
     static int32_t argmax(const Row &row);
 
-    // One token drawn with temperature, min_p, top_k and top_p; u in [0, 1).
-    int32_t draw(const Row &row, const Params &params, double u);
+    // One token drawn as the state's parameters say. Tells the state how surprising it is, where that matters.
+    int32_t draw(const Row &row, const State &state);
 
     // All tokens that `draw` can return, with their weights.
-    const Candidates &support(const Row &row, const Params &params);
+    const Candidates &support(const Row &row, const State &state);
 
     // The k likeliest tokens, by ascending id, without weights.
     const Candidates &top_k(const Row &row, size_t k);
@@ -63,6 +70,15 @@ class Selector {
     };
 
     void truncate(const Row &row, const Params &params, Scale scale);
+    void reshape(const Row &row, const State &state);
+    void cut_by_mirostat(const Row &row, const State &state);
+    float sigma_threshold(const Row &row, double num_sigmas) const;
+    void keep_typical(double mass_wanted, Scale scale);
+    void exclude_top(double threshold);
+    void weigh_at_last(const Params &params);
+    double entropy(double total_mass, Scale scale) const;
+    size_t mirostat_k(double mu, int64_t vocab_size, Scale scale);
+    double surprise(int32_t token) const;
     void gather(const Row &row, float threshold);
     void gather_mass(const Row &row, double mass_wanted, double total_mass, Scale scale);
     float bound_top_k(const Row &row, size_t k) const;

@@ -33,8 +33,15 @@ State::State(int64_t vocab_size, Params params, Rules rules, const std::vector<i
         if (word.empty()) throw std::invalid_argument("a bad word has no tokens");
         for (int32_t id : word) checked(id);
     }
+    for (const auto &breaker : rules_.dry.breakers) {
+        if (breaker.empty()) throw std::invalid_argument("a sequence breaker has no tokens");
+        for (int32_t id : breaker) checked(id);
+    }
     if (params_.repetition_penalty != 1.0f)
         for (int32_t id : prompt_ids) seen(checked(id)).in_prompt = true;
+    if (rules_.dry.on())
+        for (int32_t id : prompt_ids) prompt_.push_back(checked(id));
+    mus_.push_back(2.0 * params_.mirostat_tau);
 }
 
 int32_t State::checked(int64_t token) const {
@@ -53,6 +60,10 @@ State::Seen &State::seen(int32_t token) {
 void State::accept(int64_t token) {
     outputs_.push_back(checked(token));
     if (params_.penalises()) ++seen(outputs_.back()).num_outputs;
+    if (params_.mirostat == 0) return;
+    const bool was_sampled = sampled_.first == outputs_.back();  // otherwise nothing is known of its surprise
+    mus_.push_back(mu() - (was_sampled ? params_.mirostat_eta * (sampled_.second - params_.mirostat_tau) : 0.0));
+    sampled_.first = -1;
 }
 
 void State::rewind(int64_t count) {
@@ -61,9 +72,13 @@ void State::rewind(int64_t count) {
                                     std::to_string(count));
     for (; num_outputs() > count; outputs_.pop_back())
         if (params_.penalises()) --seen(outputs_.back()).num_outputs;
+    if (params_.mirostat != 0) mus_.resize(static_cast<size_t>(count) + 1);
+    sampled_.first = -1;
 }
 
-double State::draw() const { return uniform(seed_, choice_, static_cast<uint32_t>(outputs_.size()), 0); }
+double State::draw(uint32_t stream) const {
+    return uniform(seed_, choice_, static_cast<uint32_t>(outputs_.size()), stream);
+}
 
 bool State::completes(const std::vector<int32_t> &word) const {
     const size_t prefix = word.size() - 1;
@@ -72,7 +87,7 @@ bool State::completes(const std::vector<int32_t> &word) const {
 
 bool State::adjusts(const uint32_t *mask) const {
     return mask || rules_.allowed_ids || !rules_.bias.empty() || !rules_.bad_words.empty() || !seen_.empty() ||
-           (num_outputs() < params_.min_tokens && !rules_.stop_ids.empty());
+           (num_outputs() < params_.min_tokens && !rules_.stop_ids.empty()) || rules_.dry.on();
 }
 
 namespace {
@@ -101,6 +116,7 @@ void State::adjust(const float *logits, const uint32_t *mask, float *out) const 
     ban(out);
     for (const auto &[id, bias] : rules_.bias) out[id] += bias;
     penalise(out);
+    if (rules_.dry.on()) penalise_repetition(out);
 }
 
 void State::ban(float *logits) const {

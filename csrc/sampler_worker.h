@@ -51,7 +51,7 @@ class Worker {
         if (outcome.status != Status::ok) return outcome;
         const Params &params = job.state->params();
         const bool greedy = params.temperature == 0.0f;
-        outcome.token = greedy ? Selector::argmax(row) : selector_.draw(row, params, job.state->draw());
+        outcome.token = greedy ? Selector::argmax(row) : selector_.draw(row, *job.state);
         if (!params.num_logprobs) return outcome;
         const Row raw = row.x == job.logits ? row : scan(job.logits, n);
         outcome.status = status_of(raw);
@@ -67,7 +67,7 @@ class Worker {
             probs = {1.0};
             return Status::ok;
         }
-        const Candidates &c = selector_.support(row, job.state->params());
+        const Candidates &c = selector_.support(row, *job.state);
         ids.assign(c.ids.begin(), c.ids.begin() + c.size);
         probs.assign(c.weights.begin(), c.weights.begin() + c.size);
         double sum = 0.0;

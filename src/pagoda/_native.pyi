@@ -39,6 +39,21 @@ class SamplerState:
         stop_ids: Sequence[int],
         bias: Sequence[tuple[int, float]],
         bad_words: Sequence[Sequence[int]],
+        top_n_sigma: float,
+        typical_p: float,
+        xtc_probability: float,
+        xtc_threshold: float,
+        dynatemp_range: float,
+        dynatemp_exponent: float,
+        mirostat: int,
+        mirostat_tau: float,
+        mirostat_eta: float,
+        temperature_last: bool,
+        dry_multiplier: float,
+        dry_base: float,
+        dry_allowed_length: int,
+        dry_last_n: int,
+        dry_breakers: Sequence[Sequence[int]],
     ) -> None: ...
     def accept(self, token_id: int) -> None: ...
     def rewind(self, num_outputs: int) -> None: ...

@@ -49,6 +49,23 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
 
+    # llama.cpp's samplers, under its names; each is off by default
+    top_n_sigma: float = 0.0  # logits within so many standard deviations of the highest; 0: all
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0  # the temperature is within so much of `temperature`, and applied last
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0  # 1, 2: its version; in place of all cuts
+    mirostat_tau: float = 5.0  # the surprise that is aimed at, in bits
+    mirostat_eta: float = 0.1
+    temperature_last: bool = False  # cuts see the model's own probabilities, as in llama.cpp
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1  # tokens of prompt and output that are looked at; -1: all
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -41,6 +41,22 @@ REFUSED: list[tuple[str, Any]] = [
     ("logit_bias", {"5": 1.0}),
     ("logit_bias", {5: 100.5}),
     ("logit_bias", {5: math.nan}),
+    ("top_n_sigma", -2.0),
+    ("typical_p", 0.0),
+    ("xtc_probability", 1.5),
+    ("xtc_threshold", -0.1),
+    ("dynatemp_range", -1.0),
+    ("dynatemp_exponent", math.nan),
+    ("mirostat", 3),
+    ("mirostat", True),
+    ("mirostat_tau", -1.0),
+    ("mirostat_eta", 1.1),
+    ("dry_multiplier", -0.1),
+    ("dry_base", 0.9),
+    ("dry_allowed_length", 0),
+    ("dry_penalty_last_n", -2),
+    ("dry_sequence_breakers", ("",)),
+    ("dry_sequence_breakers", tuple(str(n) for n in range(33))),
     ("seed", 2**63),
     ("seed", -(2**63) - 1),
     ("seed", 0.5),
@@ -67,6 +83,22 @@ def test_refuses_by_name(field: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
         validate(SamplingParams(**{field: value}), VOCAB, CONTEXT)
     assert caught.value.param == field
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.9}, {"xtc_probability": 1}])
+def test_mirostat_stands_in_place_of_cuts(cut: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="mirostat stands in place of") as caught:
+        validate(SamplingParams(mirostat=2, **cut), VOCAB, CONTEXT)
+    assert caught.value.param == next(iter(cut))
+
+
+def test_samplers_that_change_nothing_are_off() -> None:
+    normal = validate(SamplingParams(), VOCAB, CONTEXT)
+    assert validate(SamplingParams(top_n_sigma=-1.0), VOCAB, CONTEXT) == normal
+    assert validate(SamplingParams(temperature_last=True), VOCAB, CONTEXT) == normal
+    assert validate(SamplingParams(xtc_probability=0.5, xtc_threshold=0.6), VOCAB, CONTEXT).xtc_probability == 0
+    greedy = validate(SamplingParams(temperature=0.0, mirostat=2, typical_p=1.0), VOCAB, CONTEXT)
+    assert greedy == validate(SamplingParams(temperature=0.0), VOCAB, CONTEXT)
 
 
 def test_max_tokens_beyond_the_context() -> None:

@@ -56,6 +56,7 @@ class StateSpec:
     seed: int
     stop_token_ids: Sequence[int] = ()  # every id that would end it (EOS and the request's own): none before min_tokens
     bad_words: TokenSequences = ()  # never to be completed (`pagoda.sampling.bad_words.token_sequences`)
+    dry_breakers: TokenSequences = ()  # nothing repeats across them (`pagoda.sampling.dry.Breakers`)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from pagoda.errors import ContextLengthError, RequestError
 from pagoda.types import SamplingParams
 
 MAX_CHOICES = 128
+MAX_BREAKERS = 32
 MAX_LOGPROBS = 20
+XTC_OFF_ABOVE = 0.5
 MAX_LOGIT_BIAS = 100.0  # as OpenAI documents it
 GREEDY_BELOW = 1e-5  # temperatures under it are greedy, as in vLLM; scaling by them would overflow
 
@@ -50,8 +53,49 @@ def _check_numbers(params: SamplingParams) -> None:
     _check_float("repetition_penalty", params.repetition_penalty, 0.0, open_low=True)
     _check_float("presence_penalty", params.presence_penalty, -2.0, 2.0)
     _check_float("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
+    _check_reshaping(params)
     if params.seed is not None:
         _check_int("seed", params.seed, -(2**63), 2**63 - 1)
+
+
+def _check_reshaping(params: SamplingParams) -> None:
+    """llama.cpp's samplers."""
+    _check_float("top_n_sigma", params.top_n_sigma, -1.0)
+    _check_float("typical_p", params.typical_p, 0.0, 1.0, open_low=True)
+    _check_float("xtc_probability", params.xtc_probability, 0.0, 1.0)
+    _check_float("xtc_threshold", params.xtc_threshold, 0.0, 1.0)
+    _check_float("dynatemp_range", params.dynatemp_range, 0.0, 100.0)
+    _check_float("dynatemp_exponent", params.dynatemp_exponent, 0.0, 100.0)
+    _check_int("mirostat", params.mirostat, 0, 2)
+    _check_float("mirostat_tau", params.mirostat_tau, 0.0, 100.0)
+    _check_float("mirostat_eta", params.mirostat_eta, 0.0, 1.0)
+    _check_float("dry_multiplier", params.dry_multiplier, 0.0, 100.0)
+    _check_float("dry_base", params.dry_base, 1.0, 100.0)
+    _check_int("dry_allowed_length", params.dry_allowed_length, 1)
+    _check_int("dry_penalty_last_n", params.dry_penalty_last_n, -1)
+    _check_texts("dry_sequence_breakers", params.dry_sequence_breakers)
+    if params.mirostat:
+        _check_mirostat_alone(params)
+    if len(params.dry_sequence_breakers) > MAX_BREAKERS:
+        raise RequestError(
+            f"dry_sequence_breakers holds {len(params.dry_sequence_breakers)} texts, but at most {MAX_BREAKERS} may be",
+            param="dry_sequence_breakers",
+        )
+
+
+def _check_mirostat_alone(params: SamplingParams) -> None:
+    cuts = {
+        "top_k": params.top_k > 0,
+        "top_p": params.top_p < 1,
+        "min_p": params.min_p > 0,
+        "top_n_sigma": params.top_n_sigma > 0,
+        "typical_p": params.typical_p < 1,
+        "xtc_probability": params.xtc_probability > 0,
+        "dynatemp_range": params.dynatemp_range > 0,
+    }
+    for name, is_on in cuts.items():
+        if is_on:
+            raise RequestError(f"mirostat stands in place of {name}: leave one of them out", param=name)
 
 
 def _check_lengths(params: SamplingParams, max_context: int) -> None:
@@ -118,6 +162,27 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+# What draws nothing needs no say in how it is drawn.
+_NO_RESHAPING: dict[str, Any] = {
+    "top_n_sigma": 0.0,
+    "typical_p": 1.0,
+    "xtc_probability": 0.0,
+    "dynatemp_range": 0.0,
+    "mirostat": 0,
+    "temperature_last": False,
+}
+
+
+def _normalised_reshaping(params: SamplingParams) -> dict[str, Any]:
+    """One spelling for each meaning. XTC is off where no two tokens can be that likely, top_n_sigma below 0."""
+    excludes = params.xtc_threshold <= XTC_OFF_ABOVE
+    return {
+        "top_n_sigma": max(0.0, params.top_n_sigma),
+        "xtc_probability": params.xtc_probability if excludes else 0.0,
+        "temperature_last": params.temperature_last and params.temperature != 1.0,
+    }
+
+
 def _normalise(params: SamplingParams, vocab_size: int) -> SamplingParams:
     greedy = params.temperature < GREEDY_BELOW
     keeps_all = greedy or params.top_k == -1 or params.top_k >= vocab_size
@@ -127,6 +192,8 @@ def _normalise(params: SamplingParams, vocab_size: int) -> SamplingParams:
         top_k=0 if keeps_all else params.top_k,
         top_p=1.0 if greedy else params.top_p,
         min_p=0.0 if greedy else params.min_p,
+        **(_NO_RESHAPING if greedy else _normalised_reshaping(params)),
+        dry_sequence_breakers=tuple(params.dry_sequence_breakers),
         stop=tuple(params.stop),
         stop_token_ids=tuple(params.stop_token_ids),
         logit_bias=dict(params.logit_bias),

@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 from pagoda.sampling.base import Sampled, SamplingBatch, StateSpec, UInt32Array
 from pagoda.sampling.philox import uniform
+from pagoda.sampling.reference_reshape import candidates, dry_penalties, reshapes
 from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs
 
 Float64Array = npt.NDArray[np.float64]
 
+XTC_STREAM = 1  # of random numbers
 NOT_FINITE = "the model's logits hold NaN or +inf"
 NOTHING_ALLOWED = "every token is ruled out by masks, allowed_token_ids, bad_words or min_tokens together"
 
@@ -31,7 +33,10 @@ class ReferenceState:
         self.seed = spec.seed
         self.stop_token_ids = tuple(spec.stop_token_ids)
         self.bad_words = tuple(tuple(word) for word in spec.bad_words)
+        self.dry_breakers = tuple(tuple(breaker) for breaker in spec.dry_breakers)
         self.output_token_ids: list[int] = []
+        self.mus = [2 * spec.params.mirostat_tau]  # mirostat's, after each number of outputs
+        self.sampled: tuple[int, float] | None = None  # the token sampled last, and its surprise in bits
 
     @property
     def num_outputs(self) -> int:
@@ -39,10 +44,16 @@ class ReferenceState:
 
     def accept(self, token_id: int) -> None:
         self.output_token_ids.append(token_id)
+        surprise = self.sampled[1] if self.sampled is not None and self.sampled[0] == token_id else None
+        error = 0.0 if surprise is None else surprise - self.params.mirostat_tau
+        self.mus.append(self.mus[-1] - self.params.mirostat_eta * error)
+        self.sampled = None
 
     def rewind(self, num_outputs: int) -> None:
         assert num_outputs <= self.num_outputs
         del self.output_token_ids[num_outputs:]
+        del self.mus[num_outputs + 1 :]
+        self.sampled = None
 
     def adjust(self, raw: FloatArray, mask: UInt32Array | None) -> FloatArray:
         """The logits that this sequence's params make of the model's. → [V] float32, banned tokens -inf"""
@@ -75,6 +86,9 @@ class ReferenceState:
         for token_id, count in outputs.items():
             logits[token_id] -= np.float32(self.params.frequency_penalty) * np.float32(count)
             logits[token_id] -= np.float32(self.params.presence_penalty)
+        history = (*self.prompt_token_ids, *self.output_token_ids)
+        for token_id, penalty in dry_penalties(history, self.params, self.dry_breakers).items():
+            logits[token_id] -= np.float32(penalty)
         return logits
 
 
@@ -119,10 +133,23 @@ def pick(adjusted: FloatArray, state: ReferenceState) -> int:
     """Greedy, or one draw from the distribution."""
     if state.params.temperature == 0:
         return int(np.argmax(adjusted))
-    ids, probs = distribution(adjusted, state.params)
+    ids, probs = distribution_of(adjusted, state)
     cumulative = np.cumsum(probs)
     target = uniform(state.seed, state.choice_index, state.num_outputs) * cumulative[-1]
-    return int(ids[np.searchsorted(cumulative, target, side="right")])
+    place = int(np.searchsorted(cumulative, target, side="right"))
+    if state.params.mirostat:
+        state.sampled = (int(ids[place]), -float(np.log2(probs[place])))
+    return int(ids[place])
+
+
+def distribution_of(adjusted: FloatArray, state: ReferenceState) -> tuple[Int32Array, Float64Array]:
+    """The distribution of a sequence's next token, which XTC's random number and mirostat's past decide with."""
+    if not reshapes(state.params):
+        return distribution(adjusted, state.params)
+    chance = uniform(state.seed, state.choice_index, state.num_outputs, stream=XTC_STREAM)
+    order, weights = candidates(adjusted, state.params, chance=chance, mu=state.mus[-1])
+    by_id = np.argsort(order)
+    return order[by_id].astype(np.int32), weights[by_id] / weights.sum()
 
 
 def distribution(adjusted: FloatArray, params: SamplingParams) -> tuple[Int32Array, Float64Array]:

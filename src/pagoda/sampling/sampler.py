@@ -16,7 +16,7 @@ from pagoda._native import BatchSampler, sampler_isas
 from pagoda._native import SamplerState as NativeState
 from pagoda.errors import ConfigError
 from pagoda.sampling.base import Sampled, SamplerState, SamplingBatch, StateSpec, UInt32Array
-from pagoda.types import FloatArray, Int32Array, Logprob, TokenLogprobs
+from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs
 
 RawLogprobs = tuple[float, int, list[int], list[float]]  # the chosen one's, its rank, the likeliest ids, theirs
 
@@ -37,7 +37,7 @@ class Sampler:
         params = spec.params
         return NativeState(
             vocab_size=self.vocab_size,
-            prompt_ids=spec.prompt_token_ids if params.repetition_penalty != 1.0 else (),
+            prompt_ids=spec.prompt_token_ids if _looks_at_prompt(params) else (),
             seed=spec.seed & (2**64 - 1),
             choice=spec.choice_index,
             temperature=params.temperature,
@@ -53,6 +53,21 @@ class Sampler:
             stop_ids=[token_id for token_id in spec.stop_token_ids if token_id < self.vocab_size],
             bias=list(params.logit_bias.items()),
             bad_words=[word for word in spec.bad_words if max(word) < self.vocab_size],
+            top_n_sigma=params.top_n_sigma,
+            typical_p=params.typical_p,
+            xtc_probability=params.xtc_probability,
+            xtc_threshold=params.xtc_threshold,
+            dynatemp_range=params.dynatemp_range,
+            dynatemp_exponent=params.dynatemp_exponent,
+            mirostat=params.mirostat,
+            mirostat_tau=params.mirostat_tau,
+            mirostat_eta=params.mirostat_eta,
+            temperature_last=params.temperature_last,
+            dry_multiplier=params.dry_multiplier,
+            dry_base=params.dry_base,
+            dry_allowed_length=params.dry_allowed_length,
+            dry_last_n=params.dry_penalty_last_n,
+            dry_breakers=[breaker for breaker in spec.dry_breakers if max(breaker) < self.vocab_size],
         )
 
     def sample(self, batch: SamplingBatch) -> Sampled:
@@ -79,6 +94,10 @@ class Sampler:
         """Raises ValueError where the model's logits are not finite."""
         found = self._native.prompt_logprobs(logits, targets, num_top)
         return [_token_logprobs(target, raw) for target, raw in zip(targets.tolist(), found, strict=True)]
+
+
+def _looks_at_prompt(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1.0 or params.dry_multiplier != 0.0
 
 
 def _token_logprobs(token_id: int, raw: RawLogprobs) -> TokenLogprobs:

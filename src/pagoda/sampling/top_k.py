@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pagoda.backends.base import LOGIT_BLOCK, TopKBlocks
 from pagoda.sampling.base import Sampled, SamplerState, SamplingBatch, StateSpec
 from pagoda.sampling.reference import NOT_FINITE, NOTHING_ALLOWED
+from pagoda.sampling.reference_reshape import reshapes
 from pagoda.sampling.sampler import Sampler
 from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs
 
@@ -77,7 +78,9 @@ class TopKSampler:
 
     def _top_k_needed(self, params: SamplingParams) -> int:
         plain = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0)
-        if not plain or params.logit_bias or params.allowed_token_ids is not None:
+        if not plain or params.logit_bias or params.allowed_token_ids is not None or params.dry_multiplier:
+            return 0
+        if params.temperature > 0 and reshapes(params):
             return 0
         if params.temperature > 0 and not 0 < params.top_k <= self._max_top_k:
             return 0
