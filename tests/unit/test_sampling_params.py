@@ -85,7 +85,9 @@ def test_refuses_by_name(field: str, value: Any) -> None:
     assert caught.value.param == field
 
 
-@pytest.mark.parametrize("cut", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.9}, {"xtc_probability": 1}])
+@pytest.mark.parametrize(
+    "cut", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.9}, {"xtc_probability": 1}]
+)
 def test_mirostat_stands_in_place_of_cuts(cut: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="mirostat stands in place of") as caught:
         validate(SamplingParams(mirostat=2, **cut), VOCAB, CONTEXT)

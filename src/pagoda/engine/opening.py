@@ -11,6 +11,7 @@ from pagoda.engine.output import OutputText, TokenStream
 from pagoda.engine.sequence import Sequence
 from pagoda.sampling.bad_words import token_sequences
 from pagoda.sampling.base import SamplerProtocol, StateSpec
+from pagoda.sampling.dry import Breakers
 from pagoda.types import Request
 
 
@@ -24,6 +25,11 @@ class EngineTokenizer(Protocol):
 
     def stream(self, *, skip_special: bool = True, prompt_ids: Seq[int] = ()) -> TokenStream: ...
 
+    @property
+    def vocab_size(self) -> int: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
 
 class SequenceOpener:
     """Opens the choices of requests. `seed` goes into the random numbers of requests without a seed of their own."""
@@ -33,6 +39,7 @@ class SequenceOpener:
         self._sampler = sampler
         self._max_context = max_context
         self._seed = seed
+        self._breakers = Breakers(tokenizer)
 
     def open(self, request: Request, order: int) -> list[Sequence]:
         """One sequence for each choice of the validated request, the `order`th; the first has the others as children.
@@ -54,6 +61,7 @@ class SequenceOpener:
             seed=self._seed_of(request) if params.seed is None else params.seed,
             stop_token_ids=sorted(stop_ids),
             bad_words=token_sequences(params.bad_words, self._encode),
+            dry_breakers=self._breakers.sequences(params.dry_sequence_breakers) if params.dry_multiplier else (),
         )
         stream = self._tokenizer.stream(skip_special=params.skip_special_tokens, prompt_ids=request.prompt_token_ids)
         room = self._max_context if params.max_tokens is None else len(request.prompt_token_ids) + params.max_tokens
