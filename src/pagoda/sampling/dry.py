@@ -33,7 +33,7 @@ class BreakerTokenizer(Protocol):
 
 
 class Breakers:
-    """Finds the sequences of breakers in one vocabulary. Its text is searched as a whole, in a millisecond a breaker."""
+    """Finds the sequences of breakers in one vocabulary, by searching its text as a whole: a millisecond a breaker."""
 
     def __init__(self, tokenizer: BreakerTokenizer) -> None:
         self._tokenizer = tokenizer
