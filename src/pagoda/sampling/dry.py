@@ -71,7 +71,7 @@ class Breakers:
         inside = stops - len(part) >= begins
         if at_end:
             inside &= ends[owners] == stops
-        return np.unique(owners[inside]).tolist()
+        return [int(owner) for owner in np.unique(owners[inside])]
 
     @cached_property
     def _vocabulary(self) -> tuple[bytes, npt.NDArray[np.int64]]:

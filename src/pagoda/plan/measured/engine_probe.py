@@ -55,6 +55,10 @@ class NoText:
     """A tokenizer stand-in: every token is the letter a, no token ends a sequence."""
 
     eos_ids: tuple[int, ...] = ()
+    vocab_size = 0
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"a"
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return []
