@@ -49,7 +49,7 @@ def test_a_format_that_is_not_the_files_is_made_first() -> None:
 @pytest.mark.parametrize(
     ("model", "on", "format", "says"),
     [
-        ("mixtral-8x7b", "h200", "fp16", "does not run mixtral models"),
+        ("phi-3.5-moe", "h200", "fp16", "does not run phimoe models"),
         ("llama-3-8b", "h100", "fp8", "makes no fp8"),
         ("llama-3-8b", "mi300x", "fp16", "NVIDIA"),
         ("llama-3-8b", "apple-m3-max", "q4_k_m", "CPU cores"),

@@ -57,7 +57,7 @@ def _notes(target: Target) -> Iterator[str]:
     """Sentences about what this version of the server does differently from the plan."""
     device, shape, format = target.device, target.shape, target.weights.format
     family = known_family(shape.architecture)
-    if family is None or family.build is None or shape.num_experts:
+    if family is None or family.build is None:
         yield f"pagoda serve does not run {shape.architecture} models yet: the figures are those of another engine."
     elif not target.weights.is_stored and METHOD_NAMES.get(format, format) not in (*METHODS, *SERVED_AS_IS):
         yield f"pagoda quantize makes no {format}: the figures are those of a server that reads such weights."

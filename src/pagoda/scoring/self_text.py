@@ -152,7 +152,7 @@ def self_documents(
     """
     path = cache_dir() / "self-text" / f"{_digest(model)}-{VERSION}-{seed}-{num_tokens}.jsonl"
     if path.exists():
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]  # not at U+2028
     documents = list(_write(model, num_tokens, seed, threads, progress))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

@@ -1,7 +1,7 @@
 """What a forward pass over calibration windows computes with: numpy here, torch on a device (`torch_arithmetic.py`).
 
 Arrays are float32 [T, width], whole windows one after the other; what they are is the implementation's affair, except
-that `+=`, slices of rows and `len` do what they do in numpy.
+that `+=`, products, rows by index or slice and `len` do what they do in numpy.
 """
 
 from __future__ import annotations

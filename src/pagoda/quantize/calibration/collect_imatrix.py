@@ -22,8 +22,8 @@ class SquaredInputs(PlainWeights):
         self._done = done
 
     def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
-        entry = Entry(*column_sums(x, 2))
-        self.entries |= {call.weight.part_of or call.weight.name: entry for call in calls}
+        entry = Entry.of(*column_sums(x, 2))
+        self.entries |= {call.weight.name: entry for call in calls}
         self._done(len(self.entries))
         return super().weights(x, calls)
 
@@ -43,8 +43,11 @@ def collect_imatrix(
     sample = model_sample(checkpoint, settings, decoder.max_context, progress)
     windows, tokens = sample.windows.shape
     say(f"importance matrix from {windows} windows of {tokens} tokens ({settings.calibration})")
-    total = len({matrix.part_of or matrix.name for block in decoder.blocks for matrix in block.matrices})
-    source = SquaredInputs(lambda done: progress("importance matrix", done, total))
+    matrices = [matrix for block in decoder.blocks for matrix in block.matrices]
+    source = SquaredInputs(lambda done: progress("importance matrix", done, len(matrices)))
     run_sample(decoder, sample.windows, source, settings.device, say)
-    entries = {names[name]: entry for name, entry in source.entries.items()}
+    found: dict[str, list[Entry]] = {}
+    for matrix in matrices:
+        found.setdefault(names[matrix.part_of or matrix.name], []).append(source.entries[matrix.name])
+    entries = {name: Entry.stacked(each) if "_exps." in name else each[0] for name, each in found.items()}
     return Imatrix(entries, f"auto ({settings.calibration})", (settings.calibration,), windows, tokens)

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from pagoda.backends.base import Activation, AttentionSpec, ExpertsSpec, RopeSpec
-from pagoda.errors import CapacityError, UnsupportedError
+from pagoda.backends.reference import expert_weights
+from pagoda.errors import CapacityError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.quantized import as_floats as decoded
@@ -28,6 +31,8 @@ from pagoda.quantize.calibration.arithmetic import Arithmetic, NumpyArithmetic, 
 from pagoda.types import FloatArray, Int32Array, RawTensor
 
 CHUNK_TOKENS = 4096
+
+ExpertMatrices = tuple[RawTensor, RawTensor, RawTensor]  # gate, up, down
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +201,14 @@ class WindowOps:
         down: Sequence[RawTensor],
         spec: ExpertsSpec,
     ) -> SampleValue:
-        raise UnsupportedError("mixtures of experts are not calibrated yet: take a format that needs no text")
+        made: list[Array] = []
+
+        def compute(i: int) -> Array:
+            if not made:
+                made.extend(_mixture(self, x, router, list(zip(gate, up, down, strict=True)), spec))
+            return made[i]
+
+        return SampleValue(self, compute, dear=True)
 
     def add(self, x: SampleValue, y: SampleValue) -> SampleValue:
         for i, chunk in enumerate(x.keep()):
@@ -211,6 +223,46 @@ class WindowOps:
         for i in range(self.num_chunks):
             logits = compute.product(x.chunk(i), w, None) * scale
             self.on_logits(i, compute.fetch(compute.softcapped(logits, softcap)))
+
+
+def _mixture(
+    ops: WindowOps, x: SampleValue, router: SampleValue, experts: Sequence[ExpertMatrices], spec: ExpertsSpec
+) -> list[Array]:
+    """A mixture's value of each chunk, [T, E]: one expert after the other, each on the tokens that its router sends
+    there, so that what its linears read is what they are calibrated on, and one expert's weights are in memory.
+
+    An expert that no token is sent to is calibrated on all of them, and adds nothing.
+    """
+    weights = [expert_weights(ops.arithmetic.fetch(chunk), spec) for chunk in router.chunks()]  # of [T, N]
+    inputs = x.keep()
+    outputs = [0 * chunk for chunk in inputs]
+    for e, matrices in enumerate(experts):
+        _add_expert(ops, inputs, outputs, [chunk[:, e] for chunk in weights], matrices, spec)
+    return outputs
+
+
+def _add_expert(
+    ops: WindowOps,
+    inputs: Sequence[Array],
+    outputs: Sequence[Array],
+    weights: Sequence[FloatArray],
+    matrices: ExpertMatrices,
+    spec: ExpertsSpec,
+) -> None:
+    tokens = [np.flatnonzero(chunk) for chunk in weights]
+    sees_some = any(map(len, tokens))
+    seen = tokens if sees_some else [np.arange(len(chunk)) for chunk in inputs]
+    gate, up, down = matrices
+    x = SampleValue(ops, partial(_rows, inputs, seen), dear=False)
+    result = ops.linear(ops.gated(ops.linear(x, gate), ops.linear(x, up), spec.activation), down)
+    for i, (output, rows, each) in enumerate(zip(outputs, tokens, weights, strict=True)):
+        values = result.chunk(i)
+        if sees_some and len(rows):
+            output[rows] += values * ops.arithmetic.place(each[rows, None])
+
+
+def _rows(chunks: Sequence[Array], rows: Sequence[npt.NDArray[np.intp]], i: int) -> Array:
+    return chunks[i][rows[i]]
 
 
 def run_sample(

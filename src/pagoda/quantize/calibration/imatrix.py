@@ -3,7 +3,8 @@
 An error in a column that sees large inputs costs more than one in a column that hardly sees any, so encoders weigh
 squared errors by it. Files are llama.cpp's, in either form:
 
-    GGUF      general.type "imatrix"; tensors NAME.in_sum2 (sums of squares) and NAME.counts (of inputs)
+    GGUF      general.type "imatrix"; tensors NAME.in_sum2 (sums of squares) and NAME.counts (of inputs), of a stack
+              of experts each expert's
     legacy    i32 entries; entries × (i32 length, name, i32 calls, i32 numbers, f32 means × calls); i32 calls,
               i32 length, name of the data set
 """
@@ -12,18 +13,18 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from pagoda.errors import FormatError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.gguf import MAGIC, parse_gguf
 from pagoda.formats.gguf_writer import GGUFWriter, TensorRow, text, texts, u32
 from pagoda.formats.mapped import MappedFile
+from pagoda.quantize.arrays import Doubles
 from pagoda.types import FloatArray
 
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -32,13 +33,23 @@ MAX_ENTRIES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The entry of one weight: sums of squared inputs by column [in], over `count` inputs."""
+    """Of one weight, or of a stack of N: sums of squared inputs by column, [N * in], over counts [N] of inputs."""
 
-    sums: npt.NDArray[np.float64]
-    count: float
+    sums: Doubles
+    counts: Doubles
+
+    @classmethod
+    def of(cls, sums: Doubles, count: float) -> Entry:
+        """Of one weight."""
+        return cls(sums, np.array([float(count)]))
+
+    @classmethod
+    def stacked(cls, entries: Sequence[Entry]) -> Entry:
+        return cls(np.concatenate([e.sums for e in entries]), np.concatenate([e.counts for e in entries]))
 
     def means(self) -> FloatArray:
-        return (self.sums / max(self.count, 1.0)).astype(np.float32)
+        """→ [N, in]"""
+        return (self.sums.reshape(len(self.counts), -1) / np.maximum(self.counts, 1.0)[:, None]).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +62,23 @@ class Imatrix:
     chunks: int = 0
     chunk_tokens: int = 512
 
-    def columns(self, name: str, columns: int) -> FloatArray | None:
-        """The importance of each column of weight `name`; None where nothing is known. FormatError if sizes differ."""
+    def columns(self, name: str, columns: int, matrices: int = 1) -> list[FloatArray | None]:
+        """The importance of each column of weight `name`, or of each of a stack of so many matrices.
+
+        None where nothing is known. FormatError if sizes differ.
+        """
         entry = self.entries.get(name)
-        if entry is None or entry.count <= 0:
-            return None
-        if len(entry.sums) != columns:
+        if entry is None:
+            return [None] * matrices
+        if len(entry.sums) != columns * matrices or len(entry.counts) not in (1, matrices):
             raise FormatError(
-                f"the importance matrix has {len(entry.sums)} columns for {name!r}, which has {columns}; "
+                f"the importance matrix has {len(entry.sums)} columns for {name!r}, which has {columns * matrices}; "
                 "it is of another model",
                 path=self.name,
             )
-        means = entry.means()
-        return means if means.any() else None
+        means = entry.means().reshape(matrices, columns)
+        counts = np.broadcast_to(entry.counts, matrices)
+        return [row if count > 0 and row.any() else None for row, count in zip(means, counts, strict=True)]
 
 
 def read_imatrix(path: Path) -> Imatrix:
@@ -109,8 +124,9 @@ def _read_gguf(file: MappedFile, path: Path) -> Imatrix:
         counts = arrays.get(weight + COUNTS)
         if counts is None or not len(counts):
             raise FormatError(f"{weight + COUNTS!r} is missing", path=str(path))
-        if len(counts) == 1:  # experts have a count each; they are not read
-            entries[weight] = Entry(sums, float(counts[0]))
+        if len(sums) % len(counts):
+            raise FormatError(f"{name!r} does not divide among {len(counts)} experts", path=str(path))
+        entries[weight] = Entry(sums, counts)
     datasets = metadata.get("imatrix.datasets", [])
     return Imatrix(
         entries,
@@ -131,14 +147,13 @@ def _write_gguf(imatrix: Imatrix, path: Path) -> None:
     }
     rows = []
     for name in sorted(imatrix.entries):
-        rows += [
-            TensorRow(name + SUMS, "F32", (len(imatrix.entries[name].sums),)),
-            TensorRow(name + COUNTS, "F32", (1,)),
-        ]
+        count, size = len(imatrix.entries[name].counts), len(imatrix.entries[name].sums)
+        rows.append(TensorRow(name + SUMS, "F32", (size,) if count == 1 else (count, size // count)))
+        rows.append(TensorRow(name + COUNTS, "F32", (1,) if count == 1 else (count, 1)))
     with GGUFWriter(path, values, rows) as writer:
         for name in sorted(imatrix.entries):
             writer.write(name + SUMS, imatrix.entries[name].sums.astype("<f4"))
-            writer.write(name + COUNTS, np.array([imatrix.entries[name].count], "<f4"))
+            writer.write(name + COUNTS, imatrix.entries[name].counts.astype("<f4"))
 
 
 # The legacy form
@@ -169,7 +184,7 @@ def _read_legacy(raw: bytes, path: Path) -> Imatrix:
         name = reader.take(reader.i32()).decode("utf-8", "replace")
         calls, size = reader.i32(), reader.i32()
         sums = np.frombuffer(reader.take(4 * size), "<f4").astype(np.float64)
-        entries[name] = Entry(sums, float(max(calls, 1)))
+        entries[name] = Entry.of(sums, max(calls, 1))
     if reader.position == len(raw):  # older files end here
         return Imatrix(entries, str(path))
     chunks = reader.i32()
@@ -181,9 +196,9 @@ def _legacy_bytes(imatrix: Imatrix) -> bytes:
     out = [struct.pack("<i", len(imatrix.entries))]
     for name in sorted(imatrix.entries):
         entry = imatrix.entries[name]
-        calls = max(-(-int(entry.count) // imatrix.chunk_tokens), 1)
+        calls = max(-(-int(entry.counts.max()) // imatrix.chunk_tokens), 1)
         raw = name.encode()
-        values = (entry.means() * np.float32(calls)).astype("<f4")
+        values = (entry.means() * np.float32(calls)).astype("<f4").reshape(-1)
         out += [struct.pack("<i", len(raw)), raw, struct.pack("<ii", calls, len(values)), values.tobytes()]
     dataset = ", ".join(imatrix.datasets).encode()
     return b"".join(out) + struct.pack("<ii", imatrix.chunks, len(dataset)) + dataset

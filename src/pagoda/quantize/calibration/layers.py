@@ -7,7 +7,7 @@ makes is put into files of the work folder at once, so an interrupted run takes 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -133,13 +133,18 @@ class QuantizingSource:
         quantizer: LayerQuantizer,
         store: Store,
         done: Callable[[Sequence[str]], None],
+        kept: Collection[str] = (),
     ) -> None:
+        """`kept` are weights that stay as they are."""
+        self._kept = kept
         self._quantizer = quantizer
         self._store = store
         self._done = done
 
     def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
         names = tuple(call.weight.name for call in calls)
+        if all(name in self._kept for name in names):
+            return [as_floats(call.weight) for call in calls]
         if all(map(self._store.has, names)):
             values = [self._store.load(name).values() for name in names]
         else:

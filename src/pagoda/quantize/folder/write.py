@@ -141,7 +141,8 @@ def quantize_layers(job: Job, model: OpenedModel, sample: Sample, quantizer: Lay
         job.progress(f"{job.name}: linears", finished, len(owners))
 
     job.progress(f"{job.name}: linears", 0, len(owners))
-    source = QuantizingSource(quantizer, store, done)
+    kept = [f"{name}.weight" for name in model.kept_linears]
+    source = QuantizingSource(quantizer, store, done, kept)
     run_sample(model.decoder, sample.windows, source, job.settings.device, job.say)
     return store
 

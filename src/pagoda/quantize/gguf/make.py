@@ -163,11 +163,15 @@ def _write(writer: GGUFWriter, row: TensorRow, weights: SourceModel, imatrix: Im
         return writer.write(row.name, raw)
     columns = row.shape[-1]
     num_rows = int(np.prod(row.shape[:-1], dtype=np.int64))
-    importance = None if imatrix is None else imatrix.columns(row.name, columns)
+    matrices = row.shape[0] if len(row.shape) > 2 else 1
+    each = num_rows // matrices
+    known = [None] * matrices if imatrix is None else imatrix.columns(row.name, columns, matrices)
     step = max(1, STRETCH // columns)
-    for start in range(0, num_rows, step):
-        x = weights.rows(row.name, start, min(start + step, num_rows))
-        writer.write(row.name, encode_rows(row.name, x, row.type, importance, threads, start))
+    for matrix, importance in enumerate(known):
+        end = (matrix + 1) * each
+        for start in range(matrix * each, end, step):
+            x = weights.rows(row.name, start, min(start + step, end))
+            writer.write(row.name, encode_rows(row.name, x, row.type, importance, threads, start))
 
 
 def _check_floats(row: TensorRow, raw: npt.NDArray[np.uint8]) -> None:
