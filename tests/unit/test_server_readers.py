@@ -7,13 +7,15 @@ many fields, stop strings, words, names of control tokens, one long word, /token
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
 import pytest
 
-from fake_engine import FakeLoaded, fake_text
+from fake_engine import FakeLoaded, FakeTemplate, fake_text
 from pagoda.errors import RequestError
 from pagoda.server import readers as places
 from pagoda.server.failures import DescribedError
@@ -190,3 +192,29 @@ def test_bodies_wait_while_health_is_asked() -> None:
         asyncio.run(scenario())
         assert answered == [200] * 10
         wait_for(lambda: not loaded.engine.running)
+
+
+class WaitingTemplate(FakeTemplate):
+    """Renders when it is let: what a model's template does at first may take long, however short the conversation."""
+
+    def __init__(self) -> None:
+        self.num_begun = 0
+        self.gate = threading.Event()
+
+    def render_ids(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+        self.num_begun += 1
+        self.gate.wait()
+        return super().render_ids(messages, **options)
+
+
+def test_templates_keep_nobody_waiting() -> None:
+    template = WaitingTemplate()
+    with serving(FakeLoaded(chat_template=template)) as served, ThreadPoolExecutor(50) as pool:
+        asked = [pool.submit(served.ok, "/v1/chat/completions", messages=[MESSAGE], max_tokens=2) for _ in range(50)]
+        wait_for(lambda: template.num_begun)
+        assert served.client.get("/health").status_code == 200
+        assert served.ok("/v1/completions", prompt="abc", max_tokens=2)["choices"][0]["text"] == "a"
+        assert served.ok("/v1/completions", prompt="abc" * 1000, max_tokens=2, truncate_prompt_tokens=3)
+        assert not any(chat.done() for chat in asked)
+        template.gate.set()
+        assert {chat.result()["choices"][0]["message"]["content"] for chat in asked} == {"us"}

@@ -21,6 +21,7 @@ from pagoda.models.registry import fallback_template
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.top_k import TopKSampler
 from pagoda.sources import LocalModel, Progress, resolve
+from pagoda.text import sandbox
 from pagoda.text.chat import ChatTemplate
 from pagoda.text.load import chat_template_or_reason, load_text
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
@@ -119,6 +120,7 @@ def _load(
     available = available_memory() if device_memory is None else device_memory
     with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while the weights are repacked
         tokenizer_job = pool.submit(load_tokenizer, checkpoint)
+        sandbox.start()  # for the chat template
         model = backend.load(
             forward_model,
             max_batch_tokens=settings.batch_tokens,

@@ -1,6 +1,6 @@
 """Where bodies are read: the longer one is, the further from the event loop.
 
-    up to INLINE_BYTES     at once, on the loop: a few milliseconds
+    up to INLINE_BYTES     at once, on the loop: a few milliseconds; but no conversation, which a template renders
     up to THREAD_BYTES     in a thread, sharing the interpreter with the loop and the engine
     up to PROCESS_BYTES    in a process of their own, one after the other
     beyond                 in a second such process, so that the longest keep nobody else waiting
@@ -32,6 +32,7 @@ INLINE_BYTES = 2 * 1024
 THREAD_BYTES = 32 * 1024
 PROCESS_BYTES = 512 * 1024
 NUM_THREADS = 2
+RENDERED_KINDS = ("chat", "tokenize")  # of bodies that may hold a conversation
 IDLE_S = 60.0
 STREAM_BYTES = 1024 * 1024
 START_S = 60.0
@@ -50,19 +51,23 @@ class Readers:
         """`load_text` makes the tokenizer and template again, in another process: it is pickled."""
         self._reader = reader
         self._threads = ThreadPoolExecutor(NUM_THREADS, "pagoda-read")
+        self._rendering = ThreadPoolExecutor(NUM_THREADS, "pagoda-render")  # they wait while templates run
         self._lanes = (Lane(load_text, limits), Lane(load_text, limits))
 
     async def read(self, kind: str, data: bytes) -> Any:
         """What `Reader.read` returns. Raises what it raises, or a DescribedError in its place."""
-        if len(data) <= INLINE_BYTES:
+        renders = kind in RENDERED_KINDS
+        if len(data) <= INLINE_BYTES and not renders:
             return self._reader.read(kind, data)
         if len(data) <= THREAD_BYTES:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._reader.read, kind, data)
+            threads = self._rendering if renders else self._threads
+            return await asyncio.get_running_loop().run_in_executor(threads, self._reader.read, kind, data)
         return await self._lanes[len(data) > PROCESS_BYTES].read(kind, data)
 
     def close(self) -> None:
         """End the processes. Whoever waits for them gets an error."""
         self._threads.shutdown(wait=False)
+        self._rendering.shutdown(wait=False)
         for lane in self._lanes:
             lane.close()
 

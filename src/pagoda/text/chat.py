@@ -11,33 +11,32 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
-
 from pagoda.errors import RequestError, UnsupportedError
 from pagoda.text import sandbox
 from pagoda.text.chat_sources import TemplateSource, template_sources
+from pagoda.text.content_shape import PROBED_ROLES, ContentShape, find_shape
+from pagoda.text.sandbox import Budget
 from pagoda.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
 _END_MARK = "\ue000end of the last message\ue001"  # private-use characters: nothing trims or escapes them
-_PROBE = "a-probe-text"
 
 
 class ChatTemplate:
     """Renders conversations for one model. Safe to use from several threads at once."""
 
-    def __init__(self, sources: Mapping[str, str], tokenizer: Tokenizer) -> None:
+    def __init__(self, sources: Mapping[str, str], tokenizer: Tokenizer, budget: Budget | None = None) -> None:
         """`sources`: "default", and "tool_use" for conversations with tools, if the model has one.
 
         Raises UnsupportedError for a template that jinja2 cannot parse.
         """
         self._tokenizer = tokenizer
-        environment = sandbox.environment()
-        try:
-            self._templates = {name: environment.from_string(source) for name, source in sources.items()}
-        except TemplateSyntaxError as error:
-            raise UnsupportedError(f"the chat template does not parse: line {error.lineno}: {error.message}") from error
+        self._sources = dict(sources)
+        self._budget = budget or Budget()
+        self._shapes: dict[tuple[str, str], ContentShape] = {}  # by template and role
+        for source in sources.values():
+            _check(source, self._budget)
 
     def render(
         self,
@@ -54,17 +53,19 @@ class ChatTemplate:
         `continue_final_message` ends the prompt within the last message, so that the model goes on with it; then no
         generation prompt is added. Raises RequestError for messages that the template or a text model cannot take.
         """
-        prepared = [_prepare(message, self._takes_parts) for message in messages]
+        name = "tool_use" if tools and "tool_use" in self._sources else "default"
+        prepared = [_prepare(message, self._shape(name, message.get("role"))) for message in messages]
         if continue_final_message:
             prepared = _mark_end(prepared)
         rendered = self._render(
+            name,
             {
                 **variables,
                 "messages": prepared,
                 "tools": tools or None,
                 "documents": documents or None,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
-            }
+            },
         )
         return _cut_at_mark(rendered) if continue_final_message else rendered
 
@@ -80,13 +81,29 @@ class ChatTemplate:
         prefix = list(self._tokenizer.vocabulary.prefix)
         return ids if ids[: len(prefix)] == prefix else prefix + ids
 
-    def _render(self, variables: Mapping[str, Any]) -> str:
-        with_tools = variables["tools"] and "tool_use" in self._templates
-        template = self._templates["tool_use" if with_tools else "default"]
+    def _render(self, name: str, variables: Mapping[str, Any]) -> str:
         try:
-            return sandbox.render(template, {**self._named_tokens, **variables})
-        except Exception as error:  # a template may raise anything, down to TypeError for a missing field
-            raise RequestError(f"the model's chat template refuses this: {error}", param="messages") from error
+            return sandbox.render(self._sources[name], {**self._named_tokens, **variables}, self._budget)
+        except sandbox.TemplateError as error:
+            raise _refusal(error) from error
+
+    def _shape(self, name: str, role: Any) -> ContentShape:
+        """How the template called `name` reads content of a role; tried out once."""
+        key = (name, role if role in PROBED_ROLES else "user")
+        found = self._shapes.get(key)
+        if found is None:
+            found = self._shapes[key] = find_shape(key[1], lambda messages: self._try(name, messages))
+        return found
+
+    def _try(self, name: str, messages: Sequence[Message]) -> str | None:
+        """What the template makes of a conversation; None when it refuses that."""
+        variables = {**self._named_tokens, "messages": messages, "tools": None, "add_generation_prompt": False}
+        try:
+            return sandbox.render(self._sources[name], variables, self._budget)
+        except sandbox.BudgetError as error:
+            raise _refusal(error) from error
+        except sandbox.TemplateError:
+            return None
 
     @cached_property
     def _named_tokens(self) -> dict[str, str]:
@@ -94,34 +111,50 @@ class ChatTemplate:
         named = {"bos_token": vocabulary.bos_id, "eos_token": vocabulary.eos_id}
         return {name: "" if i is None else vocabulary.tokens[i] for name, i in named.items()}
 
-    @cached_property
-    def _takes_parts(self) -> bool:
-        """Whether the template reads content as a list of parts; told by what it does to one."""
-        message = {"role": "user", "content": [{"type": "text", "text": _PROBE}]}
-        try:
-            rendered = self._render({"messages": [message], "tools": None, "add_generation_prompt": False})
-        except RequestError:
-            return False
-        return _PROBE in rendered and "'type'" not in rendered and '"type"' not in rendered
-
 
 def load_chat_template(checkpoint: TemplateSource, tokenizer: Tokenizer, fallback: str | None = None) -> ChatTemplate:
     """The checkpoint's own template, else one that fits its control tokens, else `fallback`, its family's.
 
     Raises UnsupportedError where there is none or it does not parse.
     """
-    return ChatTemplate(template_sources(checkpoint, tokenizer.vocabulary, fallback), tokenizer)
+    sources = template_sources(checkpoint, tokenizer.vocabulary, fallback)
+    return ChatTemplate(sources, tokenizer, Budget.of_context(_context(checkpoint)))
 
 
-def _prepare(message: Message, takes_parts: bool) -> dict[str, Any]:
+def _context(checkpoint: TemplateSource) -> int | None:
+    """Tokens of context that the checkpoint states."""
+    names = ("max_position_embeddings",)
+    if checkpoint.kind == "gguf":
+        names = (f"{checkpoint.architecture}.context_length",)
+    text = checkpoint.metadata.get("text_config")
+    found = [
+        source.get(name) for source in (checkpoint.metadata, text) if isinstance(source, Mapping) for name in names
+    ]
+    return next((value for value in found if isinstance(value, int)), None)
+
+
+def _check(source: str, budget: Budget) -> None:
+    """Raises UnsupportedError for a template that does not parse."""
+    try:
+        sandbox.check(source, budget)
+    except sandbox.BudgetError:
+        pass  # it will be refused when it is used
+    except sandbox.TemplateError as error:
+        raise UnsupportedError(f"the chat template does not parse: line {error.line}: {error}") from error
+
+
+def _refusal(error: sandbox.TemplateError) -> RequestError:
+    return RequestError(f"the model's chat template refuses this: {error}", param="messages")
+
+
+def _prepare(message: Message, shape: ContentShape) -> dict[str, Any]:
     """A message as templates expect it: content is there, and arguments of tool calls are objects."""
     prepared = dict(message)
     content = prepared.get("content")
-    texts = None if content is None or isinstance(content, str) else [_text_of(part) for part in content]
     if content is None:
         prepared["content"] = ""
-    elif texts is not None:
-        prepared["content"] = [{"type": "text", "text": text} for text in texts] if takes_parts else "\n".join(texts)
+    else:
+        prepared["content"] = shape.of(content if isinstance(content, str) else [_text_of(part) for part in content])
     if prepared.get("tool_calls"):
         prepared["tool_calls"] = [_parse_arguments(call) for call in prepared["tool_calls"]]
     return prepared
@@ -157,7 +190,8 @@ def _mark_end(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if isinstance(content, str):
         marked: Any = content + _END_MARK
     else:
-        marked = [*content, {"type": "text", "text": _END_MARK}]
+        *before, last = content or [{"type": "text", "text": ""}]
+        marked = [*before, {**last, "text": last["text"] + _END_MARK}]
     return [*messages[:-1], {**messages[-1], "content": marked}]
 
 
