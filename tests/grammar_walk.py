@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 
-from pagoda.grammar.constraint import Constraint, Grammar
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
+from pagoda.types import CompiledConstraint, TokenConstraint
 from tokenizer_files import VocabularyFile, bpe_metadata
 
 CLOSING = ('"', "}", "]", "0", ",", ":")  # from CALM tokens on, what ends texts is taken where it is allowed
@@ -18,14 +18,14 @@ def small_tokenizer() -> Tokenizer:
     return load_tokenizer(VocabularyFile(bpe_metadata(size=1500)))
 
 
-def allowed_ids(constraint: Constraint, vocab_size: int) -> list[int]:
+def allowed_ids(constraint: TokenConstraint, vocab_size: int) -> list[int]:
     mask = np.zeros(-(-vocab_size // 32), np.uint32)
     error = constraint.fill(mask)
     assert error is None, error
     return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
 
 
-def walk(grammar: Grammar, tokenizer: Tokenizer, seed: int, max_tokens: int = 600) -> str | None:
+def walk(grammar: CompiledConstraint, tokenizer: Tokenizer, seed: int, max_tokens: int = 600) -> str | None:
     """A random text of the grammar; None where it did not end in time."""
     rng = random.Random(seed)
     constraint = grammar.start()
@@ -44,7 +44,7 @@ def walk(grammar: Grammar, tokenizer: Tokenizer, seed: int, max_tokens: int = 60
     return None
 
 
-def accepts(grammar: Grammar, tokenizer: Tokenizer, text: str) -> bool:
+def accepts(grammar: CompiledConstraint, tokenizer: Tokenizer, text: str) -> bool:
     """Whether the grammar allows the text, whole, in the tokens that the tokenizer writes it with."""
     constraint = grammar.start()
     for token_id in tokenizer.encode(text, add_special=False):

@@ -7,15 +7,16 @@ defined there (`pagoda.engine.sequence`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+UInt32Array = npt.NDArray[np.uint32]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Fault = Literal["request", "model", "engine"]
@@ -67,6 +68,49 @@ class SamplingParams:
     dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
 
 
+class TokenConstraint(Protocol):
+    """What one choice may say next, as a grammar does. Token ids are the model's; the end of a text is a token too.
+
+    For one thread at a time, but not always the same: masks are computed beside the model's forward pass.
+    """
+
+    @property
+    def num_outputs(self) -> int:
+        """Tokens accepted so far."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow: the choice has ended, with or without a token that says so."""
+
+    def fill(self, allowed: UInt32Array) -> str | None:
+        """Set bit i % 32 of allowed[i // 32] where token i may come next, and no other bit. → an error, if any.
+
+        An error means that the choice cannot go on, and why: it ends with it.
+        """
+
+    def forced(self) -> Sequence[int]:
+        """Tokens that come next whatever the model says, as many as are known; often none. Masks allow no others."""
+
+    def count_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens may come next, one after the other. Cheaper than masks, and not to be called often.
+
+        May count a token that the mask would not allow.
+        """
+
+    def accept(self, token_id: int) -> None:
+        """The token was appended. It must be one that was allowed."""
+
+    def rewind(self, num_outputs: int) -> None:
+        """Forget all accepted tokens but the first num_outputs."""
+
+
+class CompiledConstraint(Protocol):
+    """A constraint that many choices obey, each in its own place. Safe to use from several threads at once."""
+
+    def start(self) -> TokenConstraint:
+        """A choice that has no tokens yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to be continued, `params.n` times."""
@@ -79,6 +123,7 @@ class Request:
     tenant: str = ""  # fairness is between tenants, and prefix blocks are not shared between them
     cache_salt: str = ""  # prefix blocks are shared only between equal salts
     adapter: str | None = None  # LoRA adapter, None: the base model
+    constraint: CompiledConstraint | None = None  # what the outputs must obey
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +240,7 @@ class StepResult:
     num_preempted: int = 0
     num_prompt_tokens: int = 0  # computed, not taken from the cache
     num_generation_tokens: int = 0
+    num_forced_tokens: int = 0  # of them, those that a constraint left no choice about, and that were not sampled
     drafts: Mapping[str, DraftCounts] = field(default_factory=dict)  # by drafter
     prefix_queries: int = 0  # tokens looked up in the prefix cache
     prefix_hits: int = 0  # tokens found there

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fake_backend import VOCAB_SIZE, FakeDevice, FakeModel, FakeRankingDevice, fake_engine
+from fake_constraint import FakeGrammar
 from fake_drafters import FakeDrafter
 from pagoda.kv.cache import peak_blocks
 from pagoda.sampling.base import SamplerProtocol
@@ -53,6 +54,7 @@ requests = st.builds(
     priority=st.integers(0, 2),
     tenant=st.sampled_from(["", "a", "b"]),
     cache_salt=st.sampled_from(["", "", "salt"]),
+    constraint=st.one_of(st.none(), st.none(), st.builds(FakeGrammar, st.integers(0, 60))),
 )
 
 Choice = tuple[str, tuple[int, ...], tuple[TokenLogprobs, ...], object, object, object]
@@ -71,13 +73,16 @@ def gather(deltas: list[Delta]) -> Choice:
 
 
 def alone(request: Request, windows: tuple[int | None, ...], sampler: SamplerProtocol) -> dict[int, Choice]:
-    """What the request gets in an engine of its own with room for everything."""
+    """What the request gets in an engine of its own with room for everything, one token a step."""
+    if isinstance(request.constraint, FakeGrammar):
+        request = replace(request, constraint=replace(request.constraint, forces=False))
     engine = fake_engine(windows, max_context=MAX_CONTEXT, max_batch_tokens=128, prefix_caching=False, sampler=sampler)
     engine.add(request)
     deltas: dict[int, list[Delta]] = {}
     while engine.has_work:
         for delta in engine.step().deltas:
             deltas.setdefault(delta.index, []).append(delta)
+    engine.close()
     return {index: gather(own) for index, own in deltas.items()}
 
 
@@ -182,6 +187,7 @@ class EngineMachine(RuleBasedStateMachine):
             num_steps += 1
             assert num_steps < 20_000, "somebody starves"
         assert self.engine.kv.num_used_blocks == 0
+        self.engine.close()
         for request in self.requests.values():
             self.compare(request)
 

@@ -64,6 +64,19 @@ def test_forced_tokens_are_the_only_ones_allowed_one_by_one() -> None:
         constraint.accept(token_id)
 
 
+def test_tokens_that_may_follow_are_counted_without_following_them() -> None:
+    constraint = compiled("json_schema", json.dumps(PERSON)).start()
+    ids = TOKENIZER.encode('{"first_name": "Ada", "age": 36}', add_special=False)
+    wrong = TOKENIZER.encode("[", add_special=False)
+    assert constraint.count_allowed(ids) == len(ids)
+    assert constraint.count_allowed([*ids[:4], *wrong, *ids[4:]]) == 4
+    assert constraint.num_outputs == 0
+    for token_id in ids:
+        constraint.accept(token_id)
+    assert constraint.finished
+    assert constraint.count_allowed(wrong) == 0
+
+
 def test_forced_tokens_are_those_of_the_tokenizer() -> None:
     text = "the name of the person"
     assert compiled("choice", json.dumps([text])).start().forced() == TOKENIZER.encode(text, add_special=False)

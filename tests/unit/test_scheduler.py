@@ -49,7 +49,7 @@ class Bench:
 
     def plan(self) -> StepPlan:
         plan = self.scheduler.plan(1.0)
-        self.scheduler.commit(plan)
+        self.scheduler.commit(plan, {})
         for seq in plan.counts:
             if seq.prompt_logprobs is not None:
                 seq.prompt_logprobs.extend(

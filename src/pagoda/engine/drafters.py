@@ -83,6 +83,8 @@ class Drafting:
             for seq, proposal in zip(asked, proposals, strict=True):
                 tokens = tuple(proposal)[: rooms[seq]]
                 assert all(0 <= token_id < self._vocab_size for token_id in tokens), f"{drafter.name} drafts {tokens}"
+                if seq.constraint is not None:
+                    tokens = tokens[: seq.constraint.count_allowed(tokens)]
                 if tokens:
                     drafts[seq] = Draft(tokens, drafter)
         return drafts

@@ -17,22 +17,25 @@ are due. On a CPU, which computes inside `launch`, planning ahead would gain not
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from pagoda.backends.base import LoadedModel
 from pagoda.engine.drafters import Draft, Drafter, Drafting
 from pagoda.engine.logits import LogitsPlan, LogitsReader, StepLogits, WholeRows
+from pagoda.engine.masks import MaskPool
 from pagoda.engine.opening import EngineTokenizer, SequenceOpener
 from pagoda.engine.recorder import StepRecorder
 from pagoda.engine.runner import Runner, RunningStep, StagedStep
 from pagoda.engine.scheduler import Scheduler
 from pagoda.engine.sequence import SampledRun, Sequence, Status
 from pagoda.engine.validation import validate_request
-from pagoda.engine.verify import verify
+from pagoda.engine.verify import sample_first, verify
 from pagoda.errors import RequestError
 from pagoda.kv.cache import KVCache
 from pagoda.sampling.base import SamplerProtocol
-from pagoda.sampling.reference import NOTHING_ALLOWED
+from pagoda.sampling.reference import NOT_FINITE
 from pagoda.types import Delta, Fault, FinishReason, Request, StepResult
 
 
@@ -89,6 +92,7 @@ class Engine:
         )
         self._reader = LogitsReader(model, sampler)
         self._opener = SequenceOpener(tokenizer, sampler, max_context=max_context, seed=seed)
+        self._masks = MaskPool(vocab_size)
         self._recorder = StepRecorder()
         self._sequences: dict[str, list[Sequence]] = {}  # by request: its choices that have not ended
         self._num_added = 0
@@ -138,9 +142,11 @@ class Engine:
         if running is None:
             plan = self.scheduler.plan(time.monotonic())
             if plan.counts:
-                running = self._runner.launch(self._runner.stage(plan))
+                staged = self._runner.stage(plan)
+                masks = self._masks.start(staged.logits_plan)  # before the launch: a CPU computes inside it
+                running = self._runner.launch(staged, masks=masks)
         else:
-            running = running.without_ended()
+            running = running.up_to_date()
             plan = running.plan
         if running is not None:
             self._finish(running)
@@ -155,22 +161,27 @@ class Engine:
         self._recorder.forward_s = time.perf_counter() - running.launched
         start = time.perf_counter()
         unscored = self._score_prompts(logits, plan)
-        sampled = logits.sample([seq.sampler for seq in plan.sequences], plan.rows)
+        if running.masks is not None:
+            running.masks.wait()
+        sampled = sample_first(logits, plan, running.masks)
         if staged is not None:
             self._running = self._runner.launch(staged, sampled)
-        runs = verify(logits, plan, sampled)
+        runs = verify(logits, plan, running.masks, sampled)
         self._recorder.sample_s = time.perf_counter() - start
-        ended = self._append(plan, runs, unscored)
+        ended, num_accepted = self._append(plan, runs, unscored)
         if not ahead:
-            self._commit(running)
+            self._commit(running, num_accepted)
         for seq, reason in ended:
             self._leave(seq, reason)
         for request_id, error in unscored.items():
             self._end_all(request_id, "error", error)
+        if self._running is not None:
+            masks = self._masks.start(self._running.up_to_date().logits_plan)
+            self._running = replace(self._running, masks=masks)
 
     def _plan_ahead(self, running: RunningStep) -> StagedStep | None:
         """Stage what comes after the running step. Leaves the state equal to: next step planned, not yet computed."""
-        self._commit(running)
+        self._commit(running, {})
         for seq in running.logits_plan.sequences:
             if seq.ends_with_next:
                 self.scheduler.finish(seq)
@@ -193,10 +204,14 @@ class Engine:
 
     def _append(
         self, plan: LogitsPlan, runs: list[SampledRun], unscored: dict[str, str]
-    ) -> list[tuple[Sequence, FinishReason]]:
-        """Sampled tokens become tokens of their sequences. → those that end with them, and why"""
+    ) -> tuple[list[tuple[Sequence, FinishReason]], dict[Sequence, int]]:
+        """Sampled tokens become tokens of their sequences.
+
+        → (sequences that end with them, and why; how many tokens of each draft are among them)
+        """
         now = time.monotonic()
         ended: list[tuple[Sequence, FinishReason]] = []
+        num_accepted: dict[Sequence, int] = {}
         for seq, run in zip(plan.sequences, runs, strict=True):
             if seq.request.id in unscored:
                 continue
@@ -205,24 +220,26 @@ class Engine:
             if run.token_ids:
                 delta = seq.append(run)
                 reason, num_kept = delta.finish_reason, len(delta.token_ids)
+                self._recorder.num_forced_tokens += max(0, num_kept - len(run.token_ids))
                 self._recorder.add_tokens(seq, delta, now)
             if seq in plan.drafts:
-                self._report_draft(seq, plan.drafts[seq], min(run.num_right, num_kept))
+                num_accepted[seq] = min(run.num_right, num_kept)
+                self._report_draft(seq, plan.drafts[seq], num_accepted[seq])
             if reason is None and run.error is not None:
                 reason = "error"
                 self._report_end(seq, reason, run.error)
             if reason is not None:
                 ended.append((seq, reason))
-        return ended
+        return ended, num_accepted
 
     def _report_draft(self, seq: Sequence, draft: Draft, num_accepted: int) -> None:
         draft.drafter.verified((seq.request.id, seq.index), len(draft.tokens), num_accepted)
         self._recorder.add_draft(draft.drafter.name, len(draft.tokens), num_accepted)
 
-    def _commit(self, running: RunningStep) -> None:
-        """The planned tokens are in the cache; choices that wait for their prompt fork off."""
+    def _commit(self, running: RunningStep, num_accepted: Mapping[Sequence, int]) -> None:
+        """The planned tokens are in the cache, and so much of each draft; choices that waited for them fork off."""
         self._recorder.count_prompt_tokens(running.plan)
-        self.scheduler.commit(running.plan)
+        self.scheduler.commit(running.plan, num_accepted)
         for seq in running.logits_plan.sequences:
             if seq.children:
                 self.scheduler.fork(seq)
@@ -237,7 +254,7 @@ class Engine:
 
     def _report_end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
         """The last delta of a choice that did not end by itself."""
-        fault: Fault = "engine" if error is None else "request" if error == NOTHING_ALLOWED else "model"
+        fault: Fault = "engine" if error is None else "model" if error == NOT_FINITE else "request"
         seq.num_pending = 0
         text = seq.output.finish()[0]
         self._recorder.deltas.append(
@@ -253,6 +270,10 @@ class Engine:
         sequences.remove(seq)
         if not sequences:
             del self._sequences[seq.request.id]
+
+    def close(self) -> None:
+        """End the threads that compute masks. Idempotent."""
+        self._masks.close()
 
     def check(self) -> None:
         """Every live sequence is where its status says, and nothing else is anywhere."""

@@ -77,6 +77,7 @@ class LoadedEngine:
     def close(self) -> None:
         """Stop the engine and free everything. Idempotent."""
         self.engine.stop()
+        self.core.close()
         self.model.close()
         self.checkpoint.close()
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pagoda.backends.base import LoadedModel, TokenRanker, TopKBlocks
 from pagoda.engine.drafters import Draft
 from pagoda.engine.sequence import Sequence, Status
-from pagoda.sampling.base import Sampled, SamplerProtocol, SamplerState, SamplingBatch
+from pagoda.sampling.base import Sampled, SamplerProtocol, SamplerState, SamplingBatch, TokenMasks
 from pagoda.sampling.top_k import TopKSampler, TopKState
 from pagoda.types import FloatArray, Int32Array, TokenLogprobs
 
@@ -48,19 +48,19 @@ class LogitsPlan:
         """Whether everything that follows from these logits is predictable but for the tokens' ids."""
         return not self.prompt and not self.drafts and not any(seq.children for seq in self.sequences)
 
-    def without_ended(self) -> LogitsPlan:
-        """The plan without sequences that have ended since it was made."""
-        live = [i for i, seq in enumerate(self.sequences) if seq.status is not Status.FINISHED]
-        if len(live) == len(self.sequences):
+    def only(self, live: Seq[bool]) -> LogitsPlan:
+        """The plan of some of the sequences: live[i] says whether sequences[i] is one of them."""
+        if all(live):
             return self
+        places = np.flatnonzero(live)
         prompt = [part for part in self.prompt if part.seq.status is not Status.FINISHED]
-        return replace(self, sequences=[self.sequences[i] for i in live], rows=self.rows[live], prompt=prompt)
+        return replace(self, sequences=[self.sequences[i] for i in places], rows=self.rows[places], prompt=prompt)
 
 
 class StepLogits(Protocol):
     """The logits of a step, as far as sampling needs them."""
 
-    def sample(self, states: Seq[SamplerState], rows: Int32Array) -> Sampled:
+    def sample(self, states: Seq[SamplerState], rows: Int32Array, masks: TokenMasks | None = None) -> Sampled:
         """Pick the next token of each state, of which states[n] reads row rows[n]; nothing is accepted yet."""
 
 
@@ -71,8 +71,8 @@ class WholeRows:
     sampler: SamplerProtocol
     logits: FloatArray  # [R, V]
 
-    def sample(self, states: Seq[SamplerState], rows: Int32Array) -> Sampled:
-        return self.sampler.sample(SamplingBatch(self.logits, states, rows))
+    def sample(self, states: Seq[SamplerState], rows: Int32Array, masks: TokenMasks | None = None) -> Sampled:
+        return self.sampler.sample(SamplingBatch(self.logits, states, rows, masks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +85,18 @@ class TopKLogits:
     fallback: FloatArray  # [F, V] the other rows
     fallback_index: Int32Array  # [R] which of them a row is that is not covered
 
-    def sample(self, states: Seq[SamplerState], rows: Int32Array) -> Sampled:
+    def sample(self, states: Seq[SamplerState], rows: Int32Array, masks: TokenMasks | None = None) -> Sampled:
         is_covered = self.covered[rows]
+        assert masks is None or not is_covered[masks.rows].any(), "masks apply to whole rows alone"
         parts: list[tuple[Places, Sampled]] = []
         if len(places := np.flatnonzero(is_covered)):
             known = [state for n in places.tolist() if isinstance(state := states[n], TopKState)]
             parts.append((places, self.sampler.sample_ranked(self.ranked, known, rows[places])))
         if len(places := np.flatnonzero(~is_covered)):
-            whole = SamplingBatch(
-                self.fallback, [states[n] for n in places.tolist()], self.fallback_index[rows[places]]
-            )
+            if masks is not None:
+                masks = replace(masks, rows=np.searchsorted(places, masks.rows).astype(np.int32))
+            others = [states[n] for n in places.tolist()]
+            whole = SamplingBatch(self.fallback, others, self.fallback_index[rows[places]], masks)
             parts.append((places, self.sampler.sample(whole)))
         return _merged(parts, len(states))
 
@@ -125,7 +127,7 @@ class LogitsReader:
         """`WholeRows` where the plan scores prompts."""
         ranker = self._model.ranker
         if ranker is not None and isinstance(self._sampler, TopKSampler) and not plan.prompt:
-            needed = [_top_k_needed(seq.sampler) for seq in plan.sequences]
+            needed = [_top_k_needed(seq) for seq in plan.sequences]
             if any(needed):
                 return self._read_ranked(ranker, self._sampler, plan, needed)
         return WholeRows(self._sampler, self._model.wait())
@@ -146,8 +148,9 @@ class LogitsReader:
         return TopKLogits(sampler, ranked, covered, whole, index)
 
 
-def _top_k_needed(state: SamplerState) -> int:
-    return state.top_k_needed if isinstance(state, TopKState) else 0
+def _top_k_needed(seq: Sequence) -> int:
+    """How many ranked tokens sampling needs; 0: the whole row, for that is what a token mask applies to."""
+    return seq.sampler.top_k_needed if isinstance(seq.sampler, TopKState) and seq.constraint is None else 0
 
 
 def _has_logprobs(seq: Sequence) -> bool:

@@ -73,6 +73,7 @@ class SequenceOpener:
             stop_ids=stop_ids,
             sampler=self._sampler.open(spec),
             output=OutputText(stream, params),
+            constraint=None if request.constraint is None else request.constraint.start(),
         )
 
     def _encode(self, text: str) -> list[int]:

@@ -23,6 +23,7 @@ class StepRecorder:
         self._inter_token_s: list[float] = []
         self._num_prompt_tokens = 0
         self._num_generation_tokens = 0
+        self.num_forced_tokens = 0
         self._drafts: dict[str, DraftCounts] = {}
         self.forward_s = 0.0
         self.sample_s = 0.0
@@ -74,6 +75,7 @@ class StepRecorder:
             num_preempted=plan.num_preempted,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generation_tokens=self._num_generation_tokens,
+            num_forced_tokens=self.num_forced_tokens,
             drafts=self._drafts,
             prefix_queries=plan.prefix_queries,
             prefix_hits=plan.prefix_hits,

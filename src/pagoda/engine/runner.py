@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pagoda.backends.base import LoadedModel
 from pagoda.engine.drafters import Draft
 from pagoda.engine.logits import LogitsPlan, PromptRows
+from pagoda.engine.masks import StepMasks
 from pagoda.engine.scheduler import StepPlan
-from pagoda.engine.sequence import Sequence
+from pagoda.engine.sequence import Sequence, Status
 from pagoda.kv.cache import KVCache
 from pagoda.sampling.base import Sampled
 from pagoda.types import Batch, Int32Array
@@ -36,10 +37,18 @@ class RunningStep:
     plan: StepPlan
     logits_plan: LogitsPlan
     launched: float  # time.perf_counter() seconds
+    masks: StepMasks | None = None  # None: no sequence is constrained
 
-    def without_ended(self) -> RunningStep:
-        """The step without the sequences that have ended since it was planned: what it computes for them is dropped."""
-        return RunningStep(self.plan.without_ended(), self.logits_plan.without_ended(), self.launched)
+    def up_to_date(self) -> RunningStep:
+        """The step without what has become of no use since it was planned: sequences that have ended, and logits for
+        tokens that a constraint has forced meanwhile."""
+        plan = self.plan.without_ended()
+        live = [
+            seq.status is not Status.FINISHED
+            and (seq not in plan.counts or seq.num_computed + plan.counts[seq] == len(seq.tokens))
+            for seq in self.logits_plan.sequences
+        ]
+        return replace(self, plan=plan, logits_plan=self.logits_plan.only(live))
 
 
 class Runner:
@@ -100,7 +109,7 @@ class Runner:
         self._positions[start:end] = self._range[first : first + count]
         return end
 
-    def launch(self, staged: StagedStep, sampled: Sampled | None = None) -> RunningStep:
+    def launch(self, staged: StagedStep, sampled: Sampled | None = None, masks: StepMasks | None = None) -> RunningStep:
         """Start the staged step. `sampled` are the tokens of the step before, for those that are pending."""
         if sampled is not None:
             found = sampled.token_ids
@@ -110,7 +119,7 @@ class Runner:
             staged.tokens[staged.pending] = found[staged.sources]
         launched = time.perf_counter()
         self._model.launch(staged.tokens)
-        return RunningStep(staged.plan, staged.logits_plan, launched)
+        return RunningStep(staged.plan, staged.logits_plan, launched, masks)
 
     def _logits_plan(
         self,

@@ -13,6 +13,7 @@ somebody closer to the end: nobody of a class starves.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from pagoda.engine.drafters import Draft, Drafting
@@ -84,19 +85,17 @@ class Scheduler:
             self._add_drafts(plan, self._drafting)
         return plan
 
-    def commit(self, plan: StepPlan) -> None:
-        """The planned tokens are computed. Drafts that were right are tokens of their sequences by now; others go."""
+    def commit(self, plan: StepPlan, num_accepted: Mapping[Sequence, int]) -> None:
+        """The planned tokens are computed. Of each draft the first num_accepted[seq] tokens are the sequence's own by
+        now; the others go."""
         for seq, count in plan.counts.items():
             assert seq.table is not None
-            num_computed = seq.num_computed + count
+            count += num_accepted.get(seq, 0)
+            seq.num_computed += count
+            self.share.charge(seq.request.tenant, count)
+            self.kv.commit(seq.table, seq.tokens, seq.num_computed)
             if seq in plan.drafts:
-                num_certain = min(num_computed + len(plan.drafts[seq].tokens), len(seq.tokens) - 1)
-                num_computed = max(num_computed, num_certain)
-            self.share.charge(seq.request.tenant, num_computed - seq.num_computed)
-            seq.num_computed = num_computed
-            self.kv.commit(seq.table, seq.tokens, num_computed)
-            if seq in plan.drafts:
-                self.kv.truncate(seq.table, num_computed)
+                self.kv.truncate(seq.table, seq.num_computed)
 
     def fork(self, parent: Sequence) -> None:
         """The parent's prompt is computed: its further choices share the blocks, or wait where no slot is free."""

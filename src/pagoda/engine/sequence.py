@@ -8,6 +8,7 @@ then num_pending tokens              owed: the running step samples them, so the
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -22,9 +23,14 @@ from pagoda.types import (
     FloatArray,
     Int32Array,
     Request,
+    SamplingParams,
+    TokenConstraint,
     TokenLogprobs,
     Usage,
 )
+
+# text to show, finish reason, the stop id or string that ended it
+Outcome = tuple[str, FinishReason | None, int | str | None]
 
 
 class Status(Enum):
@@ -56,6 +62,7 @@ class Sequence:
 
     __slots__ = (
         "children",
+        "constraint",
         "first_scheduled",
         "first_token",
         "index",
@@ -75,6 +82,7 @@ class Sequence:
         "status",
         "stop_ids",
         "table",
+        "takes_forced",
         "tokens",
     )
 
@@ -88,6 +96,7 @@ class Sequence:
         stop_ids: frozenset[int],
         sampler: SamplerState,
         output: OutputText,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self.request = request
         self.index = index
@@ -96,6 +105,8 @@ class Sequence:
         self.stop_ids = stop_ids  # each ends it, EOS among them
         self.sampler = sampler
         self.output = output
+        self.constraint = constraint
+        self.takes_forced = constraint is not None and _may_be_forced(request.params)
         self.tokens = array("i", request.prompt_token_ids)
         self.prompt_len = len(self.tokens)
         self.num_computed = 0
@@ -142,26 +153,28 @@ class Sequence:
         return len(self.tokens) + 1 >= self.max_len
 
     def append(self, run: SampledRun) -> Delta:
-        """Take sampled tokens in, up to the first that ends the sequence: then the Delta has a finish_reason."""
+        """Take sampled tokens in, and what the constraint forces after them, up to the first that ends the sequence.
+
+        If one does, the Delta has a finish_reason.
+        """
         before = len(self.tokens)
         self.num_pending = 0
-        text, reason, stop = "", None, None
-        for token_id in run.token_ids:
-            self.tokens.append(token_id)
-            shown, reason, stop = self._text_after(token_id)
-            text += shown
-            if reason is not None:
-                break
-        if run.error is None:
+        text, reason, stop = self._take(run.token_ids)
+        if reason is None and run.error is None:
             self.sampler.accept(run.token_ids[-1])
-        count = len(self.tokens) - before
-        logprobs = tuple(one for one in run.logprobs[:count] if one is not None)
+            if self.takes_forced and (forced := self._forced()):
+                forced_text, reason, stop = self._take(forced)
+                text += forced_text
+                for token_id in forced:
+                    self.sampler.accept(token_id)
+        token_ids = tuple(self.tokens[before:])
+        logprobs = tuple(one for one in run.logprobs[: len(token_ids)] if one is not None)
         prompt_logprobs = self.prompt_logprobs if before == self.prompt_len else None
         return Delta(
             self.request.id,
             self.index,
             text,
-            tuple(run.token_ids[:count]),
+            token_ids,
             logprobs or None,
             reason,
             stop,
@@ -169,8 +182,19 @@ class Sequence:
             self.usage() if reason is not None else None,
         )
 
-    def _text_after(self, token_id: int) -> tuple[str, FinishReason | None, int | str | None]:
-        """→ (text to show, finish reason, the stop id or string)"""
+    def _take(self, token_ids: Seq[int]) -> Outcome:
+        """Append tokens up to the first that ends the sequence."""
+        text = ""
+        for token_id in token_ids:
+            self.tokens.append(token_id)
+            shown, reason, stop = self._after(token_id)
+            text += shown
+            if reason is not None:
+                return text, reason, stop
+        return text, None, None
+
+    def _after(self, token_id: int) -> Outcome:
+        """What the last token shows, and whether it ends the sequence."""
         params = self.request.params
         if token_id in self.stop_ids and self.num_outputs > params.min_tokens:
             shown = self.output.push(token_id)[0] if params.include_stop_str_in_output else ""
@@ -179,10 +203,23 @@ class Sequence:
         text, matched = self.output.push(token_id)
         if matched is not None:
             return text, "stop", matched
-        if len(self.tokens) < self.max_len:
+        is_finished = False
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
+            is_finished = self.constraint.finished
+        if not is_finished and len(self.tokens) < self.max_len:
             return text, None, None
         rest, matched = self.output.finish()
-        return (text + rest, "length", None) if matched is None else (text + rest, "stop", matched)
+        return text + rest, "stop" if is_finished or matched is not None else "length", matched
+
+    def _forced(self) -> Seq[int]:
+        """The tokens that the constraint leaves no choice about; none that would end the sequence before min_tokens."""
+        assert self.constraint is not None
+        forced = self.constraint.forced()
+        for i, token_id in enumerate(forced):
+            if token_id in self.stop_ids and self.num_outputs + i < self.request.params.min_tokens:
+                return forced[:i]
+        return forced
 
     def usage(self) -> Usage:
         return Usage(self.prompt_len, self.num_outputs, self.num_cached)
@@ -201,3 +238,9 @@ class Sequence:
             first_token=self.first_token,
             finished=now,
         )
+
+
+def _may_be_forced(params: SamplingParams) -> bool:
+    """Whether a token that the constraint leaves no choice about needs no sampling: nothing else could forbid it, and
+    nobody asks how likely it was."""
+    return params.logprobs is None and params.allowed_token_ids is None and not params.bad_words

@@ -12,9 +12,10 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from pagoda.errors import RequestError
-from pagoda.grammar.constraint import CompiledGrammar, UInt32Array
+from pagoda.grammar.constraint import CompiledGrammar
 from pagoda.grammar.source import GrammarKind, GrammarSource, to_llguidance
 from pagoda.grammar.tokens import GrammarTokenizer, make_ll_tokenizer
+from pagoda.types import UInt32Array
 
 MAX_KEPT = 128  # grammars
 MAX_KEPT_CHARS = 8 * 1024 * 1024  # of their sources together

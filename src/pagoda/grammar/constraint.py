@@ -1,4 +1,4 @@
-"""A compiled grammar, and where one sequence stands in it: the `Constraint` that sampling obeys.
+"""A compiled grammar, and where one sequence stands in it: the `TokenConstraint` that sampling obeys.
 
 Where the grammar allows one continuation only, the mask holds the one token that the model's tokenizer would write it
 with. So whoever takes `forced` tokens at once gets the tokens, and thereby the text, of who samples one by one.
@@ -7,13 +7,11 @@ with. So whoever takes `forced` tokens at once gets the tokens, and thereby the 
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 from llguidance import LLMatcher
 
-UInt32Array = npt.NDArray[np.uint32]
+from pagoda.types import UInt32Array
 
 # Processor seconds that masks may take: so much a token, of which so much may be spent at once. JSON takes a hundredth;
 # what takes longer are ambiguous grammars, whose masks take the longer the longer the text is.
@@ -23,42 +21,8 @@ SECONDS_AT_ONCE = 0.2
 _ENDS = frozenset({"NotStopped", "NoExtension", "NoExtensionBias", "EndOfSentence"})
 
 
-class Constraint(Protocol):
-    """What may come next in one sequence. Token ids are the model's; the end of a text is a token too."""
-
-    @property
-    def num_outputs(self) -> int:
-        """Tokens accepted so far."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing may follow, so that the sequence has ended, with or without a token that says so."""
-
-    def fill(self, allowed: UInt32Array) -> str | None:
-        """Set bit i % 32 of allowed[i // 32] where token i may come next, and no other bit. → an error, if any.
-
-        An error means that the grammar has grown too complex, and the sequence cannot go on.
-        """
-
-    def forced(self) -> list[int]:
-        """Tokens that come next whatever the model says; often none."""
-
-    def accept(self, token_id: int) -> None:
-        """The token was appended. It must be one that was allowed."""
-
-    def rewind(self, num_outputs: int) -> None:
-        """Forget all accepted tokens but the first num_outputs."""
-
-
-class Grammar(Protocol):
-    """Something compiled that many sequences obey, each in its own place. Safe to use from several threads at once."""
-
-    def start(self) -> Constraint:
-        """A sequence that has no tokens yet."""
-
-
 class CompiledGrammar:
-    """A `Grammar` of llguidance. `matcher` stands at its start and is only ever copied."""
+    """A `CompiledConstraint` of llguidance. `matcher` stands at its start and is only ever copied."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher = matcher
@@ -69,7 +33,7 @@ class CompiledGrammar:
 
 
 class GrammarConstraint:
-    """See `Constraint`. For one thread at a time; the interpreter's lock is let go while a mask is computed."""
+    """A `TokenConstraint`. For one thread at a time; the interpreter's lock is let go while a mask is computed."""
 
     __slots__ = ("_error", "_matcher", "_num_words", "_past_end", "_seconds", "num_outputs")
 
@@ -94,6 +58,9 @@ class GrammarConstraint:
 
     def forced(self) -> list[int]:
         return self._matcher.compute_ff_tokens()
+
+    def count_allowed(self, token_ids: Sequence[int]) -> int:
+        return 0 if self._matcher.is_stopped() else self._matcher.validate_tokens(list(token_ids))
 
     def accept(self, token_id: int) -> None:
         self.num_outputs += 1

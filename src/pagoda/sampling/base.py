@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
+from pagoda.types import FloatArray, Int32Array, SamplingParams, TokenLogprobs, UInt32Array
 
-from pagoda.types import FloatArray, Int32Array, SamplingParams, TokenLogprobs
-
-UInt32Array = npt.NDArray[np.uint32]
 TokenSequences = Sequence[Sequence[int]]
 
 

@@ -11,10 +11,10 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.sampling.base import Sampled, SamplingBatch, StateSpec, UInt32Array
+from pagoda.sampling.base import Sampled, SamplingBatch, StateSpec
 from pagoda.sampling.philox import uniform
 from pagoda.sampling.reference_reshape import candidates, dry_penalties, reshapes
-from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs
+from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs, UInt32Array
 
 Float64Array = npt.NDArray[np.float64]
 

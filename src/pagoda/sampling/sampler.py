@@ -15,8 +15,8 @@ import numpy.typing as npt
 from pagoda._native import BatchSampler, sampler_isas
 from pagoda._native import SamplerState as NativeState
 from pagoda.errors import ConfigError
-from pagoda.sampling.base import Sampled, SamplerState, SamplingBatch, StateSpec, UInt32Array
-from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs
+from pagoda.sampling.base import Sampled, SamplerState, SamplingBatch, StateSpec
+from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs, UInt32Array
 
 RawLogprobs = tuple[float, int, list[int], list[float]]  # the chosen one's, its rank, the likeliest ids, theirs
 
