@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fake_backend import VOCAB_SIZE, FakeDevice, FakeModel, FakeRankingDevice, fake_engine
 from fake_constraint import FakeGrammar
 from fake_drafters import FakeDrafter
-from pagoda.kv.cache import peak_blocks
+from pagoda.kv.table import peak_blocks
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.reference import ReferenceSampler
 from pagoda.sampling.sampler import Sampler

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pagoda.kv.cache import BlockTable, KVCache, blocks_for, peak_blocks
+from pagoda.kv.cache import KVCache
 from pagoda.kv.prefix import prefix_root
+from pagoda.kv.table import BlockTable, blocks_for, peak_blocks
 from pagoda.types import Int32Array
 
 ROOT = prefix_root("", None)
@@ -219,11 +220,6 @@ def test_no_sequence_holds_more_than_its_peak(num_tokens: int, window: int | Non
     assert most <= peak_blocks(num_tokens, window, chunk)
     cache.kv.free(table)
     assert cache.kv.num_used_blocks == 0
-
-
-@pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (16, 1), (17, 2)])
-def test_blocks_for(num_tokens: int, num_blocks: int) -> None:
-    assert blocks_for(num_tokens) == num_blocks
 
 
 # Truncation

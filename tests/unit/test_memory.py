@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pagoda.config import EngineSettings
 from pagoda.engine.memory import Footprint, available_memory, plan_kv
 from pagoda.errors import CapacityError, ConfigError
-from pagoda.kv.cache import peak_blocks
+from pagoda.kv.table import peak_blocks
 
 MIB = 2**20
 ONE_GROUP = Footprint(100 * MIB, 20 * MIB, (None,), (MIB // 4,))

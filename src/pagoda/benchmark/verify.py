@@ -29,7 +29,7 @@ from pagoda.errors import ConfigError, UnsupportedError
 from pagoda.hardware.cpu_share import QUIET_SHARE
 from pagoda.hardware.device import Device
 from pagoda.hardware.devices import device
-from pagoda.kv.cache import blocks_for
+from pagoda.kv.table import blocks_for
 from pagoda.plan.cost.memory import cpu_runtime_bytes, kv_request_bytes
 from pagoda.plan.cost.resident import embedding_bytes, engine_buffer_bytes, packed_bytes
 from pagoda.plan.cost.roofline import peak_flops

@@ -213,16 +213,17 @@ class Engine:
         ended: list[tuple[Sequence, FinishReason]] = []
         num_accepted: dict[Sequence, int] = {}
         for seq, run in zip(plan.sequences, runs, strict=True):
-            if seq.request.id in unscored:
+            if unscored and seq.request.id in unscored:
                 continue
             reason: FinishReason | None = None
             num_kept = 0
             if run.token_ids:
                 delta = seq.append(run)
                 reason, num_kept = delta.finish_reason, len(delta.token_ids)
-                self._recorder.num_forced_tokens += max(0, num_kept - len(run.token_ids))
+                if num_kept > len(run.token_ids):
+                    self._recorder.num_forced_tokens += num_kept - len(run.token_ids)
                 self._recorder.add_tokens(seq, delta, now)
-            if seq in plan.drafts:
+            if plan.drafts and seq in plan.drafts:
                 num_accepted[seq] = min(run.num_right, num_kept)
                 self._report_draft(seq, plan.drafts[seq], num_accepted[seq])
             if reason is None and run.error is not None:

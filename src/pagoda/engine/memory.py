@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pagoda.config import EngineSettings
 from pagoda.errors import CapacityError, ConfigError
-from pagoda.kv.cache import peak_blocks
+from pagoda.kv.table import peak_blocks
 from pagoda.types import BLOCK_SIZE
 
 USUAL_TOKENS = 2048  # prompt and output of a sequence, where nobody says

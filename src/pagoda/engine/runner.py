@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,8 @@ from pagoda.engine.sequence import Sequence, Status
 from pagoda.kv.cache import KVCache
 from pagoda.sampling.base import Sampled
 from pagoda.types import Batch, Int32Array
+
+_NOWHERE: Int32Array = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,44 +73,50 @@ class Runner:
         sequences: list[Sequence] = []
         rows: list[int] = []  # places of tokens whose logits are wanted
         first_rows: list[int] = []  # of each of `sequences`, its first place in `rows`
+        drafts = plan.drafts
         end = 0
         for i, (seq, count) in enumerate(plan.counts.items()):
-            end = self._put(end, seq, count)
-            num_tokens = seq.num_computed + count
-            if num_tokens == seq.num_tokens:
+            start, end = end, end + count
+            first, last = seq.num_computed, seq.num_computed + count
+            if count == 1 and not seq.num_pending:
+                self._tokens[start] = seq.tokens[first]
+                self._positions[start] = first
+            else:
+                self._put(start, seq, count)
+            if last == len(seq.tokens) + seq.num_pending:
                 sequences.append(seq)
                 first_rows.append(len(rows))
                 rows.append(end - 1)
-            if seq in plan.drafts:
-                draft = plan.drafts[seq].tokens
-                rows.extend(range(end, end + len(draft)))
-                self._tokens[end : end + len(draft)] = draft
-                self._positions[end : end + len(draft)] = self._range[num_tokens : num_tokens + len(draft)]
-                end, num_tokens = end + len(draft), num_tokens + len(draft)
+            if drafts and seq in drafts:
+                rows.extend(range(end, end + len(drafts[seq].tokens)))
+                end, last = self._put_draft(end, last, drafts[seq].tokens)
             self._starts[i + 1] = end
-            self._context_lens[i] = num_tokens
-        pending = [rows[row] for seq, row in zip(sequences, first_rows, strict=True) if seq.num_pending]
+            self._context_lens[i] = last
         prompt = self._prompt_rows(plan, rows)
         batch = self._batch(plan, end, rows)
         self._model.stage(batch)
-        place = {seq: i for i, seq in enumerate(previous.sequences)} if previous is not None else {}
-        sources = [place[seq] for seq in sequences if seq.num_pending]
-        logits_plan = self._logits_plan(sequences, first_rows, prompt, len(rows), plan.drafts)
-        return StagedStep(plan, logits_plan, batch.tokens, np.array(pending, np.int32), np.array(sources, np.int32))
+        logits_plan = self._logits_plan(sequences, first_rows, prompt, len(rows), drafts)
+        if previous is None:
+            return StagedStep(plan, logits_plan, batch.tokens, _NOWHERE, _NOWHERE)
+        place = {seq: i for i, seq in enumerate(previous.sequences)}
+        pending = [(rows[row], place[seq]) for seq, row in zip(sequences, first_rows, strict=True) if seq.num_pending]
+        places, sources = np.array(pending, np.int32).reshape(-1, 2).T
+        return StagedStep(plan, logits_plan, batch.tokens, places, sources)
 
-    def _put(self, start: int, seq: Sequence, count: int) -> int:
-        """Write the sequence's next `count` owed tokens; 0 stands for a pending one. → where they end"""
-        first = seq.num_computed
-        if count == 1:
-            self._tokens[start] = 0 if seq.num_pending else seq.tokens[first]
-            self._positions[start] = first
-            return start + 1
+    def _put(self, start: int, seq: Sequence, count: int) -> None:
+        """Write the sequence's next `count` owed tokens; 0 stands for a pending one."""
+        first, end = seq.num_computed, start + count
         known = seq.tokens[first : first + count]
-        end = start + count
         self._tokens[start : start + len(known)] = known
         self._tokens[start + len(known) : end] = 0
         self._positions[start:end] = self._range[first : first + count]
-        return end
+
+    def _put_draft(self, start: int, first: int, tokens: Seq[int]) -> tuple[int, int]:
+        """Write draft tokens that stand at positions from `first` on. → where they end, and the position there"""
+        end, last = start + len(tokens), first + len(tokens)
+        self._tokens[start:end] = tokens
+        self._positions[start:end] = self._range[first:last]
+        return end, last
 
     def launch(self, staged: StagedStep, sampled: Sampled | None = None, masks: StepMasks | None = None) -> RunningStep:
         """Start the staged step. `sampled` are the tokens of the step before, for those that are pending."""
@@ -151,9 +160,10 @@ class Runner:
     def _prompt_rows(self, plan: StepPlan, rows: list[int]) -> list[PromptRows]:
         """Ask for the rows that prompt logprobs need, after those in `rows`."""
         prompt = []
-        for start, (seq, count) in zip(self._starts.tolist(), plan.counts.items(), strict=False):
+        for i, (seq, count) in enumerate(plan.counts.items()):
             if seq.prompt_logprobs is None or not seq.num_prompt_logprobs_due:
                 continue
+            start = int(self._starts[i])
             first = len(seq.prompt_logprobs) - 1  # its logits are for the first prompt token that is due
             last = min(seq.num_computed + count, seq.prompt_len - 1)
             if first < last:

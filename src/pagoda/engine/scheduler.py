@@ -90,12 +90,14 @@ class Scheduler:
         now; the others go."""
         for seq, count in plan.counts.items():
             assert seq.table is not None
-            count += num_accepted.get(seq, 0)
+            if num_accepted:
+                count += num_accepted.get(seq, 0)
             seq.num_computed += count
             self.share.charge(seq.request.tenant, count)
             self.kv.commit(seq.table, seq.tokens, seq.num_computed)
-            if seq in plan.drafts:
-                self.kv.truncate(seq.table, seq.num_computed)
+        for seq in plan.drafts:
+            assert seq.table is not None
+            self.kv.truncate(seq.table, seq.num_computed)
 
     def fork(self, parent: Sequence) -> None:
         """The parent's prompt is computed: its further choices share the blocks, or wait where no slot is free."""
@@ -135,7 +137,8 @@ class Scheduler:
 
     def _num_affordable(self, plan: StepPlan, seq: Sequence) -> int:
         """How many of the tokens that it owes this step can compute, within the budget and the rows of logits."""
-        count = min(seq.num_tokens - seq.num_computed, self.max_batch_tokens - plan.num_tokens)
+        owed = len(seq.tokens) + seq.num_pending - seq.num_computed
+        count = min(owed, self.max_batch_tokens - plan.num_tokens)
         if seq.prompt_logprobs is None:
             return count
         # Positions before the first whose logits are wanted need no row: computed again after a preemption.
@@ -276,4 +279,4 @@ def _rank(seq: Sequence) -> tuple[int, int, int]:
 
 
 def _owes_many(seq: Sequence) -> bool:
-    return seq.num_tokens - seq.num_computed > 1
+    return len(seq.tokens) + seq.num_pending - seq.num_computed > 1

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from pagoda.engine.output import OutputText
-from pagoda.kv.cache import BlockTable
 from pagoda.kv.prefix import prefix_root
+from pagoda.kv.table import BlockTable
 from pagoda.sampling.base import SamplerProtocol, SamplerState
 from pagoda.types import (
     Delta,
@@ -168,14 +168,16 @@ class Sequence:
                 for token_id in forced:
                     self.sampler.accept(token_id)
         token_ids = tuple(self.tokens[before:])
-        logprobs = tuple(one for one in run.logprobs[: len(token_ids)] if one is not None)
+        logprobs: tuple[TokenLogprobs, ...] | None = None
+        if self.request.params.logprobs is not None:
+            logprobs = tuple(one for one in run.logprobs[: len(token_ids)] if one is not None)
         prompt_logprobs = self.prompt_logprobs if before == self.prompt_len else None
         return Delta(
             self.request.id,
             self.index,
             text,
             token_ids,
-            logprobs or None,
+            logprobs,
             reason,
             stop,
             tuple(prompt_logprobs) if prompt_logprobs is not None else None,

@@ -20,50 +20,12 @@ import numpy as np
 
 from pagoda.kv.blocks import BlockPool
 from pagoda.kv.prefix import PrefixCache, extend_keys, first_needed_block, longest_match
+from pagoda.kv.table import BlockTable, blocks_for, peak_blocks
 from pagoda.types import BLOCK_SIZE, Int32Array
 
 CopyBlocks = Callable[[int, Int32Array], None]  # (group, pairs [N, 2] of source and destination)
 
 GIVEN_BACK = -1  # in the int32 rows that backends read, for a block that a window has passed
-
-
-def blocks_for(num_tokens: int) -> int:
-    """Blocks that num_tokens tokens stand in."""
-    return -(-num_tokens // BLOCK_SIZE)
-
-
-def peak_blocks(num_tokens: int, window: int | None, chunk: int) -> int:
-    """The most blocks of a group that a sequence of num_tokens ever holds, computed `chunk` at a time."""
-    if window is None:
-        return blocks_for(num_tokens)
-    return min(blocks_for(num_tokens), blocks_for(window + chunk) + 1)
-
-
-class BlockTable:
-    """The blocks of one sequence: a row of every group's table."""
-
-    __slots__ = (
-        "blocks",
-        "first",
-        "keys",
-        "num_blocks",
-        "num_published",
-        "num_tokens",
-        "prefix_root",
-        "row",
-        "tail_shared",
-    )
-
-    def __init__(self, row: int, num_groups: int, prefix_root: bytes, keys: list[bytes]) -> None:
-        self.row = row
-        self.prefix_root = prefix_root
-        self.keys = keys  # of the full blocks, as far as they were asked for
-        self.blocks: list[list[int]] = [[] for _ in range(num_groups)]  # of each group, blocks [first, num_blocks)
-        self.num_blocks = 0
-        self.num_tokens = 0  # computed; the last block may have room for more
-        self.first = [0] * num_groups  # blocks before it are given back
-        self.num_published = 0
-        self.tail_shared = False  # a fork may hold the last block too, and it is not full
 
 
 class _Group:
@@ -103,6 +65,8 @@ class KVCache:
         copy: CopyBlocks,
         prefix_caching: bool = True,
     ) -> None:
+        self.windows = tuple(windows)
+        self.num_blocks = tuple(num_blocks)
         self.max_blocks = blocks_for(max_context)
         self.prefix_caching = prefix_caching
         self._groups = [_Group(w, n, max_seqs, self.max_blocks) for w, n in zip(windows, num_blocks, strict=True)]
@@ -111,14 +75,6 @@ class KVCache:
         self._tables: dict[int, BlockTable] = {}  # by row
 
     # What there is
-
-    @property
-    def windows(self) -> tuple[int | None, ...]:
-        return tuple(group.window for group in self._groups)
-
-    @property
-    def num_blocks(self) -> tuple[int, ...]:
-        return tuple(group.pool.num_blocks for group in self._groups)
 
     @property
     def num_used_blocks(self) -> int:

@@ -1,6 +1,6 @@
 """Memory: weights + KV of every running request + working buffers + runtime, and how many requests fit.
 
-KV of a request is counted in the engine's own blocks of 16 tokens (`kv.cache.peak_blocks`), layer kind by layer kind:
+KV of a request is counted in the engine's own blocks of 16 tokens (`kv.table.peak_blocks`), layer kind by layer kind:
 a sliding window keeps no more than the window. Static reservation, which paging replaces, takes the longest context for
 every request.
 """
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pagoda.kv.cache import blocks_for, peak_blocks
+from pagoda.kv.table import blocks_for, peak_blocks
 from pagoda.plan.model.shapes import AttentionShape, ModelShape
 from pagoda.types import BLOCK_SIZE
 
