@@ -7,6 +7,7 @@ while blocks are short, in chunks of random size, some are cancelled, some have 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from hypothesis import strategies as st
 from fake_drafters import FakeDrafter
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
+from pagoda.grammar.compiler import GrammarCompiler
+from pagoda.grammar.constraint import CompiledGrammar, GrammarConstraint
+from pagoda.grammar.source import GrammarSource
 from pagoda.types import Delta, Request, SamplingParams, StepResult, TokenLogprobs
 
 MAX_BATCH_TOKENS = 256
@@ -212,3 +216,48 @@ def test_drafts_change_nothing(loaded: LoadedEngine, alone: Alone) -> None:
         own = [delta for delta in deltas if delta.request_id == id]
         assert [output(own, index) for index in range(request.params.n)] == wanted[id]
     assert sum(kept for _, kept in drafter.outcomes) > 50
+
+
+class Unforced(GrammarConstraint):
+    """A constraint that does not tell which tokens it forces."""
+
+    __slots__ = ()
+
+    def forced(self) -> list[int]:
+        return []
+
+
+class UnforcedGrammar:
+    def __init__(self, grammar: CompiledGrammar) -> None:
+        self.grammar = grammar
+
+    def start(self) -> GrammarConstraint:
+        constraint = self.grammar.start()
+        constraint.__class__ = Unforced
+        return constraint
+
+
+def test_forced_tokens_change_nothing(loaded: LoadedEngine) -> None:
+    """A JSON schema: its keys come at once, and the answers are those of one token a step, every token sampled."""
+    schema = {
+        "type": "object",
+        "properties": {"first_name": {"type": "string", "maxLength": 9}, "favourite": {"enum": ["red", "green"]}},
+        "required": ["first_name", "favourite"],
+    }
+    compiled = GrammarCompiler(loaded.tokenizer).compile(GrammarSource("json_schema", json.dumps(schema)))
+    prompt = tuple(loaded.tokenizer.encode("Ada, described in JSON:"))
+    answers, num_steps = [], []
+    for constraint in (compiled, UnforcedGrammar(compiled)):
+        for i, temperature in enumerate((0.0, 0.9)):
+            params = SamplingParams(max_tokens=40, temperature=temperature, seed=i)
+            loaded.core.add(Request(str(i), prompt, params, 0.0, cache_salt=fresh_salt(), constraint=constraint))
+        deltas: list[Delta] = []
+        num_steps.append(0)
+        while loaded.core.has_work:
+            deltas += loaded.core.step().deltas
+            num_steps[-1] += 1
+        texts = ["".join(delta.text for delta in deltas if delta.request_id == str(i)) for i in range(2)]
+        assert all(json.loads(text)["favourite"] in ("red", "green") for text in texts)
+        answers.append((texts, [output([d for d in deltas if d.request_id == str(i)], 0) for i in range(2)]))
+    assert answers[0] == answers[1]
+    assert num_steps[0] < num_steps[1]

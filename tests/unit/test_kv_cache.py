@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pagoda.kv.cache import KVCache
 from pagoda.kv.prefix import prefix_root
-from pagoda.kv.table import BlockTable, blocks_for, peak_blocks
+from pagoda.kv.table import BlockTable, peak_blocks
 from pagoda.types import Int32Array
 
 ROOT = prefix_root("", None)
