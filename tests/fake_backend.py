@@ -211,6 +211,7 @@ class FakeTokenizer:
     """Token i is character i of the alphabet below, EOS is nothing."""
 
     eos_ids = frozenset({EOS_ID})
+    vocab_size = VOCAB_SIZE
     alphabet = "\0~" + "abcdefghijklmnopqrstuvwxyz0123456789.,"
 
     @classmethod
@@ -219,6 +220,9 @@ class FakeTokenizer:
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return [self.alphabet.index(character) for character in text if character in self.alphabet]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.character(token_id).encode()
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.character(token_id) for token_id in ids)

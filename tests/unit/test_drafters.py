@@ -78,6 +78,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "stop token": {"temperature": 1.0, "stop_token_ids": (9, 10, 11)},
     "eos": {"temperature": 1.0, "ignore_eos": False, "max_tokens": 60},
     "min_tokens": {"temperature": 1.0, "stop_token_ids": tuple(range(20)), "min_tokens": 9},
+    "mirostat": {"temperature": 1.0, "mirostat": 2, "mirostat_tau": 2.0},
+    "dry, xtc": {"temperature": 1.0, "dry_multiplier": 0.8, "xtc_probability": 0.5, "min_p": 0.02},
     "logprobs": {"temperature": 1.0, "logprobs": 2},
     "prompt logprobs": {"prompt_logprobs": 1},
     "choices": {"temperature": 1.0, "n": 4},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from pagoda.sampling.top_k import TopKSampler
 from pagoda.types import Batch, Delta, FloatArray, Request, SamplingParams, StepResult, UInt32Array
 
 PROMPT = (5, 9, 20, 11, 30)
-SEEDS = (1, 2, 4, 5, 8, 13, 21)
+SEEDS = (1, 4, 5, 8, 13)
 
 
 def request(grammar: FakeGrammar | None, id: str = "r", prompt: tuple[int, ...] = PROMPT, **params: Any) -> Request:
@@ -79,6 +80,8 @@ KINDS: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 8, "stop": ("q", "7", "e")},
     {"temperature": 1.0, "stop_token_ids": tuple(range(10)), "min_tokens": 3},
     {"temperature": 1.0, "logprobs": 1},
+    {"temperature": 1.0, "mirostat": 2, "mirostat_tau": 2.0},
+    {"temperature": 1.0, "dry_multiplier": 0.8, "xtc_probability": 0.5, "min_p": 0.02},
     {"temperature": 1.0, "ignore_eos": True, "max_tokens": None},
     {"bad_words": ("k", "ab"), "logit_bias": {7: -100.0}},
     {"allowed_token_ids": tuple(range(30))},
@@ -86,15 +89,21 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("accuracy", [None, 0.5, 1.0])
-@pytest.mark.parametrize("setting", ["cpu", "device", "ranking device", "native sampler", "few tokens", "few blocks"])
-def test_answers_are_those_of_one_token_a_step(setting: str, accuracy: float | None) -> None:
+@functools.cache
+def many_requests() -> tuple[list[Request], dict[tuple[str, int], tuple[Any, ...]]]:
+    """→ (requests of all kinds, what they get one token a step)"""
     requests = [
         request(FakeGrammar(seed), f"{seed}-{i}", PROMPT * (1 + i % 3), **params)
         for seed in SEEDS
         for i, params in enumerate(KINDS)
     ]
-    right = one_by_one(requests)
+    return requests, one_by_one(requests)
+
+
+@pytest.mark.parametrize("accuracy", [None, 0.5, 1.0])
+@pytest.mark.parametrize("setting", ["cpu", "device", "ranking device", "native sampler", "few tokens", "few blocks"])
+def test_answers_are_those_of_one_token_a_step(setting: str, accuracy: float | None) -> None:
+    requests, right = many_requests()
     prompts = {one.id: one.prompt_token_ids for one in requests}
     known = {key: [*prompts[key[0]], *answer[1]] for key, answer in right.items()}
     models = {"device": FakeDevice((None,)), "ranking device": FakeRankingDevice((None,))}
