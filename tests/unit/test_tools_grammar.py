@@ -11,12 +11,13 @@ import pytest
 from grammar_walk import allowed_ids, small_tokenizer, walk
 from pagoda.errors import RequestError
 from pagoda.grammar.compiler import GrammarCompiler
-from pagoda.grammar.constraint import CompiledGrammar, Constraint
+from pagoda.grammar.constraint import CompiledGrammar
 from pagoda.grammar.json_schema import prepare_schema
 from pagoda.grammar.lark import inline_schema
 from pagoda.grammar.source import GrammarSource
 from pagoda.text.tools.base import CallGrammar, Function
 from pagoda.text.tools.table import FORMATS
+from pagoda.types import TokenConstraint
 from tool_parsing import Said, said
 
 TOKENIZER = small_tokenizer()
@@ -143,7 +144,7 @@ class Begun:
     def __init__(self, grammar: CompiledGrammar, text: str) -> None:
         self._grammar, self._text = grammar, text
 
-    def start(self) -> Constraint:
+    def start(self) -> TokenConstraint:
         constraint = self._grammar.start()
         for token_id in TOKENIZER.encode(self._text, add_special=False):
             assert token_id in allowed_ids(constraint, TOKENIZER.vocab_size), (self._text, token_id)

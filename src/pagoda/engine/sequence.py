@@ -243,7 +243,7 @@ class Sequence:
 
 
 def _may_be_forced(params: SamplingParams) -> bool:
-    """Whether a token that the constraint leaves no choice about needs no sampling: nothing else could forbid it, nobody
-    asks how likely it was, and nothing learns from that."""
+    """Whether a forced token needs no sampling: nothing but the constraint could forbid it, nobody asks how likely it
+    was, and nothing learns from that."""
     forbids = params.allowed_token_ids is not None or params.bad_words
     return not forbids and params.logprobs is None and not params.mirostat
