@@ -299,6 +299,22 @@ def test_named_templates_of_a_folder(tmp_path: Path) -> None:
     assert template.render(HELLO, tools=[{}]) == "t"
 
 
+def test_named_templates_in_files_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("d")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("t")
+    template = folder(tmp_path)
+    assert template.render(HELLO) == "d"
+    assert template.render(HELLO, tools=[{}]) == "t"
+
+
+def test_an_ordinary_bos_is_spelled_as_text() -> None:
+    metadata = bpe_metadata()
+    the = metadata[KEY + "tokens"].index("Ġthe")
+    tokenizer = load_tokenizer(VocabularyFile(metadata | {KEY + "bos_token_id": the}))
+    assert ChatTemplate({"default": "{{ bos_token }}"}, tokenizer).render(HELLO) == " the"
+
+
 @pytest.mark.parametrize("value", [3, [{"name": "default"}], ["x"]])
 def test_a_folder_with_an_odd_template_is_a_format_error(tmp_path: Path, value: Any) -> None:
     with pytest.raises(FormatError, match="chat_template"):

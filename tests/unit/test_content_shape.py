@@ -150,3 +150,30 @@ def test_shapes() -> None:
 def test_a_template_that_refuses_all_gets_strings() -> None:
     assert find_shape("user", lambda messages: None) == ContentShape()
     assert find_shape("tool", lambda messages: None) == ContentShape()
+
+
+CALLS: dict[str, tuple[str, str]] = {  # how a template writes arguments, and the prompt
+    "as JSON of the object": ("{{ c.function.arguments | tojson }}", '{"a": "é"}'),
+    "key by key": ("{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}", "a=é;"),
+    "as the string that came": ("{{ 'x' + c.function.arguments }}", 'x{"a": "é"}'),
+    "without a look at what it is": ("{{ c.function.arguments }}", '{"a": "é"}'),
+    "either": (
+        "{% if c.function.arguments is string %}{{ c.function.arguments }}{% else %}"
+        "{{ c.function.arguments | tojson }}{% endif %}",
+        '{"a": "é"}',
+    ),
+}
+
+
+@pytest.mark.parametrize("reads", ["m.content", "m.content[0].text"])
+@pytest.mark.parametrize("case", CALLS)
+@pytest.mark.parametrize("arguments", ['{"a": "é"}', {"a": "é"}], ids=["string", "object"])
+def test_arguments_of_calls_in_any_shape(case: str, reads: str, arguments: Any) -> None:
+    written, expected = CALLS[case]
+    source = (
+        "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}" + written + "{% endfor %}"
+        "{% else %}{{ " + reads + " + '' }}{% endif %}{% endfor %}"
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    talk = [{"role": "user", "content": "one|"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert render(source, *talk) == "one|" + expected

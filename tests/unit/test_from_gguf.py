@@ -22,7 +22,7 @@ from pagoda.errors import UnsupportedError
 from pagoda.text.to_json import pipeline_of
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
 from pagoda.text.vocabulary import TokenType
-from tokenizer_files import BYTE, NORMAL, VocabularyFile, bpe_metadata, spm_metadata
+from tokenizer_files import BYTE, CONTROL, NORMAL, VocabularyFile, bpe_metadata, spm_metadata
 
 KEY = "tokenizer.ggml."
 
@@ -150,3 +150,27 @@ def test_what_a_tokenizer_json_cannot_say_is_refused() -> None:
 def test_bytes_of_a_file_without_types_are_bytes() -> None:
     vocabulary = load(SPM, token_type=None).vocabulary
     assert [kind for kind in vocabulary.types if kind == BYTE] == [BYTE] * 256
+
+
+PHI3 = {KEY + "tokens": [*SPM[KEY + "tokens"], "<|user|>", "<|end|>", "<|assistant|>", "<|endoftext|>"],
+        KEY + "token_type": [*SPM[KEY + "token_type"], *[CONTROL] * 4],
+        KEY + "scores": [*SPM[KEY + "scores"], *[0.0] * 4]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Phi-3-mini-4k-instruct", "phi3", "Phi 4"])
+def test_tokens_of_phi3_take_the_white_space_behind_them(name: str) -> None:
+    """llama.cpp knows it by the model's name; transformers by `rstrip` of the same tokens."""
+    tokenizer = load({**SPM, **PHI3, "general.name": name})
+    tokens = tokenizer.vocabulary.tokens
+
+    def pieces(text: str) -> list[str]:
+        return [tokens[i] for i in tokenizer.encode(text, add_special=False, parse_special=True)]
+
+    def behind(text: str) -> list[str]:
+        return [] if name != "Phi 4" else pieces(text)
+
+    assert pieces("<|end|>\n<|user|>") == ["<|end|>", *behind("\n"), "<|user|>"]
+    assert pieces("<tool>\n") == ["<tool>", *behind("\n")]
+    assert pieces("</s>  \n") == ["</s>", *behind("  \n")]
+    assert pieces("<|endoftext|>\n") == ["<|endoftext|>", *pieces("\n")]
+    assert pieces("<s>\n") == ["<s>", *pieces("\n")]

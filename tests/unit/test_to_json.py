@@ -22,7 +22,7 @@ from tricky_texts import texts
 KEY = "tokenizer.ggml."
 BPE, SPM = bpe_metadata(), spm_metadata()
 BPE_IDS = {text: i for i, text in enumerate(BPE[KEY + "tokens"])}
-TEXTS = ["the cat<|im_end|> <s>the</s>", "e\u0301 naïve\n\n  x<tool>y", *texts(60, seed=8)]
+TEXTS = ["</s>\n the<tool> \n<s> x", "the cat<|im_end|> <s>the</s>", "e\u0301 naïve\n\n  x<tool>y", *texts(60, seed=8)]
 
 
 def named(**changes: Any) -> dict[str, Any]:
@@ -47,6 +47,7 @@ SAID = {
     "three ends": BPE | named(eos_token_id=2, eot_token_id=3, eom_token_id=4),
     "a merge that needs a missing token": BPE | named(merges=["a nonesuch", *BPE[KEY + "merges"]]),
     "SentencePiece": SPM,
+    "tokens that take white space with them": SPM | {"general.name": "Phi-3-mini"},
     "SentencePiece without a space first": SPM | named(add_space_prefix=False),
 }
 

@@ -124,7 +124,11 @@ def converted(folder: Path, pipeline: Tokenizer, rows: int = 300, **files: Any) 
     config = files.get("config", {})
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    values = {"general.architecture": text("llama"), **tokenizer_values(folder, config, rows)}
+    values = {
+        "general.architecture": text("llama"),
+        "general.name": text(folder.name),
+        **tokenizer_values(folder, config, rows),
+    }
     with GGUFWriter(folder / "model.gguf", values, []):
         pass
     with open_gguf(folder / "model.gguf") as opened:
@@ -225,6 +229,18 @@ def test_what_gguf_cannot_say_is_refused_by_name(message: str, tmp_path: Path) -
 def test_models_that_gguf_cannot_say(model: Any, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=f"a {type(model).__name__} tokenizer"):
         converted(tmp_path, Tokenizer(model))
+
+
+def test_white_space_behind_tokens_is_said_by_the_name_of_phi3(tmp_path: Path) -> None:
+    folder = tmp_path / "Phi-3-mini"
+    folder.mkdir()
+    stripping = [AddedToken(text, rstrip=True, special=True) for text in ("</s>", "<|user|>", "<tool>")]
+    ours, theirs = converted(folder, changed(sentencepiece, added=stripping)(), **NAMED)
+    for probe in ("<|user|>\n the<tool> \nn<s>\n", *PROBES):
+        ids = ours.encode(probe, parse_special=True)
+        assert theirs.encode(probe, parse_special=True) == ids
+    with pytest.raises(UnsupportedError, match="no rstrip of '</s>', '<tool>' in a model called 'Phi-3-mini'"):
+        converted(folder, sentencepiece())
 
 
 def test_all_that_cannot_be_said_is_named_at_once(tmp_path: Path) -> None:

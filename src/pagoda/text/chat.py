@@ -14,7 +14,7 @@ from typing import Any
 from pagoda.errors import RequestError, UnsupportedError
 from pagoda.text import sandbox
 from pagoda.text.chat_sources import TemplateSource, template_sources
-from pagoda.text.content_shape import PROBED_ROLES, ContentShape, find_shape
+from pagoda.text.content_shape import PROBED_ROLES, ContentShape, find_shape, wants_json_arguments
 from pagoda.text.sandbox import Budget
 from pagoda.text.tokenizer import Tokenizer
 
@@ -35,6 +35,7 @@ class ChatTemplate:
         self._sources = dict(sources)
         self._budget = budget or Budget()
         self._shapes: dict[tuple[str, str], ContentShape] = {}  # by template and role
+        self._json_arguments: dict[str, bool] = {}  # by template
         for source in sources.values():
             _check(source, self._budget)
 
@@ -54,7 +55,7 @@ class ChatTemplate:
         generation prompt is added. Raises RequestError for messages that the template or a text model cannot take.
         """
         name = "tool_use" if tools and "tool_use" in self._sources else "default"
-        prepared = [_prepare(message, self._shape(name, message.get("role"))) for message in messages]
+        prepared = [self._prepared(name, message) for message in messages]
         if continue_final_message:
             prepared = _mark_end(prepared)
         rendered = self._render(
@@ -87,6 +88,27 @@ class ChatTemplate:
         except sandbox.TemplateError as error:
             raise _refusal(error) from error
 
+    def _prepared(self, name: str, message: Message) -> dict[str, Any]:
+        """A message as the template called `name` expects it: content and arguments of tool calls in its shapes."""
+        prepared = dict(message)
+        content = prepared.get("content")
+        if content is None:
+            prepared["content"] = ""
+        else:
+            texts = content if isinstance(content, str) else [_text_of(part) for part in content]
+            prepared["content"] = self._shape(name, prepared.get("role")).of(texts)
+        if prepared.get("tool_calls"):
+            written = _as_json if self._wants_json(name) else _as_object
+            prepared["tool_calls"] = [_with_arguments(call, written) for call in prepared["tool_calls"]]
+        return prepared
+
+    def _wants_json(self, name: str) -> bool:
+        """Whether the template called `name` reads arguments as JSON; tried out once."""
+        found = self._json_arguments.get(name)
+        if found is None:
+            found = self._json_arguments[name] = wants_json_arguments(lambda messages: self._try(name, messages))
+        return found
+
     def _shape(self, name: str, role: Any) -> ContentShape:
         """How the template called `name` reads content of a role; tried out once."""
         key = (name, role if role in PROBED_ROLES else "user")
@@ -107,9 +129,9 @@ class ChatTemplate:
 
     @cached_property
     def _named_tokens(self) -> dict[str, str]:
-        vocabulary = self._tokenizer.vocabulary
-        named = {"bos_token": vocabulary.bos_id, "eos_token": vocabulary.eos_id}
-        return {name: "" if i is None else vocabulary.tokens[i] for name, i in named.items()}
+        named = {"bos_token": self._tokenizer.bos_id, "eos_token": self._tokenizer.eos_id}
+        spelled = {name: b"" if i is None else self._tokenizer.token_bytes(i) for name, i in named.items()}
+        return {name: data.decode("utf-8", "replace") for name, data in spelled.items()}
 
 
 def load_chat_template(checkpoint: TemplateSource, tokenizer: Tokenizer, fallback: str | None = None) -> ChatTemplate:
@@ -147,19 +169,6 @@ def _refusal(error: sandbox.TemplateError) -> RequestError:
     return RequestError(f"the model's chat template refuses this: {error}", param="messages")
 
 
-def _prepare(message: Message, shape: ContentShape) -> dict[str, Any]:
-    """A message as templates expect it: content is there, and arguments of tool calls are objects."""
-    prepared = dict(message)
-    content = prepared.get("content")
-    if content is None:
-        prepared["content"] = ""
-    else:
-        prepared["content"] = shape.of(content if isinstance(content, str) else [_text_of(part) for part in content])
-    if prepared.get("tool_calls"):
-        prepared["tool_calls"] = [_parse_arguments(call) for call in prepared["tool_calls"]]
-    return prepared
-
-
 def _text_of(part: Any) -> str:
     if isinstance(part, str):
         return part
@@ -170,17 +179,26 @@ def _text_of(part: Any) -> str:
     return text
 
 
-def _parse_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The API carries arguments as a JSON string, templates expect the object; what is not JSON stays as it is."""
+def _with_arguments(call: Mapping[str, Any], written: Callable[[Any], Any]) -> dict[str, Any]:
     function = call.get("function")
-    arguments = function.get("arguments") if isinstance(function, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(arguments, str):
+    if not isinstance(function, Mapping) or "arguments" not in function:
         return dict(call)
+    return {**call, "function": {**function, "arguments": written(function["arguments"])}}
+
+
+def _as_object(arguments: Any) -> Any:
+    """The object that a string of JSON stands for, as the API carries arguments; what is none stays as it is."""
+    if not isinstance(arguments, str):
+        return arguments
     try:
         parsed = json.loads(arguments)
     except ValueError:
-        return dict(call)
-    return {**call, "function": {**function, "arguments": parsed if isinstance(parsed, dict) else arguments}}
+        return arguments
+    return parsed if isinstance(parsed, dict) else arguments
+
+
+def _as_json(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _mark_end(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from pagoda.text.json_file import read_json
 from pagoda.text.tokenizer import TokenizerSource
 from pagoda.text.vocabulary import TokenType, Vocabulary
 
+MORE_TEMPLATES = "additional_chat_templates"  # a folder where transformers 5 keeps the named ones
 _GGUF_KEY = "tokenizer.chat_template"
 
 
@@ -43,6 +44,8 @@ def folder_templates(folder: Path) -> dict[str, str]:
     listed = read_json(folder / "tokenizer_config.json").get("chat_template")
     found = _named(listed, folder / "tokenizer_config.json")
     found |= _named(read_json(folder / "chat_template.json").get("chat_template"), folder / "chat_template.json")
+    for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja")):
+        found[path.stem] = path.read_text(encoding="utf-8")
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         found["default"] = jinja.read_text(encoding="utf-8")

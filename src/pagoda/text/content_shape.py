@@ -2,11 +2,12 @@
 
 A template that loops over parts finds none in a string, and one that wants a string writes a list as Python does. Which
 of them a template is shows when conversations are tried out on it. Some read system prompts otherwise than questions,
-so each role is tried by itself.
+so each role is tried by itself. Arguments of tool calls have two shapes, too: an object, or its JSON as a string.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +39,25 @@ class ContentShape:
 
 def find_shape(role: str, render: Render) -> ContentShape:
     """How a template reads content of `role`, one of PROBED_ROLES. `render` gives None where the template refuses."""
-    found = _probe(role, str, render) or _probe(role, lambda text: [_part(text)], render)
+    found = _probe(role, str, render) or _probe(role, _parts, render)
     if found is None and role != "user":
         return find_shape("user", render)
     return found or ContentShape()
+
+
+def wants_json_arguments(render: Render) -> bool:
+    """Whether a template reads the arguments of tool calls as a string of JSON, and not as an object."""
+    arguments = {_KEY: "a-probe-value"}
+    for other in (str, _parts):
+        as_object, as_json = (
+            render(_conversation("tool", other(_OTHER), other, written)) or ""
+            for written in (arguments, json.dumps(arguments))
+        )
+        if "a-probe-value" in as_object and f"'{_KEY}'" not in as_object:  # not written out as Python does it
+            return False
+        if json.dumps(arguments) in as_json:
+            return True
+    return False
 
 
 def _probe(role: str, other: Callable[[str], Any], render: Render) -> ContentShape | None:
@@ -56,7 +72,7 @@ def _probe(role: str, other: Callable[[str], Any], render: Render) -> ContentSha
     return ContentShape(text=text, parts=both, one_part=parts and not both)
 
 
-def _conversation(role: str, content: Any, other: Callable[[str], Any]) -> list[dict[str, Any]]:
+def _conversation(role: str, content: Any, other: Callable[[str], Any], arguments: Any = None) -> list[dict[str, Any]]:
     """A conversation that most templates take, with one message of the role."""
     message = {"role": role, "content": content}
     question = {"role": "user", "content": other(_OTHER)}
@@ -66,9 +82,17 @@ def _conversation(role: str, content: Any, other: Callable[[str], Any]) -> list[
         return [message, question]
     if role == "assistant":
         return [question, message, question]
-    call = {"id": "call00001", "type": "function", "function": {"name": "probe", "arguments": {"argument": "value"}}}
+    call = {
+        "id": "call00001",
+        "type": "function",
+        "function": {"name": "probe", "arguments": arguments or {"argument": "value"}},
+    }
     asked = {"role": "assistant", "content": other(""), "tool_calls": [call]}
     return [question, asked, {**message, "tool_call_id": "call00001", "name": "probe"}]
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [_part(text)]
 
 
 def _part(text: str) -> dict[str, str]:

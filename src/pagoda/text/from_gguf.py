@@ -19,6 +19,7 @@ from pagoda.text.vocabulary import SPACE, Spelling, TokenType, Vocabulary, is_by
 _KEY = "tokenizer.ggml."
 NORMALIZER_KEY = "tokenizer.pagoda.normalizer"  # "NFC", of files that Pagoda wrote: GGUF itself has no word for it
 _NAMED = ("bos", "eos", "eot", "eom", "unknown", "padding", *FIM_END_TEXTS)
+_STRIPPING_TYPES = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED})
 _NOT_FROM_TEXT = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.UNUSED, TokenType.BYTE})
 
 
@@ -28,9 +29,9 @@ class PieceEncoder:
     def __init__(self, vocabulary: Vocabulary, ordinary: Callable[[str], list[int]]) -> None:
         self._ordinary = ordinary
         user_defined = _texts(vocabulary, {TokenType.USER_DEFINED})
-        self._always = SpecialSplitter(user_defined)
+        self._always = SpecialSplitter(user_defined, vocabulary.rstrip_ids)
         marked = _texts(vocabulary, {TokenType.CONTROL, TokenType.UNKNOWN})
-        self._with_control = SpecialSplitter({**marked, **user_defined})
+        self._with_control = SpecialSplitter({**marked, **user_defined}, vocabulary.rstrip_ids)
 
     def __call__(self, text: str, parse_special: bool) -> list[int]:
         splitter = self._with_control if parse_special else self._always
@@ -111,8 +112,20 @@ def _vocabulary(
         eos_ids=end_ids(tokens, types, ends, roles=[role for role in FIM_END_TEXTS if named[role] is None]),
         prefix=_frame(metadata, "add_bos_token", named["bos"], add_bos),
         suffix=_frame(metadata, "add_eos_token", named["eos"], False),
+        rstrip_ids=rstrip_ids(str(metadata.get("general.name", "")), tokens, types),
         strip_leading_space=strip,
     )
+
+
+def rstrip_ids(name: str, tokens: Sequence[str], types: Sequence[int]) -> frozenset[int]:
+    """The tokens that take the white space behind them with them, in the model called `name`.
+
+    GGUF files cannot say it; llama.cpp knows it of Phi-3 by the model's name, whose tokens are alike in this.
+    """
+    if not any(part in name.lower() for part in ("phi-3", "phi3")):
+        return frozenset()
+    marked = (i for i, kind in enumerate(types) if kind in _STRIPPING_TYPES)
+    return frozenset(i for i in marked if tokens[i] not in ("<unk>", "<s>", "<|endoftext|>"))
 
 
 def _types(

@@ -5,7 +5,7 @@ Where several match, the leftmost wins, and of those the longest, as in `tokeniz
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
@@ -17,14 +17,19 @@ class SpecialSplitter:
     `tokenizers` does it, over a model whose only token, 0, is any text that is not special.
     """
 
-    def __init__(self, specials: Mapping[str, int]) -> None:
-        """`specials` maps the texts to their ids; an empty text can match nothing and is left out."""
+    def __init__(self, specials: Mapping[str, int], rstrip_ids: Collection[int] = ()) -> None:
+        """`specials` maps the texts to their ids; an empty text can match nothing and is left out.
+
+        A token of `rstrip_ids` takes the white space behind it with it.
+        """
         texts = [text for text in specials if text]
         self._ids = [-1, *(specials[text] for text in texts)]
         ordinary = "\0" * (1 + max(map(len, texts), default=0))  # a name that no special token has
         self._automaton = Tokenizer(WordLevel({ordinary: 0}, unk_token=ordinary)) if texts else None
         if self._automaton is not None:
-            self._automaton.add_tokens([AddedToken(text, normalized=False, special=False) for text in texts])
+            self._automaton.add_tokens(
+                [AddedToken(text, normalized=False, rstrip=specials[text] in rstrip_ids) for text in texts]
+            )
 
     def split(self, text: str) -> list[str | int]:
         """Pieces in order: `str` for ordinary text (never empty), `int` for the id of a special token."""

@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 
 from pagoda.errors import UnsupportedError
 from pagoda.text.bpe import merge_pairs, pre_tokenizer
-from pagoda.text.chat_sources import named_templates
+from pagoda.text.chat_sources import MORE_TEMPLATES, named_templates
 from pagoda.text.from_gguf import NORMALIZER_KEY, is_encodable, read_gguf, text_ids
 from pagoda.text.tokenizer import TokenizerSource
 from pagoda.text.vocabulary import SPACE, TokenType, Vocabulary
@@ -36,6 +36,8 @@ def write_tokenizer(checkpoint: TokenizerSource, folder: Path) -> None:
         for name in FILES:
             if (checkpoint.path / name).is_file():
                 shutil.copyfile(checkpoint.path / name, folder / name)
+        if (checkpoint.path / MORE_TEMPLATES).is_dir():
+            shutil.copytree(checkpoint.path / MORE_TEMPLATES, folder / MORE_TEMPLATES, dirs_exist_ok=True)
         return
     vocabulary, _ = read_gguf(checkpoint.metadata)
     pipeline_of(vocabulary, checkpoint.metadata).save(str(folder / "tokenizer.json"))
@@ -120,8 +122,9 @@ def _ids(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def _added(vocabulary: Vocabulary, kinds: set[TokenType], *, special: bool) -> list[AddedToken]:
-    pairs = zip(vocabulary.tokens, vocabulary.types, strict=False)
-    return [AddedToken(text, special=special, normalized=False) for text, kind in pairs if kind in kinds]
+    ids = [i for i, kind in enumerate(vocabulary.types[: len(vocabulary.tokens)]) if kind in kinds]
+    flags = [{"special": special, "normalized": False, "rstrip": i in vocabulary.rstrip_ids} for i in ids]
+    return [AddedToken(vocabulary.tokens[i], **flag) for i, flag in zip(ids, flags, strict=True)]
 
 
 def _frame(vocabulary: Vocabulary) -> Any:

@@ -87,6 +87,7 @@ class Vocabulary:
     eos_ids: frozenset[int] = frozenset()  # every id that ends a turn
     prefix: tuple[int, ...] = ()  # what `add_special` puts before a text
     suffix: tuple[int, ...] = ()  # and after it
+    rstrip_ids: frozenset[int] = frozenset()  # of GGUF files: tokens that take the white space behind them with them
     strip_leading_space: bool = False  # of "sentencepiece": the space that encoding puts first goes in decoding
     _cache: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
 

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer as Pipeline
 
 from pagoda.errors import UnsupportedError
+from pagoda.text.from_gguf import rstrip_ids
 from pagoda.text.vocabulary import SPACE, Vocabulary
 
 State = Mapping[str, Any]  # a step of a pipeline as tokenizer.json writes it
@@ -21,13 +22,14 @@ FROM_SPACES = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "} 
 STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
-def check(state: State, pipeline: Pipeline, vocabulary: Vocabulary) -> None:
-    """`state` is the pipeline as JSON. Raises UnsupportedError that names all that cannot be said."""
+def check(state: State, pipeline: Pipeline, vocabulary: Vocabulary, name: str) -> None:
+    """`state` is the pipeline as JSON, `name` the model's. Raises UnsupportedError, which names all of it."""
     kind = state["model"].get("type")
     if kind != "BPE":
         raise UnsupportedError(f"a {kind} tokenizer cannot be written to GGUF; BPE can")
     special = _sentencepiece if is_sentencepiece(state) else _byte_level
-    reasons = [*_model(state["model"]), *special(state), *_added(state, pipeline), *_frame(vocabulary)]
+    added = [*_added(state, pipeline), *_rstrip(state, vocabulary, name)]
+    reasons = [*_model(state["model"]), *special(state), *added, *_frame(vocabulary)]
     if reasons:
         raise UnsupportedError(
             f"this tokenizer.json cannot be written to GGUF, which has no word for {'; '.join(reasons)}"
@@ -114,13 +116,23 @@ def _as_replace(step: State) -> State:
 def _added(state: State, pipeline: Pipeline) -> Iterator[str]:
     """Added tokens that take spaces with them, match whole words only, or are found in normalized text only."""
     tokens = state["added_tokens"]
-    for flag in ("lstrip", "rstrip", "single_word"):
+    for flag in ("lstrip", "single_word"):
         if flagged := [token["content"] for token in tokens if token[flag]]:
             yield f"{flag} of {_listed(flagged)}"
     if pipeline.normalizer is not None:
         texts = [token["content"] for token in tokens if token["normalized"]]
         if changed := [text for text in texts if pipeline.normalizer.normalize_str(text) != text]:
             yield f"normalized of {_listed(changed)}"
+
+
+def _rstrip(state: State, vocabulary: Vocabulary, name: str) -> Iterator[str]:
+    """Added tokens that take white space with them, unless readers know it by the model's name."""
+    flagged = {token["content"] for token in state["added_tokens"] if token["rstrip"]}
+    known = {vocabulary.tokens[i] for i in rstrip_ids(name, vocabulary.tokens, vocabulary.types)}
+    if flagged - known:
+        yield f"rstrip of {_listed(sorted(flagged - known))}"
+    if known - flagged:
+        yield f"no rstrip of {_listed(sorted(known - flagged))} in a model called {name!r}"
 
 
 def _frame(vocabulary: Vocabulary) -> Iterator[str]:

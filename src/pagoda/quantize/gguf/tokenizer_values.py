@@ -51,7 +51,7 @@ def tokenizer_values(folder: Path, config: Mapping[str, Any], vocab_rows: int) -
         raise FormatError(message, path=str(folder / "tokenizer.json"))
     pipeline, _, settings = read_pipeline(folder, config)
     state = json.loads(pipeline.to_str())
-    check(state, pipeline, vocabulary)
+    check(state, pipeline, vocabulary, folder.absolute().name)
     kind = _sentencepiece(state, vocabulary, vocab_rows) if is_sentencepiece(state) else _byte_level(state, pipeline)
     named = _named(settings, vocabulary, vocab_rows)
     return {**kind, **_vocabulary(vocabulary, vocab_rows), **named, **_templates(folder)}
