@@ -27,8 +27,8 @@ Program::Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max
 }
 
 int Program::add_buffer(int64_t columns, int64_t rows) {
-    const int64_t stride = round_up(columns, 32);
-    workspace.buffers.push_back({LazyMemory(static_cast<size_t>(workspace.max_tokens * rows * stride) * 4), stride});
+    const int64_t stride = round_up(columns, 32), all = workspace.max_tokens * rows;
+    workspace.buffers.push_back({LazyMemory(static_cast<size_t>(all * stride) * 4), all, columns, stride});
     return static_cast<int>(workspace.buffers.size()) - 1;
 }
 
@@ -123,6 +123,7 @@ void Program::work(const Step &step, int thread) {
     std::vector<Stretch> ahead;
     double since = profiling && thread == 0 ? now() : 0.0;
     for (size_t i = 0; i < stages_.size(); ++i) {
+        if (counters_[(i + 1) * static_cast<size_t>(threads) - 1].end == 0) continue;  // no items, so nobody need wait
         std::visit(
             [&]<class S>(const S &stage) {
                 for_items(i, [&](int64_t item) {
@@ -168,6 +169,7 @@ void Program::account(size_t i, const Step &step, double seconds) {
 std::vector<Program::Profile> Program::take_profile() {
     std::vector<Profile> taken;
     taken.swap(profile_);
+    std::erase_if(taken, [](const Profile &p) { return p.kind == nullptr; });
     return taken;
 }
 

@@ -26,10 +26,10 @@ class Program {
     // outside of anything.
     void run(const Step &step);
 
-    // What each stage did since the last call, when profiling.
+    // What the stages that had work did since the last call, when profiling.
     bool profiling = false;
     struct Profile {
-        const char *kind = "";  // the stage's kKind
+        const char *kind = nullptr;  // the stage's kKind
         Cost cost;
         double seconds = 0;
     };

@@ -183,7 +183,7 @@ void add_stage(Program &program, const std::string &kind, const nb::kwargs &give
 }
 
 void forward(Program &program, const Ints &tokens, const Ints &positions, const Ints &seq_starts,
-             const std::vector<IntTable> &tables, const Ints &logit_rows) {
+             const std::vector<IntTable> &tables, const Ints &logit_rows, const Ints &hidden_rows) {
     Step step{};
     step.tokens = static_cast<int64_t>(tokens.shape(0));
     step.sequences = static_cast<int64_t>(seq_starts.shape(0)) - 1;
@@ -192,6 +192,8 @@ void forward(Program &program, const Ints &tokens, const Ints &positions, const 
     step.positions = positions.data();
     step.seq_starts = seq_starts.data();
     step.logit_row_ids = logit_rows.data();
+    step.hidden_rows = static_cast<int64_t>(hidden_rows.shape(0));
+    step.hidden_row_ids = hidden_rows.data();
     if (positions.shape(0) != tokens.shape(0)) throw std::invalid_argument("a position for each token is needed");
     if (step.sequences < 1) throw std::invalid_argument("a step needs a sequence");
     for (const IntTable &t : tables) {
@@ -313,7 +315,16 @@ void bind_program(nb::module_ &m) {
                  p.workspace.copy_blocks(group, pairs.data(), static_cast<int64_t>(pairs.shape(0)));
              },
              "group"_a, "pairs"_a)
-        .def("forward", &forward, "tokens"_a, "positions"_a, "seq_starts"_a, "block_tables"_a, "logit_rows"_a)
+        .def("forward", &forward, "tokens"_a, "positions"_a, "seq_starts"_a, "block_tables"_a, "logit_rows"_a,
+             "hidden_rows"_a)
+        .def("buffer",
+             [](Program &p, int index) {
+                 const Buffer &b = p.workspace.buffer(index);
+                 const size_t shape[2] = {static_cast<size_t>(b.rows), static_cast<size_t>(b.columns)};
+                 const int64_t strides[2] = {b.stride, 1};
+                 return nb::ndarray<nb::numpy, float, nb::ndim<2>>(b.memory.data(), 2, shape, nb::find(p), strides);
+             },
+             "index"_a)
         .def("logits",
              [](Program &p) {
                  const Workspace &w = p.workspace;

@@ -67,6 +67,28 @@ int64_t Workspace::buffer_bytes() const {
     return static_cast<int64_t>(total);
 }
 
+int64_t Workspace::num_rows(Rows rows, const Step &step) const {
+    switch (rows) {
+        case Rows::Tokens: return step.tokens;
+        case Rows::Logits: return step.logit_rows;
+        case Rows::Hidden: return step.hidden_rows;
+        case Rows::Routed:
+        case Rows::ToRouted: return step.tokens * routing.top_k;
+    }
+    return 0;
+}
+
+int64_t Workspace::source_row(Rows rows, const Step &step, int64_t row) const {
+    switch (rows) {
+        case Rows::Logits: return step.logit_row_ids[row];
+        case Rows::Hidden: return step.hidden_row_ids[row];
+        case Rows::ToRouted: return routing.tokens[static_cast<size_t>(row)];
+        case Rows::Tokens:
+        case Rows::Routed: break;
+    }
+    return row;
+}
+
 // ---- a step -------------------------------------------------------------------------------------------------
 
 void Workspace::check(const Step &s) const {
@@ -78,6 +100,9 @@ void Workspace::check(const Step &s) const {
         require(s.token_ids[t] >= 0 && s.token_ids[t] < table_rows, "token id outside of the vocabulary");
     for (int64_t r = 0; r < s.logit_rows; ++r)
         require(s.logit_row_ids[r] >= 0 && s.logit_row_ids[r] < s.tokens, "logit row outside of the tokens");
+    require(s.hidden_rows <= max_tokens, "more rows of hidden states than the program was made for");
+    for (int64_t r = 0; r < s.hidden_rows; ++r)
+        require(s.hidden_row_ids[r] >= 0 && s.hidden_row_ids[r] < s.tokens, "row of hidden states outside of the tokens");
     for (int64_t b = 0; b < s.sequences; ++b) {
         const int64_t begin = s.seq_starts[b], end = s.seq_starts[b + 1];
         require(begin < end && end <= s.tokens, "every sequence needs a token, and sequences must cover the tokens");

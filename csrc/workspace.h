@@ -13,8 +13,8 @@ constexpr int kNone = -1;  // no such buffer
 
 // One step; see pagoda.types.Batch.
 struct Step {
-    int64_t tokens, sequences, logit_rows;
-    const int32_t *token_ids, *positions, *seq_starts, *logit_row_ids;
+    int64_t tokens, sequences, logit_rows, hidden_rows;
+    const int32_t *token_ids, *positions, *seq_starts, *logit_row_ids, *hidden_row_ids;
     struct Table {
         const int32_t *blocks;  // [sequences][width], rows `stride` apart
         int64_t stride, width;
@@ -22,10 +22,10 @@ struct Step {
     std::vector<Table> tables;  // a KV group each
 };
 
-// The rows that a stage works on: a token's each, or only those whose logits are wanted. Routed rows are a row for each
+// The rows that a stage works on: a token's each, or only those whose logits or hidden states are wanted. Routed rows are a row for each
 // expert that works for a token, expert by expert; where they are made, ToRouted, they are read from the tokens' rows.
-enum class Rows : int { Tokens, Logits, Routed, ToRouted };
-constexpr const char *kRowsNames[] = {"tokens", "logits", "routed", "to_routed"};
+enum class Rows : int { Tokens, Logits, Hidden, Routed, ToRouted };
+constexpr const char *kRowsNames[] = {"tokens", "logits", "hidden", "routed", "to_routed"};
 
 struct RopeTable {
     std::vector<float> inv_freq;
@@ -46,7 +46,7 @@ struct HeadLayout {
 
 struct Buffer {
     LazyMemory memory;
-    int64_t stride;  // floats a row
+    int64_t rows, columns, stride;  // floats from one row to the next
     float *row(int64_t r) const { return memory.as<float>() + r * stride; }
 };
 
@@ -126,15 +126,8 @@ struct Workspace {
     Routing routing;
     std::vector<int32_t> token_sequence;  // which sequence a token belongs to
 
-    int64_t num_rows(Rows rows, const Step &step) const {
-        return rows == Rows::Logits ? step.logit_rows : rows == Rows::Tokens ? step.tokens : step.tokens * routing.top_k;
-    }
-    // Which row of its input is row `row` made from.
-    int64_t source_row(Rows rows, const Step &step, int64_t row) const {
-        return rows == Rows::Logits     ? step.logit_row_ids[row]
-               : rows == Rows::ToRouted ? routing.tokens[static_cast<size_t>(row)]
-                                        : row;
-    }
+    int64_t num_rows(Rows rows, const Step &step) const;
+    int64_t source_row(Rows rows, const Step &step, int64_t row) const;  // from which row of its input `row` is made
     const Buffer &buffer(int index) const { return buffers.at(static_cast<size_t>(index)); }
     const LayerKV &layer(int index) const { return layers.at(static_cast<size_t>(index)); }
     bool takes_bytes(Type type) const { return activation_bits == 8 && kernels->gemm8[static_cast<int>(type)]; }

@@ -6,11 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from paged_run import PagedRun, reference_run
-from pagoda.backends.base import AttentionSpec, Backend, ExpertsSpec, Handle, KVGroup, Ops, RopeSpec
-from pagoda.types import RawTensor
+from pagoda.backends.base import (
+    AttentionSpec,
+    Backend,
+    ExpertsSpec,
+    Handle,
+    KVGroup,
+    LoadedModel,
+    Ops,
+    RopeSpec,
+    run_batch,
+)
+from pagoda.types import Batch, RawTensor
 from tiny_blocks import encode, noise
 
 WIDTHS = (32, 64)
@@ -62,7 +73,7 @@ class Graph:
     def kv_groups(self) -> tuple[KVGroup, ...]:
         return (KVGroup(tuple(range(self.num_layers)), None),)
 
-    def forward(self, ops: Ops) -> Handle:
+    def forward(self, ops: Ops) -> None:
         self.live = [(ops.embed(weight("table", VOCAB, 64)), 64)]
         layer = 0
         for i, step in enumerate(self.steps):
@@ -73,7 +84,8 @@ class Graph:
                 getattr(self, f"_{step.op}")(ops, f"{i}", step)
         last = self.steps[-1]
         x, width = self._pick(last.pick[0])
-        return ops.logits(x, weight("head", VOCAB, width, last.type))
+        ops.logits(x, weight("head", VOCAB, width, last.type))
+        ops.hidden_states(self._pick(last.pick[1])[0])
 
     def _pick(self, n: int, width: int | None = None) -> tuple[Handle, int]:
         fitting = [value for value in self.live if width in (None, value[1])]
@@ -141,20 +153,22 @@ def joined(first: list[Step], attention: Step, second: list[Step], another: Step
 ALL_STEPS = st.builds(joined, OTHERS, steps_of("attention"), OTHERS, steps_of("attention", "norm"), OTHERS)
 
 
-def _run(run: PagedRun) -> np.ndarray:
+def _run(run: PagedRun) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of all tokens, and hidden states of some."""
     first = run.step({"a": [3, 1, 4, 1, 5]})["a"]
-    second = run.step({"b": [9, 2, 6], "a": [5, 35]})
-    return np.concatenate([first, second["a"], second["b"]])
+    second = run.step({"b": [9, 2, 6], "a": [5, 35]}, hidden_rows=[4, 0])
+    return np.concatenate([first, second["a"], second["b"]]), run.hidden
 
 
 def assert_runs_as_stated(graph: Graph, backend: Backend) -> None:
-    """The backend's logits are the reference's, up to what rounding costs."""
+    """The backend's logits and hidden states are the reference's, up to what rounding costs."""
     loaded = backend.load(graph, max_batch_tokens=8, max_batch_seqs=8, kv_type="f32")
-    got, expected = _run(PagedRun(graph, loaded)), _run(reference_run(graph))
+    results = zip(_run(PagedRun(graph, loaded)), _run(reference_run(graph)), strict=True)
     loaded.close()
     quantized = any(step.type == "Q8_0" for step in graph.steps)
-    error = np.sqrt(np.square(got - expected).mean() / np.square(expected).mean())
-    assert error < (0.1 if quantized else 1e-4), graph.steps
+    for got, expected in results:
+        error = np.sqrt(np.square(got - expected).mean() / np.square(expected).mean())
+        assert error < (0.1 if quantized else 1e-4), graph.steps
 
 
 def step(op: str, *pick: int, type: str = "Q8_0", flag: bool = False) -> Step:
@@ -212,9 +226,32 @@ class Bent(Graph):
         super().__init__([ATTENTION])
         self.bend, self.spec = bend, spec
 
-    def forward(self, ops: Ops) -> Handle:
+    def forward(self, ops: Ops) -> None:
         x = ops.embed(weight("table", VOCAB, 64))
-        return ops.logits(ops.attention(0, *self.bend(ops, x), self.spec), weight("head", VOCAB, 64))
+        x = ops.attention(0, *self.bend(ops, x), self.spec)
+        ops.logits(x, weight("head", VOCAB, 64))
+        ops.hidden_states(x)
+
+
+class Encoder(Graph):
+    """A graph of one attention that ends in hidden states alone."""
+
+    def __init__(self) -> None:
+        super().__init__([ATTENTION])
+
+    def forward(self, ops: Ops) -> None:
+        x = ops.embed(weight("table", VOCAB, 64))
+        x = ops.add(x, ops.attention(0, *plain(ops, ops.rms_norm(x, vector("n", 64), 1e-5)), SPEC))
+        ops.hidden_states(ops.rms_norm(x, vector("m", 64), 1e-5))
+
+
+def hidden_states_of(loaded: LoadedModel, tokens: list[int], rows: list[int], logit_rows: list[int]) -> np.ndarray:
+    """Of one sequence, after a single step."""
+    count, blocks = np.array([len(tokens)], np.int32), np.zeros((1, 1), np.int32)
+    ids, positions = np.array(tokens, np.int32), np.arange(len(tokens), dtype=np.int32)
+    wanted = (np.array(logit_rows, np.int32), np.array(rows, np.int32))
+    run_batch(loaded, Batch(ids, positions, np.append(np.int32(0), count), count, (blocks,), *wanted))
+    return loaded.hidden_states().copy()
 
 
 def q_of(ops: Ops, x: Handle) -> Handle:
@@ -227,3 +264,19 @@ def k_of(ops: Ops, x: Handle) -> Handle:
 
 def plain(ops: Ops, x: Handle) -> tuple[Handle, Handle, Handle]:
     return q_of(ops, x), k_of(ops, x), k_of(ops, x)
+
+
+def assert_encodes(backend: Backend) -> None:
+    """A model without logits gives hidden states, as the reference does, and refuses to give logits."""
+    from pagoda.backends.reference import ReferenceBackend
+
+    states = []
+    for each in (backend, ReferenceBackend()):
+        loaded = each.load(Encoder(), max_batch_tokens=8, max_batch_seqs=8, kv_type="f32")
+        loaded.allocate_kv((1,))
+        states.append(hidden_states_of(loaded, [3, 1, 4, 1, 5], [4, 0, 4], []))
+        with pytest.raises(ValueError, match="1 rows of logits are wanted of a model that gives none"):
+            hidden_states_of(loaded, [3], [], [0])
+        loaded.close()
+    np.testing.assert_allclose(*states, atol=1e-5)
+    assert states[0].shape == (3, 64)

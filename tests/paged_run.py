@@ -26,12 +26,18 @@ class PagedRun:
         self.free = [[int(b) for b in rng.permutation(num_blocks)] for _ in model.kv_groups]
         self.lengths: dict[str, int] = {}
         self.tables: dict[str, list[list[int]]] = {}
+        self.hidden: FloatArray = np.empty((0, 0), np.float32)
 
-    def step(self, chunks: Mapping[str, Sequence[int]]) -> dict[str, FloatArray]:
-        """Feed each sequence its next tokens. → logits of every one of them, a sequence each"""
+    def step(self, chunks: Mapping[str, Sequence[int]], hidden_rows: Sequence[int] = ()) -> dict[str, FloatArray]:
+        """Feed each sequence its next tokens. → logits of every one of them, a sequence each
+
+        `hidden` has the hidden states of these rows of the step then.
+        """
         for name, tokens in chunks.items():
             self._grow(name, len(tokens))
-        logits = run_batch(self.loaded, self._batch(chunks)).copy()
+        logits = run_batch(self.loaded, self._batch(chunks, hidden_rows)).copy()
+        if len(hidden_rows):
+            self.hidden = self.loaded.hidden_states().copy()
         for name in chunks:
             self._give_back(name)
         ends = np.cumsum([len(tokens) for tokens in chunks.values()])
@@ -54,7 +60,7 @@ class PagedRun:
                     free.insert(0, table[i])
                     table[i] = -1
 
-    def _batch(self, chunks: Mapping[str, Sequence[int]]) -> Batch:
+    def _batch(self, chunks: Mapping[str, Sequence[int]], hidden_rows: Sequence[int] = ()) -> Batch:
         counts = [len(tokens) for tokens in chunks.values()]
         ends = [self.lengths[name] for name in chunks]
         width = max(len(self.tables[name][0]) for name in chunks) + 1  # one that nobody uses
@@ -68,6 +74,7 @@ class PagedRun:
                 for g in range(len(self.model.kv_groups))
             ),
             logit_rows=np.arange(sum(counts), dtype=np.int32),
+            hidden_rows=np.array(hidden_rows, np.int32),
         )
 
 

@@ -173,7 +173,10 @@ class Program:
         seq_starts: npt.NDArray[np.int32],
         block_tables: list[npt.NDArray[np.int32]],
         logit_rows: npt.NDArray[np.int32],
+        hidden_rows: npt.NDArray[np.int32],
     ) -> None: ...
+    def buffer(self, index: int) -> npt.NDArray[np.float32]:
+        """A view of a buffer, [rows, columns]."""
     def logits(self) -> npt.NDArray[np.float32]:
         """A view of all logit rows, [max_logit_rows, vocab]."""
     @property

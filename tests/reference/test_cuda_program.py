@@ -9,7 +9,7 @@ from cuda_cases import need_torch
 
 need_torch()
 
-from op_graphs import ALL_STEPS, TRICKY, Graph, Step, assert_runs_as_stated, step
+from op_graphs import ALL_STEPS, TRICKY, Graph, Step, assert_encodes, assert_runs_as_stated, step
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.options import CudaOptions
 
@@ -26,3 +26,7 @@ def test_any_graph_computes_what_its_ops_say(steps: list[Step]) -> None:
 @pytest.mark.parametrize("last", [0, 1, 2, 3])
 def test_tricky_graphs(what: str, last: int) -> None:
     assert_runs_as_stated(Graph([*TRICKY[what], step("norm", last)]), BACKEND)
+
+
+def test_a_model_may_end_in_hidden_states_alone() -> None:
+    assert_encodes(BACKEND)

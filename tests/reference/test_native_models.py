@@ -236,6 +236,21 @@ def test_logits_of_wanted_rows_only_and_in_their_order() -> None:
         np.testing.assert_array_equal(got, expected[rows].reshape(-1, VOCAB))
 
 
+@pytest.mark.parametrize("type", ["F32", "Q8_0"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
+def test_hidden_states_of_wanted_rows(name: str, type: str) -> None:
+    """They are what the head reads, and no step changes their bits."""
+    model = model_of(name, type)
+    run, expected = native_run(model), reference_run(model)
+    run.step({"a": chunk("a", 0, 40), "b": chunk("b", 0, 3)}, hidden_rows=[39, 0, 42])
+    expected.step({"a": chunk("a", 0, 40), "b": chunk("b", 0, 3)}, hidden_rows=[39, 0, 42])
+    assert np.sqrt(np.square(run.hidden - expected.hidden).mean() / np.square(expected.hidden).mean()) < 0.02
+    alone = native_run(model, seed=1)
+    alone.step({"a": chunk("a", 0, 39)})
+    alone.step({"a": chunk("a", 39, 1)}, hidden_rows=[0])
+    np.testing.assert_array_equal(alone.hidden[0], run.hidden[0])
+
+
 # KV blocks
 
 

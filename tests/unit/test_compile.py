@@ -22,6 +22,7 @@ from op_graphs import (
     Bent,
     Graph,
     Step,
+    assert_encodes,
     assert_runs_as_stated,
     encoded,
     k_of,
@@ -123,11 +124,13 @@ def test_stages_of_a_quantized_layer(notes_of: Callable[..., Notes]) -> None:
     notes = notes_of(tiny("llama", "Q8_0"))
     attention = ["rowwise", "linear", "rope_and_store_kv", "attend", "rowwise", "linear"]
     feed_forward = ["rowwise", "linear", "rowwise", "linear"]
-    assert notes.kinds == ["embed", *2 * (attention + feed_forward), "rowwise", "linear"]
-    assert all(fields["quantized"] >= 0 and "out" not in fields for fields in notes.fields(StageKind.ROWWISE))
+    assert notes.kinds == ["embed", *2 * (attention + feed_forward), "rowwise", "linear", "rowwise"]
+    *quantizing, states = notes.fields(StageKind.ROWWISE)
+    assert all(fields["quantized"] >= 0 and "out" not in fields for fields in quantizing)
+    assert states["rows"] == "hidden"
     assert [len(parts) for parts in notes.parts()] == [3, 1, 2, 1, 3, 1, 2, 1, 1]
     assert [parts[0].accumulate for parts in notes.parts()] == [False, True] * 4 + [False]
-    assert [fields["rows"] for fields in notes.fields(StageKind.ROWWISE)] == ["tokens"] * 8 + ["logits"]
+    assert [fields["rows"] for fields in quantizing] == ["tokens"] * 8 + ["logits"]
 
 
 def test_stages_of_a_float_layer(notes_of: Callable[..., Notes]) -> None:
@@ -135,10 +138,10 @@ def test_stages_of_a_float_layer(notes_of: Callable[..., Notes]) -> None:
     notes = notes_of(tiny("llama"))
     attention = ["rowwise", "linear", "rope_and_store_kv", "attend", "linear"]
     feed_forward = ["rowwise", "linear", "rowwise", "linear"]
-    assert notes.kinds == ["embed", *2 * (attention + feed_forward), "rowwise", "rowwise", "linear"]
+    assert notes.kinds == ["embed", *2 * (attention + feed_forward), "rowwise", "rowwise", "linear", "rowwise"]
     assert notes.quantized == []
     rows = [fields.get("rows", "tokens") for fields in notes.fields(StageKind.ROWWISE)]
-    assert rows == ["tokens"] * 7 + ["logits"]
+    assert rows == ["tokens"] * 7 + ["logits", "hidden"]
 
 
 def test_norms_after_attention_add_into_the_residual(notes_of: Callable[..., Notes]) -> None:
@@ -218,6 +221,29 @@ def test_parts_of_one_stage_write_to_buffers_of_their_own(what: str, notes_of: C
     """Threads compute them side by side."""
     for parts in notes_of(Graph([*TRICKY[what], step("norm", 0)]).forward).parts():
         assert len({part.out for part in parts}) == len(parts)
+
+
+def test_a_model_may_end_in_hidden_states_alone() -> None:
+    assert_encodes(BACKEND)
+
+
+def test_hidden_states_lie_in_a_buffer_that_is_free_by_then(notes_of: Callable[..., Notes]) -> None:
+    """And the norm before the head is computed for wanted rows alone."""
+    notes = notes_of(tiny("llama", "Q8_0"))
+    norm, states = (fields for fields in notes.fields(StageKind.ROWWISE)[-2:])
+    assert (norm["rows"], states["rows"]) == ("logits", "hidden")
+    assert states["out"] in {part.out for parts in notes.parts() for part in parts}
+
+
+def test_a_stage_without_rows_does_not_run() -> None:
+    model = load_model(memory_checkpoint(TINY["llama"]))
+    loaded = BACKEND.load(model, max_batch_tokens=8, max_batch_seqs=8, kv_type="f32")
+    run, profiles = PagedRun(model, loaded), []
+    for rows in ([], [0]):
+        loaded.program.profiling = True
+        run.step({"a": [1, 2]}, hidden_rows=rows)
+        profiles.append(len(loaded.program.take_profile()))
+    assert profiles[1] == profiles[0] + 1
 
 
 def test_keys_used_as_values_are_fine_where_nothing_turns_them() -> None:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from op_graphs import Encoder, hidden_states_of
 from paged_run import PagedRun, reference_run
 from pagoda.backends import reference as ref
 from pagoda.backends.base import AttentionSpec, KVGroup, RopeSpec, RopeStyle, run_batch
@@ -203,3 +204,12 @@ def test_sizes_and_close() -> None:
     loaded.allocate_kv((2, 1))
     loaded.close()
     loaded.close()
+
+
+def test_a_model_may_end_in_hidden_states_alone() -> None:
+    loaded = ref.ReferenceBackend().load(Encoder(), max_batch_tokens=8, max_batch_seqs=8, kv_type="f32")
+    loaded.allocate_kv((1,))
+    all_rows = hidden_states_of(loaded, [3, 1, 4], [0, 1, 2], [])
+    np.testing.assert_array_equal(hidden_states_of(loaded, [3, 1, 4], [2, 0], []), all_rows[[2, 0]])
+    with pytest.raises(ValueError, match="2 rows of logits are wanted of a model that gives none"):
+        hidden_states_of(loaded, [3, 1], [], [0, 1])

@@ -37,6 +37,6 @@ def test_stages_add_up_to_steps_that_were_taken() -> None:
     """Each step is disturbed in one of its stages, each time another: no step took less than 5."""
     probe = Probe.__new__(Probe)
     key = (1, 1, 1, 1)
-    probe._names = {key: ["a", "b", "c", "d"]}
+    probe._kinds = {key: ["a", "b", "c", "d"]}
     probe._runs = {key: [[2.0 if stage == run % 4 else 1.0 for stage in range(4)] for run in range(16)]}
     assert sum(seconds for _, seconds in probe.stages(key)) == pytest.approx(5.0)

@@ -4,12 +4,12 @@ A model file (`pagoda.models`) states its forward pass once, in `Ops`. The refer
 once in numpy; the CPU backend records them into a native program; handles are opaque to the model.
 
 Letters: T tokens of the step, E hidden size, F feed-forward size, H query heads, K KV heads, D head size,
-V vocabulary, R rows whose logits are wanted.
+V vocabulary, R rows whose logits are wanted, R2 rows whose hidden states are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -121,6 +121,9 @@ class Ops(Protocol):
     def logits(self, x: Handle, weight: RawTensor, scale: float = 1.0, softcap: float | None = None) -> Handle:
         """Output head for the wanted rows only: scale * (x[logit_rows] @ weight.T), soft-capped. → [R, V]"""
 
+    def hidden_states(self, x: Handle) -> Handle:
+        """x[hidden_rows], which `LoadedModel.hidden_states` gives. → [R2, E]"""
+
 
 class ForwardModel(Protocol):
     """What a model file gives a backend. Attributes beyond these are the model's own."""
@@ -138,8 +141,8 @@ class ForwardModel(Protocol):
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]: ...
 
-    def forward(self, ops: Ops) -> Handle:
-        """State the forward pass; returns what `ops.logits` returned."""
+    def forward(self, ops: Ops) -> None:
+        """State the forward pass. It ends in `ops.logits`, in `ops.hidden_states`, or in both."""
 
 
 LOGIT_BLOCK = 64  # logits that are ranked together
@@ -208,8 +211,18 @@ class LoadedModel(Protocol):
     def wait(self, rows: Int32Array | None = None) -> FloatArray:
         """Wait for the launched step. → its logits [R, V] float32, or only `rows` of them, valid until the next wait"""
 
+    def hidden_states(self) -> FloatArray:
+        """Wait for the launched step. → its hidden states [R2, E] float32, valid until the next launch"""
+
     def close(self) -> None:
         """Free everything. Idempotent."""
+
+
+def check_ends(batch: Batch, ends: Collection[str]) -> None:
+    """ValueError for a step that wants rows of what the model does not end in: "logits", "hidden_states"."""
+    for end, rows in (("logits", batch.logit_rows), ("hidden_states", batch.hidden_rows)):
+        if rows.size and end not in ends:
+            raise ValueError(f"{rows.size} rows of {end} are wanted of a model that gives none")
 
 
 def run_batch(model: LoadedModel, batch: Batch) -> FloatArray:
@@ -238,5 +251,5 @@ class Backend(Protocol):
         """Put the model's weights in place, ready for allocate_kv.
 
         A step has at most max_batch_tokens tokens of max_batch_seqs sequences, and wants at most max_batch_seqs rows
-        of logits.
+        of logits, and as many of hidden states as it has tokens.
         """

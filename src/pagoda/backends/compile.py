@@ -45,10 +45,12 @@ def fusions(weights: PackedWeights) -> low.Fusions:
         order = weights.order(node["weight"])
         return b"" if order is None else order.tobytes()
 
-    def quantizes(node: Node) -> bool:
-        return node.op in ("linear", "logits") and node["weight"].type not in FLOAT_TYPES
+    def reads_through(node: Node) -> bool:
+        if node.op not in ("linear", "logits", "hidden_states"):
+            return False
+        return node.op == "hidden_states" or node["weight"].type not in FLOAT_TYPES
 
-    return low.Fusions(reading, quantizes, sums_with="products")
+    return low.Fusions(reading, reads_through, sums_with="products")
 
 
 class Compiler:
@@ -63,6 +65,7 @@ class Compiler:
         self.free_buffers: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # by columns, and rows a token
         self.quantized_buffers: dict[tuple[int, int], int] = {}
         self.ropes: dict[tuple[str, float, bytes], int] = {}
+        self.hidden_states: int | None = None  # the buffer that has them
 
     def compile(self) -> None:
         for node in self.nodes:
@@ -77,6 +80,8 @@ class Compiler:
                     self._attention(node)
                 case low.Logits():
                     self._logits(node)
+                case low.HiddenStates():
+                    self._hidden_states(node)
                 case low.Call():
                     self._call(node)
                 case low.AddNorm():
@@ -185,6 +190,12 @@ class Compiler:
         self._read(node.source)
         self._add(StageKind.LINEAR, x=gathered, parts=[part], rows="logits", softcap=softcap)
         self._give_back(gathered, node.source.columns)
+
+    def _hidden_states(self, node: low.HiddenStates) -> None:
+        fields = self._source(node.source)
+        self.hidden_states = self._allocate(node.out)
+        self._add(StageKind.ROWWISE, **fields, out=self.hidden_states, rows="hidden")
+        self._read(node.source)
 
     def _attention(self, node: low.Attention) -> None:
         spec, q = node.spec, self.buffers[node.q]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
 from pagoda import _native
-from pagoda.backends.base import ForwardModel, KVType
+from pagoda.backends.base import ForwardModel, KVType, check_ends
 from pagoda.backends.compile import Compiler, fusions
 from pagoda.backends.cores import usable_cores
 from pagoda.backends.lowering import kv_layers, lower
@@ -14,6 +16,8 @@ from pagoda.backends.packed_weights import PackedWeights
 from pagoda.backends.trace import record
 from pagoda.errors import CapacityError, ConfigError, EngineError, UnsupportedError
 from pagoda.types import Batch, FloatArray, Int32Array
+
+NO_ROWS: FloatArray = np.empty((0, 0), np.float32)  # of what a model does not end in
 
 
 class CpuBackend:
@@ -55,28 +59,35 @@ class CpuBackend:
         program.set_layers(layers, len(model.kv_groups))
         weights = PackedWeights(self.runtime)
         try:
-            Compiler(program, weights, lower(nodes, fusions(weights))).compile()
+            compiler = Compiler(program, weights, lower(nodes, fusions(weights)))
+            compiler.compile()
         except MemoryError as error:
             raise CapacityError("not enough memory for the weights; take a smaller model or format") from error
         except ValueError as error:
             raise UnsupportedError(f"the CPU backend cannot run this model: {error}") from error
-        return CpuModel(program, weights.num_bytes)
+        results = {} if compiler.hidden_states is None else {"hidden_states": program.buffer(compiler.hidden_states)}
+        if any(node.op == "logits" for node in nodes):
+            results["logits"] = program.logits()
+        return CpuModel(program, weights.num_bytes, results)
 
 
 class CpuModel:
-    """A program with its weights; a `LoadedModel`."""
+    """A program with its weights; a `LoadedModel`.
+
+    results: what its passes end in, by op, as the program's own memory: all the rows that a step may want.
+    """
 
     graph_bytes = 0
     asynchronous = False
     ranker = None
 
-    def __init__(self, program: _native.Program, weight_bytes: int) -> None:
+    def __init__(self, program: _native.Program, weight_bytes: int, results: Mapping[str, FloatArray]) -> None:
         self._program: _native.Program | None = program
         self.weight_bytes = weight_bytes
         self.buffer_bytes = program.buffer_bytes
-        self._logits: FloatArray | None = program.logits()
+        self._results = results
         self._staged: Batch | None = None
-        self._num_rows = 0  # of logits, in the step that was launched last
+        self._num_rows = {"logits": 0, "hidden_states": 0}  # of the step that was launched last
 
     @property
     def program(self) -> _native.Program:
@@ -101,18 +112,26 @@ class CpuModel:
         batch, self._staged = self._staged, None
         if batch is None:
             raise ValueError("a launch before a step was staged")
-        self.program.forward(tokens, batch.positions, batch.seq_starts, list(batch.block_tables), batch.logit_rows)
-        self._num_rows = batch.logit_rows.shape[0]
+        program = self.program
+        check_ends(batch, self._results)
+        tables, rows = list(batch.block_tables), (batch.logit_rows, batch.hidden_rows)
+        program.forward(tokens, batch.positions, batch.seq_starts, tables, *rows)
+        self._num_rows = {"logits": len(batch.logit_rows), "hidden_states": len(batch.hidden_rows)}
 
     def wait(self, rows: Int32Array | None = None) -> FloatArray:
-        if self._logits is None:
-            raise EngineError("the model is closed")
-        logits = self._logits[: self._num_rows]
+        logits = self._result("logits")
         return logits if rows is None else logits[rows]
+
+    def hidden_states(self) -> FloatArray:
+        return self._result("hidden_states")
+
+    def _result(self, end: str) -> FloatArray:
+        assert self.program
+        return self._results.get(end, NO_ROWS)[: self._num_rows[end]]
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         self.program.copy_blocks(group, np.ascontiguousarray(pairs, np.int32))
 
     def close(self) -> None:
         """Weights, buffers and KV go with the last reference to the program: whoever still holds logits holds one."""
-        self._program = self._logits = None
+        self._program, self._results = None, {}

@@ -121,6 +121,14 @@ class Logits:
 
 
 @dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """The wanted rows of the source."""
+
+    out: Node
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """An op that is fused with nothing, as it was recorded."""
 
@@ -129,7 +137,7 @@ class Call:
     arguments: Mapping[str, Any]
 
 
-FusedNode: TypeAlias = Embed | Rowwise | AddNorm | Linears | Attention | Logits | Call
+FusedNode: TypeAlias = Embed | Rowwise | AddNorm | Linears | Attention | Logits | HiddenStates | Call
 
 
 def values_read(part: object) -> Iterator[Node]:
@@ -184,6 +192,7 @@ class _Lowering:
             "rope": self._rope,
             "attention": self._attention,
             "logits": self._logits,
+            "hidden_states": self._hidden_states,
         }
 
     def run(self) -> Iterator[FusedNode]:
@@ -220,12 +229,12 @@ class _Lowering:
         return [] if self._is_folded(node) else [self._made_apart(node)]
 
     def _is_folded(self, node: Node) -> bool:
-        """Whether whoever reads the value makes it on the way, and none of them makes it twice for a token."""
+        """Whether all that read the value make it on the way: once for each token, or more often for a few of them."""
         if not node.users or not all(self.fusions.reads_through(user) for user in node.users):
             return False
         if all(user.op == "linear" for user in node.users):
             return len({self.fusions.reading(user) for user in node.users}) == 1
-        return all(user.op == "logits" for user in node.users)
+        return all(user.op in ("logits", "hidden_states") for user in node.users)  # of a few rows
 
     def _source(self, node: Node) -> Source:
         if node in self.made:
@@ -311,6 +320,12 @@ class _Lowering:
         self._make(node)
         self._read(node["x"])
         return [Logits(node, source, node["weight"], node["scale"], node["softcap"])]
+
+    def _hidden_states(self, node: Node) -> list[FusedNode]:
+        source = self._source(node["x"])
+        self._make(node)
+        self._read(node["x"])
+        return [HiddenStates(node, source)]
 
     # Attention
 

@@ -24,6 +24,7 @@ from pagoda.backends.base import (
     KVGroup,
     KVType,
     RopeSpec,
+    check_ends,
 )
 from pagoda.backends.trace import record
 from pagoda.formats.quantized import as_floats
@@ -182,6 +183,7 @@ class ReferenceOps:
         self.batch = batch
         self.kv = kv  # layer → its group's number and pool
         self.product = linear if batch_invariant else fast_linear
+        self.results: dict[str, FloatArray] = {}  # what the pass ends in, by op
 
     def embed(self, table: RawTensor, scale: float = 1.0) -> FloatArray:
         return self.weights[table][self.batch.tokens] * np.float32(scale)
@@ -236,7 +238,12 @@ class ReferenceOps:
 
     def logits(self, x: FloatArray, weight: RawTensor, scale: float = 1.0, softcap: float | None = None) -> FloatArray:
         rows = self.product(x[self.batch.logit_rows], self.weights[weight]) * np.float32(scale)
-        return softcapped(rows, softcap)
+        self.results["logits"] = softcapped(rows, softcap)
+        return self.results["logits"]
+
+    def hidden_states(self, x: FloatArray) -> FloatArray:
+        self.results["hidden_states"] = x[self.batch.hidden_rows]
+        return self.results["hidden_states"]
 
 
 class ReferenceModel:
@@ -253,8 +260,10 @@ class ReferenceModel:
         self.kv_pools: tuple[PagedKV, ...] = ()
         self._layers: dict[int, tuple[int, PagedKV]] = {}
         self._staged: Batch | None = None
-        self._logits: FloatArray = np.empty((0, model.vocab_size), np.float32)
-        shapes = {tensor.name: tensor.shape for node in record(model) for tensor in node.tensors}
+        self._results: dict[str, FloatArray] = {}  # of the launched step
+        nodes = record(model)
+        self._ends = {node.op for node in nodes}
+        shapes = {tensor.name: tensor.shape for node in nodes for tensor in node.tensors}
         self.weight_bytes = sum(4 * math.prod(shape) for shape in shapes.values())
         self.buffer_bytes = 4 * max_batch_seqs * model.vocab_size  # logits; the rest comes and goes
 
@@ -275,11 +284,17 @@ class ReferenceModel:
     def launch(self, tokens: Int32Array) -> None:
         assert self._staged is not None, "a launch before a step was staged"
         batch, self._staged = replace(self._staged, tokens=tokens), None
+        check_ends(batch, self._ends)
         ops = ReferenceOps(self._weights, batch, self._layers, batch_invariant=self._batch_invariant)
-        self._logits = self._model.forward(ops)
+        self._model.forward(ops)
+        self._results = ops.results
 
     def wait(self, rows: Int32Array | None = None) -> FloatArray:
-        return self._logits if rows is None else self._logits[rows]
+        logits = self._results.get("logits", np.empty((0, self._model.vocab_size), np.float32))
+        return logits if rows is None else logits[rows]
+
+    def hidden_states(self) -> FloatArray:
+        return self._results.get("hidden_states", np.empty((0, 0), np.float32))
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         for source, destination in pairs:

@@ -182,6 +182,9 @@ class Skipping:
     def wait(self, rows: Int32Array | None = None) -> FloatArray:
         return self._zeros if self.skip else self._model.wait(rows)
 
+    def hidden_states(self) -> FloatArray:
+        return self._model.hidden_states()
+
     def block_bytes(self, group: int) -> int:
         return self._model.block_bytes(group)
 

@@ -157,8 +157,10 @@ class Decoder:
             layers.setdefault(block.attention.spec.window, []).append(i)
         return tuple(KVGroup(tuple(members), window) for window, members in layers.items())
 
-    def forward(self, ops: Ops) -> Handle:
+    def forward(self, ops: Ops) -> None:
         x = ops.embed(self.embedding, self.embedding_scale)  # [T, E]
         for layer, block in enumerate(self.blocks):
             x = block.forward(ops, layer, x)
-        return ops.logits(self.output_norm.forward(ops, x), self.output, softcap=self.logit_softcap)  # [R, V]
+        x = self.output_norm.forward(ops, x)
+        ops.logits(x, self.output, softcap=self.logit_softcap)  # [R, V]
+        ops.hidden_states(x)  # [R2, E]

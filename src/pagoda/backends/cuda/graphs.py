@@ -39,8 +39,10 @@ class DecodeGraphs:
         self._pool: Any = None
 
     def serves(self, batch: Batch) -> bool:
-        """Whether it is a token and a row of logits a sequence."""
+        """Whether it is a token and a row of logits a sequence, and nothing else."""
         seqs = len(batch.seq_starts) - 1
+        if len(batch.hidden_rows):
+            return False
         return seqs == len(batch.tokens) == len(batch.logit_rows) and seqs <= self.sizes[-1] and bool(self._graphs)
 
     def size_for(self, num_seqs: int) -> int:
@@ -68,7 +70,8 @@ class DecodeGraphs:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits = program(step, kv)
+            logits = program(step, kv).logits
+        assert logits is not None
         self._pool = self._pool or graph.pool()
         self._graphs[size], self._logits[size] = graph, logits
 

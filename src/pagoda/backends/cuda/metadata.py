@@ -3,6 +3,7 @@
     [0, 2 G)    where each KV group's block tables start in this array, and how wide a row is
     tokens, positions, seqs     [capacity] each; a padding token has position -1
     rows                        [max_rows] whose logits are wanted
+    hidden                      [capacity] whose hidden states are wanted
     short, long                 tiles of consecutive tokens of one sequence: first token and count, [capacity, 2] each
     tables                      [B, width] of each group
 
@@ -38,7 +39,7 @@ class Limits:
 
     @property
     def ints(self) -> int:
-        return HEADER + 7 * self.tokens + self.rows + self.groups * self.seqs * self.table_width
+        return HEADER + 8 * self.tokens + self.rows + self.groups * self.seqs * self.table_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Step:
     positions: torch.Tensor  # [T]
     seqs: torch.Tensor  # [T]
     rows: torch.Tensor  # [R]
+    hidden: torch.Tensor  # [R2]
     short: torch.Tensor  # [n, 2]
     long: torch.Tensor  # [m, 2]
     short_len: int  # tokens of the longest short tile
@@ -76,6 +78,7 @@ class Layout:
     end: int  # ints that are used
     num_tokens: int  # padded
     num_rows: int
+    num_hidden: int
     num_short: int
     num_long: int
     short_len: int
@@ -95,8 +98,9 @@ class StepBuffer:
         self._next = 0
         self._device = torch.zeros(limits.ints, dtype=torch.int32, device=device)
         tokens, rows = limits.tokens, limits.rows
-        ends = np.cumsum([HEADER, tokens, tokens, tokens, rows, 2 * tokens, 2 * tokens]).tolist()
-        self._tokens, self._positions, self._seqs, self._rows, self._short, self._long, self._tables = ends
+        ends = np.cumsum([HEADER, tokens, tokens, tokens, rows, tokens, 2 * tokens, 2 * tokens]).tolist()
+        self._tokens, self._positions, self._seqs, self._rows, self._hidden, *places = ends
+        self._short, self._long, self._tables = places
 
     def lay_out(self, batch: Batch, num_tokens: int, num_rows: int) -> Layout:
         """A batch padded to num_tokens and num_rows, without its tokens."""
@@ -107,12 +111,15 @@ class StepBuffer:
         _put(array, self._positions, batch.positions, num_tokens, filler=-1)
         _put(array, self._seqs, np.repeat(np.arange(len(counts), dtype=np.int32), counts), num_tokens)
         _put(array, self._rows, batch.logit_rows, num_rows)
+        num_hidden = len(batch.hidden_rows)
+        _put(array, self._hidden, batch.hidden_rows, num_hidden)
         short, long = cut_tiles(batch.seq_starts, batch.positions, self.tiles)
         num_short = len(short) if used == num_tokens else num_tokens  # padding comes with decoding: a tile a token
         _put(array, self._short, short.reshape(-1), 2 * num_short)
         _put(array, self._long, long.reshape(-1), 2 * len(long))
         end = self._put_tables(array, batch.block_tables)
-        return Layout(host, end, num_tokens, num_rows, num_short, len(long), int(short[:, 1].max(initial=0)))
+        short_len = int(short[:, 1].max(initial=0))
+        return Layout(host, end, num_tokens, num_rows, num_hidden, num_short, len(long), short_len)
 
     def send(self, layout: Layout, tokens: Int32Array) -> Step:
         """Put the tokens in, and copy all to the device."""
@@ -127,6 +134,7 @@ class StepBuffer:
             positions=self._view(self._positions, layout.num_tokens),
             seqs=self._view(self._seqs, layout.num_tokens),
             rows=self._view(self._rows, layout.num_rows),
+            hidden=self._view(self._hidden, layout.num_hidden),
             short=self._view(self._short, 2 * layout.num_short).view(-1, 2),
             long=self._view(self._long, 2 * layout.num_long).view(-1, 2),
             short_len=layout.short_len,
@@ -193,9 +201,10 @@ def check_batch(batch: Batch, limits: Limits, num_blocks: tuple[int, ...], windo
     inner = np.ones(count, bool)
     inner[starts[:-1]] = False
     _require(bool((np.diff(positions)[inner[1:]] == 1).all()), "positions of a sequence do not follow each other")
-    rows = batch.logit_rows
-    _require(len(rows) <= limits.rows, f"{len(rows)} rows of logits; at most {limits.rows}")
-    _require(rows.size == 0 or (rows.min() >= 0 and rows.max() < count), "a row of logits is no token of the step")
+    _require(len(batch.logit_rows) <= limits.rows, f"{len(batch.logit_rows)} rows of logits; at most {limits.rows}")
+    _require(len(batch.hidden_rows) <= limits.tokens, f"{len(batch.hidden_rows)} rows; at most {limits.tokens}")
+    for rows, what in ((batch.logit_rows, "logits"), (batch.hidden_rows, "hidden states")):
+        _require(rows.size == 0 or (rows.min() >= 0 and rows.max() < count), f"a row of {what} is no token of the step")
     _require(len(batch.block_tables) == len(num_blocks), f"block tables for {len(batch.block_tables)} KV groups")
     _check_tables(batch, limits, num_blocks, windows)
 

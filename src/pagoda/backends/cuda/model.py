@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pagoda.backends.base import KVGroup, KVType, TopKBlocks
+from pagoda.backends.base import KVGroup, KVType, TopKBlocks, check_ends
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.graphs import DecodeGraphs
 from pagoda.backends.cuda.kv import KVLayer, KVPool, block_bytes
@@ -62,7 +62,9 @@ class CudaModel:
         self._layers: Mapping[int, KVLayer] = {}
         self._graphs = DecodeGraphs(limits.seqs) if graphs else None
         self._staged: _Staged | None = None
-        self.logits = torch.empty((0, vocab_size), dtype=torch.float32, device=device)  # of the launched step, [R, V]
+        self._no_logits = torch.empty((0, vocab_size), dtype=torch.float32, device=device)
+        self.logits = self._no_logits  # of the launched step, [R, V]
+        self._hidden_states: torch.Tensor | None = None  # of the launched step, [R2, E]; None: of no row
         self._ops = ops
         self._host: dict[str, torch.Tensor] = {}  # pinned, by what comes to lie there
 
@@ -131,7 +133,9 @@ class CudaModel:
             if self._graphs is not None and staged.graph is not None:
                 self.logits = self._graphs.replay(staged.graph)[: staged.num_rows]
             else:
-                self.logits = self.program(step, self._layers)
+                results = self.program(step, self._layers)
+                self.logits = self._no_logits if results.logits is None else results.logits
+                self._hidden_states = results.hidden_states
 
     def wait(self, rows: Int32Array | None = None) -> FloatArray:
         assert self.program
@@ -139,6 +143,14 @@ class CudaModel:
             chosen = self.logits if rows is None else self.logits[torch.from_numpy(rows).to(self._device)]
             (logits,) = self._to_host({"logits": chosen})
             return logits
+
+    def hidden_states(self) -> FloatArray:
+        assert self.program
+        if self._hidden_states is None:
+            return np.empty((0, 0), np.float32)
+        with torch.inference_mode():
+            (states,) = self._to_host({"hidden_states": self._hidden_states})
+            return states
 
     @property
     def ranker(self) -> CudaModel:
@@ -156,7 +168,7 @@ class CudaModel:
 
     def check(self, batch: Batch) -> None:
         """ValueError for a step that must not run, whatever its tokens."""
-        assert self.program
+        check_ends(batch, self.program.ends)
         if not self._pools:
             raise ValueError("a step before there are blocks of its KV groups: call allocate_kv")
         blocks = tuple(pool.num_blocks for pool in self._pools)

@@ -100,6 +100,9 @@ class ParallelModel:
     def wait(self, rows: Int32Array | None = None) -> FloatArray:
         return self._model.wait(rows)
 
+    def hidden_states(self) -> FloatArray:
+        return self._model.hidden_states()  # every rank has them all
+
     @property
     def ranker(self) -> CudaModel:
         return self._model  # every rank has all logits

@@ -37,28 +37,44 @@ class Run:
 Action = Callable[[Run], None]
 
 
-class Program:
-    """What `ProgramCompiler` made: call it with a step. → logits [R, V] float32
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a pass ends in; None: the model has no such end, or nobody asked."""
 
-    actions: each with the values that nobody reads after it.
+    logits: torch.Tensor | None  # [R, V] float32
+    hidden_states: torch.Tensor | None  # [R2, E] float32
+
+
+class Program:
+    """What `ProgramCompiler` made: call it with a step.
+
+    actions: each with the values that nobody reads after it. ends: by op, the values that are the results.
     """
 
     def __init__(
-        self, actions: list[tuple[Action, list[Node]]], ropes: list[RopeSpec], logits: Node, device: torch.device
+        self,
+        actions: list[tuple[Action, list[Node]]],
+        ropes: list[RopeSpec],
+        ends: Mapping[str, Node],
+        device: torch.device,
     ) -> None:
         self._actions = actions
-        self._logits = logits
+        self.ends = ends
         self._ropes = [
             (torch.from_numpy(spec.inv_freq.astype(np.float64)).to(device), float(spec.scale)) for spec in ropes
         ]
 
-    def __call__(self, step: Step, kv: Mapping[int, KVLayer]) -> torch.Tensor:
+    def __call__(self, step: Step, kv: Mapping[int, KVLayer]) -> Results:
         run = Run(step.with_angles(self._angles(step)), kv, {})
         for act, unread in self._actions:
             act(run)
             for value in unread:
                 del run.values[value]
-        return run.values[self._logits]
+        logits, hidden_states = (self.ends.get(op) for op in ("logits", "hidden_states"))
+        return Results(
+            None if logits is None else run.values.get(logits),
+            None if hidden_states is None else run.values.get(hidden_states),
+        )
 
     def _angles(self, step: Step) -> tuple[Angles, ...]:
         """In float64, as the reference: positions are large, and float32 would turn them by the wrong angle."""
@@ -88,20 +104,18 @@ class ProgramCompiler:
         self.streams: set[Node] = set()  # values that are [1, T, E] in float32, and may be added to
         self.computed: set[Node] = set()  # values that are whole, and of the type that products read
         self.cut: set[Node] = set()  # values of which each device has a part of the columns
-        self.logits: Node | None = None
+        self.ends: dict[str, Node] = {}
 
     def compile(self, nodes: Iterable[low.FusedNode]) -> Program:
         last_read: dict[Node, int] = {}  # in which action
         for node in nodes:
             self._emit(node)
             last_read |= dict.fromkeys(low.values_read(node), len(self.actions) - 1)
-        if self.logits is None:
-            raise UnsupportedError("a model without logits")
         unread: list[list[Node]] = [[] for _ in self.actions]
         for value, action in last_read.items():
             unread[action].append(value)
         actions = list(zip(self.actions, unread, strict=True))
-        return Program(actions, self.ropes, self.logits, self.weights.device)
+        return Program(actions, self.ropes, self.ends, self.weights.device)
 
     def _emit(self, node: low.FusedNode) -> None:
         match node:
@@ -117,6 +131,8 @@ class ProgramCompiler:
                 self._attention(node)
             case low.Logits():
                 self._logits(node)
+            case low.HiddenStates():
+                self._hidden_states(node)
             case low.Call():
                 self._call(node)
 
@@ -235,7 +251,7 @@ class ProgramCompiler:
         assert isinstance(node.source, Node)
         weight, read, out, ops = self.weights.matrix(node.weight), self._reader(node.source), node.out, self.ops
         scale, cap, shard, vocab_size = node.scale, node.softcap, self.shard, node.out.columns
-        self.logits = out
+        self.ends["logits"] = out
 
         def act(run: Run) -> None:
             rows = read(run).index_select(1, run.step.rows)
@@ -244,6 +260,17 @@ class ProgramCompiler:
                 logits = shard.gather(logits, vocab_size)
             logits = logits * scale if scale != 1.0 else logits
             run.values[out] = logits if cap is None else torch.tanh(logits / cap) * cap
+
+        self.actions.append(act)
+
+    def _hidden_states(self, node: low.HiddenStates) -> None:
+        assert isinstance(node.source, Node)
+        x, out = node.source, node.out
+        self.ends["hidden_states"] = out
+
+        def act(run: Run) -> None:
+            if len(run.step.hidden):
+                run.values[out] = whole(run.values[x].index_select(1, run.step.hidden))
 
         self.actions.append(act)
 

@@ -68,7 +68,7 @@ def cut(nodes: list[Node], shard: Shard) -> None:
                 arguments["spec"] = replace(spec, num_heads=heads, num_kv_heads=kv_heads)
             case "rope" | "head_norm":
                 arguments["num_heads"] //= shard.size
-            case "rms_norm" | "gated" | "add":
+            case "rms_norm" | "gated" | "add" | "hidden_states":
                 pass  # as whole or as cut as what they read
             case _:
                 raise ConfigError(f"--tensor-parallel {shard.size}: {node.op} cannot be shared out")

@@ -46,6 +46,9 @@ class _NoModel:
     def wait(self, rows: Int32Array | None = None) -> FloatArray:
         return self._logits if rows is None else self._logits[rows]
 
+    def hidden_states(self) -> FloatArray:
+        return self._logits[:0]
+
     def copy_blocks(self, group: int, pairs: Int32Array) -> None: ...
 
     def close(self) -> None: ...

@@ -224,6 +224,9 @@ class WindowOps:
             logits = compute.product(x.chunk(i), w, None) * scale
             self.on_logits(i, compute.fetch(compute.softcapped(logits, softcap)))
 
+    def hidden_states(self, x: SampleValue) -> None:
+        """Nobody wants those of a sample."""
+
 
 def _mixture(
     ops: WindowOps, x: SampleValue, router: SampleValue, experts: Sequence[ExpertMatrices], spec: ExpertsSpec
