@@ -188,7 +188,7 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # on the first delta, when asked for
     usage: Usage | None = None  # of this choice, with finish_reason
     error: str | None = None  # with finish_reason "error"
-    fault: Fault = "engine"  # whose the error is; but for the engine's own, others are still answered
+    fault: Fault = "engine"  # who is at fault; an engine's fault stops everything, others fail one request
 
 
 @dataclass(frozen=True, slots=True)

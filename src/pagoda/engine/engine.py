@@ -175,7 +175,7 @@ class Engine:
             self._leave(seq, reason)
         for request_id, error in unscored.items():
             self._end_all(request_id, "error", error)
-        if self._running is not None:
+        if self._running is not None and self._running.logits_plan.is_constrained:
             masks = self._masks.start(self._running.up_to_date().logits_plan)
             self._running = replace(self._running, masks=masks)
 

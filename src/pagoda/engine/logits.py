@@ -48,6 +48,11 @@ class LogitsPlan:
         """Whether everything that follows from these logits is predictable but for the tokens' ids."""
         return not self.prompt and not self.drafts and not any(seq.children for seq in self.sequences)
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether a token mask applies to some of the logits."""
+        return any(seq.constraint is not None for seq in self.sequences)
+
     def only(self, live: Seq[bool]) -> LogitsPlan:
         """The plan of some of the sequences: live[i] says whether sequences[i] is one of them."""
         if all(live):
