@@ -130,6 +130,6 @@ def _from_map(path: Path, control: set[str]) -> dict[int, AddedToken]:
 
 
 def _next_id(pipeline: Pipeline) -> int:
-    """The id that a token gets which the vocabulary does not hold."""
+    """The id that the pipeline gives to the next token that is not in its vocabulary."""
     own = pipeline.get_vocab_size(with_added_tokens=False)
     return max([own, *(i + 1 for i in pipeline.get_added_tokens_decoder() if i >= own)])

@@ -17,7 +17,7 @@ _GGUF_KEY = "tokenizer.chat_template"
 
 
 class TemplateSource(TokenizerSource, Protocol):
-    """What of a checkpoint a chat template is found by."""
+    """The parts of a checkpoint that tell where its chat template is."""
 
     @property
     def architecture(self) -> str: ...

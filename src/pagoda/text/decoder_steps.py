@@ -32,10 +32,10 @@ class Step(Protocol):
         """Takes the next token of the step before; hands on what is certain."""
 
     def finish(self) -> None:
-        """Hands on what was held back: no more comes."""
+        """Hands on what was held back, now that no more tokens come."""
 
     def forget(self) -> None:
-        """Takes what is held back for shown, but for the beginning of a character."""
+        """Drops what is held back, which has been shown already; keeps only the first bytes of a character."""
 
 
 class Plain:
@@ -257,7 +257,7 @@ class TextReplace:
 
 
 class Held:
-    """Leaves all that comes to the decoder of `tokenizers`, at the end of the text: for steps that need the whole."""
+    """Collects all tokens, and decodes them by `tokenizers` at the end of the text: for steps that need all of it."""
 
     def __init__(self, emit: Emit, decoder: Any, fused: bool) -> None:
         self._emit, self._decoder, self._fused = emit, decoder, fused

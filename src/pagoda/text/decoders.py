@@ -41,7 +41,7 @@ class DecoderChain:
         return ByteLevelRun(self._spell) if len(self._open) == 1 and self._is_byte_level else ChainRun(self._open)
 
     def token_bytes(self, token: str) -> bytes:
-        """What a token of this spelling adds within a text."""
+        """The bytes that a token of this spelling adds within a text."""
         for change in self._inside:
             token = change(token)
             byte = steps.byte_value(token) if self._has_bytes else None

@@ -1,4 +1,4 @@
-"""Tokens become text one by one: bytes go through an incremental UTF-8 decoder, and only whole characters come out.
+"""Tokens become text one by one, in whole characters; stop strings are found in it.
 
 Bytes that can never become a character come out as U+FFFD as soon as that is certain.
 """

@@ -118,7 +118,7 @@ def _vocabulary(
 
 
 def rstrip_ids(name: str, tokens: Sequence[str], types: Sequence[int]) -> frozenset[int]:
-    """The tokens that take the white space behind them with them, in the model called `name`.
+    """Ids of the tokens that take the white space behind them with them, in a model called `name`.
 
     GGUF files cannot say it; llama.cpp knows it of Phi-3 by the model's name, whose tokens are alike in this.
     """
@@ -156,7 +156,7 @@ def _types_by_looks(tokens: Sequence[str], named: Mapping[str, int | None], spel
 
 
 def _listed_ends(metadata: Mapping[str, Any]) -> Sequence[int]:
-    """All ends of a model that has more than GGUF's single ids can say, a key of Ollama's."""
+    """The ids in `eos_token_ids`, a key of Ollama's for models whose answers end in several ways."""
     return _array(metadata, "eos_token_ids", int) if _KEY + "eos_token_ids" in metadata else ()
 
 

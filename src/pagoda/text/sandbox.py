@@ -183,7 +183,7 @@ class TemplateProcess:
             self._process.wait()
 
     def _first_answer(self, deadline: float) -> bytes:
-        """The header of the answer. A process that takes long for it gives way to others from then on."""
+        """The header of the answer. A process that takes long for it runs at a lower priority from then on."""
         with suppress(TimeoutError):
             return self._receive(HEADER, min(time.monotonic() + PATIENCE_S, deadline))
         self.is_spent = True

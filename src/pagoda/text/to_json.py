@@ -141,7 +141,7 @@ def _frame(vocabulary: Vocabulary) -> Any:
 
 
 def _settings(vocabulary: Vocabulary, metadata: Mapping[str, Any], templates: Mapping[str, str]) -> dict[str, Any]:
-    """Roles only of tokens that are not text: a role makes a control token of its token."""
+    """The content of tokenizer_config.json. Text gets no role there: a role would make a control token of it."""
     tokens, types = vocabulary.tokens, vocabulary.types
     roles = {
         "bos_token": vocabulary.bos_id,

@@ -15,7 +15,7 @@ from pagoda.text.vocabulary import Vocabulary
 
 
 class TokenizerSource(Protocol):
-    """What of a checkpoint a tokenizer is made from."""
+    """The parts of a checkpoint that a tokenizer is made from."""
 
     @property
     def kind(self) -> str: ...
@@ -45,7 +45,7 @@ class Tokenizer:
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token: no text has fewer tokens than its length over this."""
+        """Characters of the longest token. A text has at least as many tokens as its length divided by this."""
         return max(map(len, self.vocabulary.tokens), default=1) or 1
 
     @property
@@ -58,7 +58,7 @@ class Tokenizer:
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """Every id that ends a turn."""
+        """Every id that ends an answer."""
         return self.vocabulary.eos_ids
 
     def encode(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:

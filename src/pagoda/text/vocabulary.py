@@ -77,14 +77,14 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The tokens of a model, V of them, and the ids that frame its prompts and end its turns."""
+    """The tokens of a model, V of them, and the ids that frame its prompts and end its answers."""
 
     tokens: Sequence[str]  # [V] as the file spells them
     types: Sequence[int]  # [V] TokenType
     spelling: Spelling | Decoder  # how tokens become text: as in GGUF files, or as a tokenizer.json says
     bos_id: int | None = None
     eos_id: int | None = None
-    eos_ids: frozenset[int] = frozenset()  # every id that ends a turn
+    eos_ids: frozenset[int] = frozenset()  # every id that ends an answer
     prefix: tuple[int, ...] = ()  # what `add_special` puts before a text
     suffix: tuple[int, ...] = ()  # and after it
     rstrip_ids: frozenset[int] = frozenset()  # of GGUF files: tokens that take the white space behind them with them
