@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda.backends.base import LOGIT_BLOCK, TopKBlocks
-from pagoda.engine.drafters import Drafter
+from pagoda.engine.drafters import Drafter, Pace
 from pagoda.engine.engine import Engine
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.reference import ReferenceSampler
@@ -243,6 +243,7 @@ def fake_engine(
     overlap: bool = True,
     sampler: SamplerProtocol | None = None,
     drafters: Sequence[Drafter] = (),
+    pace: Pace | None = None,
     max_rows: int = 0,
 ) -> Engine:
     """An engine over a FakeModel; by default with blocks for all."""
@@ -260,5 +261,6 @@ def fake_engine(
         prefix_caching=prefix_caching,
         overlap=overlap,
         drafters=drafters,
+        pace=pace,
         max_rows=max_rows,
     )

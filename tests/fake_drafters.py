@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from fake_backend import VOCAB_SIZE
-from pagoda.engine.drafters import DraftQuery, Key
+from pagoda.engine.drafters import DraftQuery, Key, Proposal
 
 
 class FakeDrafter:
@@ -34,8 +34,8 @@ class FakeDrafter:
         self.rng = random.Random(0)
         self.outcomes: list[tuple[int, int]] = []  # of each draft: tokens proposed, tokens kept
 
-    def propose(self, queries: Sequence[DraftQuery]) -> list[list[int]]:
-        return [self._propose(query) for query in queries]
+    def propose(self, queries: Sequence[DraftQuery]) -> list[Proposal]:
+        return [Proposal(self._propose(query)) for query in queries]
 
     def _propose(self, query: DraftQuery) -> list[int]:
         assert query.max_tokens > 0

@@ -113,6 +113,13 @@ class EngineSettings(Settings):
         float, Setting("Share of the memory available at start that Pagoda may take.", minimum=0.01, maximum=1)
     ] = 0.9
     prefix_caching: Annotated[bool, Setting("Reuse the KV of prompts that begin alike.")] = True
+    speculation: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Who guesses tokens ahead, which never changes an answer: auto, off, or a list of prediction, ngram and "
+            "shared_suffix. auto: all on a CPU, as far as they pay; none on a GPU."
+        ),
+    ] = ("auto",)
     seed: Annotated[int, Setting("Base of the seeds of requests that bring none.")] = 0
     batch_invariant: Annotated[
         bool, Setting("On a GPU: the same bits whatever else is in the batch, at a price; on CPUs it is always so.")

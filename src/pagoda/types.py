@@ -124,6 +124,8 @@ class Request:
     cache_salt: str = ""  # prefix blocks are shared only between equal salts
     adapter: str | None = None  # LoRA adapter, None: the base model
     constraint: CompiledConstraint | None = None  # what the outputs must obey
+    prediction: tuple[int, ...] | None = None  # tokens that the output will mostly be
+    max_draft_tokens: int | None = None  # in one step; 0: no speculation
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int  # prompt tokens whose KV came from the prefix cache
+    accepted_prediction_tokens: int = 0  # of the request's own prediction, those that came true
+    rejected_prediction_tokens: int = 0  # and those that were checked in vain
 
 
 @dataclass(frozen=True, slots=True)

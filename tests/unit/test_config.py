@@ -150,7 +150,8 @@ def test_every_setting_says_what_it_is_and_has_a_default_that_it_accepts(cls: ty
         assert field.about.help, field.name
         assert field.default is not MISSING
         if field.default not in (None, ()):
-            assert field.parse(str(field.default), "x") == field.default
+            text = ",".join(field.default) if field.many else str(field.default)
+            assert field.parse(text, "x") == field.default
     assert cls() == load_settings(cls, environ={})
 
 

@@ -80,6 +80,7 @@ def bench_settings(settings: EngineSettings, prompt: int, gen: int, batches: Ite
     return replace(
         settings,
         prefix_caching=False,
+        speculation=("off",),
         max_num_seqs=batch,
         max_batch_tokens=max(settings.batch_tokens, batch),
         max_context=max(context, settings.max_context or 0),

@@ -22,7 +22,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from pagoda.backends.base import LoadedModel
-from pagoda.engine.drafters import Draft, Drafter, Drafting
+from pagoda.engine.drafters import Drafter, Drafting, Pace
 from pagoda.engine.logits import LogitsPlan, LogitsReader, StepLogits, WholeRows
 from pagoda.engine.masks import MaskPool
 from pagoda.engine.opening import EngineTokenizer, SequenceOpener
@@ -30,6 +30,7 @@ from pagoda.engine.recorder import StepRecorder
 from pagoda.engine.runner import Runner, RunningStep, StagedStep
 from pagoda.engine.scheduler import Scheduler
 from pagoda.engine.sequence import SampledRun, Sequence, Status
+from pagoda.engine.speculation.prediction import PredictionDrafter
 from pagoda.engine.validation import validate_request
 from pagoda.engine.verify import sample_first, verify
 from pagoda.errors import RequestError
@@ -59,6 +60,7 @@ class Engine:
         seed: int = 0,
         overlap: bool = True,
         drafters: Seq[Drafter] = (),
+        pace: Pace | None = None,
     ) -> None:
         """`windows` and `num_blocks` describe the KV groups; one sequence of max_context tokens must fit in them.
 
@@ -80,7 +82,7 @@ class Engine:
             copy=model.copy_blocks,
             prefix_caching=prefix_caching,
         )
-        self._drafting = Drafting(drafters, vocab_size)
+        self._drafting = Drafting(drafters, vocab_size, pace)
         self.scheduler = Scheduler(
             self.kv,
             max_batch_tokens=max_batch_tokens,
@@ -168,6 +170,8 @@ class Engine:
             self._running = self._runner.launch(staged, sampled)
         runs = verify(logits, plan, running.masks, sampled)
         self._recorder.sample_s = time.perf_counter() - start
+        if all(count == 1 for count in running.plan.counts.values()):
+            self._drafting.observe(running.plan.num_tokens, self._recorder.forward_s + self._recorder.sample_s)
         ended, num_accepted = self._append(plan, runs, unscored)
         if not ahead:
             self._commit(running, num_accepted)
@@ -217,25 +221,25 @@ class Engine:
                 continue
             reason: FinishReason | None = None
             num_kept = 0
+            draft = plan.drafts.get(seq)
+            if draft is not None and draft.drafter.name == PredictionDrafter.name:
+                seq.count_predicted(len(draft.tokens), run.num_right)
             if run.token_ids:
                 delta = seq.append(run)
                 reason, num_kept = delta.finish_reason, len(delta.token_ids)
                 if num_kept > len(run.token_ids):
                     self._recorder.num_forced_tokens += num_kept - len(run.token_ids)
                 self._recorder.add_tokens(seq, delta, now)
-            if plan.drafts and seq in plan.drafts:
+            if draft is not None:
                 num_accepted[seq] = min(run.num_right, num_kept)
-                self._report_draft(seq, plan.drafts[seq], num_accepted[seq])
+                self._drafting.verified(seq, draft, num_accepted[seq])
+                self._recorder.add_draft(draft.drafter.name, len(draft.tokens), num_accepted[seq])
             if reason is None and run.error is not None:
                 reason = "error"
                 self._report_end(seq, reason, run.error)
             if reason is not None:
                 ended.append((seq, reason))
         return ended, num_accepted
-
-    def _report_draft(self, seq: Sequence, draft: Draft, num_accepted: int) -> None:
-        draft.drafter.verified((seq.request.id, seq.index), len(draft.tokens), num_accepted)
-        self._recorder.add_draft(draft.drafter.name, len(draft.tokens), num_accepted)
 
     def _commit(self, running: RunningStep, num_accepted: Mapping[Sequence, int]) -> None:
         """The planned tokens are in the cache, and so much of each draft; choices that waited for them fork off."""

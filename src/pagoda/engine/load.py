@@ -15,6 +15,8 @@ from pagoda.engine.device import make_backend, open_forward_model
 from pagoda.engine.drafters import Drafter
 from pagoda.engine.engine import Engine
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
+from pagoda.engine.speculation.choose import choose_drafters
+from pagoda.engine.speculation.pacing import Pacer
 from pagoda.engine.thread import EngineThread
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.models.registry import fallback_template
@@ -87,7 +89,7 @@ def load_engine(
     *,
     progress: Progress | None = None,
     source: LocalModel | None = None,
-    drafters: Sequence[Drafter] = (),
+    drafters: Sequence[Drafter] | None = None,
 ) -> LoadedEngine:
     """Find the model, put its weights in place, size the KV cache.
 
@@ -114,7 +116,7 @@ def _load(
     backend: Backend,
     source: LocalModel,
     checkpoint: Checkpoint,
-    drafters: Sequence[Drafter],
+    drafters: Sequence[Drafter] | None,
 ) -> LoadedEngine:
     forward_model = open_forward_model(checkpoint, settings)
     device_memory = backend.available_memory()
@@ -140,6 +142,8 @@ def _load(
             available,
             fill=device_memory is not None,
         )
+        if drafters is None:
+            drafters = choose_drafters(settings.speculation, asynchronous=model.asynchronous)
         core = _engine(settings, forward_model, model, tokenizer, kv_plan, drafters)
     except BaseException:
         model.close()
@@ -197,4 +201,5 @@ def _engine(
         prefix_caching=settings.prefix_caching,
         seed=settings.seed,
         drafters=drafters,
+        pace=Pacer(),
     )

@@ -214,7 +214,7 @@ class Scheduler:
             return
         share = max(1, left // len(ready))
         rooms = {seq: min(share, seq.max_len - 1 - len(seq.tokens)) for seq in ready}
-        drafts = drafting.propose({seq: room for seq, room in rooms.items() if room > 0})
+        drafts = drafting.propose({seq: room for seq, room in rooms.items() if room > 0}, plan.num_tokens)
         for seq, draft in drafts.items():
             left = min(self.max_batch_tokens - plan.num_tokens, plan.spare_rows)
             count = self._grow_for_draft(seq, seq.num_computed + plan.counts[seq], min(left, len(draft.tokens)))

@@ -72,6 +72,7 @@ class Sequence:
         "num_cached",
         "num_computed",
         "num_pending",
+        "num_predicted",
         "output",
         "prefix_root",
         "prompt_len",
@@ -107,6 +108,7 @@ class Sequence:
         self.output = output
         self.constraint = constraint
         self.takes_forced = constraint is not None and _may_be_forced(request.params)
+        self.num_predicted = (0, 0)  # tokens of the request's prediction that came true, and that did not
         self.tokens = array("i", request.prompt_token_ids)
         self.prompt_len = len(self.tokens)
         self.num_computed = 0
@@ -224,7 +226,12 @@ class Sequence:
         return forced
 
     def usage(self) -> Usage:
-        return Usage(self.prompt_len, self.num_outputs, self.num_cached)
+        return Usage(self.prompt_len, self.num_outputs, self.num_cached, *self.num_predicted)
+
+    def count_predicted(self, num_proposed: int, num_accepted: int) -> None:
+        """So many tokens of the request's prediction were checked, and the first num_accepted came true."""
+        accepted, rejected = self.num_predicted
+        self.num_predicted = (accepted + num_accepted, rejected + num_proposed - num_accepted)
 
     def ended(self, reason: FinishReason, now: float) -> FinishedRequest:
         """The facts of the whole life."""

@@ -3,7 +3,7 @@
 Names, meanings and buckets follow vLLM's V1 engine (vllm/v1/metrics/loggers.py), so that its dashboards can be
 pointed here; with `compat="vllm"` its own names stand in the output too.
 
-Not covered: series of what Pagoda does not have (LoRA, speculation, data-parallel ranks, KV transfer).
+Not covered: series of what Pagoda does not have (LoRA, data-parallel ranks, KV transfer).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
 from pagoda.observe.series import Counter, Gauge, Histogram, Info, LabelledCounter, Labels, Series
-from pagoda.types import BLOCK_SIZE, FinishedRequest, SamplingParams, StepResult
+from pagoda.types import BLOCK_SIZE, DraftCounts, FinishedRequest, SamplingParams, StepResult
 
 TTFT_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
                 40.0, 80.0, 160.0, 640.0, 2560.0)  # fmt: skip
@@ -84,7 +84,21 @@ class EngineSeries:
         self.request_prefill_time = _seconds("request_prefill_time", "From first scheduled to first token.")
         self.request_decode_time = _seconds("request_decode_time", "From first token to last.")
         self.request_inference_time = _seconds("request_inference_time", "From first scheduled to last token.")
+        self.spec_decode_num_drafts = Counter("spec_decode_num_drafts", "Drafts that were checked.")
+        self.spec_decode_num_draft_tokens = Counter("spec_decode_num_draft_tokens", "Tokens of those drafts.")
+        self.spec_decode_num_accepted_tokens = Counter("spec_decode_num_accepted_tokens", "Of them, those kept.")
+        self.spec_decode_num_accepted_tokens_per_pos = LabelledCounter(
+            "spec_decode_num_accepted_tokens_per_pos", "Kept tokens by their place in the draft.", "position"
+        )
         self.cache_config = Info("cache_config_info", "How the KV cache is laid out.", cache_config)
+
+    def record_draft(self, counts: DraftCounts) -> None:
+        """What one drafter proposed in a step."""
+        self.spec_decode_num_drafts.value += counts.num_drafts
+        self.spec_decode_num_draft_tokens.value += counts.num_draft_tokens
+        self.spec_decode_num_accepted_tokens.value += counts.num_accepted_tokens
+        for position, kept in enumerate(counts.accepted_per_position):
+            self.spec_decode_num_accepted_tokens_per_pos.add(str(position), kept)
 
     def record_finished(self, request: FinishedRequest) -> None:
         """One ended choice. Times that never came (it was aborted while waiting) are left out."""
@@ -114,6 +128,8 @@ class OwnSeries:
         self.step = _seconds("step", "Wall time of an engine step.", STEP_SECONDS)
         self.step_forward = Counter("step_forward_seconds", "Time in the backend's forward pass.")
         self.step_sample = Counter("step_sample_seconds", "Time spent sampling.")
+        self.draft_tokens = LabelledCounter("draft_tokens", "Draft tokens that were checked.", "drafter")
+        self.draft_tokens_accepted = LabelledCounter("draft_tokens_accepted", "Of them, those kept.", "drafter")
         self.http_requests = LabelledCounter("http_requests", "HTTP responses by status.", "status")
         self.http_rejected = LabelledCounter(
             "http_requests_rejected", "Requests refused for load.", "reason", ("queue_full", "draining")
@@ -161,6 +177,10 @@ class Metrics:
         engine.inter_token_latency.observe_all(step.inter_token_s)
         for request in step.finished:
             engine.record_finished(request)
+        for drafter, counts in step.drafts.items():
+            engine.record_draft(counts)
+            own.draft_tokens.add(drafter, counts.num_draft_tokens)
+            own.draft_tokens_accepted.add(drafter, counts.num_accepted_tokens)
         self._record_memory(step)
         own.step_forward.value += step.forward_s
         own.step_sample.value += step.sample_s

@@ -131,7 +131,17 @@ class Answer:
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached_tokens},
+            **self._prediction_details(),
         }
+
+    def _prediction_details(self) -> dict[str, Any]:
+        """How much of a prediction came true; nothing where there was none."""
+        usages = [choice.usage for choice in self.choices if choice.usage]
+        counts = {
+            "accepted_prediction_tokens": sum(usage.accepted_prediction_tokens for usage in usages),
+            "rejected_prediction_tokens": sum(usage.rejected_prediction_tokens for usage in usages),
+        }
+        return {"completion_tokens_details": counts} if any(counts.values()) else {}
 
     def _take(self, delta: Delta) -> tuple[Choice, Delta]:
         """Count the delta in its choice. → both, the delta as the client may see it."""

@@ -96,6 +96,11 @@ class Prompts:
         _check_chars(len(text))
         return self.tokenizer.encode(text, add_special=add_special, parse_special=True)
 
+    def first_tokens(self, text: str, count: int) -> list[int]:
+        """At most `count` tokens of a text's beginning, without BOS."""
+        head = text[: count * self.tokenizer.longest_token]
+        return self.tokenizer.encode(head, add_special=False)[:count]
+
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise RequestError for an id that is not in the vocabulary."""
         if ids and (max(ids) >= self.tokenizer.vocab_size or min(ids) < 0):

@@ -42,6 +42,7 @@ class Reading:
     spec: GenerationSpec
     prompts: tuple[Prompt, ...]
     messages: tuple[Mapping[str, Any], ...] | None = None  # as they were asked; None: text completions
+    prediction: tuple[int, ...] | None = None  # tokens that the client says the answer will mostly be
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Reader:
         body = self._body(data, ChatRequest)
         spec = chat_spec(body)
         prompt = self._prompts.of_chat(body, self._num_kept(spec, body))
-        return Reading(spec, (prompt,), tuple(body.plain_messages()))
+        return Reading(spec, (prompt,), tuple(body.plain_messages()), self._predicted(body))
 
     def completion(self, data: bytes) -> Reading:
         body = self._body(data, CompletionRequest)
@@ -90,7 +91,7 @@ class Reader:
                 "(--max-queue-tokens): send fewer in one request",
                 param="prompt",
             )
-        return Reading(spec, tuple(prompts))
+        return Reading(spec, tuple(prompts), prediction=self._predicted(body))
 
     def tokenize(self, data: bytes) -> bytes:
         """The JSON that answers /tokenize."""
@@ -112,6 +113,13 @@ class Reader:
         body = self._body(data, DetokenizeRequest)
         self._prompts.check_ids(body.tokens, "tokens")
         return orjson.dumps({"prompt": self._tokenizer.decode(body.tokens, skip_special=False)})
+
+    def _predicted(self, body: Generation) -> tuple[int, ...] | None:
+        """The prediction's tokens, as far as an answer can be long."""
+        if body.prediction is None:
+            return None
+        longest = self._limits.max_context
+        return tuple(self._prompts.first_tokens(body.prediction.text, longest))
 
     def _num_kept(self, spec: GenerationSpec, body: Generation) -> int | None:
         return self._prompts.num_kept(spec.params.max_tokens, body.truncate_prompt_tokens)

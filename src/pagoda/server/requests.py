@@ -34,6 +34,7 @@ class GenerationSpec:
     stream: bool = False
     priority: int = 0
     cache_salt: str = ""
+    max_draft_tokens: int | None = None  # guessed ahead in one step; 0: none
 
 
 def chat_spec(body: ChatRequest) -> GenerationSpec:
@@ -77,6 +78,7 @@ def make_call(
     id: str,
     tenant: str,
     messages: Sequence[Mapping[str, Any]] | None = None,
+    prediction: tuple[int, ...] | None = None,
 ) -> Call:
     """One token request a prompt. `id` names the answer, and with a number each request."""
     arrival = time.monotonic()
@@ -89,6 +91,8 @@ def make_call(
             priority=spec.priority,
             tenant=tenant,
             cache_salt=spec.cache_salt,
+            prediction=prediction,
+            max_draft_tokens=spec.max_draft_tokens,
         )
         for place, prompt in enumerate(prompts)
     )
@@ -101,7 +105,8 @@ def new_id(prefix: str) -> str:
 
 
 def _spec(body: Generation, params: SamplingParams, options: AnswerOptions) -> GenerationSpec:
-    return GenerationSpec(params, options, bool(body.stream), body.priority or 0, body.cache_salt or "")
+    most = None if body.speculation is None else body.speculation.most
+    return GenerationSpec(params, options, bool(body.stream), body.priority or 0, body.cache_salt or "", most)
 
 
 def _params(body: Generation) -> SamplingParams:

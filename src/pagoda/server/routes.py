@@ -69,7 +69,14 @@ async def _read(request: Request, model: Model, kind: str) -> Any:
 async def _generate(request: Request, model: Model, shape: type[Answer], prefix: str, reading: Reading) -> Response:
     record = record_of(request.scope)
     spec, prompts = reading.spec, reading.prompts
-    call = make_call(spec, prompts, id=new_id(prefix), tenant=record.tenant, messages=reading.messages)
+    call = make_call(
+        spec,
+        prompts,
+        id=new_id(prefix),
+        tenant=record.tenant,
+        messages=reading.messages,
+        prediction=reading.prediction,
+    )
     skip_special = spec.params.skip_special_tokens
     writer = LogprobWriter(model.tokenizer, as_ids=spec.options.tokens_as_ids, skip_special=skip_special)
     answer = shape(call, model.name, prompts, spec.options, writer)

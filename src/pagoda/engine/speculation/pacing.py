@@ -1,0 +1,152 @@
+"""How many draft tokens a step checks: those whose chance to be kept is worth what they cost.
+
+A step of n tokens takes T(n) seconds, measured as it runs. With m sequences decoding, a token costs T(m) / m seconds.
+A draft token that is kept with probability s saves s * T(m) / m, and costs T(n + 1) - T(n): it is checked where that is
+less. So drafting fades out where batches are full, or guesses are bad, and comes back when either changes.
+
+The chance that token j of a draft is kept is q^j: q is the chance that a guess is right after right ones, counted for
+each drafter and strength of match, and for each sequence apart, old counts fading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+FIRST_RATES = (0.35, 0.6, 0.8, 0.9)  # q by strength, before anything is counted
+PRIOR_WEIGHT = 6.0  # guesses that the rate above counts as much as
+FADE = 0.93  # of a sequence's counts, with each draft
+GLOBAL_FADE = 0.998
+RECOVER = 0.99  # of a sequence's counts, with each draft that was not worth checking
+FIRST_SHARE = 0.2  # of a step of one token: what a further one is thought to cost before it is measured
+SMOOTHING = 0.15  # weight of a new time
+LARGEST = 64  # tokens of a step whose time is kept for itself
+MARGIN = 1.05  # a guess must gain so much more than it costs: waiting for drafts costs too
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Guesses that were right, and that were the first wrong ones."""
+
+    right: float = 0.0
+    wrong: float = 0.0
+
+    def rate(self, prior: float) -> float:
+        return (self.right + prior * PRIOR_WEIGHT) / (self.right + self.wrong + PRIOR_WEIGHT)
+
+    def fade(self, by: float) -> None:
+        self.right *= by
+        self.wrong *= by
+
+    def add(self, num_proposed: int, num_accepted: int) -> None:
+        self.right += num_accepted
+        self.wrong += num_accepted < num_proposed
+
+
+class StepTimes:
+    """T(n): seconds of steps in which sequences decode, by their tokens. Between those measured, a straight line."""
+
+    def __init__(self) -> None:
+        self._times: dict[int, float] = {}
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        if 0 < num_tokens <= LARGEST:
+            old = self._times.get(num_tokens)
+            # Whatever disturbs a step makes it longer, so a shorter time counts for more.
+            weight = SMOOTHING if old is None or seconds >= old else 2 * SMOOTHING
+            self._times[num_tokens] = seconds if old is None else old + weight * (seconds - old)
+
+    def seconds(self, num_tokens: int) -> float | None:
+        """None: nothing was measured yet. More tokens never take less."""
+        if not self._times:
+            return None
+        below = [n for n in self._times if n <= num_tokens]
+        above = [n for n in self._times if n > num_tokens]
+        if not below:
+            first = min(self._times)
+            return self._times[first] / (1 + FIRST_SHARE * (first - num_tokens))
+        low = max(below)
+        floor = max(self._times[n] for n in below)
+        if low == num_tokens:
+            return floor
+        if above:
+            high = min(above)
+            share = (num_tokens - low) / (high - low)
+            return floor + share * max(0.0, self._times[high] - floor)
+        return floor + (num_tokens - low) * self._slope(low)
+
+    def _slope(self, last: int) -> float:
+        """Seconds of one more token beyond the largest step that was measured."""
+        first = min(self._times)
+        guess = FIRST_SHARE * self._times[first] / (1 + FIRST_SHARE * (first - 1))
+        if first == last:
+            return guess
+        return max(0.25 * guess, (self._times[last] - self._times[first]) / (last - first))
+
+
+@dataclass(slots=True)
+class Pacer:
+    """Chooses the lengths of drafts. One for an engine."""
+
+    times: StepTimes = field(default_factory=StepTimes)
+    _global: dict[tuple[str, int], _Counts] = field(default_factory=dict)
+    _own: dict[Hashable, _Counts] = field(default_factory=dict)
+
+    def worth(self, num_decoding: int, num_tokens: int) -> float:
+        """The least chance of being kept with which one more token in a step of num_tokens pays."""
+        usual, now, more = (self.times.seconds(n) for n in (num_decoding, num_tokens, num_tokens + 1))
+        if usual is None or now is None or more is None or not usual:
+            return FIRST_SHARE
+        return MARGIN * (more - now) * num_decoding / usual
+
+    def may_pay(self, num_decoding: int, num_tokens: int) -> bool:
+        """Whether any draft could be worth checking in such a step."""
+        return self.worth(num_decoding, num_tokens) < 1
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """A step in which sequences decode took so long."""
+        self.times.observe(num_tokens, seconds)
+
+    def choose(self, drafts: Mapping[K, tuple[str, int, int]], num_decoding: int, num_tokens: int) -> dict[K, int]:
+        """How many tokens of each draft (drafter, strength, length) to check, in a step that has num_tokens already.
+
+        The likeliest token of all is taken first, then the next, until one is not worth its time.
+        """
+        rates = {key: self.rate(name, strength, key) for key, (name, strength, _) in drafts.items()}
+        chances = dict(rates)
+        lengths = dict.fromkeys(drafts, 0)
+        while chances:
+            key = max(chances, key=chances.__getitem__)
+            if chances[key] < self.worth(num_decoding, num_tokens):
+                break
+            lengths[key] += 1
+            num_tokens += 1
+            chances[key] *= rates[key]
+            if lengths[key] == drafts[key][2]:
+                del chances[key]
+        for key, length in lengths.items():
+            if not length and key in self._own:
+                self._own[key].fade(RECOVER)
+        return lengths
+
+    def rate(self, name: str, strength: int, key: Hashable) -> float:
+        """The chance that a guess of this drafter for this sequence is right."""
+        known = self._global.get((name, strength))
+        usual = FIRST_RATES[strength] if known is None else known.rate(FIRST_RATES[strength])
+        own = self._own.get(key)
+        return usual if own is None else own.rate(usual)
+
+    def verified(self, key: Hashable, name: str, strength: int, num_proposed: int, num_accepted: int) -> None:
+        """What came of a draft."""
+        for counts, fade in (
+            (self._own.setdefault(key, _Counts()), FADE),
+            (self._global.setdefault((name, strength), _Counts()), GLOBAL_FADE),
+        ):
+            counts.fade(fade)
+            counts.add(num_proposed, num_accepted)
+
+    def forget(self, key: Hashable) -> None:
+        self._own.pop(key, None)
