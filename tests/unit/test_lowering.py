@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from op_graphs import ATTENTION, ROPE, SPEC, Bent, Graph, k_of, q_of, vector, weight
-from pagoda.backends import lowering as low
+from pagoda.backends import fused_nodes as fused
 from pagoda.backends.base import Handle, Ops
 from pagoda.backends.lowering import Fusions, kv_layers, lower, match_qk_chain
 from pagoda.backends.trace import Node, Trace, record
@@ -28,11 +28,11 @@ QUANTIZING = fusions("products", reads_through=True)  # as the CPU backend with 
 SUMMING = fusions("norms", reads_through=False)  # as the CUDA backend
 
 
-def lowered(name: str, fusions: Fusions) -> list[low.FusedNode]:
+def lowered(name: str, fusions: Fusions) -> list[fused.FusedNode]:
     return list(lower(record(load_model(memory_checkpoint(TINY[name]))), fusions))
 
 
-def kinds(nodes: list[low.FusedNode]) -> list[str]:
+def kinds(nodes: list[fused.FusedNode]) -> list[str]:
     return [type(node).__name__ for node in nodes]
 
 
@@ -40,28 +40,28 @@ def test_norms_activations_and_sums_go_with_the_products_of_a_backend_that_quant
     nodes = lowered("llama", QUANTIZING)
     layer = ["Linears", "Attention", "Linears", "Linears", "Linears"]
     assert kinds(nodes) == ["Embed", *2 * layer, "Logits", "HiddenStates"]
-    linears = [node for node in nodes if isinstance(node, low.Linears)]
+    linears = [node for node in nodes if isinstance(node, fused.Linears)]
     assert [type(node.source).__name__ for node in linears] == 2 * ["Norm", "Node", "Norm", "Gated"]
     assert [len(node.products) for node in linears] == 2 * [3, 1, 2, 1]
     assert [node.products[0].residual is not None for node in linears] == 2 * [False, True, False, True]
     for end in nodes[-2:]:  # whose rows are few
-        assert isinstance(end, (low.Logits, low.HiddenStates))
-        assert isinstance(end.source, low.Norm)
+        assert isinstance(end, (fused.Logits, fused.HiddenStates))
+        assert isinstance(end.source, fused.Norm)
 
 
 def test_sums_go_with_the_norms_after_them_where_a_backend_says_so() -> None:
     layer = ["Linears", "Attention", "Linears", "AddNorm", "Linears", "Rowwise", "Linears", "AddNorm"]
     nodes = lowered("llama", SUMMING)
     assert kinds(nodes) == ["Embed", "Rowwise", *2 * layer, "Logits", "HiddenStates"]
-    norms = [node for node in nodes if isinstance(node, low.AddNorm)]
+    norms = [node for node in nodes if isinstance(node, fused.AddNorm)]
     assert [node.x for node in norms[1:]] == [node.sum for node in norms[:-1]]  # one residual stream
 
 
 def test_norms_after_attention_add_into_the_residual_stream() -> None:
     nodes = lowered("gemma3", QUANTIZING)
-    sums = [node for node in nodes if isinstance(node, low.Rowwise)]
+    sums = [node for node in nodes if isinstance(node, fused.Rowwise)]
     assert len(sums) == 2 * 7
-    assert all(isinstance(node.source, low.Norm) and node.residual is not None for node in sums)
+    assert all(isinstance(node.source, fused.Norm) and node.residual is not None for node in sums)
 
 
 @pytest.mark.parametrize("fusions", [QUANTIZING, SUMMING])
@@ -69,10 +69,10 @@ def test_norms_after_attention_add_into_the_residual_stream() -> None:
 def test_every_value_is_made_before_it_is_read(name: str, fusions: Fusions) -> None:
     made: set[Node] = set()
     for node in lowered(name, fusions):
-        assert set(low.values_read(node)) <= made
-        parts = node.products if isinstance(node, low.Linears) else (node,)
+        assert set(fused.values_read(node)) <= made
+        parts = node.products if isinstance(node, fused.Linears) else (node,)
         made |= {part.out for part in parts}
-        made |= {node.sum} if isinstance(node, low.AddNorm) else set()
+        made |= {node.sum} if isinstance(node, fused.AddNorm) else set()
 
 
 def test_linears_that_read_one_value_unlike_are_nodes_of_their_own() -> None:
@@ -81,7 +81,7 @@ def test_linears_that_read_one_value_unlike_are_nodes_of_their_own() -> None:
     trace.linear(x, weight("a", 64, 64))
     trace.linear(x, weight("b", 64, 64, "Q8_0"))
     trace.linear(x, weight("c", 32, 64))
-    nodes = [node for node in lower(trace.nodes, SUMMING) if isinstance(node, low.Linears)]
+    nodes = [node for node in lower(trace.nodes, SUMMING) if isinstance(node, fused.Linears)]
     assert [[product.weight.name for product in node.products] for node in nodes] == [["a", "c"], ["b"]]
 
 
@@ -91,8 +91,8 @@ def test_an_op_that_nothing_is_known_of_stays_as_it_is(monkeypatch: pytest.Monke
     x = trace.embed(weight("table", 40, 64))
     twisted = trace.twist(x, turns=3)
     nodes = list(lower(trace.nodes, QUANTIZING))
-    assert nodes[1] == low.Call(twisted, "twist", {"x": x, "turns": 3})
-    assert list(low.values_read(nodes[1])) == [x]
+    assert nodes[1] == fused.Call(twisted, "twist", {"x": x, "turns": 3})
+    assert list(fused.values_read(nodes[1])) == [x]
     with pytest.raises(AttributeError, match="no op 'shout'"):
         trace.shout(x)
 
@@ -159,7 +159,7 @@ def test_equal_ropes_are_one() -> None:
     def bend(ops: Ops, x: Handle) -> tuple[Handle, Handle, Handle]:
         return ops.rope(q_of(ops, x), 2, ROPE), ops.rope(k_of(ops, x), 1, replace(ROPE)), k_of(ops, x)
 
-    (attention,) = (node for node in lower(record(Bent(bend)), SUMMING) if isinstance(node, low.Attention))
+    (attention,) = (node for node in lower(record(Bent(bend)), SUMMING) if isinstance(node, fused.Attention))
     assert attention.rope is ROPE
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pagoda import _native
+from pagoda.backends import fused_nodes as fused
 from pagoda.backends import lowering as low
 from pagoda.backends.base import ExpertsSpec, RopeSpec
 from pagoda.backends.packed_weights import FLOAT_TYPES, PackedWeights
@@ -56,12 +57,12 @@ def fusions(weights: PackedWeights) -> low.Fusions:
 class Compiler:
     """Emits one forward pass into `program`. Use once: `compile()`."""
 
-    def __init__(self, program: _native.Program, weights: PackedWeights, nodes: Iterable[low.FusedNode]) -> None:
+    def __init__(self, program: _native.Program, weights: PackedWeights, nodes: Iterable[fused.FusedNode]) -> None:
         self.program = program
         self.weights = weights
         self.nodes = list(nodes)
         self.buffers: dict[Node, int] = {}
-        self.readers = Counter(value for node in self.nodes for value in low.values_read(node))  # still to come
+        self.readers = Counter(value for node in self.nodes for value in fused.values_read(node))  # still to come
         self.free_buffers: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # by columns, and rows a token
         self.quantized_buffers: dict[tuple[int, int], int] = {}
         self.ropes: dict[tuple[str, float, bytes], int] = {}
@@ -70,21 +71,21 @@ class Compiler:
     def compile(self) -> None:
         for node in self.nodes:
             match node:
-                case low.Embed():
+                case fused.Embed():
                     self._embed(node)
-                case low.Rowwise():
+                case fused.Rowwise():
                     self._rowwise(node)
-                case low.Linears():
+                case fused.Linears():
                     self._linears(node)
-                case low.Attention():
+                case fused.Attention():
                     self._attention(node)
-                case low.Logits():
+                case fused.Logits():
                     self._logits(node)
-                case low.HiddenStates():
+                case fused.HiddenStates():
                     self._hidden_states(node)
-                case low.Call():
+                case fused.Call():
                     self._call(node)
-                case low.AddNorm():
+                case fused.AddNorm():
                     raise AssertionError("sums go with products here")
 
     def _add(self, kind: str, **fields: Any) -> None:
@@ -109,9 +110,9 @@ class Compiler:
             self.buffers[out] = self.buffers.pop(residual)
         return self.buffers[out]
 
-    def _read(self, source: low.Source) -> None:
+    def _read(self, source: fused.Source) -> None:
         """A reader of what the source is made of has run; after the last one its buffer is free."""
-        for value in low.values_read(source):
+        for value in fused.values_read(source):
             self.readers[value] -= 1
             if self.readers[value] == 0 and value in self.buffers:  # else a sum stands in it
                 self._give_back(self.buffers.pop(value), value.columns)
@@ -123,7 +124,7 @@ class Compiler:
 
     # Nodes
 
-    def _embed(self, node: low.Embed) -> None:
+    def _embed(self, node: fused.Embed) -> None:
         table = self.weights.table(node.table)
         rows, columns = node.table.shape
         out = self._allocate(node.out)
@@ -131,24 +132,24 @@ class Compiler:
             StageKind.EMBED, out=out, table=table, type=node.table.type, rows=rows, columns=columns, scale=node.scale
         )
 
-    def _source(self, source: low.Source) -> dict[str, Any]:
+    def _source(self, source: fused.Source) -> dict[str, Any]:
         """The fields of a rowwise stage that say what it computes."""
         match source:
-            case low.Norm():
+            case fused.Norm():
                 return {"x": self.buffers[source.x], "norm": self.weights.vector(source.weight), "eps": source.eps}
-            case low.Gated():
+            case fused.Gated():
                 gate, up = self.buffers[source.gate], self.buffers[source.up]
                 return {"x": up, "gate": gate, "activation": source.activation}
             case _:
                 return {"x": self.buffers[source]}
 
-    def _rowwise(self, node: low.Rowwise) -> None:
+    def _rowwise(self, node: fused.Rowwise) -> None:
         fields = self._source(node.source)
         out = self._allocate(node.out, node.residual)
         self._add(StageKind.ROWWISE, **fields, out=out, accumulate=node.residual is not None)
         self._read(node.source)
 
-    def _quantize(self, source: low.Source, weight: RawTensor, rows: str = "tokens") -> int:
+    def _quantize(self, source: fused.Source, weight: RawTensor, rows: str = "tokens") -> int:
         """The source's rows in the codes that products with `weight` read."""
         to = self._quantized(weight.shape[1])
         order = self.weights.order(weight)
@@ -156,7 +157,7 @@ class Compiler:
         self._read(source)
         return to
 
-    def _linears(self, node: low.Linears) -> None:
+    def _linears(self, node: fused.Linears) -> None:
         weight = node.products[0].weight
         if weight.type not in FLOAT_TYPES:
             quantized = self._quantize(node.source, weight)
@@ -166,7 +167,7 @@ class Compiler:
             self._add(StageKind.LINEAR, parts=self._parts(node.products), x=self.buffers[node.source])
             self._read(node.source)
 
-    def _parts(self, products: Iterable[low.Product]) -> list[_native.LinearPart]:
+    def _parts(self, products: Iterable[fused.Product]) -> list[_native.LinearPart]:
         return [
             _native.LinearPart(
                 [self.weights[product.weight]],
@@ -177,7 +178,7 @@ class Compiler:
             for product in products
         ]
 
-    def _logits(self, node: low.Logits) -> None:
+    def _logits(self, node: fused.Logits) -> None:
         part = _native.LinearPart([self.weights[node.weight]], None, scale=node.scale)
         softcap = node.softcap or 0.0
         if node.weight.type not in FLOAT_TYPES:
@@ -191,13 +192,13 @@ class Compiler:
         self._add(StageKind.LINEAR, x=gathered, parts=[part], rows="logits", softcap=softcap)
         self._give_back(gathered, node.source.columns)
 
-    def _hidden_states(self, node: low.HiddenStates) -> None:
+    def _hidden_states(self, node: fused.HiddenStates) -> None:
         fields = self._source(node.source)
         self.hidden_states = self._allocate(node.out)
         self._add(StageKind.ROWWISE, **fields, out=self.hidden_states, rows="hidden")
         self._read(node.source)
 
-    def _attention(self, node: low.Attention) -> None:
+    def _attention(self, node: fused.Attention) -> None:
         spec, q = node.spec, self.buffers[node.q]
         self._add(
             StageKind.ROPE_AND_STORE_KV,
@@ -227,14 +228,14 @@ class Compiler:
 
     # Ops that are fused with nothing
 
-    def _call(self, node: low.Call) -> None:
+    def _call(self, node: fused.Call) -> None:
         """The stage of the op's name, its values as buffers and its weights packed; or the stages it is composed of."""
         if node.op == "experts":
             self._experts(node, **node.arguments)
             return
         fields = {name: self._field(value) for name, value in node.arguments.items()}
         self._add(node.op, **fields, out=self._allocate(node.out))
-        for value in low.values_read(node):
+        for value in fused.values_read(node):
             self._read(value)
 
     def _field(self, argument: object) -> object:
@@ -246,7 +247,7 @@ class Compiler:
 
     def _experts(
         self,
-        node: low.Call,
+        node: fused.Call,
         x: Node,
         router: Node,
         gate: Sequence[RawTensor],

@@ -13,144 +13,28 @@ refused here, by name.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-from pagoda.backends.base import Activation, AttentionSpec, ForwardModel, RopeSpec
+from pagoda.backends.base import AttentionSpec, ForwardModel, RopeSpec
+from pagoda.backends.fused_nodes import (
+    AddNorm,
+    Attention,
+    Call,
+    Embed,
+    FusedNode,
+    Gated,
+    HiddenStates,
+    Linears,
+    Logits,
+    Norm,
+    Product,
+    Rowwise,
+    Source,
+)
 from pagoda.backends.trace import Node
 from pagoda.errors import UnsupportedError
-from pagoda.types import RawTensor
-
-# Values are named by the ops that make them. `out` is the value that a node makes; where it has a `residual`, `out` is
-# the sum of that and what the node computes, and takes the residual's place.
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """rms_norm of x."""
-
-    x: Node
-    weight: RawTensor
-    eps: float
-
-
-@dataclass(frozen=True, slots=True)
-class Gated:
-    """activation(gate) * up."""
-
-    gate: Node
-    up: Node
-    activation: Activation
-
-
-Source: TypeAlias = "Node | Norm | Gated"  # a value that is there, or what makes it on the way
-
-
-@dataclass(frozen=True, slots=True)
-class Embed:
-    out: Node
-    table: RawTensor
-    scale: float
-
-
-@dataclass(frozen=True, slots=True)
-class Rowwise:
-    """Computes each token's row of `out` from its rows of the source."""
-
-    out: Node
-    source: Source
-    residual: Node | None
-
-
-@dataclass(frozen=True, slots=True)
-class AddNorm:
-    """x becomes x + y, which is the value `sum`; `out` is its norm."""
-
-    out: Node
-    sum: Node
-    x: Node
-    y: Node
-    weight: RawTensor
-    eps: float
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """One weight of `Linears`: out = source @ weight.T + bias, or added to the residual."""
-
-    out: Node
-    weight: RawTensor
-    bias: RawTensor | None
-    residual: Node | None
-
-
-@dataclass(frozen=True, slots=True)
-class Linears:
-    """Products of one value. No two of them write to one place, so they may be computed side by side."""
-
-    source: Source
-    products: tuple[Product, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """Normalize and rotate the heads of q and k, in place if the backend likes; store k and v; attend."""
-
-    out: Node
-    layer: int
-    spec: AttentionSpec
-    q: Node
-    k: Node
-    v: Node
-    q_norm: RawTensor | None
-    k_norm: RawTensor | None
-    eps: float  # of both norms
-    rope: RopeSpec | None
-
-
-@dataclass(frozen=True, slots=True)
-class Logits:
-    """Of the wanted rows of the source."""
-
-    out: Node
-    source: Source
-    weight: RawTensor
-    scale: float
-    softcap: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class HiddenStates:
-    """The wanted rows of the source."""
-
-    out: Node
-    source: Source
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """An op that is fused with nothing, as it was recorded."""
-
-    out: Node
-    op: str
-    arguments: Mapping[str, Any]
-
-
-FusedNode: TypeAlias = Embed | Rowwise | AddNorm | Linears | Attention | Logits | HiddenStates | Call
-
-
-def values_read(part: object) -> Iterator[Node]:
-    """The values that a fused node reads, each as often as it names it."""
-    if isinstance(part, Node):
-        yield part
-    elif isinstance(part, (tuple, Mapping)):
-        for inner in part.values() if isinstance(part, Mapping) else part:
-            yield from values_read(inner)
-    elif is_dataclass(part):
-        for field in fields(part):
-            if field.name not in ("out", "sum"):
-                yield from values_read(getattr(part, field.name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pagoda.backends import fused_nodes as fused
 from pagoda.backends import lowering as low
 from pagoda.backends.base import ForwardModel, RopeSpec
 from pagoda.backends.cuda.eager import EagerOps
@@ -106,37 +107,37 @@ class ProgramCompiler:
         self.cut: set[Node] = set()  # values of which each device has a part of the columns
         self.ends: dict[str, Node] = {}
 
-    def compile(self, nodes: Iterable[low.FusedNode]) -> Program:
+    def compile(self, nodes: Iterable[fused.FusedNode]) -> Program:
         last_read: dict[Node, int] = {}  # in which action
         for node in nodes:
             self._emit(node)
-            last_read |= dict.fromkeys(low.values_read(node), len(self.actions) - 1)
+            last_read |= dict.fromkeys(fused.values_read(node), len(self.actions) - 1)
         unread: list[list[Node]] = [[] for _ in self.actions]
         for value, action in last_read.items():
             unread[action].append(value)
         actions = list(zip(self.actions, unread, strict=True))
         return Program(actions, self.ropes, self.ends, self.weights.device)
 
-    def _emit(self, node: low.FusedNode) -> None:
+    def _emit(self, node: fused.FusedNode) -> None:
         match node:
-            case low.Embed():
+            case fused.Embed():
                 self._embed(node)
-            case low.AddNorm():
+            case fused.AddNorm():
                 self._add_norm(node)
-            case low.Rowwise():
+            case fused.Rowwise():
                 self._rowwise(node)
-            case low.Linears():
+            case fused.Linears():
                 self._linears(node)
-            case low.Attention():
+            case fused.Attention():
                 self._attention(node)
-            case low.Logits():
+            case fused.Logits():
                 self._logits(node)
-            case low.HiddenStates():
+            case fused.HiddenStates():
                 self._hidden_states(node)
-            case low.Call():
+            case fused.Call():
                 self._call(node)
 
-    def _embed(self, node: low.Embed) -> None:
+    def _embed(self, node: fused.Embed) -> None:
         table, ops, out, scale, shard = self.weights.matrix(node.table), self.ops, node.out, node.scale, self.shard
         rows, start = node.table.shape[0], shard.rank * shard.share_of(self.vocab_size)
         self.streams.add(out)
@@ -155,7 +156,7 @@ class ProgramCompiler:
 
     # Norms, activations and sums
 
-    def _add_norm(self, node: low.AddNorm) -> None:
+    def _add_norm(self, node: fused.AddNorm) -> None:
         x, y, total, out, eps, ops = self._stream(node.x), node.y, node.sum, node.out, node.eps, self.ops
         weight = self.weights.vector(node.weight)
         self.streams.add(total)
@@ -167,11 +168,11 @@ class ProgramCompiler:
 
         self.actions.append(act)
 
-    def _rowwise(self, node: low.Rowwise) -> None:
+    def _rowwise(self, node: fused.Rowwise) -> None:
         match node.source:
-            case low.Norm():
+            case fused.Norm():
                 self._norm(node.out, node.source)
-            case low.Gated():
+            case fused.Gated():
                 self._gated(node.out, node.source)
             case y:
                 assert node.residual is not None  # there is nothing else to do with a value that is there
@@ -193,7 +194,7 @@ class ProgramCompiler:
             self.actions.append(lambda run: run.values.update({x: whole(run.values[x]).clone()[None]}))
         return x
 
-    def _norm(self, out: Node, norm: low.Norm) -> None:
+    def _norm(self, out: Node, norm: fused.Norm) -> None:
         x, eps, ops, weight = norm.x, norm.eps, self.ops, self.weights.vector(norm.weight)
         is_stream = x in self.streams
         self.computed.add(out)
@@ -204,7 +205,7 @@ class ProgramCompiler:
 
         self.actions.append(act)
 
-    def _gated(self, out: Node, gated: low.Gated) -> None:
+    def _gated(self, out: Node, gated: fused.Gated) -> None:
         gate, up, activation, ops = gated.gate, gated.up, gated.activation, self.ops
         self.computed.add(out)
         self.cut.add(out)
@@ -216,7 +217,7 @@ class ProgramCompiler:
 
     # Products
 
-    def _linears(self, node: low.Linears) -> None:
+    def _linears(self, node: fused.Linears) -> None:
         assert isinstance(node.source, Node)  # nothing is read through
         products = node.products
         weight = self.weights.matrix(*(product.weight for product in products))
@@ -247,7 +248,7 @@ class ProgramCompiler:
             return lambda run: run.values[x]
         return lambda run: whole(run.values[x]).to(dtype)[None]
 
-    def _logits(self, node: low.Logits) -> None:
+    def _logits(self, node: fused.Logits) -> None:
         assert isinstance(node.source, Node)
         weight, read, out, ops = self.weights.matrix(node.weight), self._reader(node.source), node.out, self.ops
         scale, cap, shard, vocab_size = node.scale, node.softcap, self.shard, node.out.columns
@@ -263,7 +264,7 @@ class ProgramCompiler:
 
         self.actions.append(act)
 
-    def _hidden_states(self, node: low.HiddenStates) -> None:
+    def _hidden_states(self, node: fused.HiddenStates) -> None:
         assert isinstance(node.source, Node)
         x, out = node.source, node.out
         self.ends["hidden_states"] = out
@@ -276,7 +277,7 @@ class ProgramCompiler:
 
     # Attention, and ops of their own
 
-    def _attention(self, node: low.Attention) -> None:
+    def _attention(self, node: fused.Attention) -> None:
         rope, norms = node.rope, (node.q_norm, node.k_norm)
         q_norm, k_norm = (None if norm is None else self.weights.vector(norm) for norm in norms)
         layer = AttentionLayer(
@@ -310,7 +311,7 @@ class ProgramCompiler:
         self.ropes.append(spec)
         return len(self.ropes) - 1
 
-    def _call(self, node: low.Call) -> None:
+    def _call(self, node: fused.Call) -> None:
         """An op that is fused with nothing is the method of its name."""
         method = getattr(self.ops, node.op, None)
         if method is None:
