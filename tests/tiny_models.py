@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,124 +24,11 @@ import numpy as np
 
 from pagoda.types import RawTensor
 from tiny_blocks import FloatArray, encode, noise
+from tiny_specs import GEMMAS, INTERLEAVED, TinyModel
+from tiny_specs import MIXTURES as MIXTURES
+from tiny_specs import TINY as TINY
+from tiny_specs import VOCAB as VOCAB
 from tiny_tokenizer import MERGES, TOKENS, tokenizer_json
-
-VOCAB = len(TOKENS)
-
-
-@dataclass(frozen=True)
-class TinyModel:
-    """A config.json; `architecture` is what GGUF calls it."""
-
-    architecture: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    def with_config(self, **changes: Any) -> TinyModel:
-        return replace(self, config={**self.config, **changes})
-
-
-BASE: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10_000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
-}
-LLAMA3_SCALING = {
-    "rope_type": "llama3",
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-LONGROPE_SCALING = {
-    "rope_type": "longrope",
-    "short_factor": [1.0, 1.1, 1.3, 1.5, 1.8, 2.0],
-    "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0, 8.0],
-}
-PHI4 = {
-    "partial_rotary_factor": 0.75,
-    "rope_scaling": LONGROPE_SCALING,
-    "pad_token_id": 0,
-    "tie_word_embeddings": True,
-}
-EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2}
-YARN_SCALING = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-
-
-def _tiny(architecture: str, model_type: str | None = None, **config: Any) -> TinyModel:
-    return TinyModel(architecture, {**BASE, "model_type": model_type or architecture, **config})
-
-
-TINY: dict[str, TinyModel] = {
-    "llama": _tiny("llama"),
-    "llama3": _tiny("llama", rope_scaling=LLAMA3_SCALING, tie_word_embeddings=True),
-    "llama_biased": _tiny("llama", attention_bias=True, mlp_bias=True),
-    "mistral": _tiny("llama", "mistral", sliding_window=20),
-    "qwen2": _tiny("qwen2"),
-    "qwen2_windowed": _tiny("qwen2", use_sliding_window=True, sliding_window=20, max_window_layers=1),
-    "qwen3": _tiny("qwen3", head_dim=32, tie_word_embeddings=True),
-    "qwen3_yarn": _tiny("qwen3", rope_scaling=YARN_SCALING),
-    "gemma3": _tiny(
-        "gemma3",
-        "gemma3_text",
-        num_hidden_layers=7,
-        num_key_value_heads=1,
-        head_dim=32,
-        hidden_activation="gelu_pytorch_tanh",
-        query_pre_attn_scalar=32,
-        sliding_window=20,
-        sliding_window_pattern=6,
-        rope_theta=1_000_000.0,
-        rope_local_base_freq=10_000.0,
-        rope_scaling={"rope_type": "linear", "factor": 8.0},
-        tie_word_embeddings=True,
-    ),
-    "phi3": _tiny("phi3", sliding_window=20, pad_token_id=0),
-    "phi3_long": _tiny("phi3", **PHI4, original_max_position_embeddings=64),
-    "phi3_short": _tiny("phi3", **PHI4, original_max_position_embeddings=128),  # more than a golden has
-    "qwen3moe": _tiny("qwen3moe", "qwen3_moe", **EXPERTS, norm_topk_prob=True, moe_intermediate_size=32),
-    "qwen3moe_mixed": _tiny("qwen3moe", "qwen3_moe", **EXPERTS, mlp_only_layers=[1], moe_intermediate_size=32),
-    "mixtral": _tiny("llama", "mixtral", **EXPERTS, sliding_window=None),
-    # Shapes of real models: SmolLM2-135M's heads and widths; and one whose every matrix k-quants can pack.
-    "smollm2": _tiny(
-        "llama",
-        hidden_size=576,
-        intermediate_size=1536,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=64,
-        tie_word_embeddings=True,
-    ),
-    "llama_256": _tiny("llama", hidden_size=256, intermediate_size=512, head_dim=64),
-    "qwen3_256": _tiny("qwen3", hidden_size=256, intermediate_size=512, head_dim=128),
-    "gemma3_256": _tiny(
-        "gemma3",
-        "gemma3_text",
-        num_hidden_layers=6,
-        hidden_size=256,
-        intermediate_size=512,
-        head_dim=64,
-        hidden_activation="gelu_pytorch_tanh",
-        query_pre_attn_scalar=64,
-        sliding_window=20,
-        sliding_window_pattern=6,
-        tie_word_embeddings=True,
-    ),
-}
-
-
-MIXTURES = [name for name, spec in TINY.items() if "num_local_experts" in spec.config]
-
 
 # Weights
 
@@ -154,7 +41,7 @@ def weights(spec: TinyModel) -> dict[str, FloatArray]:
 
 def _weight(spec: TinyModel, name: str, shape: tuple[int, ...]) -> FloatArray:
     if name.endswith("norm.weight"):
-        return noise(name, shape, 0.2) + np.float32(0 if spec.architecture == "gemma3" else 1)
+        return noise(name, shape, 0.2) + np.float32(0 if spec.architecture in GEMMAS else 1)
     if name.endswith("bias"):
         return noise(name, shape, 0.3)
     if "embed" in name:
@@ -188,9 +75,12 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
     if "num_local_experts" in c and layer not in c.get("mlp_only_layers", []):
         matrices = {name: shape for name, shape in matrices.items() if "mlp" not in name} | _expert_shapes(spec)
     norms = {"input_layernorm": (e,), "post_attention_layernorm": (e,)}
+    if arch == "olmo2":
+        norms = {"post_attention_layernorm": (e,), "post_feedforward_layernorm": (e,)}
+        norms |= {"self_attn.q_norm": (q,), "self_attn.k_norm": (kv,)}
     if arch in ("qwen3", "qwen3moe", "gemma3"):
         norms |= {"self_attn.q_norm": (d,), "self_attn.k_norm": (d,)}
-    if arch == "gemma3":
+    if arch in ("gemma2", "gemma3"):
         norms |= {"pre_feedforward_layernorm": (e,), "post_feedforward_layernorm": (e,)}
     biased = [name for name in matrices if _has_bias(spec, name)]
     return (
@@ -256,6 +146,12 @@ HF_CLASSES = {
     "phi3": "Phi3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "mixtral": "MixtralForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
 }
 
 
@@ -281,7 +177,7 @@ HF_TO_GGUF = {
     "mlp.gate": "ffn_gate_inp",
     "block_sparse_moe.gate": "ffn_gate_inp",
 }
-HF_TO_GGUF_GEMMA3 = HF_TO_GGUF | {
+HF_TO_GGUF_POST_NORMS = HF_TO_GGUF | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
@@ -317,6 +213,16 @@ def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         add[value.__class__](key, value)
 
 
+SAME_IN_GGUF = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "attention_multiplier": "attention.scale",
+    "logits_scaling": "logit_scale",
+}
+
+
 def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
     c, arch = spec.config, spec.architecture
     sizes = {
@@ -338,7 +244,13 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
         sizes |= {"expert_count": c["num_local_experts"], "expert_used_count": c["num_experts_per_tok"]}
     if "moe_intermediate_size" in c:
         sizes["expert_feed_forward_length"] = c["moe_intermediate_size"]
-    scaling = c.get("rope_scaling") or {}
+    sizes |= {key: c[name] for name, key in SAME_IN_GGUF.items() if name in c}
+    scaling = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    if "llama_4_scaling_beta" in scaling:
+        sizes |= {
+            "attention.temperature_scale": scaling["llama_4_scaling_beta"],
+            "rope.scaling.yarn_log_multiplier": 1.0,
+        }
     if scaling.get("rope_type") in ("linear", "yarn"):
         sizes |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": scaling["factor"]}
     if scaling.get("rope_type") == "yarn":
@@ -385,7 +297,7 @@ def _stacked_experts(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[st
 
 def _gguf_name(spec: TinyModel, name: str) -> str:
     stem, suffix = name.rsplit(".", 1)
-    table = HF_TO_GGUF_GEMMA3 if spec.architecture == "gemma3" else HF_TO_GGUF
+    table = HF_TO_GGUF_POST_NORMS if spec.architecture in ("gemma2", "gemma3", "olmo2") else HF_TO_GGUF
     if stem.startswith("model.layers."):
         _, _, layer, part = stem.split(".", 3)
         return f"blk.{layer}.{table[part]}.{suffix}"
@@ -393,9 +305,9 @@ def _gguf_name(spec: TinyModel, name: str) -> str:
 
 
 def _gguf_values(spec: TinyModel, name: str, values: FloatArray) -> FloatArray:
-    if spec.architecture == "gemma3" and name.endswith("norm.weight"):
+    if spec.architecture in GEMMAS and name.endswith("norm.weight"):
         return values + 1
-    if spec.architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+    if spec.architecture in INTERLEAVED and ("q_proj" in name or "k_proj" in name):
         heads = spec.config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
         return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
     return values

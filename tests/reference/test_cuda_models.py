@@ -160,7 +160,9 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         LLM("smollm2-135m", tensor_parallel=2)
 
 
-@pytest.mark.parametrize(("name", "type"), [("qwen3", "F32"), ("llama_256", "Q8_0")])
+@pytest.mark.parametrize(
+    ("name", "type"), [("qwen3", "F32"), ("llama_256", "Q8_0"), ("phi3", "F32"), ("granite", "F32")]
+)
 def test_two_processes_give_the_tokens_of_one(name: str, type: str, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", TINY[name], type=type)
     prompts = [chunk(name, 0, 20) for name in "ab"]
@@ -183,4 +185,6 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
         )
     with pytest.raises(ConfigError, match="--tensor-parallel 2: experts cannot be shared out"):
         CudaBackend(CudaOptions("cpu", "eager"), Shard(0, 2)).check(model_of("mixtral"))
+    with pytest.raises(ConfigError, match="--tensor-parallel 2: norms over all heads"):
+        CudaBackend(CudaOptions("cpu", "eager"), Shard(0, 2)).check(model_of("olmo2"))
     assert ReferenceBackend().available_memory() is None

@@ -44,8 +44,20 @@ def logits(path: Path) -> np.ndarray:
         return reference_run(load_model(checkpoint)).step({"a": TOKENS})["a"]
 
 
-LLAMAS = ["llama", "llama3", "llama_biased", "mistral", "mixtral"]
-OTHERS = ["qwen2", "qwen3", "qwen3_yarn", "qwen3moe", "gemma3", "phi3", "phi3_long"]
+LLAMAS = ["llama", "llama3", "llama_biased", "mistral", "mixtral", "granite", "ministral3"]
+OTHERS = [
+    "qwen2",
+    "qwen3",
+    "qwen3_yarn",
+    "qwen3moe",
+    "phi3",
+    "phi3_long",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "olmo2",
+    "smollm3",
+]
 
 
 @pytest.mark.parametrize("name", [*LLAMAS, *OTHERS])
@@ -65,7 +77,13 @@ def test_a_folder_becomes_the_gguf_file_of_the_same_model(name: str, tmp_path: P
     assert (ours.bos_id, ours.eos_ids) == (theirs.bos_id, theirs.eos_ids)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "mixtral", "qwen3", "qwen3moe", "gemma3", "phi3", "phi3_long"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama", "mistral", "mixtral", "qwen3", "qwen3moe", "phi3", "phi3_long"),
+        *("gemma", "gemma2", "gemma3", "olmo2", "smollm3", "granite"),
+    ],
+)
 def test_there_and_back_again_is_the_same_model(name: str, tmp_path: Path) -> None:
     original = write_gguf(tmp_path / "original.gguf", TINY[name])
     run(original, tmp_path / "folder", "safetensors", dtype="f32")

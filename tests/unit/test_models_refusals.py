@@ -15,7 +15,10 @@ from pagoda.errors import FormatError, UnsupportedError
 from pagoda.models.registry import FAMILIES, load_model
 from tiny_models import TINY, MemoryCheckpoint, memory_checkpoint, raw
 
-FAMILY_MODELS = ["llama3", "mistral", "qwen2", "qwen3_yarn", "gemma3", "phi3_long"]
+FAMILY_MODELS = [
+    *("llama3", "mistral", "qwen2", "qwen3_yarn", "gemma3", "phi3_long"),
+    *("qwen3moe", "gemma2", "olmo2", "smollm3", "granite", "ministral3"),
+]
 KINDS = ["gguf", "safetensors"]
 
 

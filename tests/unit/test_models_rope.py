@@ -13,7 +13,8 @@ from pagoda.errors import ConfigError
 from pagoda.models import rope
 from pagoda.models.registry import load_model
 from pagoda.models.rope_override import RopeScaling, override_rope
-from tiny_models import LLAMA3_SCALING, LONGROPE_SCALING, TINY, TinyModel, memory_checkpoint
+from tiny_models import TINY, TinyModel, memory_checkpoint
+from tiny_specs import LLAMA3_SCALING, LONGROPE_SCALING
 
 
 def rope_of(kind: str = "safetensors", layer: int = 0, name: str = "llama", **config: Any) -> RopeSpec:

@@ -15,6 +15,7 @@ import numpy as np
 from pagoda.backends.base import RopeStyle
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.blocks import dequantize
+from pagoda.formats.gguf_writer import Value
 from pagoda.models.layers import Decoder
 from pagoda.models.names import FIELDS, REDUNDANT_SUFFIXES, TENSORS
 from pagoda.models.source import Checkpoint, Settings
@@ -35,11 +36,13 @@ class Family:
     # Files
     tensors: Mapping[str, tuple[str, str]] = field(default_factory=lambda: TENSORS)
     defaults: Mapping[str, Any] = field(default_factory=dict)  # config.json's keys that its files may leave out
+    gguf_defaults: Mapping[str, Any] = field(default_factory=dict)  # and metadata's, without the architecture
     usual_context: int = 2048  # where config.json states none, as the configuration class of transformers has it
     interleaved: bool = False  # GGUF's rows of q and k are reordered so that a rotary pair lies side by side
     norm_offset: float = 0.0  # GGUF's norm weights are larger by this than Hugging Face's
     adapt_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None  # config.json in Llama's words
     extra_config: Callable[[Checkpoint, Decoder], dict[str, Any]] | None = None  # what its config.json says besides
+    extra_values: Callable[[Settings, Decoder], dict[str, Value]] | None = None  # and its GGUF files' metadata
     gguf_norm_topk: bool = True  # whether a token's weights are divided by their sum, where GGUF does not say it
     chat_template: str | None = None  # of models that bring none
 
@@ -48,7 +51,9 @@ class Family:
     output_bias: bool = False
     norm_bias: bool = False
     head_bias: bool = False
-    qk_norm: bool = False  # over each head
+    qk_norm: bool = False  # of queries and keys, over each head
+    whole_qk_norm: bool = False  # over all heads together
+    pre_norms: bool = True  # before attention and before the feed-forward
     post_norms: bool = False  # after attention and after the feed-forward, too
     gated_queries: bool = False  # queries come with a gate of their own width
     gated_ffn: bool = True
@@ -86,7 +91,9 @@ class ModelFile:
         self.max_context = max_context
         self._prefix = f"{checkpoint.architecture}." if self.is_gguf else ""
         self._column = 0 if self.is_gguf else 1
-        self.settings = Settings(checkpoint.metadata) if self.is_gguf else family.settings(checkpoint.metadata)
+        usual = {f"{self._prefix}{key}": value for key, value in family.gguf_defaults.items()}
+        metadata = {**usual, **checkpoint.metadata} if usual else checkpoint.metadata
+        self.settings = Settings(metadata) if self.is_gguf else family.settings(checkpoint.metadata)
         self._tensors = checkpoint.tensors
         self._read: set[str] = set()
 

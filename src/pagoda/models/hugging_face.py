@@ -114,7 +114,7 @@ def _config(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Config:
         "num_key_value_heads": attention.spec.num_kv_heads,
         "head_dim": attention.spec.head_dim,
         "max_position_embeddings": decoder.max_context,
-        "rms_norm_eps": float(np.float32(block.attn_norm.eps)),
+        "rms_norm_eps": float(metadata[f"{checkpoint.architecture}.attention.layer_norm_rms_epsilon"]),
         "vocab_size": decoder.vocab_size,
         "tie_word_embeddings": decoder.output.name == decoder.embedding.name,
         "attention_bias": attention.q.bias is not None,
@@ -184,7 +184,7 @@ def _rope(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Config:
         scaling |= {
             key: float(get(f"scaling.yarn_{key}")) for key in ("beta_fast", "beta_slow") if get(f"scaling.yarn_{key}")
         }
-        scaling["attention_factor"] = decoder.blocks[0].attention.rope.scale
+        scaling["attention_factor"] = decoder.rope.scale
     return {**theta, "rope_scaling": scaling}
 
 
@@ -194,7 +194,7 @@ def _longrope(checkpoint: Checkpoint, decoder: Decoder, original: int) -> Config
     for which in ("long", "short"):
         raw = checkpoint.tensors[f"rope_factors_{which}.weight"]
         scaling[f"{which}_factor"] = dequantize(raw.data, raw.type, raw.shape).tolist()
-    scale = decoder.blocks[0].attention.rope.scale
+    scale = decoder.rope.scale
     if not np.isclose(scale, longrope_attention_factor(decoder.max_context / original, original), rtol=1e-5):
         scaling["attention_factor"] = scale
     return {"rope_scaling": scaling, "original_max_position_embeddings": original}
@@ -202,7 +202,7 @@ def _longrope(checkpoint: Checkpoint, decoder: Decoder, original: int) -> Config
 
 def _llama3(decoder: Decoder, theta: float) -> Config:
     """The scaling that gives the file's frequencies: the slowest pair is slowed by `factor`."""
-    found = decoder.blocks[0].attention.rope.inv_freq.astype(np.float64)
+    found = decoder.rope.inv_freq.astype(np.float64)
     base = frequencies(decoder.head_dim, theta)
     factor = float(np.round(base[-1] / found[-1], 3))
     for original in LLAMA3_CONTEXTS:

@@ -46,10 +46,11 @@ class Attention:
     k: Linear
     v: Linear
     output: Linear
-    rope: RopeSpec
+    rope: RopeSpec | None  # None: this layer does not see positions
     spec: AttentionSpec
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    whole_norms: bool = False  # over all heads together, not over each
 
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
         q = self._turned(ops, self.q.forward(ops, x), self.q_norm, self.spec.num_heads)  # [T, H * D]
@@ -59,8 +60,8 @@ class Attention:
 
     def _turned(self, ops: Ops, x: Handle, norm: Norm | None, num_heads: int) -> Handle:
         if norm is not None:
-            x = norm.forward_heads(ops, x, num_heads)
-        return ops.rope(x, num_heads, self.rope)
+            x = norm.forward(ops, x) if self.whole_norms else norm.forward_heads(ops, x, num_heads)
+        return x if self.rope is None else ops.rope(x, num_heads, self.rope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,9 @@ class Experts:
 class Block:
     """x += post(attention(norm(x))), then the same with the feed-forward."""
 
-    attn_norm: Norm
+    attn_norm: Norm | None
     attention: Attention
-    ffn_norm: Norm
+    ffn_norm: Norm | None
     ffn: FeedForward | Experts
     attn_post_norm: Norm | None = None
     ffn_post_norm: Norm | None = None
@@ -112,13 +113,17 @@ class Block:
         return (*attention, f.gate.weight, f.up.weight, f.down.weight)
 
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
-        attended = self.attention.forward(ops, layer, self.attn_norm.forward(ops, x))
+        attended = self.attention.forward(ops, layer, _normed(ops, x, self.attn_norm))
         x = _add(ops, x, attended, self.attn_post_norm)
-        return _add(ops, x, self.ffn.forward(ops, self.ffn_norm.forward(ops, x)), self.ffn_post_norm)
+        return _add(ops, x, self.ffn.forward(ops, _normed(ops, x, self.ffn_norm)), self.ffn_post_norm)
+
+
+def _normed(ops: Ops, x: Handle, norm: Norm | None) -> Handle:
+    return x if norm is None else norm.forward(ops, x)
 
 
 def _add(ops: Ops, x: Handle, y: Handle, norm: Norm | None) -> Handle:
-    return ops.add(x, y if norm is None else norm.forward(ops, y))
+    return ops.add(x, _normed(ops, y, norm))
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class Decoder:
     max_context: int
     embedding_scale: float = 1.0
     logit_softcap: float | None = None
+    logit_scale: float = 1.0  # before the soft cap
 
     @property
     def vocab_size(self) -> int:
@@ -150,6 +156,11 @@ class Decoder:
         return self.blocks[0].attention.spec.head_dim
 
     @cached_property
+    def rope(self) -> RopeSpec:
+        """Of the first layer that has a rotary embedding."""
+        return next(block.attention.rope for block in self.blocks if block.attention.rope is not None)
+
+    @cached_property
     def kv_groups(self) -> tuple[KVGroup, ...]:
         """One group a window, in the order in which layers first use them."""
         layers: dict[int | None, list[int]] = {}
@@ -162,5 +173,5 @@ class Decoder:
         for layer, block in enumerate(self.blocks):
             x = block.forward(ops, layer, x)
         x = self.output_norm.forward(ops, x)
-        ops.logits(x, self.output, softcap=self.logit_softcap)  # [R, V]
+        ops.logits(x, self.output, scale=self.logit_scale, softcap=self.logit_softcap)  # [R, V]
         ops.hidden_states(x)  # [R2, E]

@@ -123,14 +123,6 @@ TIED = {"tie_word_embeddings": True}
 
 PLANNED: tuple[Family, ...] = (
     Family(
-        name="gemma2",
-        gguf="gemma2",
-        hf_class="Gemma2ForCausalLM",
-        defaults=TIED,
-        post_norms=True,
-        window_pattern=2,
-    ),
-    Family(
         name="qwen2_moe",
         gguf="qwen2moe",
         hf_class="Qwen2MoeForCausalLM",
@@ -170,8 +162,6 @@ PLANNED: tuple[Family, ...] = (
     ),
     Family(name="deepseek_v2", gguf="deepseek2", hf_class="DeepseekV2ForCausalLM"),
     Family(name="deepseek_v3", gguf="deepseek2", hf_class="DeepseekV3ForCausalLM"),
-    Family(name="smollm3", gguf="smollm3", hf_class="SmolLM3ForCausalLM", defaults=TIED, windows=False),
-    Family(name="granite", gguf="granite", hf_class="GraniteForCausalLM", defaults=TIED, windows=False),
     Family(
         name="cohere2", gguf="cohere2", hf_class="Cohere2ForCausalLM", defaults=TIED, window_pattern=4, parallel=True
     ),

@@ -53,7 +53,7 @@ class Sizes:
 class LayerKind:
     """What differs between the layers of one model."""
 
-    rope: RopeSpec
+    rope: RopeSpec | None
     window: int | None = None
 
 
@@ -135,7 +135,7 @@ class DecoderReader:
         self.experts = read_experts(file, sizes.num_layers, sizes.ffn_size)
         self.ffn_bias = not file.is_gguf and file.settings.flag("mlp_bias")
 
-    def decoder(self, kinds: Sequence[LayerKind], *, embedding_scale: float = 1.0) -> Decoder:
+    def decoder(self, kinds: Sequence[LayerKind], *, embedding_scale: float = 1.0, logit_scale: float = 1.0) -> Decoder:
         """The whole model, a `LayerKind` a layer. Raises if the file lacks a tensor or holds one too many."""
         embedding = self.file.tensor("embedding", (None, self.sizes.hidden_size))
         self._check_vocab(embedding)
@@ -147,15 +147,16 @@ class DecoderReader:
             max_context=self.sizes.max_context,
             embedding_scale=embedding_scale,
             logit_softcap=self.file.optional_number("logit_softcap"),
+            logit_scale=logit_scale,
         )
         self.file.check_all_read()
         return decoder
 
     def block(self, layer: int, kind: LayerKind) -> Block:
         return Block(
-            attn_norm=self.norm("attn_norm", layer),
+            attn_norm=self.norm("attn_norm", layer) if self.family.pre_norms else None,
             attention=self.attention(layer, kind),
-            ffn_norm=self.norm("ffn_norm", layer),
+            ffn_norm=self.norm("ffn_norm", layer) if self.family.pre_norms else None,
             ffn=self.ffn(layer),
             attn_post_norm=self.norm("attn_post_norm", layer) if self.family.post_norms else None,
             ffn_post_norm=self.norm("ffn_post_norm", layer) if self.family.post_norms else None,
@@ -178,9 +179,15 @@ class DecoderReader:
                 window=kind.window,
                 softcap=self.file.optional_number("attention_softcap"),
             ),
-            q_norm=self.norm("attn_q_norm", layer, s.head_dim) if self.family.qk_norm else None,
-            k_norm=self.norm("attn_k_norm", layer, s.head_dim) if self.family.qk_norm else None,
+            q_norm=self.qk_norm("attn_q_norm", layer, s.q_size),
+            k_norm=self.qk_norm("attn_k_norm", layer, s.kv_size),
+            whole_norms=self.family.whole_qk_norm,
         )
+
+    def qk_norm(self, role: str, layer: int, size: int) -> Norm | None:
+        if self.family.whole_qk_norm:
+            return self.norm(role, layer, size)
+        return self.norm(role, layer, self.sizes.head_dim) if self.family.qk_norm else None
 
     def qkv(self, layer: int) -> tuple[Linear, Linear, Linear]:
         """Queries, keys and values: of three matrices, or of one that holds all their rows."""

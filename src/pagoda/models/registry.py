@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pagoda.errors import UnsupportedError
-from pagoda.models import gemma3, llama, mistral, mixtral, phi3, qwen2, qwen3, qwen3_moe
+from pagoda.models import (
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    ministral3,
+    mistral,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from pagoda.models.family import Family, ModelFile
 from pagoda.models.layers import Decoder
 from pagoda.models.planned import PLANNED
@@ -18,8 +32,14 @@ FAMILIES: tuple[Family, ...] = (
     qwen2.FAMILY,
     qwen3.FAMILY,
     qwen3_moe.FAMILY,
+    gemma2.FIRST,
+    gemma2.FAMILY,
     gemma3.FAMILY,
     phi3.FAMILY,
+    ministral3.FAMILY,
+    olmo2.FAMILY,
+    smollm3.FAMILY,
+    granite.FAMILY,
 )
 
 

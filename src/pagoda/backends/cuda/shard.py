@@ -68,15 +68,21 @@ def cut(nodes: list[Node], shard: Shard) -> None:
                 arguments["spec"] = replace(spec, num_heads=heads, num_kv_heads=kv_heads)
             case "rope" | "head_norm":
                 arguments["num_heads"] //= shard.size
+            case "rms_norm" if node["x"].op == "linear" and not _reads_columns(node["x"]):
+                raise ConfigError(f"--tensor-parallel {shard.size}: norms over all heads cannot be shared out")
             case "rms_norm" | "gated" | "add" | "hidden_states":
                 pass  # as whole or as cut as what they read
             case _:
                 raise ConfigError(f"--tensor-parallel {shard.size}: {node.op} cannot be shared out")
 
 
+def _reads_columns(linear: Node) -> bool:
+    """What attention or the activation made is cut, and so are the columns that read it; of others the rows are."""
+    return linear["x"].op in ("attention", "gated")
+
+
 def _cut_linear(node: Node, shard: Shard) -> None:
-    """What attention or the activation made is cut, and so are the columns that read it; else the rows are."""
-    if node["x"].op in ("attention", "gated"):
+    if _reads_columns(node):
         node.arguments["weight"] = _columns(node["weight"], shard)
         return
     _check_even(node["weight"].shape[0], f"rows of {node['weight'].name!r}", shard)

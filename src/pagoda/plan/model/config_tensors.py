@@ -35,10 +35,11 @@ class _TensorList:
 
     def _layer(self, prefix: str, layer: LayerSizes) -> Iterator[TensorShape]:
         if layer.heads:
-            yield from self._norm(prefix + "attn_norm", self.hidden)
+            if self.family.pre_norms:
+                yield from self._norm(prefix + "attn_norm", self.hidden)
             yield from self._attention(prefix, layer)
         if layer.ffn_size or layer.has_experts:
-            if not self.family.parallel:
+            if self.family.pre_norms and not self.family.parallel:
                 yield from self._norm(prefix + "ffn_norm", self.hidden)
             yield from self._experts(prefix, layer) if layer.has_experts else self._ffn(prefix, layer.ffn_size)
         for name in ("post_attention_norm", "post_ffw_norm") if self.family.post_norms else ():
@@ -78,9 +79,11 @@ class _TensorList:
                 yield from self._linear(prefix + role, kv, self.hidden, bias)
         output_bias = self.family.output_bias or (bias and not self.family.qkv_bias)
         yield from self._linear(prefix + "attn_output", self.hidden, q, output_bias)
-        if self.family.qk_norm:
-            for role in ("attn_q_norm",) if layer.shares_kv else ("attn_q_norm", "attn_k_norm"):
-                yield TensorShape(f"{prefix}{role}.weight", (head_dim,))
+        if self.family.qk_norm or self.family.whole_qk_norm:
+            whole = self.family.whole_qk_norm
+            yield TensorShape(f"{prefix}attn_q_norm.weight", (q if whole else head_dim,))
+            if not layer.shares_kv:
+                yield TensorShape(f"{prefix}attn_k_norm.weight", (kv if whole else head_dim,))
 
     def _latent_attention(self, prefix: str, layer: LayerSizes) -> Iterator[TensorShape]:
         """Multi-head latent attention: queries, and keys with values, go through matrices of low rank."""

@@ -36,14 +36,15 @@ def model_values(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Va
         "attention.head_count_kv": u32(spec.num_kv_heads),
         "attention.key_length": u32(spec.head_dim),
         "attention.value_length": u32(spec.head_dim),
-        "attention.layer_norm_rms_epsilon": f32(block.attn_norm.eps),
+        "attention.layer_norm_rms_epsilon": f32(settings.number("rms_norm_eps", 1e-6)),
         "vocab_size": u32(decoder.vocab_size),
-        "rope.dimension_count": u32(block.attention.rope.rotary_dim),
+        "rope.dimension_count": u32(decoder.rope.rotary_dim),
         "rope.freq_base": f32(_theta(settings)),
         **_experts(decoder.blocks, family),
         **_windows(decoder, family),
-        **_softcaps(decoder),
+        **_softcaps(decoder, family),
         **_scaling(settings, decoder),
+        **(family.extra_values(settings, decoder) if family.extra_values else {}),
     }
     general = {
         "general.architecture": text(family.gguf),
@@ -61,7 +62,7 @@ def rope_tensors(config: Mapping[str, Any], decoder: Decoder, family: Family) ->
         return {f"rope_factors_{way}.weight": np.array(rope.get(f"{way}_factor"), "<f4") for way in ("long", "short")}
     if _method(rope) != "llama3":
         return {}
-    inv_freq = decoder.blocks[0].attention.rope.inv_freq.astype(np.float64)
+    inv_freq = decoder.rope.inv_freq.astype(np.float64)
     factors = frequencies(2 * len(inv_freq), _theta(settings)) / inv_freq
     return {"rope_freqs.weight": factors.astype(np.float32)}
 
@@ -85,7 +86,7 @@ def _scaling(settings: Settings, decoder: Decoder) -> Values:
     rope, key = _rope(settings), "original_max_position_embeddings"
     original = rope.get(key) or settings.get(key) or decoder.max_context
     if rope.get("long_factor") is not None:
-        scale = decoder.blocks[0].attention.rope.scale
+        scale = decoder.rope.scale
         return {
             "rope.scaling.original_context_length": u32(int(original)),
             "rope.scaling.attn_factor": f32(scale),
@@ -108,7 +109,7 @@ def _yarn(rope: Settings, original: int, decoder: Decoder, theta: float) -> Valu
 
     They round the blend's bounds outwards: UnsupportedError where `truncate: false` gives other frequencies than that.
     """
-    spec, factor = decoder.blocks[0].attention.rope, rope.number("factor", decoder.max_context / original)
+    spec, factor = decoder.rope, rope.number("factor", decoder.max_context / original)
     fast, slow = rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0)
     rounded = yarn_frequencies(frequencies(spec.rotary_dim, theta), theta, factor, original, fast, slow)
     if not np.allclose(rounded, spec.inv_freq, rtol=1e-5):
@@ -151,7 +152,10 @@ def _windows(decoder: Decoder, family: Family) -> Values:
     return {"attention.sliding_window": u32(size)}
 
 
-def _softcaps(decoder: Decoder) -> Values:
-    if decoder.blocks[0].attention.spec.softcap:
+def _softcaps(decoder: Decoder, family: Family) -> Values:
+    """Of attention for families whose files have it, of logits wherever there is one."""
+    caps = {"attn_logit_softcapping": decoder.blocks[0].attention.spec.softcap}
+    if caps["attn_logit_softcapping"] and "attn_logit_softcapping" not in family.gguf_defaults:
         raise UnsupportedError("GGUF files of this family have no soft cap of attention")
-    return {"final_logit_softcapping": f32(decoder.logit_softcap)} if decoder.logit_softcap else {}
+    caps["final_logit_softcapping"] = decoder.logit_softcap
+    return {key: f32(cap or 0.0) for key, cap in caps.items() if cap or key in family.gguf_defaults}

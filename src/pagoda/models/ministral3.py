@@ -1,0 +1,63 @@
+"""Ministral 3: Mistral with YaRN. From its original context on, queries are scaled by their position too, which is not
+done here: the context is served up to there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pagoda.errors import UnsupportedError
+from pagoda.formats.gguf_writer import Value, f32
+from pagoda.models import mistral
+from pagoda.models.family import Family, ModelFile
+from pagoda.models.layers import Decoder
+from pagoda.models.rope import MAX_LENGTH
+from pagoda.models.source import Checkpoint, Settings
+from pagoda.text.builtin_templates import LLAMA2
+
+GGUF_BETA = "attention.temperature_scale"
+GGUF_ORIGINAL = "rope.scaling.original_context_length"
+
+
+def build(file: ModelFile) -> Decoder:
+    decoder = mistral.build(file)
+    beta, original = _beta(file)
+    if not beta:
+        return decoder
+    return replace(decoder, max_context=min(decoder.max_context, original))
+
+
+def _beta(file: ModelFile) -> tuple[float, int]:
+    """→ (by how much queries grow with their position, from where on)"""
+    if file.is_gguf:
+        return file.optional_number(GGUF_BETA) or 0.0, file.integer(GGUF_ORIGINAL, MAX_LENGTH, high=MAX_LENGTH)
+    rope = _rope(file.settings)
+    original = rope.integer("original_max_position_embeddings", MAX_LENGTH, high=MAX_LENGTH)
+    return rope.number("llama_4_scaling_beta", 0.0, low=0.0), original
+
+
+def _rope(settings: Settings) -> Settings:
+    return settings.section("rope_parameters") or settings.section("rope_scaling") or Settings({})
+
+
+def _extra_config(checkpoint: Checkpoint, decoder: Decoder) -> dict[str, Any]:
+    raise UnsupportedError("a GGUF file of Ministral 3 cannot be written as a folder yet")
+
+
+def _extra_values(settings: Settings, decoder: Decoder) -> dict[str, Value]:
+    return {GGUF_BETA: f32(_rope(settings).number("llama_4_scaling_beta", 0.0, low=0.0))}
+
+
+FAMILY = Family(
+    name="ministral3",
+    gguf="mistral3",
+    hf_class="Ministral3ForCausalLM",
+    build=build,
+    defaults={"rms_norm_eps": 1e-5},
+    usual_context=262_144,
+    interleaved=True,
+    extra_config=_extra_config,
+    extra_values=_extra_values,
+    chat_template=LLAMA2,
+)

@@ -1,0 +1,163 @@
+"""What the tiny models of every family are: their config.json; `tiny_models.py` makes files of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tiny_tokenizer import TOKENS
+
+VOCAB = len(TOKENS)
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A config.json; `architecture` is what GGUF calls it."""
+
+    architecture: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_config(self, **changes: Any) -> TinyModel:
+        return replace(self, config={**self.config, **changes})
+
+
+BASE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE_SCALING = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.5, 1.8, 2.0],
+    "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0, 8.0],
+}
+PHI4 = {
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": LONGROPE_SCALING,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+YARN_SCALING = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+GEMMA = {
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+}
+MINISTRAL_ROPE = {
+    **YARN_SCALING,
+    "factor": 2.0,
+    "original_max_position_embeddings": 128,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+    "rope_theta": 10_000.0,
+}
+GRANITE = {
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.15,
+    "logits_scaling": 2.5,
+}
+EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2}
+
+
+def _tiny(architecture: str, model_type: str | None = None, **config: Any) -> TinyModel:
+    return TinyModel(architecture, {**BASE, "model_type": model_type or architecture, **config})
+
+
+TINY: dict[str, TinyModel] = {
+    "llama": _tiny("llama"),
+    "llama3": _tiny("llama", rope_scaling=LLAMA3_SCALING, tie_word_embeddings=True),
+    "llama_biased": _tiny("llama", attention_bias=True, mlp_bias=True),
+    "mistral": _tiny("llama", "mistral", sliding_window=20),
+    "qwen2": _tiny("qwen2"),
+    "qwen2_windowed": _tiny("qwen2", use_sliding_window=True, sliding_window=20, max_window_layers=1),
+    "qwen3": _tiny("qwen3", head_dim=32, tie_word_embeddings=True),
+    "qwen3_yarn": _tiny("qwen3", rope_scaling=YARN_SCALING),
+    "gemma3": _tiny(
+        "gemma3",
+        "gemma3_text",
+        num_hidden_layers=7,
+        num_key_value_heads=1,
+        head_dim=32,
+        hidden_activation="gelu_pytorch_tanh",
+        query_pre_attn_scalar=32,
+        sliding_window=20,
+        sliding_window_pattern=6,
+        rope_theta=1_000_000.0,
+        rope_local_base_freq=10_000.0,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        tie_word_embeddings=True,
+    ),
+    "phi3": _tiny("phi3", sliding_window=20, pad_token_id=0),
+    "phi3_long": _tiny("phi3", **PHI4, original_max_position_embeddings=64),
+    "phi3_short": _tiny("phi3", **PHI4, original_max_position_embeddings=128),  # more than a golden has
+    "qwen3moe": _tiny("qwen3moe", "qwen3_moe", **EXPERTS, norm_topk_prob=True, moe_intermediate_size=32),
+    "qwen3moe_mixed": _tiny("qwen3moe", "qwen3_moe", **EXPERTS, mlp_only_layers=[1], moe_intermediate_size=32),
+    "mixtral": _tiny("llama", "mixtral", **EXPERTS, sliding_window=None),
+    "gemma": _tiny("gemma", **GEMMA),
+    "gemma2": _tiny(
+        "gemma2",
+        **GEMMA,
+        num_hidden_layers=3,
+        query_pre_attn_scalar=32,
+        sliding_window=20,
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.0,
+    ),
+    "olmo2": _tiny("olmo2", pad_token_id=0),
+    "smollm3": _tiny("smollm3", num_hidden_layers=5, pad_token_id=0, tie_word_embeddings=True),
+    "granite": _tiny("granite", **GRANITE),
+    "ministral3": _tiny("mistral3", "ministral3", rope_parameters=MINISTRAL_ROPE, pad_token_id=0),
+    # Shapes of real models: SmolLM2-135M's heads and widths; and one whose every matrix k-quants can pack.
+    "smollm2": _tiny(
+        "llama",
+        hidden_size=576,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        tie_word_embeddings=True,
+    ),
+    "llama_256": _tiny("llama", hidden_size=256, intermediate_size=512, head_dim=64),
+    "qwen3_256": _tiny("qwen3", hidden_size=256, intermediate_size=512, head_dim=128),
+    "gemma3_256": _tiny(
+        "gemma3",
+        "gemma3_text",
+        num_hidden_layers=6,
+        hidden_size=256,
+        intermediate_size=512,
+        head_dim=64,
+        hidden_activation="gelu_pytorch_tanh",
+        query_pre_attn_scalar=64,
+        sliding_window=20,
+        sliding_window_pattern=6,
+        tie_word_embeddings=True,
+    ),
+}
+
+
+MIXTURES = [name for name, spec in TINY.items() if "num_local_experts" in spec.config]
+GEMMAS = ("gemma", "gemma2", "gemma3")  # architectures whose norms multiply by 1 + w
+INTERLEAVED = ("llama", "smollm3", "granite", "mistral3")  # whose q and k are reordered in GGUF
