@@ -46,11 +46,12 @@ class SequenceOpener:
 
         The first computes the prompt for all of them.
         """
-        first, *others = [self._open(request, index, order) for index in range(request.params.n)]
+        bad_words = token_sequences(request.params.bad_words, self._encode)  # once, however many choices there are
+        first, *others = [self._open(request, index, order, bad_words) for index in range(request.params.n)]
         first.children = others
         return [first, *others]
 
-    def _open(self, request: Request, index: int, order: int) -> Sequence:
+    def _open(self, request: Request, index: int, order: int, bad_words: tuple[tuple[int, ...], ...]) -> Sequence:
         params = request.params
         eos_ids = frozenset() if params.ignore_eos else frozenset(self._tokenizer.eos_ids)
         stop_ids = eos_ids.union(params.stop_token_ids)
@@ -60,7 +61,7 @@ class SequenceOpener:
             index,
             seed=self._seed_of(request) if params.seed is None else params.seed,
             stop_token_ids=sorted(stop_ids),
-            bad_words=token_sequences(params.bad_words, self._encode),
+            bad_words=bad_words,
             dry_breakers=self._breakers.sequences(params.dry_sequence_breakers) if params.dry_multiplier else (),
         )
         stream = self._tokenizer.stream(skip_special=params.skip_special_tokens, prompt_ids=request.prompt_token_ids)

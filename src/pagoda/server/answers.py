@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import orjson
 
 from pagoda.errors import EngineError, GenerationError, PagodaError, RequestError
 from pagoda.server.call import Call, DeltaStream
+from pagoda.server.json_pieces import dumps
 from pagoda.server.logprob_json import LogprobWriter, TextOffsets
 from pagoda.server.prompts import Prompt
 from pagoda.types import Delta, TokenLogprobs, Usage
@@ -81,18 +83,25 @@ class Answer:
         self._common = {"id": call.id, "created": int(time.time()), "model": model}
         self._head = b"data: " + orjson.dumps(self._common | {"object": self.chunk_name})[:-1] + b',"choices":['
 
-    async def whole(self, stream: DeltaStream) -> dict[str, Any]:
-        """Read the stream to its end. → the response object. Raises what ended it early."""
+    async def whole(self, stream: DeltaStream) -> bytes:
+        """Read the stream to its end. → the response's JSON. Raises what ended it early."""
         async for deltas in stream:
             for delta in deltas:
                 _keep(*self._take(delta))
+        wanted = self.options
+        if wanted.logprobs or wanted.prompt_logprobs or wanted.echo:
+            return await asyncio.to_thread(self._whole)
+        return self._whole()
+
+    def _whole(self) -> bytes:
         answer = self._common | {"object": self.object_name, "choices": [self._whole_choice(c) for c in self.choices]}
-        return answer | {"usage": self.usage()} | self._top_level()
+        return dumps(answer | {"usage": self.usage()} | self._top_level())
 
     async def events(self, stream: DeltaStream) -> AsyncIterator[bytes]:
         """Server-sent events, all that arrived together in one piece. Raises what ended them early."""
         async for deltas in stream:
-            if chunks := b"".join([self._event(delta) for delta in deltas]):
+            is_long = any(delta.prompt_logprobs is not None for delta in deltas)
+            if chunks := await asyncio.to_thread(self._events, deltas) if is_long else self._events(deltas):
                 yield chunks
         if self.options.include_usage:
             usage = b'],"usage":' + orjson.dumps(self.usage()) + b"}\n\n"
@@ -161,6 +170,9 @@ class Answer:
         choice.usage = delta.usage or choice.usage
         return choice, delta
 
+    def _events(self, deltas: Sequence[Delta]) -> bytes:
+        return b"".join([self._event(delta) for delta in deltas])
+
     def _event(self, delta: Delta) -> bytes:
         choice, delta = self._take(delta)
         if choice.frame is not None and delta.finish_reason is None:
@@ -169,7 +181,7 @@ class Answer:
         if not (wanted or (delta.token_ids and (self.options.logprobs or self.options.token_ids))):
             return b""  # part of a character, or what may become a stop string
         tail = self._tail(choice)
-        pieces = [orjson.dumps(shape) for shape in self._chunk_choices(choice, delta)]
+        pieces = [dumps(shape) for shape in self._chunk_choices(choice, delta)]
         choice.started = True
         choice.frame = self._frame(choice)
         return b"".join([self._head + piece + tail for piece in pieces])
@@ -192,7 +204,7 @@ class Answer:
             extra["usage"] = None
         if not choice.started and choice.index == 0:
             extra |= self._top_level()
-        return b"]," + orjson.dumps(extra)[1:] + b"\n\n" if extra else b"]}\n\n"
+        return b"]," + dumps(extra)[1:] + b"\n\n" if extra else b"]}\n\n"
 
     def _prompt_extras(self, choice: Choice) -> dict[str, Any]:
         """What was asked for about the prompt of `choice`."""

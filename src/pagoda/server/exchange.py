@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Scope
 logger = logging.getLogger("pagoda.server")
 
 BUFFERED_BYTES = 64 * 1024  # of a body that nobody has received yet; more is not read from the socket
+WRITTEN_BYTES = 128 * 1024  # of a response at once
 PROBES = b"HTTP/1.1 "  # what every status line begins with
 PROBE_S = (0.02, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between its letters
 
@@ -152,7 +153,7 @@ class Exchange:
             self._start(message["status"], [*self._default_headers, *message.get("headers", ())])
         else:
             assert message["type"] == "http.response.body", message["type"]
-            self._write(message.get("body", b""), more=message.get("more_body", False))
+            await self._write(message.get("body", b""), more=message.get("more_body", False))
 
     def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self._framing, self._left = self._framing_of(status, headers)
@@ -180,23 +181,39 @@ class Exchange:
                 return "length", int(value)
         return ("close" if self.scope["http_version"] == "1.0" else "chunks"), 0
 
-    def _write(self, body: bytes, *, more: bool) -> None:
-        match self._framing:
-            case "chunks":
-                framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-                self._transport.write(framed if more else framed + b"0\r\n\r\n")
-            case "length":
-                self._left -= len(body)
-                assert self._left >= 0, "the response is longer than its Content-Length"
-                assert more or not self._left, "the response is shorter than its Content-Length"
-                self._transport.write(body)
-            case "close":
-                self._transport.write(body)
+    async def _write(self, body: bytes, *, more: bool) -> None:
+        if self._framing == "length":
+            self._left -= len(body)
+            assert self._left >= 0, "the response is longer than its Content-Length"
+            assert more or not self._left, "the response is shorter than its Content-Length"
+        before = after = b""
+        if self._framing == "chunks":
+            before, after = (b"%x\r\n" % len(body), b"\r\n") if body else (b"", b"")
+            after += b"" if more else b"0\r\n\r\n"
+        if self._framing == "none":
+            pass
+        elif len(body) <= WRITTEN_BYTES:
+            self._transport.write(before + body + after)
+        else:
+            await self._write_long(before, body, after)
+        if self.disconnected:
+            return
         if not more:
             self.complete = True
             self._body.clear()
             self._news.set()
             self._on_complete(self)
+
+    async def _write_long(self, before: bytes, body: bytes, after: bytes) -> None:
+        """Part by part, as the client takes them: the whole is not copied, and others have their turn in between."""
+        self._transport.write(before)
+        for start in range(0, len(body), WRITTEN_BYTES):
+            await self.can_write.wait()
+            await asyncio.sleep(0)
+            if self.disconnected:
+                return
+            self._transport.write(memoryview(body)[start : start + WRITTEN_BYTES])
+        self._transport.write(after)
 
 
 CLOSE = (b"connection", b"close")

@@ -1,10 +1,11 @@
-"""A process that reads bodies: takes a pickled (kind, body) from its socket, gives back what came of it, and so on.
+"""A process that reads bodies: takes a kind and a body from its socket, gives back what came of them, and so on.
 
 Its other end is `readers.ReaderProcess`. It ends with its socket, and never sees the terminal's Ctrl-C.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
@@ -23,9 +24,13 @@ NICENESS = 5  # the engine's threads come first
 
 
 def pack(message: object) -> bytes:
-    """A message as it goes over the socket."""
-    content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return len(content).to_bytes(LENGTH, "little") + content
+    """A message as it goes over the socket, after its length."""
+    return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def length(content: bytes) -> bytes:
+    """What goes before `content`."""
+    return len(content).to_bytes(LENGTH, "little")
 
 
 def main(fd: int) -> None:
@@ -33,11 +38,13 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
     with socket.socket(fileno=fd) as sock, sock.makefile("rwb") as file:
-        load_text, limits = _receive(file)
+        load_text, limits = pickle.loads(_read(file) or b"")
         reader = Reader(load_text(), limits)
         _send(file, None)
-        while (job := _receive(file)) is not None:
-            _send(file, outcome(reader, *job))
+        gc.disable()  # a body of many small parts makes no rubbish until it is done with, and is looked through for it
+        while (kind := _read(file)) is not None:
+            _send(file, outcome(reader, kind.decode(), _read(file) or b""))
+            gc.collect()
 
 
 def outcome(reader: Reader, kind: str, data: bytes) -> Any:
@@ -51,14 +58,14 @@ def outcome(reader: Reader, kind: str, data: bytes) -> Any:
         return described
 
 
-def _receive(file: BufferedRWPair) -> Any:
-    """The next message; None at the end."""
+def _read(file: BufferedRWPair) -> bytes | None:
+    """What comes next; None at the end."""
     size = file.read(LENGTH)
-    if len(size) < LENGTH:
-        return None
-    return pickle.loads(file.read(int.from_bytes(size, "little")))
+    return file.read(int.from_bytes(size, "little")) if len(size) == LENGTH else None
 
 
 def _send(file: BufferedRWPair, message: object) -> None:
-    file.write(pack(message))
+    content = pack(message)
+    file.write(length(content))
+    file.write(content)
     file.flush()

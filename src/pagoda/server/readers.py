@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagoda.server.failures import DescribedError, error_body
-from pagoda.server.reader_process import LENGTH, pack
+from pagoda.server.reader_process import LENGTH, length, pack
 from pagoda.server.reading import Reader, ReaderLimits, TextLoader
 
 logger = logging.getLogger("pagoda.server")
@@ -35,6 +35,7 @@ NUM_THREADS = 2
 RENDERED_KINDS = ("chat", "tokenize")  # of bodies that may hold a conversation
 IDLE_S = 60.0
 STREAM_BYTES = 1024 * 1024
+PIECE_BYTES = 128 * 1024
 START_S = 60.0
 READ_S = 60.0  # for one body; then the process is ended
 
@@ -117,7 +118,7 @@ class Lane:
                 try:
                     if process is None:
                         process = await asyncio.wait_for(ReaderProcess.start(self._setup), START_S)
-                    outcome = await asyncio.wait_for(process.exchange((job.kind, job.data)), READ_S)
+                    outcome = await asyncio.wait_for(process.exchange(job.kind.encode(), job.data), READ_S)
                 except Exception as error:
                     logger.warning("a process that reads bodies has ended", exc_info=error)
                     outcome = _broken(error)
@@ -157,16 +158,19 @@ class ReaderProcess:
         ours.setblocking(False)
         process = cls(popen, await asyncio.open_connection(sock=ours, limit=STREAM_BYTES))
         try:
-            await process.exchange(setup)
+            await process.exchange(pack(setup))
         except BaseException:
             process.close()
             raise
         return process
 
-    async def exchange(self, message: object) -> Any:
-        """The process's answer to a message."""
-        self._writer.write(pack(message))
-        await self._writer.drain()
+    async def exchange(self, *parts: bytes) -> Any:
+        """The process's answer to what is sent. A long part goes bit by bit: no copy of the whole is made."""
+        for part in parts:
+            self._writer.write(length(part))
+            for start in range(0, len(part), PIECE_BYTES):
+                self._writer.write(memoryview(part)[start : start + PIECE_BYTES])
+                await self._writer.drain()
         size = int.from_bytes(await self._reader.readexactly(LENGTH), "little")
         return pickle.loads(await self._reader.readexactly(size))
 

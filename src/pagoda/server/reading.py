@@ -135,17 +135,29 @@ class Reader:
         if len(parsed) > MAX_FIELDS:
             raise RequestError(f"the body has {len(parsed)} fields, but no request has more than {MAX_FIELDS}")
         messages, prompt = parsed.get("messages"), parsed.get("prompt")
-        if isinstance(messages, list) and len(messages) > self._limits.max_context:  # a token each at least
-            raise ContextLengthError.of(self._limits.max_context, len(messages), None)
+        if isinstance(messages, list):
+            self._check_count(sum(_num_parts(message) for message in messages))
         if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
             check_total(len(prompt), 1)
+        elif isinstance(prompt, list) and not parsed.get("truncate_prompt_tokens"):
+            self._check_count(len(prompt))
         return parsed
+
+    def _check_count(self, count: int) -> None:
+        """Refuse so many things, of which each is a token at least."""
+        if count > self._limits.max_context:
+            raise ContextLengthError.of(self._limits.max_context, count, None)
 
     def _checked(self, body: M) -> M:
         name = getattr(body, "model", None)
         if name is not None and name != self._limits.model_name:
             raise unknown_model(name, self._limits.model_name)
         return body
+
+
+def _num_parts(message: Any) -> int:
+    content = message.get("content") if isinstance(message, dict) else None
+    return max(len(content), 1) if isinstance(content, list) else 1
 
 
 def unknown_model(name: str, served: str) -> ModelNotFoundError:

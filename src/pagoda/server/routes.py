@@ -90,7 +90,8 @@ async def _generate(request: Request, model: Model, shape: type[Answer], prefix:
     if spec.stream:
         return EventStream(answer.events(stream), end, service_of(request).settings.sse_keepalive)
     try:
-        return json_response(await while_connected(request.receive, answer.whole(stream)))
+        content = await while_connected(request.receive, answer.whole(stream))
+        return Response(content, media_type="application/json")
     finally:
         end()
 
