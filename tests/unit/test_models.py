@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from paged_run import reference_run
 from pagoda.backends.base import ForwardModel, KVGroup
+from pagoda.errors import UnsupportedError
+from pagoda.models.hugging_face import as_hugging_face
 from pagoda.models.registry import load_model
+from pagoda.quantize.gguf.folder_source import FolderSource
 from pagoda.types import RawTensor
 from tiny_models import TINY, VOCAB, MemoryCheckpoint, TinyModel, memory_checkpoint, raw, weights
 
@@ -137,3 +142,33 @@ def test_gemma_27b_scales_attention_by_its_own_width() -> None:
     for layers, scale in [(7, 32**-0.5), (62, 16**-0.5)]:
         model = model_of(small.with_config(num_hidden_layers=layers), "gguf")
         assert model.blocks[0].attention.spec.scale == pytest.approx(scale)  # type: ignore[attr-defined]
+
+
+def fused_experts(kind: str) -> MemoryCheckpoint:
+    """Qwen3-MoE with gates and ups of all experts in one stack, as llama.cpp and transformers 5 can write it."""
+    whole = memory_checkpoint(TINY["qwen3moe"], kind=kind)
+    stacks = memory_checkpoint(TINY["qwen3moe"], kind="gguf").tensors
+    tensors = {name: t for name, t in whole.tensors.items() if "_exps" not in name and ".experts." not in name}
+    for i in range(2):
+        gate, up, down = (stacks[f"blk.{i}.ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
+        both = np.concatenate([t.data.view("<f4").reshape(t.shape) for t in (gate, up)], axis=1)
+        ours = (f"blk.{i}.ffn_gate_up_exps.weight", f"blk.{i}.ffn_down_exps.weight")
+        theirs = tuple(f"model.layers.{i}.mlp.experts.{part}_proj" for part in ("gate_up", "down"))
+        names = ours if kind == "gguf" else theirs
+        tensors |= {names[0]: raw(names[0], both), names[1]: replace(down, name=names[1])}
+    return replace(whole, tensors=tensors)
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_experts_may_stand_in_one_stack(kind: str) -> None:
+    tokens = [3, 1, 4, 1, 5]
+    apart, fused = memory_checkpoint(TINY["qwen3moe"], kind=kind), fused_experts(kind)
+    found, expected = (reference_run(load_model(c)).step({"a": tokens})["a"] for c in (fused, apart))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_fused_experts_are_not_converted_but_refused() -> None:
+    with pytest.raises(UnsupportedError, match="gates and ups in one"):
+        as_hugging_face(fused_experts("gguf"))  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="all experts in one: save the model"):
+        FolderSource(fused_experts("safetensors"), 1)  # type: ignore[arg-type]

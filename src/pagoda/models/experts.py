@@ -61,11 +61,20 @@ def has_experts(config: Settings, layer: int) -> bool:
 
 def read_layer(file: ModelFile, layer: int, sizes: ExpertSizes, hidden_size: int, activation: Activation) -> Experts:
     """The experts of one layer and their router."""
-    n, inner, outer = sizes.count, (sizes.ffn_size, hidden_size), (hidden_size, sizes.ffn_size)
+    n, f, e = sizes.count, sizes.ffn_size, hidden_size
+    router = Linear(file.tensor("ffn_router", (n, e), layer))
+    spec = ExpertsSpec(sizes.used, sizes.normalize, activation)
+    suffix = "weight" if file.is_gguf else ""  # of stacks that hold gates and ups in one, as transformers 5 computes
+    if file.has_tensor("ffn_gate_up_exps", layer, suffix=suffix):
+        both = file.tensor("ffn_gate_up_exps", (n, 2 * f, e), layer, suffix=suffix)
+        down = file.tensor("ffn_down_exps" if file.is_gguf else "ffn_down_stack", (n, e, f), layer, suffix=suffix)
+        matrices = [both.matrix(expert) for expert in range(n)]
+        gate, up = (tuple(matrix.part(i * f, (i + 1) * f) for matrix in matrices) for i in range(2))
+        return Experts(router, gate, up, tuple(down.matrix(expert) for expert in range(n)), spec)
     return Experts(
-        router=Linear(file.tensor("ffn_router", (n, hidden_size), layer)),
-        gate=file.expert_tensors("ffn_gate_exps", n, inner, layer),
-        up=file.expert_tensors("ffn_up_exps", n, inner, layer),
-        down=file.expert_tensors("ffn_down_exps", n, outer, layer),
-        spec=ExpertsSpec(sizes.used, sizes.normalize, activation),
+        router=router,
+        gate=file.expert_tensors("ffn_gate_exps", n, (f, e), layer),
+        up=file.expert_tensors("ffn_up_exps", n, (f, e), layer),
+        down=file.expert_tensors("ffn_down_exps", n, (e, f), layer),
+        spec=spec,
     )

@@ -131,7 +131,8 @@ class ModelFile:
     def tensor_name(
         self, role: str, layer: int | None = None, *, expert: int | None = None, suffix: str = "weight"
     ) -> str:
-        return f"{self.family.tensors[role][self._column].format(i=layer, e=expert)}.{suffix}"
+        stem = self.family.tensors[role][self._column].format(i=layer, e=expert)
+        return f"{stem}.{suffix}" if suffix else stem
 
     def has_tensor(self, role: str, layer: int | None = None, *, suffix: str = "weight") -> bool:
         return self.tensor_name(role, layer, suffix=suffix) in self._tensors

@@ -64,6 +64,8 @@ def _sources(checkpoint: Checkpoint, family: Family) -> Iterator[Named]:
     for found in translate(checkpoint.tensors, family.tensors, GGUF):
         if found.role == "attn_qkv" and not family.fused:
             raise UnsupportedError(f"{found.name!r} holds q, k and v in one, which a {family.name} folder cannot say")
+        if found.role == "ffn_gate_up_exps":
+            raise UnsupportedError(f"{found.name!r} holds gates and ups in one: convert a file that holds them apart")
         if "{e}" not in found.other:
             yield found
             continue

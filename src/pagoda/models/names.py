@@ -51,6 +51,8 @@ TENSORS: dict[str, tuple[str, str]] = {
     "ffn_gate_exps": ("blk.{i}.ffn_gate_exps", "model.layers.{i}.mlp.experts.{e}.gate_proj"),
     "ffn_up_exps": ("blk.{i}.ffn_up_exps", "model.layers.{i}.mlp.experts.{e}.up_proj"),
     "ffn_down_exps": ("blk.{i}.ffn_down_exps", "model.layers.{i}.mlp.experts.{e}.down_proj"),
+    "ffn_gate_up_exps": ("blk.{i}.ffn_gate_up_exps", "model.layers.{i}.mlp.experts.gate_up_proj"),  # instead of the two
+    "ffn_down_stack": ("", "model.layers.{i}.mlp.experts.down_proj"),  # beside it in Hugging Face folders
     "rope_factors": ("rope_freqs", ""),  # Llama 3's scaling, a number a rotary pair
     "rope_factors_long": ("rope_factors_long", ""),  # longrope's, beyond the original context
     "rope_factors_short": ("rope_factors_short", ""),  # and within

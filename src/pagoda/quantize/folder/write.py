@@ -89,6 +89,8 @@ def open_model(path: Path) -> OpenedModel:
     pieces: dict[str, tuple[RawTensor, ...]] = {}
     for matrix in (matrix for block in decoder.blocks for matrix in block.matrices):
         name = matrix.part_of or matrix.name
+        if len(view.tensors[name].shape) > 2:
+            raise UnsupportedError(f"{name!r} holds all experts in one, which no quantized folder can say")
         pieces[name] = (*pieces.get(name, ()), matrix)
     return OpenedModel(opened, view, decoder, pieces, _dtype(view))
 

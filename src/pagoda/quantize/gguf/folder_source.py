@@ -24,6 +24,9 @@ from pagoda.quantize.gguf.source_model import SourceTensor, decode_rows
 from pagoda.quantize.gguf.tokenizer_values import tokenizer_values
 from pagoda.types import FloatArray, RawTensor
 
+STACK = ".experts.gate_up_proj"
+STACK_REMEDY = "save the model with transformers in its original format, an expert a tensor"
+
 
 class FolderSource:
     """`SourceModel` of a Hugging Face folder. UnsupportedError for a family or settings that GGUF cannot say."""
@@ -132,6 +135,9 @@ def _gguf_names(checkpoint: Checkpoint, family: Family, *, tied: bool) -> dict[s
 
     UnsupportedError where q and k, whose rows are to be reordered, are in one matrix.
     """
+    stack = next((name for name in checkpoint.tensors if name.endswith(STACK)), None)
+    if stack is not None:
+        raise UnsupportedError(f"{stack!r} holds all experts in one: {STACK_REMEDY}")
     found: dict[str, list[Named]] = {}
     for tensor in translate(checkpoint.tensors, family.tensors, HUGGING_FACE):
         if tensor.role == "attn_qkv" and family.interleaved:
