@@ -1,21 +1,25 @@
 // Matrix products: 16 rows (a panel) times a few tokens at a time. Included by kernels_gemm_*.cpp.
 //
 // Each weight format is a small reader that hands out, for a block of 32 columns, the codes of a quad and the scales
-// of 16 rows. For many tokens a panel is unpacked once into scratch (`Unpacked`, the same interface) and used for
-// all of them. For one (row, token) the order of operations is the same in every tile: blocks in order, one
-// accumulator.
+// of 16 rows. A few tokens multiply what the reader hands out. For many, panels are first unpacked into scratch by a
+// function of the format (`fill`) and then multiplied by a kernel that formats of one `Kind` share. For one (row, token)
+// the order of operations is the same in every tile: blocks in order, one accumulator.
+//
+// Loops over constant counts are unrolled by UNROLL where a plain loop will do, and by `unroll` where a template needs
+// the index: each of its steps is a function that the compiler must first inline, which is most of the time it takes.
 
 struct PanelReader {
-    static constexpr bool kUnpacked = false, kFine = false;
+    static constexpr bool kFine = false;
     const uint8_t *codes, *scales, *super;
     PanelReader(const Weight &w, int64_t panel) : codes(w.codes(panel)), scales(w.scales(panel)), super(w.super(panel)) {}
 };
 
-// Traits of a format: kSub columns share a scale; codes are 0 … kMax, or signed bytes (kMax -1); kOffset is
+// Traits of a format: kCodeBytes for 32 columns; kSub columns share a scale; codes are 0 … kMax, or signed bytes (kMax -1); kOffset is
 // subtracted from every code; kMin says whether a min is added; kFine that codes have 12 bits, which byte products take in
 // two planes, 16 times the one and the other.
 struct Nibbles : PanelReader {
     using PanelReader::PanelReader;
+    static constexpr int kCodeBytes = 256;
     static constexpr int kSub = 32, kMax = 15, kOffset = 0;
     static constexpr bool kMin = false;
     template <class S, int J>
@@ -60,6 +64,7 @@ using ReadQ4_K = SuperMin<Nibbles>;
 
 struct FiveBits : PanelReader {
     using PanelReader::PanelReader;
+    static constexpr int kCodeBytes = 320;
     static constexpr int kSub = 32, kMax = 31, kOffset = 0;
     static constexpr bool kMin = false;
     template <class S, int J>
@@ -90,6 +95,7 @@ using ReadQ5_K = SuperMin<FiveBits>;
 
 struct ReadQ8_0 : PanelReader {
     using PanelReader::PanelReader;
+    static constexpr int kCodeBytes = 512;
     static constexpr int kSub = 32, kMax = -1, kOffset = 0;
     static constexpr bool kMin = false;
     template <class S, int J>
@@ -109,6 +115,7 @@ struct SuperHalves : Base {  // scale = d * sc, one sc for each 16 columns
 
 struct SixBits : PanelReader {
     using PanelReader::PanelReader;
+    static constexpr int kCodeBytes = 384;
     static constexpr int kSub = 16, kMax = 63, kOffset = 32;
     static constexpr bool kMin = false;
     template <class S, int J>
@@ -123,6 +130,7 @@ using ReadQ6_K = SuperHalves<SixBits>;
 
 struct ThreeBits : PanelReader {
     using PanelReader::PanelReader;
+    static constexpr int kCodeBytes = 192;
     static constexpr int kSub = 16, kMax = 7, kOffset = 4;
     static constexpr bool kMin = false;
     template <class S, int J>
@@ -137,6 +145,7 @@ using ReadQ3_K = SuperHalves<ThreeBits>;
 
 struct ReadQ2_K : PanelReader {
     using PanelReader::PanelReader;
+    static constexpr int kCodeBytes = 128;
     static constexpr int kSub = 16, kMax = 3, kOffset = 0;
     static constexpr bool kMin = true;
     template <class S, int J>
@@ -212,9 +221,30 @@ using ReadCodebook4 = Grouped<CodebookNibbles, false>;
 template <class S, class R>
 constexpr int kPlanes = R::kFine && !S::kWide ? 2 : 1;
 
-// Panels that share a tile: what is read of a token serves all of them.
+// 2^ this is left to subtract from a reader's codes, and from codes unpacked by it; none: nothing is.
+constexpr int kNothing = -1;
+constexpr int log2_of(int x) { return x == 0 ? kNothing : x == 1 ? 0 : 1 + log2_of(x / 2); }
 template <class S, class R>
-constexpr int kPanels = std::max(S::kPanels / kPlanes<S, R>, 1);
+constexpr int kLeftOf = log2_of(R::kOffset + (R::kMax < 0 && !S::kSigned ? 128 : 0));
+template <class S, class R>
+constexpr int kUnpackedLeftOf = S::kSigned ? kNothing : kLeftOf<S, R>;
+
+// What a kernel knows at compile time of the codes that it multiplies: columns that share a scale, whether minima are
+// added, whether something is subtracted from every code, in how many planes they come, and, where it matters, how large
+// they are.
+template <int Sub, bool Min, bool Left, int Planes, int Max>
+struct Kind {
+    static constexpr int kSub = Sub, kHalves = 32 / Sub, kQuads = Sub / 4, kPlanes = Planes, kMax = Max;
+    static constexpr bool kMin = Min, kLeft = Left;
+};
+template <class S, class R, bool Left>
+using KindOf = Kind<R::kSub, R::kMin, Left, kPlanes<S, R>, S::kBits == 8 && S::kWeighed ? R::kMax : 0>;
+template <class S, class R>
+using UnpackedKindOf = KindOf<S, R, kUnpackedLeftOf<S, R> != kNothing>;
+
+// Panels that share a tile of unpacked codes: what is read of a token serves all of them.
+template <class S, class K>
+constexpr int kPanels = std::max(S::kPanels / K::kPlanes, 1);
 
 // Part P of quad J in plane L as the instruction set multiplies it, less Offset.
 template <class S, int J, int P, int L, int Offset, class R>
@@ -227,133 +257,135 @@ PAGODA_INLINE typename S::W packed_part(const R &w, int64_t b) {
         return S::template part<P, (R::kMax < 0), Offset>(w.template quad<S, J>(b));
 }
 
-// The same of a panel, packed or not, and what is left to subtract from its codes.
-template <class S, int J, int P, int L, class R>
-PAGODA_INLINE typename S::W part(const R &w, int64_t b) {
-    if constexpr (R::kUnpacked)
-        return w.template part<J, P, L>(b);
-    else
-        return packed_part<S, J, P, L, 0>(w, b);
-}
+// A panel of format R as a kernel reads it, unpacking as it goes.
 template <class S, class R>
-constexpr int offset_left() {
-    if constexpr (R::kUnpacked && S::kSigned) return 0;
-    return R::kOffset + (R::kMax < 0 && !S::kSigned ? 128 : 0);
-}
+struct Packed {
+    using K = KindOf<S, R, kLeftOf<S, R> != kNothing>;
+    R reader;
+    static constexpr int left() { return kLeftOf<S, R>; }
+    template <int J, int P, int L>
+    PAGODA_INLINE typename S::W part(int64_t b) const { return packed_part<S, J, P, L, 0>(reader, b); }
+    PAGODA_INLINE typename S::F scale(int64_t b, int half) const { return reader.template scale<S>(b, half); }
+    PAGODA_INLINE typename S::F min(int64_t b, int half) const { return reader.template min<S>(b, half); }
+};
 
-// A stretch of a panel of format R, unpacked into scratch.
-template <class S, class R>
+// A stretch of a panel, unpacked into scratch.
+template <class S, class Kind>
 struct Unpacked {
-    static constexpr int kSub = R::kSub, kMax = R::kMax, kOffset = R::kOffset, kScales = 32 / kSub;
-    static constexpr bool kMin = R::kMin, kUnpacked = true, kFine = R::kFine;
-    static constexpr int64_t kPlaneBytes = 512 * S::kParts, kBlockBytes = kPlaneBytes * kPlanes<S, R>;
+    using K = Kind;
+    static constexpr int64_t kPlaneBytes = 512 * S::kParts, kBlockBytes = kPlaneBytes * K::kPlanes;
     // Of 32 columns: the codes of all panels that share a tile stay in the first-level cache.
-    static constexpr int64_t kBlocks = 16384 / (kPanels<S, R> * kBlockBytes);
+    static constexpr int64_t kBlocks = 16384 / (kPanels<S, K> * kBlockBytes);
+    static constexpr size_t kBytes = kBlocks * (kBlockBytes + 2 * 128);
     uint8_t *codes;
     float *scales, *mins;
-    int64_t first;
+    int64_t first;  // block
+    int offset;
 
     Unpacked() = default;
-    Unpacked(uint8_t *scratch, int64_t first_block)
+    Unpacked(uint8_t *scratch, int64_t first_block, int left)
         : codes(scratch), scales(reinterpret_cast<float *>(scratch + kBlocks * kBlockBytes)), mins(scales + kBlocks * 32),
-          first(first_block) {}
-    static constexpr size_t kBytes = kBlocks * (kBlockBytes + 2 * 128);
+          first(first_block), offset(left) {}
 
-    PAGODA_INLINE void fill(const R &from, int64_t end) {
-        for (int64_t b = first; b < end; ++b) {
-            unroll<8>([&](auto j) __attribute__((always_inline)) {
-                unroll<S::kParts * kPlanes<S, R>>([&](auto i) __attribute__((always_inline)) {
-                    constexpr int P = i % S::kParts, L = i / S::kParts;
-                    S::store_w(at<j, P, L>(b), packed_part<S, j, P, L, S::kSigned ? kOffset : 0>(from, b));
-                });
-            });
-            for (int h = 0; h < kScales; ++h) {
-                const int64_t at = ((b - first) * kScales + h) * 16;
-                S::store(scales + at, from.template scale<S>(b, h));
-                if constexpr (kMin) S::store(mins + at, from.template min<S>(b, h));
-            }
-        }
-    }
+    PAGODA_INLINE int left() const { return offset; }
     template <int J, int P, int L>
     PAGODA_INLINE uint8_t *at(int64_t b) const {
         return codes + kBlockBytes * (b - first) + kPlaneBytes * L + 64 * (S::kParts * J + P);
     }
     template <int J, int P, int L>
     PAGODA_INLINE typename S::W part(int64_t b) const { return S::load_w(at<J, P, L>(b)); }
-    template <class>
-    PAGODA_INLINE typename S::F scale(int64_t b, int half) const {
-        return S::load(scales + ((b - first) * kScales + half) * 16);
-    }
-    template <class>
-    PAGODA_INLINE typename S::F min(int64_t b, int half) const {
-        return S::load(mins + ((b - first) * kScales + half) * 16);
-    }
+    PAGODA_INLINE int64_t scale_at(int64_t b, int half) const { return ((b - first) * K::kHalves + half) * 16; }
+    PAGODA_INLINE typename S::F scale(int64_t b, int half) const { return S::load(scales + scale_at(b, half)); }
+    PAGODA_INLINE typename S::F min(int64_t b, int half) const { return S::load(mins + scale_at(b, half)); }
 };
 
-template <class S, class R, bool = S::kBits == 8>
+// Unpacks the blocks from to.first to `end`.
+template <class S, class R>
+void fill(const Weight &weight, int64_t panel, int64_t end, const Unpacked<S, UnpackedKindOf<S, R>> &to) {
+    using K = UnpackedKindOf<S, R>;
+    const R from(weight, panel);
+    for (int64_t b = to.first; b < end; ++b) {
+        unroll<8>([&](auto j) __attribute__((always_inline)) {
+            unroll<S::kParts * K::kPlanes>([&](auto i) __attribute__((always_inline)) {
+                constexpr int P = i % S::kParts, L = i / S::kParts;
+                S::store_w(to.template at<j, P, L>(b), packed_part<S, j, P, L, S::kSigned ? R::kOffset : 0>(from, b));
+            });
+        });
+        for (int h = 0; h < K::kHalves; ++h) {
+            S::store(to.scales + to.scale_at(b, h), from.template scale<S>(b, h));
+            if constexpr (K::kMin) S::store(to.mins + to.scale_at(b, h), from.template min<S>(b, h));
+        }
+    }
+}
+
+template <class S, class K, bool = S::kBits == 8>
 struct DotOf {
     using Type = typename S::Dot;
 };
-template <class S, class R>
-struct DotOf<S, R, true> {
-    using Type = typename S::template Dot<R::kMax, R::kSub / 4>;
+template <class S, class K>
+struct DotOf<S, K, true> {
+    using Type = typename S::template Dot<K::kMax, K::kQuads>;
 };
 
-// acc[n][t] += block b of panel n · codes of token t0 + t, for N panels and T tokens.
-template <class S, class R, int N, int T>
-PAGODA_INLINE void int_block(const R *w, const Quantized &a, int64_t t0, int64_t b, typename S::F (*acc)[T]) {
-    constexpr int kQuads = R::kSub / 4, kHalves = 32 / R::kSub, kLeft = offset_left<S, R>(), kL = kPlanes<S, R>;
-    constexpr int kQuadBytes = S::kBits / 2;
-    constexpr bool kFold = kLeft != 0 && S::kBits == 8 && S::kWeighed;  // subtract offsets in floats, where that is shorter
+// acc[n][t] += half H of block b of panel n · codes of token t0 + t, for N panels and T tokens.
+template <class S, class W, int N, int T, int H>
+PAGODA_INLINE void int_half(const W *w, const Quantized &a, int64_t t0, int64_t b, typename S::F (*acc)[T]) {
+    using F = typename S::F;
+    using K = typename W::K;
+    constexpr int kQuads = K::kQuads, kHalves = K::kHalves, kL = K::kPlanes, kQuadBytes = S::kBits / 2;
+    constexpr bool kFold = K::kLeft && S::kBits == 8 && S::kWeighed;  // subtract offsets in floats, where that is shorter
     const int64_t nb = a.k / 32, stride = kQuadBytes * a.k / 4;
-    const uint8_t *q = a.q + t0 * stride + 8 * kQuadBytes * b;
-    unroll<kHalves>([&](auto h) __attribute__((always_inline)) {
-        typename DotOf<S, R>::Type dot[N][kL][T];
-        unroll<kQuads * S::kParts * kL>([&](auto i) __attribute__((always_inline)) {
-            constexpr int J = i / S::kParts % kQuads, P = i % S::kParts, L = i / (S::kParts * kQuads);
-            typename S::W codes[N];
-            unroll<N>([&](auto n) __attribute__((always_inline)) { codes[n] = part<S, h * kQuads + J, P, L>(w[n], b); });
-            unroll<T>([&](auto t) __attribute__((always_inline)) {
-                const uint8_t *quads = q + t * stride + kQuadBytes * kQuads * h;
-                unroll<N>([&](auto n) __attribute__((always_inline)) {
-                    if constexpr (S::kBits == 8)
-                        dot[n][L][t].template mac<J, P>(codes[n], quads, a.factor[(t0 + t) * nb + b]);
-                    else
-                        dot[n][L][t].template mac<J, P>(codes[n], quads);
-                });
-            });
-        });
-        typename S::F scale[N], offset[N];
-        unroll<N>([&](auto n) __attribute__((always_inline)) {
-            scale[n] = w[n].template scale<S>(b, h);
-            offset[n] = S::mul(scale[n], S::set1(-kLeft));
-        });
-        unroll<T>([&](auto t) __attribute__((always_inline)) {
-            const int64_t at = (t0 + t) * nb + b;
-            const auto less = [&](auto sum) __attribute__((always_inline)) {
-                if constexpr (kLeft == 0 || kFold) return sum;
-                else return S::sub_int(sum, kLeft * (kHalves == 1 ? a.sum32[at] : a.sum16[2 * at + h]));
-            };
-            unroll<N>([&](auto n) __attribute__((always_inline)) {
-                auto sum = less(dot[n][0][t].sum());
-                if constexpr (kL == 2) sum = S::sixteen_times(sum, less(dot[n][1][t].sum()));
-                auto product = S::to_float(sum);
-                if constexpr (S::kBits == 8 && !S::kWeighed)
-                    product = S::mul(product, S::set1(bits_to_float(a.factor[at])));
-                acc[n][t] = S::fma(product, scale[n], acc[n][t]);
-                if constexpr (kFold)
-                    acc[n][t] = S::fma(offset[n], S::set1(kHalves == 1 ? a.float32[at] : a.float16[2 * at + h]), acc[n][t]);
-            });
-        });
-        if constexpr (R::kMin) {
-            typename S::F min[N];
-            unroll<N>([&](auto n) __attribute__((always_inline)) { min[n] = w[n].template min<S>(b, h); });
-            unroll<T>([&](auto t) __attribute__((always_inline)) {
-                const auto sum = S::set1(kHalves == 1 ? a.float32[(t0 + t) * nb + b] : a.float16[2 * ((t0 + t) * nb + b) + h]);
-                unroll<N>([&](auto n) __attribute__((always_inline)) { acc[n][t] = S::fma(min[n], sum, acc[n][t]); });
-            });
+    const uint8_t *q = a.q + t0 * stride + kQuadBytes * (8 * b + kQuads * H);
+    typename DotOf<S, K>::Type dot[N][kL][T];
+    unroll<kQuads * S::kParts * kL>([&](auto i) __attribute__((always_inline)) {
+        constexpr int J = i / S::kParts % kQuads, P = i % S::kParts, L = i / (S::kParts * kQuads);
+        typename S::W codes[N];
+        UNROLL for (int n = 0; n < N; ++n) codes[n] = w[n].template part<H * kQuads + J, P, L>(b);
+        UNROLL for (int t = 0; t < T; ++t) UNROLL for (int n = 0; n < N; ++n) {
+            if constexpr (S::kBits == 8)
+                dot[n][L][t].template mac<J, P>(codes[n], q + t * stride, a.factor[(t0 + t) * nb + b]);
+            else
+                dot[n][L][t].template mac<J, P>(codes[n], q + t * stride);
         }
     });
+    const int64_t at = t0 * nb + b;
+    const auto sum_at = [&](int t) __attribute__((always_inline)) { return kHalves * (at + t * nb) + H; };
+    const int32_t *sums = kHalves == 1 ? a.sum32 : a.sum16;
+    const float *float_sums = kHalves == 1 ? a.float32 : a.float16;
+    F scale[N], offset[N];
+    UNROLL for (int n = 0; n < N; ++n) {
+        scale[n] = w[n].scale(b, H);
+        if constexpr (kFold) offset[n] = S::mul(scale[n], S::set1(static_cast<float>(-(1 << w[0].left()))));
+    }
+    UNROLL for (int t = 0; t < T; ++t) {
+        const auto less = [&](auto sum) __attribute__((always_inline)) {
+            if constexpr (K::kLeft && !kFold) return S::sub_shifted(sum, sums + sum_at(t), w[0].left());
+            else return sum;
+        };
+        UNROLL for (int n = 0; n < N; ++n) {
+            auto sum = less(dot[n][0][t].sum());
+            if constexpr (kL == 2) sum = S::sixteen_times(sum, less(dot[n][1][t].sum()));
+            F product = S::to_float(sum);
+            if constexpr (S::kBits == 8 && !S::kWeighed)
+                product = S::mul(product, S::set1(bits_to_float(a.factor[at + t * nb])));
+            acc[n][t] = S::fma(product, scale[n], acc[n][t]);
+            if constexpr (kFold) acc[n][t] = S::fma(offset[n], S::set1(float_sums[sum_at(t)]), acc[n][t]);
+        }
+    }
+    if constexpr (K::kMin) {
+        F min[N];
+        UNROLL for (int n = 0; n < N; ++n) min[n] = w[n].min(b, H);
+        UNROLL for (int t = 0; t < T; ++t) {
+            const F sum = S::set1(float_sums[sum_at(t)]);
+            UNROLL for (int n = 0; n < N; ++n) acc[n][t] = S::fma(min[n], sum, acc[n][t]);
+        }
+    }
+}
+
+template <class S, class W, int N, int T>
+PAGODA_INLINE void int_block(const W *w, const Quantized &a, int64_t t0, int64_t b, typename S::F (*acc)[T]) {
+    int_half<S, W, N, T, 0>(w, a, t0, b, acc);
+    if constexpr (W::K::kHalves == 2) int_half<S, W, N, T, 1>(w, a, t0, b, acc);
 }
 
 template <class S>
@@ -365,82 +397,117 @@ PAGODA_INLINE void finish(const GemmArgs &g, int64_t panel, int64_t t, typename 
     S::store(out, acc);
 }
 
-template <class S>
-PAGODA_INLINE void finish_int(const GemmArgs &g, int64_t panel, int64_t t, typename S::F acc) {
-    finish<S>(g, panel, t, S::mul(acc, S::set1(g.act.scale[t])));
+// Of N panels and T tokens that are computed a stretch of blocks at a time: what was summed before, [T][N][16], is taken up
+// at the start of a stretch, and kept at its end or, at the last one's, finished.
+template <class S, int N, int T>
+PAGODA_INLINE void take_up(const float *kept, bool first, typename S::F (*acc)[T]) {
+    UNROLL for (int t = 0; t < T; ++t)
+        UNROLL for (int n = 0; n < N; ++n) acc[n][t] = first ? S::zero() : S::load(kept + 16 * (t * N + n));
+}
+template <class S, int N, int T>
+PAGODA_INLINE void keep(const GemmArgs &g, int64_t panel, int64_t token, float *kept, bool last,
+                        const typename S::F (*acc)[T]) {
+    UNROLL for (int t = 0; t < T; ++t) UNROLL for (int n = 0; n < N; ++n) {
+        if (last)
+            finish<S>(g, panel + n, token + t, S::mul(acc[n][t], S::set1(g.act.scale[token + t])));
+        else
+            S::store(kept + 16 * (t * N + n), acc[n][t]);
+    }
 }
 
-constexpr int64_t kAhead = 8;  // blocks
+constexpr int64_t kAhead = 16;  // blocks
 
-PAGODA_INLINE void prefetch(const uint8_t *from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+// Asks for block b of N panels from `panel` on, or, past their end, of the next N.
+template <int N>
+PAGODA_INLINE void read_ahead(const Weight &w, int64_t panel, int64_t b) {
+    const int64_t bytes = w.shape().codes;
+    if (b >= w.blocks) {
+        b -= w.blocks;
+        panel += N;
+    }
+    for (int n = 0; n < N; ++n)
+        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(w.codes(panel + n) + b * bytes + i, 0, 2);
+}
+
+constexpr int64_t kMaxGemmTokens = 4096;  // partial sums of so many tokens fit in the scratch
+constexpr int64_t kStretch = 16;  // blocks that several tiles of tokens multiply one after the other, from the first-level cache
+
+template <class S, class R, int T>
+void direct_tile(const GemmArgs &g, const Packed<S, R> &w, int64_t p, int64_t t, int64_t begin, int64_t end) {
+    float *kept = reinterpret_cast<float *>(g.scratch) + (t - g.token_begin) * 16;
+    typename S::F acc[1][T];
+    take_up<S, 1, T>(kept, begin == 0, acc);
+    const uint8_t *ahead = g.weight->codes(p) + (begin + kAhead) * R::kCodeBytes;  // past its end the next panel begins
+    for (int64_t b = begin; b < end; ++b, ahead += R::kCodeBytes) {
+        UNROLL for (int i = 0; i < R::kCodeBytes; i += 64) __builtin_prefetch(ahead + i, 0, T <= 2 ? 3 : 2);
+        int_block<S, Packed<S, R>, 1, T>(&w, g.act, t, b, acc);
+    }
+    keep<S, 1, T>(g, p, t, kept, end == g.weight->blocks, acc);
 }
 
 template <class S, class R>
 void gemm_direct(const GemmArgs &g) {
+    const int64_t blocks = g.weight->blocks, step = g.token_end - g.token_begin <= S::kDirectTile ? blocks : kStretch;
     for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
-        const R w(*g.weight, p);
-        constexpr int kTile = std::max(S::kDirectTile / kPlanes<S, R>, 1);
-        for_tiles<kTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
-            constexpr int T = size;
-            typename S::F acc[1][T];
-            unroll<T>([&](auto i) __attribute__((always_inline)) { acc[0][i] = S::zero(); });
-            for (int64_t b = 0; b < g.weight->blocks; ++b) {
-                prefetch(w.codes + (b + kAhead) * g.weight->shape().codes, g.weight->shape().codes);
-                int_block<S, R, 1, T>(&w, g.act, t, b, acc);
-            }
-            unroll<T>([&](auto i) __attribute__((always_inline)) { finish_int<S>(g, p, t + i, acc[0][i]); });
-        });
+        const Packed<S, R> w{R(*g.weight, p)};
+        for (int64_t begin = 0; begin < blocks; begin += step)
+            for_tiles<S::kDirectTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) {
+                direct_tile<S, R, size>(g, w, p, t, begin, std::min(begin + step, blocks));
+            });
     }
 }
 
-// N panels from p on.
-template <class S, class R, int N>
-PAGODA_INLINE void unpacked_panels(const GemmArgs &g, int64_t p) {
-    using U = Unpacked<S, R>;
+template <class S, class K>
+using FillFn = void (*)(const Weight &, int64_t panel, int64_t end, const Unpacked<S, K> &);
+
+// Of whole tiles: kPanels panels times S::kTile tokens.
+template <class S, class K>
+void gemm_unpacked(const GemmArgs &g, FillFn<S, K> fill_from, int left) {
+    using U = Unpacked<S, K>;
+    constexpr int N = kPanels<S, K>, T = S::kTile;
+    static_assert(N * (U::kBytes + kMaxGemmTokens * 64) <= kGemmScratch);
     float *partial = reinterpret_cast<float *>(g.scratch + N * U::kBytes);  // [tokens][N][16]
     const int64_t blocks = g.weight->blocks;
-    for (int64_t begin = 0; begin < blocks; begin += U::kBlocks) {
-        const int64_t end = begin + U::kBlocks < blocks ? begin + U::kBlocks : blocks;
-        U w[N];
-        unroll<N>([&](auto n) __attribute__((always_inline)) {
-            w[n] = U(g.scratch + n * U::kBytes, begin);
-            w[n].fill(R(*g.weight, p + n), end);
-        });
-        for_tiles<S::kTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
-            constexpr int T = size;
-            typename S::F acc[N][T];
-            float *kept = partial + (t - g.token_begin) * N * 16;
-            unroll<N * T>([&](auto i) __attribute__((always_inline)) {
-                acc[i % N][i / N] = begin == 0 ? S::zero() : S::load(kept + 16 * i);
-            });
-            for (int64_t b = begin; b < end; ++b) int_block<S, U, N, T>(w, g.act, t, b, acc);
-            unroll<N * T>([&](auto i) __attribute__((always_inline)) {
-                if (end < blocks)
-                    S::store(kept + 16 * i, acc[i % N][i / N]);
-                else
-                    finish_int<S>(g, p + i % N, t + i / N, acc[i % N][i / N]);
-            });
-        });
-    }
+    for (int64_t p = g.panel_begin; p < g.panel_end; p += N)
+        for (int64_t begin = 0; begin < blocks; begin += U::kBlocks) {
+            const int64_t end = std::min(begin + U::kBlocks, blocks);
+            U w[N];
+            for (int n = 0; n < N; ++n) {
+                w[n] = U(g.scratch + n * U::kBytes, begin, left);
+                fill_from(*g.weight, p + n, end, w[n]);
+            }
+            for (int64_t t = g.token_begin; t < g.token_end; t += T) {
+                float *kept = partial + (t - g.token_begin) * N * 16;
+                typename S::F acc[N][T];
+                take_up<S, N, T>(kept, begin == 0, acc);
+                for (int64_t b = begin; b < end; ++b) {
+                    if (t == g.token_begin) read_ahead<N>(*g.weight, p, b + U::kBlocks);
+                    int_block<S, U, N, T>(w, g.act, t, b, acc);
+                }
+                keep<S, N, T>(g, p, t, kept, end == blocks, acc);
+            }
+        }
 }
 
-template <class S, class R>
-void gemm_unpacked(const GemmArgs &g) {
-    int64_t p = g.panel_begin;
-    for (; p + kPanels<S, R> <= g.panel_end; p += kPanels<S, R>) unpacked_panels<S, R, kPanels<S, R>>(g, p);
-    if constexpr (kPanels<S, R> > 1)
-        for (; p < g.panel_end; ++p) unpacked_panels<S, R, 1>(g, p);
-}
-
-constexpr int64_t kUnpackTokens = 8;       // from here on unpacking a panel first pays
-constexpr int64_t kMaxGemmTokens = 4096;   // partial sums of so many tokens fit in the scratch
-
+// Tiles that are not whole are left to gemm_direct.
 template <class S, class R>
 void gemm_int(const GemmArgs &g) {
-    static_assert(kPanels<S, R> * (Unpacked<S, R>::kBytes + kMaxGemmTokens * 64) <= kGemmScratch);
-    if constexpr (S::kUnpack)
-        if (g.token_end - g.token_begin >= kUnpackTokens) return gemm_unpacked<S, R>(g);
+    if constexpr (S::kUnpackTokens > 0) {
+        using K = UnpackedKindOf<S, R>;
+        const int64_t tokens = g.token_end - g.token_begin, panels = g.panel_end - g.panel_begin;
+        if (tokens >= S::kUnpackTokens / K::kHalves) {  // with two scales a block, unpacking takes longer
+            GemmArgs whole = g, rest = g;
+            whole.panel_end = g.panel_end - panels % kPanels<S, K>;
+            whole.token_end = g.token_end - tokens % S::kTile;
+            gemm_unpacked<S, K>(whole, fill<S, R>, kUnpackedLeftOf<S, R>);
+            rest.panel_begin = whole.panel_end;
+            gemm_direct<S, R>(rest);
+            rest = whole;
+            rest.token_begin = whole.token_end;
+            rest.token_end = g.token_end;
+            return gemm_direct<S, R>(rest);
+        }
+    }
     gemm_direct<S, R>(g);
 }
 
@@ -469,14 +536,12 @@ void gemm_float(const GemmArgs &g) {
             constexpr int T = size;
             typename S::F acc[T];
             const float *x = g.x + t * g.x_stride;
-            unroll<T>([&](auto i) __attribute__((always_inline)) { acc[i] = S::zero(); });
+            UNROLL for (int i = 0; i < T; ++i) acc[i] = S::zero();
             for (int64_t k = 0; k < columns; ++k) {
                 const auto row = R::template row16<S>(w + k * kPanelRows * R::kBytes);
-                unroll<T>([&](auto i) __attribute__((always_inline)) {
-                    acc[i] = S::fma(row, S::set1(x[i * g.x_stride + k]), acc[i]);
-                });
+                UNROLL for (int i = 0; i < T; ++i) acc[i] = S::fma(row, S::set1(x[i * g.x_stride + k]), acc[i]);
             }
-            unroll<T>([&](auto i) __attribute__((always_inline)) { finish<S>(g, p, t + i, acc[i]); });
+            UNROLL for (int i = 0; i < T; ++i) finish<S>(g, p, t + i, acc[i]);
         });
     }
 }

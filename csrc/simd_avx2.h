@@ -14,7 +14,7 @@ struct Avx2 {
     static constexpr int kPanels = 1;
     static constexpr int kFloatTile = 6;
     static constexpr int kRows = 6;
-    static constexpr bool kUnpack = true;
+    static constexpr int kUnpackTokens = 24;
     static constexpr bool kSigned = true;
     static constexpr int kParts = 2;  // even columns, odd columns
     static constexpr bool kWide = true;
@@ -125,8 +125,8 @@ struct Avx2 {
         return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
     }
     PAGODA_INLINE static F to_float(const I &x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-    PAGODA_INLINE static I sub_int(const I &x, int32_t y) {
-        const __m256i v = _mm256_set1_epi32(y);
+    PAGODA_INLINE static I sub_shifted(const I &x, const int32_t *y, int shift) {
+        const __m256i v = _mm256_slli_epi32(_mm256_set1_epi32(*y), shift);
         return {_mm256_sub_epi32(x.a, v), _mm256_sub_epi32(x.b, v)};
     }
 

@@ -10,11 +10,11 @@ namespace pagoda {
 struct Avx512 {
     static constexpr const char *kName = "avx512";
     static constexpr int kTile = 4;
-    static constexpr int kDirectTile = 8;
+    static constexpr int kDirectTile = 4;
     static constexpr int kPanels = 2;  // a broadcast of activations takes as long as a product
     static constexpr int kFloatTile = 12;
     static constexpr int kRows = 12;
-    static constexpr bool kUnpack = true;
+    static constexpr int kUnpackTokens = 24;
     static constexpr bool kSigned = false;
     static constexpr int kParts = 1;
     static constexpr bool kWide = false;
@@ -82,7 +82,9 @@ struct Avx512 {
     }
     PAGODA_INLINE static int32_t sum_int(const I &x) { return _mm512_reduce_add_epi32(x.v); }
     PAGODA_INLINE static F to_float(const I &x) { return {_mm512_cvtepi32_ps(x.v)}; }
-    PAGODA_INLINE static I sub_int(const I &x, int32_t y) { return {_mm512_sub_epi32(x.v, _mm512_set1_epi32(y))}; }
+    PAGODA_INLINE static I sub_shifted(const I &x, const int32_t *y, int shift) {
+        return {_mm512_sub_epi32(x.v, _mm512_slli_epi32(_mm512_set1_epi32(*y), static_cast<unsigned>(shift)))};
+    }
 
     PAGODA_INLINE static I sixteen_times(const I &x, const I &y) {
         return {_mm512_add_epi32(_mm512_slli_epi32(x.v, 4), y.v)};

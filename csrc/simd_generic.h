@@ -14,7 +14,7 @@ struct Generic {
     static constexpr int kPanels = 1;      // of one integer tile, from unpacked weights
     static constexpr int kFloatTile = 1;  // tokens of one float tile
     static constexpr int kRows = 1;       // query rows of one attention tile
-    static constexpr bool kUnpack = false;  // whether unpacking a panel first pays for many tokens
+    static constexpr int kUnpackTokens = 0;  // from so many on unpacking panels first pays; 0: never
     static constexpr bool kSigned = true;   // whether W holds signed codes (else signed ones are raised by 128)
     static constexpr int kParts = 1;        // W to a B
     static constexpr bool kWide = false;    // whether W holds 16-bit codes
@@ -100,9 +100,9 @@ struct Generic {
         return sum;
     }
     PAGODA_INLINE static F to_float(const I &a) { return map([&](int i) { return static_cast<float>(a.v[i]); }); }
-    PAGODA_INLINE static I sub_int(const I &a, int32_t x) {
+    PAGODA_INLINE static I sub_shifted(const I &a, const int32_t *x, int shift) {  // a - (*x << shift)
         I r;
-        for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] - x;
+        for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] - (*x << shift);
         return r;
     }
 

@@ -16,7 +16,7 @@ struct Neon {
     static constexpr int kPanels = 1;
     static constexpr int kFloatTile = 6;
     static constexpr int kRows = 6;
-    static constexpr bool kUnpack = true;
+    static constexpr int kUnpackTokens = 8;
     static constexpr bool kSigned = true;
     static constexpr int kParts = 1;
     static constexpr bool kWide = false;
@@ -140,8 +140,8 @@ struct Neon {
     PAGODA_INLINE static F to_float(const I &x) {
         return each<F>([](auto p) { return vcvtq_f32_s32(p); }, x);
     }
-    PAGODA_INLINE static I sub_int(const I &x, int32_t y) {
-        const int32x4_t v = vdupq_n_s32(y);
+    PAGODA_INLINE static I sub_shifted(const I &x, const int32_t *y, int shift) {
+        const int32x4_t v = vshlq_s32(vdupq_n_s32(*y), vdupq_n_s32(shift));
         return each<I>([=](auto p) { return vsubq_s32(p, v); }, x);
     }
     PAGODA_INLINE static I sixteen_times(const I &x, const I &y) {

@@ -1,5 +1,11 @@
 // Loops whose counts are constants, and tiles over a range.
 
+#if defined(__GNUC__) && !defined(__clang__)
+#define UNROLL _Pragma("GCC unroll 32")
+#else
+#define UNROLL _Pragma("unroll")
+#endif
+
 template <int... J, class Fn>
 PAGODA_INLINE void unroll_impl(std::integer_sequence<int, J...>, Fn &&fn) {
     (fn(std::integral_constant<int, J>{}), ...);
