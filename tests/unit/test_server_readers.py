@@ -218,3 +218,15 @@ def test_templates_keep_nobody_waiting() -> None:
         assert not any(chat.done() for chat in asked)
         template.gate.set()
         assert {chat.result()["choices"][0]["message"]["content"] for chat in asked} == {"us"}
+
+
+@pytest.mark.parametrize("size", [100, INLINE_BYTES + 1, THREAD_BYTES + 1, PROCESS_BYTES + 1])
+def test_a_refusal_is_logged_alike_wherever_it_was_read(size: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pagoda.request"), serving(FakeLoaded()) as served:
+        response = served.client.post("/v1/completions", content=padded(size, prompt="a", max_tokens=-1))
+        wait_for(lambda: [r for r in caplog.records if r.name == "pagoda.request"])
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "max_tokens"
+    assert response.headers["x-request-id"]
+    (record,) = [r for r in caplog.records if r.name == "pagoda.request"]
+    assert record.facts["status"] == 400  # type: ignore[attr-defined]

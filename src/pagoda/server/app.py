@@ -17,13 +17,13 @@ from starlette.routing import Route
 from pagoda.config import ServerSettings
 from pagoda.errors import PagodaError
 from pagoda.server import routes, system
-from pagoda.server.failures import answer_error, json_response
+from pagoda.server.failures import DescribedError, answer_error, json_response
 from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
 from pagoda.server.record import record_of
 from pagoda.server.service import Loaded, Service
 from pagoda.server.stream import ClientGone
 
-ERRORS: tuple[type[Exception], ...] = (PagodaError, ValidationError, HTTPException, Exception)
+ERRORS: tuple[type[Exception], ...] = (PagodaError, DescribedError, ValidationError, HTTPException, Exception)
 
 
 def create_app(loaded: Loaded | None, settings: ServerSettings) -> Starlette:
