@@ -7,6 +7,7 @@ many fields, stop strings, words, names of control tokens, one long word, /token
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
