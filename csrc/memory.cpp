@@ -10,7 +10,7 @@ namespace pagoda {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kChunk = 16 * kHugePage;
+constexpr size_t kChunk = 128 * kHugePage;  // the last page of each is taken whole, however little of it is used
 
 uint8_t *map(size_t bytes) {
     void *p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

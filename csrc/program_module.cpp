@@ -62,6 +62,11 @@ std::shared_ptr<Weight> pack(const Runtime &runtime, const Bytes &data, const st
     return weight;
 }
 
+// Memory for such a weight, which costs nothing until somebody touches it.
+std::shared_ptr<Weight> empty_weight(const Runtime &, const std::string &type, int64_t rows, int64_t columns) {
+    return std::make_shared<Weight>(file_type_from_name(type.c_str()), rows, columns);
+}
+
 std::vector<int32_t> to_order(const std::optional<Ints> &order, size_t columns) {
     std::vector<int32_t> v;
     if (!order) return v;
@@ -271,6 +276,7 @@ void bind_program(nb::module_ &m) {
         .def_ro("activation_bits", &Runtime::activation_bits)
         .def_prop_ro("isa", [](const Runtime &r) { return std::string(r.kernels->name); })
         .def("pack", &pack, "data"_a, "type"_a, "rows"_a, "columns"_a)
+        .def("empty_weight", &empty_weight, "type"_a, "rows"_a, "columns"_a)
         .def("pack_grouped", &pack_grouped, "type"_a, "codes"_a, "scales"_a, "mins"_a.none(), "group_shift"_a,
              "order"_a = nb::none(), "codebook"_a = nb::none())
         .def("matmul", &quantized_matmul, "weight"_a, "x"_a, "out"_a)

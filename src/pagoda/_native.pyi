@@ -195,6 +195,8 @@ class Runtime:
     @property
     def isa(self) -> str: ...
     def pack(self, data: npt.NDArray[np.uint8], type: str, rows: int, columns: int) -> Weight: ...
+    def empty_weight(self, type: str, rows: int, columns: int) -> Weight:
+        """What `pack` would allocate, with nothing in it; it takes no memory until somebody touches it."""
     def pack_grouped(
         self,
         type: str,

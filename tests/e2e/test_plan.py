@@ -18,7 +18,7 @@ from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
 from pagoda.plan.cost.memory import kv_token_bytes
-from pagoda.plan.cost.resident import embedding_bytes, engine_buffer_bytes, packed_bytes
+from pagoda.plan.cost.resident import embedding_bytes, engine_bytes
 from pagoda.plan.cost.work import Workload, decode_step, prefill_steps
 from pagoda.plan.measured import probes
 from pagoda.plan.measured.measured_costs import sliced
@@ -43,11 +43,8 @@ def test_bytes_are_the_engines_own(default_model: Path, kv_type: Any) -> None:
         model = CpuBackend(threads=2).load(
             load_model(checkpoint), max_batch_tokens=256, max_batch_seqs=32, kv_type=kv_type
         )
-        packed = packed_bytes(shape, weights)
-        assert packed is not None
-        assert packed - embedding_bytes(shape, weights) == pytest.approx(model.weight_bytes, rel=0.005)
-        buffers = engine_buffer_bytes(shape, weights, kv_type, batch_tokens=256, rows=32, threads=2)
-        assert buffers == model.buffer_bytes
+        sizes = engine_bytes(shape, weights, kv_type, batch_tokens=256, rows=32, threads=2)
+        assert sizes == (model.weight_bytes, model.buffer_bytes)
         blocks = sum(kv_token_bytes(kind, kv_type) for kind in shape.attention) * BLOCK_SIZE
         assert blocks == model.block_bytes(0)
         model.close()

@@ -1,16 +1,24 @@
-"""What verifying rests on: pages that random tokens touch, a clock that ends in time, steps that add up."""
+"""What verifying rests on: memory without the model's file, a clock that ends in time, steps that add up."""
+
+import mmap
+from pathlib import Path
 
 import pytest
 
-from pagoda.benchmark.verify import FAULT_AROUND, Clock, Prediction, Verified, _touched_bytes
+from pagoda.backends.cores import IS_MACOS
+from pagoda.benchmark.resident import mapped_bytes
+from pagoda.benchmark.verify import Clock, Prediction, Verified
 from pagoda.plan.measured.probes import Probe
 
-TABLE, VOCAB = 100_000_000, 100_000  # a kilobyte a row
 
-
-def test_random_tokens_touch_a_window_each_and_no_more_than_they_can_reach() -> None:
-    assert _touched_bytes(TABLE, VOCAB, 10) == pytest.approx(10 * FAULT_AROUND, rel=0.02)
-    assert _touched_bytes(TABLE, VOCAB, 1_000_000) == 29_000_000  # random_ids are from 1,000 to 30,000
+@pytest.mark.skipif(IS_MACOS, reason="/proc is Linux's")
+def test_pages_of_a_mapped_file_are_counted_apart(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(bytes(1 << 20))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped.find(b"x") == -1  # which looks at every page
+        assert mapped_bytes(path) == mapped_bytes(tmp_path) == 1 << 20
+        assert mapped_bytes(tmp_path / "other.bin") == 0
 
 
 def test_a_clock_leaves_no_room_for_a_round_as_long_as_the_longest() -> None:

@@ -12,7 +12,7 @@ from pagoda.backends.base import ForwardModel, KVType, check_ends
 from pagoda.backends.compile import Compiler, fusions
 from pagoda.backends.cores import usable_cores
 from pagoda.backends.lowering import kv_layers, lower
-from pagoda.backends.packed_weights import PackedWeights
+from pagoda.backends.packed_weights import EmptyWeights, PackedWeights
 from pagoda.backends.trace import record
 from pagoda.errors import CapacityError, ConfigError, EngineError, UnsupportedError
 from pagoda.types import Batch, FloatArray, Int32Array
@@ -50,6 +50,25 @@ class CpuBackend:
 
         UnsupportedError names a tensor whose type or width no kernel takes; CapacityError where memory runs out.
         """
+        weights = PackedWeights(self.runtime)
+        program, results = self._compiled(model, weights, max_batch_tokens, max_batch_seqs, kv_type)
+        return CpuModel(program, weights.num_bytes, results)
+
+    def sizes(
+        self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
+    ) -> tuple[int, int]:
+        """(weight_bytes, buffer_bytes) of what `load` would make; no weight is read, and nothing is allocated for long.
+
+        Raises what `load` raises for models and tensors that it does not take.
+        """
+        weights = EmptyWeights(self.runtime)
+        program, _ = self._compiled(model, weights, max_batch_tokens, max_batch_seqs, kv_type)
+        return weights.num_bytes, program.buffer_bytes
+
+    def _compiled(
+        self, model: ForwardModel, weights: PackedWeights, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
+    ) -> tuple[_native.Program, dict[str, FloatArray]]:
+        """The program of the model's forward pass, and what it ends in (see `CpuModel`)."""
         if kv_type == "fp8":
             raise ConfigError("--kv-type fp8 needs a GPU; on CPUs, int8 takes as little")
         nodes = record(model)
@@ -57,7 +76,6 @@ class CpuBackend:
         program = self.runtime.program(max_batch_tokens, max_rows, kv_type)
         layers = [(group, spec.num_kv_heads, spec.head_dim) for group, spec in kv_layers(model, nodes)]
         program.set_layers(layers, len(model.kv_groups))
-        weights = PackedWeights(self.runtime)
         try:
             compiler = Compiler(program, weights, lower(nodes, fusions(weights)))
             compiler.compile()
@@ -68,7 +86,7 @@ class CpuBackend:
         results = {} if compiler.hidden_states is None else {"hidden_states": program.buffer(compiler.hidden_states)}
         if any(node.op == "logits" for node in nodes):
             results["logits"] = program.logits()
-        return CpuModel(program, weights.num_bytes, results)
+        return program, results
 
 
 class CpuModel:

@@ -7,7 +7,7 @@ import numpy as np
 from pagoda import _native
 from pagoda.backends import grouped
 from pagoda.errors import UnsupportedError
-from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from pagoda.formats.blocks import BLOCK_TYPES, dequantize, tensor_bytes
 from pagoda.formats.packed import Ints
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.types import FloatArray, RawTensor
@@ -34,6 +34,7 @@ class PackedWeights:
         self.runtime = runtime
         self._packed: dict[str, _native.Weight] = {}
         self._orders: dict[str, Ints | None] = {}
+        self._vector_bytes = 0
 
     def __getitem__(self, tensor: RawTensor) -> _native.Weight:
         if tensor.name not in self._packed:
@@ -52,9 +53,11 @@ class PackedWeights:
         return np.ascontiguousarray(tensor.data.reshape(-1))
 
     def vector(self, tensor: RawTensor) -> FloatArray:
-        """A norm's weight or a bias."""
+        """A norm's weight or a bias. A program keeps a copy for each use."""
         check_blocks(tensor)
-        return np.ascontiguousarray(dequantize(tensor.data, tensor.type, tensor.shape).reshape(-1), np.float32)
+        values = np.ascontiguousarray(dequantize(tensor.data, tensor.type, tensor.shape).reshape(-1), np.float32)
+        self._vector_bytes += values.nbytes
+        return values
 
     def order(self, tensor: RawTensor) -> Ints | None:
         """The order of columns that the packed weight wants its activations in; None: as they are."""
@@ -66,5 +69,17 @@ class PackedWeights:
 
     @property
     def num_bytes(self) -> int:
-        """What the packed matrices take."""
-        return sum(weight.bytes for weight in self._packed.values())
+        """What matrices and vectors take; embedding tables are read from the file."""
+        return sum(weight.bytes for weight in self._packed.values()) + self._vector_bytes
+
+
+class EmptyWeights(PackedWeights):
+    """Weights of the same sizes with nothing in them: tells what a model takes without reading it."""
+
+    def _pack(self, tensor: RawTensor) -> _native.Weight:
+        check_blocks(tensor)
+        return self.runtime.empty_weight(tensor.type, *tensor.shape)
+
+    def table(self, tensor: RawTensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        check_blocks(tensor)
+        return np.zeros(tensor_bytes(tensor.type, tensor.shape), np.uint8)  # which the OS gives when it is touched

@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import exp, inf
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pagoda.backends.base import LoadedModel
-from pagoda.benchmark.prompts import FIRST_ID, LAST_ID, random_ids
+from pagoda.benchmark.prompts import random_ids
 from pagoda.engine.engine import Engine
 from pagoda.engine.load import MIN_ROWS
 from pagoda.errors import ConfigError, UnsupportedError
@@ -31,7 +31,7 @@ from pagoda.hardware.device import Device
 from pagoda.hardware.devices import device
 from pagoda.kv.table import blocks_for
 from pagoda.plan.cost.memory import cpu_runtime_bytes, kv_request_bytes
-from pagoda.plan.cost.resident import embedding_bytes, engine_buffer_bytes, packed_bytes
+from pagoda.plan.cost.resident import engine_bytes
 from pagoda.plan.cost.roofline import peak_flops
 from pagoda.plan.cost.speed import prefill_s
 from pagoda.plan.cost.work import Workload, decode_step
@@ -56,7 +56,6 @@ SHORT_S = 0.5  # of prompts in a round
 LONG_S = 3.0  # a prompt that takes longer is timed in the first two rounds alone
 TOO_LONG_S = 40.0  # and one that takes longer than this not at all
 ROUNDS = 6
-FAULT_AROUND = 65_536  # bytes of a mapped file that a touched one brings along on Linux
 
 Say = Callable[[str], None]
 Decode = tuple[int, int]  # sequences, context
@@ -123,32 +122,26 @@ def verify(
 
 
 def predicted_resident(shape: ModelShape, weights: ModelWeights, setup: Setup, requests: int, prompt: int) -> int:
-    """Bytes of a process that has served `requests` prompts of so many tokens: only pages that were used are there."""
-    packed = packed_bytes(shape, weights)
-    if packed is None:
-        raise UnsupportedError(f"the engine here does not read {weights.format}")
-    tokens = min(CHUNK, requests * prompt)
-    buffers = engine_buffer_bytes(
-        shape, weights, setup.kv_type, batch_tokens=tokens, rows=requests, threads=setup.threads
+    """Bytes of a process that has served `requests` prompts of so many tokens, without pages of the model's file."""
+    sizes = engine_bytes(
+        shape,
+        weights,
+        setup.kv_type,
+        batch_tokens=min(CHUNK, requests * prompt),
+        rows=requests,
+        threads=setup.threads,
     )
+    if sizes is None:
+        raise UnsupportedError(f"the engine here does not run {shape.architecture} in {weights.format}")
     kv = requests * kv_request_bytes(shape, setup.kv_type, prompt + GENERATED, CHUNK)
-    table = embedding_bytes(shape, weights)
-    touched = _touched_bytes(table, shape.vocab_size, requests * (prompt + GENERATED))
-    return packed - table + touched + buffers + kv + cpu_runtime_bytes(shape, server=False)
-
-
-def _touched_bytes(table: int, vocab_size: int, num_tokens: int) -> int:
-    """Bytes of the pages of an embedding table that looking up so many of `random_ids` touches."""
-    rows = min(vocab_size, LAST_ID) - min(FIRST_ID, vocab_size // 2)
-    reachable = table * rows / vocab_size
-    return round(reachable * (1 - exp(-num_tokens * FAULT_AROUND / reachable)))
+    return sum(sizes) + kv + cpu_runtime_bytes(shape, server=False)
 
 
 GENERATED = 8
 
 
 def measured_resident(path: Path, kv_type: str, requests: int, prompt: int) -> int:
-    """Resident bytes after the same load in a process of its own."""
+    """Resident bytes after the same load in a process of its own, without pages of the model's file."""
     words = [sys.executable, "-m", "pagoda.benchmark.resident", str(path), kv_type, str(requests), str(prompt)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -115,20 +115,16 @@ class Target:
     def _engine_fixed(self, rows: int) -> tuple[int, int, int] | None:
         """Bytes of weights, buffers and runtime as this engine lays them out; None if it does not run such a model."""
         from pagoda.backends.cores import usable_cores
-        from pagoda.plan.cost.resident import engine_buffer_bytes, packed_bytes
+        from pagoda.plan.cost.resident import embedding_bytes, engine_bytes
 
-        packed = packed_bytes(self.shape, self.weights)
-        if packed is None or self.settings.kv_type == "fp8" or self.shape.num_experts:
+        if self.settings.kv_type == "fp8":
             return None
-        buffers = engine_buffer_bytes(
-            self.shape,
-            self.weights,
-            self.settings.kv_type,
-            batch_tokens=self.chunk,
-            rows=rows,
-            threads=usable_cores(),
-        )
-        return packed, buffers, cpu_runtime_bytes(self.shape)
+        kv_type, threads = self.settings.kv_type, usable_cores()
+        sizes = engine_bytes(self.shape, self.weights, kv_type, batch_tokens=self.chunk, rows=rows, threads=threads)
+        if sizes is None:
+            return None
+        weights, buffers = sizes
+        return weights + embedding_bytes(self.shape, self.weights), buffers, cpu_runtime_bytes(self.shape)
 
     @property
     def fits(self) -> bool:

@@ -21,11 +21,11 @@ INT8_SCALES = 4.0  # bytes of the scale that int8 keeps for K, and for V, of a t
 # What a process on a GPU holds beside its tensors: CUDA context and loaded kernels (about 0.5 GB), library workspaces
 # and the graphs of decode (about 0.5 GB).
 GPU_RUNTIME_BYTES = 1_000_000_000
-# Python with the engine's modules, and the server's; a tokenizer's tables for each entry of the vocabulary. Fitted to
-# resident memory: docs/planning.md says on what.
-ENGINE_BYTES = 45_000_000
+# Python with the engine's modules, and the server's; a tokenizer's tables for each entry of a vocabulary, where it has
+# merges and where it has scores. Fitted to resident memory: docs/planning.md says on what.
+ENGINE_BYTES = 46_000_000
 SERVER_BYTES = 14_000_000
-TOKENIZER_ENTRY_BYTES = 760
+MERGED_ENTRY_BYTES, SCORED_ENTRY_BYTES = 740, 315
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,8 @@ def ffn_width(shape: ModelShape) -> int:
 
 
 def cpu_runtime_bytes(shape: ModelShape, *, server: bool = True) -> int:
-    return ENGINE_BYTES + SERVER_BYTES * server + TOKENIZER_ENTRY_BYTES * shape.vocab_size
+    entry = SCORED_ENTRY_BYTES if shape.scored_vocabulary else MERGED_ENTRY_BYTES
+    return ENGINE_BYTES + SERVER_BYTES * server + entry * shape.vocab_size
 
 
 # What paging saves

@@ -17,7 +17,7 @@ from pagoda.errors import UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.models.layers import Attention, Block, Decoder
 from pagoda.models.registry import known_family, load_model
-from pagoda.models.source import Checkpoint
+from pagoda.plan.model.checkpoints import ShapeCheckpoint, gguf_metadata
 from pagoda.plan.model.shapes import ModelShape
 from pagoda.plan.model.weights import ModelWeights
 from pagoda.types import RawTensor
@@ -94,16 +94,6 @@ def _first_rows(tensor: RawTensor, rows: int) -> RawTensor:
 # Without a file
 
 
-@dataclass(frozen=True)
-class RandomCheckpoint:
-    """A `Checkpoint` of a shape, with random numbers."""
-
-    architecture: str
-    metadata: Mapping[str, Any]
-    tensors: Mapping[str, RawTensor]
-    kind: str = "gguf"
-
-
 def random_model(shape: ModelShape, weights: ModelWeights, least_bytes: int) -> tuple[Decoder, dict[str, int]]:
     """A few layers of such a model, at least `least_bytes` of matrices, and how many layers of each signature the
     whole model has. UnsupportedError if the engine has no such family or format."""
@@ -145,25 +135,7 @@ def _random_layers(shape: ModelShape, architecture: str, types: Mapping[str, str
             name = name.replace(f"blk.{tensor.layer}.", f"blk.{chosen.index(tensor.layer)}.")
         type = types[tensor.name] if tensor.is_matrix else "F32"
         tensors[name] = _random(rng, name, type, tensor.shape)
-    checkpoint: Checkpoint = RandomCheckpoint(architecture, _metadata(shape, architecture, len(chosen)), tensors)
-    return load_model(checkpoint)
-
-
-def _metadata(shape: ModelShape, architecture: str, num_layers: int) -> dict[str, Any]:
-    kind = shape.attention[0]
-    ffn = next(t.shape[-1] for t in shape.tensors if "ffn_down" in t.name)
-    keys = {
-        "block_count": num_layers,
-        "embedding_length": shape.hidden_size,
-        "feed_forward_length": ffn,
-        "attention.head_count": kind.num_heads,
-        "attention.head_count_kv": kind.num_kv_heads,
-        "attention.key_length": kind.key_dim,
-        "attention.value_length": kind.value_dim,
-        "attention.layer_norm_rms_epsilon": 1e-5,
-        "context_length": shape.max_context,
-    }
-    return {f"{architecture}.{key}": value for key, value in keys.items()}
+    return load_model(ShapeCheckpoint(architecture, gguf_metadata(shape, architecture, len(chosen)), tensors))
 
 
 def _random(rng: np.random.Generator, name: str, type: str, shape: tuple[int, ...]) -> RawTensor:

@@ -41,6 +41,7 @@ def shape_from_gguf(checkpoint: Checkpoint) -> ModelShape:
         num_experts=reader.integer("expert_count", 0, low=0, high=1 << 14),
         experts_used=reader.integer("expert_used_count", 0, low=0, high=1 << 14),
         state_elements=reader.state_elements(),
+        scored_vocabulary=checkpoint.metadata.get("tokenizer.ggml.model") == "llama",
         stored_as=FILE_TYPES.get(checkpoint.metadata.get("general.file_type", -1)) or _commonest(tensors),
         file_bytes=checkpoint.file_bytes,
         path=checkpoint.path,

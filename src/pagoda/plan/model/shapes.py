@@ -106,6 +106,7 @@ class ModelShape:
     num_experts: int = 0
     experts_used: int = 0
     state_elements: int = 0
+    scored_vocabulary: bool = False  # SentencePiece's, with scores instead of merges
     stored_as: str | None = None  # the format of the file it was read from
     file_bytes: int | None = None
     path: Path | None = None  # of the file or folder, where its weights are here
