@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import signal
 import socket
 import threading
@@ -16,7 +17,7 @@ import pytest
 from fake_engine import FakeEngine, FakeLoaded
 from pagoda.config import ServerSettings
 from pagoda.errors import ConfigError
-from pagoda.server.listen import bind, url
+from pagoda.server.listen import allow_connections, bind, url
 from pagoda.server.logs import JsonFormatter, TextFormatter, request_id
 from pagoda.server.run import make_server
 from serving import Served, serving, wait_for
@@ -305,3 +306,23 @@ def test_an_answer_whose_model_changed_meanwhile_is_not_given(monkeypatch: pytes
         assert answers[0].status_code == 503
         assert "and has 3" in answers[0].json()["error"]["message"]
         loaded.file_change = None
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted", "expected"),
+    [
+        ((1024, 4096), 1000, (1256, 4096)),
+        ((1024, 1100), 1000, (1100, 1100)),  # no further than the system lets
+        ((4096, 4096), 1000, None),
+        ((1024, resource.RLIM_INFINITY), 5000, (5256, resource.RLIM_INFINITY)),
+    ],
+)
+def test_connections_are_files_that_may_be_open(
+    limits: tuple[int, int], wanted: int, expected: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A default of 1024 open files would be used up by a thousand connections, and nobody else could come."""
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda which, new: given.append(new))
+    allow_connections(wanted)
+    assert given == ([] if expected is None else [expected])

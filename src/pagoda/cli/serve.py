@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pagoda.cli.fetching import fetch
 from pagoda.cli.options import with_settings
 from pagoda.config import EngineSettings, ServerSettings
-from pagoda.server.listen import bind, url
+from pagoda.server.listen import allow_connections, bind, url
 from pagoda.server.logs import set_up_logging
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def serve(engine: EngineSettings, server: ServerSettings) -> None:
     SIGTERM or Ctrl-C finishes what runs, within --shutdown-timeout; a second one stops at once.
     """
     set_up_logging(server.log_format, server.log_level)
+    allow_connections(server.max_connections)
     sock = bind(server.host, server.port)
     address = url(sock)
     # One import after the other: side by side they would share one interpreter. The engine's first, so that the weights

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 
 from pagoda.errors import ConfigError
+
+OTHER_FILES = 256  # than connections that a server opens
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -39,3 +42,12 @@ def url(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def allow_connections(num_connections: int) -> None:
+    """Raise the limit on open files, where it is lower than so many connections and the files of a server need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_connections + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
