@@ -12,14 +12,16 @@ import gzip
 import json
 import logging
 import socket
+import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from fake_engine import FakeLoaded, expected_text
 from pagoda.server.json_body import wrong_encoding
-from raw_http import connected, post
+from raw_http import connected, post, read_answer
 from serving import Served, serving, wait_for
 
 BODY = {"prompt": "né", "max_tokens": 4}
@@ -137,3 +139,38 @@ def test_a_client_that_leaves_while_it_waits_is_no_error_of_the_server(caplog: p
         wait_for(lambda: model.metrics.own.disconnects.value == 2)
         loaded.engine.gate.set()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_long_bodies_wait_with_their_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many that come slowly, some are taken in; the others lie in their clients' memory, and are answered later."""
+    monkeypatch.setattr("pagoda.server.service.LONG_BODIES", 2)
+    data = post("/tokenize", content=json.dumps({"prompt": "ab"}).encode().ljust(2_000_000))
+    with serving(FakeLoaded()) as served, ExitStack() as stack:
+        socks = [stack.enter_context(connected(served.url)) for _ in range(4)]
+        for sock in socks:
+            sock.sendall(data[:1000])
+        service = served.server._service
+        wait_for(lambda: service.num_active == 4 and service.long_bodies.locked())
+        small = served.ok("/tokenize", prompt="ab")
+        sending = [threading.Thread(target=sock.sendall, args=[data[1000:]]) for sock in socks]
+        for thread in sending:
+            thread.start()
+        assert [read_answer(sock).json() for sock in socks] == [small] * 4
+        for thread in sending:
+            thread.join()
+        wait_for(lambda: not service.long_bodies.locked())
+
+
+def test_a_client_that_leaves_while_its_long_body_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pagoda.server.service.LONG_BODIES", 1)
+    data = post("/tokenize", content=json.dumps({"prompt": "ab"}).encode().ljust(2_000_000))
+    with serving(FakeLoaded()) as served, connected(served.url) as first:
+        first.sendall(data[:1000])
+        service = served.server._service
+        wait_for(lambda: service.long_bodies.locked())
+        with connected(served.url) as second:
+            second.sendall(data[:1000])
+            wait_for(lambda: service.num_active == 2)
+        first.sendall(data[1000:])
+        assert read_answer(first).status == 200
+        wait_for(lambda: service.num_active == 0 and not service.long_bodies.locked())

@@ -14,6 +14,7 @@ from pagoda.server.failures import BodyTooLargeError
 from pagoda.server.stream import ClientGone
 
 ENCODINGS = "gzip, deflate"
+LONG_BYTES = 1024 * 1024
 CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii"}
 WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # of zlib
 
@@ -37,6 +38,13 @@ async def body_of(request: Request) -> bytes:
         return data
     max_bytes = request.app.state.service.settings.max_body_bytes
     return await asyncio.to_thread(decompress, data, encoding, max_bytes)  # zlib works without the interpreter's lock
+
+
+def is_long(request: Request) -> bool:
+    """Whether the body takes, or may take, so much memory that only some may at once."""
+    length = request.headers.get("content-length", "")
+    compressed = "content-encoding" in request.headers or "transfer-encoding" in request.headers
+    return compressed or (length.isdigit() and int(length) > LONG_BYTES)
 
 
 def check_charset(content_type: str) -> None:

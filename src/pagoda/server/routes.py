@@ -6,6 +6,7 @@ of every start. `openapi.py` says what they take.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from starlette.convertors import Convertor, register_url_convertor
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pagoda.server.answers import Answer, ChatAnswer, CompletionAnswer
-from pagoda.server.bodies import body_of
+from pagoda.server.bodies import body_of, is_long
 from pagoda.server.failures import json_response
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.reading import Reading
@@ -62,8 +63,9 @@ async def completions(request: Request) -> Response:
 
 async def _read(request: Request, model: Model, kind: str) -> Any:
     """What the body asks, read where its length allows. A client that goes away gives up its place."""
-    data = await body_of(request)
-    return await while_connected(request.receive, model.readers.read(kind, data))
+    async with service_of(request).long_bodies if is_long(request) else nullcontext():
+        data = await body_of(request)
+        return await while_connected(request.receive, model.readers.read(kind, data))
 
 
 async def _generate(request: Request, model: Model, shape: type[Answer], prefix: str, reading: Reading) -> Response:

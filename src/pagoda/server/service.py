@@ -6,6 +6,7 @@ starting ──attach──► ready ──drain──► draining
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import Any, Literal, Protocol
@@ -22,6 +23,7 @@ from pagoda.server.readers import Readers
 from pagoda.server.reading import Reader, ReaderLimits, TextLoader, unknown_model
 
 STARTING_RETRY_S = 2.0
+LONG_BODIES = 16  # taken in or waiting to be read at once; further ones stay with their clients, not in memory
 STALLED_S = 60.0  # work, but no step for that long: the engine does not turn
 
 
@@ -127,6 +129,7 @@ class Service:
         self.settings = settings
         self.phase: Literal["starting", "ready", "draining", "broken"] = "starting"
         self.reason = ""  # why it is broken
+        self.long_bodies = asyncio.Semaphore(LONG_BODIES)
         self.num_active = 0  # HTTP requests in the works that a shutdown waits for
         self._model: Model | None = None
 
