@@ -126,6 +126,7 @@ class Request:
     constraint: CompiledConstraint | None = None  # what the outputs must obey
     prediction: tuple[int, ...] | None = None  # tokens that the output will mostly be
     max_draft_tokens: int | None = None  # in one step; 0: no speculation
+    shown_token_ids: frozenset[int] = frozenset()  # control tokens whose names are part of the text, all the same
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,9 @@ def test_what_a_prompt_says_of_the_thinking() -> None:
     assert THINK.is_open("<|im_start|>assistant\n<think>\n")
     assert not THINK.is_open("<think>\nearlier\n</think>\n<|im_start|>assistant\n")
     assert not THINK.is_open("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert not THINK.is_open("What is <think>?<|im_end|>\n<|im_start|>assistant\n")
+    assert THINK.is_open("<|im_start|>assistant\n<think>\nI was", within=True)
+    assert not THINK.is_open("<|im_start|>assistant\n<think>\nI was</think>So", within=True)
     assert THINK.is_closed("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert not THINK.is_closed("<think>\nearlier\n</think>\nYes<|im_end|><|im_start|>assistant\n")
 

@@ -23,7 +23,9 @@ class EngineTokenizer(Protocol):
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
 
-    def stream(self, *, skip_special: bool = True, prompt_ids: Seq[int] = ()) -> TokenStream: ...
+    def stream(
+        self, *, skip_special: bool = True, prompt_ids: Seq[int] = (), shown_ids: Collection[int] = ()
+    ) -> TokenStream: ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -64,7 +66,11 @@ class SequenceOpener:
             bad_words=bad_words,
             dry_breakers=self._breakers.sequences(params.dry_sequence_breakers) if params.dry_multiplier else (),
         )
-        stream = self._tokenizer.stream(skip_special=params.skip_special_tokens, prompt_ids=request.prompt_token_ids)
+        stream = self._tokenizer.stream(
+            skip_special=params.skip_special_tokens,
+            prompt_ids=request.prompt_token_ids,
+            shown_ids=request.shown_token_ids,
+        )
         room = self._max_context if params.max_tokens is None else len(request.prompt_token_ids) + params.max_tokens
         return Sequence(
             request,

@@ -13,8 +13,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from pagoda.errors import RequestError
 from pagoda.grammar.constraint import CompiledGrammar
-from pagoda.grammar.source import GrammarKind, GrammarSource, to_llguidance
+from pagoda.grammar.source import GrammarKind, GrammarSource
 from pagoda.grammar.tokens import GrammarTokenizer, make_ll_tokenizer
+from pagoda.grammar.translation import to_llguidance
 from pagoda.types import UInt32Array
 
 MAX_KEPT = 128  # grammars

@@ -39,6 +39,11 @@ class ChatTemplate:
         for source in sources.values():
             _check(source, self._budget)
 
+    @property
+    def source(self) -> str:
+        """All that the templates say, by which it is told how the model thinks and calls."""
+        return "\n".join(self._sources.values())
+
     def render(
         self,
         messages: Sequence[Message],

@@ -22,8 +22,19 @@ class TokenStream:
     in proportion to its own token, however long the answer is.
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> None:
-        """`prompt_ids` stand before the answer: their text is not repeated, but a character may begin in them."""
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        skip_special: bool = True,
+        prompt_ids: Sequence[int] = (),
+        shown_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        """`prompt_ids` stand before the answer: their text is not repeated, but a character may begin in them.
+
+        shown_ids: tokens that are text although they are special
+        """
+        self._shown_ids = shown_ids
         self._types = vocabulary.types
         self._spell: Callable[[int], Any]
         self._run: DecoderRun
@@ -48,7 +59,7 @@ class TokenStream:
 
     def _is_shown(self, token_id: int) -> bool:
         types = self._types
-        return 0 <= token_id < len(types) and types[token_id] not in self._left_out
+        return 0 <= token_id < len(types) and (types[token_id] not in self._left_out or token_id in self._shown_ids)
 
     def _last_tokens(self, prompt_ids: Sequence[int]) -> list[Any]:
         """The last tokens of the prompt that are shown, in order."""

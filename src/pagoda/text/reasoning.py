@@ -25,9 +25,13 @@ class ReasoningFormat:
         """Texts that are control tokens in some vocabularies, and that the parser has to see."""
         return (self.open.strip(), self.close)
 
-    def is_open(self, prompt: str) -> bool:
-        """Whether a prompt, or the end of one, leaves the model thinking."""
-        return prompt.rfind(self.open.strip()) > prompt.rfind(self.close)
+    def is_open(self, prompt: str, *, within: bool = False) -> bool:
+        """Whether a prompt, or the end of one, leaves the model thinking: the mark is the last that it says.
+
+        within: the prompt ends in the middle of an answer, whose beginning may be thoughts.
+        """
+        mark = self.open.strip()
+        return prompt.rfind(mark) > prompt.rfind(self.close) if within else prompt.rstrip().endswith(mark)
 
     def is_closed(self, prompt: str) -> bool:
         """Whether a prompt says that the thinking is over, as it does for answers without any."""

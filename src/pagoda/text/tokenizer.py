@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,9 +83,13 @@ class Tokenizer:
         """Whether `decode` leaves the token out."""
         return self.vocabulary.is_special(token_id)
 
-    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> TokenStream:
-        """A decoder for tokens that come one by one, after `prompt_ids`."""
-        return TokenStream(self.vocabulary, skip_special=skip_special, prompt_ids=prompt_ids)
+    def stream(
+        self, *, skip_special: bool = True, prompt_ids: Sequence[int] = (), shown_ids: Collection[int] = ()
+    ) -> TokenStream:
+        """A decoder for tokens that come one by one, after `prompt_ids`. `shown_ids` are shown even if special."""
+        return TokenStream(
+            self.vocabulary, skip_special=skip_special, prompt_ids=prompt_ids, shown_ids=frozenset(shown_ids)
+        )
 
 
 def load_tokenizer(checkpoint: TokenizerSource) -> Tokenizer:

@@ -34,20 +34,26 @@ class Generic(Hermes):
         """The conversation as a template without tools can show it."""
         functions = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
         asked = ASKS.format(functions=functions)
-        shown = [_shown(message) for message in messages]
+        shown = self.shown(messages)
         if shown and shown[0]["role"] == "system":
-            return [{**shown[0], "content": f"{shown[0]['content']}\n\n{asked}"}, *shown[1:]]
+            return [{**shown[0], "content": f"{_text(shown[0]['content'])}\n\n{asked}"}, *shown[1:]]
         return [{"role": "system", "content": asked}, *shown]
+
+    def shown(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The conversation with earlier calls and their results as plain messages."""
+        return [_shown(message) for message in messages]
 
 
 def _shown(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Calls become what the model would write, and their results a message of the user."""
-    content = message.get("content") or ""
+    """Calls become what the model would write, and their results a message of the user. Others stay as they are."""
+    if message["role"] != "tool" and not message.get("tool_calls"):
+        return dict(message)
+    content = _text(message.get("content"))
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
-    calls = [_written(call) for call in message.get("tool_calls") or ()]
-    rest = {key: value for key, value in message.items() if key not in ("tool_calls", "tool_call_id")}
-    return {**rest, "content": "\n".join([*([content] if content else []), *calls]) if calls else content}
+    calls = [_written(call) for call in message["tool_calls"]]
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**rest, "content": "\n".join([*([content] if content else []), *calls])}
 
 
 def _written(call: Mapping[str, Any]) -> str:
@@ -55,3 +61,8 @@ def _written(call: Mapping[str, Any]) -> str:
     arguments = function.get("arguments") or "{}"
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return f'{OPEN}\n{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": {text}}}\n{CLOSE}'
+
+
+def _text(content: Any) -> str:
+    """The text of a message's content, which may come in parts."""
+    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
