@@ -9,7 +9,7 @@ block, a block number outside of the pool.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -227,7 +227,9 @@ class FakeTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.character(token_id) for token_id in ids)
 
-    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> FakeStream:
+    def stream(
+        self, *, skip_special: bool = True, prompt_ids: Sequence[int] = (), shown_ids: Collection[int] = ()
+    ) -> FakeStream:
         return FakeStream()
 
 

@@ -54,6 +54,9 @@ class FakeTokenizer:
 class FakeTemplate:
     """role: content, a line each."""
 
+    def __init__(self, source: str = "{{ messages }}") -> None:
+        self.source = source
+
     def render_ids(
         self,
         messages: list[dict[str, Any]],

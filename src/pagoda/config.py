@@ -145,6 +145,16 @@ class EngineSettings(Settings):
         )
 
 
+# The rows of `pagoda.text.tools.table` and `pagoda.text.reasoning`.
+ToolCallFormat = Literal[
+    "auto", "gemma4", "qwen3_coder", "hermes", "mistral_v11", "mistral", "phi4_mini", "lfm2", "pythonic",
+    "llama3_json", "generic",
+]  # fmt: skip
+ReasoningFormat = Literal[
+    "auto", "none", "gemma4", "harmony", "mistral", "cohere", "seed_oss", "minimax", "apriel", "think"
+]
+
+
 @dataclass(frozen=True, slots=True)
 class ServerSettings(Settings):
     """What the HTTP server needs besides the engine."""
@@ -163,6 +173,10 @@ class ServerSettings(Settings):
         tuple[str, ...],
         Setting("Origin whose pages may ask from a browser, * for all; repeat for several.", flag="cors-origin"),
     ] = ()
+    tool_call_format: Annotated[ToolCallFormat, Setting("How the model writes tool calls; its template says.")] = "auto"
+    reasoning_format: Annotated[
+        ReasoningFormat, Setting("How the model marks what it thinks; its template says. none: thinking is text.")
+    ] = "auto"
     root_path: Annotated[
         str, Setting("Path under which a proxy offers this server, as /llm; X-Forwarded-Prefix says it too.")
     ] = ""

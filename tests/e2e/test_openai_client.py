@@ -145,10 +145,9 @@ def test_vllm_extras(client: OpenAI) -> None:
 
 def test_refusals(client: OpenAI, served: Served) -> None:
     ask = {"model": MODEL, "messages": CAPITAL, "max_tokens": 4}
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(**ask, tools=[tool])
-    assert bad.value.param == "tools"
+        client.chat.completions.create(**ask, functions=[{"name": "f", "parameters": {}}])
+    assert bad.value.param == "functions"
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(**ask, extra_body={"temprature": 1})
     assert bad.value.param == "temprature"

@@ -199,6 +199,7 @@ class WaitingTemplate(FakeTemplate):
     """Renders when it is let: what a model's template does at first may take long, however short the conversation."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.num_begun = 0
         self.gate = threading.Event()
 
@@ -224,7 +225,7 @@ def test_templates_keep_nobody_waiting() -> None:
 @pytest.mark.parametrize("size", [100, INLINE_BYTES + 1, THREAD_BYTES + 1, PROCESS_BYTES + 1])
 def test_a_refusal_is_logged_alike_wherever_it_was_read(size: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pagoda.request"), serving(FakeLoaded()) as served:
-        response = served.client.post("/v1/completions", content=padded(size, prompt="a", max_tokens=-1))
+        response = served.client.post("/v1/completions", content=padded(size, prompt="a", max_tokens=-2))
         wait_for(lambda: [r for r in caplog.records if r.name == "pagoda.request"])
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "max_tokens"

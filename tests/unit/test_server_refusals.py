@@ -23,18 +23,14 @@ def api() -> Iterator[Served]:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "auto"),
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
         ("audio", {"voice": "alloy"}),
         ("modalities", ["text", "audio"]),
         ("best_of", 3),
         ("suffix", "the end"),
         ("store", True),
-        ("reasoning_effort", "high"),
         ("use_beam_search", True),
-        ("guided_json", {}),
+        ("guided_whitespace_pattern", "[ ]"),
         ("chat_template", "{{ messages }}"),
     ],
 )
@@ -45,6 +41,20 @@ def test_unsupported_fields_are_named(api: Served, path: str, field: str, value:
     assert error["param"] == field
     assert error["code"] == "unsupported_parameter"
     assert field in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "auto"),
+        ("reasoning_effort", "high"),
+        ("thinking_token_budget", 5),
+    ],
+)
+def test_fields_of_conversations_are_not_of_completions(api: Served, field: str, value: object) -> None:
+    assert api.refused("/v1/completions", prompt="abc", **{field: value})["param"] == field
+    api.ok("/v1/completions", prompt="abc", **{field: None})
 
 
 def test_neutral_values_pass(api: Served) -> None:
@@ -77,7 +87,12 @@ def test_null_means_default(api: Served) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "3"}, "max_tokens"),
         ({"stream": 1}, "stream"),
-        ({"stop": ""}, "stop"),
+        ({"max_tokens": -2}, "max_tokens"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"thinking_token_budget": 5}, "thinking_token_budget"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        ({"request_id": "with space"}, "request_id"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"99999": 1}}, "logit_bias"),
         ({"allowed_token_ids": []}, "allowed_token_ids"),

@@ -1,6 +1,6 @@
 """Deltas → OpenAI's JSON: one `Answer` a call, written as chunks while they come or as one object at the end.
 
-`ChatAnswer` and `CompletionAnswer` differ only in the shape of a choice.
+`CompletionAnswer` and `chat_answer.ChatAnswer` differ only in the shape of a choice.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pagoda.errors import EngineError, GenerationError, PagodaError, RequestErro
 from pagoda.server.call import Call, DeltaStream
 from pagoda.server.json_pieces import dumps
 from pagoda.server.logprob_json import LogprobWriter, TextOffsets
+from pagoda.server.output_parser import OutputParser, Parsed
 from pagoda.server.prompts import Prompt
 from pagoda.types import Delta, TokenLogprobs, Usage
 
@@ -55,6 +56,10 @@ class Choice:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     usage: Usage | None = None
+    parser: OutputParser | None = None  # chat: where text means more than itself
+    parsed: Parsed = field(default_factory=Parsed)  # what the last delta has brought
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
     offsets: TextOffsets | None = None  # where tokens begin in the text, for completions' logprobs
     started: bool = False  # its first chunk is out
     frame: tuple[bytes, bytes] | None = None  # what stands around the text in chunks that carry nothing else
@@ -87,7 +92,7 @@ class Answer:
         """Read the stream to its end. → the response's JSON. Raises what ended it early."""
         async for deltas in stream:
             for delta in deltas:
-                _keep(*self._take(delta))
+                self._keep(*self._take(delta))
         wanted = self.options
         if wanted.logprobs or wanted.prompt_logprobs or wanted.echo:
             return await asyncio.to_thread(self._whole)
@@ -135,22 +140,23 @@ class Answer:
         prompt_tokens = sum(len(choice.prompt.ids) for choice in firsts)
         completion_tokens = sum(choice.completion_tokens for choice in self.choices)
         cached_tokens = sum(choice.usage.cached_tokens for choice in firsts if choice.usage)
-        return {
+        usage = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached_tokens},
-            **self._prediction_details(),
         }
+        details = self._completion_details()
+        return usage | {"completion_tokens_details": details} if details else usage
 
-    def _prediction_details(self) -> dict[str, Any]:
+    def _completion_details(self) -> dict[str, int]:
         """How much of a prediction came true; nothing where there was none."""
         usages = [choice.usage for choice in self.choices if choice.usage]
         counts = {
             "accepted_prediction_tokens": sum(usage.accepted_prediction_tokens for usage in usages),
             "rejected_prediction_tokens": sum(usage.rejected_prediction_tokens for usage in usages),
         }
-        return {"completion_tokens_details": counts} if any(counts.values()) else {}
+        return counts if any(counts.values()) else {}
 
     def _take(self, delta: Delta) -> tuple[Choice, Delta]:
         """Count the delta in its choice. → both, the delta as the client may see it."""
@@ -173,11 +179,17 @@ class Answer:
     def _events(self, deltas: Sequence[Delta]) -> bytes:
         return b"".join([self._event(delta) for delta in deltas])
 
+    def _keep(self, choice: Choice, delta: Delta) -> None:
+        """Keep what the delta says for an answer in one piece."""
+        choice.texts.append(delta.text)
+        choice.token_ids.extend(delta.token_ids)
+        choice.logprobs.extend(delta.logprobs or ())
+
     def _event(self, delta: Delta) -> bytes:
         choice, delta = self._take(delta)
         if choice.frame is not None and delta.finish_reason is None:
             return choice.frame[0] + orjson.dumps(delta.text) + choice.frame[1] if delta.text else b""
-        wanted = delta.text or delta.finish_reason or not choice.started
+        wanted = delta.text or choice.parsed or delta.finish_reason or not choice.started
         if not (wanted or (delta.token_ids and (self.options.logprobs or self.options.token_ids))):
             return b""  # part of a character, or what may become a stop string
         tail = self._tail(choice)
@@ -189,7 +201,7 @@ class Answer:
     def _frame(self, choice: Choice) -> tuple[bytes, bytes] | None:
         """The middle chunks of a choice differ in their text alone, unless the request asks for more."""
         wanted = self.options
-        if wanted.logprobs or wanted.token_ids or wanted.continuous_usage or wanted.drop_output:
+        if wanted.logprobs or wanted.token_ids or wanted.continuous_usage or wanted.drop_output or choice.parser:
             return None
         (shape,) = self._chunk_choices(choice, Delta(self.id, choice.index, MARK, ()))
         before, after = orjson.dumps(shape).split(orjson.dumps(MARK))
@@ -232,36 +244,6 @@ class Answer:
         raise NotImplementedError
 
 
-class ChatAnswer(Answer):
-    """Of /v1/chat/completions."""
-
-    object_name = "chat.completion"
-    chunk_name = "chat.completion.chunk"
-
-    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
-        shape = self._ending(choice)
-        shape["message"] = {"role": "assistant", "content": "".join(choice.texts), "refusal": None}
-        shape["logprobs"] = self.writer.chat(choice.logprobs) if self.options.logprobs else None
-        if self.options.token_ids:
-            shape["token_ids"] = choice.token_ids
-        return shape
-
-    def _chunk_choices(self, choice: Choice, delta: Delta) -> list[dict[str, Any]]:
-        shapes = []
-        if not choice.started:
-            opening = {"role": "assistant", "content": ""}
-            shapes.append({"index": choice.index, "delta": opening, "logprobs": None, "finish_reason": None})
-        shape = self._ending(choice)
-        shape["delta"] = {"content": delta.text} if delta.text else {}
-        shape["logprobs"] = self.writer.chat(delta.logprobs) if self.options.logprobs and delta.logprobs else None
-        if self.options.token_ids:
-            shape["token_ids"] = delta.token_ids
-        return [*shapes, shape]
-
-    def _top_level(self) -> dict[str, Any]:
-        return self._prompt_extras(self.choices[0])
-
-
 class CompletionAnswer(Answer):
     """Of /v1/completions."""
 
@@ -300,13 +282,6 @@ class CompletionAnswer(Answer):
             return text, None
         all_ids = [*choice.prompt.ids, *ids] if offsets else ids
         return text, self.writer.completion(shown, all_ids, [*offsets, *places.of_answer(ids)])
-
-
-def _keep(choice: Choice, delta: Delta) -> None:
-    """Keep what the delta says for an answer in one piece."""
-    choice.texts.append(delta.text)
-    choice.token_ids.extend(delta.token_ids)
-    choice.logprobs.extend(delta.logprobs or ())
 
 
 def _error_of(delta: Delta) -> PagodaError:

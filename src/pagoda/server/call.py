@@ -7,9 +7,10 @@ engine would send, or pass it on and watch the deltas that come back. `service.M
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pagoda.server.output_plan import OutputPlan
 from pagoda.types import Delta, Request
 
 
@@ -21,6 +22,7 @@ class Call:
     requests: tuple[Request, ...]
     messages: tuple[Mapping[str, Any], ...] | None = None  # the conversation as it was asked; None: text completions
     tenant: str = ""
+    output: OutputPlan = field(default_factory=OutputPlan)  # what is to become of the text
 
 
 class DeltaStream(Protocol):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from pagoda.errors import ContextLengthError, RequestError
-from pagoda.server.schema import CompletionRequest, Conversation, Message
+from pagoda.server.schema import CompletionRequest, Conversation
+from pagoda.server.schema_messages import Message
 from pagoda.server.within import TooManyTokensError, encode_last, encode_within
+from pagoda.text.tools.table import GENERIC
 
 MAX_CHARS = 2**20  # of what is tokenized without a look at the context: a second or two
 TEMPLATE_NAMES = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "documents", "encode"}
@@ -24,7 +26,10 @@ class Tokenizer(Protocol):
     @property
     def longest_token(self) -> int: ...
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
+    @property
+    def eos_ids(self) -> Collection[int]: ...
+
+    def encode(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str: ...
 
@@ -35,6 +40,9 @@ class Tokenizer(Protocol):
 
 class ChatTemplate(Protocol):
     """What the server needs of `pagoda.text`'s chat template. `encode` tokenizes the rendered text."""
+
+    @property
+    def source(self) -> str: ...
 
     def render_ids(
         self, messages: list[dict[str, Any]], *, encode: Callable[[str], list[int]] | None = None, **kwargs: Any
@@ -59,8 +67,11 @@ class Prompts:
         max_context: int,
         *,
         no_chat_reason: str | None = None,
+        tells_of_tools: bool = False,
     ) -> None:
+        """tells_of_tools: the template does not say which tools there are, so a message has to."""
         self.tokenizer = tokenizer
+        self._tells_of_tools = tells_of_tools
         self.max_context = max_context
         self._template = template
         self._no_chat_reason = no_chat_reason or "this model has no chat template"
@@ -132,17 +143,37 @@ class Prompts:
             raise RequestError(
                 "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
             )
-        kwargs = body.chat_template_kwargs or {}
+        kwargs = self._with_effort(body)
         if not TEMPLATE_NAMES.isdisjoint(kwargs):
             raise RequestError("chat_template_kwargs sets what has a field of its own", param="chat_template_kwargs")
         start_answer = not going_on if body.add_generation_prompt is None else body.add_generation_prompt
+        messages, tools = body.plain_messages(), [tool.plain() for tool in body.offered]
+        if tools and self._tells_of_tools:
+            messages, tools = GENERIC.told(messages, tools), []
+        elif self._tells_of_tools:
+            messages = GENERIC.shown(messages)
         return self._template.render_ids(
-            body.plain_messages(),
+            messages,
+            tools=tools or None,
             add_generation_prompt=start_answer,
             continue_final_message=going_on,
             encode=encode,
             **kwargs,
         )
+
+    def _with_effort(self, body: Conversation) -> dict[str, Any]:
+        """The template's variables, with what reasoning_effort means to it. RequestError: it means nothing."""
+        kwargs = dict(body.chat_template_kwargs or {})
+        effort, source = body.reasoning_effort, "" if self._template is None else self._template.source
+        if effort is None:
+            return kwargs
+        if "reasoning_effort" in source:
+            kwargs.setdefault("reasoning_effort", effort)
+        if "enable_thinking" in source:
+            kwargs.setdefault("enable_thinking", effort != "none")
+        elif effort != "none" and "reasoning_effort" not in source:
+            raise RequestError("this model's template knows no reasoning effort", param="reasoning_effort")
+        return kwargs
 
 
 def _check_chars(num_chars: int) -> None:

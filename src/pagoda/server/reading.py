@@ -7,7 +7,7 @@ in a thread, or in a process of its own (`readers.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import orjson
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pagoda.errors import ContextLengthError, ModelNotFoundError, RequestError
 from pagoda.server.json_body import parse_json
 from pagoda.server.logprob_json import LogprobWriter
+from pagoda.server.output_plan import OutputPlan, OutputPlanner
 from pagoda.server.prompts import ChatTemplate, Prompt, Prompts, Tokenizer
 from pagoda.server.requests import GenerationSpec, chat_spec, check_total, completion_spec
 from pagoda.server.schema import (
@@ -43,6 +44,7 @@ class Reading:
     prompts: tuple[Prompt, ...]
     messages: tuple[Mapping[str, Any], ...] | None = None  # as they were asked; None: text completions
     prediction: tuple[int, ...] | None = None  # tokens that the client says the answer will mostly be
+    output: OutputPlan = field(default_factory=OutputPlan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class ReaderLimits:
     model_name: str
     max_context: int  # tokens
     max_tokens: int  # of all prompts of a body together
+    tool_call_format: str = "auto"
+    reasoning_format: str = "auto"
 
 
 class Reader:
@@ -66,7 +70,15 @@ class Reader:
         tokenizer, template, no_chat_reason = text
         self._tokenizer = tokenizer
         self._limits = limits
-        self._prompts = Prompts(tokenizer, template, limits.max_context, no_chat_reason=no_chat_reason)
+        source = "" if template is None else template.source
+        self._planner = OutputPlanner(tokenizer, source, limits.tool_call_format, limits.reasoning_format)
+        self._prompts = Prompts(
+            tokenizer,
+            template,
+            limits.max_context,
+            no_chat_reason=no_chat_reason,
+            tells_of_tools=self._planner.tells_of_tools,
+        )
 
     def read(self, kind: str, data: bytes) -> Any:
         """What the method called `kind` makes of `data`."""
@@ -77,7 +89,8 @@ class Reader:
         body = self._body(data, ChatRequest)
         spec = chat_spec(body)
         prompt = self._prompts.of_chat(body, self._num_kept(spec, body))
-        return Reading(spec, (prompt,), tuple(body.plain_messages()), self._predicted(body))
+        output = self._planner.of_chat(body, prompt.ids)
+        return Reading(spec, (prompt,), tuple(body.plain_messages()), self._predicted(body), output)
 
     def completion(self, data: bytes) -> Reading:
         body = self._body(data, CompletionRequest)
@@ -91,7 +104,8 @@ class Reader:
                 "(--max-queue-tokens): send fewer in one request",
                 param="prompt",
             )
-        return Reading(spec, tuple(prompts), prediction=self._predicted(body))
+        output = self._planner.of_completion(body)
+        return Reading(spec, tuple(prompts), prediction=self._predicted(body), output=output)
 
     def tokenize(self, data: bytes) -> bytes:
         """The JSON that answers /tokenize."""

@@ -11,6 +11,7 @@ from typing import Any
 from pagoda.errors import RequestError
 from pagoda.server.answers import AnswerOptions
 from pagoda.server.call import Call
+from pagoda.server.output_plan import OutputPlan
 from pagoda.server.prompts import Prompt
 from pagoda.server.schema import ChatRequest, CompletionRequest, Generation
 from pagoda.types import Request, SamplingParams
@@ -21,8 +22,10 @@ COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions; chat goes on unt
 # fields that are called and mean the same in SamplingParams; null there means its default
 SAME = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
         "seed", "min_tokens", "include_stop_str_in_output", "ignore_eos", "skip_special_tokens",
-        "prompt_logprobs")  # fmt: skip
-SAME_LISTS = ("stop_token_ids", "allowed_token_ids", "bad_words")
+        "prompt_logprobs", "top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold", "dynatemp_range",
+        "dynatemp_exponent", "mirostat", "mirostat_tau", "mirostat_eta", "temperature_last", "dry_multiplier",
+        "dry_base", "dry_allowed_length", "dry_penalty_last_n")  # fmt: skip
+SAME_LISTS = ("stop_token_ids", "allowed_token_ids", "bad_words", "dry_sequence_breakers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,12 @@ class GenerationSpec:
     priority: int = 0
     cache_salt: str = ""
     max_draft_tokens: int | None = None  # guessed ahead in one step; 0: none
+    request_id: str | None = None  # which the client chose
 
 
 def chat_spec(body: ChatRequest) -> GenerationSpec:
     """Raises RequestError naming the field."""
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
     _check_stream_options(body)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -50,11 +54,12 @@ def chat_spec(body: ChatRequest) -> GenerationSpec:
 def completion_spec(body: CompletionRequest) -> GenerationSpec:
     """Raises RequestError naming the field."""
     _check_stream_options(body)
-    limit = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    given = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    limit = None if given == -1 else given
     echo = bool(body.echo)
     if limit == 0 and not echo:
         raise RequestError("max_tokens is 0, which needs echo to be true", param="max_tokens")
-    params = replace(_params(body), max_tokens=max(limit, 1), logprobs=body.logprobs)
+    params = replace(_params(body), max_tokens=1 if limit == 0 else limit, logprobs=body.logprobs)
     if echo and body.logprobs is not None and params.prompt_logprobs is None:
         params = replace(params, prompt_logprobs=body.logprobs)
     options = replace(_options(body, logprobs=body.logprobs is not None), echo=echo, drop_output=limit == 0)
@@ -79,9 +84,11 @@ def make_call(
     tenant: str,
     messages: Sequence[Mapping[str, Any]] | None = None,
     prediction: tuple[int, ...] | None = None,
+    output: OutputPlan | None = None,
 ) -> Call:
     """One token request a prompt. `id` names the answer, and with a number each request."""
     arrival = time.monotonic()
+    output = output or OutputPlan()
     requests = tuple(
         Request(
             id=f"{id}-{place}",
@@ -93,10 +100,11 @@ def make_call(
             cache_salt=spec.cache_salt,
             prediction=prediction,
             max_draft_tokens=spec.max_draft_tokens,
+            shown_token_ids=output.shown_ids,
         )
         for place, prompt in enumerate(prompts)
     )
-    return Call(id, requests, None if messages is None else tuple(messages), tenant)
+    return Call(id, requests, None if messages is None else tuple(messages), tenant, output)
 
 
 def new_id(prefix: str) -> str:
@@ -104,9 +112,21 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
+def answer_id(prefix: str, spec: GenerationSpec) -> str:
+    """The id that the client chose, or a new one."""
+    return new_id(prefix) if spec.request_id is None else f"{prefix}-{spec.request_id}"
+
+
 def _spec(body: Generation, params: SamplingParams, options: AnswerOptions) -> GenerationSpec:
-    most = None if body.speculation is None else body.speculation.most
-    return GenerationSpec(params, options, bool(body.stream), body.priority or 0, body.cache_salt or "", most)
+    return GenerationSpec(
+        params,
+        options,
+        stream=bool(body.stream),
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
+        max_draft_tokens=None if body.speculation is None else body.speculation.most,
+        request_id=body.request_id,
+    )
 
 
 def _params(body: Generation) -> SamplingParams:

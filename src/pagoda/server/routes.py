@@ -15,13 +15,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pagoda.server.answers import Answer, ChatAnswer, CompletionAnswer
+from pagoda.server.answers import Answer, CompletionAnswer
 from pagoda.server.bodies import body_of, is_long
+from pagoda.server.chat_answer import ChatAnswer
 from pagoda.server.failures import json_response
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.reading import Reading
 from pagoda.server.record import record_of
-from pagoda.server.requests import make_call, new_id
+from pagoda.server.requests import answer_id, make_call
 from pagoda.server.service import Model, Service
 from pagoda.server.stream import EventStream, while_connected
 
@@ -74,10 +75,11 @@ async def _generate(request: Request, model: Model, shape: type[Answer], prefix:
     call = make_call(
         spec,
         prompts,
-        id=new_id(prefix),
+        id=answer_id(prefix, spec),
         tenant=record.tenant,
         messages=reading.messages,
         prediction=reading.prediction,
+        output=reading.output,
     )
     skip_special = spec.params.skip_special_tokens
     writer = LogprobWriter(model.tokenizer, as_ids=spec.options.tokens_as_ids, skip_special=skip_special)

@@ -9,35 +9,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from pagoda.server.unsupported_fields import NEUTRAL_IN_MESSAGE, without_neutral
-
-
-def _whole(value: object) -> object:
-    """JSON does not tell 16 from 16.0, and neither do its clients."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+from pagoda.server.schema_base import MAX_TOKENS, Int, Int64, Strict, Text, TokenIds
+from pagoda.server.schema_messages import Message
+from pagoda.server.schema_output import Structured, Tools
+from pagoda.server.unsupported_fields import NEUTRAL_IN_COMPLETION, without_neutral
 
 
-Int = Annotated[int, BeforeValidator(_whole)]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+def _no_limit(value: object) -> object:
+    """-1 is how some clients say that there is none."""
+    return None if value == -1 and not isinstance(value, bool) else value
+
+
+def _no_stop(value: object) -> object:
+    """Empty texts are how some clients say that nothing stops the answer."""
+    return [text for text in value if text != ""] if isinstance(value, list) else value or None
+
+
+Limit = Annotated[Annotated[Int, Field(ge=1, le=MAX_TOKENS)] | None, BeforeValidator(_no_limit)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
-Text = Annotated[str, Field(min_length=1)]
-Int64 = Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)]
 # What is looked at for every token has to be short. OpenAI allows 4 stop strings and 300 biases.
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 StopTexts = Annotated[list[StopText], Field(max_length=128)]
 BadWords = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 LogitBias = Annotated[dict[Annotated[str, Field(pattern="^[0-9]+$", max_length=10)], Bias], Field(max_length=1024)]
-MAX_TOKENS = 2**31 - 1
-
-
-class Strict(BaseModel):
-    """No unknown fields, no conversions: "1" is not 1."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="null")
 
 
 class StreamOptions(Strict):
@@ -55,8 +52,6 @@ class Harmless(Strict):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    request_id: str | None = None
-    include_reasoning: bool | None = None
 
 
 class PredictedPart(Strict):
@@ -86,10 +81,11 @@ class Speculation(Strict):
         return 0 if self.enabled is False else self.max_tokens
 
 
-class Generation(Harmless):
+class Generation(Harmless, Structured):
     """What chat and text completions share."""
 
     model: str | None = None
+    request_id: Annotated[str, Field(pattern="^[!-~]{1,200}$")] | None = None
     prediction: Prediction | None = None
     speculation: Speculation | None = None
     n: Annotated[Int, Field(ge=1, le=128)] | None = None
@@ -107,7 +103,7 @@ class Generation(Harmless):
     seed: Int64 | None = None
 
     min_tokens: Annotated[Int, Field(ge=0, le=MAX_TOKENS)] | None = None
-    stop: StopText | StopTexts | None = None
+    stop: Annotated[StopText | StopTexts | None, BeforeValidator(_no_stop)] = None
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -115,7 +111,24 @@ class Generation(Harmless):
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     bad_words: BadWords | None = None
 
+    top_n_sigma: Annotated[float, Field(ge=-1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    xtc_probability: Annotated[float, Field(ge=0, le=1)] | None = None
+    xtc_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    dynatemp_range: Annotated[float, Field(ge=0, le=100)] | None = None
+    dynatemp_exponent: Annotated[float, Field(ge=0, le=100)] | None = None
+    mirostat: Annotated[Int, Field(ge=0, le=2)] | None = None
+    mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
+    mirostat_eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature_last: bool | None = None
+    dry_multiplier: Annotated[float, Field(ge=0, le=100)] | None = None
+    dry_base: Annotated[float, Field(ge=1, le=100)] | None = None
+    dry_allowed_length: Annotated[Int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    dry_penalty_last_n: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None
+    dry_sequence_breakers: Annotated[list[StopText], Field(max_length=32)] | None = None
+
     prompt_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+    include_reasoning: bool | None = None  # false: chat answers without what the model thought
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     truncate_prompt_tokens: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: to the whole context
@@ -132,13 +145,18 @@ class Generation(Harmless):
 class CompletionRequest(Generation):
     """POST /v1/completions."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_fields_of_chats(cls, data: object) -> object:
+        return without_neutral(data, NEUTRAL_IN_COMPLETION)
+
     prompt: (
         str
         | Annotated[Texts, Field(min_length=1)]
         | Annotated[TokenIds, Field(min_length=1)]
         | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
     )
-    max_tokens: Annotated[Int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    max_tokens: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: no limit
     logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
@@ -151,52 +169,27 @@ class CompletionRequest(Generation):
         return [self.prompt]
 
 
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class Message(Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """As templates expect it: `developer` goes by its older name."""
-        content = [part.model_dump() for part in self.content] if isinstance(self.content, list) else self.content
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": content} | ({"name": self.name} if self.name else {})
-
-
-class Conversation(Strict):
-    """Messages and how the template is to render them."""
+class Conversation(Tools):
+    """Messages, tools, and how the template is to render them."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     add_generation_prompt: bool | None = None  # null: unless the final message is continued
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     add_special_tokens: Literal[False] | None = None  # the template, and BOS once, are all that is added
 
     def plain_messages(self) -> list[dict[str, Any]]:
         """The messages as templates expect them."""
         return [message.plain() for message in self.messages]
 
-    @model_validator(mode="before")
-    @classmethod
-    def refuse_unserved_in_messages(cls, data: object) -> object:
-        if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
-            return data
-        messages = enumerate(data["messages"])
-        return data | {
-            "messages": [without_neutral(m, NEUTRAL_IN_MESSAGE, where=f"messages[{i}].") for i, m in messages]
-        }
-
 
 class ChatRequest(Generation, Conversation):
     """POST /v1/chat/completions."""
 
-    max_tokens: Annotated[Int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    max_completion_tokens: Annotated[Int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_tokens: Limit = None
+    max_completion_tokens: Limit = None
+    thinking_token_budget: Annotated[Int, Field(ge=0, le=MAX_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None

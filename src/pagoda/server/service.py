@@ -17,6 +17,7 @@ from pagoda.observe.metrics import Metrics
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.bridge import EngineBridge, EngineThread
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
+from pagoda.server.constraints import Constraints
 from pagoda.server.intact import Intact
 from pagoda.server.prompts import ChatTemplate, Tokenizer
 from pagoda.server.readers import Readers
@@ -69,7 +70,13 @@ class Model:
         self.engine = loaded.engine
         self.tokenizer = loaded.tokenizer
         self.max_context = loaded.max_context
-        limits = ReaderLimits(self.name, loaded.max_context, settings.max_queue_tokens)
+        limits = ReaderLimits(
+            self.name,
+            loaded.max_context,
+            settings.max_queue_tokens,
+            settings.tool_call_format,
+            settings.reasoning_format,
+        )
         reader = Reader((loaded.tokenizer, loaded.chat_template, loaded.no_chat_reason), limits)
         self.readers = Readers(reader, loaded.load_text, limits)
         self.metrics = Metrics(
@@ -80,9 +87,11 @@ class Model:
         speed = PromptSpeed()
         self.engine.on_step.append(speed.record)
         self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens, speed)
+        self.constraints = Constraints(loaded.tokenizer)
         layers: list[Layer] = [  # outermost first
             Intact(loaded.changed),
             self._validated,
+            self.constraints,
             self._counted,
             self.admission,
         ]
@@ -145,6 +154,7 @@ class Service:
         """End what the server has started besides itself."""
         if self._model is not None:
             self._model.readers.close()
+            self._model.constraints.close()
 
     def drain(self) -> None:
         """Take no new requests, finish what runs."""

@@ -7,7 +7,7 @@ code and data are then not in the caches, which takes several times as long as i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 
 import numpy as np
@@ -66,7 +66,9 @@ class NoText:
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return []
 
-    def stream(self, *, skip_special: bool = True, prompt_ids: Sequence[int] = ()) -> NoText:
+    def stream(
+        self, *, skip_special: bool = True, prompt_ids: Sequence[int] = (), shown_ids: Collection[int] = ()
+    ) -> NoText:
         return self
 
     def push(self, token_id: int) -> str:
