@@ -189,3 +189,22 @@ def test_model_without_template() -> None:
         error = served.refused("/v1/chat/completions", **CHAT)
         assert "no template for this architecture" in error["message"]
         served.ok("/v1/completions", prompt="abc")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "x" * 100, "max_tokens": 500},
+        {"prompt": "x" * 600},
+        {"prompt": "x" * 600_000},
+        {"prompt": [1] * 600},
+        {"prompt": "x", "max_tokens": 100_000},
+        {"prompt": "x" * 511, "max_tokens": 1},
+    ],
+)
+def test_context_errors_are_in_openais_words(api: Served, body: dict[str, Any]) -> None:
+    """LiteLLM falls back to a model of a longer context where it reads these, in whatever case."""
+    error = api.refused("/v1/completions", **body)
+    assert error["message"].startswith("This model's maximum context length is 512 tokens. However, ")
+    assert error["code"] == "context_length_exceeded"
+    assert error["type"] == "invalid_request_error"

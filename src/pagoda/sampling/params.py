@@ -104,7 +104,8 @@ def _check_lengths(params: SamplingParams, max_context: int) -> None:
         _check_int("max_tokens", params.max_tokens, 1)
         if params.max_tokens > max_context:
             raise ContextLengthError(
-                f"max_tokens is {params.max_tokens}, but the model's context holds {max_context} tokens",
+                f"This model's maximum context length is {max_context} tokens. However, you requested "
+                f"{params.max_tokens} tokens in the completion alone. Please reduce max_tokens.",
                 param="max_tokens",
             )
     limit = max_context if params.max_tokens is None else params.max_tokens
