@@ -41,6 +41,16 @@ def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
+def schema(num_properties: int) -> dict[str, Any]:
+    properties = {f"p{i:06d}": {"type": "string"} for i in range(num_properties)}
+    return {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object", "properties": properties}}}
+
+
+def tools(number: int) -> list[dict[str, Any]]:
+    parameters = {"type": "object", "properties": {}}
+    return [{"type": "function", "function": {"name": f"f{i}", "parameters": parameters}} for i in range(number)]
+
+
 KINDS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "a prompt": (COMPLETION, lambda: {"prompt": TEXT}),
     "a prompt, truncated": (COMPLETION, lambda: {"prompt": TEXT, "truncate_prompt_tokens": 16, "max_tokens": 1}),
@@ -77,6 +87,9 @@ KINDS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "prompt logprobs": (COMPLETION, lambda: {"prompt": TEXT[:12_000], "max_tokens": 1, "prompt_logprobs": 20}),
     "echo": (COMPLETION, lambda: {"prompt": TEXT[:12_000], "max_tokens": 1, "logprobs": 20, "echo": True}),
     "n logprobs": (COMPLETION, lambda: {"prompt": "a", "max_tokens": 30, "n": 64, "logprobs": 20}),
+    "a schema": (CHAT, lambda: {"messages": [user("a")], "max_tokens": 1, "response_format": schema(SIZE // 30)}),
+    "a schema of 30 kB": (CHAT, lambda: {"messages": [user("a")], "max_tokens": 1, "response_format": schema(1000)}),
+    "many tools": (CHAT, lambda: {"messages": [user("a")], "max_tokens": 1, "tools": tools(SIZE // 100)}),
     "tokenize": ("/tokenize", lambda: {"prompt": TEXT[:MB], "return_token_strs": True}),
     "detokenize": ("/detokenize", lambda: {"tokens": [1000] * (SIZE // 5)}),
 }
