@@ -24,7 +24,7 @@ from pagoda.server.readers import Readers
 from pagoda.server.reading import Reader, ReaderLimits, TextLoader, unknown_model
 
 STARTING_RETRY_S = 2.0
-LONG_BODIES = 16  # taken in or waiting to be read at once; further ones stay with their clients, not in memory
+LONG_BODIES = 4  # taken in or waiting to be read at once; further ones stay with their clients, not in memory
 STALLED_S = 60.0  # work, but no step for that long: the engine does not turn
 
 
