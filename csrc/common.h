@@ -7,6 +7,7 @@
 #include <memory>
 
 #define PAGODA_INLINE inline __attribute__((always_inline))
+#define PAGODA_NOINLINE __attribute__((noinline))
 
 namespace pagoda {
 

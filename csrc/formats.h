@@ -1,55 +1,72 @@
-// GGUF block formats: sizes, and how 32 weights of a row unpack. Layouts as in ggml's block structs. The grouped types
-// lie in no file: their weights come as codes and float32 scales (and minima) for groups of columns; see weights.h.
+// The types of weights: their names, their sizes, and how 32 weights of a row unpack. What each type is, is said once, by
+// its struct in block_types.h; the functions here look it up.
 #pragma once
 
 #include "common.h"
 
 namespace pagoda {
 
+// Types of GGUF files: numbers as they are, and blocks, which lie as ggml's block structs do.
+#define PAGODA_FLOAT_TYPES(X) X(F32) X(F16) X(BF16)
+#define PAGODA_FILE_BLOCK_TYPES(X) \
+    X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS)
+// Grouped types lie in no file: their weights come as codes and float32 scales (and minima) for groups of columns; see
+// weights.h.
+#define PAGODA_GROUPED_TYPES(X) X(Grouped4) X(Grouped4Min) X(Grouped8) X(Grouped8Min) X(Codebook4)
+#define PAGODA_BLOCK_TYPES(X) PAGODA_FILE_BLOCK_TYPES(X) PAGODA_GROUPED_TYPES(X)
+
 enum class Type : int {
-    F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS,
-    Grouped4, Grouped4Min, Grouped8, Grouped8Min, Codebook4, Count
+#define PAGODA_TYPE(name) name,
+    PAGODA_FLOAT_TYPES(PAGODA_TYPE) PAGODA_BLOCK_TYPES(PAGODA_TYPE)
+#undef PAGODA_TYPE
+    Count
 };
 
 struct TypeInfo {
     const char *name;
-    int elements;  // in one block
-    int bytes;     // of one block
+    int elements;           // in one block
+    int bytes;              // of one block; 0: in no file
+    int scale_at, min_at;   // where a block keeps its f16 scale and its f16 min; -1: it has none
 };
 
-constexpr TypeInfo kTypes[static_cast<int>(Type::Count)] = {
-    {"F32", 1, 4},     {"F16", 1, 2},     {"BF16", 1, 2},    {"Q4_0", 32, 18},  {"Q4_1", 32, 20},
-    {"Q5_0", 32, 22},  {"Q5_1", 32, 24},  {"Q8_0", 32, 34},  {"Q2_K", 256, 84}, {"Q3_K", 256, 110},
-    {"Q4_K", 256, 144}, {"Q5_K", 256, 176}, {"Q6_K", 256, 210}, {"IQ4_NL", 32, 18}, {"IQ4_XS", 256, 136},
-    {"grouped4", 32, 0}, {"grouped4_min", 32, 0}, {"grouped8", 32, 0}, {"grouped8_min", 32, 0}, {"codebook4", 32, 0},
+// Of 16 rows; see weights.h.
+struct PanelShape {
+    int codes;   // bytes for 32 columns
+    int scales;  // bytes for 32 columns, or for a group of them
+    int super;   // bytes for 256 columns
 };
 
-constexpr const TypeInfo &info(Type t) { return kTypes[static_cast<int>(t)]; }
-constexpr bool is_float(Type t) { return t == Type::F32 || t == Type::F16 || t == Type::BF16; }
+// 32 consecutive weights of a row. Which fields a type fills, and what they mean, its Scales say (panels.h).
+struct Block32 {
+    uint8_t q[32];     // codes
+    uint16_t d;        // f16 scale, of the block or of its super-block
+    uint16_t m;        // f16 min, likewise
+    uint8_t scale[2];  // bytes of the scales of the two halves (both equal where 32 weights share one)
+    uint8_t min[2];    // bytes of the minima of the two halves
+};
 
-constexpr bool is_grouped(Type t) { return t >= Type::Grouped4 && t < Type::Count; }
-constexpr bool has_group_mins(Type t) { return t == Type::Grouped4Min || t == Type::Grouped8Min; }
+struct TypeTraits {
+    TypeInfo info;
+    PanelShape shape;
+    bool has_mins;
+    int code_bits;
+    // Unpacks block `index` (of 32 weights) of the row at `row`. Null for types without blocks in files, as are the others.
+    void (*unpack)(const uint8_t *row, int64_t index, Block32 &out);
+    void (*decode)(const Block32 &block, float *out);  // 32 weights
+    // Writes the scales of row `r` of a panel, where 32 columns' scales and 256 columns' super scales lie.
+    void (*pack_scales)(const Block32 &block, int r, uint8_t *scales, uint8_t *super);
+};
+
+const TypeTraits &traits(Type t);
+inline const TypeInfo &info(Type t) { return traits(t).info; }
+inline bool is_float(Type t) { return info(t).elements == 1; }
+inline bool is_grouped(Type t) { return info(t).bytes == 0; }
 
 // Throws std::invalid_argument for a name that is not in the table.
 Type type_from_name(const char *name);
 Type file_type_from_name(const char *name);  // nor for grouped types
 
 inline int64_t row_bytes(Type t, int64_t columns) { return columns / info(t).elements * info(t).bytes; }
-
-// The 16 values that a 4-bit code of IQ4_NL and IQ4_XS stands for.
-constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-
-// 32 consecutive weights of a row. Weight i is scale(i) * (q[i] - offset) - min(i), with one or two scales a block.
-struct Block32 {
-    uint8_t q[32];      // codes, unsigned; for Q8_0 the signed byte as it stands
-    uint16_t d;         // f16 scale, of the block or of its super-block
-    uint16_t m;         // f16 min (Q4_1, Q5_1: added) or super-block min scale (Q2_K, Q4_K, Q5_K: subtracted)
-    int8_t scale[2];    // integer scales of the two halves (both equal where 32 weights share one)
-    uint8_t min[2];     // integer mins of the two halves
-};
-
-// Unpacks block `index` (of 32 weights) of the row at `row`.
-void unpack32(Type type, const uint8_t *row, int64_t index, Block32 &out);
 
 // The plain decoder: `columns` weights of one row as float.
 void dequantize_row(Type type, const uint8_t *row, int64_t columns, float *out);

@@ -1,7 +1,9 @@
 #include "simd_avx512.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "block_types.h"
 #include "kernels.h"
 
 namespace pagoda {

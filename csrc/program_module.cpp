@@ -87,7 +87,7 @@ std::shared_ptr<Weight> pack_grouped(const Runtime &runtime, const std::string &
     const auto fits = [&](const FloatTable &a) {
         return static_cast<int64_t>(a.shape(0)) == rows && static_cast<int64_t>(a.shape(1)) == weight->groups;
     };
-    if (!fits(scales) || mins.has_value() != has_group_mins(t) || (mins && !fits(*mins)) ||
+    if (!fits(scales) || mins.has_value() != traits(t).has_mins || (mins && !fits(*mins)) ||
         codebook.has_value() != (t == Type::Codebook4))
         throw std::invalid_argument("scales, minima or codebook are not what the type and the groups need");
     for (int code = 0; codebook && code < 16; ++code) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "block_types.h"
 #include "quantize.h"
 #include "quantize_pack.h"
 

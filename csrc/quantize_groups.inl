@@ -146,11 +146,11 @@ struct Uneven {
     PAGODA_INLINE static F nearest(F v, Pick pick) {
         F r = S::set1(pick(0));
         for (int i = 1; i < 16; ++i)
-            r = S::below(v, S::set1(0.5f * (float(kIq4Values[i - 1]) + float(kIq4Values[i]))), r, S::set1(pick(i)));
+            r = S::below(v, S::set1(0.5f * (float(blocks::kIq4Values[i - 1]) + float(blocks::kIq4Values[i]))), r, S::set1(pick(i)));
         return r;
     }
     PAGODA_INLINE static F code(F v) {
-        return nearest(v, [](int i) { return float(kIq4Values[i]); });
+        return nearest(v, [](int i) { return float(blocks::kIq4Values[i]); });
     }
     PAGODA_INLINE static F index(F v) {
         return nearest(v, [](int i) { return float(i); });

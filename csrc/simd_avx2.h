@@ -14,7 +14,7 @@ struct Avx2 {
     static constexpr int kPanels = 1;
     static constexpr int kFloatTile = 6;
     static constexpr int kRows = 6;
-    static constexpr int kUnpackTokens = 24;
+    static constexpr int kUnpackTokens = 12;
     static constexpr bool kSigned = true;
     static constexpr int kParts = 2;  // even columns, odd columns
     static constexpr bool kWide = true;

@@ -120,11 +120,12 @@ struct Avx512 {
     }
 
     struct Dot {
-        __m512i low = _mm512_setzero_si512(), high = _mm512_setzero_si512();
+        __m512i low, high;
         template <int J, int P>
         PAGODA_INLINE void mac(const W &w, const uint8_t *quads) {
-            low = _mm512_dpbusd_epi32(low, w.v, broadcast4(quads + 8 * J));
-            high = _mm512_dpbusd_epi32(high, w.v, broadcast4(quads + 8 * J + 4));
+            const __m512i zero = _mm512_setzero_si512();
+            low = _mm512_dpbusd_epi32(J == 0 ? zero : low, w.v, broadcast4(quads + 8 * J));
+            high = _mm512_dpbusd_epi32(J == 0 ? zero : high, w.v, broadcast4(quads + 8 * J + 4));
         }
         PAGODA_INLINE I sum() const { return {_mm512_add_epi32(_mm512_slli_epi32(high, 8), low)}; }
     };
@@ -146,10 +147,10 @@ struct Avx512Bytes : Avx512 {
     static constexpr bool takes(int) { return true; }
     template <int Most, int Quads>
     struct Dot {
-        __m512i acc = _mm512_setzero_si512();
+        __m512i acc;
         template <int J, int P>
         PAGODA_INLINE void mac(const W &w, const uint8_t *quads, uint32_t) {
-            acc = _mm512_dpbusd_epi32(acc, w.v, broadcast4(quads + 4 * J));
+            acc = _mm512_dpbusd_epi32(J == 0 ? _mm512_setzero_si512() : acc, w.v, broadcast4(quads + 4 * J));
         }
         PAGODA_INLINE I sum() const { return {acc}; }
     };

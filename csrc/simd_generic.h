@@ -149,9 +149,10 @@ struct Generic {
 
     // Dot products of 16 rows' quads with one token's quads, at most 8 quads.
     struct Dot {
-        I acc{};
+        I acc;
         template <int J, int P>
         PAGODA_INLINE void mac(const W &w, const uint8_t *quads) {
+            if constexpr (J == 0) acc = {};
             const auto *low = reinterpret_cast<const int8_t *>(quads + 8 * J), *high = low + 4;
             for (int r = 0; r < 16; ++r)
                 for (int b = 0; b < 4; ++b)
@@ -179,9 +180,10 @@ struct GenericBytes : Generic {
     // Dot products with codes up to Most (-1: signed) of at most Quads quads, which have one factor.
     template <int Most, int Quads>
     struct Dot {
-        I acc{};
+        I acc;
         template <int J, int P>
         PAGODA_INLINE void mac(const W &w, const uint8_t *quads, uint32_t) {
+            if constexpr (J == 0) acc = {};
             const auto *codes = reinterpret_cast<const int8_t *>(quads + 4 * J);
             for (int r = 0; r < 16; ++r)
                 for (int b = 0; b < 4; ++b) acc.v[r] += static_cast<int8_t>(w.v[4 * r + b]) * codes[b];

@@ -120,6 +120,10 @@ struct Neon {
         vst1q_s8(p, vcombine_s8(vqmovn_s16(narrow(x.a, x.b)), vqmovn_s16(narrow(x.c, x.d))));
     }
     PAGODA_INLINE static uint32_t factor(int x) { return float_to_bits(static_cast<float>(x)); }
+    PAGODA_INLINE static I zero_int() {
+        const int32x4_t zero = vdupq_n_s32(0);
+        return {zero, zero, zero, zero};
+    }
     PAGODA_INLINE static I round_int(const F &x) {
         return each<I>([](auto p) { return vcvtnq_s32_f32(p); }, x);
     }
@@ -188,10 +192,11 @@ struct Neon {
     }
 
     struct Dot {
-        I low{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}, high = low;
-        int8x16_t quads = vdupq_n_s8(0);  // two at a time
+        I low, high;
+        int8x16_t quads;  // two at a time
         template <int J, int P>
         PAGODA_INLINE void mac(const W &w, const uint8_t *token) {
+            if constexpr (J == 0) low = high = zero_int();
             if constexpr (J % 2 == 0) quads = vld1q_s8(reinterpret_cast<const int8_t *>(token + 8 * J));
             const auto dot = [this](auto lane) {
                 return [this, lane](auto sum, auto codes) {
@@ -229,10 +234,11 @@ struct NeonBytes : Neon {
     static constexpr bool takes(int) { return true; }
     template <int Most, int Quads>
     struct Dot {
-        I acc{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
-        int8x16_t quads = vdupq_n_s8(0);  // four at a time
+        I acc;
+        int8x16_t quads;  // four at a time
         template <int J, int P>
         PAGODA_INLINE void mac(const W &w, const uint8_t *token, uint32_t) {
+            if constexpr (J == 0) acc = zero_int();
             if constexpr (J % 4 == 0) quads = vld1q_s8(reinterpret_cast<const int8_t *>(token + 4 * J));
             acc = each<I>([this](auto sum, auto codes) {
                 return vdotq_laneq_s32(sum, vreinterpretq_s8_u8(codes), quads, J % 4);

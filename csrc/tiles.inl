@@ -15,13 +15,13 @@ PAGODA_INLINE void unroll(Fn &&fn) {
     unroll_impl(std::make_integer_sequence<int, N>{}, static_cast<Fn &&>(fn));
 }
 
-// Calls fn(tile size as a constant, first token) over [begin, end): tiles of Tile, then smaller ones.
-template <int Tile, class Fn>
+// Calls fn(tile size as a constant, first token) over [begin, end): tiles of Tile, then smaller ones, down to Least.
+template <int Tile, int Least = 1, class Fn>
 PAGODA_INLINE void for_tiles(int64_t begin, int64_t end, Fn &&fn) {
     int64_t t = begin;
     for (; t + Tile <= end; t += Tile) fn(std::integral_constant<int, Tile>{}, t);
     const auto rest = [&](auto size) __attribute__((always_inline)) {
-        if constexpr (size < Tile)
+        if constexpr (Least <= size && size < Tile)
             for (; t + size <= end; t += size) fn(size, t);
     };
     rest(std::integral_constant<int, 8>{});

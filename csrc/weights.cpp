@@ -6,7 +6,7 @@ namespace pagoda {
 
 Weight::Weight(Type t, int64_t r, int64_t c, int shift)
     : type(t), rows(r), columns(c), panels(ceil_div(r, kPanelRows)), blocks(ceil_div(c, kActBlock)),
-      group_shift(shift), groups(ceil_div(blocks, int64_t{1} << shift)), shape_(panel_shape(t)) {
+      group_shift(shift), groups(ceil_div(blocks, int64_t{1} << shift)), shape_(traits(t).shape) {
     if (r <= 0 || c <= 0) throw std::invalid_argument("a weight needs rows and columns");
     if (c % info(t).elements != 0) throw std::invalid_argument("columns are no multiple of the block");
     scales_at_ = round_up(panels * blocks * shape_.codes, 64);
@@ -16,24 +16,8 @@ Weight::Weight(Type t, int64_t r, int64_t c, int shift)
 
 namespace {
 
-constexpr int code_bits(Type t) {
-    switch (t) {
-        case Type::Q2_K: return 2;
-        case Type::Q3_K: return 3;
-        case Type::Q5_0:
-        case Type::Q5_1:
-        case Type::Q5_K: return 5;
-        case Type::Q6_K: return 6;
-        case Type::Q8_0:
-        case Type::Grouped8:
-        case Type::Grouped8Min: return 8;
-        default: return 4;
-    }
-}
-
 // Writes the codes of one row's 32 columns into the panel's codes; `to` points at the block, `r` is the row in it.
-void scatter_codes(Type type, const uint8_t *q, int r, uint8_t *to) {
-    const int bits = code_bits(type);
+void scatter_codes(int bits, const uint8_t *q, int r, uint8_t *to) {
     uint32_t quad[8];
     std::memcpy(quad, q, 32);
     const auto put = [&](int vec, uint32_t v) { std::memcpy(to + 64 * vec + 4 * r, &v, 4); };
@@ -67,46 +51,21 @@ void scatter_codes(Type type, const uint8_t *q, int r, uint8_t *to) {
     }
 }
 
-void put_u16(uint8_t *to, int r, uint16_t v) { std::memcpy(to + 2 * r, &v, 2); }
-
 }  // namespace
 
 void Weight::pack_block(const uint8_t *data, int64_t panel, int64_t block) {
     uint8_t *codes_to = const_cast<uint8_t *>(codes(panel)) + block * shape_.codes;
-    uint8_t *scales_to = const_cast<uint8_t *>(scales(panel)) + block * shape_.scales;
-    uint8_t *super_to = const_cast<uint8_t *>(super(panel)) + block / 8 * shape_.super;
+    uint8_t *scales_to = const_cast<uint8_t *>(scales_of(panel, block));
+    uint8_t *super_to = const_cast<uint8_t *>(super_of(panel, block));
     const int64_t stride = row_bytes(type, columns);
+    const TypeTraits &t = traits(type);
     Block32 b{};
     for (int r = 0; r < kPanelRows; ++r) {
         const int64_t row = panel * kPanelRows + r;
         if (row >= rows) break;
-        unpack32(type, data + row * stride, block, b);
-        scatter_codes(type, b.q, r, codes_to);
-        switch (type) {
-            case Type::Q4_1:
-            case Type::Q5_1: put_u16(scales_to + 32, r, b.m); [[fallthrough]];
-            case Type::Q4_0:
-            case Type::Q5_0:
-            case Type::Q8_0:
-            case Type::IQ4_NL: put_u16(scales_to, r, b.d); break;
-            case Type::Q4_K:
-            case Type::Q5_K:
-                scales_to[r] = static_cast<uint8_t>(b.scale[0]);
-                scales_to[16 + r] = b.min[0];
-                break;
-            case Type::Q2_K:
-                for (int h = 0; h < 2; ++h)
-                    scales_to[16 * h + r] = static_cast<uint8_t>(b.scale[h] | b.min[h] << 4);
-                break;
-            case Type::Q3_K:
-            case Type::Q6_K:
-                for (int h = 0; h < 2; ++h) scales_to[16 * h + r] = static_cast<uint8_t>(b.scale[h]);
-                break;
-            case Type::IQ4_XS: scales_to[r] = static_cast<uint8_t>(b.scale[0]); break;
-            default: break;
-        }
-        if (shape_.super > 0) put_u16(super_to, r, b.d);
-        if (shape_.super > 32) put_u16(super_to + 32, r, b.m);
+        t.unpack(data + row * stride, block, b);
+        scatter_codes(t.code_bits, b.q, r, codes_to);
+        t.pack_scales(b, r, scales_to, super_to);
     }
 }
 
@@ -127,13 +86,14 @@ void Weight::pack_grouped_row(const GroupedSource &from, int64_t panel, int64_t 
     uint8_t *codes_to = const_cast<uint8_t *>(codes(panel));
     uint8_t *scales_to = const_cast<uint8_t *>(scales(panel));
     const uint8_t *row_codes = from.codes + row * columns;
+    const int bits = traits(type).code_bits;
     uint8_t q[kActBlock];
     for (int64_t b = 0; b < blocks; ++b) {
         for (int64_t i = 0; i < kActBlock; ++i) {
             const int64_t c = b * kActBlock + i;
             q[i] = row_codes[from.order ? from.order[c] : c];
         }
-        scatter_codes(type, q, r, codes_to + b * shape_.codes);
+        scatter_codes(bits, q, r, codes_to + b * shape_.codes);
     }
     for (int64_t g = 0; g < groups; ++g) {
         uint8_t *to = scales_to + g * shape_.scales + 4 * r;

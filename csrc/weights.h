@@ -20,38 +20,6 @@
 
 namespace pagoda {
 
-struct PanelShape {
-    int codes;   // bytes for 32 columns of 16 rows
-    int scales;  // bytes for 32 columns of 16 rows, or for a group of them
-    int super;   // bytes for 256 columns of 16 rows
-};
-
-constexpr PanelShape panel_shape(Type t) {
-    switch (t) {
-        case Type::F32: return {2048, 0, 0};
-        case Type::F16:
-        case Type::BF16: return {1024, 0, 0};
-        case Type::Q4_0:
-        case Type::IQ4_NL: return {256, 32, 0};
-        case Type::Q4_1: return {256, 64, 0};
-        case Type::Q5_0: return {320, 32, 0};
-        case Type::Q5_1: return {320, 64, 0};
-        case Type::Q8_0: return {512, 32, 0};
-        case Type::Q2_K: return {128, 32, 64};
-        case Type::Q3_K: return {192, 32, 32};
-        case Type::Q4_K: return {256, 32, 64};
-        case Type::Q5_K: return {320, 32, 64};
-        case Type::Q6_K: return {384, 32, 32};
-        case Type::IQ4_XS: return {256, 16, 32};
-        case Type::Codebook4:
-        case Type::Grouped4: return {256, 64, 0};
-        case Type::Grouped4Min: return {256, 128, 0};
-        case Type::Grouped8: return {512, 64, 0};
-        case Type::Grouped8Min: return {512, 128, 0};
-        default: return {0, 0, 0};
-    }
-}
-
 // A weight of a grouped type as it comes. Column c of the panel is column order[c] here.
 struct GroupedSource {
     const uint8_t *codes;   // [rows][columns]; bytes of 8-bit types are signed
@@ -96,6 +64,9 @@ class Weight {
     const uint8_t *scales(int64_t panel) const {
         return memory_.data() + scales_at_ + panel * groups * shape_.scales;
     }
+    // Where the scales of block b (of its group) lie, and the super scales.
+    const uint8_t *scales_of(int64_t panel, int64_t b) const { return scales(panel) + (b >> group_shift) * shape_.scales; }
+    const uint8_t *super_of(int64_t panel, int64_t b) const { return super(panel) + b / 8 * shape_.super; }
     const uint8_t *super(int64_t panel) const {
         return memory_.data() + super_at_ + panel * (blocks / 8) * shape_.super;
     }

@@ -35,20 +35,6 @@ void put_half(uint8_t *to, float x) {
     std::memcpy(to, &h, 2);
 }
 
-// Where a block keeps its f16 scale, and its f16 min (-1: none).
-void half_fields(Type type, int &scale, int &min) {
-    switch (type) {
-        case Type::Q2_K: scale = 80, min = 82; break;
-        case Type::Q3_K: scale = 108, min = -1; break;
-        case Type::Q6_K: scale = 208, min = -1; break;
-        case Type::Q4_1:
-        case Type::Q5_1:
-        case Type::Q4_K:
-        case Type::Q5_K: scale = 0, min = 2; break;
-        default: scale = 0, min = -1; break;
-    }
-}
-
 // Rows of random codes, or (every other row of an extreme problem) of one byte alone.
 std::vector<uint8_t> random_file(Type type, int64_t rows, int64_t columns, bool extreme, Random &random) {
     const int64_t stride = row_bytes(type, columns), size = info(type).bytes;
@@ -63,8 +49,7 @@ std::vector<uint8_t> random_file(Type type, int64_t rows, int64_t columns, bool 
         return data;
     }
     constexpr uint8_t kExtremes[] = {0x00, 0x7f, 0x80, 0xff};
-    int scale_at, min_at;
-    half_fields(type, scale_at, min_at);
+    const int scale_at = info(type).scale_at, min_at = info(type).min_at;
     for (int64_t r = 0; r < rows; ++r) {
         uint8_t *row = data.data() + r * stride;
         const uint8_t same = kExtremes[random.below(4)];
@@ -113,7 +98,7 @@ void fill_grouped(Problem &p, bool extreme, Random &random) {
     for (int64_t c = p.columns; c-- > 0;) order.push_back(static_cast<int32_t>(c));
     constexpr int kLargest = Codebook::kLargest;
     for (int i = 0; i < 16; ++i) p.weight.codebook.set(i, i < 15 ? random.below(2 * kLargest + 1) - kLargest : kLargest);
-    const float *lows = has_group_mins(p.type) ? mins.data() : nullptr;
+    const float *lows = traits(p.type).has_mins ? mins.data() : nullptr;
     p.weight.pack_panels(GroupedSource{codes.data(), scales.data(), lows, order.data()}, 0, p.weight.panels);
     for (int64_t r = 0; r < p.rows; ++r)
         for (int64_t c = 0; c < p.columns; ++c) {
