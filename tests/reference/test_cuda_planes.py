@@ -55,8 +55,7 @@ def test_columns_that_are_no_whole_runs_are_padded(type: str) -> None:
 def test_stacked_weights_are_one_above_the_other() -> None:
     loader = WeightLoader(torch.float16, CPU)
     a, b, other = raw("Q4_K", (8, 256), "a"), raw("Q4_K", (16, 256), "b"), raw("Q6_K", (8, 256), "c")
-    assert loader.stackable(a, b)
-    assert not loader.stackable(a, other)
+    assert loader.layout(a) == loader.layout(b) != loader.layout(other)
     both = loader.matrix(a, b)
     parts = [blocks.dequantize(t.data, t.type, t.shape) for t in (a, b)]
     np.testing.assert_array_equal(dequantize(both).numpy(), np.concatenate(parts))

@@ -53,12 +53,12 @@ class Attention:
     whole_norms: bool = False  # over all heads together, not over each
 
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
-        q = self._turned(ops, self.q.forward(ops, x), self.q_norm, self.spec.num_heads)  # [T, H * D]
-        k = self._turned(ops, self.k.forward(ops, x), self.k_norm, self.spec.num_kv_heads)  # [T, K * D]
+        q = self._rotate(ops, self.q.forward(ops, x), self.q_norm, self.spec.num_heads)  # [T, H * D]
+        k = self._rotate(ops, self.k.forward(ops, x), self.k_norm, self.spec.num_kv_heads)  # [T, K * D]
         v = self.v.forward(ops, x)  # [T, K * D]
         return self.output.forward(ops, ops.attention(layer, q, k, v, self.spec))  # [T, E]
 
-    def _turned(self, ops: Ops, x: Handle, norm: Norm | None, num_heads: int) -> Handle:
+    def _rotate(self, ops: Ops, x: Handle, norm: Norm | None, num_heads: int) -> Handle:
         if norm is not None:
             x = norm.forward(ops, x) if self.whole_norms else norm.forward_heads(ops, x, num_heads)
         return x if self.rope is None else ops.rope(x, num_heads, self.rope)

@@ -77,6 +77,6 @@ class DecodeGraphs:
 
 
 def _empty_batch(num_groups: int) -> Batch:
-    """One token at the start of block 0, which whoever takes the block writes again."""
+    """A step to capture with: one token in block 0, which the first sequence that gets the block writes over."""
     zero = np.zeros(1, np.int32)
     return Batch(zero, zero, np.array([0, 1], np.int32), zero + 1, (zero[:, None],) * num_groups, zero)

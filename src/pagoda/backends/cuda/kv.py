@@ -41,7 +41,7 @@ class KVLayer:
 
 
 def block_bytes(group: KVGroup, kv_heads: int, head_dim: int, kv_type: KVType) -> int:
-    """Of one block: all layers, K and V, and their scales."""
+    """Bytes of one block: K and V of all layers of the group, and their scales."""
     kind, dtype = DTYPES[kv_type]
     scale = 0 if kind == PLAIN else 4
     return int(2 * len(group.layers) * kv_heads * BLOCK_SIZE * (head_dim * dtype.itemsize + scale))

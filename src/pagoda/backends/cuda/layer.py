@@ -15,7 +15,7 @@ class AttentionLayer:
     layer: int
     group: int  # of KV, whose block table it reads
     rope_index: int  # which of the step's angles
-    rotary_dim: int  # 0: nothing turns
+    rotary_dim: int  # 0: nothing is rotated
     interleaved: bool
     q_norm: torch.Tensor | None = None  # [D] f32
     k_norm: torch.Tensor | None = None

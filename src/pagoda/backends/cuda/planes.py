@@ -128,10 +128,10 @@ def pack(unpacked: Unpacked, scheme: Scheme, *, codebook: torch.Tensor | None = 
         rows,
         columns,
         tuple(planes),
-        _turned(unpacked.scales, padded // scheme.group),
-        _turned(unpacked.offsets, padded // scheme.group),
-        _turned(unpacked.super_scales, -(-padded // SUPER)),
-        _turned(unpacked.super_offsets, -(-padded // SUPER)),
+        _transposed(unpacked.scales, padded // scheme.group),
+        _transposed(unpacked.offsets, padded // scheme.group),
+        _transposed(unpacked.super_scales, -(-padded // SUPER)),
+        _transposed(unpacked.super_offsets, -(-padded // SUPER)),
         codebook,
     )
 
@@ -147,7 +147,7 @@ def _pack_plane(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return lanes.to(LANE_TYPES[bits]).contiguous()  # wraps where the sign bit is a code's
 
 
-def _turned(values: torch.Tensor | None, groups: int) -> torch.Tensor | None:
+def _transposed(values: torch.Tensor | None, groups: int) -> torch.Tensor | None:
     """[N, G] → [groups, N], zeros where there were none"""
     if values is None:
         return None

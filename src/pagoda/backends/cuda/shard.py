@@ -29,7 +29,7 @@ class Shard:
     size: int = 1
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """Of all devices' x, which is overwritten."""
+        """The sum of all devices' x, which is overwritten."""
         dist.all_reduce(x)
         return x
 
