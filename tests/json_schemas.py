@@ -10,8 +10,10 @@ NAMES = ["a", "id", "name", "kind", "tags", 'with "quotes"', "naïve", "日本",
 PATTERNS = ["^[a-z]{2,4}$", "[0-9]+", "^(red|green|blue)$", r"^\d{3}-\d{2}$", r"^\w+@\w+\.com$", "^$|^x", "[^a-z]{1,3}"]
 FORMATS = ["date", "date-time", "time", "uuid", "ipv4", "ipv6", "email", "hostname", "duration", "uri"]
 
+# The default model's vocabulary cannot say what lies beyond.
+texts = st.text(st.characters(codec="utf-8", max_codepoint=0x3FFFF), max_size=6)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-1000, 1000) | st.sampled_from([0.5, -2.25, 1e3]) | st.text(max_size=6),
+    st.none() | st.booleans() | st.integers(-1000, 1000) | st.sampled_from([0.5, -2.25, 1e3]) | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
     max_leaves=4,
 )

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from grammar_walk import accepts, small_tokenizer
-from pagoda.errors import UnsupportedError
+from pagoda.errors import RequestError, UnsupportedError
 from pagoda.grammar.compiler import GrammarCompiler
 from pagoda.grammar.source import GrammarSource
-from pagoda.grammar.tokens import make_ll_tokenizer
+from pagoda.grammar.tokens import Vocabulary
 from pagoda.text.tokenizer import load_tokenizer
 from tokenizer_files import VocabularyFile, spm_metadata
 
@@ -19,7 +19,7 @@ SPM = load_tokenizer(VocabularyFile(spm_metadata()))
 
 
 def test_tokens_and_ends_are_the_models() -> None:
-    made = make_ll_tokenizer(BPE)
+    made = Vocabulary(BPE).for_llguidance
     assert made.vocab_size == BPE.vocab_size
     assert set(made.eos_tokens) == set(BPE.eos_ids)
     special = BPE.encode("<|im_start|>", add_special=False, parse_special=True)[0]
@@ -50,4 +50,31 @@ def test_a_vocabulary_needs_an_end() -> None:
         encode, token_bytes, is_special = BPE.encode, BPE.token_bytes, BPE.is_special
 
     with pytest.raises(UnsupportedError, match="no token that ends a text"):
-        make_ll_tokenizer(Endless())
+        Vocabulary(Endless())
+
+
+SOURCES = [
+    GrammarSource("choice", '["yes", "\U000f1234"]'),
+    GrammarSource("json_schema", json.dumps({"enum": [1, {"a": ")\U000f1234"}]})),
+    GrammarSource("json_schema", json.dumps({"type": "object", "properties": {"\U000f1234": {}}})),
+    GrammarSource("lark", 'start: "a" | "\U000f1234"'),
+    GrammarSource("regex", "a\U000f1234?"),
+]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.kind)
+def test_a_text_that_no_tokens_can_say_is_refused(source: GrammarSource) -> None:
+    class Poor:
+        eos_ids, vocab_size, is_special = BPE.eos_ids, BPE.vocab_size, BPE.is_special
+
+        def encode(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+            ids = BPE.encode(text, add_special=add_special, parse_special=parse_special)
+            return [i for i in ids if self.token_bytes(i)]
+
+        def token_bytes(self, token_id: int) -> bytes:
+            data = BPE.token_bytes(token_id)
+            return b"" if data == b"\xf3" else data
+
+    GrammarCompiler(BPE).compile(source)
+    with pytest.raises(RequestError, match=r"no tokens for characters of the grammar: U\+F1234"):
+        GrammarCompiler(Poor()).compile(source)

@@ -5,16 +5,17 @@ Compiling lets go of the interpreter's lock, but takes from a millisecond to a s
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits
 
 from pagoda.errors import RequestError
 from pagoda.grammar.constraint import CompiledGrammar
 from pagoda.grammar.source import GrammarKind, GrammarSource
-from pagoda.grammar.tokens import GrammarTokenizer, make_ll_tokenizer
+from pagoda.grammar.tokens import GrammarTokenizer, Vocabulary
 from pagoda.grammar.translation import to_llguidance
 from pagoda.types import UInt32Array
 
@@ -32,7 +33,7 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: GrammarTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._ll_tokenizer: LLTokenizer | None = None
+        self._vocabulary: Vocabulary | None = None
         self._kept: OrderedDict[GrammarSource, CompiledGrammar] = OrderedDict()  # latest used last
         self._num_chars = 0
         self._lock = threading.Lock()  # of what is kept
@@ -57,9 +58,10 @@ class GrammarCompiler:
 
     def _compile(self, source: GrammarSource) -> CompiledGrammar:
         text = to_llguidance(source)
-        if self._ll_tokenizer is None:
-            self._ll_tokenizer = make_ll_tokenizer(self._tokenizer)
-        matcher = LLMatcher(self._ll_tokenizer, text, log_level=0, limits=_LIMITS)
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self._tokenizer)
+        _check_writable(text, self._vocabulary)
+        matcher = LLMatcher(self._vocabulary.for_llguidance, text, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise RequestError(f"the grammar is not accepted: {_explained(matcher.get_error(), source.kind)}")
         compiled = CompiledGrammar(matcher, self._tokenizer.vocab_size)
@@ -73,6 +75,17 @@ class GrammarCompiler:
             while len(self._kept) > MAX_KEPT or (self._num_chars > MAX_KEPT_CHARS and len(self._kept) > 1):
                 dropped, _ = self._kept.popitem(last=False)
                 self._num_chars -= len(dropped.text)
+
+
+def _check_writable(text: str, vocabulary: Vocabulary) -> None:
+    """Raises RequestError where the grammar, written for llguidance, holds characters that its masks cannot lead to."""
+    try:
+        plain = json.dumps(json.loads(text), ensure_ascii=False)
+    except ValueError:  # it is in Lark's notation
+        plain = text
+    if chars := vocabulary.unwritable(plain):
+        shown = ", ".join(f"U+{ord(char):04X}" for char in chars[:8])
+        raise RequestError(f"the model's vocabulary has no tokens for characters of the grammar: {shown}")
 
 
 def _probe(compiled: CompiledGrammar, allowed: UInt32Array) -> None:

@@ -38,7 +38,7 @@ _OPTIONS = frozenset({"lazy", "suffix", "capture"})
 
 def literal(text: str) -> str:
     """A text as a string of Lark."""
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
 
 
 def inline_schema(schema: Schema) -> str:

@@ -53,6 +53,14 @@ class _Wrapper:
         ids = self._tokenizer.encode(_BEFORE.encode() + data, add_special=False)[len(self._before) :]
         return ids if b"".join([self.tokens[i] for i in ids]) == data else self._longest(data)
 
+    def writes(self, char: str) -> bool:
+        """Whether tokens can say this character."""
+        try:
+            data = char.encode()
+        except UnicodeEncodeError:  # half of a pair, alone
+            return False
+        return b"".join([self.tokens[i] for i in self(data)]) == data
+
     def _longest(self, data: bytes) -> list[int]:
         """The longest token each time: for texts that the tokenizer writes with spaces of its own.
 
@@ -73,11 +81,17 @@ class _Wrapper:
         return {token: i for i, token in reversed(list(enumerate(self.tokens))) if i not in special}
 
 
-def make_ll_tokenizer(tokenizer: GrammarTokenizer) -> LLTokenizer:
-    """The vocabulary as llguidance takes it. Its masks have a bit for each token of the tokenizer.
+class Vocabulary:
+    """What grammars are compiled for."""
 
-    Raises UnsupportedError where no token ends a text.
-    """
-    if not tokenizer.eos_ids:
-        raise UnsupportedError("the model's vocabulary has no token that ends a text, which grammars need")
-    return LLTokenizer(_Wrapper(tokenizer), eos_token=sorted(tokenizer.eos_ids))  # type: ignore[arg-type]
+    def __init__(self, tokenizer: GrammarTokenizer) -> None:
+        """Raises UnsupportedError where no token ends a text."""
+        if not tokenizer.eos_ids:
+            raise UnsupportedError("the model's vocabulary has no token that ends a text, which grammars need")
+        self._wrapper = _Wrapper(tokenizer)
+        # Its masks have a bit for each token of the tokenizer.
+        self.for_llguidance = LLTokenizer(self._wrapper, eos_token=sorted(tokenizer.eos_ids))  # type: ignore[arg-type]
+
+    def unwritable(self, text: str) -> list[str]:
+        """Characters beyond ASCII in the text that no tokens can say: small vocabularies lack some of the bytes."""
+        return sorted(char for char in set(text) if not (char.isascii() or self._wrapper.writes(char)))
