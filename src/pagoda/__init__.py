@@ -8,9 +8,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pagoda.engine.llm import LLM
+    from pagoda.grammar.source import GrammarSource
     from pagoda.types import SamplingParams
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "GrammarSource", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:  # imported on first use, so that `import pagoda` stays instant
@@ -18,6 +19,10 @@ def __getattr__(name: str) -> Any:  # imported on first use, so that `import pag
         from pagoda.engine.llm import LLM
 
         return LLM
+    if name == "GrammarSource":
+        from pagoda.grammar.source import GrammarSource
+
+        return GrammarSource
     if name == "SamplingParams":
         from pagoda.types import SamplingParams
 

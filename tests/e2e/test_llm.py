@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pagoda import LLM, SamplingParams
+from pagoda import LLM, GrammarSource, SamplingParams
 from pagoda.errors import ConfigError, ContextLengthError, RequestError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -128,3 +129,19 @@ def test_a_context_that_the_model_has_not_is_refused(default_model: Path) -> Non
 def test_an_unknown_setting_is_refused(default_model: Path) -> None:
     with pytest.raises(TypeError, match="max_seqs"):
         LLM(str(default_model), max_seqs=3)
+
+
+def test_outputs_obey_their_grammars(llm: LLM) -> None:
+    choice, number = GrammarSource("choice", '["red", "green"]'), GrammarSource("regex", "[1-9][0-9]{2}")
+    prompts = ["The sky is", "Seven times eight is", "The capital of France is"]
+    params = SamplingParams(temperature=0, max_tokens=8)
+    outputs = llm.generate(prompts, params, grammar=[choice, number, None])
+    assert outputs[0].text in ("red", "green")
+    assert re.fullmatch("[1-9][0-9]{2}", outputs[1].text)
+    assert outputs[2].text.startswith(" Paris")
+    chat = llm.chat([{"role": "user", "content": "Red or green?"}], params, grammar=choice)
+    assert chat[0].text in ("red", "green")
+    with pytest.raises(RequestError, match="3 prompts, but 1"):
+        llm.generate(prompts, params, grammar=[choice])
+    with pytest.raises(RequestError, match="minLenght"):
+        llm.generate("A", params, grammar=GrammarSource("json_schema", '{"type": "string", "minLenght": 2}'))

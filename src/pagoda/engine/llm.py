@@ -19,6 +19,8 @@ from rich.progress import Progress
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.errors import RequestError
+from pagoda.grammar.compiler import GrammarCompiler
+from pagoda.grammar.source import GrammarSource
 from pagoda.types import Delta, FinishReason, Request, SamplingParams, TokenLogprobs, Usage
 
 Prompt = str | Seq[int]
@@ -66,39 +68,47 @@ class LLM:
             settings["model"] = model
         self.loaded: LoadedEngine = load_engine(EngineSettings(**settings))
         self._num_requests = 0
+        self._grammars = GrammarCompiler(self.loaded.tokenizer)
 
     def generate(
         self,
         prompts: Prompt | Seq[Prompt],
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
+        grammar: GrammarSource | Seq[GrammarSource | None] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Continue each prompt: a text, or token ids. One set of params for all, or one each; default: 16 tokens.
+
+        `grammar` is what all outputs obey, or one for each prompt's; None: nothing.
 
         Raises RequestError, for any prompt that cannot be served, before anything is computed.
         """
         listed = _listed(prompts)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         ids = [self.tokenize(prompt) if isinstance(prompt, str) else list(prompt) for prompt in listed]
-        return self._run(texts, ids, params or SamplingParams(), progress)
+        return self._run(texts, ids, params or SamplingParams(), grammar, progress)
 
     def chat(
         self,
         messages: Seq[Message] | Seq[Seq[Message]],
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
+        grammar: GrammarSource | Seq[GrammarSource | None] | None = None,
         progress: bool = False,
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several, until the model ends its turn. `template_kwargs` go to the template."""
+        """Answer one conversation, or several, until the model ends its turn.
+
+        `grammar` is as in `generate`; `template_kwargs` go to the template, `tools` among them.
+        """
         template = self.loaded.chat_template
         if template is None:
             raise RequestError(self.loaded.no_chat_reason or "the model has no chat template", param="messages")
         is_one = len(messages) > 0 and isinstance(messages[0], Mapping)
         chats = [cast(Seq[Message], messages)] if is_one else cast(Seq[Seq[Message]], messages)
         ids = [template.render_ids(chat, **template_kwargs) for chat in chats]
-        return self._run([None] * len(ids), ids, params or SamplingParams(max_tokens=None), progress)
+        return self._run([None] * len(ids), ids, params or SamplingParams(max_tokens=None), grammar, progress)
 
     def tokenize(self, text: str) -> list[int]:
         """As `generate` does it: control tokens of the text become tokens."""
@@ -121,21 +131,27 @@ class LLM:
         texts: list[str | None],
         ids: list[list[int]],
         params: SamplingParams | Seq[SamplingParams],
+        grammar: GrammarSource | Seq[GrammarSource | None] | None,
         progress: bool,
     ) -> list[RequestOutput]:
         each = [params] * len(ids) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(ids):
             raise RequestError(f"there are {len(ids)} prompts, but {len(each)} sets of params", param="params")
-        requests = [self._request(prompt, p) for prompt, p in zip(ids, each, strict=True)]
+        grammars = [grammar] * len(ids) if grammar is None or isinstance(grammar, GrammarSource) else list(grammar)
+        if len(grammars) != len(ids):
+            raise RequestError(f"there are {len(ids)} prompts, but {len(grammars)} grammars", param="grammar")
+        requests = [self._request(*parts) for parts in zip(ids, each, grammars, strict=True)]
         gathered = {request.id: _Gathered(request) for request in requests}
         with Progress(disable=not progress, transient=True) as bar:
             task = bar.add_task("generating", total=sum(request.params.n for request in requests))
             self._answer(requests, gathered, lambda: bar.advance(task))
         return [gathered[request.id].output(text) for request, text in zip(requests, texts, strict=True)]
 
-    def _request(self, prompt: list[int], params: SamplingParams) -> Request:
+    def _request(self, prompt: list[int], params: SamplingParams, grammar: GrammarSource | None) -> Request:
         self._num_requests += 1
-        return self.loaded.core.validate(Request(str(self._num_requests), tuple(prompt), params, time.monotonic()))
+        constraint = None if grammar is None else self._grammars.compile(grammar)
+        name = str(self._num_requests)
+        return self.loaded.core.validate(Request(name, tuple(prompt), params, time.monotonic(), constraint=constraint))
 
     def _answer(self, requests: Iterable[Request], gathered: dict[str, _Gathered], done: Callable[[], None]) -> None:
         core = self.loaded.core
