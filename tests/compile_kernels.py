@@ -149,7 +149,7 @@ def ints(*shape: int) -> torch.Tensor:
 def step(tokens: int, *, short: int = 0, long: int = 0, rotary: int = 128) -> Step:
     angle = meta(tokens, rotary // 2, dtype=torch.float32)
     return Step(
-        ints(4096), ints(tokens), ints(tokens), ints(tokens), ints(1), ints(short, 2), ints(long, 2),
+        ints(4096), ints(tokens), ints(tokens), ints(tokens), ints(1), ints(0), ints(short, 2), ints(long, 2),
         1, ((angle, angle),),
     )  # fmt: skip
 

@@ -11,8 +11,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from pagoda.types import Batch
+
 BENCH = Path(__file__).parents[2] / "bench"
-LLAMA_CPP = {10: 38.6245}  # windows → perplexity, printed by llama-perplexity -c 512 for the default model
+LLAMA_CPP = {10: 32.8272}  # windows → perplexity, printed by llama-perplexity -c 512 for the default model
 TOLERANCE = 0.005
 
 
@@ -50,10 +52,15 @@ class CountingUp:
     def __init__(self, vocab_size: int, high: float) -> None:
         self.vocab_size, self.high = vocab_size, high
 
-    def forward(self, batch: object) -> np.ndarray:
-        tokens = batch.tokens[batch.logit_rows]  # type: ignore[attr-defined]
-        logits = np.zeros((len(tokens), self.vocab_size), dtype=np.float32)
-        logits[np.arange(len(tokens)), tokens + 1] = self.high
+    def stage(self, batch: Batch) -> None:
+        self.rows = batch.logit_rows
+
+    def launch(self, tokens: np.ndarray) -> None:
+        self.wanted = tokens[self.rows]
+
+    def wait(self) -> np.ndarray:
+        logits = np.zeros((len(self.wanted), self.vocab_size), dtype=np.float32)
+        logits[np.arange(len(self.wanted)), self.wanted + 1] = self.high
         return logits
 
 
@@ -81,9 +88,11 @@ def test_default_model_is_as_perplexed_as_in_llama_cpp(
     perplexity: ModuleType, default_model: Path, activations: str
 ) -> None:
     ((chunks, expected),) = LLAMA_CPP.items()
-    options = argparse.Namespace(
-        text=perplexity.TEXT, context=512, threads=0, kv_type="f16", activation_type=activations
-    )
+    try:
+        text = perplexity.prose_file()
+    except SystemExit as reason:
+        pytest.skip(str(reason))
+    options = argparse.Namespace(text=text, context=512, threads=0, kv_type="f16", activation_type=activations)
     windows = perplexity.score_file(default_model, "cpu", options, chunks)
     found = perplexity.Perplexity.of(np.concatenate([window.nll for window in windows]))
     assert found.tokens == chunks * 255

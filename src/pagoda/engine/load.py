@@ -142,9 +142,10 @@ def _load(
             available,
             fill=device_memory is not None,
         )
+        pace = Pacer() if drafters is None else None  # who brings drafters has them checked whole
         if drafters is None:
             drafters = choose_drafters(settings.speculation, asynchronous=model.asynchronous)
-        core = _engine(settings, forward_model, model, tokenizer, kv_plan, drafters)
+        core = _engine(settings, forward_model, model, tokenizer, kv_plan, drafters, pace)
     except BaseException:
         model.close()
         raise
@@ -186,6 +187,7 @@ def _engine(
     tokenizer: Tokenizer,
     kv_plan: KVPlan,
     drafters: Sequence[Drafter],
+    pace: Pacer | None,
 ) -> Engine:
     return Engine(
         model,
@@ -201,5 +203,5 @@ def _engine(
         prefix_caching=settings.prefix_caching,
         seed=settings.seed,
         drafters=drafters,
-        pace=Pacer(),
+        pace=pace,
     )
