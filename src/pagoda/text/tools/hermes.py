@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pagoda.text.tools.base import CallGrammar, Function, call_id
 from pagoda.text.tools.grammar import CallRule, answer, bare_heads, json_calls
-from pagoda.text.tools.json_call import read_call, read_calls
+from pagoda.text.tools.json_call import read_call, read_calls, tagged
 from pagoda.text.tools.parser import CallParser, NotACall, Reading, Trigger
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -30,7 +30,7 @@ class Hermes:
 
     def parser(self, functions: Sequence[Function]) -> CallParser:
         names = frozenset(function.name for function in functions)
-        return CallParser([*tagged(names), *untagged(names)])
+        return CallParser([tagged(names, OPEN, CLOSE), *untagged(names)])
 
     def grammar(self, wanted: CallGrammar) -> str:
         heads, bare = bare_heads(wanted)
@@ -40,22 +40,6 @@ class Hermes:
 
     def new_id(self) -> str:
         return call_id()
-
-
-def tagged(names: frozenset[str]) -> list[Trigger]:
-    """Calls between tags: an object, or a list of them."""
-
-    def read(parser: CallParser) -> Reading:
-        first = yield from parser.next_solid()
-        if first == "[":
-            yield from read_calls(parser, names)
-        elif first == "{":
-            yield from read_call(parser, names)
-        else:
-            raise NotACall
-        yield from parser.skip(CLOSE)
-
-    return [Trigger(OPEN, read)]
 
 
 def untagged(names: frozenset[str]) -> list[Trigger]:

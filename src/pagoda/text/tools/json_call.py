@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Generator
 
-from pagoda.text.tools.parser import BLANK, CallParser, NotACall, Reading
+from pagoda.text.tools.parser import BLANK, CallParser, NotACall, Reading, Trigger
 
 ARGUMENTS = frozenset({"arguments", "parameters"})
 FIRST_KEYS = frozenset({"name", "arguments", "parameters", "id", "type", "index"})
@@ -168,3 +168,19 @@ def _more(parser: CallParser) -> ReadingText:
     if not char:
         raise NotACall
     return char
+
+
+def tagged(names: Collection[str], start: str, end: str) -> Trigger:
+    """Calls between two tags: an object, or a list of them."""
+
+    def read(parser: CallParser) -> Reading:
+        first = yield from parser.next_solid()
+        if first == "[":
+            yield from read_calls(parser, names)
+        elif first == "{":
+            yield from read_call(parser, names)
+        else:
+            raise NotACall
+        yield from parser.skip(end)
+
+    return Trigger(start, read)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pagoda.text.tools.base import CallGrammar, Function, call_id
 from pagoda.text.tools.grammar import CallRule, answer, json_calls
-from pagoda.text.tools.json_call import read_call, read_calls
-from pagoda.text.tools.parser import CallParser, NotACall, Reading, Trigger
+from pagoda.text.tools.json_call import tagged
+from pagoda.text.tools.parser import CallParser
 
 OPEN, CLOSE = "<|tool_call|>", "<|/tool_call|>"
 
@@ -25,18 +25,7 @@ class Phi:
 
     def parser(self, functions: Sequence[Function]) -> CallParser:
         names = frozenset(function.name for function in functions)
-
-        def read(parser: CallParser) -> Reading:
-            first = yield from parser.next_solid()
-            if first == "[":
-                yield from read_calls(parser, names)
-            elif first == "{":
-                yield from read_call(parser, names)
-            else:
-                raise NotACall
-            yield from parser.skip(CLOSE)
-
-        return CallParser([Trigger(OPEN, read)])
+        return CallParser([tagged(names, OPEN, CLOSE)])
 
     def grammar(self, wanted: CallGrammar) -> str:
         more = ' (", " call)*' if wanted.parallel else ""
