@@ -36,8 +36,9 @@ class FakeTokenizer:
     longest_token = 5
     bos_id, eos_id, eos_ids = BOS, EOS, frozenset({EOS})
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        pieces = [list(piece.encode()) for piece in (text.split("<eos>") if parse_special else [text])]
+    def encode(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        data = text.encode() if isinstance(text, str) else text
+        pieces = [list(piece) for piece in (data.split(b"<eos>") if parse_special else [data])]
         ids = [i for number, piece in enumerate(pieces) for i in ([EOS] if number else []) + piece]
         return [*([BOS] if add_special else []), *ids]
 
