@@ -169,6 +169,7 @@ class ServerSettings(Settings):
         str | None, Setting("Key for what changes the server; it opens all the rest, too.", secret=True)
     ] = None
     metrics_open: Annotated[bool, Setting("Give /metrics without a key, as /health and /ready.")] = False
+    metrics_key: Annotated[str | None, Setting("Key that opens /metrics, and nothing else.", secret=True)] = None
     cors_origins: Annotated[
         tuple[str, ...],
         Setting("Origin whose pages may ask from a browser, * for all; repeat for several.", flag="cors-origin"),
@@ -190,6 +191,9 @@ class ServerSettings(Settings):
         float, Setting("Seconds that a client gets for a request's head, before its key is asked.", minimum=0.1)
     ] = 10.0
     body_timeout: Annotated[float, Setting("Seconds that a client gets for a request's body.", minimum=0.1)] = 60.0
+    write_timeout: Annotated[
+        float, Setting("Seconds after which a client that takes nothing of its answer is cut off.", minimum=0.1)
+    ] = 60.0
     max_connections: Annotated[
         int, Setting("Connections at once; for one more, who has waited longest for a request is closed.", minimum=1)
     ] = 1000

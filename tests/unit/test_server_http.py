@@ -232,6 +232,30 @@ def test_bodies_have_their_time() -> None:
         assert "--body-timeout" in answer.json()["error"]["message"]
 
 
+LONG = {"prompt": "abc", "max_tokens": 500, "n": 128, "stream": True}  # tens of megabytes: more than sockets hold
+
+
+def test_who_does_not_read_is_cut_off() -> None:
+    """So that the sequence, its KV blocks and the connection do not stay taken for good."""
+    engine = FakeEngine()
+    with serving(FakeLoaded(engine), write_timeout=0.3) as served, connected(served.url) as sock:
+        sock.sendall(post("/v1/completions", **LONG))
+        wait_for(lambda: engine.running)
+        wait_for(lambda: not engine.running)
+        assert len(engine.aborted) == 1
+        assert b"[DONE]" not in read_all(sock)
+
+
+def test_who_reads_slowly_gets_all() -> None:
+    with serving(FakeLoaded(), write_timeout=0.3) as served, connected(served.url) as sock:
+        sock.sendall(post("/v1/completions", **LONG | {"n": 32}))
+        data, pause = b"", 0.05
+        while not data.endswith(b"0\r\n\r\n"):
+            time.sleep(pause)
+            data += sock.recv(1 << 20)
+        assert b"data: [DONE]" in data
+
+
 def test_an_answer_may_take_longer_than_a_body() -> None:
     with serving(FakeLoaded(FakeEngine(0.2)), body_timeout=0.2, header_timeout=0.2) as served:
         assert served.ok("/v1/completions", **COMPLETION)["choices"][0]["text"] == TEXT

@@ -10,7 +10,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fake_engine import FakeLoaded
+from pagoda.config import ServerSettings
+from pagoda.errors import ConfigError
 from pagoda.server import routes
+from pagoda.server.app import create_app
 from serving import Served, serving
 
 
@@ -68,6 +71,24 @@ def test_metrics_are_open_where_asked() -> None:
     with serving(FakeLoaded(), api_keys=("alpha",), metrics_open=True) as served:
         assert served.client.get("/metrics").status_code == 200
         assert served.client.get("/v1/models").status_code == 401
+
+
+@pytest.mark.parametrize("api_keys", [("alpha",), ()])
+def test_metrics_have_a_key_of_their_own(api_keys: tuple[str, ...]) -> None:
+    with serving(FakeLoaded(), api_keys=api_keys, admin_key="root", metrics_key="scrape") as served:
+
+        def status(path: str, key: str | None) -> int:
+            headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+            return served.client.get(path, headers=headers).status_code
+
+        assert [status("/metrics", key) for key in ("scrape", "root", None, "other")] == [200, 200, 401, 401]
+        assert status("/v1/models", "scrape") == (401 if api_keys else 200)
+        assert [status("/metrics", key) for key in api_keys] == [200] * len(api_keys)
+
+
+def test_metrics_are_open_or_have_a_key() -> None:
+    with pytest.raises(ConfigError, match=r"--metrics-open .* --metrics-key"):
+        create_app(FakeLoaded(), ServerSettings(metrics_open=True, metrics_key="scrape"))
 
 
 @pytest.mark.parametrize(("admin_key", "status"), [(None, 403), ("root", 200)])

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from pagoda.config import ServerSettings
-from pagoda.errors import PagodaError
+from pagoda.errors import ConfigError, PagodaError
 from pagoda.server import routes, system
 from pagoda.server.failures import DescribedError, answer_error, json_response
 from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
@@ -35,7 +35,7 @@ def create_app(loaded: Loaded | None, settings: ServerSettings) -> Starlette:
         Middleware(RequestLog, service=service),
         Middleware(Prefix, root_path=settings.root_path),
         *_cors(settings.cors_origins),
-        Middleware(ApiKeys, keys=settings.api_keys, admin_key=settings.admin_key, open_paths=_open_paths(settings)),
+        _keys(settings),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
     ]
     app = Starlette(
@@ -59,9 +59,15 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
     return [layer]
 
 
-def _open_paths(settings: ServerSettings) -> set[str]:
-    """What needs no key: what orchestrators ask."""
-    return {"/health", "/ready"} | ({"/metrics"} if settings.metrics_open else set())
+def _keys(settings: ServerSettings) -> Middleware:
+    """What orchestrators ask needs no key. Raises ConfigError."""
+    if settings.metrics_open and settings.metrics_key is not None:
+        raise ConfigError("--metrics-open gives /metrics to everybody: leave it or --metrics-key out")
+    open_paths = {"/health", "/ready"} | ({"/metrics"} if settings.metrics_open else set())
+    path_keys = {} if settings.metrics_key is None else {"/metrics": settings.metrics_key}
+    return Middleware(
+        ApiKeys, keys=settings.api_keys, admin_key=settings.admin_key, open_paths=open_paths, path_keys=path_keys
+    )
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """HTTP/1 connections: llhttp parses, `Exchange` answers, and this file bounds what a client may do before it is known.
 
-A head has HEAD_BYTES and `header_timeout`, a body `body_timeout`. Offers to switch to another protocol (h2c, WebSocket)
+A head has HEAD_BYTES and `header_timeout`, a body `body_timeout`; who takes nothing of an answer for `write_timeout` is
+cut off, so that the sequence and the connection are free again. Offers to switch to another protocol (h2c, WebSocket)
 are declined by answering in HTTP/1.1, as RFC 9110, section 7.8 has it, with the request's body in whatever pieces it
 comes. When there are more connections than may be, the one that has waited longest for a request is closed.
 """
@@ -39,6 +40,7 @@ class Connections:
 
     header_timeout: float = 10.0  # seconds for a request's head
     body_timeout: float = 60.0  # seconds for a body
+    write_timeout: float = 60.0  # seconds in which a client takes nothing of what waits for it
     keep_alive: float = 75.0  # seconds between requests
     max_connections: int = 1000
     waiting: dict[Connection, None] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class Connection(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: Any = None
         self._timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._reading = True
         self._closing = False  # nothing that comes is looked at any more
         self._receiving: Exchange | None = None  # whose body is coming
@@ -97,6 +100,7 @@ class Connection(asyncio.Protocol):
         connections: set[Any] = self._state.connections
         connections.discard(self)
         self._stop_waiting()
+        self._expect_reading(0)
         for exchange in (self._answering, self._receiving, *self._pipeline):
             if exchange is not None and not exchange.complete:
                 exchange.disconnect()
@@ -125,10 +129,12 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         if self._answering is not None:
             self._answering.can_write.clear()
+        self._expect_reading(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         if self._answering is not None:
             self._answering.can_write.set()
+        self._expect_reading(0)
 
     # What the parser calls
 
@@ -291,6 +297,23 @@ class Connection(asyncio.Protocol):
         else:  # it waits for us
             self._start_timer(self._shared.body_timeout, self._on_late_body)
 
+    def _expect_reading(self, unread: int) -> None:
+        """Of `unread` bytes that wait for the client, it has to take some within `write_timeout`. 0: none wait."""
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+        if unread:
+            self._unread_timer = self._loop.call_later(self._shared.write_timeout, self._on_unread, unread)
+
+    def _on_unread(self, before: int) -> None:
+        unread = self._transport.get_write_buffer_size()
+        if unread < before:
+            self._expect_reading(unread)
+        else:
+            why = f"the client has read nothing for {self._shared.write_timeout:g} s (--write-timeout)"
+            logger.info("cut off", extra={"facts": {"unread_bytes": unread, "why": why}})
+            self._transport.abort()
+
     def _pause_reading(self) -> None:
         if self._reading and not self._transport.is_closing():
             self._reading = False
@@ -324,6 +347,7 @@ class Connection(asyncio.Protocol):
         self._stop_waiting()
         self._closing = True
         self._transport.close()
+        self._expect_reading(self._transport.get_write_buffer_size())
 
     def shutdown(self) -> None:
         """Uvicorn is ending: close, after the answer that is being written."""

@@ -13,7 +13,7 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -132,9 +132,20 @@ class ApiKeys:
     A key comes as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`.
     """
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...], admin_key: str | None, open_paths: Iterable[str]) -> None:
-        """Without `keys` nothing is asked; then the admin key still tells who may change the server."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: tuple[str, ...],
+        admin_key: str | None,
+        open_paths: Iterable[str],
+        path_keys: Mapping[str, str],
+    ) -> None:
+        """Without `keys` nothing is asked; then the admin key still tells who may change the server.
+
+        `path_keys` open the path that they belong to, which always asks for a key.
+        """
         self.app = app
+        self._path_keys = {path: _digest(key.encode()) for path, key in path_keys.items()}
         self._digests = {f"key-{number}": _digest(key.encode()) for number, key in enumerate(keys)}
         self._admin = None if admin_key is None else _digest(admin_key.encode())
         self._open_paths = set(open_paths)
@@ -143,11 +154,14 @@ class ApiKeys:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         tenant, record = None, record_of(scope)
+        path_key = self._path_keys.get(scope["path"])
+        opened = path_key is None and (not self._digests or scope["path"] in self._open_paths)
         for key in _keys(scope):
             given = _digest(key)
+            opened = opened or (path_key is not None and hmac.compare_digest(given, path_key))
             tenant = self._tenant(given) or tenant
             record.admin = record.admin or (self._admin is not None and hmac.compare_digest(given, self._admin))
-        if tenant is None and not record.admin and self._digests and scope["path"] not in self._open_paths:
+        if tenant is None and not record.admin and not opened:
             body = error_body(
                 "Incorrect API key provided: send one as `Authorization: Bearer KEY`.", 401, code="invalid_api_key"
             )

@@ -124,7 +124,9 @@ def make_server(
 ) -> PagodaServer:
     """A server whose model is `loading`; `on_ready` is called when it is there."""
     app = create_app(None, settings)
-    connections = Connections(settings.header_timeout, settings.body_timeout, KEEP_ALIVE_S, settings.max_connections)
+    connections = Connections(
+        settings.header_timeout, settings.body_timeout, settings.write_timeout, KEEP_ALIVE_S, settings.max_connections
+    )
     http: Any = partial(Connection, connections)
     config = uvicorn.Config(
         app,
