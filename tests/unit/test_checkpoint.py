@@ -166,6 +166,30 @@ def test_opens_a_hugging_face_folder(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize("before", [None, "{}"])
+@pytest.mark.parametrize("after", ["{ }", None])
+def test_notices_that_a_tokenizer_changed(tmp_path: Path, before: str | None, after: str | None) -> None:
+    """The process that reads long prompts makes its tokenizer when the first of them comes."""
+
+    def write(text: str | None) -> None:
+        path = tmp_path / "tokenizer.json"
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(text)
+
+    write_json(tmp_path / "config.json", {"model_type": "llama"})
+    write_safetensors(tmp_path / "model.safetensors", {"a": [1]})
+    (tmp_path / "notes.txt").write_text("")
+    write(before)
+    checkpoint = open_checkpoint(tmp_path)
+    (tmp_path / "notes.txt").write_text("nobody reads this")
+    assert checkpoint.changed() is None
+    write(after)
+    changed = checkpoint.changed()
+    assert changed is None if before == after else "tokenizer.json is not what it was" in str(changed)
+
+
 def sharded(folder: Path, weight_map: dict[str, Any]) -> Path:
     write_json(folder / "config.json", {"model_type": "llama"})
     write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})

@@ -90,6 +90,13 @@ def test_json_with_integers_that_are_too_long_for_python_is_refused() -> None:
         parse_json(b'{"a": ' + b"1" * 10_000 + b"}", "config.json")
 
 
+def test_in_a_config_the_last_of_two_values_counts(tmp_path: Path) -> None:
+    """As in Python's json module, which transformers reads it with; a byte order mark is skipped."""
+    path = tmp_path / "config.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1, "b": {"c": 1, "c": 2}, "a": 3}')
+    assert read_json(path) == {"a": 3, "b": {"c": 2}}
+
+
 def test_reads_json_files(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"a": [1]}')

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pagoda.errors import FormatError, PagodaError, UnsupportedError
 from pagoda.formats.gguf import MAGIC, GGUFHeader, parse_gguf
-from pagoda.formats.mapped import MappedFile, TensorInfo
+from pagoda.formats.mapped import MappedFile, TensorInfo, Version
 from pagoda.formats.quant_methods import fold
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.safetensors import parse_safetensors, read_json
@@ -25,6 +25,10 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 QUANTIZE_CONFIG = "quantize_config.json"  # where AutoGPTQ put what config.json holds today
+TEXT_FILES = (  # of a folder: what its tokenizer and its chat template are made of
+    *(CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "chat_template.json", "chat_template.jinja"),
+)
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 Part = tuple[MappedFile, tuple[TensorInfo, ...]]
@@ -56,6 +60,7 @@ class Checkpoint:
         self._places: dict[str, tuple[MappedFile, TensorInfo]] = {}
         for file, tensors in parts:
             self._add(file, tensors)
+        self._text_files = {path / name: _version(path / name) for name in TEXT_FILES if kind == "safetensors"}
 
     def _add(self, file: MappedFile, tensors: tuple[TensorInfo, ...]) -> None:
         self._files.append(file)
@@ -93,8 +98,15 @@ class Checkpoint:
             file.guard()
 
     def changed(self) -> str | None:
-        """What has become of the files since they were opened; None: nothing that could be seen here."""
-        return next((change for file in self._files if (change := file.changed())), None)
+        """What has become of the files since they were opened; None: nothing that could be seen here.
+
+        Those that the tokenizer is made of count too: the process that reads long prompts may read them later.
+        """
+        mapped = next((change for file in self._files if (change := file.changed())), None)
+        if mapped is not None:
+            return mapped
+        text = next((path for path, seen in self._text_files.items() if _version(path) != seen), None)
+        return None if text is None else f"{text} is not what it was when the model was opened"
 
     def close(self) -> None:
         """Forget the tensors; files are unmapped when the last view of them is gone. Idempotent."""
@@ -110,6 +122,14 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _version(path: Path) -> Version | None:
+    """Of a file; None: there is none."""
+    try:
+        return Version.of(path.stat())
+    except OSError:
+        return None
 
 
 def open_checkpoint(path: Path | str, *, any_type: bool = False) -> Checkpoint:

@@ -8,6 +8,7 @@ no overlap, no gap, nothing left over; so a truncated file is found without read
 
 from __future__ import annotations
 
+import codecs
 import json
 import struct
 from math import prod
@@ -35,7 +36,7 @@ def parse_safetensors(buffer: Buffer, path: str) -> tuple[TensorInfo, ...]:
     """
     header_bytes = _header_bytes(buffer, path)
     start = 8 + header_bytes
-    header = parse_json(buffer[8:start], path, offset=8)
+    header = parse_json(buffer[8:start], path, offset=8, unique=True)
     header.pop("__metadata__", None)
     tensors = [_place(name, entry, start, path) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.num_bytes))
@@ -43,17 +44,18 @@ def parse_safetensors(buffer: Buffer, path: str) -> tuple[TensorInfo, ...]:
     return tuple(tensors)
 
 
-def parse_json(raw: bytes, path: str, offset: int | None = None) -> dict[str, Any]:
-    """A JSON object whose keys are unique. FormatError if `raw` is anything else."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a header: two tensors of one name are damage, while in a config.json the last value counts, as elsewhere."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return values
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            raise ValueError("a key stands twice in one object")
-        return values
 
+def parse_json(raw: bytes, path: str, offset: int | None = None, *, unique: bool = False) -> dict[str, Any]:
+    """A JSON object, whose keys have to be unique if asked. FormatError if `raw` is anything else."""
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=unique)
+        value = json.loads(raw.decode(), object_pairs_hook=_unique if unique else None)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise FormatError(f"not valid JSON: {error}", path=path, offset=offset) from error
     if not isinstance(value, dict):
@@ -70,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FormatError(f"cannot be read: {error.strerror or error}", path=str(path)) from error
     if len(raw) > MAX_CONFIG_BYTES:
         raise FormatError(f"larger than {MAX_CONFIG_BYTES >> 20} MiB", path=str(path))
-    return parse_json(raw, str(path))
+    return parse_json(raw.removeprefix(codecs.BOM_UTF8), str(path))
 
 
 def _header_bytes(buffer: Buffer, path: str) -> int:
