@@ -20,6 +20,7 @@ from pagoda.types import (
     FinishedRequest,
     FinishReason,
     Logprob,
+    PromptProgress,
     Request,
     StepResult,
     TokenLogprobs,
@@ -206,6 +207,8 @@ class FakeEngine:
         stop_id = token if token in params.stop_token_ids else None
         if stop is not None or stop_id is not None:
             reason, text = "stop", "" if stop is not None else text
+        if first and index == 0 and request.report_progress:
+            running.sink(Delta(request.id, index, "", (), prompt_progress=PromptProgress(len(prompt), 1, 2, 0.25)))
         delta = Delta(
             request.id,
             index,

@@ -126,6 +126,7 @@ class Request:
     constraint: CompiledConstraint | None = None  # what the outputs must obey
     prediction: tuple[int, ...] | None = None  # tokens that the output will mostly be
     max_draft_tokens: int | None = None  # in one step; 0: no speculation
+    report_progress: bool = False  # a Delta after each step that computes a part of the prompt
     shown_token_ids: frozenset[int] = frozenset()  # control tokens whose names are part of the text, all the same
 
 
@@ -176,6 +177,16 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """How much of a prompt is computed."""
+
+    total: int  # tokens
+    cached: int  # of them, found in the prefix cache
+    computed: int  # of them, those found there among them
+    seconds: float  # since its first step was planned
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """What one step added to choice `index` of a request; the last one of a choice has a finish_reason.
 
@@ -194,6 +205,7 @@ class Delta:
     usage: Usage | None = None  # of this choice, with finish_reason
     error: str | None = None  # with finish_reason "error"
     fault: Fault = "engine"  # who is at fault; an engine's fault stops everything, others fail one request
+    prompt_progress: PromptProgress | None = None  # before the first token, when asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fake_backend import EOS_ID, VOCAB_SIZE, FakeModel, FakeTokenizer, fake_engine
+from fake_backend import EOS_ID, VOCAB_SIZE, FakeDevice, FakeModel, FakeTokenizer, fake_engine
 from pagoda.engine.engine import Engine
 from pagoda.errors import ContextLengthError, RequestError
 from pagoda.types import Batch, Delta, FloatArray, Request, SamplingParams, StepResult
@@ -221,6 +222,21 @@ def test_usage_counts_prompt_output_and_cached_tokens() -> None:
         engine.add(request(prompt, id=str(i), max_tokens=4, ignore_eos=True))
         usages.append(run(engine)[0][-1].usage)
     assert [(u.prompt_tokens, u.completion_tokens, u.cached_tokens) for u in usages if u] == [(37, 4, 0), (37, 4, 32)]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_progress_of_the_prompt_where_asked(asynchronous: bool) -> None:
+    """16 tokens a step: what is computed after each that is not the last, and what was cached before."""
+    model = FakeDevice((None,)) if asynchronous else None
+    engine = fake_engine(model=model, max_batch_tokens=16, max_num_seqs=2)
+    prompt = (*range(2, 39), *range(2, 15))
+    for id, ids in (("first", prompt[:32]), ("asked", prompt), ("silent", prompt[::-1])):
+        engine.add(replace(request(ids, id=id, max_tokens=2), report_progress=id == "asked"))
+        deltas, _ = run(engine)
+        found = [(p.total, p.cached, p.computed) for d in deltas if (p := d.prompt_progress)]
+        assert found == ([(50, 32, 48)] if id == "asked" else [])
+        assert all(d.prompt_progress is None for d in deltas[len(found) :])
+        assert all(d.text == "" and d.token_ids == () for d in deltas[: len(found)])
 
 
 def test_choices_share_the_prompt_and_draw_their_own() -> None:

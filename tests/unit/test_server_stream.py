@@ -18,7 +18,7 @@ from fake_engine import FakeEngine, FakeLoaded, expected_text
 from pagoda.errors import EngineError
 from pagoda.server.stream import COMMENT, EventStream
 from raw_http import connected, parse, post, read_all
-from serving import Served, serving, wait_for
+from serving import Served, events, serving, wait_for
 
 
 def parts_of(text: str) -> list[str]:
@@ -63,6 +63,23 @@ def test_the_openai_client_passes_over_comments() -> None:
         chunks = list(client.completions.create(model="fake", prompt="abc", max_tokens=4, stream=True))
         client.close()
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected_text("abc", 4)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_progress_of_the_prompt_where_asked(path: str) -> None:
+    """As llama-server writes it: a chunk that brings no text, with `prompt_progress` beside its choices."""
+    asked = {"prompt": "abc"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "abc"}]}
+    with serving(FakeLoaded()) as served:
+        body = asked | {"stream": True, "max_tokens": 4, "return_progress": True}
+        chunks = events(served.client.post(path, json=body))
+        plain = events(served.client.post(path, json=body | {"return_progress": False}))
+        assert "prompt_progress" not in served.ok(path, **body | {"stream": False})
+    progress = chunks[0].pop("prompt_progress")
+    assert progress["total"] > 2
+    assert progress | {"total": 0} == {"total": 0, "cache": 1, "processed": 2, "time_ms": 250}
+    (choice,) = chunks[0]["choices"]
+    assert (choice.get("text") or choice.get("delta") or "") == ""
+    assert [chunk["choices"] for chunk in chunks[1:]] == [chunk["choices"] for chunk in plain]
 
 
 def test_errors_are_events_of_their_own() -> None:

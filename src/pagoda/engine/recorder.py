@@ -6,7 +6,7 @@ import time
 
 from pagoda.engine.scheduler import Scheduler, StepPlan
 from pagoda.engine.sequence import Sequence
-from pagoda.types import Delta, DraftCounts, FinishedRequest, StepResult
+from pagoda.types import Delta, DraftCounts, FinishedRequest, PromptProgress, StepResult
 
 
 class StepRecorder:
@@ -40,6 +40,14 @@ class StepRecorder:
         for seq, count in plan.counts.items():
             if seq.num_computed < seq.prompt_len:
                 self._num_prompt_tokens += min(count, seq.prompt_len - seq.num_computed)
+
+    def report_progress(self, plan: StepPlan) -> None:
+        """Once the plan is committed: of prompts that need more steps, to those who asked for it."""
+        for seq in plan.counts:
+            if seq.request.report_progress and seq.first_token is None and seq.num_computed < seq.prompt_len:
+                seconds = time.monotonic() - (seq.first_scheduled or seq.request.arrival)
+                progress = PromptProgress(seq.prompt_len, seq.num_cached, seq.num_computed, seconds)
+                self.deltas.append(Delta(seq.request.id, seq.index, "", (), prompt_progress=progress))
 
     def add_tokens(self, seq: Sequence, delta: Delta, now: float) -> None:
         """The sequence got the delta's tokens. Those that came together share the time since the last one evenly."""

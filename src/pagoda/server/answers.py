@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -19,7 +20,7 @@ from pagoda.server.json_pieces import dumps
 from pagoda.server.logprob_json import LogprobWriter, TextOffsets
 from pagoda.server.output_parser import OutputParser, Parsed
 from pagoda.server.prompts import Prompt
-from pagoda.types import Delta, TokenLogprobs, Usage
+from pagoda.types import Delta, PromptProgress, TokenLogprobs, Usage
 
 if TYPE_CHECKING:
     from pagoda.observe.metrics import Metrics
@@ -74,6 +75,7 @@ class Answer:
 
     object_name: str
     chunk_name: str
+    nothing_new: Mapping[str, Any]  # what a chunk's choice says that brings no text
 
     def __init__(
         self, call: Call, model: str, prompts: Sequence[Prompt], options: AnswerOptions, writer: LogprobWriter
@@ -187,6 +189,8 @@ class Answer:
 
     def _event(self, delta: Delta) -> bytes:
         choice, delta = self._take(delta)
+        if delta.prompt_progress is not None:
+            return self._progress(choice, delta.prompt_progress)
         if choice.frame is not None and delta.finish_reason is None:
             return choice.frame[0] + orjson.dumps(delta.text) + choice.frame[1] if delta.text else b""
         wanted = delta.text or choice.parsed or delta.finish_reason or not choice.started
@@ -197,6 +201,17 @@ class Answer:
         choice.started = True
         choice.frame = self._frame(choice)
         return b"".join([self._head + piece + tail for piece in pieces])
+
+    def _progress(self, choice: Choice, progress: PromptProgress) -> bytes:
+        """A chunk that says how much of the prompt is computed, in llama-server's form."""
+        fields = {
+            "total": progress.total,
+            "cache": progress.cached,
+            "processed": progress.computed,
+            "time_ms": round(progress.seconds * 1000),
+        }
+        shape = {"index": choice.index, "finish_reason": None, **self.nothing_new}
+        return self._head + orjson.dumps(shape) + b'],"prompt_progress":' + orjson.dumps(fields) + b"}\n\n"
 
     def _frame(self, choice: Choice) -> tuple[bytes, bytes] | None:
         """The middle chunks of a choice differ in their text alone, unless the request asks for more."""
@@ -249,6 +264,7 @@ class CompletionAnswer(Answer):
 
     object_name = "text_completion"
     chunk_name = "text_completion"
+    nothing_new = MappingProxyType({"text": "", "logprobs": None})
 
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
         text, logprobs = self._with_echo(choice, "".join(choice.texts), choice.logprobs, choice.token_ids)

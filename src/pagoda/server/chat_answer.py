@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from pagoda.server.answers import Answer, AnswerOptions, Choice
@@ -19,6 +20,7 @@ class ChatAnswer(Answer):
 
     object_name = "chat.completion"
     chunk_name = "chat.completion.chunk"
+    nothing_new = MappingProxyType({"delta": {}, "logprobs": None})
 
     def __init__(
         self, call: Call, model: str, prompts: Sequence[Prompt], options: AnswerOptions, writer: LogprobWriter

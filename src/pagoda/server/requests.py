@@ -38,6 +38,7 @@ class GenerationSpec:
     priority: int = 0
     cache_salt: str = ""
     max_draft_tokens: int | None = None  # guessed ahead in one step; 0: none
+    report_progress: bool = False  # while the prompt is computed
     request_id: str | None = None  # which the client chose
 
 
@@ -100,6 +101,7 @@ def make_call(
             cache_salt=spec.cache_salt,
             prediction=prediction,
             max_draft_tokens=spec.max_draft_tokens,
+            report_progress=spec.report_progress,
             shown_token_ids=output.shown_ids,
         )
         for place, prompt in enumerate(prompts)
@@ -125,6 +127,7 @@ def _spec(body: Generation, params: SamplingParams, options: AnswerOptions) -> G
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
         max_draft_tokens=None if body.speculation is None else body.speculation.most,
+        report_progress=bool(body.stream and body.return_progress),
         request_id=body.request_id,
     )
 

@@ -131,6 +131,7 @@ class Generation(Harmless, Structured):
     include_reasoning: bool | None = None  # false: chat answers without what the model thought
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    return_progress: bool | None = None  # streams: how much of the prompt is computed, step by step
     truncate_prompt_tokens: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: to the whole context
 
     priority: Int64 | None = None
