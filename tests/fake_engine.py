@@ -22,6 +22,7 @@ from pagoda.types import (
     Logprob,
     PromptProgress,
     Request,
+    SequenceWork,
     StepResult,
     TokenLogprobs,
     Usage,
@@ -90,6 +91,7 @@ class FakeEngine:
     """What the server needs of an EngineThread. `gate` stops it between steps; `step_s` is how long a step takes."""
 
     def __init__(self, step_s: float = 0.0, max_running: int = 64) -> None:
+        self.before_sinks: list[Callable[[StepResult], None]] = []
         self.on_step: list[Callable[[StepResult], None]] = []
         self.error: BaseException | None = None
         self.gate = threading.Event()
@@ -174,6 +176,8 @@ class FakeEngine:
         while self._waiting and len(self.running) < self.max_running:
             running = self._waiting.pop(0)
             self.running[running.request.id] = running
+        sinks = {id: running.sink for id, running in self.running.items()}
+        work = tuple(self._work(running) for running in self.running.values())
         deltas = [
             delta
             for running in list(self.running.values())
@@ -189,8 +193,12 @@ class FakeEngine:
         result = StepResult(
             deltas=tuple(deltas), finished=finished, num_running=len(self.running), num_waiting=len(self._waiting),
             num_generation_tokens=len(deltas), kv_blocks_total=100, kv_blocks_used=len(self.running),
-            ttft_s=(0.01,), inter_token_s=(0.02,),
+            ttft_s=(0.01,), inter_token_s=(0.02,), work=work, step_s=self.step_s, ended=now,
         )  # fmt: skip
+        for observe in self.before_sinks:
+            observe(result)
+        for delta in deltas:
+            sinks[delta.request_id](delta)
         for observe in self.on_step:
             observe(result)
 
@@ -224,8 +232,14 @@ class FakeEngine:
             del running.tokens[index]
             if not running.tokens:
                 del self.running[request.id]
-        running.sink(delta)
         return delta
+
+    def _work(self, running: Running) -> SequenceWork:
+        """All prompt tokens in the first step, one token in each further one."""
+        request, num_tokens = running.request, len(running.tokens.get(0, ()))
+        num_prompt = 0 if num_tokens else len(request.prompt_token_ids)
+        num_kv = len(request.prompt_token_ids) + num_tokens
+        return SequenceWork(request.id, request.tenant, None, num_prompt, int(num_tokens > 0), 0, 0, num_kv)
 
     def _text(self, running: Running, index: int, token: int, *, last: bool) -> str:
         """Whole characters only."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from pagoda.config import ServerSettings
+from pagoda.config import CostSettings, ServerSettings
 from pagoda.server.listen import bind, url
 from pagoda.server.run import PagodaServer, make_server
 from pagoda.server.service import Loaded
@@ -53,11 +53,11 @@ class Served:
 
 
 @contextmanager
-def serving(loaded: Loaded, **settings: Any) -> Iterator[Served]:
+def serving(loaded: Loaded, *, cost: CostSettings | None = None, **settings: Any) -> Iterator[Served]:
     """Serve `loaded` on a free port. Stopped at the end, if the test has not."""
     sock = bind("127.0.0.1", 0)
     loading: Future[Loaded] = Future()
-    server = make_server(ServerSettings(port=0, **settings), loading)
+    server = make_server(ServerSettings(port=0, **settings), loading, cost=cost)
     thread = threading.Thread(target=lambda: server.run(sockets=[sock]))
     thread.start()
     loading.set_result(loaded)

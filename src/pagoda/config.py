@@ -47,6 +47,8 @@ TABLES = (
     "eval-run",
     "eval-judge",
     "eval-gate",
+    "cost",
+    "cost-report",
 )
 
 
@@ -198,9 +200,38 @@ class ServerSettings(Settings):
         int, Setting("Connections at once; for one more, who has waited longest for a request is closed.", minimum=1)
     ] = 1000
     shutdown_timeout: Annotated[float, Setting("Seconds that running requests get after SIGTERM.", minimum=0)] = 30.0
-    metrics_compat: Annotated[Literal["none", "vllm"], Setting("Also expose /metrics under vLLM's own names.")] = "none"
+    metrics_compat: Annotated[
+        Literal["none", "vllm", "llamacpp"], Setting("Also expose /metrics under the names of vLLM or llama-server.")
+    ] = "none"
+    metrics_headers: Annotated[
+        tuple[str, ...],
+        Setting("Request header whose values /metrics counts, the first 100 of them; repeat.", flag="metrics-header"),
+    ] = ()
+    request_log: Annotated[
+        Path | None, Setting("JSONL file that gets a line for each answered request; `pagoda bench serve` replays it.")
+    ] = None
     log_format: Annotated[Literal["text", "json"], Setting("Shape of log lines.")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Setting("Least severe line logged.")] = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class CostSettings(Settings):
+    """What the machine costs, and how its time is shared among requests."""
+
+    table = "cost"
+
+    price: Annotated[
+        float | None, Setting("USD an hour for this machine; without it nothing is priced.", minimum=0)
+    ] = None
+    price_of: Annotated[
+        str | None, Setting("Device of `pagoda plan` whose list price counts, where no --price is given: a100-80gb …")
+    ] = None
+    decode_weight: Annotated[
+        float, Setting("What a token of an answer costs, in tokens of a prompt.", minimum=0.01, maximum=1000)
+    ] = 4.0
+    kv_weight: Annotated[
+        float, Setting("What 1,024 tokens held in the KV cache add to a step, in tokens of a prompt.", minimum=0)
+    ] = 1.0
 
 
 def load_settings(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -222,6 +222,20 @@ class FinishedRequest:
     first_scheduled: float | None
     first_token: float | None
     finished: float
+    adapter: str | None = None
+
+
+class SequenceWork(NamedTuple):
+    """What one step computed for one choice, in tokens. A tuple, because a step makes one for each of its choices."""
+
+    request_id: str
+    tenant: str
+    adapter: str | None
+    num_prompt_tokens: int  # of the prompt, for the first time
+    num_decode_tokens: int  # after the prompt, for the first time
+    num_draft_tokens: int  # guessed ahead, and checked
+    num_recomputed_tokens: int  # computed before, and lost when the choice was preempted
+    num_kv_tokens: int  # in its part of the cache after the step
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +282,9 @@ class StepResult:
     step_s: float = 0.0  # wall time of the whole step
     forward_s: float = 0.0  # of the backend's forward pass
     sample_s: float = 0.0
+    mask_s: float = 0.0  # of it, waiting for the token masks of constraints
+    work: tuple[SequenceWork, ...] = ()  # of each choice in the step
+    ended: float = 0.0  # time.monotonic() seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from pagoda.observe.metrics import Metrics, token_bounds
+from pagoda.observe.engine_series import token_bounds
+from pagoda.observe.metrics import Metrics
 from pagoda.observe.series import Histogram
 from pagoda.types import FinishedRequest, SamplingParams, StepResult
 

@@ -123,7 +123,7 @@ def test_an_upload_that_breaks_off_is_the_clients_doing(
         (record,) = [record for record in caplog.records if record.name == "pagoda.request"]
         assert record.facts["status"] == 499  # type: ignore[attr-defined]
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-        assert served.server._service.model().metrics.own.disconnects.value == 1
+        assert served.server._service.model().metrics.server.disconnects.value == 1
 
 
 def test_a_client_that_leaves_while_it_waits_is_no_error_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
@@ -136,7 +136,7 @@ def test_a_client_that_leaves_while_it_waits_is_no_error_of_the_server(caplog: p
                 sock.sendall(post("/v1/completions", **BODY, stream=stream))
                 wait_for(lambda: model.admission.requests.waiting)
             wait_for(lambda: not model.admission.requests.waiting)
-        wait_for(lambda: model.metrics.own.disconnects.value == 2)
+        wait_for(lambda: model.metrics.server.disconnects.value == 2)
         loaded.engine.gate.set()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 

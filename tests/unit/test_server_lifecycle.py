@@ -49,7 +49,7 @@ def test_a_client_that_leaves_frees_its_sequence_within_a_step(stream: bool) -> 
         assert engine.abort_steps[0] - before <= 1
         wait_for(lambda: not engine.running)
         model = served.server._service.model()
-        wait_for(lambda: model.metrics.own.disconnects.value == 1)
+        wait_for(lambda: model.metrics.server.disconnects.value == 1)
         assert model.bridge.busy_since is None
         assert model.admission.requests.waiting == 0
 

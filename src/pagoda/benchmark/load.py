@@ -23,6 +23,15 @@ from pagoda.client import HttpClient, HttpError
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request of a log: seconds after the first, and its lengths in tokens."""
+
+    after_s: float
+    prompt: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What to send, and to whom. Lengths are in tokens, times in seconds."""
 
@@ -37,14 +46,16 @@ class Load:
     api_key: str | None = None
     seed: int = 0
     timeout: float = 600.0
+    replay: tuple[Arrival, ...] = ()  # what to send and when, in place of equal requests one after the other
 
     def body(self, index: int) -> bytes:
         """The request of prompt `index`: greedy, exactly `output` tokens, streamed, with usage."""
+        known = self.replay[index] if index < len(self.replay) else Arrival(0.0, self.prompt, self.output)
         if self.as_text:
-            prompt: str | list[int] = random_text(self.seed, index, self.prompt)
+            prompt: str | list[int] = random_text(self.seed, index, known.prompt)
         else:
-            prompt = random_ids(self.seed, index, self.prompt, self.vocab_size)
-        fields = {"model": self.model, "prompt": prompt, "max_tokens": self.output, "temperature": 0}
+            prompt = random_ids(self.seed, index, known.prompt, self.vocab_size)
+        fields = {"model": self.model, "prompt": prompt, "max_tokens": known.output, "temperature": 0}
         return orjson.dumps(
             fields | {"ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}, "seed": 0}
         )
@@ -92,6 +103,8 @@ async def takes_ids(load: Load) -> bool:
 
 async def run_load(load: Load, progress: Callable[[int], None] = lambda done: None) -> tuple[list[Exchange], float]:
     """Send all requests. → the exchanges in order of their index, and the seconds from the first to the last."""
+    if load.replay:
+        return await _replay(load, progress)
     waiting = iter(range(load.requests))
     done: list[Exchange] = []
 
@@ -104,6 +117,22 @@ async def run_load(load: Load, progress: Callable[[int], None] = lambda done: No
 
     started = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(min(load.concurrency, load.requests))))
+    return sorted(done, key=lambda exchange: exchange.index), time.perf_counter() - started
+
+
+async def _replay(load: Load, progress: Callable[[int], None]) -> tuple[list[Exchange], float]:
+    """Send each request at its moment, however many are still unanswered."""
+    done: list[Exchange] = []
+    started = time.perf_counter()
+
+    async def one(index: int, arrival: Arrival) -> None:
+        await asyncio.sleep(arrival.after_s - (time.perf_counter() - started))
+        connection = HttpClient(load.url, load.api_key)
+        done.append(await _send(connection, load, index))
+        connection.close()
+        progress(len(done))
+
+    await asyncio.gather(*(one(index, arrival) for index, arrival in enumerate(load.replay)))
     return sorted(done, key=lambda exchange: exchange.index), time.perf_counter() - started
 
 

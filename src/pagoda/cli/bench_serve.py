@@ -6,15 +6,18 @@ import asyncio
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from pagoda.benchmark.load import Load, compare, run_load, summarize, takes_ids
+from pagoda.benchmark.load import Arrival, Load, compare, run_load, summarize, takes_ids
 from pagoda.cli.options import with_settings
 from pagoda.client import list_models
+from pagoda.errors import ConfigError
+from pagoda.observe.request_log import read_lines
 from pagoda.settings import Setting, Settings
 
 DEFAULT_VOCAB = 32_000
@@ -40,6 +43,13 @@ class LoadSettings(Settings):
     vocab: Annotated[int | None, Setting("Size of the vocabulary that token ids are drawn from.", minimum=1)] = None
     timeout: Annotated[float, Setting("Seconds that one answer may take.", minimum=0.001)] = 600.0
     seed: Annotated[int, Setting("Of the prompts.")] = 0
+    replay: Annotated[
+        Path | None,
+        Setting(
+            "Log of `pagoda serve --request-log`: send requests of its lengths at its moments, in place of those above."
+        ),
+    ] = None
+    speed: Annotated[float, Setting("With --replay: how many times faster than it was.", minimum=0.001)] = 1.0
     json: Annotated[bool, Setting("Print JSON.")] = False
 
 
@@ -87,10 +97,24 @@ async def _plan(settings: LoadSettings, url: str) -> Load:
         api_key=settings.api_key,
         seed=settings.seed,
         timeout=settings.timeout,
+        replay=() if settings.replay is None else _arrivals(settings.replay, settings.speed),
     )
+    load = dataclasses.replace(load, requests=len(load.replay) or load.requests)
     if not await takes_ids(load):
         load = dataclasses.replace(load, as_text=True)
     return load
+
+
+def _arrivals(path: Path, speed: float) -> tuple[Arrival, ...]:
+    """The requests of a log, as far as they were answered."""
+    lines = sorted((line for line in read_lines(path) if line.completion_tokens), key=lambda line: line.arrival)
+    if not lines:
+        raise ConfigError(f"--replay {path}: holds no answered request")
+    first = lines[0].arrival
+    return tuple(
+        Arrival((line.arrival - first) / speed, line.prompt_tokens, max(1, line.completion_tokens // line.n))
+        for line in lines
+    )
 
 
 async def _run(load: Load, settings: LoadSettings) -> Any:

@@ -114,6 +114,11 @@ VERBS = {
     "eval init": Verb(
         "pagoda.cli.eval_init:init", "Write the gate's CI files.", "pagoda eval init . --target app:answer"
     ),
+    "cost report": Verb(
+        "pagoda.cli.cost_report:cost_report",
+        "Sum up what requests have cost.",
+        "pagoda cost report requests.jsonl --from 2026-11-01 --by tenant",
+    ),
     "bench": Verb(
         "pagoda.cli.bench:bench",
         "Measure the engine; `bench serve` measures a server.",

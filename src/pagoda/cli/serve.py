@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pagoda.cli.fetching import fetch
 from pagoda.cli.options import with_settings
-from pagoda.config import EngineSettings, ServerSettings
+from pagoda.config import CostSettings, EngineSettings, ServerSettings
 from pagoda.server.listen import allow_connections, bind, url
 from pagoda.server.logs import set_up_logging
 
@@ -32,7 +32,7 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 @with_settings
-def serve(engine: EngineSettings, server: ServerSettings) -> None:
+def serve(engine: EngineSettings, server: ServerSettings, cost: CostSettings) -> None:
     """Answer OpenAI API requests over HTTP: chat, completions, models, tokens, health and metrics.
 
     SIGTERM or Ctrl-C finishes what runs, within --shutdown-timeout; a second one stops at once.
@@ -53,7 +53,7 @@ def serve(engine: EngineSettings, server: ServerSettings) -> None:
     from pagoda.server.run import run
 
     try:
-        run(sock, server, loading, lambda model: _greet(model, address, server))
+        run(sock, server, loading, lambda model: _greet(model, address, server), cost)
     finally:
         logging.shutdown()
         if not loading.done():  # stopped while loading: do not wait for the thread

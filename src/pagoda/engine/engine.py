@@ -165,6 +165,7 @@ class Engine:
         unscored = self._score_prompts(logits, plan)
         if running.masks is not None:
             running.masks.wait()
+            self._recorder.mask_s = time.perf_counter() - start
         sampled = sample_first(logits, plan, running.masks)
         if staged is not None:
             self._running = self._runner.launch(staged, sampled)
@@ -243,7 +244,7 @@ class Engine:
 
     def _commit(self, running: RunningStep, num_accepted: Mapping[Sequence, int]) -> None:
         """The planned tokens are in the cache, and so much of each draft; choices that waited for them fork off."""
-        self._recorder.count_prompt_tokens(running.plan)
+        self._recorder.add_work(running.plan)
         self.scheduler.commit(running.plan, num_accepted)
         self._recorder.report_progress(running.plan)
         for seq in running.logits_plan.sequences:

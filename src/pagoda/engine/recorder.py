@@ -6,7 +6,7 @@ import time
 
 from pagoda.engine.scheduler import Scheduler, StepPlan
 from pagoda.engine.sequence import Sequence
-from pagoda.types import Delta, DraftCounts, FinishedRequest, PromptProgress, StepResult
+from pagoda.types import Delta, DraftCounts, FinishedRequest, PromptProgress, SequenceWork, StepResult
 
 
 class StepRecorder:
@@ -25,8 +25,10 @@ class StepRecorder:
         self._num_generation_tokens = 0
         self.num_forced_tokens = 0
         self._drafts: dict[str, DraftCounts] = {}
+        self._work: list[SequenceWork] = []
         self.forward_s = 0.0
         self.sample_s = 0.0
+        self.mask_s = 0.0
 
     def __bool__(self) -> bool:
         """Whether there are deltas to report."""
@@ -35,11 +37,29 @@ class StepRecorder:
     def start(self) -> None:
         self._started = time.perf_counter()
 
-    def count_prompt_tokens(self, plan: StepPlan) -> None:
-        """Before the plan is committed."""
+    def add_work(self, plan: StepPlan) -> None:
+        """What the plan's sequences compute. Before the plan is committed."""
+        drafts = plan.drafts
         for seq, count in plan.counts.items():
-            if seq.num_computed < seq.prompt_len:
-                self._num_prompt_tokens += min(count, seq.prompt_len - seq.num_computed)
+            request, start = seq.request, seq.num_computed
+            end = start + count
+            new = min(end, max(start, seq.num_lost))  # tokens before it were computed once already
+            if start < seq.prompt_len:
+                self._num_prompt_tokens += min(end, seq.prompt_len) - start
+            num_prompt = max(0, min(end, seq.prompt_len) - new)
+            num_drafts = len(drafts[seq].tokens) if drafts and seq in drafts else 0
+            self._work.append(
+                SequenceWork(
+                    request.id,
+                    request.tenant,
+                    request.adapter,
+                    num_prompt,
+                    end - new - num_prompt,
+                    num_drafts,
+                    new - start,
+                    end,
+                )
+            )
 
     def report_progress(self, plan: StepPlan) -> None:
         """Once the plan is committed: of prompts that need more steps, to those who asked for it."""
@@ -93,6 +113,9 @@ class StepRecorder:
             step_s=time.perf_counter() - self._started,
             forward_s=self.forward_s,
             sample_s=self.sample_s,
+            mask_s=self.mask_s,
+            work=tuple(self._work),
+            ended=time.monotonic(),
         )
         self._reset()
         return result

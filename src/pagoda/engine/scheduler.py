@@ -163,6 +163,7 @@ class Scheduler:
     def _preempt(self, seq: Sequence) -> None:
         self.running.remove(seq)
         self._release(seq)
+        seq.num_lost = max(seq.num_lost, seq.num_computed)
         seq.status, seq.num_computed = Status.WAITING, 0
         self.waiting.push_front(seq)
 

@@ -71,6 +71,7 @@ class Sequence:
         "max_len",
         "num_cached",
         "num_computed",
+        "num_lost",
         "num_pending",
         "num_predicted",
         "output",
@@ -112,6 +113,7 @@ class Sequence:
         self.tokens = array("i", request.prompt_token_ids)
         self.prompt_len = len(self.tokens)
         self.num_computed = 0
+        self.num_lost = 0  # tokens that were computed before the last preemption
         self.num_pending = 0  # 0 or 1
         self.num_cached = 0  # of the prompt, found in the prefix cache when first scheduled
         self.status = Status.PENDING if index else Status.WAITING
@@ -246,6 +248,7 @@ class Sequence:
             first_scheduled=self.first_scheduled,
             first_token=self.first_token,
             finished=now,
+            adapter=self.request.adapter,
         )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar
 
 from pagoda.engine.engine import Engine
 from pagoda.errors import EngineError
@@ -15,6 +17,7 @@ from pagoda.types import Delta, Request, StepResult
 log = logging.getLogger(__name__)
 
 Sink = Callable[[Delta], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +31,38 @@ class _Abort:
     request_id: str
 
 
+class _Question(Generic[T]):
+    """What another thread wants to know of the engine."""
+
+    def __init__(self, question: Callable[[Engine], T]) -> None:
+        self._question = question
+        self.answer: Future[T] = Future()
+
+    def put_to(self, engine: Engine) -> None:
+        if self.answer.set_running_or_notify_cancel():
+            try:
+                self.answer.set_result(self._question(engine))
+            except Exception as error:
+                self.answer.set_exception(error)
+
+    def refuse(self, why: str) -> None:
+        if self.answer.set_running_or_notify_cancel():
+            self.answer.set_exception(EngineError(why))
+
+
 class EngineThread:
     """Steps the engine while there is work, and sleeps while there is none.
 
     Sinks and `on_step` observers are called on the engine thread, the sinks of a step before its observers: they
-    must be quick and must not block.
+    must be quick and must not block. What an answer tells of its own step is noted by `before_sinks`.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.before_sinks: list[Callable[[StepResult], None]] = []
         self.on_step: list[Callable[[StepResult], None]] = []
         self.error: BaseException | None = None
-        self._inbox: SimpleQueue[_Submission | _Abort | None] = SimpleQueue()  # None: wake up
+        self._inbox: SimpleQueue[_Submission | _Abort | _Question[Any] | None] = SimpleQueue()  # None: wake up
         self._sinks: dict[str, tuple[Sink, set[int]]] = {}  # by request: sink, choices that have not ended
         self._refused = False  # since the last step; observers have to hear of it
         self._draining = False
@@ -84,6 +107,16 @@ class EngineThread:
     def abort(self, request_id: str) -> None:
         """End the request, before the next step; its sink gets a last Delta. Unknown ids are ignored."""
         self._inbox.put(_Abort(request_id))
+
+    def ask(self, question: Callable[[Engine], T]) -> Future[T]:
+        """Call `question` on the engine thread between two steps, where the state is whole. It must be quick."""
+        asked = _Question(question)
+        with self._idle:
+            if self.alive:
+                self._inbox.put(asked)
+            else:
+                asked.refuse("the engine does not run")
+        return asked.answer
 
     def drain(self) -> None:
         """Refuse new work from now on; what runs goes on. `wait_idle` tells when it is done."""
@@ -132,9 +165,11 @@ class EngineThread:
         except Empty:
             pass
 
-    def _apply(self, message: _Submission | _Abort | None) -> None:
+    def _apply(self, message: _Submission | _Abort | _Question[Any] | None) -> None:
         if isinstance(message, _Abort):
             self.engine.abort(message.request_id)
+        elif isinstance(message, _Question):
+            message.put_to(self.engine)
         elif message is not None:
             try:
                 self.engine.enter(message.request)
@@ -151,9 +186,13 @@ class EngineThread:
 
     def _publish(self, result: StepResult) -> None:
         self._refused = False
+        self._observe(self.before_sinks, result)
         for delta in result.deltas:
             self._deliver(delta)
-        for observer in self.on_step:
+        self._observe(self.on_step, result)
+
+    def _observe(self, observers: list[Callable[[StepResult], None]], result: StepResult) -> None:
+        for observer in observers:
             try:
                 observer(result)
             except Exception:
@@ -197,4 +236,6 @@ class EngineThread:
             message = self._inbox.get()
             if isinstance(message, _Submission):
                 self._refuse(message, why)
+            elif isinstance(message, _Question):
+                message.refuse(why)
         self._publish(StepResult())  # observers that gather deltas pass the last ones on

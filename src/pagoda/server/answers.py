@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ class AnswerOptions:
     continuous_usage: bool = False
     echo: bool = False  # completions only
     drop_output: bool = False  # max_tokens 0: the prompt alone is wanted
+    include_cost: bool = False
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ class Answer:
         self.choices = [Choice(i * options.n + j, prompt) for i, prompt in enumerate(prompts) for j in range(options.n)]
         self.prompt_logprobs: dict[int, Sequence[TokenLogprobs | None]] = {}  # by place of the prompt
         self.first_token: float | None = None
+        self.cost_usd: Callable[[], float] | None = None  # what it has cost so far; None: nothing is priced
         self._places = {request.id: place for place, request in enumerate(call.requests)}
         self._common = {"id": call.id, "created": int(time.time()), "model": model}
         self._head = b"data: " + orjson.dumps(self._common | {"object": self.chunk_name})[:-1] + b',"choices":['
@@ -134,6 +136,7 @@ class Answer:
             "completion_tokens": usage["completion_tokens"],
             "finish": ",".join(sorted({choice.finish_reason or "unfinished" for choice in self.choices})),
             "ttft": None if self.first_token is None else round(self.first_token - start, 4),
+            "cost_usd": None if self.cost_usd is None else round(self.cost_usd(), 10),
         }
 
     def usage(self) -> dict[str, Any]:
@@ -142,12 +145,14 @@ class Answer:
         prompt_tokens = sum(len(choice.prompt.ids) for choice in firsts)
         completion_tokens = sum(choice.completion_tokens for choice in self.choices)
         cached_tokens = sum(choice.usage.cached_tokens for choice in firsts if choice.usage)
-        usage = {
+        usage: dict[str, Any] = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached_tokens},
         }
+        if self.options.include_cost and self.cost_usd is not None:
+            usage["cost_usd"] = round(self.cost_usd(), 10)
         details = self._completion_details()
         return usage | {"completion_tokens_details": details} if details else usage
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from pagoda.config import ServerSettings
+from pagoda.config import CostSettings, ServerSettings
 from pagoda.errors import ConfigError, PagodaError
 from pagoda.server import routes, system
 from pagoda.server.failures import DescribedError, answer_error, json_response
@@ -26,9 +26,9 @@ from pagoda.server.stream import ClientGone
 ERRORS: tuple[type[Exception], ...] = (PagodaError, DescribedError, ValidationError, HTTPException, Exception)
 
 
-def create_app(loaded: Loaded | None, settings: ServerSettings) -> Starlette:
+def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettings | None = None) -> Starlette:
     """The app. Without a model it is alive but not ready, until `app.state.service.attach(loaded)`."""
-    service = Service(settings)
+    service = Service(settings, cost)
     if loaded is not None:
         service.attach(loaded)
     layers = [  # outermost first
@@ -52,7 +52,7 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
     if not origins:
         return []
     methods, headers = ["GET", "POST", "OPTIONS"], ["*"]
-    exposed = ["X-Request-Id", "Retry-After"]
+    exposed = ["X-Request-Id", "X-Cost-USD", "Retry-After"]
     layer = Middleware(
         CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers, expose_headers=exposed
     )

@@ -17,6 +17,7 @@ from pagoda.types import Delta, Request, StepResult
 class EngineThread(Protocol):
     """What the server needs of `pagoda.engine.thread.EngineThread`. All of it may be called from any thread."""
 
+    before_sinks: list[Callable[[StepResult], None]]
     on_step: list[Callable[[StepResult], None]]
 
     @property

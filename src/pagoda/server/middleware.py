@@ -75,8 +75,8 @@ class RequestLog:
     def _log(self, scope: Scope, status: int, record: RequestRecord) -> None:
         if self.service.loaded is not None:
             metrics = self.service.loaded.metrics
-            metrics.own.http_requests.add(str(status))
-            metrics.own.disconnects.value += status == CLIENT_CLOSED
+            metrics.server.http_requests.add(str(status))
+            metrics.server.disconnects.value += status == CLIENT_CLOSED
         level = logging.DEBUG if scope["path"] in QUIET_PATHS and status in (200, 503) else logging.INFO
         if logger.isEnabledFor(level):
             facts = {"method": scope["method"], "path": scope["path"], "status": status}

@@ -7,30 +7,19 @@ doctor` measured it. A machine that neither has ever measured has no plan.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagoda.config import EngineSettings
-from pagoda.engine.memory import KVPlan
 from pagoda.errors import ConfigError, RequestError
+from pagoda.server.ceilings import FromFiles
 from pagoda.server.failures import json_response
 from pagoda.server.routes import service_of
 from pagoda.settings import fields
-from pagoda.sources import LocalModel
 
 ASKED = ("prompt", "output", "context", "concurrency", "ttft", "tpot", "price", "batch")
-
-
-@runtime_checkable
-class FromFiles(Protocol):
-    """A `Loaded` that says where its weights came from; `pagoda.engine.load.LoadedEngine` does."""
-
-    source: LocalModel
-    settings: EngineSettings
-    kv_plan: KVPlan
 
 
 async def plan(request: Request) -> Response:

@@ -151,6 +151,7 @@ def _options(body: Generation, *, logprobs: bool) -> AnswerOptions:
         prompt_logprobs=body.prompt_logprobs is not None,
         include_usage=bool(wanted and (wanted.include_usage or wanted.continuous_usage_stats)),
         continuous_usage=bool(wanted and wanted.continuous_usage_stats),
+        include_cost=bool(body.include_cost),
     )
 
 

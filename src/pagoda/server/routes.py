@@ -24,7 +24,7 @@ from pagoda.server.reading import Reading
 from pagoda.server.record import record_of
 from pagoda.server.requests import answer_id, make_call
 from pagoda.server.service import Model, Service
-from pagoda.server.stream import EventStream, while_connected
+from pagoda.server.stream import ClientGone, EventStream, while_connected
 
 
 def service_of(request: Request) -> Service:
@@ -84,18 +84,23 @@ async def _generate(request: Request, model: Model, shape: type[Answer], prefix:
     skip_special = spec.params.skip_special_tokens
     writer = LogprobWriter(model.tokenizer, as_ids=spec.options.tokens_as_ids, skip_special=skip_special)
     answer = shape(call, model.name, prompts, spec.options, writer)
+    model.accounts.open(call, answer)
+    model.accounts.count_headers(request.headers, service_of(request).settings.metrics_headers)
     stream = await model.serve(call)
 
     def end() -> None:
         stream.close()
-        answer.record(model.metrics)
-        record.answer = answer.facts(record.start)
+        model.accounts.close(call, answer, record, stream=spec.stream)
 
     if spec.stream:
         return EventStream(answer.events(stream), end, service_of(request).settings.sse_keepalive)
     try:
         content = await while_connected(request.receive, answer.whole(stream))
-        return Response(content, media_type="application/json")
+        headers = {} if answer.cost_usd is None else {"X-Cost-USD": f"{answer.cost_usd():.10f}"}
+        return Response(content, headers=headers, media_type="application/json")
+    except ClientGone:
+        record.client_gone = True
+        raise
     finally:
         end()
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 
-from pagoda.config import ServerSettings
+from pagoda.config import CostSettings, ServerSettings
 from pagoda.errors import EngineError, FormatError
 from pagoda.server.app import create_app
 from pagoda.server.http import Connection, Connections
@@ -120,10 +120,13 @@ class PagodaServer(uvicorn.Server):
 
 
 def make_server(
-    settings: ServerSettings, loading: Future[L], on_ready: Callable[[Model], None] = lambda model: None
+    settings: ServerSettings,
+    loading: Future[L],
+    on_ready: Callable[[Model], None] = lambda model: None,
+    cost: CostSettings | None = None,
 ) -> PagodaServer:
     """A server whose model is `loading`; `on_ready` is called when it is there."""
-    app = create_app(None, settings)
+    app = create_app(None, settings, cost)
     connections = Connections(
         settings.header_timeout, settings.body_timeout, settings.write_timeout, KEEP_ALIVE_S, settings.max_connections
     )
@@ -140,9 +143,15 @@ def make_server(
     return PagodaServer(app.state.service, config, loading, on_ready)
 
 
-def run(sock: socket.socket, settings: ServerSettings, loading: Future[L], on_ready: Callable[[Model], None]) -> None:
+def run(
+    sock: socket.socket,
+    settings: ServerSettings,
+    loading: Future[L],
+    on_ready: Callable[[Model], None],
+    cost: CostSettings | None = None,
+) -> None:
     """Serve on `sock` until a signal comes, and what runs is finished. Raises what loading raised."""
-    server = make_server(settings, loading, on_ready)
+    server = make_server(settings, loading, on_ready, cost)
     server.run(sockets=[sock])
     if loading.done() and server.failure is None:
         loading.result().close()

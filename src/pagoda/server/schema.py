@@ -91,6 +91,7 @@ class Generation(Harmless, Structured):
     n: Annotated[Int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    include_cost: bool | None = None  # usage.cost_usd, where the machine has a price
 
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

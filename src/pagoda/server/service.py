@@ -7,16 +7,19 @@ starting ──attach──► ready ──drain──► draining
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
-from pagoda.config import ServerSettings
+from pagoda.config import CostSettings, ServerSettings
 from pagoda.errors import EngineError, OverloadedError, UnavailableError
 from pagoda.observe.metrics import Metrics
+from pagoda.server.accounts import Accounts, make_ledger
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.bridge import EngineBridge, EngineThread
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
+from pagoda.server.ceilings import roofline_of
 from pagoda.server.constraints import Constraints
 from pagoda.server.intact import Intact
 from pagoda.server.prompts import ChatTemplate, Tokenizer
@@ -25,6 +28,7 @@ from pagoda.server.reading import Reader, ReaderLimits, TextLoader, unknown_mode
 
 STARTING_RETRY_S = 2.0
 LONG_BODIES = 4  # taken in or waiting to be read at once; further ones stay with their clients, not in memory
+MEASURE_AFTER_S = 2.0  # after start: what steps cost is found out when nobody waits for the server any more
 STALLED_S = 60.0  # work, but no step for that long: the engine does not turn
 
 
@@ -63,7 +67,7 @@ class Loaded(Protocol):
 class Model:
     """A loaded model behind everything that answers for it."""
 
-    def __init__(self, loaded: Loaded, settings: ServerSettings) -> None:
+    def __init__(self, loaded: Loaded, settings: ServerSettings, cost: CostSettings) -> None:
         self.name = settings.served_model_name or loaded.model_name
         self.created = int(time.time())
         self.loaded = loaded
@@ -80,9 +84,18 @@ class Model:
         reader = Reader((loaded.tokenizer, loaded.chat_template, loaded.no_chat_reason), limits)
         self.readers = Readers(reader, loaded.load_text, limits)
         self.metrics = Metrics(
-            self.name, loaded.max_context, cache_config=loaded.cache_config, compat=settings.metrics_compat
+            self.name,
+            loaded.max_context,
+            cache_config=loaded.cache_config,
+            compat=settings.metrics_compat,
+            ledger=make_ledger(cost),
         )
+        self.engine.before_sinks.append(self.metrics.ledger.record)
         self.engine.on_step.append(self.metrics.record)
+        self.accounts = Accounts(self.name, self.metrics, settings)
+        self._measuring = threading.Timer(MEASURE_AFTER_S, self._find_roofline)
+        self._measuring.daemon = True
+        self._measuring.start()
         self.bridge = EngineBridge(self.engine)
         speed = PromptSpeed()
         self.engine.on_step.append(speed.record)
@@ -106,11 +119,23 @@ class Model:
         try:
             stream = await serve(call)
         except OverloadedError:
-            self.metrics.own.http_rejected.add("queue_full")
+            self.metrics.server.http_rejected.add("queue_full")
             raise
         for request in call.requests:
             self.metrics.record_params(request.params)
         return stream
+
+    def _find_roofline(self) -> None:
+        roofline = roofline_of(self.loaded)
+        if roofline is not None:
+            self.metrics.set_roofline(roofline)
+
+    def close(self) -> None:
+        """End what was started besides the engine."""
+        self._measuring.cancel()
+        self.readers.close()
+        self.constraints.close()
+        self.accounts.end()
 
     def turning(self) -> bool:
         """Whether the engine runs, and takes steps if it has work."""
@@ -134,8 +159,9 @@ class Model:
 class Service:
     """State of the server. Changed on the event loop only."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, cost: CostSettings | None = None) -> None:
         self.settings = settings
+        self._cost = cost or CostSettings()
         self.phase: Literal["starting", "ready", "draining", "broken"] = "starting"
         self.reason = ""  # why it is broken
         self.long_bodies = asyncio.Semaphore(LONG_BODIES)
@@ -144,7 +170,7 @@ class Service:
 
     def attach(self, loaded: Loaded) -> Model:
         """The model is there: start its engine and answer requests."""
-        self._model = Model(loaded, self.settings)
+        self._model = Model(loaded, self.settings, self._cost)
         loaded.engine.start()
         if self.phase == "starting":
             self.phase = "ready"
@@ -153,8 +179,7 @@ class Service:
     def close(self) -> None:
         """End what the server has started besides itself."""
         if self._model is not None:
-            self._model.readers.close()
-            self._model.constraints.close()
+            self._model.close()
 
     def drain(self) -> None:
         """Take no new requests, finish what runs."""
@@ -192,7 +217,7 @@ class Service:
         """The model, to generate with. Raises UnavailableError when shutting down, EngineError when it has stopped."""
         if self.phase == "draining":
             if self._model is not None:
-                self._model.metrics.own.http_rejected.add("draining")
+                self._model.metrics.server.http_rejected.add("draining")
             raise UnavailableError("the server is shutting down", retry_after=max(1.0, self.settings.shutdown_timeout))
         model = self.model()
         if self.phase == "broken":
