@@ -70,6 +70,8 @@ struct AttendArgs {
     int tokens, position, group, head_dim;
     float scale, softcap;  // softcap 0: none
     int window;            // 0: none
+    int keys;              // that are looked at: from position 0, for all tokens together
+    bool causal;           // each token sees those up to its own position alone
     // Keys and values: block b of the sequence is at kv + table[b] * block_stride.
     const uint8_t *kv;
     const int32_t *table;
@@ -87,7 +89,7 @@ struct AttendArgs {
     int next_blocks;
 
     int first_chunk() const { return window > 0 && position >= window ? (position - window + 1) / kAttendChunk : 0; }
-    int last_chunk() const { return (position + tokens - 1) / kAttendChunk; }
+    int last_chunk() const { return (keys - 1) / kAttendChunk; }
 };
 constexpr int64_t attend_part_floats(int64_t rows, int64_t head_dim) { return rows * (round_up(head_dim, 16) + 2); }
 
@@ -102,6 +104,9 @@ struct Kernels {
     void (*quantize8)(const float *x, int64_t n, const Quantized &to, int64_t token);  // to 8
     // out may be x. weight [n].
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
+    // (x - mean) / sqrt(variance + eps) * weight + bias; out may be x. weight, bias [n].
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float eps, int64_t n, float *out);
+    void (*activated)(const float *x, Activation kind, int64_t n, float *out);  // out may be x
     void (*gated)(const float *gate, const float *up, Activation kind, int64_t n, float *out);
     void (*add)(float *x, const float *y, int64_t n);
     // Rotates pairs of one head; turn holds rotary_dim cosines, an element each, then the sines that the element's partner

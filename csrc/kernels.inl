@@ -23,6 +23,8 @@ Kernels make_kernels() {
     k.quantize = quantize<S>;
     k.quantize8 = quantize8<S>;
     k.rms_norm = rms_norm<S>;
+    k.layer_norm = layer_norm<S>;
+    k.activated = activated<S>;
     k.gated = gated<S>;
     k.add = add<S>;
     k.rope = rope<S>;

@@ -165,13 +165,15 @@ PAGODA_INLINE void score_chunk(const AttendArgs &a, const float *q, int rows, in
         }
 }
 
-// Soft cap, then what a row may not see: keys after it, and keys that its window has left behind.
+// Soft cap, then what a row may not see: keys after it or, where all are seen, beyond the last; and keys that its window has
+// left behind.
 template <class S>
 PAGODA_INLINE void mask_row(const AttendArgs &a, int position, int first_key, int width, float *s) {
     if (a.softcap > 0.0f)
         for (int i = 0; i < width; i += 16)
             S::store(s + i, S::mul(S::set1(a.softcap), tanh<S>(S::mul(S::load(s + i), S::set1(1.0f / a.softcap)))));
-    for (int i = position + 1 - first_key > 0 ? position + 1 - first_key : 0; i < width; ++i) s[i] = -INFINITY;
+    const int end = (a.causal ? position + 1 : a.keys) - first_key;
+    for (int i = end > 0 ? end : 0; i < width; ++i) s[i] = -INFINITY;
     if (a.window > 0)
         for (int i = 0; i < width && first_key + i <= position - a.window; ++i) s[i] = -INFINITY;
 }
@@ -246,16 +248,16 @@ PAGODA_INLINE void scale_queries(const AttendArgs &a, float *q) {
 PAGODA_INLINE Upcoming upcoming(const AttendArgs &a, int chunk) {
     constexpr int kBlocks = kAttendChunk / kBlockTokens;
     if (a.part || chunk == a.last_chunk()) return {a.next_keys, a.next_table, a.block_stride, a.next_blocks};
-    const int first = (chunk + 1) * kBlocks, all = (a.position + a.tokens - 1) / kBlockTokens + 1;
+    const int first = (chunk + 1) * kBlocks, all = (a.keys - 1) / kBlockTokens + 1;
     return {a.kv + a.k_offset, a.table + first, a.block_stride, all - first < kBlocks ? all - first : kBlocks};
 }
 
 template <class S, KVType Type>
 PAGODA_INLINE void attend_keys(const AttendArgs &a, int chunk, const float *q, float *scores, Partial &to) {
-    const int rows = a.tokens * a.group, last = a.position + a.tokens - 1;
+    const int rows = a.tokens * a.group;
     const int64_t padded = round_up(a.head_dim, 16);
     const int first_key = chunk * kAttendChunk, block_begin = first_key / kBlockTokens;
-    const int keys = last + 1 - first_key < kAttendChunk ? last + 1 - first_key : kAttendChunk;
+    const int keys = a.keys - first_key < kAttendChunk ? a.keys - first_key : kAttendChunk;
     const int block_end = block_begin + static_cast<int>(ceil_div(keys, kBlockTokens));
     const int width = (block_end - block_begin) * kBlockTokens;
     score_chunk<S, Type>(a, q, rows, block_begin, block_end, scores);

@@ -128,6 +128,28 @@ void rms_norm(const float *x, const float *weight, float eps, int64_t n, float *
 }
 
 template <class S>
+void layer_norm(const float *x, const float *weight, const float *bias, float eps, int64_t n, float *out) {
+    auto sums = S::zero(), squares = S::zero();
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) sums = S::add(sums, S::load(x + i));
+    float sum = lanes_sum<S>(sums);
+    for (; i < n; ++i) sum += x[i];
+    const float mean = sum / static_cast<float>(n);
+    const auto m = S::set1(mean);
+    for (i = 0; i + 16 <= n; i += 16) {
+        const auto away = S::sub(S::load(x + i), m);
+        squares = S::fma(away, away, squares);
+    }
+    float square = lanes_sum<S>(squares);
+    for (; i < n; ++i) square += (x[i] - mean) * (x[i] - mean);
+    const float factor = 1.0f / std::sqrt(square / static_cast<float>(n) + eps);
+    const auto f = S::set1(factor);
+    for (i = 0; i + 16 <= n; i += 16)
+        S::store(out + i, S::fma(S::mul(S::sub(S::load(x + i), m), f), S::load(weight + i), S::load(bias + i)));
+    for (; i < n; ++i) out[i] = (x[i] - mean) * factor * weight[i] + bias[i];
+}
+
+template <class S>
 PAGODA_INLINE typename S::F activate(typename S::F x, Activation kind) {
     if (kind == Activation::Silu) return S::mul(x, sigmoid<S>(x));
     if (kind == Activation::GeluTanh) {  // x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
@@ -135,10 +157,27 @@ PAGODA_INLINE typename S::F activate(typename S::F x, Activation kind) {
         const auto inner = S::fma(S::set1(0.044715f), cube, x);
         return S::mul(x, sigmoid<S>(S::mul(S::set1(1.5957691216057308f), inner)));
     }
-    float v[16];
-    S::store(v, x);
-    for (float &e : v) e = 0.5f * e * (1.0f + std::erf(e * 0.70710678118654752f));
-    return S::load(v);
+    // max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, with erfc within 1.5e-7: Abramowitz and Stegun, 7.1.26
+    const auto size = S::abs(x), z = S::mul(size, S::set1(0.70710678118654752f));
+    const auto t = S::div(S::set1(1.0f), S::fma(S::set1(0.3275911f), z, S::set1(1.0f)));
+    auto p = S::fma(S::set1(1.061405429f), t, S::set1(-1.453152027f));
+    p = S::fma(p, t, S::set1(1.421413741f));
+    p = S::fma(p, t, S::set1(-0.284496736f));
+    p = S::mul(S::fma(p, t, S::set1(0.254829592f)), t);
+    const auto erfc = S::mul(p, exp<S>(S::sub(S::zero(), S::mul(z, z))));
+    return S::sub(S::max(x, S::zero()), S::mul(size, S::mul(S::set1(0.5f), erfc)));
+}
+
+template <class S>
+void activated(const float *x, Activation kind, int64_t n, float *out) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) S::store(out + i, activate<S>(S::load(x + i), kind));
+    if (i < n) {
+        float v[16] = {};
+        std::memcpy(v, x + i, static_cast<size_t>(n - i) * 4);
+        S::store(v, activate<S>(S::load(v), kind));
+        std::memcpy(out + i, v, static_cast<size_t>(n - i) * 4);
+    }
 }
 
 template <class S>

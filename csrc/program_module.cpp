@@ -96,7 +96,8 @@ KVType kv_type_from_name(const std::string &name) {
 }
 
 void forward(Program &program, const Ints &tokens, const Ints &positions, const Ints &seq_starts,
-             const std::vector<IntTable> &tables, const Ints &logit_rows, const Ints &hidden_rows) {
+             const std::vector<IntTable> &tables, const Ints &logit_rows, const Ints &hidden_rows,
+             const std::optional<Ints> &token_types) {
     Step step{};
     step.tokens = static_cast<int64_t>(tokens.shape(0));
     step.sequences = static_cast<int64_t>(seq_starts.shape(0)) - 1;
@@ -107,6 +108,11 @@ void forward(Program &program, const Ints &tokens, const Ints &positions, const 
     step.logit_row_ids = logit_rows.data();
     step.hidden_rows = static_cast<int64_t>(hidden_rows.shape(0));
     step.hidden_row_ids = hidden_rows.data();
+    if (token_types && token_types->shape(0) != 0) {
+        if (token_types->shape(0) != tokens.shape(0))
+            throw std::invalid_argument("a type for each token is needed, or none");
+        step.token_types = token_types->data();
+    }
     if (positions.shape(0) != tokens.shape(0)) throw std::invalid_argument("a position for each token is needed");
     if (step.sequences < 1) throw std::invalid_argument("a step needs a sequence");
     for (const IntTable &t : tables) {
@@ -230,7 +236,7 @@ void bind_program(nb::module_ &m) {
              },
              "group"_a, "pairs"_a)
         .def("forward", &forward, "tokens"_a, "positions"_a, "seq_starts"_a, "block_tables"_a, "logit_rows"_a,
-             "hidden_rows"_a)
+             "hidden_rows"_a, "token_types"_a = nb::none())
         .def("buffer",
              [](Program &p, int index) {
                  const Buffer &b = p.workspace.buffer(index);

@@ -51,7 +51,14 @@ void read(nb::handle from, std::vector<int32_t> &to) {
     const auto values = nb::cast<Ints>(from);
     to.assign(values.data(), values.data() + values.shape(0));
 }
-void read(nb::handle from, Activation &to) { to = activation_from_name(nb::cast<std::string>(from)); }
+EmbedBy embed_by_from_name(const std::string &name) {
+    for (size_t i = 0; i < std::size(kEmbedByNames); ++i)
+        if (name == kEmbedByNames[i]) return static_cast<EmbedBy>(i);
+    throw std::invalid_argument("no such number of a token: " + name);
+}
+
+void read(nb::handle from, EmbedBy &to) { to = embed_by_from_name(nb::cast<std::string>(from)); }
+void read(nb::handle from, std::optional<Activation> &to) { to = activation_from_name(nb::cast<std::string>(from)); }
 void read(nb::handle from, Rows &to) { to = rows_from_name(nb::cast<std::string>(from)); }
 void read(nb::handle from, Type &to) { to = file_type_from_name(nb::cast<std::string>(from).c_str()); }
 void read(nb::handle from, FileRows &to) {

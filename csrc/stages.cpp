@@ -30,12 +30,16 @@ int64_t panels_an_item(const LinearPart &p, int64_t rows) {
 void EmbedStage::admit(Workspace &w) {
     if (columns < 1 || columns % info(type).elements || table.bytes != rows * row_bytes(type, columns))
         throw std::invalid_argument("the data is not as long as its shape says");
-    w.table_rows = std::min(w.table_rows, rows);
+    if (offset < 0 || offset >= rows) throw std::invalid_argument("no rows are left after the offset");
+    int64_t &limit = w.embed_limits[static_cast<int>(by)];
+    limit = std::min(limit, rows - offset);
 }
 
 void EmbedStage::run(Workspace &w, const Step &step, int64_t token, uint8_t *) const {
     float *to = w.buffer(out).row(token);
-    dequantize_row(type, table.data + step.token_ids[token] * row_bytes(type, columns), columns, to);
+    const int32_t *numbers = by == EmbedBy::Tokens ? step.token_ids : by == EmbedBy::Positions ? step.positions : step.token_types;
+    const int64_t row = offset + (numbers ? numbers[token] : 0);
+    dequantize_row(type, table.data + row * row_bytes(type, columns), columns, to);
     if (scale != 1.0f)
         for (int64_t i = 0; i < columns; ++i) to[i] *= scale;
 }
@@ -43,6 +47,9 @@ void EmbedStage::run(Workspace &w, const Step &step, int64_t token, uint8_t *) c
 // ---- rowwise --------------------------------------------------------------------------------------------------
 
 void RowwiseStage::admit(Workspace &) {
+    if (!norm_bias.empty() && norm_bias.size() != norm.size())
+        throw std::invalid_argument("a layer norm needs as many biases as weights");
+    if (gate != kNone && !activation) throw std::invalid_argument("a gate needs an activation");
     if (order.size() * sizeof(float) * 2 > kGemmScratch) throw std::invalid_argument("too many columns to reorder");
     for (const int32_t c : order)
         if (c < 0 || static_cast<size_t>(c) >= order.size()) throw std::invalid_argument("an order must name each column");
@@ -58,10 +65,16 @@ void RowwiseStage::run(Workspace &w, const Step &step, int64_t row, uint8_t *mem
     const bool keep = out != kNone && !accumulate;
     float *to = keep ? w.buffer(out).row(row) : scratch;
     if (gate != kNone) {
-        w.kernels->gated(w.buffer(gate).row(from), value, activation, n, to);
+        w.kernels->gated(w.buffer(gate).row(from), value, *activation, n, to);
+        value = to;
+    } else if (activation) {
+        w.kernels->activated(value, *activation, n, to);
         value = to;
     }
-    if (!norm.empty()) {
+    if (!norm_bias.empty()) {
+        w.kernels->layer_norm(value, norm.data(), norm_bias.data(), eps, static_cast<int64_t>(norm.size()), to);
+        value = to;
+    } else if (!norm.empty()) {
         w.kernels->rms_norm(value, norm.data(), eps, static_cast<int64_t>(norm.size()), to);
         value = to;
     }

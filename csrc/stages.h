@@ -32,7 +32,7 @@ struct FileRows {
     std::shared_ptr<void> owner;
 };
 
-// out = scale * the token's row of the table.
+// out = scale * row `number + offset` of the table, by the token's id, position or type.
 struct EmbedStage {
     static constexpr const char *kKind = "embed";
     int out;
@@ -40,6 +40,8 @@ struct EmbedStage {
     FileRows table;
     int64_t rows, columns;
     float scale = 1;
+    EmbedBy by = EmbedBy::Tokens;
+    int offset = 0;
 
     template <class F>
     void fields(F &field) {
@@ -49,6 +51,8 @@ struct EmbedStage {
         field("rows", rows);
         field("columns", columns);
         field("scale", scale, kOptional);
+        field("by", by, kOptional);
+        field("offset", offset, kOptional);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
@@ -56,12 +60,13 @@ struct EmbedStage {
     Cost describe(const Workspace &, const Step &) const { return {"embed"}; }
 };
 
-// For each row: out = [act(gate) * x | x], then normalized, then added, stored or quantized.
+// For each row: out = [act(gate) * x | act(x) | x], then normalized, then added, stored or quantized.
 struct RowwiseStage {
     static constexpr const char *kKind = "rowwise";
     int x, gate = kNone;
-    Activation activation = Activation::Silu;
-    std::vector<float> norm;  // weights; empty: none
+    std::optional<Activation> activation;  // of gate, or, where there is none, of x
+    std::vector<float> norm;       // weights; empty: none
+    std::vector<float> norm_bias;  // of a layer norm; empty: an RMS norm
     float eps = 0;
     int out = kNone;
     bool accumulate = false;  // out += instead of out =
@@ -75,6 +80,7 @@ struct RowwiseStage {
         field("gate", gate, kOptional);
         field("activation", activation, kOptional);
         field("norm", norm, kOptional);
+        field("norm_bias", norm_bias, kOptional);
         field("eps", eps, kOptional);
         field("out", out, kOptional);
         field("accumulate", accumulate, kOptional);
@@ -86,7 +92,7 @@ struct RowwiseStage {
     int64_t items(const Workspace &w, const Step &step) const { return w.num_rows(rows, step); }
     void run(Workspace &w, const Step &step, int64_t row, uint8_t *scratch) const;
     Cost describe(const Workspace &, const Step &) const {
-        return {gate != kNone ? "gated activation" : !norm.empty() ? "norm" : "quantize"};
+        return {activation ? "activation" : !norm.empty() ? "norm" : "quantize"};
     }
 };
 
@@ -203,8 +209,9 @@ struct AttendStage {
     static constexpr const char *kKind = "attend";
     int q, out, layer, heads;
     float scale;
-    float softcap = 0;  // 0: none
-    int window = 0;     // 0: none
+    float softcap = 0;   // 0: none
+    int window = 0;      // 0: none
+    bool causal = true;  // false: queries see all keys of their sequence
 
     template <class F>
     void fields(F &field) {
@@ -215,6 +222,7 @@ struct AttendStage {
         field("scale", scale);
         field("softcap", softcap, kOptional);
         field("window", window, kOptional);
+        field("causal", causal, kOptional);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &w, const Step &step) const;

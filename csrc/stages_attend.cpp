@@ -48,6 +48,9 @@ void AttendStage::admit(Workspace &w) {
     if (heads / l.kv_heads > kAttendRows || l.head_dim > kMaxHeadDim)
         throw std::invalid_argument("too many query heads share a KV head, or the head is too large");
     AttentionPlan &plan = w.attention;
+    if (plan.causal.value_or(causal) != causal) throw std::invalid_argument("layers that attend to the past next to layers that attend to all");
+    if (!causal && window) throw std::invalid_argument("a window of attention to all tokens");
+    plan.causal = causal;
     plan.kv_heads = std::max<int64_t>(plan.kv_heads, l.kv_heads);
     plan.head_dim = std::max<int64_t>(plan.head_dim, l.head_dim);
     plan.group = std::max<int64_t>(plan.group, heads / l.kv_heads);
@@ -71,8 +74,9 @@ void AttendStage::look_ahead(AttendArgs &a, const Workspace &w, const Step &step
     next.position = step.positions[tile.token];
     next.tokens = tile.tokens;
     next.window = window;
+    next.keys = w.attention.num_keys(step, tile);
     const int chunk = piece.chunk == kNone ? next.first_chunk() : piece.chunk;
-    const int blocks = (next.position + next.tokens - 1) / kBlockTokens + 1, first = chunk * (kAttendChunk / kBlockTokens);
+    const int blocks = (next.keys - 1) / kBlockTokens + 1, first = chunk * (kAttendChunk / kBlockTokens);
     a.next_keys = a.kv + w.layer_offset[static_cast<size_t>(layer)] + item % l.kv_heads * HeadLayout(l, w.kv_type).total();
     a.next_table = table.blocks + tile.sequence * table.stride + first;
     a.next_blocks = std::min(blocks - first, kAttendChunk / kBlockTokens);
@@ -99,6 +103,8 @@ void AttendStage::run(Workspace &w, const Step &step, int64_t item, uint8_t *scr
     a.scale = scale;
     a.softcap = softcap;
     a.window = window;
+    a.causal = causal;
+    a.keys = plan.num_keys(step, tile);
     a.kv = w.kv[g].data();
     a.table = step.tables[g].blocks + tile.sequence * step.tables[g].stride;
     a.block_stride = w.group_bytes[g];
@@ -131,7 +137,7 @@ Cost AttendStage::describe(const Workspace &w, const Step &step) const {
         const double context = step.positions[step.seq_starts[b + 1] - 1] + 1;
         const double queries = step.seq_starts[b + 1] - step.seq_starts[b];
         cost.bytes += context * static_cast<double>(HeadLayout(l, w.kv_type).total() * l.kv_heads) / kBlockTokens;
-        cost.operations += 4.0 * queries * (context - (queries - 1) / 2) * heads * l.head_dim;
+        cost.operations += 4.0 * queries * (causal ? context - (queries - 1) / 2 : context) * heads * l.head_dim;
     }
     return cost;
 }

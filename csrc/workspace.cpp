@@ -97,7 +97,11 @@ void Workspace::check(const Step &s) const {
     require(s.tables.size() == kv.size() && !kv.empty(), "a block table for each KV group is needed");
     require(s.seq_starts[0] == 0 && s.seq_starts[s.sequences] == s.tokens, "sequences must cover the tokens");
     for (int64_t t = 0; t < s.tokens; ++t)
-        require(s.token_ids[t] >= 0 && s.token_ids[t] < table_rows, "token id outside of the vocabulary");
+        require(s.token_ids[t] >= 0 && s.token_ids[t] < embed_limits[0], "token id outside of the vocabulary");
+    for (int64_t t = 0; t < s.tokens; ++t)
+        require(s.positions[t] < embed_limits[1], "position beyond the table of positions");
+    for (int64_t t = 0; s.token_types && t < s.tokens; ++t)
+        require(s.token_types[t] >= 0 && s.token_types[t] < embed_limits[2], "no such token type");
     for (int64_t r = 0; r < s.logit_rows; ++r)
         require(s.logit_row_ids[r] >= 0 && s.logit_row_ids[r] < s.tokens, "logit row outside of the tokens");
     require(s.hidden_rows <= max_tokens, "more rows of hidden states than the program was made for");
@@ -176,6 +180,11 @@ void AttentionPlan::plan(const Step &s, int threads) {
     split(s, threads);
 }
 
+int32_t AttentionPlan::num_keys(const Step &step, const Tile &t) const {
+    const int32_t last = causal.value_or(true) ? t.token + t.tokens - 1 : step.seq_starts[t.sequence + 1] - 1;
+    return step.positions[last] + 1;
+}
+
 // Few tiles would leave threads without work, and long contexts make uneven ones: their chunks of keys become items.
 void AttentionPlan::split(const Step &step, int threads) {
     const bool few = static_cast<int64_t>(tiles.size()) * kv_heads < kAttendItems * threads && threads > 1;
@@ -184,7 +193,7 @@ void AttentionPlan::split(const Step &step, int threads) {
     int64_t floats = 0;
     for (size_t i = 0; i < tiles.size(); ++i) {
         const Tile &t = tiles[i];
-        const int32_t chunks = (step.positions[t.token] + t.tokens - 1) / kAttendChunk + 1;
+        const int32_t chunks = (num_keys(step, t) - 1) / kAttendChunk + 1;
         if (!few || chunks == 1) {
             pieces.push_back({static_cast<int32_t>(i), kNone});
             continue;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <optional>
 #include <vector>
 
 #include "kernels.h"
@@ -15,6 +16,7 @@ constexpr int kNone = -1;  // no such buffer
 struct Step {
     int64_t tokens, sequences, logit_rows, hidden_rows;
     const int32_t *token_ids, *positions, *seq_starts, *logit_row_ids, *hidden_row_ids;
+    const int32_t *token_types;  // null: all 0
     struct Table {
         const int32_t *blocks;  // [sequences][width], rows `stride` apart
         int64_t stride, width;
@@ -26,6 +28,10 @@ struct Step {
 // expert that works for a token, expert by expert; where they are made, ToRouted, they are read from the tokens' rows.
 enum class Rows : int { Tokens, Logits, Hidden, Routed, ToRouted };
 constexpr const char *kRowsNames[] = {"tokens", "logits", "hidden", "routed", "to_routed"};
+
+// By which number of a token an embedding table is read.
+enum class EmbedBy : int { Tokens, Positions, Types };
+constexpr const char *kEmbedByNames[] = {"tokens", "positions", "types"};
 
 struct RopeTable {
     std::vector<float> inv_freq;
@@ -70,6 +76,7 @@ struct AttentionPlan {
         int64_t parts_at = 0;   // floats from the start of `parts`, of KV head 0
     };
     int64_t kv_heads = 1, head_dim = 0, group = 1;  // the most of any layer; group: query heads of a KV head
+    std::optional<bool> causal;                     // whether queries see no keys after them; the same in all layers
     std::vector<Tile> tiles;
     std::vector<Piece> pieces;
     std::vector<Split> splits;  // a tile each
@@ -78,6 +85,8 @@ struct AttentionPlan {
     size_t left_size = 0;
 
     void plan(const Step &step, int threads);
+    // How many keys the tokens of a tile see, where all sequences begin at position 0.
+    int32_t num_keys(const Step &step, const Tile &tile) const;
 
   private:
     void split(const Step &step, int threads);
@@ -111,7 +120,7 @@ struct Workspace {
     std::vector<Buffer> buffers;
     std::vector<QuantizedBuffer> quantized;
     std::vector<RopeTable> ropes;
-    int64_t table_rows = INT64_MAX;  // of the smallest embedding table
+    int64_t embed_limits[3] = {INT64_MAX, INT64_MAX, INT64_MAX};  // by EmbedBy: the first number that some table lacks
     LazyMemory logits;               // [max_logit_rows][logits_stride]
     int64_t logits_stride = 0, vocab = 0;
 

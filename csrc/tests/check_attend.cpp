@@ -118,6 +118,7 @@ struct Setting {
     int position, tokens, group, head_dim;
     int window;
     float softcap;
+    bool all = false;  // each token sees all keys
 };
 
 constexpr Setting kSettings[] = {
@@ -126,6 +127,7 @@ constexpr Setting kSettings[] = {
     {511, 2, 12, 64, 0, 30.0f}, {600, 6, 3, 64, 0, 0.0f},    {40, 6, 2, 64, 1, 0.0f},   {40, 6, 3, 64, 17, 0.0f},
     {300, 6, 3, 64, 44, 0.0f},  {300, 6, 3, 64, 45, 20.0f},  {300, 6, 3, 64, 46, 0.0f}, {770, 8, 3, 32, 256, 0.0f},
     {770, 8, 3, 32, 300, 0.0f}, {509, 6, 1, 256, 252, 0.0f}, {3, 1, 1, 512, 0, 0.0f},   {20, 4, 2, 64, 1000, 0.0f},
+    {0, 1, 1, 32, 0, 0.0f, true}, {0, 17, 1, 32, 0, 0.0f, true}, {250, 24, 1, 64, 0, 0.0f, true},
 };
 
 struct Attention {
@@ -172,6 +174,8 @@ void run(const Kernels &k, Attention &a, int token, int tokens, int head, int he
     args.out = out.data() + at;
     args.position = a.s.position + token;
     args.tokens = tokens;
+    args.keys = a.s.all ? a.cache.tokens : args.position + tokens;
+    args.causal = !a.s.all;
     args.group = heads;
     args.kv = a.cache.start();
     args.table = a.cache.table.data();
@@ -186,6 +190,8 @@ void run_by_chunks(const Kernels &k, Attention &a, std::vector<float> &out) {
     args.out = out.data();
     args.position = a.s.position;
     args.tokens = a.s.tokens;
+    args.keys = a.cache.tokens;
+    args.causal = !a.s.all;
     args.group = a.s.group;
     args.kv = a.cache.start();
     args.table = a.cache.table.data();
@@ -199,7 +205,7 @@ void run_by_chunks(const Kernels &k, Attention &a, std::vector<float> &out) {
     k.merge_attended(args, parts.data());
 }
 
-// Softmax numerators of one row over the keys that it sees, [first, position].
+// Softmax numerators of one row over the keys that it sees, [first, position]; `position` is the last key.
 std::vector<double> row_weights(Attention &a, int row, int first, int position) {
     std::vector<double> scores;
     for (int key = first; key <= position; ++key) {
@@ -218,7 +224,7 @@ std::vector<double> row_weights(Attention &a, int row, int first, int position) 
 
 void check_values(Attention &a, const std::vector<float> &out, Report &report) {
     for (int row = 0; row < a.s.tokens * a.s.group; ++row) {
-        const int position = a.s.position + row / a.s.group;
+        const int position = a.s.all ? a.cache.tokens - 1 : a.s.position + row / a.s.group;
         const int first = a.s.window > 0 ? std::max(0, position - a.s.window + 1) : 0;
         const std::vector<double> weights = row_weights(a, row, first, position);
         for (int d = 0; d < a.s.head_dim; ++d) {

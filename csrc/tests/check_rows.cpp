@@ -88,6 +88,29 @@ int check_norm(const Kernels &k) {
     return report.finish();
 }
 
+int check_layer_norm(const Kernels &k) {
+    Report report("layer_norm");
+    Random random;
+    for (const size_t n : {1u, 15u, 16u, 17u, 64u, 384u, 2047u}) {
+        const std::vector<float> weight = random.normals(n), bias = random.normals(n);
+        std::vector<float> x = random.normals(n), out(n);
+        for (float &v : x) v += 3.0f;
+        double mean = 0.0, square = 0.0;
+        for (const float v : x) mean += static_cast<double>(v) / static_cast<double>(n);
+        for (const float v : x) square += (v - mean) * (v - mean);
+        const double factor = 1.0 / std::sqrt(square / static_cast<double>(n) + 1e-5);
+        k.layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, static_cast<int64_t>(n), out.data());
+        for (size_t i = 0; i < n; ++i) {
+            const double part = (x[i] - mean) * factor * weight[i];
+            report.close(out[i], part + bias[i], 1e-5 * (std::fabs(part) + std::fabs(static_cast<double>(bias[i])) + factor),
+                         "value");
+        }
+        k.layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, static_cast<int64_t>(n), x.data());
+        report.expect(x == out, "in place differs");
+    }
+    return report.finish();
+}
+
 double activated(double x, Activation kind) {
     switch (kind) {
         case Activation::Silu: return x / (1.0 + std::exp(-x));
@@ -108,6 +131,10 @@ int check_gated(const Kernels &k) {
             for (size_t i = 0; i < n; ++i)
                 report.close(out[i], activated(gate[i], kind) * up[i],
                              1e-6 * std::fabs(static_cast<double>(gate[i]) * up[i]), "value");
+            report.expect(out[n] == 7.0f, "wrote past the end");
+            k.activated(gate.data(), kind, static_cast<int64_t>(n), out.data());
+            for (size_t i = 0; i < n; ++i)
+                report.close(out[i], activated(gate[i], kind), 1e-6 * std::fabs(static_cast<double>(gate[i])), "alone");
             report.expect(out[n] == 7.0f, "wrote past the end");
         }
     return report.finish();
@@ -176,7 +203,7 @@ int check_bursts(const Kernels &k) {
 }  // namespace
 
 int check_rows(const Kernels &k) {
-    return check_quantize(k) + check_norm(k) + check_gated(k) + check_add(k) + check_rope(k) + check_bursts(k);
+    return check_quantize(k) + check_norm(k) + check_layer_norm(k) + check_gated(k) + check_add(k) + check_rope(k) + check_bursts(k);
 }
 
 }  // namespace pagoda::check

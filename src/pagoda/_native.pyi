@@ -174,6 +174,7 @@ class Program:
         block_tables: list[npt.NDArray[np.int32]],
         logit_rows: npt.NDArray[np.int32],
         hidden_rows: npt.NDArray[np.int32],
+        token_types: npt.NDArray[np.int32] | None = None,
     ) -> None: ...
     def buffer(self, index: int) -> npt.NDArray[np.float32]:
         """A view of a buffer, [rows, columns]."""

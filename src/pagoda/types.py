@@ -163,6 +163,7 @@ class Batch:
     block_tables: tuple[Int32Array, ...]  # a KV group each: [B, max_blocks]
     logit_rows: Int32Array  # [R] indices into tokens whose logits are wanted
     hidden_rows: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))  # [R2] of wanted hidden states
+    token_types: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))  # [T] or [0]: all of type 0
 
 
 @dataclass(frozen=True, slots=True)

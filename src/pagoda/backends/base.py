@@ -22,6 +22,7 @@ from pagoda.types import RawTensor as RawTensor  # part of this interface
 Handle = Any  # numpy array in the reference backend, a buffer id in recorded programs
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
+EmbedBy = Literal["tokens", "positions", "types"]  # which number of a token picks the row of an embedding table
 RopeStyle = Literal["interleaved", "neox"]  # pairs (2i, 2i+1), or (i, i + D/2)
 KVType = Literal["f16", "bf16", "f32", "int8", "fp8"]  # fp8 (e4m3): on CUDA alone
 
@@ -46,7 +47,11 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """Causal attention of one layer. `window`: a query at p sees keys in (p - window, p]; None: all up to p."""
+    """Attention of one layer. `window`: a query at p sees keys in (p - window, p]; None: all up to p.
+
+    Where it is not `causal`, a query sees all keys of its sequence, which then all stand in the step or before it;
+    there is no window, and layers may share one layer of the KV blocks, for no later step reads it.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -54,6 +59,7 @@ class AttentionSpec:
     scale: float
     window: int | None = None
     softcap: float | None = None  # scores become softcap * tanh(scores / softcap)
+    causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +85,14 @@ class KVGroup:
 class Ops(Protocol):
     """The ops a forward pass is made of. Weights are RawTensors; equal names mean the same weight."""
 
-    def embed(self, table: RawTensor, scale: float = 1.0) -> Handle:
-        """Rows of `table` (V, E) for the batch's tokens, times scale. → [T, E]"""
+    def embed(self, table: RawTensor, scale: float = 1.0, by: EmbedBy = "tokens", offset: int = 0) -> Handle:
+        """Rows `number + offset` of `table` (V, E), times scale, by each token's id, position or type. → [T, E]"""
 
     def rms_norm(self, x: Handle, weight: RawTensor, eps: float) -> Handle:
         """x / sqrt(mean(x²) + eps) * weight, over the last dimension. → [T, E]"""
+
+    def layer_norm(self, x: Handle, weight: RawTensor, bias: RawTensor, eps: float) -> Handle:
+        """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, over the last dimension. → [T, E]"""
 
     def head_norm(self, x: Handle, weight: RawTensor, eps: float, num_heads: int) -> Handle:
         """rms_norm over each head of x [T, num_heads * D] with weight (D,)."""
@@ -97,8 +106,8 @@ class Ops(Protocol):
     def attention(self, layer: int, q: Handle, k: Handle, v: Handle, spec: AttentionSpec) -> Handle:
         """Store k, v [T, K * D] in the layer's KV blocks, then attend q [T, H * D] to them. → [T, H * D]"""
 
-    def gated(self, gate: Handle, up: Handle, activation: Activation) -> Handle:
-        """activation(gate) * up. → [T, F]"""
+    def gated(self, gate: Handle, up: Handle | None, activation: Activation) -> Handle:
+        """activation(gate) * up, or activation(gate) alone where there is no up. → [T, F]"""
 
     def experts(
         self,

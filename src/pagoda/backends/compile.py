@@ -128,16 +128,19 @@ class Compiler:
         table = self.weights.table(node.table)
         rows, columns = node.table.shape
         out = self._allocate(node.out)
-        self._add(
-            StageKind.EMBED, out=out, table=table, type=node.table.type, rows=rows, columns=columns, scale=node.scale
-        )
+        shape = {"type": node.table.type, "rows": rows, "columns": columns}
+        self._add(StageKind.EMBED, out=out, table=table, **shape, scale=node.scale, by=node.by, offset=node.offset)
 
     def _source(self, source: fused.Source) -> dict[str, Any]:
         """The fields of a rowwise stage that say what it computes."""
         match source:
             case fused.Norm():
-                return {"x": self.buffers[source.x], "norm": self.weights.vector(source.weight), "eps": source.eps}
+                norm, bias = (w if w is None else self.weights.vector(w) for w in (source.weight, source.bias))
+                return {"x": self.buffers[source.x], "norm": norm, "norm_bias": bias, "eps": source.eps}
+            case fused.Gated(up=None):
+                return {"x": self.buffers[source.gate], "activation": source.activation}
             case fused.Gated():
+                assert source.up is not None
                 gate, up = self.buffers[source.gate], self.buffers[source.up]
                 return {"x": up, "gate": gate, "activation": source.activation}
             case _:
@@ -223,6 +226,7 @@ class Compiler:
             scale=spec.scale,
             softcap=spec.softcap or 0.0,
             window=spec.window or 0,
+            causal=spec.causal,
         )
         self._read(node.q)
 

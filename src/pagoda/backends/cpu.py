@@ -133,7 +133,7 @@ class CpuModel:
         program = self.program
         check_ends(batch, self._results)
         tables, rows = list(batch.block_tables), (batch.logit_rows, batch.hidden_rows)
-        program.forward(tokens, batch.positions, batch.seq_starts, tables, *rows)
+        program.forward(tokens, batch.positions, batch.seq_starts, tables, *rows, batch.token_types)
         self._num_rows = {"logits": len(batch.logit_rows), "hidden_states": len(batch.hidden_rows)}
 
     def wait(self, rows: Int32Array | None = None) -> FloatArray:

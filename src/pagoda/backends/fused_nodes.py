@@ -10,26 +10,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeAlias
 
-from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
+from pagoda.backends.base import Activation, AttentionSpec, EmbedBy, RopeSpec
 from pagoda.backends.trace import Node
 from pagoda.types import RawTensor
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """rms_norm of x."""
+    """rms_norm of x; layer_norm where there is a bias."""
 
     x: Node
     weight: RawTensor
     eps: float
+    bias: RawTensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """activation(gate) * up."""
+    """activation(gate) * up; activation(gate) where there is no up."""
 
     gate: Node
-    up: Node
+    up: Node | None
     activation: Activation
 
 
@@ -41,6 +42,8 @@ class Embed:
     out: Node
     table: RawTensor
     scale: float
+    by: EmbedBy
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)

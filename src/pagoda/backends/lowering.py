@@ -69,6 +69,7 @@ class _Lowering:
         self.rules: dict[str, Callable[[Node], list[FusedNode]]] = {
             "embed": self._embed,
             "rms_norm": self._norm_or_gated,
+            "layer_norm": self._norm_or_gated,
             "gated": self._norm_or_gated,
             "add": self._add,
             "linear": self._linear,
@@ -105,7 +106,7 @@ class _Lowering:
 
     def _embed(self, node: Node) -> list[FusedNode]:
         self._make(node)
-        return [Embed(node, node["table"], node["scale"])]
+        return [Embed(node, node["table"], node["scale"], node["by"], node["offset"])]
 
     # Norms, activations and sums
 
@@ -125,6 +126,8 @@ class _Lowering:
             return node
         if node.op == "rms_norm":
             return Norm(node["x"], node["weight"], node["eps"])
+        if node.op == "layer_norm":
+            return Norm(node["x"], node["weight"], node["eps"], node["bias"])
         return Gated(node["gate"], node["up"], node["activation"])
 
     def _made_apart(self, node: Node) -> Rowwise:
@@ -149,7 +152,7 @@ class _Lowering:
 
     def _waits(self, node: Node, before: Node) -> bool:
         """Whether the op was folded into a later node than `before`, so that its value is still to be made."""
-        is_foldable = node.op in ("rms_norm", "gated")
+        is_foldable = node.op in ("rms_norm", "layer_norm", "gated")
         return is_foldable and node not in self.made and self.readers[node] > 0 and node.index < before.index
 
     def _sum_of(self, node: Node) -> Node | None:
@@ -270,7 +273,9 @@ def _same_rope(a: RopeSpec | None, b: RopeSpec | None) -> bool:
 def kv_layers(model: ForwardModel, nodes: Iterable[Node]) -> list[tuple[int, AttentionSpec]]:
     """→ (KV group, attention) of each layer. UnsupportedError if it has not just one."""
     attentions = [node for node in nodes if node.op == "attention"]
-    if sorted(node["layer"] for node in attentions) != list(range(model.num_layers)):
+    causal = [node["layer"] for node in attentions if node["spec"].causal]
+    others = {node["layer"] for node in attentions if not node["spec"].causal}
+    if sorted([*causal, *others]) != list(range(model.num_layers)):
         raise UnsupportedError("there must be one attention in each layer")
     specs = {node["layer"]: node["spec"] for node in attentions}
     groups = {layer: g for g, group in enumerate(model.kv_groups) for layer in group.layers}

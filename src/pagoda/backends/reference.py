@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pagoda.backends.base import (
     Activation,
     AttentionSpec,
+    EmbedBy,
     ExpertsSpec,
     ForwardModel,
     KVGroup,
@@ -35,6 +36,13 @@ def rms_norm(x: FloatArray, weight: FloatArray, eps: float) -> FloatArray:
     """x / sqrt(mean(x²) + eps) * weight over the last dimension."""
     mean_square = np.mean(np.square(x, dtype=np.float32), axis=-1, keepdims=True, dtype=np.float32)
     return np.asarray(x / np.sqrt(mean_square + np.float32(eps)) * weight, dtype=np.float32)
+
+
+def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, eps: float) -> FloatArray:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension."""
+    away = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
+    variance = np.mean(np.square(away), axis=-1, keepdims=True, dtype=np.float32)
+    return np.asarray(away / np.sqrt(variance + np.float32(eps)) * weight + bias, dtype=np.float32)
 
 
 def linear(x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> FloatArray:
@@ -185,11 +193,17 @@ class ReferenceOps:
         self.product = linear if batch_invariant else fast_linear
         self.results: dict[str, FloatArray] = {}  # what the pass ends in, by op
 
-    def embed(self, table: RawTensor, scale: float = 1.0) -> FloatArray:
-        return self.weights[table][self.batch.tokens] * np.float32(scale)
+    def embed(self, table: RawTensor, scale: float = 1.0, by: EmbedBy = "tokens", offset: int = 0) -> FloatArray:
+        types = self.batch.token_types if self.batch.token_types.size else np.zeros_like(self.batch.tokens)
+        numbers = {"tokens": self.batch.tokens, "positions": self.batch.positions, "types": types}[by]
+        rows: FloatArray = self.weights[table][numbers + offset]
+        return rows * np.float32(scale)
 
     def rms_norm(self, x: FloatArray, weight: RawTensor, eps: float) -> FloatArray:
         return rms_norm(x, self.weights[weight], eps)
+
+    def layer_norm(self, x: FloatArray, weight: RawTensor, bias: RawTensor, eps: float) -> FloatArray:
+        return layer_norm(x, self.weights[weight], self.weights[bias], eps)
 
     def head_norm(self, x: FloatArray, weight: RawTensor, eps: float, num_heads: int) -> FloatArray:
         return rms_norm(x.reshape(len(x), num_heads, -1), self.weights[weight], eps).reshape(x.shape)
@@ -207,13 +221,13 @@ class ReferenceOps:
         for table, begin, end in zip(self.batch.block_tables[group], starts[:-1], starts[1:], strict=True):
             pool.store(layer, table, self.batch.positions[begin:end], k[begin:end], v[begin:end])
             for t in range(begin, end):
-                last = int(self.batch.positions[t]) + 1
+                last = int(self.batch.positions[t if spec.causal else end - 1]) + 1
                 first = 0 if spec.window is None else max(last - spec.window, 0)
                 out[t] = attend(q[t], *pool.load(layer, table, first, last), spec)
         return out
 
-    def gated(self, gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArray:
-        return gated(gate, up, activation)
+    def gated(self, gate: FloatArray, up: FloatArray | None, activation: Activation) -> FloatArray:
+        return ACTIVATIONS[activation](gate) if up is None else gated(gate, up, activation)
 
     def experts(
         self,

@@ -18,7 +18,7 @@ from pagoda.backends.cuda.shard import WHOLE, Shard, cut
 from pagoda.backends.cuda.weights import WeightLoader, compute_type
 from pagoda.backends.lowering import kv_layers, lower
 from pagoda.backends.trace import Node, record
-from pagoda.errors import CapacityError
+from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.types import BLOCK_SIZE, RawTensor
 
@@ -88,6 +88,8 @@ class CudaBackend:
     def _recorded(self, model: ForwardModel) -> tuple[list[Node], AttentionSpec]:
         """This device's part of the forward pass, and the shape of its attention."""
         nodes = record(model)
+        if any(node.op == "layer_norm" for node in nodes):
+            raise UnsupportedError("encoders are computed on CPUs alone; use --device cpu")
         cut(nodes, self.shard)
         return nodes, kv_layers(model, nodes)[0][1]
 

@@ -206,6 +206,7 @@ class ProgramCompiler:
         self.actions.append(act)
 
     def _gated(self, out: Node, gated: fused.Gated) -> None:
+        assert gated.up is not None  # which only encoders leave out
         gate, up, activation, ops = gated.gate, gated.up, gated.activation, self.ops
         self.computed.add(out)
         self.cut.add(out)

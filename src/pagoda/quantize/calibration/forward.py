@@ -19,9 +19,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.backends.base import Activation, AttentionSpec, ExpertsSpec, RopeSpec
+from pagoda.backends.base import Activation, AttentionSpec, EmbedBy, ExpertsSpec, RopeSpec
 from pagoda.backends.reference import expert_weights
-from pagoda.errors import CapacityError
+from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.formats.quantized import as_floats as decoded
@@ -31,6 +31,7 @@ from pagoda.quantize.calibration.arithmetic import Arithmetic, NumpyArithmetic, 
 from pagoda.types import FloatArray, Int32Array, RawTensor
 
 CHUNK_TOKENS = 4096
+NO_ENCODERS = "encoders are not calibrated, only models that go on with a text are"
 
 ExpertMatrices = tuple[RawTensor, RawTensor, RawTensor]  # gate, up, down
 
@@ -135,7 +136,10 @@ class WindowOps:
         self.token_chunks = [windows[i : i + per_chunk] for i in range(0, len(windows), per_chunk)]
         self.num_chunks = len(self.token_chunks)
 
-    def embed(self, table: RawTensor, scale: float = 1.0) -> SampleValue:
+    def embed(self, table: RawTensor, scale: float = 1.0, by: EmbedBy = "tokens", offset: int = 0) -> SampleValue:
+        if by != "tokens" or offset:
+            raise UnsupportedError(NO_ENCODERS)
+
         def compute(i: int) -> Array:
             used, place = np.unique(self.token_chunks[i], return_inverse=True)
             return self.arithmetic.place(table_rows(table, used)[place.reshape(-1)] * np.float32(scale))
@@ -146,6 +150,9 @@ class WindowOps:
         w = self._placed(weight)
         origin = Origin("norm", weight)
         return SampleValue(self, lambda i: self.arithmetic.rms_norm(x.chunk(i), w, eps), dear=x.dear, origin=origin)
+
+    def layer_norm(self, x: SampleValue, weight: RawTensor, bias: RawTensor, eps: float) -> SampleValue:
+        raise UnsupportedError(NO_ENCODERS)
 
     def head_norm(self, x: SampleValue, weight: RawTensor, eps: float, num_heads: int) -> SampleValue:
         w = self._placed(weight)
@@ -186,7 +193,10 @@ class WindowOps:
         origin = Origin("linear", v.origin.weight, v.origin.bias, run=spec.head_dim, repeat=group)
         return SampleValue(self, compute, dear=True, origin=origin)
 
-    def gated(self, gate: SampleValue, up: SampleValue, activation: Activation) -> SampleValue:
+    def gated(self, gate: SampleValue, up: SampleValue | None, activation: Activation) -> SampleValue:
+        if up is None:
+            raise UnsupportedError(NO_ENCODERS)
+
         def compute(i: int) -> Array:
             return self.arithmetic.gated(gate.chunk(i), up.chunk(i), activation)
 
