@@ -21,6 +21,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "num_kv_heads": ("attention.head_count_kv", "num_key_value_heads"),
     "head_dim": ("attention.key_length", "head_dim"),
     "max_context": ("context_length", "max_position_embeddings"),
+    "layer_norm_eps": ("attention.layer_norm_epsilon", "layer_norm_eps"),
     "norm_eps": ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
     "window": ("attention.sliding_window", "sliding_window"),
     "window_pattern": ("attention.sliding_window_pattern", "sliding_window_pattern"),

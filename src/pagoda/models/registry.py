@@ -20,6 +20,7 @@ from pagoda.models import (
     qwen3_moe,
     smollm3,
 )
+from pagoda.models.bert import is_encoder
 from pagoda.models.family import Family, ModelFile
 from pagoda.models.layers import Decoder
 from pagoda.models.planned import PLANNED
@@ -42,6 +43,8 @@ FAMILIES: tuple[Family, ...] = (
     granite.FAMILY,
 )
 
+ENCODER_USES = "`pagoda serve` and `load_embedder` take it"
+
 
 def load_model(checkpoint: Checkpoint, max_context: int | None = None) -> Decoder:
     """The checkpoint's model, its tensors still as they lie in the file.
@@ -60,6 +63,10 @@ def family_of(checkpoint: Checkpoint) -> Family:
     """UnsupportedError if the table has none."""
     found = find_family(checkpoint)
     if found is None:
+        if is_encoder(checkpoint):
+            raise UnsupportedError(
+                f"{checkpoint.architecture} is an encoder: it makes embeddings, and writes no text; {ENCODER_USES}"
+            )
         known = ", ".join(sorted({family.gguf if checkpoint.kind == "gguf" else family.name for family in FAMILIES}))
         raise UnsupportedError(f"architecture {checkpoint.architecture!r} is not supported; supported: {known}")
     return found

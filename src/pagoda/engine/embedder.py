@@ -1,0 +1,228 @@
+"""Texts to vectors with an encoder, whole texts side by side in one step, without padding.
+
+A text's vector depends on nothing but the text, bit for bit: each of its tokens sees the tokens of the text alone, and
+no sum depends on what else the step computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pagoda.backends.base import Backend, LoadedModel
+from pagoda.config import EngineSettings
+from pagoda.engine.device import make_backend
+from pagoda.errors import GenerationError, RequestError
+from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
+from pagoda.models.bert import load_encoder
+from pagoda.models.encoder import Encoder
+from pagoda.models.pooling import Pooling, folder_pooling, gguf_pooling, unit
+from pagoda.sources import Progress, resolve
+from pagoda.text.tokenizer import Tokenizer, load_tokenizer
+from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array
+
+DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+STEP_TOKENS = 1024
+STEP_TEXTS = 256
+NO_ROWS: Int32Array = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """What a model reads of one text, its special tokens included."""
+
+    token_ids: tuple[int, ...]
+    num_tokens: int  # that the whole text has
+    token_types: tuple[int, ...] = ()  # one a token, or none: all 0
+
+    @property
+    def truncated(self) -> bool:
+        return self.num_tokens > len(self.token_ids)
+
+
+class Embedder:
+    """An encoder that is ready to embed. Any number of threads may use it; they take turns to compute.
+
+    name: of the model. dimensions: of its vectors. digest: of all that decides them, the content of the model's files
+    included. max_tokens: what it reads of a text, special tokens included.
+    """
+
+    def __init__(
+        self, name: str, encoder: Encoder, model: LoadedModel, tokenizer: Tokenizer, pooling: Pooling, digest: str
+    ) -> None:
+        self.name = name
+        self.dimensions = encoder.hidden_size
+        self.digest = digest
+        self.max_tokens = min(pooling.max_tokens or encoder.max_context, encoder.max_context)
+        self.vocab_size = encoder.vocab_size
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self._model = model
+        self._lock = threading.Lock()
+
+    def embed(self, texts: Sequence[str]) -> FloatArray:
+        """The vectors of the texts, each of length 1 and of what `max_tokens` leaves of its text. → [N, dimensions]
+
+        A text without any words has a vector, too: that of its special tokens. GenerationError if the model makes
+        numbers that are not finite.
+        """
+        return self.embed_tokens([self.tokenize(text) for text in texts])
+
+    def tokenize(self, text: str) -> TokenizedText:
+        """The text's tokens, the last ones left out where there are more than `max_tokens`."""
+        return self.fitted(self.tokenizer.encode(text))
+
+    def fitted(self, ids: Sequence[int]) -> TokenizedText:
+        """Special tokens at the end stay where tokens before them are left out."""
+        over = len(ids) - self.max_tokens
+        if over <= 0:
+            return TokenizedText(tuple(ids), len(ids))
+        suffix = self.tokenizer.vocabulary.suffix
+        end = suffix if tuple(ids[len(ids) - len(suffix) :]) == tuple(suffix) else ()
+        return TokenizedText((*ids[: self.max_tokens - len(end)], *end), len(ids))
+
+    def embed_tokens(self, texts: Sequence[TokenizedText]) -> FloatArray:
+        """As `embed`, of texts that are tokens already. RequestError for one without any, with too many or unknown."""
+        vectors = np.empty((len(texts), self.dimensions), np.float32)
+        for text in texts:
+            self._check(text)
+        for first, last in _steps([len(text.token_ids) for text in texts]):
+            with self._lock:
+                hidden_states, starts = self._run(texts[first:last])
+                for i in range(last - first):
+                    vectors[first + i] = self.pooling.pool(hidden_states[starts[i] : starts[i + 1]])
+        for i in range(len(texts)):
+            if not np.isfinite(vectors[i]).all():
+                raise GenerationError(f"{self.name} computes numbers for text {i} that are not finite")
+            if self.pooling.normalize:
+                vectors[i] = unit(vectors[i])
+        return vectors
+
+    def _check(self, text: TokenizedText) -> None:
+        if not 0 < len(text.token_ids) <= self.max_tokens:
+            raise RequestError(
+                f"a text has {len(text.token_ids)} tokens; {self.name} reads 1 to {self.max_tokens}", param="input"
+            )
+        if not all(0 <= token_id < self.vocab_size for token_id in text.token_ids):
+            raise RequestError(f"token ids must be from 0 to {self.vocab_size - 1}", param="input")
+
+    def _run(self, texts: Sequence[TokenizedText]) -> tuple[FloatArray, Int32Array]:
+        """→ (hidden states [T, E], valid until the next step; where each text begins in them, and the end)"""
+        batch = whole_texts([text.token_ids for text in texts], [text.token_types for text in texts])
+        self._model.stage(batch)
+        self._model.launch(batch.tokens)
+        return self._model.hidden_states(), batch.seq_starts
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+        with self._lock:
+            self._model.close()
+
+
+def _steps(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Runs of texts that fit in one step each, as (first, behind the last)."""
+    first, tokens = 0, 0
+    for i, length in enumerate(lengths):
+        if i > first and (tokens + length > STEP_TOKENS or i - first == STEP_TEXTS):
+            yield first, i
+            first, tokens = i, 0
+        tokens += length
+    if lengths:
+        yield first, len(lengths)
+
+
+def whole_texts(texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]] = ()) -> Batch:
+    """A step that computes all of each text and wants all hidden states, its KV in blocks from 0 on."""
+    lengths = np.array([len(text) for text in texts], np.int32)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    num_tokens = int(starts[-1])
+    blocks = (lengths + BLOCK_SIZE - 1) // BLOCK_SIZE
+    first_blocks = np.cumsum(blocks) - blocks
+    table = np.full((len(texts), int(blocks.max())), -1, np.int32)
+    column = np.arange(table.shape[1])
+    owned = column[None, :] < blocks[:, None]
+    table[owned] = (first_blocks[:, None] + column[None, :])[owned]
+    token_types = NO_ROWS
+    if any(types):
+        padded = (kinds or (0,) * len(text) for kinds, text in zip(types, texts, strict=True))
+        token_types = np.fromiter((kind for kinds in padded for kind in kinds), np.int32, num_tokens)
+    return Batch(
+        tokens=np.fromiter((token for text in texts for token in text), np.int32, num_tokens),
+        positions=(np.arange(num_tokens) - np.repeat(starts[:-1], lengths)).astype(np.int32),
+        seq_starts=starts,
+        context_lens=lengths,
+        block_tables=(table,),
+        logit_rows=NO_ROWS,
+        hidden_rows=np.arange(num_tokens, dtype=np.int32),
+        token_types=token_types,
+    )
+
+
+def load_embedder(
+    name: str = DEFAULT_EMBEDDER,
+    *,
+    threads: int = 0,
+    settings: EngineSettings | None = None,
+    backend: Backend | None = None,
+    progress: Progress | None = None,
+) -> Embedder:
+    """The embedder of this name (see `pagoda.sources.names`), downloaded if it is not there.
+
+    threads: compute threads, 0: one per physical core allowed; or `settings` in their place. backend: one that is
+    there already. Raises SourceError, FormatError, UnsupportedError or CapacityError, each with the remedy.
+    """
+    backend = backend or make_backend(settings or EngineSettings(model=name, backend="cpu", threads=threads))
+    source = resolve(name, progress=progress)
+    checkpoint = open_checkpoint(source.path)
+    try:
+        encoder = load_encoder(checkpoint)
+        tokenizer = load_tokenizer(checkpoint)
+        pooling = read_pooling(checkpoint)
+        digest = _digest(checkpoint, pooling)
+        model = place(backend, encoder)
+    finally:
+        checkpoint.close()
+    return Embedder(source.name, encoder, model, tokenizer, pooling, digest)
+
+
+def place(backend: Backend, encoder: Encoder) -> LoadedModel:
+    """The encoder with its weights, and room for the largest step, in place."""
+    step_tokens = max(STEP_TOKENS, encoder.max_context)
+    model = backend.load(encoder, max_batch_tokens=step_tokens, max_batch_seqs=STEP_TEXTS, kv_type="f32")
+    try:
+        model.allocate_kv((step_tokens // BLOCK_SIZE + STEP_TEXTS,))
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def read_pooling(checkpoint: Checkpoint) -> Pooling:
+    """How the files of an encoder say that its hidden states become a vector; by their mean where they do not."""
+    if checkpoint.kind == "gguf":
+        return gguf_pooling(checkpoint.metadata, checkpoint.architecture, "mean")
+    return folder_pooling(checkpoint.path, "mean")
+
+
+def _digest(checkpoint: Checkpoint, pooling: Pooling) -> str:
+    """SHA-256, in hexadecimal digits, of the weights, the settings and the tokenizer."""
+    digest = hashlib.sha256()
+    for part in _parts(checkpoint):
+        digest.update(part)
+    digest.update(repr((pooling.kind, pooling.normalize, pooling.max_tokens)).encode())
+    return digest.hexdigest()
+
+
+def _parts(checkpoint: Checkpoint) -> Iterable[bytes | memoryview]:
+    for key in sorted(checkpoint.metadata):
+        yield repr((key, checkpoint.metadata[key])).encode("utf-8", "surrogateescape")
+    for name in sorted(checkpoint.tensors):
+        tensor = checkpoint.tensors[name]
+        yield repr((name, tensor.type, tensor.shape)).encode()
+        yield np.ascontiguousarray(tensor.data).data
+    if checkpoint.kind != "gguf":
+        yield (checkpoint.path / "tokenizer.json").read_bytes()

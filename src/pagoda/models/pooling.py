@@ -1,0 +1,127 @@
+"""How the hidden states of a text become one vector, as the model's files say it.
+
+Read are sentence-transformers' module files (`modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json`)
+and GGUF's `pooling_type`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pagoda.errors import FormatError, UnsupportedError
+from pagoda.types import FloatArray
+
+PoolingKind = Literal["mean", "cls", "last"]
+
+GGUF_KINDS: dict[int, PoolingKind] = {1: "mean", 2: "cls", 3: "last"}
+MODES: dict[str, PoolingKind] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
+NAMED_MODES: dict[str, PoolingKind] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """max_tokens: how much of a text the model was made for, special tokens included; None: its context."""
+
+    kind: PoolingKind
+    normalize: bool = True
+    max_tokens: int | None = None
+    prompts: Mapping[str, str] | None = None  # what to put before a text, by the name of its purpose
+
+    def pool(self, hidden_states: FloatArray) -> FloatArray:
+        """The vector of one text's hidden states [T, E], not normalized. → [E]
+
+        Rows are summed in their order, so that the vector does not depend on what else was computed with them.
+        """
+        if self.kind == "mean":
+            return np.asarray(hidden_states.sum(axis=0, dtype=np.float32) / np.float32(len(hidden_states)), np.float32)
+        return np.array(hidden_states[0 if self.kind == "cls" else -1], np.float32)
+
+
+def unit(vector: FloatArray) -> FloatArray:
+    """The vector divided by its length; one of zeros stays as it is."""
+    length = np.sqrt(np.square(vector, dtype=np.float64).sum())
+    return vector if length == 0 else np.asarray(vector / length, np.float32)
+
+
+def gguf_pooling(metadata: Mapping[str, Any], architecture: str, default: PoolingKind) -> Pooling:
+    """What a GGUF file says. UnsupportedError for a kind that makes no vector of a text."""
+    value = metadata.get(f"{architecture}.pooling_type")
+    if value in (None, 0):
+        return Pooling(default)
+    if value not in GGUF_KINDS:
+        known = ", ".join(f"{number} ({kind})" for number, kind in GGUF_KINDS.items())
+        raise UnsupportedError(f"{architecture}.pooling_type is {value!r}; known are {known}")
+    return Pooling(GGUF_KINDS[value])
+
+
+def folder_pooling(folder: Path, default: PoolingKind) -> Pooling:
+    """What the module files of a Hugging Face folder say; a folder without them: `default`, normalized.
+
+    UnsupportedError for modules and modes that are not known here, since vectors would be wrong without them.
+    """
+    modules = _read(folder / "modules.json")
+    if modules is None:
+        return Pooling(default)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise FormatError("is not a list of modules", path=str(folder / "modules.json"))
+    kinds = {str(module.get("type", "")).split(".")[-1]: str(module.get("path", "")) for module in modules}
+    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
+    if unknown:
+        raise UnsupportedError(f"modules.json asks for {', '.join(sorted(unknown))}, which is not supported")
+    kind = _pooling_kind(folder / kinds["Pooling"] / "config.json") if "Pooling" in kinds else default
+    limits = _object(folder / "sentence_bert_config.json")
+    return Pooling(kind, "Normalize" in kinds, _limit(limits.get("max_seq_length")), _prompts(folder))
+
+
+def _pooling_kind(path: Path) -> PoolingKind:
+    config = _object(path)
+    named = config.get("pooling_mode")
+    if isinstance(named, str) and named in NAMED_MODES:
+        return NAMED_MODES[named]
+    chosen = [mode for mode, wanted in config.items() if mode.startswith("pooling_mode_") and wanted is True]
+    if len(chosen) != 1 or chosen[0] not in MODES:
+        raise UnsupportedError(f"{path.name} pools by {', '.join(chosen) or named!r}; known are {', '.join(MODES)}")
+    return MODES[chosen[0]]
+
+
+def _limit(value: Any) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _prompts(folder: Path) -> Mapping[str, str]:
+    prompts = _object(folder / "config_sentence_transformers.json").get("prompts")
+    if not isinstance(prompts, dict):
+        return {}
+    return {name: text for name, text in prompts.items() if isinstance(text, str)}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The object that a file holds; nothing where there is no file."""
+    value = _read(path)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise FormatError("is not a JSON object", path=str(path))
+    return value
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise FormatError(f"is larger than {MAX_CONFIG_BYTES} bytes", path=str(path))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"cannot be read: {error}", path=str(path)) from error
