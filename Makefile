@@ -1,5 +1,5 @@
 # make serve: a virtual environment, the package in it, and a server with the default model.
-# make test:  a virtual environment with the development tools, and every check.
+# make test:  a virtual environment with the development tools, one with clients of other makers, and every check.
 # make native: the extension alone, rebuilt in place for development (needs nanobind, cmake, ninja).
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ NATIVE := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 serve: .venv/.installed
 	.venv/bin/pagoda serve $(MODEL) $(SERVE_FLAGS)
 
-test: .venv-dev/.installed .venv-dev/.torch
+test: .venv-dev/.installed .venv-dev/.torch .venv-clients/complete
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
@@ -48,6 +48,17 @@ endef
 	done
 	@touch $@
 
+# Clients of OpenAI's API, several versions of one among them; their tests are skipped where they cannot be installed.
+OLDER_OPENAI := 1.109.1 2.54.0
+CLIENTS_PIP := .venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all:
+.venv-clients/complete: tests/clients/requirements.txt
+	@$(PYTHON) -m venv .venv-clients
+	@rm -f $@
+	@{ $(CLIENTS_PIP) --requirement $< \
+		$(foreach version,$(OLDER_OPENAI),&& $(CLIENTS_PIP) --upgrade --target .venv-clients/openai-$(firstword $(subst ., ,$(version))) openai==$(version)); \
+	} 2> .venv-clients/pip.log && touch $@ \
+	|| { tail -1 .venv-clients/pip.log; echo "no clients: tests/clients will be skipped"; }
+
 native:
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) > /dev/null
 	cmake --build build/dev
@@ -55,4 +66,4 @@ native:
 	mv -f src/pagoda/_native.new src/pagoda/$$(cd build/dev && echo _native*.so)  # whoever has the old one loaded keeps it
 
 clean:
-	rm -rf build .venv .venv-dev src/pagoda/_native*.so
+	rm -rf build .venv .venv-dev .venv-clients src/pagoda/_native*.so
