@@ -222,7 +222,7 @@ class FakeEngine:
             index,
             text,
             (token,),
-            logprobs=None if params.logprobs is None else (logprobs_of(token, params.logprobs),),
+            logprobs=None if params.logprobs is None else (logprobs_of(token, params.logprobs, index),),
             finish_reason=reason,
             stop_reason=stop if stop is not None else stop_id,
             prompt_logprobs=self._prompt_logprobs(request) if first and params.prompt_logprobs is not None else None,
@@ -259,10 +259,10 @@ class FakeEngine:
         return (None, *(logprobs_of(token, k) for token in request.prompt_token_ids[1:]))
 
 
-def logprobs_of(token: int, k: int) -> TokenLogprobs:
-    """The token is the likeliest; the next ids follow."""
+def logprobs_of(token: int, k: int, choice: int = 0) -> TokenLogprobs:
+    """The token is the likeliest; the next ids follow. Later choices are likelier."""
     top = [Logprob((token + i) % 258, -0.5 * (i + 1), i + 1) for i in range(k)]
-    return TokenLogprobs(Logprob(token, -0.5, 1), tuple(top))
+    return TokenLogprobs(Logprob(token, -0.5 / (1 + choice), 1), tuple(top))
 
 
 def fake_text() -> tuple[FakeTokenizer, FakeTemplate, None]:

@@ -123,6 +123,9 @@ class EngineSettings(Settings):
         ),
     ] = ("auto",)
     seed: Annotated[int, Setting("Base of the seeds of requests that bring none.")] = 0
+    max_logprobs: Annotated[
+        int, Setting("Likeliest tokens whose logprobs may be asked for; -1: the whole vocabulary.", minimum=-1)
+    ] = 20
     batch_invariant: Annotated[
         bool, Setting("On a GPU: the same bits whatever else is in the batch, at a price; on CPUs it is always so.")
     ] = False

@@ -47,7 +47,8 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[str, ...] = ()
     logprobs: int | None = None  # None: none; 0: only the sampled token's; k: the k likeliest too
-    prompt_logprobs: int | None = None
+    prompt_logprobs: int | None = None  # -1 here and above: of all tokens
+    logprob_token_ids: tuple[int, ...] = ()  # their logprobs too, where logprobs are asked for
     skip_special_tokens: bool = True
 
     # llama.cpp's samplers, under its names; each is off by default

@@ -380,6 +380,20 @@ def test_logprobs_0_is_the_chosen_one_alone(sampler: Sampler) -> None:
     assert only_chosen.top == ()
 
 
+def test_logprobs_of_listed_tokens_follow_the_likeliest(sampler: Sampler) -> None:
+    logits = row({4: np.log(8), 200: np.log(4), 60: np.log(4)})[None]
+    params = SamplingParams(logprobs=1, logprob_token_ids=(60, 4, 7), temperature=0)
+    plain = open_state(sampler, SamplingParams(logprobs=1, temperature=0))
+    rows = np.zeros(2, np.int32)
+    without, found = sample(sampler, logits, [plain, open_state(sampler, params)], rows=rows).logprobs
+    assert without is not None
+    assert found is not None
+    assert found.chosen == without.chosen
+    assert [(top.token_id, top.rank) for top in found.top] == [(4, 1), (60, 2), (7, 4)]
+    assert found.top[1].logprob == pytest.approx(np.log(0.25), abs=1e-6)
+    assert found.top[2].logprob == -np.inf
+
+
 def test_prompt_logprobs(sampler: Sampler) -> None:
     logits = normal_logits(3)
     targets = np.array([5, int(logits[1].argmax()), 299], dtype=np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -118,6 +119,20 @@ def test_min_tokens_without_max_tokens_is_held_to_the_context() -> None:
 
 def test_logprobs_limit_is_configurable() -> None:
     assert validate(SamplingParams(logprobs=50), VOCAB, CONTEXT, max_logprobs=50).logprobs == 50
+    of_all = SamplingParams(logprobs=-1, prompt_logprobs=-1)
+    with pytest.raises(RequestError, match="max-logprobs"):
+        validate(of_all, VOCAB, CONTEXT)
+    allowed = validate(of_all, VOCAB, CONTEXT, max_logprobs=-1)
+    assert (allowed.logprobs, allowed.prompt_logprobs) == (VOCAB, VOCAB)
+
+
+def test_listed_logprobs_need_logprobs() -> None:
+    listed = SamplingParams(logprobs=0, logprob_token_ids=(5, 3, 5))
+    assert validate(listed, VOCAB, CONTEXT).logprob_token_ids == (5, 3)
+    for broken in ({"logprobs": None}, {"logprob_token_ids": (VOCAB,)}, {"logprob_token_ids": tuple(range(50)) * 3}):
+        with pytest.raises(RequestError) as caught:
+            validate(replace(listed, **broken), VOCAB, CONTEXT)
+        assert caught.value.param == "logprob_token_ids"
 
 
 def test_edges_of_the_ranges_pass() -> None:

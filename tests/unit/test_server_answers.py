@@ -169,6 +169,23 @@ def test_streamed_logprobs_line_up(api: Served) -> None:
     assert [offset for part in parts for offset in part["text_offset"]] == [0, 0, 1, 2, 3, 3, 4]
 
 
+def test_best_of(api: Served) -> None:
+    """The engine says that later choices are likelier."""
+    answer = api.ok("/v1/completions", prompt=["abc", "xyz"], max_tokens=4, best_of=3, n=2)
+    assert [choice["text"] for choice in answer["choices"]] == [
+        expected_text(text, 4, choice=choice) for text in ("abc", "xyz") for choice in (2, 1)
+    ]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert answer["choices"][0]["logprobs"] is None
+    assert answer["usage"]["completion_tokens"] == 2 * 3 * 4  # all that were made
+    chat = api.ok("/v1/chat/completions", messages=HELLO, max_tokens=2, best_of=2)
+    assert [choice["message"]["content"] for choice in chat["choices"]] == [RENDERED[1:3]]
+    body = {"prompt": "abc", "max_tokens": 2}
+    assert api.refused("/v1/completions", **body, best_of=1, n=2)["param"] == "best_of"
+    assert api.refused("/v1/completions", **body, best_of=2, stream=True)["param"] == "best_of"
+    api.ok("/v1/completions", **body, best_of=2, n=2)
+
+
 def test_tokens_as_ids(api: Served) -> None:
     body = {"prompt": "abc", "max_tokens": 2, "logprobs": 1, "return_tokens_as_token_ids": True}
     assert api.ok("/v1/completions", **body)["choices"][0]["logprobs"]["tokens"] == ["token_id:256", "token_id:97"]

@@ -26,7 +26,6 @@ def api() -> Iterator[Served]:
         ("functions", [{"name": "f"}]),
         ("audio", {"voice": "alloy"}),
         ("modalities", ["text", "audio"]),
-        ("best_of", 3),
         ("suffix", "the end"),
         ("store", True),
         ("use_beam_search", True),

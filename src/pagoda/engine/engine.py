@@ -36,6 +36,7 @@ from pagoda.engine.verify import sample_first, verify
 from pagoda.errors import RequestError
 from pagoda.kv.cache import KVCache
 from pagoda.sampling.base import SamplerProtocol
+from pagoda.sampling.params import MAX_LOGPROBS
 from pagoda.sampling.reference import NOT_FINITE
 from pagoda.types import Delta, Fault, FinishReason, Request, StepResult
 
@@ -58,6 +59,7 @@ class Engine:
         max_rows: int = 0,
         prefix_caching: bool = True,
         seed: int = 0,
+        max_logprobs: int = MAX_LOGPROBS,
         overlap: bool = True,
         drafters: Seq[Drafter] = (),
         pace: Pace | None = None,
@@ -71,6 +73,7 @@ class Engine:
         model.allocate_kv(tuple(num_blocks))
         self.vocab_size = vocab_size
         self.max_context = max_context
+        self._max_logprobs = max_logprobs
         self._plans_ahead = overlap and model.asynchronous
         self._sampler = sampler
         max_num_seqs = min(max_num_seqs, max_batch_tokens)  # so that a running prompt always gets tokens
@@ -104,7 +107,7 @@ class Engine:
 
     def validate(self, request: Request) -> Request:
         """The request with normalised params. Raises RequestError. Safe from any thread."""
-        return validate_request(request, self.vocab_size, self.max_context)
+        return validate_request(request, self.vocab_size, self.max_context, max_logprobs=self._max_logprobs)
 
     def add(self, request: Request) -> None:
         """Take a request. Raises RequestError."""

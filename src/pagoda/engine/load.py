@@ -202,6 +202,7 @@ def _engine(
         max_rows=_max_rows(settings),
         prefix_caching=settings.prefix_caching,
         seed=settings.seed,
+        max_logprobs=settings.max_logprobs,
         drafters=drafters,
         pace=pace,
     )

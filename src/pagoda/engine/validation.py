@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pagoda.errors import ContextLengthError, RequestError
-from pagoda.sampling.params import validate
+from pagoda.sampling.params import MAX_LOGPROBS, validate
 from pagoda.types import Request
 
 
-def validate_request(request: Request, vocab_size: int, max_context: int) -> Request:
+def validate_request(
+    request: Request, vocab_size: int, max_context: int, *, max_logprobs: int = MAX_LOGPROBS
+) -> Request:
     """The request with normalised params. RequestError names the field; ContextLengthError: it does not fit."""
     prompt = request.prompt_token_ids
     if not prompt:
@@ -19,7 +21,7 @@ def validate_request(request: Request, vocab_size: int, max_context: int) -> Req
             raise RequestError(
                 f"the prompt holds token {token_id}, but token ids run from 0 to {vocab_size - 1}", param="prompt"
             )
-    params = validate(request.params, vocab_size, max_context)
+    params = validate(request.params, vocab_size, max_context, max_logprobs=max_logprobs)
     if len(prompt) + (params.max_tokens or 1) > max_context:
         raise ContextLengthError.of(max_context, len(prompt), params.max_tokens)
     return replace(request, params=params)

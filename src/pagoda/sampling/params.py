@@ -16,6 +16,7 @@ from pagoda.types import SamplingParams
 MAX_CHOICES = 128
 MAX_BREAKERS = 32
 MAX_LOGPROBS = 20
+MAX_LOGPROB_IDS = 128
 XTC_OFF_ABOVE = 0.5
 MAX_LOGIT_BIAS = 100.0  # as OpenAI documents it
 GREEDY_BELOW = 1e-5  # temperatures under it are greedy, as in vLLM; scaling by them would overflow
@@ -26,13 +27,17 @@ def validate(
 ) -> SamplingParams:
     """Check every field, and return the params with one spelling for each meaning.
 
-    Greedy is temperature 0 without top_k, top_p and min_p; 'all tokens' is top_k 0; collections are tuples and dicts.
+    `max_logprobs`: how many likeliest tokens may be asked for; -1: all. In what is returned, greedy is temperature 0
+    without top_k, top_p and min_p; 'all tokens' is top_k 0, and of logprobs the size of the vocabulary; collections
+    are tuples and dicts.
     Raises RequestError naming the field, ContextLengthError when max_tokens alone exceeds the context.
     """
     _check_numbers(params)
     _check_lengths(params, max_context)
-    _check_logprobs("logprobs", params.logprobs, max_logprobs)
-    _check_logprobs("prompt_logprobs", params.prompt_logprobs, max_logprobs)
+    limit = vocab_size if max_logprobs == -1 else max_logprobs
+    for name in ("logprobs", "prompt_logprobs"):
+        _check_logprobs(name, getattr(params, name), vocab_size, limit)
+    _check_logprob_ids(params, vocab_size)
     _check_texts("stop", params.stop)
     _check_texts("bad_words", params.bad_words)
     _check_ids("stop_token_ids", params.stop_token_ids, vocab_size)
@@ -113,9 +118,22 @@ def _check_lengths(params: SamplingParams, max_context: int) -> None:
         raise RequestError(f"min_tokens is {params.min_tokens}, more than max_tokens {limit}", param="min_tokens")
 
 
-def _check_logprobs(name: str, value: int | None, limit: int) -> None:
-    if value is not None:
-        _check_int(name, value, 0, limit)
+def _check_logprobs(name: str, value: int | None, vocab_size: int, limit: int) -> None:
+    if value is None:
+        return
+    _check_int(name, value, -1)
+    if (vocab_size if value == -1 else value) > limit:
+        what = "-1, all tokens of the vocabulary" if value == -1 else str(value)
+        raise RequestError(f"{name} is {what}, but must be from 0 to {limit} (--max-logprobs)", param=name)
+
+
+def _check_logprob_ids(params: SamplingParams, vocab_size: int) -> None:
+    name = "logprob_token_ids"
+    _check_ids(name, params.logprob_token_ids, vocab_size)
+    if len(params.logprob_token_ids) > MAX_LOGPROB_IDS:
+        raise RequestError(f"{name} holds more than {MAX_LOGPROB_IDS} token ids", param=name)
+    if params.logprob_token_ids and params.logprobs is None:
+        raise RequestError(f"{name} needs logprobs: 0 where no others are wanted", param=name)
 
 
 def _check_bias(params: SamplingParams, vocab_size: int) -> None:
@@ -184,6 +202,10 @@ def _normalised_reshaping(params: SamplingParams) -> dict[str, Any]:
     }
 
 
+def _all_as_number(value: int | None, vocab_size: int) -> int | None:
+    return vocab_size if value == -1 else value
+
+
 def _normalise(params: SamplingParams, vocab_size: int) -> SamplingParams:
     greedy = params.temperature < GREEDY_BELOW
     keeps_all = greedy or params.top_k == -1 or params.top_k >= vocab_size
@@ -195,6 +217,9 @@ def _normalise(params: SamplingParams, vocab_size: int) -> SamplingParams:
         min_p=0.0 if greedy else params.min_p,
         **(_NO_RESHAPING if greedy else _normalised_reshaping(params)),
         dry_sequence_breakers=tuple(params.dry_sequence_breakers),
+        logprobs=_all_as_number(params.logprobs, vocab_size),
+        prompt_logprobs=_all_as_number(params.prompt_logprobs, vocab_size),
+        logprob_token_ids=tuple(dict.fromkeys(params.logprob_token_ids)),
         stop=tuple(params.stop),
         stop_token_ids=tuple(params.stop_token_ids),
         logit_bias=dict(params.logit_bias),

@@ -7,6 +7,8 @@ Tokens rank by logit, ties by id, lower first. The draw walks the kept tokens by
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -113,7 +115,8 @@ class ReferenceSampler:
                 continue
             token_ids[n] = pick(adjusted, state)
             if state.params.logprobs is not None:
-                logprobs[n] = token_logprobs(raw, int(token_ids[n]), state.params.logprobs)
+                found = token_logprobs(raw, int(token_ids[n]), state.params.logprobs)
+                logprobs[n] = with_listed(found, raw, state.params.logprob_token_ids)
         return Sampled(token_ids, logprobs, errors)
 
     def prompt_logprobs(self, logits: FloatArray, targets: Int32Array, num_top: int) -> list[TokenLogprobs]:
@@ -178,3 +181,11 @@ def token_logprobs(raw: FloatArray, token_id: int, num_top: int) -> TokenLogprob
     top = tuple(Logprob(int(i), float(logprobs[i]), rank) for rank, i in enumerate(order, start=1))
     chosen = Logprob(token_id, float(logprobs[token_id]), 1 + int((raw > raw[token_id]).sum()))
     return TokenLogprobs(chosen, top)
+
+
+def with_listed(found: TokenLogprobs, raw: FloatArray, token_ids: Sequence[int]) -> TokenLogprobs:
+    """`found` in the logits `raw` [V], with those of `token_ids` behind the likeliest, unless they are among them."""
+    log_sum = float(raw[found.chosen.token_id]) - found.chosen.logprob
+    among = {one.token_id for one in found.top}
+    listed = [Logprob(i, float(raw[i]) - log_sum, 1 + int((raw > raw[i]).sum())) for i in token_ids if i not in among]
+    return replace(found, top=(*found.top, *listed))

@@ -16,9 +16,16 @@ from pagoda._native import BatchSampler, sampler_isas
 from pagoda._native import SamplerState as NativeState
 from pagoda.errors import ConfigError
 from pagoda.sampling.base import Sampled, SamplerState, SamplingBatch, StateSpec
+from pagoda.sampling.reference import with_listed
 from pagoda.types import FloatArray, Int32Array, Logprob, SamplingParams, TokenLogprobs, UInt32Array
 
 RawLogprobs = tuple[float, int, list[int], list[float]]  # the chosen one's, its rank, the likeliest ids, theirs
+
+
+class _ListingState(NativeState):
+    """Of a sequence that wants logprobs of certain tokens besides the likeliest."""
+
+    logprob_token_ids: tuple[int, ...]
 
 
 class Sampler:
@@ -35,7 +42,7 @@ class Sampler:
 
     def open(self, spec: StateSpec) -> NativeState:
         params = spec.params
-        return NativeState(
+        state = (_ListingState if params.logprob_token_ids else NativeState)(
             vocab_size=self.vocab_size,
             prompt_ids=spec.prompt_token_ids if _looks_at_prompt(params) else (),
             seed=spec.seed & (2**64 - 1),
@@ -69,6 +76,9 @@ class Sampler:
             dry_last_n=params.dry_penalty_last_n,
             dry_breakers=[breaker for breaker in spec.dry_breakers if max(breaker) < self.vocab_size],
         )
+        if isinstance(state, _ListingState):
+            state.logprob_token_ids = params.logprob_token_ids
+        return state
 
     def sample(self, batch: SamplingBatch) -> Sampled:
         num_states, masks = len(batch.states), batch.masks
@@ -80,7 +90,11 @@ class Sampler:
             return Sampled(token_ids, logprobs)
         errors, found = details
         for n, raw in found:
-            logprobs[n] = _token_logprobs(int(token_ids[n]), raw)
+            logprobs[n] = made = _token_logprobs(int(token_ids[n]), raw)
+            state = batch.states[n]
+            if isinstance(state, _ListingState):
+                row = batch.logits[n if batch.rows is None else batch.rows[n]]
+                logprobs[n] = with_listed(made, row, state.logprob_token_ids)
         return Sampled(token_ids, logprobs, dict(errors))
 
     def distribution(

@@ -80,6 +80,8 @@ class TopKSampler:
         plain = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0)
         if not plain or params.logit_bias or params.allowed_token_ids is not None or params.dry_multiplier:
             return 0
+        if params.logprob_token_ids:
+            return 0
         if params.temperature > 0 and reshapes(params):
             return 0
         if params.temperature > 0 and not 0 < params.top_k <= self._max_top_k:

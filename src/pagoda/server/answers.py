@@ -34,6 +34,7 @@ class AnswerOptions:
     """What the request wants in its answer besides the text."""
 
     n: int = 1
+    kept: int | None = None  # of these, those whose tokens were likeliest; None: all
     logprobs: bool = False
     token_ids: bool = False
     tokens_as_ids: bool = False  # in logprobs, a token is written "token_id:N"
@@ -103,8 +104,19 @@ class Answer:
         return self._whole()
 
     def _whole(self) -> bytes:
-        answer = self._common | {"object": self.object_name, "choices": [self._whole_choice(c) for c in self.choices]}
+        choices = [self._whole_choice(choice) | {"index": i} for i, choice in enumerate(self._kept())]
+        answer = self._common | {"object": self.object_name, "choices": choices}
         return dumps(answer | {"usage": self.usage()} | self._top_level())
+
+    def _kept(self) -> list[Choice]:
+        """All choices, or those of each prompt that best_of keeps, the best first."""
+        n = self.options.n
+        if self.options.kept is None:
+            return self.choices
+        groups = [self.choices[first : first + n] for first in range(0, len(self.choices), n)]
+        return [
+            choice for group in groups for choice in sorted(group, key=_mean_logprob, reverse=True)[: self.options.kept]
+        ]
 
     async def events(self, stream: DeltaStream) -> AsyncIterator[bytes]:
         """Server-sent events, all that arrived together in one piece. Raises what ended them early."""
@@ -303,6 +315,10 @@ class CompletionAnswer(Answer):
             return text, None
         all_ids = [*choice.prompt.ids, *ids] if offsets else ids
         return text, self.writer.completion(shown, all_ids, [*offsets, *places.of_answer(ids)])
+
+
+def _mean_logprob(choice: Choice) -> float:
+    return sum(one.chosen.logprob for one in choice.logprobs) / max(len(choice.logprobs), 1)
 
 
 def _error_of(delta: Delta) -> PagodaError:

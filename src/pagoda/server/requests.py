@@ -25,7 +25,7 @@ SAME = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "freq
         "prompt_logprobs", "top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold", "dynatemp_range",
         "dynatemp_exponent", "mirostat", "mirostat_tau", "mirostat_eta", "temperature_last", "dry_multiplier",
         "dry_base", "dry_allowed_length", "dry_penalty_last_n")  # fmt: skip
-SAME_LISTS = ("stop_token_ids", "allowed_token_ids", "bad_words", "dry_sequence_breakers")
+SAME_LISTS = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "bad_words", "dry_sequence_breakers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,7 @@ def answer_id(prefix: str, spec: GenerationSpec) -> str:
 
 def _spec(body: Generation, params: SamplingParams, options: AnswerOptions) -> GenerationSpec:
     return GenerationSpec(
-        params,
-        options,
+        *_best_of(body, params, options),
         stream=bool(body.stream),
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
@@ -130,6 +129,18 @@ def _spec(body: Generation, params: SamplingParams, options: AnswerOptions) -> G
         report_progress=bool(body.stream and body.return_progress),
         request_id=body.request_id,
     )
+
+
+def _best_of(body: Generation, params: SamplingParams, options: AnswerOptions) -> tuple[SamplingParams, AnswerOptions]:
+    """With as many choices as are made, where the best of them are the answer: they have logprobs to compare."""
+    if body.best_of is None or body.best_of == options.n:
+        return params, options
+    if body.best_of < options.n:
+        raise RequestError(f"best_of is {body.best_of}, less than n, which is {options.n}", param="best_of")
+    if body.stream:
+        raise RequestError("best_of above n cannot be streamed: the best is known at the end", param="best_of")
+    logprobs = params.logprobs or 0
+    return replace(params, n=body.best_of, logprobs=logprobs), replace(options, n=body.best_of, kept=options.n)
 
 
 def _params(body: Generation) -> SamplingParams:

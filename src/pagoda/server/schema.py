@@ -37,6 +37,9 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 LogitBias = Annotated[dict[Annotated[str, Field(pattern="^[0-9]+$", max_length=10)], Bias], Field(max_length=1024)]
 
 
+NumLogprobs = Annotated[Int, Field(ge=-1, le=MAX_TOKENS)]  # as far as --max-logprobs allows; -1: of all tokens
+
+
 class StreamOptions(Strict):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -89,6 +92,7 @@ class Generation(Harmless, Structured):
     prediction: Prediction | None = None
     speculation: Speculation | None = None
     n: Annotated[Int, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[Int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     include_cost: bool | None = None  # usage.cost_usd, where the machine has a price
@@ -128,7 +132,8 @@ class Generation(Harmless, Structured):
     dry_penalty_last_n: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None
     dry_sequence_breakers: Annotated[list[StopText], Field(max_length=32)] | None = None
 
-    prompt_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: NumLogprobs | None = None
+    logprob_token_ids: TokenIds | None = None
     include_reasoning: bool | None = None  # false: chat answers without what the model thought
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
@@ -159,7 +164,7 @@ class CompletionRequest(Generation):
         | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
     )
     max_tokens: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: no limit
-    logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+    logprobs: NumLogprobs | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
 

@@ -14,7 +14,6 @@ from pagoda.errors import RequestError
 # field → the values besides null that ask for nothing
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "best_of": (1,),
     "chat_template": (),
     "detailed_thinking": (False,),
     "documents": ([],),
