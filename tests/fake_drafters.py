@@ -34,6 +34,9 @@ class FakeDrafter:
         self.rng = random.Random(0)
         self.outcomes: list[tuple[int, int]] = []  # of each draft: tokens proposed, tokens kept
 
+    def price(self, queries: Sequence[DraftQuery]) -> None:
+        """Nothing."""
+
     def propose(self, queries: Sequence[DraftQuery]) -> list[Proposal]:
         return [Proposal(self._propose(query)) for query in queries]
 

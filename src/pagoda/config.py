@@ -118,10 +118,17 @@ class EngineSettings(Settings):
     speculation: Annotated[
         tuple[str, ...],
         Setting(
-            "Who guesses tokens ahead, which never changes an answer: auto, off, or a list of prediction, ngram and "
-            "shared_suffix. auto: all on a CPU, as far as they pay; none on a GPU."
+            "Who guesses tokens ahead, which never changes an answer: auto, off, or a list of prediction, ngram, "
+            "shared_suffix and draft. auto: all on a CPU, as far as they pay; on a GPU a draft model alone, if given."
         ),
     ] = ("auto",)
+    draft_model: Annotated[
+        str | None, Setting("Smaller model of the same vocabulary that guesses for this one, named as a model is.")
+    ] = None
+    draft_format: Annotated[
+        Literal["q4_0", "iq4_nl", "q5_0", "q8_0"] | None,
+        Setting("Quantize the draft model's matrices to this as it is loaded; as they lie in its file by default."),
+    ] = None
     seed: Annotated[int, Setting("Base of the seeds of requests that bring none.")] = 0
     max_logprobs: Annotated[
         int, Setting("Likeliest tokens whose logprobs may be asked for; -1: the whole vocabulary.", minimum=-1)

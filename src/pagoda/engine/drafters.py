@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pagoda.engine.sequence import Sequence
+from pagoda.sampling.base import SamplerState
 from pagoda.types import Request
 
 SURE = 3  # the strength of a proposal beside which no other is asked for
+LONGEST_PRICED = 16  # tokens that a drafter whose guesses cost something is asked for
 
 Key = tuple[str, int]  # request id and choice index
 
@@ -28,6 +30,7 @@ class DraftQuery:
     tokens: array[int]  # prompt and output so far, all of them certain; not to be changed
     prompt_len: int
     request: Request
+    sampler: SamplerState  # has accepted all output; a drafter that samples with it rewinds it before it returns
     max_tokens: int  # at least 1; proposals beyond it are dropped
 
 
@@ -39,6 +42,15 @@ class Proposal:
     strength: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Seconds that the first token of proposals takes, for all sequences of a call together, and each further one."""
+
+    first: float
+    further: float
+    strength: int  # of the proposals; who has one as strong already is not asked for
+
+
 class Pace(Protocol):
     """Chooses how many tokens of each draft are checked; see `speculation.pacing`."""
 
@@ -46,6 +58,9 @@ class Pace(Protocol):
         self, drafts: Mapping[Key, tuple[str, int, int]], num_decoding: int, num_tokens: int
     ) -> Mapping[Key, int]:
         """How many tokens of each draft (drafter, strength, length) to check, in a step of num_tokens without them."""
+
+    def afford(self, name: str, price: Price, keys: Seq[Key], num_decoding: int, num_tokens: int) -> int:
+        """How many tokens for each of these sequences are worth what this drafter takes to propose them; perhaps 0."""
 
     def may_pay(self, num_decoding: int, num_tokens: int) -> bool:
         """Whether any draft could be worth checking in such a step."""
@@ -70,6 +85,9 @@ class Drafter(Protocol):
     @property
     def active(self) -> bool:
         """Whether it may propose something now. While no drafter is active, an asynchronous model is planned ahead."""
+
+    def price(self, queries: Seq[DraftQuery]) -> Price | None:
+        """What `propose` would take; None: next to nothing."""
 
     def propose(self, queries: Seq[DraftQuery]) -> Seq[Proposal]:
         """A proposal for each query, without tokens where it has no guess."""
@@ -113,18 +131,50 @@ class Drafting:
             return {}
         drafts: dict[Sequence, Draft] = {}
         for drafter in self._drafters:
-            asked = [seq for seq in rooms if _room(seq, 1) and (seq not in drafts or drafts[seq].strength < SURE)]
-            if not asked or not drafter.active:
+            if not drafter.active:
                 continue
-            proposals = drafter.propose([_query(seq, rooms[seq]) for seq in asked])
-            for seq, proposal in zip(asked, proposals, strict=True):
-                tokens = tuple(proposal.tokens)[: _room(seq, rooms[seq])]
-                assert all(0 <= token_id < self._vocab_size for token_id in tokens), f"{drafter.name} drafts {tokens}"
-                if seq.constraint is not None:
-                    tokens = tokens[: seq.constraint.count_allowed(tokens)]
-                if tokens and (seq not in drafts or proposal.strength > drafts[seq].strength):
-                    drafts[seq] = Draft(tokens, drafter, proposal.strength)
+            queries = {
+                seq: _query(seq, room)
+                for seq in rooms
+                if (room := _room(seq, rooms[seq])) and (seq not in drafts or drafts[seq].strength < SURE)
+            }
+            queries = self._affordable(drafter, queries, drafts, len(rooms), num_tokens)
+            if queries:
+                self._take(drafter, queries, drafts)
         return drafts if self._pace is None else self._paced(drafts, self._pace, len(rooms), num_tokens)
+
+    def _affordable(
+        self,
+        drafter: Drafter,
+        queries: dict[Sequence, DraftQuery],
+        drafts: Mapping[Sequence, Draft],
+        num_decoding: int,
+        num_tokens: int,
+    ) -> dict[Sequence, DraftQuery]:
+        """The queries that are worth what the drafter takes for them, and for how many tokens."""
+        price = drafter.price(list(queries.values())) if queries else None
+        if price is None:
+            return queries
+        weaker = {
+            seq: query for seq, query in queries.items() if seq not in drafts or drafts[seq].strength < price.strength
+        }
+        length = LONGEST_PRICED
+        if self._pace is not None and weaker:
+            keys = [query.key for query in weaker.values()]
+            length = min(length, self._pace.afford(drafter.name, price, keys, num_decoding, num_tokens))
+        if not length:
+            return {}
+        return {seq: replace(query, max_tokens=min(query.max_tokens, length)) for seq, query in weaker.items()}
+
+    def _take(self, drafter: Drafter, queries: Mapping[Sequence, DraftQuery], drafts: dict[Sequence, Draft]) -> None:
+        """Ask the drafter, and keep of each sequence the strongest draft, as far as its constraint allows."""
+        for (seq, query), proposal in zip(queries.items(), drafter.propose(list(queries.values())), strict=True):
+            tokens = tuple(proposal.tokens)[: query.max_tokens]
+            assert all(0 <= token_id < self._vocab_size for token_id in tokens), f"{drafter.name} drafts {tokens}"
+            if seq.constraint is not None:
+                tokens = tokens[: seq.constraint.count_allowed(tokens)]
+            if tokens and (seq not in drafts or proposal.strength > drafts[seq].strength):
+                drafts[seq] = Draft(tokens, drafter, proposal.strength)
 
     def _paced(
         self, drafts: dict[Sequence, Draft], pace: Pace, num_decoding: int, num_tokens: int
@@ -167,4 +217,4 @@ def _room(seq: Sequence, room: int) -> int:
 
 
 def _query(seq: Sequence, room: int) -> DraftQuery:
-    return DraftQuery(_key(seq), seq.tokens, seq.prompt_len, seq.request, room)
+    return DraftQuery(_key(seq), seq.tokens, seq.prompt_len, seq.request, seq.sampler, room)

@@ -15,11 +15,13 @@ from pagoda.engine.device import make_backend, open_forward_model
 from pagoda.engine.drafters import Drafter
 from pagoda.engine.engine import Engine
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
-from pagoda.engine.speculation.choose import choose_drafters
+from pagoda.engine.speculation.choose import check_speculation, choose_drafters, wants_draft_model
+from pagoda.engine.speculation.draft_load import LoadedDraft, load_draft
 from pagoda.engine.speculation.pacing import Pacer
 from pagoda.engine.thread import EngineThread
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.models.registry import fallback_template
+from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.top_k import TopKSampler
 from pagoda.sources import LocalModel, Progress, resolve
@@ -50,6 +52,7 @@ class LoadedEngine:
     kv_plan: KVPlan
     model: LoadedModel
     checkpoint: Checkpoint
+    draft: LoadedDraft | None = None
 
     @property
     def load_text(self) -> Callable[[], tuple[Tokenizer, ChatTemplate | None, str | None]]:
@@ -80,6 +83,8 @@ class LoadedEngine:
         """Stop the engine and free everything. Idempotent."""
         self.engine.stop()
         self.core.close()
+        if self.draft is not None:
+            self.draft.close()
         self.model.close()
         self.checkpoint.close()
 
@@ -97,13 +102,14 @@ def load_engine(
     SourceError, FormatError, UnsupportedError or CapacityError, each with the remedy.
     """
     start = time.perf_counter()
+    check_speculation(settings)
     backend = make_backend(settings)
     settings = settings.with_limits(gpu=backend.available_memory() is not None)
     source = source or resolve(settings.model, progress=progress)
     checkpoint = open_checkpoint(source.path)
     checkpoint.guard()
     try:
-        loaded = _load(settings, backend, source, checkpoint, drafters)
+        loaded = _load(settings, backend, source, checkpoint, drafters, progress)
     except BaseException:
         checkpoint.close()
         raise
@@ -117,6 +123,7 @@ def _load(
     source: LocalModel,
     checkpoint: Checkpoint,
     drafters: Sequence[Drafter] | None,
+    progress: Progress | None,
 ) -> LoadedEngine:
     forward_model = open_forward_model(checkpoint, settings)
     device_memory = backend.available_memory()
@@ -130,13 +137,16 @@ def _load(
             max_batch_seqs=_max_rows(settings),
             kv_type=settings.kv_type,
         )
+    draft: LoadedDraft | None = None
     try:
         for name in checkpoint.tensors:  # packed now: let the OS have the file's pages back
             checkpoint.release(name)
         tokenizer = tokenizer_job.result()
         chat_template, no_chat_reason = chat_template_or_reason(checkpoint, tokenizer, fallback_template(checkpoint))
+        if drafters is None and wants_draft_model(settings):
+            draft = load_draft(settings, backend, tokenizer, progress)
         kv_plan = plan_kv(
-            _footprint(forward_model, model),
+            Footprint.of(forward_model, model, None if draft is None else draft.footprint),
             settings,
             forward_model.max_context,
             available,
@@ -145,8 +155,13 @@ def _load(
         pace = Pacer() if drafters is None else None  # who brings drafters has them checked whole
         if drafters is None:
             drafters = choose_drafters(settings.speculation, asynchronous=model.asynchronous)
-        core = _engine(settings, forward_model, model, tokenizer, kv_plan, drafters, pace)
+        sampler = (Sampler if model.ranker is None else TopKSampler)(forward_model.vocab_size, isa=settings.isa)
+        if draft is not None:
+            drafters = (*drafters, draft.drafter(sampler, forward_model.vocab_size, kv_plan, settings))
+        core = _engine(settings, forward_model, model, tokenizer, sampler, kv_plan, drafters, pace)
     except BaseException:
+        if draft is not None:
+            draft.close()
         model.close()
         raise
     return LoadedEngine(
@@ -162,6 +177,7 @@ def _load(
         kv_plan=kv_plan,
         model=model,
         checkpoint=checkpoint,
+        draft=draft,
     )
 
 
@@ -169,22 +185,12 @@ def _max_rows(settings: EngineSettings) -> int:
     return max(settings.num_seqs, MIN_ROWS)
 
 
-def _footprint(forward_model: ForwardModel, model: LoadedModel) -> Footprint:
-    groups = forward_model.kv_groups
-    return Footprint(
-        model.weight_bytes,
-        model.buffer_bytes,
-        tuple(group.window for group in groups),
-        tuple(model.block_bytes(g) for g in range(len(groups))),
-        model.graph_bytes,
-    )
-
-
 def _engine(
     settings: EngineSettings,
     forward_model: ForwardModel,
     model: LoadedModel,
     tokenizer: Tokenizer,
+    sampler: SamplerProtocol,
     kv_plan: KVPlan,
     drafters: Sequence[Drafter],
     pace: Pacer | None,
@@ -192,7 +198,7 @@ def _engine(
     return Engine(
         model,
         tokenizer,
-        (Sampler if model.ranker is None else TopKSampler)(forward_model.vocab_size, isa=settings.isa),
+        sampler,
         vocab_size=forward_model.vocab_size,
         windows=kv_plan.footprint.windows,
         num_blocks=kv_plan.num_blocks,

@@ -6,8 +6,8 @@
 The usual length is max_context where the user named it or the KV bytes, else USUAL_TOKENS: the pool fills up with
 cached prefixes sooner or later, and a model of long context should not for that take all memory there is.
 
-With several KV groups, all get the same share of what they could use. `plan_kv` is pure; `available_memory` reads
-the machine.
+With several KV groups, all get the same share of what they could use; those of a draft model are among them. `plan_kv`
+is pure; `available_memory` reads the machine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagoda.backends.base import ForwardModel, LoadedModel
 from pagoda.config import EngineSettings
 from pagoda.errors import CapacityError, ConfigError
 from pagoda.kv.table import peak_blocks
@@ -36,6 +37,32 @@ class Footprint:
     windows: tuple[int | None, ...]  # of the KV groups
     block_bytes: tuple[int, ...]
     graph_bytes: int = 0  # of buffer_bytes, on a GPU
+    draft: Footprint | None = None  # of a draft model beside it
+
+    @classmethod
+    def of(cls, forward_model: ForwardModel, model: LoadedModel, draft: Footprint | None = None) -> Footprint:
+        groups = forward_model.kv_groups
+        return cls(
+            model.weight_bytes,
+            model.buffer_bytes,
+            tuple(group.window for group in groups),
+            tuple(model.block_bytes(g) for g in range(len(groups))),
+            model.graph_bytes,
+            draft,
+        )
+
+    @property
+    def together(self) -> Footprint:
+        """Both models as one: the draft's KV groups come after the target's."""
+        if self.draft is None:
+            return self
+        return Footprint(
+            self.weight_bytes + self.draft.weight_bytes,
+            self.buffer_bytes + self.draft.buffer_bytes,
+            self.windows + self.draft.windows,
+            self.block_bytes + self.draft.block_bytes,
+            self.graph_bytes + self.draft.graph_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +73,20 @@ class KVPlan:
     num_blocks: tuple[int, ...]
     max_context: int
     num_seqs: float  # how many sequences of max_context tokens fit at once
+    draft_blocks: tuple[int, ...] = ()  # of the draft model's groups
 
     @property
     def kv_bytes(self) -> int:
-        return _bytes(self.footprint, self.num_blocks)
+        """Of both models."""
+        return _bytes(self.footprint.together, (*self.num_blocks, *self.draft_blocks))
 
     def __str__(self) -> str:
         taken = f"weights {_mib(self.footprint.weight_bytes)} + {self._buffers()}"
+        if draft := self.footprint.draft:
+            taken += f" + draft model {_mib(draft.weight_bytes + draft.buffer_bytes)}"
         return (
             f"memory: {taken} + KV blocks {_mib(self.kv_bytes)} "
-            f"({' + '.join(map(str, self.num_blocks))} of {BLOCK_SIZE} tokens) "
+            f"({' + '.join(map(str, (*self.num_blocks, *self.draft_blocks)))} of {BLOCK_SIZE} tokens) "
             f"= {self.num_seqs:.1f} sequences of {self.max_context} tokens"
         )
 
@@ -73,6 +104,7 @@ def plan_kv(
     Without settings.max_context, the context shrinks to what fits. CapacityError: what was asked for does not fit.
     ConfigError: the model has no such context.
     """
+    target, footprint = footprint, footprint.together
     budget = settings.kv_memory_bytes
     if budget is None:
         taken = footprint.weight_bytes + footprint.buffer_bytes
@@ -96,7 +128,9 @@ def plan_kv(
     wanted = [max(n, few * num_seqs) for n, few in zip(one, usual, strict=True)]
     share = min(1.0, budget / _bytes(footprint, wanted))
     num_blocks = tuple(max(n, int(many * share)) for n, many in zip(one, wanted, strict=True))
-    return KVPlan(footprint, num_blocks, max_context, min(m / n for m, n in zip(num_blocks, one, strict=True)))
+    num_seqs_whole = min(m / n for m, n in zip(num_blocks, one, strict=True))
+    own = len(target.windows)
+    return KVPlan(target, num_blocks[:own], max_context, num_seqs_whole, num_blocks[own:])
 
 
 def _usual_tokens(settings: EngineSettings, max_context: int) -> int:

@@ -1,10 +1,12 @@
-"""Which drafters an engine has: a row each."""
+"""Which drafters an engine has: a row each, and a draft model where one is given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from pagoda.config import EngineSettings
 from pagoda.engine.drafters import Drafter
+from pagoda.engine.speculation.draft_model import DraftModelDrafter
 from pagoda.engine.speculation.ngram import NgramDrafter
 from pagoda.engine.speculation.prediction import PredictionDrafter
 from pagoda.engine.speculation.shared_suffix import SharedSuffixDrafter
@@ -17,15 +19,29 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {  # in the order in which they are
 }
 
 
-def choose_drafters(speculation: tuple[str, ...], *, asynchronous: bool) -> tuple[Drafter, ...]:
-    """The drafters that `--speculation` names. auto: all of them, but none on a device that computes by itself, where
-    steps are planned ahead instead. Raises ConfigError.
-    """
-    unknown = [name for name in speculation if name not in (*DRAFTERS, "auto", "off")]
+def check_speculation(settings: EngineSettings) -> None:
+    """Raises ConfigError for what cannot be."""
+    speculation, names = settings.speculation, (*DRAFTERS, DraftModelDrafter.name)
+    unknown = [name for name in speculation if name not in (*names, "auto", "off")]
     if unknown or (len(speculation) > 1 and {"auto", "off"} & set(speculation)):
         raise ConfigError(
-            f"--speculation: {','.join(speculation)!r} is neither auto nor off nor a list of {', '.join(DRAFTERS)}"
+            f"--speculation: {','.join(speculation)!r} is neither auto nor off nor a list of {', '.join(names)}"
         )
+    if DraftModelDrafter.name in speculation and settings.draft_model is None:
+        raise ConfigError("--speculation draft needs --draft-model, a smaller model of the same vocabulary")
+    if settings.draft_format is not None and settings.draft_model is None:
+        raise ConfigError(f"--draft-format {settings.draft_format} needs --draft-model, whose weights it is for")
+
+
+def wants_draft_model(settings: EngineSettings) -> bool:
+    """Whether the draft model is to be loaded."""
+    return settings.draft_model is not None and bool({"auto", DraftModelDrafter.name} & set(settings.speculation))
+
+
+def choose_drafters(speculation: tuple[str, ...], *, asynchronous: bool) -> tuple[Drafter, ...]:
+    """The drafters that `--speculation` names, but for a draft model. auto: all of them, but none on a device that
+    computes by itself, where steps are planned ahead instead.
+    """
     if speculation == ("auto",):
         return () if asynchronous else tuple(make() for make in DRAFTERS.values())
     return tuple(make() for name, make in DRAFTERS.items() if name in speculation)

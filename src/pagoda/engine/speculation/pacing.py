@@ -6,13 +6,20 @@ less. So drafting fades out where batches are full, or guesses are bad, and come
 
 The chance that token j of a draft is kept is q^j: q is the chance that a guess is right after right ones, counted for
 each drafter and strength of match, and for each sequence apart, old counts fading.
+
+A drafter whose guesses take time themselves, as a draft model's, is asked for as many tokens as gain most: the sum of
+q^j * T(m) / m over sequences and tokens, less the longer step and the time for the guesses. Where nothing gains, it is
+not asked, and its counts fade until it is worth another try.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TypeVar
+
+from pagoda.engine.drafters import LONGEST_PRICED, Price
 
 K = TypeVar("K", bound=Hashable)
 
@@ -21,6 +28,7 @@ PRIOR_WEIGHT = 6.0  # guesses that the rate above counts as much as
 FADE = 0.93  # of a sequence's counts, with each draft
 GLOBAL_FADE = 0.998
 RECOVER = 0.99  # of a sequence's counts, with each draft that was not worth checking
+GLOBAL_RECOVER = 0.995  # of a drafter's, with each step in which it was not worth asking
 FIRST_SHARE = 0.2  # of a step of one token: what a further one is thought to cost before it is measured
 SMOOTHING = 0.15  # weight of a new time
 LARGEST = 64  # tokens of a step whose time is kept for itself
@@ -109,6 +117,33 @@ class Pacer:
     def observe(self, num_tokens: int, seconds: float) -> None:
         """A step in which sequences decode took so long."""
         self.times.observe(num_tokens, seconds)
+
+    def afford(self, name: str, price: Price, keys: Seq[Hashable], num_decoding: int, num_tokens: int) -> int:
+        """The length of drafts, for all of these sequences, with which most time is saved; 0: none saves any."""
+        usual = self.times.seconds(num_decoding)
+        if usual is None:
+            return LONGEST_PRICED // 4
+        rates = [self.rate(name, price.strength, key) for key in keys]
+        chances = list(rates)
+        saved = best = 0.0
+        length = 0
+        for j in range(1, LONGEST_PRICED + 1):
+            before, after = (self.times.seconds(num_tokens + i * len(keys)) or 0.0 for i in (j - 1, j))
+            spent = after - before + (price.first if j == 1 else price.further)
+            saved += sum(chances) * usual / num_decoding - MARGIN * spent
+            chances = [chance * rate for chance, rate in zip(chances, rates, strict=True)]
+            if saved > best:
+                best, length = saved, j
+        if not length:
+            self._recover(name, price.strength, keys)
+        return length
+
+    def _recover(self, name: str, strength: int, keys: Seq[Hashable]) -> None:
+        for counts, by in [(self._own.get(key), RECOVER) for key in keys] + [
+            (self._global.get((name, strength)), GLOBAL_RECOVER)
+        ]:
+            if counts is not None:
+                counts.fade(by)
 
     def choose(self, drafts: Mapping[K, tuple[str, int, int]], num_decoding: int, num_tokens: int) -> dict[K, int]:
         """How many tokens of each draft (drafter, strength, length) to check, in a step that has num_tokens already.

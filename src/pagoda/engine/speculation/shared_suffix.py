@@ -50,6 +50,9 @@ class SharedSuffixDrafter:
         self._scopes: OrderedDict[Hashable, list[_Answer]] = OrderedDict()  # the least recently used first
         self.num_tokens = 0
 
+    def price(self, queries: Seq[DraftQuery]) -> None:
+        """Looking up takes next to nothing."""
+
     def propose(self, queries: Seq[DraftQuery]) -> list[Proposal]:
         return [self._propose(query) for query in queries]
 
