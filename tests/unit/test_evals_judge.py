@@ -50,7 +50,7 @@ def said(text: str) -> dict[str, Any]:
 
 
 def judge(endpoint: FakeEndpoint, **options: Any) -> Judge:
-    return Judge(lambda: endpoint, "m", **options)
+    return Judge(lambda: endpoint, "m", **{"words": False} | options)
 
 
 def test_all_spellings_of_a_word_count_together() -> None:
@@ -77,11 +77,21 @@ def test_the_judges_prior_is_subtracted() -> None:
         return verdict(yes=0.1, no=0.8) if NOTHING in body["messages"][0]["content"] else verdict(yes=0.3, no=0.6)
 
     endpoint = FakeEndpoint(reply)
-    assert asyncio.run(judge(endpoint).supports("P", "Q", "A")) == pytest.approx(0.8)  # odds of 4
-    assert asyncio.run(judge(endpoint, prior=False).supports("P", "Q", "A")) == pytest.approx(1 / 3)
-    assert asyncio.run(judge(endpoint, sampled=True).supports("P", "Q", "A")) == 0
+    assert asyncio.run(judge(endpoint).supports(("P",), "Q", "A")) == pytest.approx(0.8)  # odds of 4
+    assert asyncio.run(judge(endpoint, prior=False).supports(("P",), "Q", "A")) == pytest.approx(1 / 3)
+    assert asyncio.run(judge(endpoint, sampled=True).supports(("P",), "Q", "A")) == 0
     calibrated = judge(endpoint, prior=False, calibration=Calibration(1, math.log(2)))
-    assert asyncio.run(calibrated.supports("P", "Q", "A")) == pytest.approx(0.5)
+    assert asyncio.run(calibrated.supports(("P",), "Q", "A")) == pytest.approx(0.5)
+
+
+def test_words_that_stand_together_count_beside_the_judge() -> None:
+    """A judge that cannot tell says 1 : 1; words add up to two to the log odds, or take as much."""
+    unsure = judge(FakeEndpoint(lambda body: verdict(yes=0.4, no=0.4)), prior=False, words=True)
+    found = [
+        asyncio.run(unsure.support_logit(passages, "Q", "It costs 85 euros."))
+        for passages in (("A service costs 85 euros; it takes a day.", "No."), ("It takes 3 days.",), ("No.",), ())
+    ]
+    assert found == pytest.approx([2, -1, -2, -2])
 
 
 def test_preference_does_not_depend_on_the_place() -> None:
@@ -98,7 +108,7 @@ def test_a_full_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pagoda.evals.judge.asyncio.sleep", sleep)
     busy = HttpError("429", 429, retry_after=3)
     endpoint = FakeEndpoint(lambda body: verdict(yes=0.5, no=0.5), [busy, HttpError("500", 500)])
-    assert asyncio.run(judge(endpoint, prior=False).supports("P", "Q", "A")) == 0.5
+    assert asyncio.run(judge(endpoint, prior=False).supports(("P",), "Q", "A")) == 0.5
     assert waits == [3, 6]
 
 

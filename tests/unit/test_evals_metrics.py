@@ -1,7 +1,7 @@
 """Metrics: RAGAS's formulas on sampled verdicts, expected values on probabilities, and every edge case."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -20,10 +20,10 @@ class FakeJudge:
 
     def __init__(self, verdicts: Mapping[str, float]) -> None:
         self.verdicts = verdicts
-        self.asked: list[str] = []
+        self.asked: list[tuple[str, ...]] = []
 
-    async def supports(self, passages: str, question: str, claim: str) -> float:
-        self.asked.append(passages)
+    async def supports(self, passages: Sequence[str], question: str, claim: str) -> float:
+        self.asked.append(tuple(passages))
         return self.verdicts[claim]
 
     async def useful(self, passage: str, question: str, reference: str) -> float:

@@ -74,3 +74,8 @@ def test_what_cannot_be_paired_is_refused(before: list[float], now: list[float])
 
 def test_interval_of_equal_scores_is_their_value() -> None:
     assert mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_the_interval_of_a_mean_stays_in_the_range_of_the_scores() -> None:
+    """29 of 30: quantiles of the binomial distribution over 30; scipy.stats.binom.ppf(0.025, 30, 29 / 30) is 27."""
+    assert mean_interval([1.0] * 29 + [0.0]) == (0.9, 1.0)

@@ -19,7 +19,6 @@ from pagoda.evals.calibration import Agreement, Calibration, agreement, cross_va
 from pagoda.evals.calibration_plot import curve_svg
 from pagoda.evals.cases import Case, read_testset
 from pagoda.evals.judge import Judge
-from pagoda.evals.prompts import join_passages
 
 
 @with_settings
@@ -75,7 +74,7 @@ async def _logits(judge: Judge, cases: list[Case], show: StepProgress) -> list[f
 
     async def one(case: Case) -> float:
         nonlocal done
-        found = await judge.support_logit(join_passages(case.contexts or ()), case.question, case.answer or "")
+        found = await judge.support_logit(case.contexts or (), case.question, case.answer or "")
         done += 1
         show("labels", done, len(cases))
         return found

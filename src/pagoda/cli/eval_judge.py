@@ -44,6 +44,9 @@ class JudgeSettings(Settings):
     prior: Annotated[
         bool, Setting("Subtract what the judge believes without the passages: a question more a claim.")
     ] = True
+    words: Annotated[
+        bool, Setting("Count how many of a claim's words stand together in a passage, beside what the judge says.")
+    ] = True
     embedding_model: Annotated[str | None, Setting("Model of the judge's server for likeness of texts.")] = None
     concurrency: Annotated[int, Setting("Questions asked at once.", minimum=1)] = 16
     judge_cache: Annotated[bool, Setting("Keep the judge's answers on disk: judging again costs nothing.")] = True
@@ -66,6 +69,7 @@ def open_judge(settings: JudgeSettings, engine: EngineSettings) -> Iterator[Open
     calibration = read_calibration(settings.calibration) if settings.calibration else None
     shown = f"{calibration.slope:.4g} and {calibration.offset:.4g}" if calibration else "uncalibrated"
     identity = f"{name}, {shown}, claims by {settings.claims}, prior {'on' if settings.prior else 'off'}"
+    identity += f", words {'on' if settings.words else 'off'}"
     cache = ResponseCache(cache_dir() / "judge.sqlite", name) if settings.judge_cache else None
     with open_endpoints(replace(engine, model=settings.judge), remote, settings.judge_key) as open_endpoint:
         judge = Judge(
@@ -74,6 +78,7 @@ def open_judge(settings: JudgeSettings, engine: EngineSettings) -> Iterator[Open
             calibration,
             sampled=settings.verdicts == "sampled",
             prior=settings.prior,
+            words=settings.words,
             split_by_judge=settings.claims == "judge",
             concurrency=settings.concurrency,
             cache=cache,

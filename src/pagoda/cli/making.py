@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +30,15 @@ def find(model: str) -> LocalModel:
         return resolve(model, progress=progress)
 
 
-def make(found: LocalModel, target: Path, settings: QuantizeSettings) -> None:
-    """Run the job, and print what was made and how large it is."""
+def make(
+    found: LocalModel,
+    target: Path,
+    settings: QuantizeSettings,
+    objection: Callable[[Path], str | None] = lambda made: None,
+) -> None:
+    """Run the job, and print what was made and how large it is. `objection` is as in `quantize`."""
     with step_progress() as (steps, say):
-        quantize(found.path, target, settings, progress=steps, say=say)
+        quantize(found.path, target, settings, progress=steps, say=say, objection=objection)
     typer.echo(f"{target}  {total_bytes(target) / 1e6:,.1f} MB, from {total_bytes(found.path) / 1e6:,.1f} MB")
 
 

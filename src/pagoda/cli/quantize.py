@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pagoda.cli.answers_gate import GateSettings, answers_gate
 from pagoda.cli.making import DEFAULT_MODEL, ModelArgument, OutputOption, find, make
 from pagoda.cli.options import with_settings
 from pagoda.quantize.methods import METHODS
@@ -10,9 +11,19 @@ from pagoda.quantize.settings import QuantizeSettings
 
 
 @with_settings
-def quantize(quantize: QuantizeSettings, model: ModelArgument = DEFAULT_MODEL, output: OutputOption = None) -> None:
+def quantize(
+    quantize: QuantizeSettings,
+    gate: GateSettings,
+    model: ModelArgument = DEFAULT_MODEL,
+    output: OutputOption = None,
+) -> None:
     found = find(model)
-    make(found, output or default_output(found.name, quantize), quantize)
+    make(
+        found,
+        output or default_output(found.name, quantize),
+        quantize,
+        answers_gate(found.path, gate, quantize.threads),
+    )
 
 
 DOC = """Make a model smaller: GGUF files by block formats, folders by GPTQ, AWQ and the like.

@@ -110,5 +110,5 @@ async def _draft(judge: Judge, kind: Kind, passages: tuple[str, ...]) -> Draft |
 
 
 async def _holds(judge: Judge, draft: Draft) -> bool:
-    probability = await judge.supports(join_passages(draft.passages), draft.question, draft.answer)
+    probability = await judge.supports(draft.passages, draft.question, draft.answer)
     return probability <= 0.5 if draft.kind == "unanswerable" else probability > 0.5

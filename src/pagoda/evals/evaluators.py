@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ class Score:
 class Asking(Protocol):
     """What an evaluator may ask; see `judge.Judge`."""
 
-    async def supports(self, passages: str, question: str, claim: str) -> float:
+    async def supports(self, passages: Sequence[str], question: str, claim: str) -> float:
         """The probability that the passages state the claim."""
 
     async def answers(self, question: str, answer: str) -> float:

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +26,11 @@ from pagoda.errors import PagodaError
 from pagoda.evals import prompts
 from pagoda.evals.calibration import Calibration
 from pagoda.evals.evaluators import Unjudged
-from pagoda.evals.sentences import is_refusal, split_sentences, words
+from pagoda.evals.sentences import is_refusal, share_together, split_sentences, words
 
 TOP = 20  # candidates of the first token that OpenAI's API shows at most
 FLOOR = 1e-6  # the probability of a word that is not among them and has no bound
+WORDS_WEIGHT = 2.0  # log odds of a claim all of whose words stand together in a passage; none of them: as much less
 RETRIES = 5
 MAX_WAIT_S = 30.0
 MAX_CLAIMS = 20
@@ -51,8 +52,8 @@ class Judge:
     """Asks one model; an `Asking`. Safe for many tasks of one event loop.
 
     sampled: take the likeliest word for the verdict, as RAGAS does, for comparison. prior: subtract what the judge
-    believes without the passages, which costs another question a claim. claims: split answers by the judge, not by
-    sentences.
+    believes without the passages, which costs another question a claim. words: also count how many of a claim's words
+    stand together in a passage. claims: split answers by the judge, not by sentences.
     """
 
     open_endpoint: Callable[[], Endpoint]
@@ -60,6 +61,7 @@ class Judge:
     calibration: Calibration | None = None
     sampled: bool = False
     prior: bool = True
+    words: bool = True
     split_by_judge: bool = True
     concurrency: int = 16
     cache: ResponseCache | None = None
@@ -68,18 +70,23 @@ class Judge:
     _idle: list[Endpoint] = field(default_factory=list)
     _slots: asyncio.Semaphore | None = None
 
-    async def supports(self, passages: str, question: str, claim: str) -> float:
+    async def supports(self, passages: Sequence[str], question: str, claim: str) -> float:
         return self._probability(await self.support_logit(passages, question, claim))
 
-    async def support_logit(self, passages: str, question: str, claim: str) -> float:
+    async def support_logit(self, passages: Sequence[str], question: str, claim: str) -> float:
         """Log odds that the passages state the claim, before calibration."""
         given = await self.log_odds(prompts.supports(passages, question, claim))
-        if self.sampled or not self.prior:
+        if self.sampled:
             return given
-        return given - await self.log_odds(prompts.knows(question, claim))
+        if self.prior:
+            given -= await self.log_odds(prompts.knows(question, claim))
+        if self.words:
+            share = max((share_together(claim, passage) for passage in passages), default=0.0)
+            given += WORDS_WEIGHT * (2 * share - 1)
+        return given
 
     async def useful(self, passage: str, question: str, reference: str) -> float:
-        return await self.supports(prompts.join_passages((passage,)), question, reference)
+        return await self.supports((passage,), question, reference)
 
     async def answers(self, question: str, answer: str) -> float:
         return self._plain(await self.log_odds(prompts.answers(question, answer)))

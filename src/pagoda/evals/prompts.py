@@ -6,6 +6,7 @@ Passages stand first, so that all questions about one case share their KV throug
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 Messages = list[dict[str, str]]
 
@@ -20,18 +21,18 @@ CLAIMS = (
 NOTHING = "(no passages)"
 
 
-def join_passages(passages: tuple[str, ...]) -> str:
+def join_passages(passages: Sequence[str]) -> str:
     """Numbered, so that a judge can tell where one ends."""
     return "\n\n".join(f"[{i}] {passage.strip()}" for i, passage in enumerate(passages, 1)) or NOTHING
 
 
-def supports(passages: str, question: str, claim: str) -> Messages:
-    return _user(f"Passages:\n{passages}\n\nQuestion: {question}\nAnswer: {claim}\n\n{SUPPORTS}")
+def supports(passages: Sequence[str], question: str, claim: str) -> Messages:
+    return _user(f"Passages:\n{join_passages(passages)}\n\nQuestion: {question}\nAnswer: {claim}\n\n{SUPPORTS}")
 
 
 def knows(question: str, claim: str) -> Messages:
     """The same question without passages: what the judge believes anyway."""
-    return supports(NOTHING, question, claim)
+    return supports((), question, claim)
 
 
 def answers(question: str, answer: str) -> Messages:
@@ -52,5 +53,5 @@ def _user(text: str) -> Messages:
 
 def digest() -> str:
     """SHA-256 of all that a judge is asked, sixteen digits."""
-    wording = [supports("P", "Q", "A"), answers("Q", "A"), prefers("Q", "A", "B"), claims("Q", "A")]
+    wording = [supports(("P",), "Q", "A"), answers("Q", "A"), prefers("Q", "A", "B"), claims("Q", "A")]
     return hashlib.sha256(repr(wording).encode()).hexdigest()[:16]

@@ -12,7 +12,6 @@ from typing import Any
 from pagoda.evals.cases import Case
 from pagoda.evals.evaluators import Asking, Score, Unjudged, evaluator
 from pagoda.evals.overlap import token_f1
-from pagoda.evals.prompts import join_passages
 from pagoda.evals.sentences import entities, is_refusal
 
 FACTS_WEIGHT, SIMILARITY_WEIGHT = 0.75, 0.25  # of answer_correctness, RAGAS's
@@ -112,8 +111,7 @@ async def _support(judge: Asking, case: Case, claims: list[str], passages: tuple
     """The probability of each claim given the passages; without any, nothing is supported."""
     if not passages:
         return [0.0] * len(claims)
-    joined = join_passages(passages)
-    return list(await asyncio.gather(*(judge.supports(joined, case.question, claim) for claim in claims)))
+    return list(await asyncio.gather(*(judge.supports(passages, case.question, claim) for claim in claims)))
 
 
 async def _both_ways(case: Case, judge: Asking) -> tuple[list[float], list[float], tuple[dict[str, Any], ...]]:

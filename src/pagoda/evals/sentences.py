@@ -42,6 +42,26 @@ def words(text: str) -> set[str]:
     return set(_WORD.findall(text.lower()))
 
 
+def share_together(claim: str, text: str) -> float:
+    """The largest share of a claim's words that stands in a stretch of the text three times as long as the claim."""
+    wanted = words(claim)
+    if not wanted:
+        return 0.0
+    found = _WORD.findall(text.lower())
+    length = 3 * len(wanted)
+    inside: Counter[str] = Counter()
+    most = 0
+    for i, word in enumerate(found):
+        if word in wanted:
+            inside[word] += 1
+        if i >= length and (left := found[i - length]) in wanted:
+            inside[left] -= 1
+            if not inside[left]:
+                del inside[left]
+        most = max(most, len(inside))
+    return most / len(wanted)
+
+
 def word_counts(text: str) -> Counter[str]:
     """Lower-case words and numbers with how often they occur."""
     return Counter(_WORD.findall(text.lower()))

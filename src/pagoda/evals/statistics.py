@@ -111,7 +111,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_interval(scores: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """The bootstrap interval of a mean of scores, at `CONFIDENCE`. Raises ValueError where there are none."""
+    """The percentile bootstrap interval of a mean of scores, at `CONFIDENCE`, which stays in the scores' range.
+
+    Raises ValueError where there are none.
+    """
     if not len(scores):
         raise ValueError("no scores")
-    return _interval(np.asarray(scores, np.float64), np.random.default_rng(seed))
+    values = np.asarray(scores, np.float64)
+    means = values[np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)

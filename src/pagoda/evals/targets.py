@@ -19,9 +19,11 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from pagoda.client import HttpClient, HttpError, list_models
+from pagoda.client import Endpoint, HttpClient, HttpError, list_models
 from pagoda.errors import ConfigError, PagodaError
 from pagoda.evals.cases import Case
+
+CHAT = "/v1/chat/completions"
 
 Answer = Callable[[Case], Awaitable[Case]]
 
@@ -68,10 +70,22 @@ async def _post(base: str, path: str, case: Case) -> Case:
 
 
 async def _chat(url: str, model: str, case: Case) -> Case:
-    messages = [{"role": "user", "content": case.question}]
-    body = {"model": model, "messages": messages, "temperature": 0, "seed": 0}
-    found = orjson.loads(await _ask(url, "/v1/chat/completions", body))
-    return _answered(case, found["choices"][0]["message"]["content"] or "")
+    return _said(case, await _ask(url, CHAT, question(case) | {"model": model}))
+
+
+async def ask_model(endpoint: Endpoint, max_tokens: int, case: Case) -> Case:
+    """The case with the answer of the model behind an endpoint, from the passages where the case has some."""
+    return _said(case, await endpoint.post(CHAT, orjson.dumps(question(case) | {"max_tokens": max_tokens})))
+
+
+def question(case: Case) -> dict[str, Any]:
+    """The request for the likeliest answer."""
+    text = "\n\n".join([*(case.contexts or ()), case.question])
+    return {"messages": [{"role": "user", "content": text}], "temperature": 0, "seed": 0}
+
+
+def _said(case: Case, body: bytes) -> Case:
+    return _answered(case, orjson.loads(body)["choices"][0]["message"]["content"] or "")
 
 
 async def _ask(url: str, path: str, body: dict[str, Any]) -> bytes:

@@ -37,12 +37,15 @@ def quantize(
     *,
     progress: Progress = lambda what, done, total: None,
     say: Callable[[str], None] = lambda line: None,
+    objection: Callable[[Path], str | None] = lambda made: None,
 ) -> Path:
     """Quantize the model `source`, a path or a name, as `settings.to` says, to the file or folder `output`: → that.
 
+    `objection` looks at what was made before it gets its name, and says why it must not.
+
     Raises ConfigError if the output exists and `settings.force` is not set, a setting cannot be, or the device is not
     there; SourceError for a name that leads nowhere; FormatError for damaged weights; CapacityError for a full disk or
-    memory; QualityError beyond `settings.max_kld`.
+    memory; QualityError beyond `settings.max_kld`, or where there is an objection.
     Interrupted by whatever, the same call goes on where it was.
     """
     output = Path(output)
@@ -58,6 +61,9 @@ def quantize(
         if settings.verify:
             _verify(finished, source, method.largest_kld, work, settings, say)
         _judge(finished, source, work, settings, progress, say)
+        if (why := objection(finished)) is not None:
+            shutil.rmtree(work, ignore_errors=True)
+            raise QualityError(f"{why}; nothing was kept")
         _put(finished, output)
         shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
