@@ -9,6 +9,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -127,6 +128,12 @@ class FakeEngine:
     def abort(self, request_id: str) -> None:
         self.abort_steps.append(self.num_steps)
         self._inbox.put(request_id)
+
+    def ask(self, question: Callable[[Any], Any]) -> Future[Any]:
+        """There is no engine to ask."""
+        answer: Future[Any] = Future()
+        answer.set_exception(EngineError("a fake has nothing to show"))
+        return answer
 
     def drain(self) -> None:
         self._refusing = True

@@ -17,7 +17,8 @@ from typing import Any
 
 import httpx
 
-from pagoda.config import CostSettings, ServerSettings
+from pagoda.config import ServerSettings
+from pagoda.observe.cost import CostSettings
 from pagoda.server.listen import bind, url
 from pagoda.server.run import PagodaServer, make_server
 from pagoda.server.service import Loaded

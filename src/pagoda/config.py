@@ -49,6 +49,7 @@ TABLES = (
     "eval-gate",
     "cost",
     "cost-report",
+    "top",
 )
 
 
@@ -222,26 +223,6 @@ class ServerSettings(Settings):
     ] = None
     log_format: Annotated[Literal["text", "json"], Setting("Shape of log lines.")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Setting("Least severe line logged.")] = "info"
-
-
-@dataclass(frozen=True, slots=True)
-class CostSettings(Settings):
-    """What the machine costs, and how its time is shared among requests."""
-
-    table = "cost"
-
-    price: Annotated[
-        float | None, Setting("USD an hour for this machine; without it nothing is priced.", minimum=0)
-    ] = None
-    price_of: Annotated[
-        str | None, Setting("Device of `pagoda plan` whose list price counts, where no --price is given: a100-80gb …")
-    ] = None
-    decode_weight: Annotated[
-        float, Setting("What a token of an answer costs, in tokens of a prompt.", minimum=0.01, maximum=1000)
-    ] = 4.0
-    kv_weight: Annotated[
-        float, Setting("What 1,024 tokens held in the KV cache add to a step, in tokens of a prompt.", minimum=0)
-    ] = 1.0
 
 
 def load_settings(

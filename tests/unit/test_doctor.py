@@ -142,5 +142,5 @@ def test_extras_are_those_of_the_package_and_imported_somewhere() -> None:
     packages = {re.split("[<>=]", need)[0] for name, needs in extras.items() if name != "dev" for need in needs}
     assert packages == set(OPTIONAL)
     code = "\n".join(path.read_text() for path in source.rglob("*.py") if path.name != "doctor.py")
-    for name in OPTIONAL:
+    for name in OPTIONAL.values():
         assert re.search(rf"^\s*(import|from) {name}\b|import_module\(\"{name}", code, re.MULTILINE), name

@@ -14,8 +14,8 @@ from fake_engine import FakeEngine, FakeLoaded
 from pagoda.benchmark.load import Load, run_load
 from pagoda.cli.bench_serve import _arrivals
 from pagoda.cli.main import app
-from pagoda.config import CostSettings
 from pagoda.errors import ConfigError
+from pagoda.observe.cost import CostSettings
 from pagoda.observe.request_log import read_lines
 from pagoda.server.accounts import make_ledger
 from serving import Served, events, serving, wait_for

@@ -20,12 +20,20 @@ from rich.table import Column, Table
 
 import pagoda
 from pagoda.cli.options import with_settings
+from pagoda.cli.top import live_state
 from pagoda.config import EngineSettings, ServerSettings, cache_dir
 from pagoda.errors import ConfigError
 from pagoda.hardware.host import Hardware, read_hardware
 from pagoda.hardware.machine import age, measurement
 
-OPTIONAL = ("torch", "triton", "matplotlib", "jsonschema")  # of the extras
+# Packages of the extras, and what they are imported as.
+OPTIONAL = {
+    "torch": "torch",
+    "triton": "triton",
+    "matplotlib": "matplotlib",
+    "jsonschema": "jsonschema",
+    "nvidia-ml-py": "pynvml",
+}
 GIB = 2**30
 
 
@@ -44,12 +52,18 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     measure: Annotated[bool, typer.Option(help="Measure memory, caches and arithmetic, or recall it.")] = True,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure again what is remembered.")] = False,
+    url: Annotated[str | None, typer.Option(help="Ask a running server why it is as fast as it is.")] = None,
+    url_key: Annotated[str | None, typer.Option("--url-key", help="Its admin key, where it asks for keys.")] = None,
 ) -> None:
     """Show what this machine has to run models, and warn of what stands in the way, with the remedy.
 
     What memory, caches, arithmetic and Pagoda's matrix products reach is measured once, in some seconds, and kept in
     the cache folder; pagoda plan --on this reads it too. Measure while the machine rests.
     """
+    if url is not None:
+        state = live_state(url, url_key)
+        typer.echo(json.dumps(state, indent=2) if as_json else f"{state['situation']}: {state['sentence']}")
+        return
     report = examine(engine, server, measure=measure or refresh, refresh=refresh)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
@@ -151,12 +165,11 @@ def _versions() -> dict[str, str | None]:
 
 def _version(name: str) -> str | None:
     """The installed version of an optional package; None if it is not installed."""
-    if importlib.util.find_spec(name) is None:
-        return None
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # a package whose distribution is called otherwise
-        return "installed"
+    except importlib.metadata.PackageNotFoundError:  # or a package whose distribution is called otherwise
+        module = OPTIONAL[name]
+        return "installed" if "." not in module and importlib.util.find_spec(module) is not None else None
 
 
 def _writable(folder: Path) -> bool:

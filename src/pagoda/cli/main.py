@@ -114,6 +114,9 @@ VERBS = {
     "eval init": Verb(
         "pagoda.cli.eval_init:init", "Write the gate's CI files.", "pagoda eval init . --target app:answer"
     ),
+    "top": Verb(
+        "pagoda.cli.top:top", "Show what a server does now, in the terminal.", "pagoda top --url http://127.0.0.1:8000"
+    ),
     "cost report": Verb(
         "pagoda.cli.cost_report:cost_report",
         "Sum up what requests have cost.",

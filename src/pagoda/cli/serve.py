@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pagoda.cli.fetching import fetch
 from pagoda.cli.options import with_settings
-from pagoda.config import CostSettings, EngineSettings, ServerSettings
+from pagoda.config import EngineSettings, ServerSettings
+from pagoda.observe.cost import CostSettings
 from pagoda.server.listen import allow_connections, bind, url
 from pagoda.server.logs import set_up_logging
 

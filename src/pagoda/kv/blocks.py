@@ -28,6 +28,11 @@ class BlockPool:
     def num_used(self) -> int:
         return self.num_blocks - self.num_free
 
+    @property
+    def kept(self) -> list[int]:
+        """Free blocks whose content is not lost."""
+        return list(self._kept)
+
     def refs(self, block: int) -> int:
         """How many sequences hold the block."""
         return self._refs[block]

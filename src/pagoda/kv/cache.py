@@ -86,6 +86,19 @@ class KVCache:
         wasted = sum(table.num_blocks * BLOCK_SIZE - table.num_tokens for table in self._tables.values())
         return wasted * len(self._groups)
 
+    def block_holders(self) -> list[dict[int, list[int]]]:
+        """For each group, which table rows hold each block that is held."""
+        held: list[dict[int, list[int]]] = [{} for _ in self._groups]
+        for row, table in self._tables.items():
+            for holders, blocks in zip(held, table.blocks, strict=True):
+                for block in blocks:
+                    holders.setdefault(block, []).append(row)
+        return held
+
+    def kept_blocks(self) -> list[list[int]]:
+        """For each group, its free blocks whose content a later request may still find."""
+        return [group.pool.kept for group in self._groups]
+
     def rows(self, tables: Sequence[BlockTable]) -> tuple[Int32Array, ...]:
         """Block tables of a batch, a group each: [B, widest]."""
         index = [table.row for table in tables]

@@ -15,12 +15,34 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 from pagoda.observe.own_series import CostSeries
+from pagoda.settings import Setting, Settings
 from pagoda.types import SequenceWork, StepResult
 
 HOUR_S = 3600.0
 KEPT = 4096  # ended requests whose cost can still be asked for
+
+
+@dataclass(frozen=True, slots=True)
+class CostSettings(Settings):
+    """What the machine costs, and how its time is shared among requests."""
+
+    table = "cost"
+
+    price: Annotated[
+        float | None, Setting("USD an hour for this machine; without it nothing is priced.", minimum=0)
+    ] = None
+    price_of: Annotated[
+        str | None, Setting("Device of `pagoda plan` whose list price counts, where no --price is given: a100-80gb …")
+    ] = None
+    decode_weight: Annotated[
+        float, Setting("What a token of an answer costs, in tokens of a prompt.", minimum=0.01, maximum=1000)
+    ] = 4.0
+    kv_weight: Annotated[
+        float, Setting("What 1,024 tokens held in the KV cache add to a step, in tokens of a prompt.", minimum=0)
+    ] = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from pagoda.config import CostSettings, ServerSettings
+from pagoda.config import ServerSettings
 from pagoda.hardware.devices import device
-from pagoda.observe.cost import CostLedger, WorkUnits
+from pagoda.observe.cost import CostLedger, CostSettings, WorkUnits
 from pagoda.observe.metrics import Metrics
 from pagoda.observe.request_log import RequestLine, RequestLog
 from pagoda.server.answers import Answer

@@ -324,7 +324,7 @@ def _mean_logprob(choice: Choice) -> float:
 def _error_of(delta: Delta) -> PagodaError:
     """What ended a choice before its time."""
     if delta.error is None:
-        return EngineError("the request was aborted: the server is shutting down")
+        return EngineError("the request was aborted: the server is shutting down, or its operator has stopped it")
     match delta.fault:
         case "request":
             return RequestError(delta.error, code="nothing_allowed")

@@ -14,9 +14,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from pagoda.config import CostSettings, ServerSettings
+from pagoda.config import ServerSettings
 from pagoda.errors import ConfigError, PagodaError
-from pagoda.server import routes, system
+from pagoda.observe.cost import CostSettings
+from pagoda.server import live, routes, system
 from pagoda.server.failures import DescribedError, answer_error, json_response
 from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
 from pagoda.server.record import record_of
@@ -39,11 +40,12 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
     ]
     app = Starlette(
-        routes=[*routes.ROUTES, *system.ROUTES, Route("/openapi.json", _document), Route("/docs", _docs)],
+        routes=[*routes.ROUTES, *system.ROUTES, *live.ROUTES, Route("/openapi.json", _document), Route("/docs", _docs)],
         middleware=layers,
         exception_handlers={**dict.fromkeys(ERRORS, answer_error), ClientGone: _gone},
     )
     app.state.service = service
+    app.state.live_views = {}
     return app
 
 
@@ -63,7 +65,7 @@ def _keys(settings: ServerSettings) -> Middleware:
     """What orchestrators ask needs no key. Raises ConfigError."""
     if settings.metrics_open and settings.metrics_key is not None:
         raise ConfigError("--metrics-open gives /metrics to everybody: leave it or --metrics-key out")
-    open_paths = {"/health", "/ready"} | ({"/metrics"} if settings.metrics_open else set())
+    open_paths = {"/health", "/ready", *live.PAGE} | ({"/metrics"} if settings.metrics_open else set())
     path_keys = {} if settings.metrics_key is None else {"/metrics": settings.metrics_key}
     return Middleware(
         ApiKeys, keys=settings.api_keys, admin_key=settings.admin_key, open_paths=open_paths, path_keys=path_keys

@@ -6,12 +6,17 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from pagoda.errors import EngineError
 from pagoda.server.call import Call, DeltaStream
 from pagoda.types import Delta, Request, StepResult
+
+T = TypeVar("T")
+
+SLOW_DELTAS = 32  # not yet written: a client that has so many waiting reads slower than tokens come
 
 
 class EngineThread(Protocol):
@@ -33,6 +38,8 @@ class EngineThread(Protocol):
     def submit(self, request: Request, sink: Callable[[Delta], None]) -> None: ...
 
     def abort(self, request_id: str) -> None: ...
+
+    def ask(self, question: Callable[[Any], T]) -> Future[T]: ...
 
     def drain(self) -> None: ...
 
@@ -69,6 +76,16 @@ class EngineBridge:
             stream.close()
             raise
         return stream
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that are open."""
+        return len(self._open)
+
+    @property
+    def num_slow_streams(self) -> int:
+        """Of them, those whose clients do not keep up."""
+        return sum(stream.num_unread > SLOW_DELTAS for stream in list(self._open))
 
     def close_all(self, error: Exception) -> None:
         """Make every open stream raise, so that its reader closes it. Runs on the loop."""
@@ -122,6 +139,11 @@ class EngineStream:
                 if delta.finish_reason is not None:
                     self._count_down(delta.request_id)
             yield arrived
+
+    @property
+    def num_unread(self) -> int:
+        """Deltas that wait to be written."""
+        return len(self._arrived)
 
     def put(self, delta: Delta) -> None:
         self._arrived.append(delta)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any, Protocol, runtime_checkable
 
+from pagoda.backends.cores import usable_cores
 from pagoda.config import EngineSettings
 from pagoda.engine.memory import KVPlan
 from pagoda.errors import PagodaError
 from pagoda.hardware.host import read_hardware
 from pagoda.hardware.machine import Measurement, age, remembered_measurement
+from pagoda.observe.history import History
 from pagoda.observe.roofline import Roofline
 from pagoda.sources import LocalModel
 from pagoda.types import BLOCK_SIZE
@@ -24,6 +26,16 @@ class FromFiles(Protocol):
     source: LocalModel
     settings: EngineSettings
     kv_plan: KVPlan
+
+
+def make_history(loaded: object) -> History:
+    """The last ten minutes of a model's engine, which knows how many threads and sequences it may have."""
+    if not isinstance(loaded, FromFiles):
+        return History()
+    settings = loaded.settings
+    on_gpu = settings.backend == "cuda"
+    threads = 0 if on_gpu else settings.threads or usable_cores()
+    return History(num_threads=threads, max_num_seqs=settings.num_seqs)
 
 
 def roofline_of(loaded: object) -> Roofline | None:

@@ -28,7 +28,8 @@ from pagoda.server.service import Service
 
 logger = logging.getLogger("pagoda.request")
 
-QUIET_PATHS = {"/health", "/ready", "/metrics"}  # asked every few seconds by machines: logged at debug level
+# Asked every few seconds by machines, or left open by people who look on: logged at debug level.
+QUIET_PATHS = {"/health", "/ready", "/metrics", "/live", "/live.css", "/live.js", "/live/state", "/live/events"}
 SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 SAFE_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")  # no empty part: "//host" would lead elsewhere
 CLIENT_CLOSED = 499  # nginx's number for it; only the log sees it

@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 
 import uvicorn
 
-from pagoda.config import CostSettings, ServerSettings
+from pagoda.config import ServerSettings
 from pagoda.errors import EngineError, FormatError
+from pagoda.observe.cost import CostSettings
 from pagoda.server.app import create_app
 from pagoda.server.http import Connection, Connections
 from pagoda.server.service import Loaded, Model, Service

@@ -12,14 +12,15 @@ import time
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
-from pagoda.config import CostSettings, ServerSettings
+from pagoda.config import ServerSettings
 from pagoda.errors import EngineError, OverloadedError, UnavailableError
+from pagoda.observe.cost import CostSettings
 from pagoda.observe.metrics import Metrics
 from pagoda.server.accounts import Accounts, make_ledger
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.bridge import EngineBridge, EngineThread
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
-from pagoda.server.ceilings import roofline_of
+from pagoda.server.ceilings import make_history, roofline_of
 from pagoda.server.constraints import Constraints
 from pagoda.server.intact import Intact
 from pagoda.server.prompts import ChatTemplate, Tokenizer
@@ -92,6 +93,8 @@ class Model:
         )
         self.engine.before_sinks.append(self.metrics.ledger.record)
         self.engine.on_step.append(self.metrics.record)
+        self.history = make_history(loaded)
+        self.engine.on_step.append(self.history.record)
         self.accounts = Accounts(self.name, self.metrics, settings)
         self._measuring = threading.Timer(MEASURE_AFTER_S, self._find_roofline)
         self._measuring.daemon = True
@@ -129,6 +132,7 @@ class Model:
         roofline = roofline_of(self.loaded)
         if roofline is not None:
             self.metrics.set_roofline(roofline)
+            self.history.roofline = roofline
 
     def close(self) -> None:
         """End what was started besides the engine."""

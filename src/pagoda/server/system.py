@@ -37,6 +37,7 @@ async def version(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus series."""
     model = service_of(request).model()
+    model.metrics.server.slow_streams.value = model.bridge.num_slow_streams
     text, content_type = model.metrics.exposition(request.headers.get("accept", ""))
     return Response(text, headers={"Content-Type": content_type})
 

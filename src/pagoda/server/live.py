@@ -1,0 +1,107 @@
+"""/live: what the server does now, what it costs and why it is as fast as it is, for people.
+
+    /live, /live.css, /live.js   the page: files of this package, nothing from elsewhere and no code in the page itself
+    /live/state                  all that it shows, as JSON (`pagoda top` and `pagoda doctor --url` read it too)
+    /live/events                 the same as server-sent events, one a second
+    POST /live/stop {"id": …}    end a request
+
+The page is open, since it holds nothing; what it shows needs the admin key where any keys are asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from importlib import resources
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pagoda.errors import OverloadedError, RequestError
+from pagoda.server.failures import json_response
+from pagoda.server.json_body import parse_json
+from pagoda.server.live_state import LiveView
+from pagoda.server.record import record_of
+from pagoda.server.routes import service_of
+from pagoda.server.stream import EventStream
+
+EVERY_S = 1.0
+MAX_VIEWERS = 16
+FILES = {"/live": ("live.html", "text/html"), "/live.css": ("live.css", "text/css"),
+         "/live.js": ("live.js", "text/javascript")}  # fmt: skip
+PAGE = tuple(FILES)
+SAFE = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+async def page(request: Request) -> Response:
+    """One of the page's files."""
+    name, kind = FILES[request.url.path.removeprefix(request.scope.get("root_path", ""))]
+    text = resources.files("pagoda.server").joinpath("live_page", name).read_text(encoding="utf-8")
+    return Response(text, headers=SAFE, media_type=kind)
+
+
+async def state(request: Request) -> Response:
+    """All that the page shows."""
+    return json_response(await _view(request).state())
+
+
+async def watch(request: Request) -> Response:
+    """An event a second, until the client goes or the server shuts down."""
+    view, service = _view(request), service_of(request)
+    if view.num_viewers >= MAX_VIEWERS:
+        raise OverloadedError(f"{MAX_VIEWERS} people look on already", retry_after=10.0)
+    view.num_viewers += 1
+
+    async def events() -> AsyncIterator[bytes]:
+        while service.phase == "ready":
+            yield b"data: " + orjson.dumps(await view.state()) + b"\n\n"
+            await asyncio.sleep(EVERY_S)
+
+    def close() -> None:
+        view.num_viewers -= 1
+
+    return EventStream(events(), close)
+
+
+async def stop(request: Request) -> Response:
+    """End a request. Only a page that this server sent can ask for it: others may not send this header."""
+    view = _view(request)
+    if request.headers.get("x-pagoda-live") is None:
+        raise HTTPException(403, "send the header X-Pagoda-Live")
+    body = parse_json(await request.body())
+    name = body.get("id") if isinstance(body, dict) else None
+    if not isinstance(name, str):
+        raise RequestError("which request is to be stopped? send its id", param="id")
+    view.model.engine.abort(name)
+    return json_response({"stopped": name})
+
+
+def _view(request: Request) -> LiveView:
+    """The model's, for somebody who may look."""
+    service = service_of(request)
+    settings = service.settings
+    if (settings.api_keys or settings.admin_key is not None) and not record_of(request.scope).admin:
+        hint = "send it" if settings.admin_key is not None else "start the server with --admin-key"
+        raise HTTPException(403, f"what all clients ask is shown with the admin key alone: {hint}")
+    model = service.model()
+    views: dict[str, LiveView] = request.app.state.live_views
+    if model.name not in views:
+        views[model.name] = LiveView(model)
+    return views[model.name]
+
+
+ROUTES = [
+    *(Route(path, page) for path in FILES),
+    Route("/live/state", state),
+    Route("/live/events", watch),
+    Route("/live/stop", stop, methods=["POST"]),
+]
