@@ -19,6 +19,7 @@ Program::Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max
                  KVType kv_type, int activation_bits) {
     workspace.pool = std::move(pool);
     workspace.kernels = kernels;
+    workspace.lora_kernels = &lora_kernels(kernels->name);
     workspace.max_tokens = max_tokens;
     workspace.max_logit_rows = max_logit_rows;
     workspace.kv_type = kv_type;
@@ -36,6 +37,11 @@ int Program::add_quantized(int64_t columns, int64_t rows) {
     workspace.quantized.push_back({workspace.max_tokens * rows, columns, {}, {}});
     if (workspace.activation_bits == 16) workspace.quantized.back().open(16);
     return static_cast<int>(workspace.quantized.size()) - 1;
+}
+
+int Program::add_lora_site(int64_t rows, int64_t columns) {
+    workspace.lora_sites.push_back({rows, columns});
+    return static_cast<int>(workspace.lora_sites.size()) - 1;
 }
 
 int Program::add_rope(std::vector<float> inv_freq, float scale, bool neox) {

@@ -14,6 +14,7 @@ class Program {
     // Buffers of so many rows a token.
     int add_buffer(int64_t columns, int64_t rows = 1);
     int add_quantized(int64_t columns, int64_t rows = 1);
+    int add_lora_site(int64_t rows, int64_t columns);
     int add_rope(std::vector<float> inv_freq, float scale, bool neox);
     template <class S>
     void add(S stage) {

@@ -97,7 +97,8 @@ KVType kv_type_from_name(const std::string &name) {
 
 void forward(Program &program, const Ints &tokens, const Ints &positions, const Ints &seq_starts,
              const std::vector<IntTable> &tables, const Ints &logit_rows, const Ints &hidden_rows,
-             const std::optional<Ints> &token_types) {
+             const std::optional<Ints> &token_types, const std::vector<std::shared_ptr<Adapter>> &adapters,
+             const std::optional<Ints> &adapter_of) {
     Step step{};
     step.tokens = static_cast<int64_t>(tokens.shape(0));
     step.sequences = static_cast<int64_t>(seq_starts.shape(0)) - 1;
@@ -113,6 +114,12 @@ void forward(Program &program, const Ints &tokens, const Ints &positions, const 
             throw std::invalid_argument("a type for each token is needed, or none");
         step.token_types = token_types->data();
     }
+    for (const auto &adapter : adapters) step.adapters.push_back(adapter.get());
+    if (adapter_of) {
+        if (static_cast<int64_t>(adapter_of->shape(0)) != step.sequences)
+            throw std::invalid_argument("for each sequence it must be known which adapter it has");
+        step.adapter_of = adapter_of->data();
+    }
     if (positions.shape(0) != tokens.shape(0)) throw std::invalid_argument("a position for each token is needed");
     if (step.sequences < 1) throw std::invalid_argument("a step needs a sequence");
     for (const IntTable &t : tables) {
@@ -123,6 +130,27 @@ void forward(Program &program, const Ints &tokens, const Ints &positions, const 
     }
     nb::gil_scoped_release unlocked;
     program.run(step);
+}
+
+// Of each delta: the site, a [rank, columns], b [rows, rank], bias [rows].
+std::shared_ptr<Adapter> make_adapter(
+    const Program &program, const std::vector<std::tuple<size_t, FloatTable, FloatTable, std::optional<Floats>>> &deltas,
+    bool halves) {
+    const std::vector<LoraSite> &sites = program.workspace.lora_sites;
+    std::vector<LoraFactors> factors;
+    for (const auto &[site, a, b, bias] : deltas) {
+        const auto is = [](const FloatTable &m, int64_t rows, int64_t columns) {
+            return static_cast<int64_t>(m.shape(0)) == rows && static_cast<int64_t>(m.shape(1)) == columns;
+        };
+        const auto rank = static_cast<int64_t>(a.shape(0));
+        if (site >= sites.size()) throw std::invalid_argument("no such linear");
+        if (!is(a, rank, sites[site].columns) || !is(b, sites[site].rows, rank) ||
+            (bias && static_cast<int64_t>(bias->shape(0)) != sites[site].rows))
+            throw std::invalid_argument("the factors are not of the linear's shape");
+        factors.push_back({site, rank, a.data(), b.data(), bias ? bias->data() : nullptr});
+    }
+    nb::gil_scoped_release unlocked;
+    return std::make_shared<Adapter>(&program.workspace, sites, factors, halves);
 }
 
 void quantized_matmul(const Runtime &runtime, const Weight &weight, nb::ndarray<const float, nb::ndim<2>, nb::c_contig> x,
@@ -203,12 +231,14 @@ void bind_program(nb::module_ &m) {
     nb::class_<LinearPart>(m, "LinearPart")
         .def("__init__",
              [](LinearPart *self, std::vector<std::shared_ptr<Weight>> weights, std::optional<int> out,
-                std::optional<Floats> bias, bool accumulate, float scale) {
+                std::optional<Floats> bias, bool accumulate, float scale, int site) {
                  if (weights.empty()) throw std::invalid_argument("a part of a linear stage needs a weight");
                  const auto padded = static_cast<size_t>(weights[0]->panels * kPanelRows);
-                 new (self) LinearPart{std::move(weights), out.value_or(kNone), to_vector(bias, padded), accumulate, scale};
+                 new (self) LinearPart{std::move(weights), out.value_or(kNone), to_vector(bias, padded), accumulate, scale, site};
              },
-             "weights"_a, "out"_a.none(), "bias"_a = nb::none(), "accumulate"_a = false, "scale"_a = 1.0f);
+             "weights"_a, "out"_a.none(), "bias"_a = nb::none(), "accumulate"_a = false, "scale"_a = 1.0f,
+             "site"_a = kNone);
+    nb::class_<Adapter>(m, "Adapter").def_prop_ro("bytes", &Adapter::bytes);
     nb::class_<Program>(m, "Program")
         .def("add_buffer", &Program::add_buffer, "columns"_a, "rows"_a = 1)
         .def("add_quantized", &Program::add_quantized, "columns"_a, "rows"_a = 1)
@@ -217,6 +247,8 @@ void bind_program(nb::module_ &m) {
                  return p.add_rope(to_vector(inv_freq), scale, neox);
              },
              "inv_freq"_a, "scale"_a, "neox"_a)
+        .def("add_lora_site", &Program::add_lora_site, "rows"_a, "columns"_a)
+        .def("make_adapter", &make_adapter, "deltas"_a, "halves"_a)
         .def("set_layers",
              [](Program &p, const std::vector<std::tuple<int, int, int>> &layers, int groups) {
                  std::vector<LayerKV> kv;
@@ -236,7 +268,8 @@ void bind_program(nb::module_ &m) {
              },
              "group"_a, "pairs"_a)
         .def("forward", &forward, "tokens"_a, "positions"_a, "seq_starts"_a, "block_tables"_a, "logit_rows"_a,
-             "hidden_rows"_a, "token_types"_a = nb::none())
+             "hidden_rows"_a, "token_types"_a = nb::none(), "adapters"_a = std::vector<std::shared_ptr<Adapter>>{},
+             "adapter_of"_a = nb::none())
         .def("buffer",
              [](Program &p, int index) {
                  const Buffer &b = p.workspace.buffer(index);

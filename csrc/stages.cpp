@@ -84,6 +84,7 @@ void RowwiseStage::run(Workspace &w, const Step &step, int64_t row, uint8_t *mem
         if (q.codes16.q) w.kernels->quantize(codes, n, q.codes16, row);
         if (q.codes8.q) w.kernels->quantize8(codes, n, q.codes8, row);
     }
+    if (kept != kNone && w.adapters.wants(from)) std::memcpy(w.buffer(kept).row(row), value, static_cast<size_t>(n) * 4);
     if (accumulate)
         w.kernels->add(w.buffer(out).row(row), value, n);
     else if (keep && value != to)
@@ -96,6 +97,7 @@ void LinearStage::admit(Workspace &w) {
     if (parts.empty() || (x == kNone) == (quantized == kNone))
         throw std::invalid_argument("a linear stage needs weights, and either floats or codes to multiply with them");
     for (const LinearPart &p : parts) {
+        if (p.site != kNone && rows != Rows::Tokens) throw std::invalid_argument("adapters add to all tokens' rows alone");
         for (const auto &other : p.weights)
             if (other->type != p.weight().type || other->rows != p.weight().rows || other->columns != p.weight().columns)
                 throw std::invalid_argument("experts must be of one type and shape");
@@ -174,6 +176,7 @@ void LinearStage::run(Workspace &w, const Step &step, int64_t index, uint8_t *sc
     g.scale = p.scale;
     g.scratch = scratch;
     (bytes ? w.kernels->gemm8 : w.kernels->gemm)[type](g);
+    if (p.site != kNone && !w.adapters.empty()) add_adapters(w, at);
     if (softcap <= 0) return;
     for (int64_t t = g.token_begin; t < g.token_end; ++t)
         for (int64_t i = g.panel_begin * kPanelRows; i < g.panel_end * kPanelRows; ++i) {

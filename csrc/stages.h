@@ -71,6 +71,7 @@ struct RowwiseStage {
     int out = kNone;
     bool accumulate = false;  // out += instead of out =
     int quantized = kNone;
+    int kept = kNone;  // where tokens with adapters leave the row as floats, besides
     std::vector<int32_t> order;  // quantized column i is column order[i]; empty: as they are
     Rows rows = Rows::Tokens;
 
@@ -85,6 +86,7 @@ struct RowwiseStage {
         field("out", out, kOptional);
         field("accumulate", accumulate, kOptional);
         field("quantized", quantized, kOptional);
+        field("kept", kept, kOptional);
         field("order", order, kOptional);
         field("rows", rows, kOptional);
     }
@@ -103,6 +105,7 @@ struct LinearPart {
     std::vector<float> bias;  // padded to panels * 16, or empty
     bool accumulate = false;
     float scale = 1.0f;
+    int site = kNone;  // its place in Workspace::lora_sites; adapters add to what the part computes
     const Weight &weight(int expert = 0) const { return *weights[static_cast<size_t>(expert)]; }
 };
 
@@ -137,9 +140,28 @@ struct LinearStage {
     void plan(const Workspace &w);
 
   private:
+    void add_adapters(Workspace &w, const Item &item) const;
     int64_t chunk_items(int64_t rows) const;
     Item chunk_item(int64_t index, int expert, int64_t rows, int64_t row_begin, int64_t row_end) const;
     std::vector<int64_t> chunk_starts_;  // the first item of each chunk of routed rows, and their number
+};
+
+// hidden = A x, for the tokens with adapters and the linears at `sites`, which read x; the linear stage after it adds
+// B hidden to what it computes.
+struct LoraShrinkStage {
+    static constexpr const char *kKind = "lora_shrink";
+    int x;
+    std::vector<int32_t> sites;  // a part of the linear stage each
+
+    template <class F>
+    void fields(F &field) {
+        field("x", x);
+        field("sites", sites);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &w, const Step &) const;
+    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
+    Cost describe(const Workspace &w, const Step &step) const;
 };
 
 // Chooses the top_k experts of each token by their scores, equals by number, and weighs them by the softmax of all scores;
@@ -233,6 +255,7 @@ struct AttendStage {
     void look_ahead(AttendArgs &a, const Workspace &w, const Step &step, int64_t item) const;
 };
 
-using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, RouteStage, CombineStage, RopeAndStoreKVStage, AttendStage>;
+using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, RouteStage, CombineStage,
+                           RopeAndStoreKVStage, AttendStage>;
 
 }  // namespace pagoda

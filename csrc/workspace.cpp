@@ -107,6 +107,10 @@ void Workspace::check(const Step &s) const {
     require(s.hidden_rows <= max_tokens, "more rows of hidden states than the program was made for");
     for (int64_t r = 0; r < s.hidden_rows; ++r)
         require(s.hidden_row_ids[r] >= 0 && s.hidden_row_ids[r] < s.tokens, "row of hidden states outside of the tokens");
+    for (const Adapter *adapter : s.adapters)
+        require(adapter->owner == this && adapter->deltas.size() == lora_sites.size(), "an adapter of another program");
+    for (int64_t b = 0; s.adapter_of && b < s.sequences; ++b)
+        require(s.adapter_of[b] >= kNone && s.adapter_of[b] < static_cast<int64_t>(s.adapters.size()), "no such adapter");
     for (int64_t b = 0; b < s.sequences; ++b) {
         const int64_t begin = s.seq_starts[b], end = s.seq_starts[b + 1];
         require(begin < end && end <= s.tokens, "every sequence needs a token, and sequences must cover the tokens");
@@ -139,7 +143,32 @@ void Workspace::plan(const Step &step) {
         std::fill(token_sequence.begin() + step.seq_starts[b], token_sequence.begin() + step.seq_starts[b + 1],
                   static_cast<int32_t>(b));
     attention.plan(step, pool->size());
+    plan_adapters(step);
     routing.chunks.clear();
+}
+
+void Workspace::plan_adapters(const Step &step) {
+    adapters.groups.clear();
+    adapters.tokens.clear();
+    adapters.asks.clear();
+    adapters.rank = 0;
+    if (!step.adapter_of) return;
+    for (size_t i = 0; i < step.adapters.size(); ++i) {
+        const auto begin = static_cast<int64_t>(adapters.tokens.size());
+        for (int64_t b = 0; b < step.sequences; ++b)
+            if (step.adapter_of[b] == static_cast<int32_t>(i))
+                for (int32_t t = step.seq_starts[b]; t < step.seq_starts[b + 1]; ++t) adapters.tokens.push_back(t);
+        const auto end = static_cast<int64_t>(adapters.tokens.size());
+        if (begin == end) continue;
+        adapters.groups.push_back({step.adapters[i], begin, end});
+        adapters.rank = std::max(adapters.rank, step.adapters[i]->rank);
+    }
+    if (adapters.empty()) return;
+    adapters.asks.assign(static_cast<size_t>(step.tokens), 0);
+    for (const int32_t t : adapters.tokens) adapters.asks[static_cast<size_t>(t)] = 1;
+    adapters.hidden_stride = lora_together * adapters.rank;
+    const auto floats = static_cast<size_t>(step.tokens * adapters.hidden_stride);
+    if (adapters.hidden.size() < floats) adapters.hidden.resize(floats);
 }
 
 int64_t Routing::num_busy() const {

@@ -5,7 +5,9 @@
 #include <optional>
 #include <vector>
 
+#include "adapter.h"
 #include "kernels.h"
+#include "kernels_lora.h"
 #include "pool.h"
 
 namespace pagoda {
@@ -22,6 +24,8 @@ struct Step {
         int64_t stride, width;
     };
     std::vector<Table> tables;  // a KV group each
+    std::vector<const Adapter *> adapters;
+    const int32_t *adapter_of = nullptr;  // [sequences] which of them, kNone: none; null: no sequence has one
 };
 
 // The rows that a stage works on: a token's each, or only those whose logits or hidden states are wanted. Routed rows are a row for each
@@ -113,6 +117,7 @@ struct Routing {
 struct Workspace {
     std::shared_ptr<Pool> pool;
     const Kernels *kernels;
+    const LoraKernels *lora_kernels;
     int64_t max_tokens, max_logit_rows;
     KVType kv_type;
     int activation_bits;
@@ -130,6 +135,10 @@ struct Workspace {
     std::vector<int64_t> group_windows;  // how many keys back the group's layers look at most; 0: at all of them
     std::vector<int64_t> num_blocks;
     std::vector<LazyMemory> kv;
+
+    std::vector<LoraSite> lora_sites;
+    int64_t lora_together = 0;  // linears that read one value, at most
+    StepAdapters adapters;      // of the step at hand
 
     AttentionPlan attention;
     Routing routing;
@@ -154,6 +163,7 @@ struct Workspace {
     void rotate(const Step &step, int64_t token);
 
   private:
+    void plan_adapters(const Step &step);
     void check_tables(const Step &step, int64_t sequence) const;
 };
 

@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.backends.base import LOGIT_BLOCK, TopKBlocks
+from pagoda.backends.base import LOGIT_BLOCK, AdapterWeights, PlacedAdapter, TopKBlocks
 from pagoda.engine.drafters import Drafter, Pace
 from pagoda.engine.engine import Engine
 from pagoda.sampling.base import SamplerProtocol
@@ -56,6 +56,9 @@ class FakeModel:
 
     def block_bytes(self, group: int) -> int:
         return 64
+
+    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> PlacedAdapter:
+        raise AssertionError("nothing here has an adapter")
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         shapes = [(n, BLOCK_SIZE) for n in num_blocks]
@@ -150,7 +153,8 @@ class FakeDevice(FakeModel):
     def stage(self, batch: Batch) -> None:
         self.log.append(("stage", self._num_launched + 1))
         tables = tuple(table.copy() for table in batch.block_tables)
-        arrays = {f.name: getattr(batch, f.name).copy() for f in fields(batch) if f.name != "block_tables"}
+        values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        arrays = {name: value.copy() for name, value in values.items() if isinstance(value, np.ndarray)}
         self._staged = Batch(**arrays, block_tables=tables)
 
     def launch(self, tokens: Int32Array) -> None:

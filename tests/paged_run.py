@@ -10,6 +10,7 @@ Blocks come in random order, a sliding window's old blocks are given back at onc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,14 +29,20 @@ class PagedRun:
         self.tables: dict[str, list[list[int]]] = {}
         self.hidden: FloatArray = np.empty((0, 0), np.float32)
 
-    def step(self, chunks: Mapping[str, Sequence[int]], hidden_rows: Sequence[int] = ()) -> dict[str, FloatArray]:
+    def step(
+        self,
+        chunks: Mapping[str, Sequence[int]],
+        hidden_rows: Sequence[int] = (),
+        adapters: Mapping[str, object] | None = None,
+    ) -> dict[str, FloatArray]:
         """Feed each sequence its next tokens. → logits of every one of them, a sequence each
 
-        `hidden` has the hidden states of these rows of the step then.
+        `hidden` has the hidden states of these rows of the step then. adapters: placed ones, by sequence.
         """
         for name, tokens in chunks.items():
             self._grow(name, len(tokens))
-        logits = run_batch(self.loaded, self._batch(chunks, hidden_rows)).copy()
+        batch = self._batch(chunks, hidden_rows)
+        logits = run_batch(self.loaded, _with_adapters(batch, list(chunks), adapters or {})).copy()
         if len(hidden_rows):
             self.hidden = self.loaded.hidden_states().copy()
         for name in chunks:
@@ -110,3 +117,11 @@ def reference_run(model: ForwardModel, *, num_blocks: int = 64, seed: int = 0) -
         pool.k.fill(np.nan)
         pool.v.fill(np.nan)
     return run
+
+
+def _with_adapters(batch: Batch, names: Sequence[str], adapters: Mapping[str, object]) -> Batch:
+    placed = list(dict.fromkeys(adapters[name] for name in names if name in adapters))
+    if not placed:
+        return batch
+    of = [placed.index(adapters[name]) if name in adapters else -1 for name in names]
+    return replace(batch, adapters=tuple(placed), adapter_of=np.array(of, np.int32))

@@ -146,7 +146,14 @@ class LinearPart:
         bias: npt.NDArray[np.float32] | None = None,
         accumulate: bool = False,
         scale: float = 1.0,
+        site: int = -1,
     ) -> None: ...
+
+class Adapter:
+    """A LoRA adapter of one program; see csrc/adapter.h."""
+
+    @property
+    def bytes(self) -> int: ...
 
 class Program:
     """A recorded forward pass; see csrc/program.h. Buffers go by number."""
@@ -155,6 +162,14 @@ class Program:
     def add_buffer(self, columns: int, rows: int = 1) -> int:
         """Of so many rows for each token of a step."""
     def add_quantized(self, columns: int, rows: int = 1) -> int: ...
+    def add_lora_site(self, rows: int, columns: int) -> int:
+        """A linear that adapters may add to, as its `LinearPart` and the stage before it name it."""
+    def make_adapter(
+        self,
+        deltas: list[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]],
+        halves: bool,
+    ) -> Adapter:
+        """Of each delta: the site, a [rank, columns], b [rows, rank], bias [rows]. Kept in bfloat16 or float32."""
     def add_rope(self, inv_freq: npt.NDArray[np.float32], scale: float, neox: bool) -> int: ...
     def set_layers(self, layers: list[tuple[int, int, int]], groups: int) -> None:
         """(KV group, KV heads, head size) of each layer."""
@@ -175,7 +190,10 @@ class Program:
         logit_rows: npt.NDArray[np.int32],
         hidden_rows: npt.NDArray[np.int32],
         token_types: npt.NDArray[np.int32] | None = None,
-    ) -> None: ...
+        adapters: list[Adapter] = [],
+        adapter_of: npt.NDArray[np.int32] | None = None,
+    ) -> None:
+        """adapter_of: for each sequence which of `adapters`, -1: none."""
     def buffer(self, index: int) -> npt.NDArray[np.float32]:
         """A view of a buffer, [rows, columns]."""
     def logits(self) -> npt.NDArray[np.float32]:

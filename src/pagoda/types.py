@@ -112,6 +112,15 @@ class CompiledConstraint(Protocol):
         """A choice that has no tokens yet."""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class LoadedAdapter:
+    """A LoRA adapter in memory. Requests that carry the same one share blocks of the prefix cache by its digest."""
+
+    name: str  # as requests call it
+    digest: str  # of its files' content
+    placed: object  # what the model that computes with it made of it, see `LoadedModel.place_adapter`
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to be continued, `params.n` times."""
@@ -123,12 +132,16 @@ class Request:
     priority: int = 0  # lower is served first, as in vLLM
     tenant: str = ""  # fairness is between tenants, and prefix blocks are not shared between them
     cache_salt: str = ""  # prefix blocks are shared only between equal salts
-    adapter: str | None = None  # LoRA adapter, None: the base model
+    adapter: LoadedAdapter | None = None  # None: the base model
     constraint: CompiledConstraint | None = None  # what the outputs must obey
     prediction: tuple[int, ...] | None = None  # tokens that the output will mostly be
     max_draft_tokens: int | None = None  # in one step; 0: no speculation
     report_progress: bool = False  # a Delta after each step that computes a part of the prompt
     shown_token_ids: frozenset[int] = frozenset()  # control tokens whose names are part of the text, all the same
+
+    @property
+    def adapter_name(self) -> str | None:
+        return None if self.adapter is None else self.adapter.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +178,8 @@ class Batch:
     logit_rows: Int32Array  # [R] indices into tokens whose logits are wanted
     hidden_rows: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))  # [R2] of wanted hidden states
     token_types: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))  # [T] or [0]: all of type 0
+    adapters: tuple[object, ...] = ()  # that the step's sequences use, as `LoadedModel.place_adapter` gave them
+    adapter_of: Int32Array | None = None  # [B] which of them, -1: none; None: no sequence uses any
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class Part:
     bias: Any = None
     accumulate: bool = False
     scale: float = 1.0
+    site: int = -1
 
 
 class Notes:
@@ -65,6 +66,11 @@ class Notes:
         self.buffers: list[int] = []
         self.quantized: list[int] = []
         self.ropes = 0
+        self.sites: list[tuple[int, int]] = []
+
+    def add_lora_site(self, rows: int, columns: int) -> int:
+        self.sites.append((rows, columns))
+        return len(self.sites) - 1
 
     def add_buffer(self, columns: int, rows: int = 1) -> int:
         self.buffers.append(columns * rows)
@@ -83,7 +89,8 @@ class Notes:
 
     @property
     def kinds(self) -> list[str]:
-        return [kind.value for kind, _ in self.stages]
+        """Without the stages of adapters, which stand before linears."""
+        return [kind.value for kind, _ in self.stages if kind != StageKind.LORA_SHRINK]
 
     def fields(self, kind: StageKind) -> list[dict[str, Any]]:
         return [fields for stage, fields in self.stages if stage == kind]
@@ -144,6 +151,19 @@ def test_stages_of_a_float_layer(notes_of: Callable[..., Notes]) -> None:
     assert rows == ["tokens"] * 7 + ["logits", "hidden"]
 
 
+def test_each_linear_of_a_layer_takes_an_adapter(notes_of: Callable[..., Notes]) -> None:
+    """What its stage reads is kept as floats where a norm or an activation is quantized on the way."""
+    notes = notes_of(tiny("llama", "Q8_0"))
+    shrinks = notes.fields(StageKind.LORA_SHRINK)
+    linears = [parts for parts in notes.parts() if parts[0].site >= 0]
+    assert [list(fields["sites"]) for fields in shrinks] == [[part.site for part in parts] for parts in linears]
+    assert len(notes.sites) == sum(map(len, linears)) == 14
+    kept = [fields["kept"] for fields in notes.fields(StageKind.ROWWISE) if "kept" in fields]
+    assert [to is not None for to in kept] == [True, False, True, True] * 2 + [False]
+    for kind, following in zip(notes.stages, notes.stages[1:], strict=False):
+        assert kind[0] != StageKind.LORA_SHRINK or following[0] == StageKind.LINEAR
+
+
 def test_norms_after_attention_add_into_the_residual(notes_of: Callable[..., Notes]) -> None:
     notes = notes_of(tiny("gemma3", "Q8_0"))
     adding = [fields for fields in notes.fields(StageKind.ROWWISE) if fields.get("accumulate")]
@@ -184,7 +204,9 @@ def test_no_stage_writes_what_a_later_stage_still_reads(notes_of: Callable[..., 
             written |= {part.out for part in fields["parts"]}
         elif kind == StageKind.ROWWISE:
             assert {fields["x"], fields.get("gate", fields["x"])} <= written
-            written |= {fields["out"]} if "out" in fields else set()
+            written |= {fields[to] for to in ("out", "kept") if fields.get(to) is not None}
+        elif kind == StageKind.LORA_SHRINK:
+            assert fields["x"] in written
         elif kind == StageKind.ROPE_AND_STORE_KV:
             inputs = {fields["q"], fields["k"], fields["v"]}
             assert inputs <= written

@@ -9,7 +9,7 @@ V vocabulary, R rows whose logits are wanted, R2 rows whose hidden states are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -82,6 +82,25 @@ class KVGroup:
     window: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class LoraDelta:
+    """What an adapter adds to one linear: b @ (a @ x) + bias."""
+
+    a: FloatArray  # [rank, in]
+    b: FloatArray  # [out, rank], scale included
+    bias: FloatArray | None = None  # [out]
+
+
+AdapterWeights = Mapping[str, LoraDelta]  # by the name of the linear's weight
+
+
+class PlacedAdapter(Protocol):
+    """An adapter where its model computes."""
+
+    @property
+    def bytes(self) -> int: ...
+
+
 class Ops(Protocol):
     """The ops a forward pass is made of. Weights are RawTensors; equal names mean the same weight."""
 
@@ -98,7 +117,7 @@ class Ops(Protocol):
         """rms_norm over each head of x [T, num_heads * D] with weight (D,)."""
 
     def linear(self, x: Handle, weight: RawTensor, bias: RawTensor | None = None) -> Handle:
-        """x @ weight.T + bias. → [T, out]"""
+        """x @ weight.T + bias, and for tokens of sequences with an adapter what that adds. → [T, out]"""
 
     def rope(self, x: Handle, num_heads: int, spec: RopeSpec) -> Handle:
         """Rotate the first rotary_dim of each head of x [T, num_heads * D] by the tokens' positions."""
@@ -201,6 +220,14 @@ class LoadedModel(Protocol):
 
     def block_bytes(self, group: int) -> int:
         """Bytes of one block of KV group `group`, all its layers, K and V."""
+
+    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> PlacedAdapter:
+        """Make an adapter that batches of this model may name; it goes with the last reference to it.
+
+        Any thread may call this while steps are computed.
+
+        half: keep its numbers in bfloat16, else in float32. UnsupportedError names a linear that takes no adapter.
+        """
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         """Allocate the KV pool, a count per group. Blocks are numbered from 0. Called once, before the first step."""

@@ -30,6 +30,7 @@ class StageKind(str, Enum):
     EMBED = "embed"
     ROWWISE = "rowwise"
     LINEAR = "linear"
+    LORA_SHRINK = "lora_shrink"
     ROUTE = "route"
     COMBINE = "combine"
     ROPE_AND_STORE_KV = "rope_and_store_kv"
@@ -67,6 +68,7 @@ class Compiler:
         self.quantized_buffers: dict[tuple[int, int], int] = {}
         self.ropes: dict[tuple[str, float, bytes], int] = {}
         self.hidden_states: int | None = None  # the buffer that has them
+        self.lora_sites: dict[str, tuple[int, ...]] = {}  # of a weight, the linears that an adapter of it adds to
 
     def compile(self) -> None:
         for node in self.nodes:
@@ -152,33 +154,48 @@ class Compiler:
         self._add(StageKind.ROWWISE, **fields, out=out, accumulate=node.residual is not None)
         self._read(node.source)
 
-    def _quantize(self, source: fused.Source, weight: RawTensor, rows: str = "tokens") -> int:
-        """The source's rows in the codes that products with `weight` read."""
+    def _quantize(self, source: fused.Source, weight: RawTensor, rows: str = "tokens", kept: int | None = None) -> int:
+        """The source's rows in the codes that products with `weight` read; those with adapters also in `kept`."""
         to = self._quantized(weight.shape[1])
         order = self.weights.order(weight)
-        self._add(StageKind.ROWWISE, **self._source(source), quantized=to, order=order, rows=rows)
-        self._read(source)
+        self._add(StageKind.ROWWISE, **self._source(source), quantized=to, order=order, rows=rows, kept=kept)
         return to
 
     def _linears(self, node: fused.Linears) -> None:
-        weight = node.products[0].weight
-        if weight.type not in FLOAT_TYPES:
-            quantized = self._quantize(node.source, weight)
-            self._add(StageKind.LINEAR, quantized=quantized, parts=self._parts(node.products))
-        else:
-            assert isinstance(node.source, Node)  # float weights read through nothing
-            self._add(StageKind.LINEAR, parts=self._parts(node.products), x=self.buffers[node.source])
-            self._read(node.source)
+        """The products, and before them what adapters make of their input."""
+        weight, source = node.products[0].weight, node.source
+        sites = [self._lora_site(product.weight) for product in node.products]
+        if weight.type in FLOAT_TYPES:
+            assert isinstance(source, Node)  # float weights read through nothing
+            x = self.buffers[source]
+            self._add(StageKind.LORA_SHRINK, x=x, sites=np.array(sites, np.int32))
+            self._add(StageKind.LINEAR, parts=self._parts(node.products, sites), x=x)
+            self._read(source)
+            return
+        kept = None if isinstance(source, Node) else self._take(weight.shape[1])
+        quantized = self._quantize(source, weight, kept=kept)
+        x = self.buffers[source] if isinstance(source, Node) else kept  # type: ignore[assignment]
+        self._add(StageKind.LORA_SHRINK, x=x, sites=np.array(sites, np.int32))
+        self._read(source)
+        if kept is not None:
+            self._give_back(kept, weight.shape[1])
+        self._add(StageKind.LINEAR, quantized=quantized, parts=self._parts(node.products, sites))
 
-    def _parts(self, products: Iterable[fused.Product]) -> list[_native.LinearPart]:
+    def _lora_site(self, weight: RawTensor) -> int:
+        site = self.program.add_lora_site(*weight.shape)
+        self.lora_sites[weight.name] = (*self.lora_sites.get(weight.name, ()), site)
+        return site
+
+    def _parts(self, products: Iterable[fused.Product], sites: Iterable[int]) -> list[_native.LinearPart]:
         return [
             _native.LinearPart(
                 [self.weights[product.weight]],
                 self._allocate(product.out, product.residual),
                 None if product.bias is None else self.weights.vector(product.bias),
                 accumulate=product.residual is not None,
+                site=site,
             )
-            for product in products
+            for product, site in zip(products, sites, strict=True)
         ]
 
     def _logits(self, node: fused.Logits) -> None:
@@ -186,6 +203,7 @@ class Compiler:
         softcap = node.softcap or 0.0
         if node.weight.type not in FLOAT_TYPES:
             quantized = self._quantize(node.source, node.weight, "logits")
+            self._read(node.source)
             self._add(StageKind.LINEAR, quantized=quantized, parts=[part], rows="logits", softcap=softcap)
             return
         assert isinstance(node.source, Node)

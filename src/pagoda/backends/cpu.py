@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda import _native
-from pagoda.backends.base import ForwardModel, KVType, check_ends
+from pagoda.backends.base import AdapterWeights, ForwardModel, KVType, check_ends
 from pagoda.backends.compile import Compiler, fusions
 from pagoda.backends.cores import usable_cores
 from pagoda.backends.lowering import kv_layers, lower
@@ -51,8 +51,8 @@ class CpuBackend:
         UnsupportedError names a tensor whose type or width no kernel takes; CapacityError where memory runs out.
         """
         weights = PackedWeights(self.runtime)
-        program, results = self._compiled(model, weights, max_batch_tokens, max_batch_seqs, kv_type)
-        return CpuModel(program, weights.num_bytes, results)
+        program, results, sites = self._compiled(model, weights, max_batch_tokens, max_batch_seqs, kv_type)
+        return CpuModel(program, weights.num_bytes, results, sites)
 
     def sizes(
         self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
@@ -62,13 +62,13 @@ class CpuBackend:
         Raises what `load` raises for models and tensors that it does not take.
         """
         weights = EmptyWeights(self.runtime)
-        program, _ = self._compiled(model, weights, max_batch_tokens, max_batch_seqs, kv_type)
+        program, *_ = self._compiled(model, weights, max_batch_tokens, max_batch_seqs, kv_type)
         return weights.num_bytes, program.buffer_bytes
 
     def _compiled(
         self, model: ForwardModel, weights: PackedWeights, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
-    ) -> tuple[_native.Program, dict[str, FloatArray]]:
-        """The program of the model's forward pass, and what it ends in (see `CpuModel`)."""
+    ) -> tuple[_native.Program, dict[str, FloatArray], dict[str, tuple[int, ...]]]:
+        """The program of the model's forward pass, what it ends in and where adapters add to it (see `CpuModel`)."""
         if kv_type == "fp8":
             raise ConfigError("--kv-type fp8 needs a GPU; on CPUs, int8 takes as little")
         nodes = record(model)
@@ -86,21 +86,29 @@ class CpuBackend:
         results = {} if compiler.hidden_states is None else {"hidden_states": program.buffer(compiler.hidden_states)}
         if any(node.op == "logits" for node in nodes):
             results["logits"] = program.logits()
-        return program, results
+        return program, results, compiler.lora_sites
 
 
 class CpuModel:
     """A program with its weights; a `LoadedModel`.
 
     results: what its passes end in, by op, as the program's own memory: all the rows that a step may want.
+    lora_sites: by weight, the program's numbers of the linears that have it.
     """
 
     graph_bytes = 0
     asynchronous = False
     ranker = None
 
-    def __init__(self, program: _native.Program, weight_bytes: int, results: Mapping[str, FloatArray]) -> None:
+    def __init__(
+        self,
+        program: _native.Program,
+        weight_bytes: int,
+        results: Mapping[str, FloatArray],
+        lora_sites: Mapping[str, tuple[int, ...]],
+    ) -> None:
         self._program: _native.Program | None = program
+        self._lora_sites = lora_sites
         self.weight_bytes = weight_bytes
         self.buffer_bytes = program.buffer_bytes
         self._results = results
@@ -115,6 +123,16 @@ class CpuModel:
 
     def block_bytes(self, group: int) -> int:
         return self.program.block_bytes(group)
+
+    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> _native.Adapter:
+        deltas = []
+        for name, delta in weights.items():
+            if name not in self._lora_sites:
+                raise UnsupportedError(f"adapters of {name!r} cannot be served: merge it into the model (pagoda merge)")
+            a, b = (np.ascontiguousarray(factor, np.float32) for factor in (delta.a, delta.b))
+            bias = None if delta.bias is None else np.ascontiguousarray(delta.bias, np.float32)
+            deltas += [(site, a, b, bias) for site in self._lora_sites[name]]
+        return self.program.make_adapter(deltas, half)
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         try:
@@ -133,7 +151,9 @@ class CpuModel:
         program = self.program
         check_ends(batch, self._results)
         tables, rows = list(batch.block_tables), (batch.logit_rows, batch.hidden_rows)
-        program.forward(tokens, batch.positions, batch.seq_starts, tables, *rows, batch.token_types)
+        adapters = [adapter for adapter in batch.adapters if isinstance(adapter, _native.Adapter)]
+        step = (tokens, batch.positions, batch.seq_starts, tables, *rows, batch.token_types)
+        program.forward(*step, adapters, batch.adapter_of)
         self._num_rows = {"logits": len(batch.logit_rows), "hidden_states": len(batch.hidden_rows)}
 
     def wait(self, rows: Int32Array | None = None) -> FloatArray:

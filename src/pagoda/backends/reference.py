@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from pagoda.backends.base import (
     Activation,
+    AdapterWeights,
     AttentionSpec,
     EmbedBy,
     ExpertsSpec,
@@ -209,7 +210,20 @@ class ReferenceOps:
         return rms_norm(x.reshape(len(x), num_heads, -1), self.weights[weight], eps).reshape(x.shape)
 
     def linear(self, x: FloatArray, weight: RawTensor, bias: RawTensor | None = None) -> FloatArray:
-        return self.product(x, self.weights[weight], None if bias is None else self.weights[bias])
+        out = self.product(x, self.weights[weight], None if bias is None else self.weights[bias])
+        if self.batch.adapter_of is not None:
+            self._add_adapters(x, weight.name, out)
+        return out
+
+    def _add_adapters(self, x: FloatArray, name: str, out: FloatArray) -> None:
+        """What the adapters of their sequences add to rows of out [T, out]."""
+        assert self.batch.adapter_of is not None
+        starts = self.batch.seq_starts
+        for which, begin, end in zip(self.batch.adapter_of, starts[:-1], starts[1:], strict=True):
+            adapter = None if which < 0 else self.batch.adapters[which]
+            if isinstance(adapter, ReferenceAdapter) and name in adapter.weights:
+                delta = adapter.weights[name]
+                out[begin:end] += self.product(self.product(x[begin:end], delta.a), delta.b, delta.bias)
 
     def rope(self, x: FloatArray, num_heads: int, spec: RopeSpec) -> FloatArray:
         return rope(x, self.batch.positions, num_heads, spec)
@@ -260,6 +274,17 @@ class ReferenceOps:
         return self.results["hidden_states"]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class ReferenceAdapter:
+    """A `PlacedAdapter`, in float32 always."""
+
+    weights: AdapterWeights
+
+    @property
+    def bytes(self) -> int:
+        return sum(delta.a.nbytes + delta.b.nbytes for delta in self.weights.values())
+
+
 class ReferenceModel:
     """A `LoadedModel` that computes with `ReferenceOps`."""
 
@@ -284,6 +309,9 @@ class ReferenceModel:
     def block_bytes(self, group: int) -> int:
         model = self._model
         return 2 * 4 * len(model.kv_groups[group].layers) * BLOCK_SIZE * model.num_kv_heads * model.head_dim
+
+    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> ReferenceAdapter:
+        return ReferenceAdapter(weights)
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         assert not self.kv_pools, "the KV pool is allocated once"

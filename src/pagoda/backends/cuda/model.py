@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pagoda.backends.base import KVGroup, KVType, TopKBlocks, check_ends
+from pagoda.backends.base import AdapterWeights, KVGroup, KVType, PlacedAdapter, TopKBlocks, check_ends
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.graphs import DecodeGraphs
 from pagoda.backends.cuda.kv import KVLayer, KVPool, block_bytes
 from pagoda.backends.cuda.metadata import Layout, Limits, StepBuffer, TileSizes, check_batch, check_tokens
 from pagoda.backends.cuda.program import Program
-from pagoda.errors import CapacityError, EngineError
+from pagoda.errors import CapacityError, EngineError, UnsupportedError
 from pagoda.types import Batch, FloatArray, Int32Array
 
 
@@ -80,6 +80,9 @@ class CudaModel:
         if not 0 <= group < len(self.groups):
             raise ValueError(f"KV group {group}, but there are {len(self.groups)}")
         return block_bytes(self.groups[group], *self._kv_shape)
+
+    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> PlacedAdapter:
+        raise UnsupportedError("adapters are served on CPUs: take --device cpu, or merge them into the model")
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         """The pools, and then the graphs, which hold on to their addresses."""

@@ -1,0 +1,68 @@
+// A LoRA adapter beside the weights of a program: at some of its linears, `out += B (A x)` for the tokens that ask for it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "common.h"
+
+namespace pagoda {
+
+// A linear of a program, as adapters see it.
+struct LoraSite {
+    int64_t rows, columns;
+};
+
+// What an adapter adds to one site, as it is given: a [rank, columns], b [rows, rank], bias [rows] or null.
+struct LoraFactors {
+    size_t site;
+    int64_t rank;
+    const float *a, *b, *bias;
+};
+
+class Adapter {
+  public:
+    // What the adapter adds to one linear. Scales are part of B.
+    struct Delta {
+        int64_t rank = 0;
+        int64_t columns = 0;         // of A, with padding
+        const uint8_t *a = nullptr;  // [rank][columns], zero beyond the site's columns
+        const uint8_t *b = nullptr;  // [panels][rank][16], zero beyond the site's rows
+        std::vector<float> bias;     // [panels * 16], or empty
+
+        bool empty() const { return rank == 0 && bias.empty(); }
+    };
+
+    // `owner` is the workspace that has the sites. halves: kept in bfloat16, else in float32.
+    Adapter(const void *owner, const std::vector<LoraSite> &sites, const std::vector<LoraFactors> &factors, bool halves);
+    Adapter(const Adapter &) = delete;
+
+    const void *owner;
+    const bool halves;
+    std::vector<Delta> deltas;  // a site each
+    int64_t rank = 0;           // the largest
+    int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }
+    int64_t a_bytes(const Delta &d) const { return d.rank * d.columns * (halves ? 2 : 4); }
+
+  private:
+    LazyMemory memory_;
+};
+
+// The adapters of a step, and its tokens in order of them.
+struct StepAdapters {
+    struct Group {
+        const Adapter *adapter;
+        int64_t begin, end;  // in `tokens`
+    };
+    std::vector<Group> groups;
+    std::vector<int32_t> tokens;  // of each group, ascending
+    std::vector<uint8_t> asks;    // [T] whether the token has an adapter; empty: none has
+    int64_t rank = 0;             // the largest of any
+    std::vector<float> hidden;    // [T][linears that read one value][rank]: A x
+    int64_t hidden_stride = 0;
+
+    bool empty() const { return groups.empty(); }
+    bool wants(int64_t token) const { return !asks.empty() && asks[static_cast<size_t>(token)]; }
+};
+
+}  // namespace pagoda

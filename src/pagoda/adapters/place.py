@@ -1,0 +1,203 @@
+"""Where an adapter's modules are in a model: names → linears, and rows in the order of the model's file.
+
+A module of the adapter is found by its role in the family's table of names, so an adapter from either kind of file goes
+onto a model from either kind. GGUF's Llama has the rows of q and k reordered; they are brought into the model's order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pagoda.adapters.adapter import Adapter, Delta
+from pagoda.backends.base import AdapterWeights, LoraDelta
+from pagoda.errors import FormatError, UnsupportedError
+from pagoda.formats.blocks import dequantize
+from pagoda.models.family import Family
+from pagoda.models.layers import Block, Decoder, Experts, Linear
+from pagoda.models.names import GGUF, HUGGING_FACE
+from pagoda.types import FloatArray
+
+MERGE = "merge it into the model: pagoda merge"
+# Modules of models that wrap the decoder in another, with its own name in between.
+WRAPPINGS = ("language_model.", "text_model.")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The model that an adapter goes onto, and how its file spells names."""
+
+    decoder: Decoder
+    family: Family
+    is_gguf: bool
+    architecture: str
+
+    def find(self, module: str, is_gguf: bool) -> tuple[str, int | None]:
+        """(role, layer) of a module by its name in a file of that kind. FormatError where the family has none."""
+        column = GGUF if is_gguf else HUGGING_FACE
+        for role, spellings in self.family.tensors.items():
+            spelled = spellings[column]
+            if not spelled or "{e}" in spelled:
+                continue
+            pattern = re.escape(spelled).replace(r"\{i\}", r"(?P<layer>\d{1,5})")
+            match = re.fullmatch(pattern, module)
+            if match is not None:
+                return role, int(match["layer"]) if "{i}" in spelled else None
+        raise FormatError(
+            f"the adapter changes {module!r}, which this {self.family.name} model does not have: it was made for "
+            "another base model"
+        )
+
+    def block(self, module: str, layer: int) -> Block:
+        if layer >= self.decoder.num_layers:
+            raise FormatError(
+                f"the adapter changes {module!r}, but this model has {self.decoder.num_layers} layers: it was made for "
+                "another base model"
+            )
+        return self.decoder.blocks[layer]
+
+    def linears(self, module: str, role: str, layer: int | None) -> tuple[Linear, ...]:
+        """The linears whose rows, one after the other, are the module's. UnsupportedError: it is none."""
+        if layer is None or not role.startswith(("attn_", "ffn_")) or role.endswith("norm"):
+            raise UnsupportedError(f"adapters of {module!r} cannot be served; {MERGE}")
+        block = self.block(module, layer)
+        attention, ffn = block.attention, block.ffn
+        found: dict[str, tuple[Linear, ...]] = {
+            "attn_q": (attention.q,),
+            "attn_k": (attention.k,),
+            "attn_v": (attention.v,),
+            "attn_qkv": (attention.q, attention.k, attention.v),
+            "attn_output": (attention.output,),
+        }
+        if isinstance(ffn, Experts):
+            found["ffn_router"] = (ffn.router,)
+        else:
+            found |= {"ffn_gate": (ffn.gate,), "ffn_up": (ffn.up,), "ffn_down": (ffn.down,)}
+            if self.family.fused:
+                found["ffn_up"] = (ffn.gate, ffn.up)
+        if role not in found:
+            raise UnsupportedError(f"adapters of experts, as of {module!r}, cannot be served")
+        return found[role]
+
+    def reorder(self, role: str, from_gguf: bool) -> Callable[[FloatArray], FloatArray]:
+        """Brings rows [out, …] of a module from the order of a file of that kind into this model's."""
+        spec = self.decoder.blocks[0].attention.spec
+        heads = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads}.get(role)
+        if heads is None or not self.family.interleaved or from_gguf == self.is_gguf:
+            return lambda rows: rows
+        return to_half_split(heads) if from_gguf else to_interleaved(heads)
+
+
+def to_interleaved(heads: int) -> Callable[[FloatArray], FloatArray]:
+    """Rows of each head from pairs half a head apart to pairs side by side."""
+    return lambda rows: np.ascontiguousarray(
+        rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+    )
+
+
+def to_half_split(heads: int) -> Callable[[FloatArray], FloatArray]:
+    """And back."""
+    return lambda rows: np.ascontiguousarray(
+        rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+    )
+
+
+def place(adapter: Adapter, base: Base) -> AdapterWeights:
+    """What the adapter adds to each linear of the model.
+
+    FormatError where it was made for another model; UnsupportedError names what cannot be served unmerged.
+    """
+    if adapter.architecture is not None and adapter.architecture != base.architecture:
+        raise FormatError(
+            f"the adapter was made for {adapter.architecture!r}, but the model is {base.architecture!r}",
+            path=str(adapter.path),
+        )
+    weights: dict[str, LoraDelta] = {}
+    biases = {name.removesuffix(".bias"): values for name, values in adapter.whole.items() if name.endswith(".bias")}
+    for name in adapter.whole:
+        if not name.endswith(".bias"):
+            raise UnsupportedError(f"{adapter.path}: {name!r} was trained whole, which cannot be served apart; {MERGE}")
+    for module in {**adapter.deltas, **biases}:
+        for linear, delta in _placed(module, adapter.deltas.get(module), biases.get(module), adapter, base):
+            if linear.weight.name in weights:
+                raise FormatError(f"the adapter changes {module!r} twice", path=str(adapter.path))
+            weights[linear.weight.name] = delta
+    return weights
+
+
+def _placed(
+    module: str, delta: Delta | None, bias: FloatArray | None, adapter: Adapter, base: Base
+) -> Iterator[tuple[Linear, LoraDelta]]:
+    """The linears of one module, each with its rows of what the adapter adds."""
+    role, layer = base.find(unwrapped(module), adapter.is_gguf)
+    linears = base.linears(module, role, layer)
+    if delta is not None and (delta.magnitude is not None or delta.is_embedding):
+        what = "an embedding" if delta.is_embedding else "DoRA"
+        raise UnsupportedError(f"{adapter.path}: {module!r} is {what}, which cannot be served apart; {MERGE}")
+    rows, columns = sum(linear.weight.shape[0] for linear in linears), linears[0].weight.shape[1]
+    _check_shapes(module, delta, bias, (rows, columns), adapter)
+    reorder = base.reorder(role, adapter.is_gguf)
+    start = 0
+    for linear in linears:
+        part = slice(start, start + linear.weight.shape[0])
+        start = part.stop
+        a = np.zeros((0, columns), np.float32) if delta is None else delta.a
+        b = np.zeros((rows, 0), np.float32) if delta is None else delta.b * np.float32(delta.scale)
+        yield linear, LoraDelta(a, reorder(b)[part], _bias(delta, bias, linear, reorder, part))
+
+
+def _check_shapes(
+    module: str, delta: Delta | None, bias: FloatArray | None, shape: tuple[int, int], adapter: Adapter
+) -> None:
+    found = None if delta is None else (delta.b.shape[0], delta.a.shape[1])
+    if found not in (None, shape) or (bias is not None and bias.shape != shape[:1]):
+        raise FormatError(
+            f"{module} is for a matrix of {found}, but the model's is {shape}: the adapter was "
+            "made for another base model",
+            path=str(adapter.path),
+        )
+
+
+def _bias(
+    delta: Delta | None,
+    bias: FloatArray | None,
+    linear: Linear,
+    reorder: Callable[[FloatArray], FloatArray],
+    part: slice,
+) -> FloatArray | None:
+    """What is added to the linear's bias: the trained one less its own, and `lora_bias`."""
+    total: FloatArray | None = None
+    if bias is not None:
+        own = linear.bias
+        total = reorder(bias)[part]
+        if own is not None:
+            total = total - dequantize(own.data, own.type, own.shape)
+    if delta is not None and delta.bias is not None:
+        scaled = reorder(delta.bias * np.float32(delta.scale))[part]
+        total = scaled if total is None else total + scaled
+    return total
+
+
+def unwrapped(module: str) -> str:
+    """The module's name in the decoder itself."""
+    for wrapping in WRAPPINGS:
+        module = module.replace(wrapping, "", 1)
+    return module
+
+
+def base_names(deltas: Mapping[str, Delta], base: Base, *, from_gguf: bool, to_gguf: bool) -> dict[str, Delta]:
+    """The deltas under the names, and in the order of rows, of the other kind of file. UnsupportedError for what that
+    cannot say."""
+    renamed: dict[str, Delta] = {}
+    for module, delta in deltas.items():
+        role, layer = base.find(unwrapped(module), from_gguf)
+        spelled = base.family.tensors[role][GGUF if to_gguf else HUGGING_FACE]
+        if not spelled or delta.magnitude is not None or delta.bias is not None or delta.is_embedding:
+            raise UnsupportedError(f"the other format cannot say what the adapter changes of {module!r}")
+        target = Base(base.decoder, base.family, to_gguf, base.architecture)
+        b = target.reorder(role, from_gguf)(delta.b)
+        renamed[spelled.format(i=layer)] = Delta(delta.a, b, delta.scale)
+    return renamed
