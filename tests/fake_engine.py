@@ -5,17 +5,20 @@ Token ids are bytes; 256 begins and 257 ends a text. Output token t of choice c 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from pagoda.engine.adapters import AdapterStore
 from pagoda.engine.validation import validate_request
-from pagoda.errors import EngineError, RequestError
+from pagoda.errors import EngineError, FormatError, RequestError
 from pagoda.types import (
     Delta,
     FinishedRequest,
@@ -100,6 +103,7 @@ class FakeEngine:
         self.step_s = step_s
         self.max_running = max_running
         self.max_context = 512
+        self.submitted: list[Request] = []
         self.aborted: list[str] = []
         self.abort_steps: list[int] = []  # steps taken when each abort came
         self.num_steps = 0
@@ -123,6 +127,7 @@ class FakeEngine:
         if self._refusing or not self.alive:
             raise EngineError("the engine is shutting down")
         tokens: dict[int, list[int]] = {index: [] for index in range(request.params.n)}
+        self.submitted.append(request)
         self._inbox.put(Running(request, sink, tokens))
 
     def abort(self, request_id: str) -> None:
@@ -277,6 +282,25 @@ def fake_text() -> tuple[FakeTokenizer, FakeTemplate, None]:
     return FakeTokenizer(), FakeTemplate(), None
 
 
+@dataclass(frozen=True)
+class FakeAdapter:
+    """What a model makes of an adapter: here, the content of its file."""
+
+    content: bytes
+
+    @property
+    def bytes(self) -> int:
+        return len(self.content)
+
+
+def fake_adapter(path: Path) -> tuple[str, FakeAdapter]:
+    """An adapter is any file that does not begin with "bad"."""
+    content = path.read_bytes()
+    if content.startswith(b"bad"):
+        raise FormatError("it is bad", path=str(path))
+    return hashlib.sha256(content).hexdigest(), FakeAdapter(content)
+
+
 @dataclass
 class FakeLoaded:
     """What `load_engine` would return."""
@@ -290,6 +314,7 @@ class FakeLoaded:
     max_context: int = 512
     cache_config: dict[str, str] = field(default_factory=lambda: {"block_size": "16", "num_gpu_blocks": "100"})
 
+    adapters: AdapterStore = field(default_factory=lambda: AdapterStore(fake_adapter, max_in_memory=4))
     file_change: str | None = None
 
     def changed(self) -> str | None:

@@ -130,6 +130,18 @@ class EngineSettings(Settings):
         Literal["q4_0", "iq4_nl", "q5_0", "q8_0"] | None,
         Setting("Quantize the draft model's matrices to this as it is loaded; as they lie in its file by default."),
     ] = None
+    lora: Annotated[
+        tuple[str, ...],
+        Setting("LoRA adapter to serve beside the model, as name=path; repeat for several. PEFT folder or GGUF file."),
+    ] = ()
+    max_loras: Annotated[int, Setting("Adapters in one batch; requests for others wait.", minimum=1)] = 8
+    max_cpu_loras: Annotated[
+        int, Setting("Adapters kept in memory; those used longest ago are read from disk again.", minimum=1)
+    ] = 64
+    lora_type: Annotated[
+        Literal["auto", "bf16", "f32"],
+        Setting("Number type of adapters in memory. auto: f32 beside a model in F32, else bf16."),
+    ] = "auto"
     seed: Annotated[int, Setting("Base of the seeds of requests that bring none.")] = 0
     max_logprobs: Annotated[
         int, Setting("Likeliest tokens whose logprobs may be asked for; -1: the whole vocabulary.", minimum=-1)

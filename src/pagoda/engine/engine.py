@@ -57,6 +57,7 @@ class Engine:
         max_batch_tokens: int = 512,
         max_num_seqs: int = 64,
         max_rows: int = 0,
+        max_loras: int = 8,
         prefix_caching: bool = True,
         seed: int = 0,
         max_logprobs: int = MAX_LOGPROBS,
@@ -90,6 +91,7 @@ class Engine:
             self.kv,
             max_batch_tokens=max_batch_tokens,
             max_rows=max(max_rows, max_num_seqs),
+            max_loras=max_loras,
             drafting=self._drafting,
         )
         self._runner = Runner(

@@ -21,7 +21,7 @@ from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.errors import RequestError
 from pagoda.grammar.compiler import GrammarCompiler
 from pagoda.grammar.source import GrammarSource
-from pagoda.types import Delta, FinishReason, Request, SamplingParams, TokenLogprobs, Usage
+from pagoda.types import Delta, FinishReason, LoadedAdapter, Request, SamplingParams, TokenLogprobs, Usage
 
 Prompt = str | Seq[int]
 Message = Mapping[str, Any]
@@ -76,18 +76,20 @@ class LLM:
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
         grammar: GrammarSource | Seq[GrammarSource | None] | None = None,
+        adapter: str | Seq[str | None] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Continue each prompt: a text, or token ids. One set of params for all, or one each; default: 16 tokens.
 
-        `grammar` is what all outputs obey, or one for each prompt's; None: nothing.
+        `grammar` is what all outputs obey, or one for each prompt's; None: nothing. `adapter` names an adapter of the
+        setting `lora` for all, or one each; None: the model itself.
 
         Raises RequestError, for any prompt that cannot be served, before anything is computed.
         """
         listed = _listed(prompts)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         ids = [self.tokenize(prompt) if isinstance(prompt, str) else list(prompt) for prompt in listed]
-        return self._run(texts, ids, params or SamplingParams(), grammar, progress)
+        return self._run(texts, ids, params or SamplingParams(), grammar, adapter, progress)
 
     def chat(
         self,
@@ -95,12 +97,13 @@ class LLM:
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
         grammar: GrammarSource | Seq[GrammarSource | None] | None = None,
+        adapter: str | Seq[str | None] | None = None,
         progress: bool = False,
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several, until the model ends its turn.
 
-        `grammar` is as in `generate`; `template_kwargs` go to the template, `tools` among them.
+        `grammar` and `adapter` are as in `generate`; `template_kwargs` go to the template, `tools` among them.
         """
         template = self.loaded.chat_template
         if template is None:
@@ -108,7 +111,7 @@ class LLM:
         is_one = len(messages) > 0 and isinstance(messages[0], Mapping)
         chats = [cast(Seq[Message], messages)] if is_one else cast(Seq[Seq[Message]], messages)
         ids = [template.render_ids(chat, **template_kwargs) for chat in chats]
-        return self._run([None] * len(ids), ids, params or SamplingParams(max_tokens=None), grammar, progress)
+        return self._run([None] * len(ids), ids, params or SamplingParams(max_tokens=None), grammar, adapter, progress)
 
     def tokenize(self, text: str) -> list[int]:
         """As `generate` does it: control tokens of the text become tokens."""
@@ -132,6 +135,7 @@ class LLM:
         ids: list[list[int]],
         params: SamplingParams | Seq[SamplingParams],
         grammar: GrammarSource | Seq[GrammarSource | None] | None,
+        adapter: str | Seq[str | None] | None,
         progress: bool,
     ) -> list[RequestOutput]:
         each = [params] * len(ids) if isinstance(params, SamplingParams) else list(params)
@@ -140,18 +144,39 @@ class LLM:
         grammars = [grammar] * len(ids) if grammar is None or isinstance(grammar, GrammarSource) else list(grammar)
         if len(grammars) != len(ids):
             raise RequestError(f"there are {len(ids)} prompts, but {len(grammars)} grammars", param="grammar")
-        requests = [self._request(*parts) for parts in zip(ids, each, grammars, strict=True)]
+        adapters = [adapter] * len(ids) if adapter is None or isinstance(adapter, str) else list(adapter)
+        if len(adapters) != len(ids):
+            raise RequestError(f"there are {len(ids)} prompts, but {len(adapters)} adapters", param="adapter")
+        requests = [self._request(*parts) for parts in zip(ids, each, grammars, adapters, strict=True)]
         gathered = {request.id: _Gathered(request) for request in requests}
         with Progress(disable=not progress, transient=True) as bar:
             task = bar.add_task("generating", total=sum(request.params.n for request in requests))
             self._answer(requests, gathered, lambda: bar.advance(task))
         return [gathered[request.id].output(text) for request, text in zip(requests, texts, strict=True)]
 
-    def _request(self, prompt: list[int], params: SamplingParams, grammar: GrammarSource | None) -> Request:
+    def _request(
+        self, prompt: list[int], params: SamplingParams, grammar: GrammarSource | None, adapter: str | None
+    ) -> Request:
         self._num_requests += 1
         constraint = None if grammar is None else self._grammars.compile(grammar)
-        name = str(self._num_requests)
-        return self.loaded.core.validate(Request(name, tuple(prompt), params, time.monotonic(), constraint=constraint))
+        request = Request(
+            str(self._num_requests),
+            tuple(prompt),
+            params,
+            time.monotonic(),
+            adapter=None if adapter is None else self._adapter(adapter),
+            constraint=constraint,
+        )
+        return self.loaded.core.validate(request)
+
+    def _adapter(self, name: str) -> LoadedAdapter:
+        """In memory for as long as its requests hold it."""
+        store = self.loaded.adapters
+        version = store.pin(name)
+        try:
+            return store.load(version, name)
+        finally:
+            store.unpin(version)
 
     def _answer(self, requests: Iterable[Request], gathered: dict[str, _Gathered], done: Callable[[], None]) -> None:
         core = self.loaded.core

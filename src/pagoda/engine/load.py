@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from pagoda.adapters.place import Base
 from pagoda.backends.base import Backend, ForwardModel, LoadedModel
 from pagoda.config import EngineSettings
+from pagoda.engine.adapters import AdapterStore, open_store, parse_named
 from pagoda.engine.device import make_backend, open_forward_model
 from pagoda.engine.drafters import Drafter
 from pagoda.engine.engine import Engine
@@ -20,7 +22,8 @@ from pagoda.engine.speculation.draft_load import LoadedDraft, load_draft
 from pagoda.engine.speculation.pacing import Pacer
 from pagoda.engine.thread import EngineThread
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
-from pagoda.models.registry import fallback_template
+from pagoda.models.layers import Decoder
+from pagoda.models.registry import fallback_template, family_of
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.top_k import TopKSampler
@@ -52,6 +55,7 @@ class LoadedEngine:
     kv_plan: KVPlan
     model: LoadedModel
     checkpoint: Checkpoint
+    adapters: AdapterStore
     draft: LoadedDraft | None = None
 
     @property
@@ -145,8 +149,9 @@ def _load(
         chat_template, no_chat_reason = chat_template_or_reason(checkpoint, tokenizer, fallback_template(checkpoint))
         if drafters is None and wants_draft_model(settings):
             draft = load_draft(settings, backend, tokenizer, progress)
+        adapters = _adapters(settings, checkpoint, forward_model, model)
         kv_plan = plan_kv(
-            Footprint.of(forward_model, model, None if draft is None else draft.footprint),
+            Footprint.of(forward_model, model, None if draft is None else draft.footprint, adapters.num_bytes),
             settings,
             forward_model.max_context,
             available,
@@ -178,11 +183,28 @@ def _load(
         model=model,
         checkpoint=checkpoint,
         draft=draft,
+        adapters=adapters,
     )
 
 
 def _max_rows(settings: EngineSettings) -> int:
     return max(settings.num_seqs, MIN_ROWS)
+
+
+def _adapters(
+    settings: EngineSettings, checkpoint: Checkpoint, forward_model: ForwardModel, model: LoadedModel
+) -> AdapterStore:
+    """The adapters of `--lora`, and room for more."""
+    assert isinstance(forward_model, Decoder)
+    family = family_of(checkpoint)
+    base = Base(forward_model, family, checkpoint.kind == "gguf", family.gguf)
+    half = settings.lora_type == "bf16"
+    if settings.lora_type == "auto":
+        half = any(matrix.type != "F32" for block in forward_model.blocks for matrix in block.matrices)
+    store = open_store(model, base, half=half, max_in_memory=settings.max_cpu_loras)
+    for given in settings.lora:
+        store.add(*parse_named(given))
+    return store
 
 
 def _engine(
@@ -206,6 +228,7 @@ def _engine(
         max_batch_tokens=settings.batch_tokens,
         max_num_seqs=settings.num_seqs,
         max_rows=_max_rows(settings),
+        max_loras=settings.max_loras,
         prefix_caching=settings.prefix_caching,
         seed=settings.seed,
         max_logprobs=settings.max_logprobs,

@@ -38,9 +38,12 @@ class Footprint:
     block_bytes: tuple[int, ...]
     graph_bytes: int = 0  # of buffer_bytes, on a GPU
     draft: Footprint | None = None  # of a draft model beside it
+    adapter_bytes: int = 0  # of adapters that are there from the start
 
     @classmethod
-    def of(cls, forward_model: ForwardModel, model: LoadedModel, draft: Footprint | None = None) -> Footprint:
+    def of(
+        cls, forward_model: ForwardModel, model: LoadedModel, draft: Footprint | None = None, adapter_bytes: int = 0
+    ) -> Footprint:
         groups = forward_model.kv_groups
         return cls(
             model.weight_bytes,
@@ -49,6 +52,7 @@ class Footprint:
             tuple(model.block_bytes(g) for g in range(len(groups))),
             model.graph_bytes,
             draft,
+            adapter_bytes,
         )
 
     @property
@@ -62,6 +66,7 @@ class Footprint:
             self.windows + self.draft.windows,
             self.block_bytes + self.draft.block_bytes,
             self.graph_bytes + self.draft.graph_bytes,
+            adapter_bytes=self.adapter_bytes,
         )
 
 
@@ -84,6 +89,8 @@ class KVPlan:
         taken = f"weights {_mib(self.footprint.weight_bytes)} + {self._buffers()}"
         if draft := self.footprint.draft:
             taken += f" + draft model {_mib(draft.weight_bytes + draft.buffer_bytes)}"
+        if self.footprint.adapter_bytes:
+            taken += f" + adapters {_mib(self.footprint.adapter_bytes)}"
         return (
             f"memory: {taken} + KV blocks {_mib(self.kv_bytes)} "
             f"({' + '.join(map(str, (*self.num_blocks, *self.draft_blocks)))} of {BLOCK_SIZE} tokens) "
@@ -107,7 +114,7 @@ def plan_kv(
     target, footprint = footprint, footprint.together
     budget = settings.kv_memory_bytes
     if budget is None:
-        taken = footprint.weight_bytes + footprint.buffer_bytes
+        taken = footprint.weight_bytes + footprint.buffer_bytes + footprint.adapter_bytes
         allowed = int(available * settings.memory_utilization)
         budget = allowed - taken
         if budget <= 0:

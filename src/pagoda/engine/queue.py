@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pagoda.engine.sequence import Sequence
 
@@ -51,11 +51,13 @@ class _Class:
     def __bool__(self) -> bool:
         return bool(self.resumed or self.tenants)
 
-    def first(self, share: FairShare) -> Sequence:
-        if self.resumed:
-            return self.resumed[0]
-        heads = [(share.served[tenant], next(iter(line))) for tenant, line in self.tenants.items()]
-        return min(heads, key=lambda head: (head[0], head[1].rank))[1]
+    def first(self, share: FairShare, fits: Callable[[Sequence], bool]) -> Sequence | None:
+        resumed = next(filter(fits, self.resumed), None)
+        if resumed is not None:
+            return resumed
+        firsts = ((tenant, next(filter(fits, line), None)) for tenant, line in self.tenants.items())
+        heads = [(share.served[tenant], seq) for tenant, seq in firsts if seq is not None]
+        return min(heads, key=lambda head: (head[0], head[1].rank))[1] if heads else None
 
     def remove(self, seq: Sequence) -> None:
         tenant = seq.request.tenant
@@ -97,9 +99,10 @@ class WaitingQueue:
         insort(group.resumed, seq, key=lambda s: s.rank)
         self._len += 1
 
-    def first(self) -> Sequence | None:
-        """Who is next; stays in the queue until `remove`."""
-        return self._classes[min(self._classes)].first(self._share) if self._classes else None
+    def first(self, fits: Callable[[Sequence], bool] = lambda seq: True) -> Sequence | None:
+        """Who is next, of those that fit; stays in the queue until `remove`."""
+        found = (self._classes[priority].first(self._share, fits) for priority in sorted(self._classes))
+        return next((seq for seq in found if seq is not None), None)
 
     def remove(self, seq: Sequence) -> None:
         group = self._classes[seq.request.priority]

@@ -52,7 +52,7 @@ class StepRecorder:
                 SequenceWork(
                     request.id,
                     request.tenant,
-                    request.adapter,
+                    request.adapter_name,
                     num_prompt,
                     end - new - num_prompt,
                     num_drafts,

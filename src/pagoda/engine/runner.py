@@ -148,6 +148,7 @@ class Runner:
 
     def _batch(self, plan: StepPlan, num_tokens: int, rows: list[int]) -> Batch:
         num_seqs = len(plan.counts)
+        adapters, adapter_of = _adapters(plan)
         return Batch(
             tokens=self._tokens[:num_tokens],
             positions=self._positions[:num_tokens],
@@ -155,6 +156,8 @@ class Runner:
             context_lens=self._context_lens[:num_seqs],
             block_tables=self._kv.rows([seq.table for seq in plan.counts if seq.table is not None]),
             logit_rows=np.array(rows, np.int32),
+            adapters=adapters,
+            adapter_of=adapter_of,
         )
 
     def _prompt_rows(self, plan: StepPlan, rows: list[int]) -> list[PromptRows]:
@@ -171,3 +174,14 @@ class Runner:
                 prompt.append(PromptRows(seq, len(rows), targets))
                 rows.extend(range(start + first - seq.num_computed, start + last - seq.num_computed))
         return prompt
+
+
+def _adapters(plan: StepPlan) -> tuple[tuple[object, ...], Int32Array | None]:
+    """The adapters of the planned sequences, and for each sequence which of them it has; see `Batch`."""
+    if all(seq.request.adapter is None for seq in plan.counts):
+        return (), None
+    found = [seq.request.adapter for seq in plan.counts]
+    places = {adapter.digest: i for i, adapter in enumerate({a.digest: a for a in found if a is not None}.values())}
+    placed = {adapter.digest: adapter.placed for adapter in found if adapter is not None}
+    of = np.array([-1 if adapter is None else places[adapter.digest] for adapter in found], np.int32)
+    return tuple(placed.values()), of

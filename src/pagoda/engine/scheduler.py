@@ -61,8 +61,17 @@ class StepPlan:
 class Scheduler:
     """Decides which sequences run. Owns their block tables; the engine owns their tokens."""
 
-    def __init__(self, kv: KVCache, *, max_batch_tokens: int, max_rows: int, drafting: Drafting | None = None) -> None:
+    def __init__(
+        self,
+        kv: KVCache,
+        *,
+        max_batch_tokens: int,
+        max_rows: int,
+        max_loras: int = 8,
+        drafting: Drafting | None = None,
+    ) -> None:
         self.kv = kv
+        self.max_loras = max_loras  # adapters of one step
         self._drafting = drafting
         self.max_batch_tokens = max_batch_tokens
         self.max_rows = max_rows  # rows of logits in one step
@@ -175,7 +184,7 @@ class Scheduler:
     def _admit(self, plan: StepPlan, now: float) -> None:
         reserved = self._reserved_blocks(self.running)
         while plan.num_tokens < self.max_batch_tokens and plan.spare_rows:
-            seq = self.waiting.first()
+            seq = self._next_waiting()
             if seq is None:
                 break
             num_cached = self._match(seq)
@@ -190,6 +199,17 @@ class Scheduler:
             self.kv.grow(seq.table, seq.num_computed + count)
             plan.put(seq, count)
             reserved = [a + b for a, b in zip(reserved, self._reserved_blocks([seq]), strict=True)]
+
+    def _next_waiting(self) -> Sequence | None:
+        """Who is next. While that is one whose adapter would be one too many, those without an adapter go before it,
+        and nobody with one: so it gets its turn."""
+        seq = self.waiting.first()
+        if seq is None or seq.request.adapter is None:
+            return seq
+        digests = {other.request.adapter.digest for other in self.running if other.request.adapter is not None}
+        if len(digests | {seq.request.adapter.digest}) <= self.max_loras:
+            return seq
+        return self.waiting.first(lambda other: other.request.adapter is None)
 
     def _reserved_blocks(self, seqs: list[Sequence]) -> list[int]:
         """Blocks of each group that these sequences will still need for all they owe and one token more."""

@@ -118,7 +118,8 @@ class Sequence:
         self.num_cached = 0  # of the prompt, found in the prefix cache when first scheduled
         self.status = Status.PENDING if index else Status.WAITING
         self.table: BlockTable | None = None
-        self.prefix_root = prefix_root(request.cache_salt, request.adapter, request.tenant)
+        digest = None if request.adapter is None else request.adapter.digest
+        self.prefix_root = prefix_root(request.cache_salt, digest, request.tenant)
         self.keys: list[bytes] = []  # prefix keys of the full blocks, grown on demand
         self.children: list[Sequence] = []  # choices to fork off once the prompt is computed
         scored = request.params.prompt_logprobs is not None and index == 0
@@ -248,7 +249,7 @@ class Sequence:
             first_scheduled=self.first_scheduled,
             first_token=self.first_token,
             finished=now,
-            adapter=self.request.adapter,
+            adapter=self.request.adapter_name,
         )
 
 

@@ -63,7 +63,7 @@ def _state(seq: Sequence) -> SequenceState:
         request_id=seq.request.id,
         index=seq.index,
         tenant=seq.request.tenant,
-        adapter=seq.request.adapter,
+        adapter=seq.request.adapter_name,
         phase=_phase(seq),
         prompt_tokens=seq.prompt_len,
         computed_tokens=seq.num_computed,

@@ -19,8 +19,10 @@ _PROCESS_KEY = os.urandom(32)
 
 
 def prefix_root(salt: str, adapter: str | None, tenant: str = "") -> bytes:
-    """Start of the chain. Prefixes are shared between equal roots only, so never between tenants: otherwise the time to
-    the first token would tell one tenant what another has asked."""
+    """Start of the chain; `adapter` is the digest of its content.
+
+    Prefixes are shared between equal roots only, so never between tenants: otherwise the time to
+     the first token would tell one tenant what another has asked."""
     parts = [
         salt.encode("utf-8", "surrogatepass"),
         b"" if adapter is None else b"+" + adapter.encode(),

@@ -72,7 +72,7 @@ class Accounts:
             id=call.id,
             model=self._model,
             tenant=call.tenant,
-            adapter=request.adapter or "",
+            adapter=call.adapter or "",
             stream=stream,
             n=request.params.n,
             max_tokens=request.params.max_tokens,

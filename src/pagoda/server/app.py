@@ -17,7 +17,7 @@ from starlette.routing import Route
 from pagoda.config import ServerSettings
 from pagoda.errors import ConfigError, PagodaError
 from pagoda.observe.cost import CostSettings
-from pagoda.server import live, routes, system
+from pagoda.server import adapter_routes, live, routes, system
 from pagoda.server.failures import DescribedError, answer_error, json_response
 from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
 from pagoda.server.record import record_of
@@ -40,7 +40,14 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
     ]
     app = Starlette(
-        routes=[*routes.ROUTES, *system.ROUTES, *live.ROUTES, Route("/openapi.json", _document), Route("/docs", _docs)],
+        routes=[
+            *routes.ROUTES,
+            *adapter_routes.ROUTES,
+            *system.ROUTES,
+            *live.ROUTES,
+            Route("/openapi.json", _document),
+            Route("/docs", _docs),
+        ],
         middleware=layers,
         exception_handlers={**dict.fromkeys(ERRORS, answer_error), ClientGone: _gone},
     )

@@ -23,6 +23,7 @@ class Call:
     messages: tuple[Mapping[str, Any], ...] | None = None  # the conversation as it was asked; None: text completions
     tenant: str = ""
     output: OutputPlan = field(default_factory=OutputPlan)  # what is to become of the text
+    adapter: str | None = None  # the name that was asked for, None: the model itself
 
 
 class DeltaStream(Protocol):

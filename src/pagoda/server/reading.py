@@ -6,7 +6,7 @@ in a thread, or in a process of its own (`readers.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -45,6 +45,32 @@ class Reading:
     messages: tuple[Mapping[str, Any], ...] | None = None  # as they were asked; None: text completions
     prediction: tuple[int, ...] | None = None  # tokens that the client says the answer will mostly be
     output: OutputPlan = field(default_factory=OutputPlan)
+    model: str | None = None  # as the body names it
+
+
+class ServedNames:
+    """The names that requests may give their model: its own, and those of adapters, which come and go.
+
+    In another process all names are taken; the server looks again.
+    """
+
+    def __init__(self, model: str, adapters: Callable[[], Collection[str]] | None = None) -> None:
+        self._model = model
+        self._adapters = adapters
+
+    def check(self, name: str) -> None:
+        """Raise ModelNotFoundError unless something here is called so."""
+        adapters = () if self._adapters is None else self._adapters()
+        if name != self._model and name not in adapters:
+            raise unknown_model(name, self._model, adapters)
+
+    def __reduce__(self) -> tuple[type[AnyName], tuple[str]]:
+        return AnyName, (self._model,)
+
+
+class AnyName(ServedNames):
+    def check(self, name: str) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +82,7 @@ class ReaderLimits:
     max_tokens: int  # of all prompts of a body together
     tool_call_format: str = "auto"
     reasoning_format: str = "auto"
+    names: ServedNames | None = None  # None: model_name alone
 
 
 class Reader:
@@ -70,6 +97,7 @@ class Reader:
         tokenizer, template, no_chat_reason = text
         self._tokenizer = tokenizer
         self._limits = limits
+        self._names = limits.names or ServedNames(limits.model_name)
         source = "" if template is None else template.source
         self._planner = OutputPlanner(tokenizer, source, limits.tool_call_format, limits.reasoning_format)
         self._prompts = Prompts(
@@ -90,7 +118,7 @@ class Reader:
         spec = chat_spec(body)
         prompt = self._prompts.of_chat(body, self._num_kept(spec, body))
         output = self._planner.of_chat(body, prompt.ids)
-        return Reading(spec, (prompt,), tuple(body.plain_messages()), self._predicted(body), output)
+        return Reading(spec, (prompt,), tuple(body.plain_messages()), self._predicted(body), output, body.model)
 
     def completion(self, data: bytes) -> Reading:
         body = self._body(data, CompletionRequest)
@@ -105,7 +133,7 @@ class Reader:
                 param="prompt",
             )
         output = self._planner.of_completion(body)
-        return Reading(spec, tuple(prompts), prediction=self._predicted(body), output=output)
+        return Reading(spec, tuple(prompts), prediction=self._predicted(body), output=output, model=body.model)
 
     def tokenize(self, data: bytes) -> bytes:
         """The JSON that answers /tokenize."""
@@ -164,8 +192,8 @@ class Reader:
 
     def _checked(self, body: M) -> M:
         name = getattr(body, "model", None)
-        if name is not None and name != self._limits.model_name:
-            raise unknown_model(name, self._limits.model_name)
+        if name is not None:
+            self._names.check(name)
         return body
 
 
@@ -174,8 +202,9 @@ def _num_parts(message: Any) -> int:
     return max(len(content), 1) if isinstance(content, list) else 1
 
 
-def unknown_model(name: str, served: str) -> ModelNotFoundError:
-    return ModelNotFoundError(f"The model `{name}` does not exist. This server has `{served}`.")
+def unknown_model(name: str, served: str, adapters: Collection[str] = ()) -> ModelNotFoundError:
+    others = f" and {len(adapters)} adapters of it (GET /v1/models)" if adapters else ""
+    return ModelNotFoundError(f"The model `{name}` does not exist. This server has `{served}`{others}.")
 
 
 TextLoader = Callable[[], TextParts]

@@ -86,6 +86,7 @@ def make_call(
     messages: Sequence[Mapping[str, Any]] | None = None,
     prediction: tuple[int, ...] | None = None,
     output: OutputPlan | None = None,
+    adapter: str | None = None,
 ) -> Call:
     """One token request a prompt. `id` names the answer, and with a number each request."""
     arrival = time.monotonic()
@@ -106,7 +107,7 @@ def make_call(
         )
         for place, prompt in enumerate(prompts)
     )
-    return Call(id, requests, None if messages is None else tuple(messages), tenant, output)
+    return Call(id, requests, None if messages is None else tuple(messages), tenant, output, adapter)
 
 
 def new_id(prefix: str) -> str:

@@ -41,13 +41,15 @@ def check_admin(request: Request) -> None:
 
 
 async def list_models(request: Request) -> Response:
-    """The models served here: one."""
-    return json_response({"object": "list", "data": [service_of(request).model().describe()]})
+    """The model served here, and its adapters."""
+    model = service_of(request).model()
+    return json_response({"object": "list", "data": [model.describe(name) for name in (None, *model.store.names)]})
 
 
 async def show_model(request: Request) -> Response:
-    """One model."""
-    return json_response(service_of(request).model(request.path_params["model_id"]).describe())
+    """One model, or adapter."""
+    name = request.path_params["model_id"]
+    return json_response(service_of(request).model(name).describe(name))
 
 
 async def chat_completions(request: Request) -> Response:
@@ -80,10 +82,11 @@ async def _generate(request: Request, model: Model, shape: type[Answer], prefix:
         messages=reading.messages,
         prediction=reading.prediction,
         output=reading.output,
+        adapter=None if reading.model in (None, model.name) else reading.model,
     )
     skip_special = spec.params.skip_special_tokens
     writer = LogprobWriter(model.tokenizer, as_ids=spec.options.tokens_as_ids, skip_special=skip_special)
-    answer = shape(call, model.name, prompts, spec.options, writer)
+    answer = shape(call, reading.model or model.name, prompts, spec.options, writer)
     model.accounts.open(call, answer)
     model.accounts.count_headers(request.headers, service_of(request).settings.metrics_headers)
     stream = await model.serve(call)

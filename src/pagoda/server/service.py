@@ -13,10 +13,12 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from pagoda.config import ServerSettings
+from pagoda.engine.adapters import AdapterStore
 from pagoda.errors import EngineError, OverloadedError, UnavailableError
 from pagoda.observe.cost import CostSettings
 from pagoda.observe.metrics import Metrics
 from pagoda.server.accounts import Accounts, make_ledger
+from pagoda.server.adapters import Adapters
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.bridge import EngineBridge, EngineThread
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
@@ -25,7 +27,7 @@ from pagoda.server.constraints import Constraints
 from pagoda.server.intact import Intact
 from pagoda.server.prompts import ChatTemplate, Tokenizer
 from pagoda.server.readers import Readers
-from pagoda.server.reading import Reader, ReaderLimits, TextLoader, unknown_model
+from pagoda.server.reading import Reader, ReaderLimits, ServedNames, TextLoader, unknown_model
 
 STARTING_RETRY_S = 2.0
 LONG_BODIES = 4  # taken in or waiting to be read at once; further ones stay with their clients, not in memory
@@ -58,6 +60,9 @@ class Loaded(Protocol):
     def max_context(self) -> int: ...
 
     @property
+    def adapters(self) -> AdapterStore: ...
+
+    @property
     def cache_config(self) -> dict[str, str]: ...
 
     def changed(self) -> str | None: ...
@@ -75,12 +80,14 @@ class Model:
         self.engine = loaded.engine
         self.tokenizer = loaded.tokenizer
         self.max_context = loaded.max_context
+        self.store = loaded.adapters
         limits = ReaderLimits(
             self.name,
             loaded.max_context,
             settings.max_queue_tokens,
             settings.tool_call_format,
             settings.reasoning_format,
+            ServedNames(self.name, lambda: self.store.names),
         )
         reader = Reader((loaded.tokenizer, loaded.chat_template, loaded.no_chat_reason), limits)
         self.readers = Readers(reader, loaded.load_text, limits)
@@ -107,6 +114,7 @@ class Model:
         layers: list[Layer] = [  # outermost first
             Intact(loaded.changed),
             self._validated,
+            Adapters(self.store),
             self.constraints,
             self._counted,
             self.admission,
@@ -147,15 +155,16 @@ class Model:
         last_sign = time.monotonic() if busy_since is None else max(busy_since, self.metrics.last_step)
         return self.engine.alive and time.monotonic() - last_sign < STALLED_S
 
-    def describe(self) -> dict[str, Any]:
-        """As /v1/models shows it."""
+    def describe(self, name: str | None = None) -> dict[str, Any]:
+        """The model, or an adapter of it, as /v1/models shows it. ModelNotFoundError: no adapter is called so."""
+        is_adapter = name not in (None, self.name)
         return {
-            "id": self.name,
+            "id": name or self.name,
             "object": "model",
             "created": self.created,
             "owned_by": "pagoda",
-            "root": self.name,
-            "parent": None,
+            "root": str(self.store.find(name).path) if name is not None and is_adapter else self.name,
+            "parent": self.name if is_adapter else None,
             "max_model_len": self.max_context,
         }
 
@@ -213,8 +222,8 @@ class Service:
         """
         if self._model is None:
             raise UnavailableError("the model is being loaded", retry_after=STARTING_RETRY_S)
-        if name is not None and name != self._model.name:
-            raise unknown_model(name, self._model.name)
+        if name is not None and name != self._model.name and name not in self._model.store.names:
+            raise unknown_model(name, self._model.name, self._model.store.names)
         return self._model
 
     def model_for_work(self) -> Model:

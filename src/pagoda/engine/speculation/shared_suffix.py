@@ -99,4 +99,5 @@ class SharedSuffixDrafter:
 def _scope(query: DraftQuery) -> Hashable:
     request = query.request
     beginning = tuple(request.prompt_token_ids[:SCOPE_TOKENS])
-    return request.tenant, request.cache_salt, request.adapter, beginning
+    digest = None if request.adapter is None else request.adapter.digest
+    return request.tenant, request.cache_salt, digest, beginning

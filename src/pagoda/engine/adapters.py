@@ -1,0 +1,164 @@
+"""The adapters that a server has: which name stands for which version, and which versions are in memory.
+
+A version is one content of an adapter's files. Requests name a version through a name, and go on with it however the
+name moves meanwhile. As many versions as `max_in_memory` says stay in memory; those used longest ago are read from
+their files again when somebody asks for them. Safe to use from several threads; `load` waits for the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pagoda.adapters.adapter import Adapter
+from pagoda.adapters.files import read_adapter
+from pagoda.adapters.place import Base, place
+from pagoda.backends.base import LoadedModel, PlacedAdapter
+from pagoda.errors import FormatError, ModelNotFoundError, RequestError
+from pagoda.types import LoadedAdapter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class AdapterVersion:
+    """One content. `placed` is None while it is on disk alone; `pins` are requests that compute with it."""
+
+    path: Path
+    digest: str
+    placed: PlacedAdapter | None
+    last_used: float = field(default_factory=time.monotonic)
+    pins: int = 0
+    loading: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def num_bytes(self) -> int:
+        """In memory."""
+        return 0 if self.placed is None else self.placed.bytes
+
+
+class AdapterStore:
+    """Adapters of one loaded model.
+
+    read: an adapter's path → its digest, and what the model made of it; raises what reading and placing raise.
+    """
+
+    def __init__(self, read: Callable[[Path], tuple[str, PlacedAdapter]], *, max_in_memory: int) -> None:
+        self._read = read
+        self._max_in_memory = max_in_memory
+        self._versions: dict[str, AdapterVersion] = {}  # by name
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._versions)
+
+    @property
+    def num_bytes(self) -> int:
+        """What adapters take in memory."""
+        return sum(version.num_bytes for version in self._all())
+
+    @property
+    def num_in_memory(self) -> int:
+        return sum(version.placed is not None for version in self._all())
+
+    def _all(self) -> set[AdapterVersion]:
+        return set(self._versions.copy().values())
+
+    def add(self, name: str, path: Path, *, replace: bool = False) -> AdapterVersion:
+        """Read an adapter, and call it `name`. RequestError: the name is taken, and not to be replaced."""
+        if name in self._versions and not replace:
+            raise RequestError(f"an adapter called {name!r} is loaded already", param="lora_name")
+        digest, placed = self._read(path)
+        version = AdapterVersion(path, digest, placed)
+        with self._lock:
+            if name in self._versions and not replace:
+                raise RequestError(f"an adapter called {name!r} is loaded already", param="lora_name")
+            self._versions[name] = version
+        self._evict()
+        return version
+
+    def remove(self, name: str) -> None:
+        """Forget a name. Requests under way go on. ModelNotFoundError: there is none."""
+        with self._lock:
+            if self._versions.pop(name, None) is None:
+                raise ModelNotFoundError(f"no adapter is called {name!r}")
+
+    def point(self, name: str, to: str) -> AdapterVersion:
+        """From now on, `name` means the version that `to` means. ModelNotFoundError: there is no such adapter."""
+        with self._lock:
+            version = self._versions[name] = self._find(to)
+            return version
+
+    def find(self, name: str) -> AdapterVersion:
+        """What the name means now. ModelNotFoundError: nothing."""
+        with self._lock:
+            return self._find(name)
+
+    def _find(self, name: str) -> AdapterVersion:
+        if name not in self._versions:
+            raise ModelNotFoundError(f"no adapter is called {name!r}")
+        return self._versions[name]
+
+    def pin(self, name: str) -> AdapterVersion:
+        """What the name means now, which stays in memory, once it is there, until `unpin`. ModelNotFoundError."""
+        with self._lock:
+            version = self._find(name)
+            version.pins += 1
+            version.last_used = time.monotonic()
+            return version
+
+    def unpin(self, version: AdapterVersion) -> None:
+        with self._lock:
+            version.pins -= 1
+        self._evict()
+
+    def load(self, version: AdapterVersion, name: str) -> LoadedAdapter:
+        """The pinned version, as requests by that name carry it; read from its files where it is not in memory.
+
+        Others that ask for the same meanwhile wait. FormatError: the files are not what they were.
+        """
+        with version.loading:
+            placed = version.placed
+            if placed is None:
+                digest, placed = self._read(version.path)
+                if digest != version.digest:
+                    raise FormatError(
+                        "the adapter has changed since it was loaded; load it again", path=str(version.path)
+                    )
+                version.placed = placed
+                log.info("adapter %s is in memory again", name)
+        self._evict()
+        return LoadedAdapter(name, version.digest, placed)
+
+    def _evict(self) -> None:
+        """Take versions that nobody computes with out of memory, those used longest ago first."""
+        with self._lock:
+            inside = [version for version in set(self._versions.values()) if version.placed is not None]
+            idle = sorted((version for version in inside if not version.pins), key=lambda version: version.last_used)
+            for version in idle[: max(0, len(inside) - self._max_in_memory)]:
+                version.placed = None
+
+
+def open_store(model: LoadedModel, base: Base, *, half: bool, max_in_memory: int) -> AdapterStore:
+    """A store of adapters for the loaded model."""
+
+    def read(path: Path) -> tuple[str, PlacedAdapter]:
+        adapter: Adapter = read_adapter(path)
+        return adapter.digest, model.place_adapter(place(adapter, base), half=half)
+
+    return AdapterStore(read, max_in_memory=max_in_memory)
+
+
+def parse_named(given: str) -> tuple[str, Path]:
+    """(name, path) of `name=path`; a path alone gives its last part as the name. RequestError: neither."""
+    name, equals, path = given.partition("=")
+    if not equals:
+        name, path = Path(given).stem if given.endswith(".gguf") else Path(given).name, given
+    if not name or not path:
+        raise RequestError(f"--lora {given!r}: say name=path", param="lora")
+    return name, Path(path).expanduser()
