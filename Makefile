@@ -15,7 +15,7 @@ NATIVE := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 serve: .venv/.installed
 	.venv/bin/pagoda serve $(MODEL) $(SERVE_FLAGS)
 
-test: .venv-dev/.installed .venv-dev/.torch .venv-clients/complete
+test: .venv-dev/.installed .venv-dev/.torch .venv-clients/complete .venv-clients/playwright
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
@@ -58,6 +58,12 @@ CLIENTS_PIP := .venv-clients/bin/python -m pip install --quiet --disable-pip-ver
 		$(foreach version,$(OLDER_OPENAI),&& $(CLIENTS_PIP) --upgrade --target .venv-clients/openai-$(firstword $(subst ., ,$(version))) openai==$(version)); \
 	} 2> .venv-clients/pip.log && touch $@ \
 	|| { tail -1 .venv-clients/pip.log; echo "no clients: tests/clients will be skipped"; }
+
+# Drives Debian's Chromium; the tests of the page are skipped where it or node is missing.
+PLAYWRIGHT := 1.65.1
+.venv-clients/playwright: .venv-clients/complete
+	@npm install --silent --no-save --prefix .venv-clients playwright-core@$(PLAYWRIGHT) > .venv-clients/npm.log 2>&1 && touch $@ \
+	|| echo "no playwright-core: tests/page will be skipped"
 
 native:
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) > /dev/null

@@ -52,7 +52,7 @@ def test_right_keys(api: Served, headers: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("headers", WRONG)
-@pytest.mark.parametrize("path", ["/v1/models", "/version", "/metrics", "/plan", "/docs", "/openapi.json", "/nothing"])
+@pytest.mark.parametrize("path", ["/v1/models", "/version", "/metrics", "/plan", "/openapi.json", "/nothing"])
 def test_wrong_keys(api: Served, path: str, headers: dict[str, str | bytes]) -> None:
     response = api.client.get(path, headers=headers)  # type: ignore[arg-type]
     assert response.status_code == 401
@@ -177,5 +177,5 @@ def test_all_of_the_server_lies_behind_the_prefix() -> None:
         assert served.client.get("/llm/health").status_code == 200
         assert served.client.get("/llm/v1/models", headers=key).status_code == 200
         assert served.client.get("/llmv1/models", headers=key).status_code == 404
-        assert "'/llm/openapi.json'" in served.client.get("/docs", headers=key).text
+        assert 'href="openapi.json"' in served.client.get("/llm/docs").text  # of the same folder, whatever it is
         assert served.client.get("/llm/openapi.json", headers=key).json()["servers"] == [{"url": "/llm"}]

@@ -11,13 +11,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from pagoda.config import ServerSettings
 from pagoda.errors import ConfigError, PagodaError
 from pagoda.observe.cost import CostSettings
-from pagoda.server import adapter_routes, live, routes, system
+from pagoda.server import adapter_routes, live, pages, routes, system
 from pagoda.server.failures import DescribedError, answer_error, json_response
 from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
 from pagoda.server.record import record_of
@@ -45,8 +45,8 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
             *adapter_routes.ROUTES,
             *system.ROUTES,
             *live.ROUTES,
+            *pages.ROUTES,
             Route("/openapi.json", _document),
-            Route("/docs", _docs),
         ],
         middleware=layers,
         exception_handlers={**dict.fromkeys(ERRORS, answer_error), ClientGone: _gone},
@@ -69,10 +69,11 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
 
 
 def _keys(settings: ServerSettings) -> Middleware:
-    """What orchestrators ask needs no key. Raises ConfigError."""
+    """What orchestrators ask needs no key, nor do the pages' files. Raises ConfigError."""
     if settings.metrics_open and settings.metrics_key is not None:
         raise ConfigError("--metrics-open gives /metrics to everybody: leave it or --metrics-key out")
-    open_paths = {"/health", "/ready", *live.PAGE} | ({"/metrics"} if settings.metrics_open else set())
+    open_paths = {"/health", "/ready", *live.PAGE, *pages.OPEN_PATHS}
+    open_paths |= {"/metrics"} if settings.metrics_open else set()
     path_keys = {} if settings.metrics_key is None else {"/metrics": settings.metrics_key}
     return Middleware(
         ApiKeys, keys=settings.api_keys, admin_key=settings.admin_key, open_paths=open_paths, path_keys=path_keys
@@ -93,12 +94,3 @@ async def _document(request: Request) -> Response:
         return document() | ({"servers": servers} if servers else {})
 
     return json_response(await asyncio.to_thread(made))  # the import takes half a second
-
-
-async def _docs(request: Request) -> Response:
-    def made() -> str:
-        from pagoda.server.openapi import page
-
-        return page(request.scope["root_path"])
-
-    return HTMLResponse(await asyncio.to_thread(made))

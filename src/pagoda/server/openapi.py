@@ -1,4 +1,4 @@
-"""The OpenAPI document and its page: what each route takes, and the shapes of answers, written without pydantic.
+"""The OpenAPI document: what each route takes, and the shapes of answers, written without pydantic.
 
 FastAPI draws the frame. Imported when the document is asked for, so that the server starts sooner.
 """
@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any, Literal
 
 from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -232,11 +231,6 @@ def document() -> dict[str, Any]:
         methods = sorted((route.methods or set()) - {"HEAD"})
         api.add_api_route(route.path, route.endpoint, methods=methods, tags=[TAGS.get(route.path, "system")])
     return _complete(api.openapi())
-
-
-def page(prefix: str = "") -> str:
-    """HTML that shows the document, which lies behind `prefix`."""
-    return bytes(get_swagger_ui_html(openapi_url=f"{prefix}/openapi.json", title="Pagoda").body).decode()
 
 
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
