@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,19 @@ def test_chat_answers_and_ends_its_turn(llm: LLM) -> None:
     assert "<|im_end|>" not in answer.text
     several = llm.chat([messages, messages], SamplingParams(temperature=0, max_tokens=100))
     assert [output.text for output in several] == [answer.text] * 2
+
+
+def test_calls_are_found(llm: LLM) -> None:
+    """What is called is forced here: the default model is too small to decide."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": schema}}]
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    messages = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    grammar = GrammarSource("choice", json.dumps([call]))
+    (answer,) = llm.chat(messages, SamplingParams(temperature=0, max_tokens=64), tools=tools, grammar=grammar)
+    (found,) = answer.outputs[0].tool_calls
+    assert (found.name, json.loads(found.arguments), answer.text) == ("get_weather", {"city": "Oslo"}, "")
+    assert "get_weather" in llm.loaded.tokenizer.decode(answer.prompt_token_ids)
 
 
 def test_a_stop_string_ends_it(llm: LLM) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.errors import RequestError
 from pagoda.grammar.compiler import GrammarCompiler
 from pagoda.grammar.source import GrammarSource
+from pagoda.text.tools.offered import FunctionCall, OfferedTools
 from pagoda.types import Delta, FinishReason, LoadedAdapter, Request, SamplingParams, TokenLogprobs, Usage
 
 Prompt = str | Seq[int]
@@ -39,6 +40,7 @@ class Completion:
     usage: Usage
     logprobs: tuple[TokenLogprobs, ...] | None = None
     error: str | None = None
+    tool_calls: tuple[FunctionCall, ...] = ()  # where tools were offered; `text` is what is said besides
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class LLM:
         messages: Seq[Message] | Seq[Seq[Message]],
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
+        tools: Seq[Mapping[str, Any]] = (),
         grammar: GrammarSource | Seq[GrammarSource | None] | None = None,
         adapter: str | Seq[str | None] | None = None,
         progress: bool = False,
@@ -103,15 +106,24 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation, or several, until the model ends its turn.
 
-        `grammar` and `adapter` are as in `generate`; `template_kwargs` go to the template, `tools` among them.
+        `tools` may be called, and are in OpenAI's shape; calls are found in the answers, which nothing holds to the
+        tools' schemas. `grammar` and `adapter` are as in `generate`; `template_kwargs` go to the template.
         """
         template = self.loaded.chat_template
         if template is None:
             raise RequestError(self.loaded.no_chat_reason or "the model has no chat template", param="messages")
         is_one = len(messages) > 0 and isinstance(messages[0], Mapping)
         chats = [cast(Seq[Message], messages)] if is_one else cast(Seq[Seq[Message]], messages)
-        ids = [template.render_ids(chat, **template_kwargs) for chat in chats]
-        return self._run([None] * len(ids), ids, params or SamplingParams(max_tokens=None), grammar, adapter, progress)
+        params = params or SamplingParams(max_tokens=None)
+        if not tools:
+            ids = [template.render_ids(chat, **template_kwargs) for chat in chats]
+            return self._run([None] * len(ids), ids, params, grammar, adapter, progress)
+        offered = OfferedTools(tools, template.source)
+        told = [offered.told(chat) for chat in chats]
+        ids = [template.render_ids(chat, **kwargs, **template_kwargs) for chat, kwargs in told]
+        shown = offered.shown_ids(self.loaded.tokenizer)
+        outputs = self._run([None] * len(ids), ids, params, grammar, adapter, progress, shown_ids=shown)
+        return [replace(one, outputs=tuple(_with_calls(offered, each) for each in one.outputs)) for one in outputs]
 
     def tokenize(self, text: str) -> list[int]:
         """As `generate` does it: control tokens of the text become tokens."""
@@ -137,6 +149,8 @@ class LLM:
         grammar: GrammarSource | Seq[GrammarSource | None] | None,
         adapter: str | Seq[str | None] | None,
         progress: bool,
+        *,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> list[RequestOutput]:
         each = [params] * len(ids) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(ids):
@@ -147,7 +161,7 @@ class LLM:
         adapters = [adapter] * len(ids) if adapter is None or isinstance(adapter, str) else list(adapter)
         if len(adapters) != len(ids):
             raise RequestError(f"there are {len(ids)} prompts, but {len(adapters)} adapters", param="adapter")
-        requests = [self._request(*parts) for parts in zip(ids, each, grammars, adapters, strict=True)]
+        requests = [self._request(*parts, shown_ids) for parts in zip(ids, each, grammars, adapters, strict=True)]
         gathered = {request.id: _Gathered(request) for request in requests}
         with Progress(disable=not progress, transient=True) as bar:
             task = bar.add_task("generating", total=sum(request.params.n for request in requests))
@@ -155,7 +169,12 @@ class LLM:
         return [gathered[request.id].output(text) for request, text in zip(requests, texts, strict=True)]
 
     def _request(
-        self, prompt: list[int], params: SamplingParams, grammar: GrammarSource | None, adapter: str | None
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        grammar: GrammarSource | None,
+        adapter: str | None,
+        shown_ids: frozenset[int],
     ) -> Request:
         self._num_requests += 1
         constraint = None if grammar is None else self._grammars.compile(grammar)
@@ -166,6 +185,7 @@ class LLM:
             time.monotonic(),
             adapter=None if adapter is None else self._adapter(adapter),
             constraint=constraint,
+            shown_token_ids=shown_ids,
         )
         return self.loaded.core.validate(request)
 
@@ -193,6 +213,11 @@ class LLM:
                 core.abort(request.id)
             if core.has_work:
                 core.step()
+
+
+def _with_calls(offered: OfferedTools, completion: Completion) -> Completion:
+    text, calls = offered.divided(completion.text)
+    return replace(completion, text=text, tool_calls=calls)
 
 
 def _listed(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:

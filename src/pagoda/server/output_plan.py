@@ -20,6 +20,7 @@ from pagoda.server.structured import grammar_asked
 from pagoda.text import reasoning
 from pagoda.text.reasoning import ReasoningFormat
 from pagoda.text.tools.base import CallGrammar, Function, ToolFormat
+from pagoda.text.tools.offered import control_ids
 from pagoda.text.tools.table import FORMATS, GENERIC, format_of
 
 TAIL_TOKENS = 64  # of a prompt, in which its last mark of thinking is looked for
@@ -91,7 +92,7 @@ class OutputPlanner:
             thinking_open=row.is_open(tail, within=bool(body.continue_final_message)),
             thinking_budget=body.thinking_token_budget,
             shows_reasoning=body.include_reasoning is not False,
-            shown_ids=plan.shown_ids | self._control_ids(row.markers),
+            shown_ids=plan.shown_ids | control_ids(self._tokenizer, row.markers),
         )
 
     def _with_grammar(self, body: ChatRequest) -> OutputPlan:
@@ -117,7 +118,7 @@ class OutputPlanner:
             grammar_needed=whole or any(function.strict for function in functions),
             tool_format=self.tools.name,
             functions=tuple(Function(tool.function.name, tool.function.parameters or {}) for tool in tools),
-            shown_ids=self._control_ids(self.tools.markers),
+            shown_ids=control_ids(self._tokenizer, self.tools.markers),
         )
 
     def _prepared(self, place: int, tool: Tool, required: bool) -> Function:
@@ -140,10 +141,6 @@ class OutputPlanner:
         """A control token where the text names one, otherwise the text, as Lark writes them."""
         ids = self._tokenizer.encode(text, add_special=False, parse_special=True)
         return f"<[{ids[0]}]>" if len(ids) == 1 and self._tokenizer.is_special(ids[0]) else literal(text)
-
-    def _control_ids(self, markers: Sequence[str]) -> frozenset[int]:
-        ids = [i for text in markers for i in self._tokenizer.encode(text, add_special=False, parse_special=True)]
-        return frozenset(token_id for token_id in ids if self._tokenizer.is_special(token_id))
 
 
 def _callable(tools: Sequence[Tool], choice: object) -> list[tuple[int, Tool]]:
