@@ -17,6 +17,7 @@ from pagoda.grammar.constraint import CompiledGrammar
 from pagoda.grammar.source import GrammarKind, GrammarSource
 from pagoda.grammar.tokens import GrammarTokenizer, Vocabulary
 from pagoda.grammar.translation import to_llguidance
+from pagoda.grammar.trial import is_risky, try_out
 from pagoda.types import UInt32Array
 
 MAX_KEPT = 128  # grammars
@@ -61,6 +62,8 @@ class GrammarCompiler:
         if self._vocabulary is None:
             self._vocabulary = Vocabulary(self._tokenizer)
         _check_writable(text, self._vocabulary)
+        if is_risky(text):
+            try_out(text)
         matcher = LLMatcher(self._vocabulary.for_llguidance, text, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise RequestError(f"the grammar is not accepted: {_explained(matcher.get_error(), source.kind)}")

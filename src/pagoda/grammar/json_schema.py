@@ -15,7 +15,8 @@ References are followed within the document only (`#/…`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -28,6 +29,7 @@ Schema = bool | dict[str, Any]
 MAX_NESTED = 50  # schemas written within schemas; llguidance's parser ends at about 60
 MAX_DEPTH = 100  # likewise with what references lead to, where it is first met; llguidance recurses
 MAX_NODES = 20_000  # schemas within a schema
+MAX_ALTERNATIVES = 1000  # that anyOf, oneOf and allOf make of one value, what their references lead to written out
 MAX_OPTIONAL = 450  # optional properties of one object: each costs 4 of the 2,000 items of llguidance's parser
 
 _LISTS = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
@@ -44,6 +46,7 @@ def prepare_schema(schema: Any) -> Schema:
     """
     preparation = _Preparation(schema)
     prepared = preparation.subschema(schema, "", depth=0, closable=True)
+    _check_alternatives(prepared, preparation.definitions)
     preparation.unfold_one_of()
     if isinstance(prepared, dict) and preparation.definitions:
         return {**prepared, "$defs": preparation.definitions}
@@ -187,6 +190,44 @@ def _lists_all(keywords: Mapping[str, Any]) -> bool:
     if declared is None or {"additionalProperties", "patternProperties", "minProperties"} & keywords.keys():
         return False
     return all(name in declared for name in required)
+
+
+def _check_alternatives(prepared: Schema, definitions: Mapping[str, Schema]) -> None:
+    """Raise RequestError where few references to references make very many alternatives, which llguidance compares."""
+    counted: dict[str, int] = {}
+
+    def count(schema: Any) -> int:
+        """Those of the schema. → at most one more than there may be"""
+        if not isinstance(schema, dict):
+            return 1
+        found = math.prod(sum(map(count, schema[name])) for name in ("anyOf", "oneOf") if name in schema)
+        found *= math.prod(map(count, schema.get("allOf", ())))
+        if "$ref" in schema:
+            found *= count_of_definition(schema["$ref"].removeprefix("#/$defs/"))
+        if found > MAX_ALTERNATIVES:
+            raise RequestError(f"the schema's anyOf, oneOf and allOf make more than {MAX_ALTERNATIVES} alternatives")
+        return found
+
+    def count_of_definition(name: str) -> int:
+        if name not in counted:
+            counted[name] = 1  # where it leads to itself
+            counted[name] = count(definitions[name])
+        return counted[name]
+
+    for schema in (prepared, *definitions.values()):
+        for inner in _within(schema):
+            count(inner)
+
+
+def _within(schema: Any) -> Iterator[Any]:
+    """The schema and all that are written in it, less those that combining keywords count by themselves."""
+    if isinstance(schema, dict):
+        yield schema
+        nested = [schema[name] for name in _SINGLE if name in schema]
+        nested += [inner for name in _MAPS if name in schema for inner in schema[name].values()]
+        nested += [inner for name in _LISTS if name in schema for inner in schema[name]]
+        for inner in nested:
+            yield from _within(inner)
 
 
 def _check_optional(prepared: Mapping[str, Any], where: str) -> None:

@@ -15,7 +15,7 @@ from pagoda.grammar.lark import JSON_OPTIONS, check_lark, inline_schema, literal
 from pagoda.grammar.regex_cost import check_cost
 from pagoda.grammar.source import GrammarKind, GrammarSource
 
-MAX_TEXT = 1024 * 1024  # characters of a source
+MAX_TEXT = 256 * 1024  # characters of a source
 MAX_CHOICES = 20_000
 
 

@@ -111,7 +111,10 @@ class Reader:
     def read(self, kind: str, data: bytes) -> Any:
         """What the method called `kind` makes of `data`."""
         assert kind in self.KINDS
-        return getattr(self, kind)(data)
+        try:
+            return getattr(self, kind)(data)
+        except RecursionError:  # of whoever writes as text what the body holds
+            raise RequestError("the body holds objects or lists that are nested too deeply") from None
 
     def chat(self, data: bytes) -> Reading:
         body = self._body(data, ChatRequest)
