@@ -35,22 +35,8 @@ NOT_SETTINGS = ("PAGODA_CONFIG", "PAGODA_CACHE", "PAGODA_DEBUG", "PAGODA_TEST_LO
 SERVICE_LINK = re.compile(r"PAGODA_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")  # of a Kubernetes Service named pagoda
 KEY_LIKE = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH|CREDENTIAL")
 # Verbs with settings of their own.
-TABLES = (
-    "chat",
-    "compare",
-    "generate",
-    "bench",
-    "bench-serve",
-    "quantize",
-    "convert",
-    "plan",
-    "eval-run",
-    "eval-judge",
-    "eval-gate",
-    "cost",
-    "cost-report",
-    "top",
-)
+TABLES = ("chat", "compare", "generate", "bench", "bench-serve", "quantize", "convert", "plan", "eval-run",
+          "eval-judge", "eval-gate", "gate", "cost", "cost-report", "top", "keys",)  # fmt: skip
 
 
 # Tokens of a step, sequences at once. A GPU needs thousands of tokens before arithmetic is what takes the time.
@@ -190,6 +176,9 @@ class ServerSettings(Settings):
     api_keys: Annotated[
         tuple[str, ...], Setting("Key that clients must send; repeat for several.", flag="api-key", secret=True)
     ] = ()
+    keys_file: Annotated[
+        Path | None, Setting("SQLite file of clients' keys and budgets; `pagoda keys` makes and lists them.")
+    ] = None
     admin_key: Annotated[
         str | None, Setting("Key for what changes the server; it opens all the rest, too.", secret=True)
     ] = None

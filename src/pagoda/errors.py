@@ -13,6 +13,8 @@
     │   └── ModelNotFoundError   the model named is not served here (HTTP 404)
     ├── GenerationError      the model computed nothing that an answer could be made of (HTTP 500); others are answered
     ├── OverloadedError      the queue is full (HTTP 429); says when to come back
+    │   └── BudgetError      a key has used up what it may (HTTP 429), or may not use the model (HTTP 403)
+    ├── DeadlineError        an answer would come, or has come, too late (HTTP 429 or 504)
     ├── UnavailableError     starting up or shutting down (HTTP 503); says when to come back
     └── EngineError          the engine has stopped; says why
 
@@ -21,6 +23,8 @@ cause is an `assert`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class PagodaError(Exception):
@@ -109,6 +113,26 @@ class OverloadedError(PagodaError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class BudgetError(OverloadedError):
+    """A key has used up what it may. `headers` say what is left; `code` is a short machine-readable reason."""
+
+    def __init__(
+        self, message: str, *, retry_after: float = 0.0, code: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.code = code
+        self.headers = headers or {}
+
+
+class DeadlineError(PagodaError):
+    """An answer would come too late (`retry_after` in seconds), or has become so (None)."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None, code: str = "deadline_exceeded") -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.code = code
 
 
 class UnavailableError(PagodaError):

@@ -114,6 +114,23 @@ VERBS = {
     "eval init": Verb(
         "pagoda.cli.eval_init:init", "Write the gate's CI files.", "pagoda eval init . --target app:answer"
     ),
+    "keys create": Verb(
+        "pagoda.cli.keys:create",
+        "Make a client's key, with its budget.",
+        "pagoda keys create alice --keys-file keys.db --tokens-per-day 1000000 --usd-per-month 20",
+    ),
+    "keys": Verb(
+        "pagoda.cli.keys:show",
+        "List clients' keys; `keys create`, `rotate`, `revoke`.",
+        "pagoda keys --keys-file keys.db",
+    ),
+    "keys list": Verb("pagoda.cli.keys:show", "List keys and what they used.", "pagoda keys list --keys-file keys.db"),
+    "keys rotate": Verb(
+        "pagoda.cli.keys:rotate", "Give a key a new secret.", "pagoda keys rotate alice --keys-file keys.db"
+    ),
+    "keys revoke": Verb(
+        "pagoda.cli.keys:revoke", "Make a key worth nothing.", "pagoda keys revoke alice --keys-file keys.db"
+    ),
     "top": Verb(
         "pagoda.cli.top:top", "Show what a server does now, in the terminal.", "pagoda top --url http://127.0.0.1:8000"
     ),

@@ -19,6 +19,7 @@ from pagoda.errors import ConfigError, PagodaError
 from pagoda.observe.cost import CostSettings
 from pagoda.server import adapter_routes, live, pages, routes, system
 from pagoda.server.failures import DescribedError, answer_error, json_response
+from pagoda.server.key_store import KeyStore
 from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
 from pagoda.server.record import record_of
 from pagoda.server.service import Loaded, Service
@@ -36,7 +37,7 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
         Middleware(RequestLog, service=service),
         Middleware(Prefix, root_path=settings.root_path),
         *_cors(settings.cors_origins),
-        _keys(settings),
+        _keys(settings, service.key_store),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
     ]
     app = Starlette(
@@ -68,7 +69,7 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
     return [layer]
 
 
-def _keys(settings: ServerSettings) -> Middleware:
+def _keys(settings: ServerSettings, store: KeyStore | None) -> Middleware:
     """What orchestrators ask needs no key, nor do the pages' files. Raises ConfigError."""
     if settings.metrics_open and settings.metrics_key is not None:
         raise ConfigError("--metrics-open gives /metrics to everybody: leave it or --metrics-key out")
@@ -76,7 +77,12 @@ def _keys(settings: ServerSettings) -> Middleware:
     open_paths |= {"/metrics"} if settings.metrics_open else set()
     path_keys = {} if settings.metrics_key is None else {"/metrics": settings.metrics_key}
     return Middleware(
-        ApiKeys, keys=settings.api_keys, admin_key=settings.admin_key, open_paths=open_paths, path_keys=path_keys
+        ApiKeys,
+        keys=settings.api_keys,
+        admin_key=settings.admin_key,
+        open_paths=open_paths,
+        path_keys=path_keys,
+        store=store,
     )
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from pagoda.errors import EngineError
+from pagoda.errors import DeadlineError, EngineError
 from pagoda.server.call import Call, DeltaStream
 from pagoda.types import Delta, Request, StepResult
 
@@ -66,6 +66,8 @@ class EngineBridge:
             raise EngineError(f"the engine has stopped: {self._engine.error or 'it was shut down'}")
         stream = EngineStream(self._engine, call.requests, self._closed)
         self._open.add(stream)
+        stream.fail_at(call.start_by, unless_started=True)
+        stream.fail_at(call.deadline, unless_started=False)
         if self.busy_since is None:
             self.busy_since = time.monotonic()
         sink = self._sink(stream, asyncio.get_running_loop())
@@ -126,6 +128,8 @@ class EngineStream:
         self._error: Exception | None = None
         self._wake: asyncio.Future[None] | None = None
         self._on_close = on_close
+        self._started = False
+        self._timers: list[asyncio.TimerHandle] = []
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         while self._unfinished:
@@ -147,6 +151,7 @@ class EngineStream:
 
     def put(self, delta: Delta) -> None:
         self._arrived.append(delta)
+        self._started = True
         self._wake_up()
 
     def fail(self, error: Exception) -> None:
@@ -154,7 +159,19 @@ class EngineStream:
         self._error = error
         self._wake_up()
 
+    def fail_at(self, moment: float | None, *, unless_started: bool) -> None:
+        """Raise DeadlineError in whoever reads, at that time of time.monotonic(). None: never."""
+        if moment is not None:
+            loop = asyncio.get_running_loop()
+            self._timers.append(loop.call_later(moment - time.monotonic(), self._is_late, unless_started))
+
+    def _is_late(self, unless_started: bool) -> None:
+        if not (unless_started and self._started):
+            self.fail(DeadlineError("deadline_ms has passed, or can no longer be met: the answer was dropped"))
+
     def close(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
         self._on_close(self)
         for request_id in self._unfinished:
             self._engine.abort(request_id)

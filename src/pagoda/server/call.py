@@ -24,6 +24,8 @@ class Call:
     tenant: str = ""
     output: OutputPlan = field(default_factory=OutputPlan)  # what is to become of the text
     adapter: str | None = None  # the name that was asked for, None: the model itself
+    deadline: float | None = None  # time.monotonic() seconds at which the answer is worth nothing any more
+    start_by: float | None = None  # and at which it is, if there is no token yet
 
 
 class DeltaStream(Protocol):

@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pagoda.errors import (
+    BudgetError,
+    DeadlineError,
     EngineError,
     GenerationError,
     ModelNotFoundError,
@@ -74,6 +76,14 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]
             return 400, error_body(str(error), param=error.param, code=error.code), {}
         case UnsupportedError():
             return 400, error_body(str(error), code="unsupported"), {}
+        case BudgetError():
+            status = 403 if error.code == "model_not_allowed" else 429
+            retry = {} if status == 403 else _retry(error.retry_after)
+            return status, error_body(str(error), status, code=error.code), {**error.headers, **retry}
+        case DeadlineError():
+            if error.retry_after is None:
+                return 504, error_body(str(error), 504, code=error.code), {}
+            return 429, error_body(str(error), 429, code=error.code, param="deadline_ms"), _retry(error.retry_after)
         case OverloadedError():
             return 429, error_body(str(error), 429, code="queue_full"), _retry(error.retry_after)
         case UnavailableError():

@@ -89,7 +89,8 @@ def _view(request: Request) -> LiveView:
     """The model's, for somebody who may look."""
     service = service_of(request)
     settings = service.settings
-    if (settings.api_keys or settings.admin_key is not None) and not record_of(request.scope).admin:
+    has_keys = settings.api_keys or settings.keys_file is not None or settings.admin_key is not None
+    if has_keys and not record_of(request.scope).admin:
         hint = "send it" if settings.admin_key is not None else "start the server with --admin-key"
         raise HTTPException(403, f"what all clients ask is shown with the admin key alone: {hint}")
     model = service.model()

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagoda.server import logs
 from pagoda.server.failures import BodyTooLargeError, error_body
+from pagoda.server.key_store import KeyStore
 from pagoda.server.record import KEY, RequestRecord, record_of
 from pagoda.server.requests import new_id
 from pagoda.server.service import Service
@@ -60,7 +61,8 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
+                more = [(key.lower().encode(), value.encode("latin-1")) for key, value in record.headers.items()]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name), *more]
             await send(message)
 
         token = logs.request_id.set(record.id)
@@ -140,8 +142,9 @@ class ApiKeys:
         admin_key: str | None,
         open_paths: Iterable[str],
         path_keys: Mapping[str, str],
+        store: KeyStore | None = None,
     ) -> None:
-        """Without `keys` nothing is asked; then the admin key still tells who may change the server.
+        """Without `keys` and `store` nothing is asked; then the admin key still tells who may change the server.
 
         `path_keys` open the path that they belong to, which always asks for a key.
         """
@@ -150,13 +153,15 @@ class ApiKeys:
         self._digests = {f"key-{number}": _digest(key.encode()) for number, key in enumerate(keys)}
         self._admin = None if admin_key is None else _digest(admin_key.encode())
         self._open_paths = set(open_paths)
+        self._store = store
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         tenant, record = None, record_of(scope)
         path_key = self._path_keys.get(scope["path"])
-        opened = path_key is None and (not self._digests or scope["path"] in self._open_paths)
+        asks = bool(self._digests) or self._store is not None
+        opened = path_key is None and (not asks or scope["path"] in self._open_paths)
         for key in _keys(scope):
             given = _digest(key)
             opened = opened or (path_key is not None and hmac.compare_digest(given, path_key))
@@ -176,6 +181,8 @@ class ApiKeys:
         for name, digest in self._digests.items():
             if hmac.compare_digest(given, digest):
                 found = name
+        if found is None and self._store is not None and (key := self._store.find(given)) is not None:
+            return key.name
         return found
 
 

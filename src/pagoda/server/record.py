@@ -18,6 +18,7 @@ class RequestRecord:
     start: float = field(default_factory=time.monotonic)
     tenant: str = ""  # the key that came; "" where none is asked for
     admin: bool = False  # it came with the admin key
+    headers: dict[str, str] = field(default_factory=dict)  # of the response, beside those that it has
     client_gone: bool = False  # before the answer was complete
     answer: dict[str, Any] = field(default_factory=dict)  # facts of the answer, for the log line
 

@@ -40,6 +40,7 @@ class GenerationSpec:
     max_draft_tokens: int | None = None  # guessed ahead in one step; 0: none
     report_progress: bool = False  # while the prompt is computed
     request_id: str | None = None  # which the client chose
+    deadline_ms: int | None = None  # from now on
 
 
 def chat_spec(body: ChatRequest) -> GenerationSpec:
@@ -107,7 +108,8 @@ def make_call(
         )
         for place, prompt in enumerate(prompts)
     )
-    return Call(id, requests, None if messages is None else tuple(messages), tenant, output, adapter)
+    deadline = None if spec.deadline_ms is None else arrival + spec.deadline_ms / 1000
+    return Call(id, requests, None if messages is None else tuple(messages), tenant, output, adapter, deadline)
 
 
 def new_id(prefix: str) -> str:
@@ -129,6 +131,7 @@ def _spec(body: Generation, params: SamplingParams, options: AnswerOptions) -> G
         max_draft_tokens=None if body.speculation is None else body.speculation.most,
         report_progress=bool(body.stream and body.return_progress),
         request_id=body.request_id,
+        deadline_ms=body.deadline_ms,
     )
 
 

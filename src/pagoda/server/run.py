@@ -57,6 +57,10 @@ class PagodaServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._life = asyncio.create_task(self._live())
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self._service.end()
+
     async def _live(self) -> None:
         """From loading to drained."""
         try:

@@ -95,6 +95,7 @@ class Generation(Harmless, Structured):
     best_of: Annotated[Int, Field(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    deadline_ms: Annotated[Int, Field(ge=1, le=86_400_000)] | None = None  # after which the answer is of no use
     include_cost: bool | None = None  # usage.cost_usd, where the machine has a price
 
     temperature: Annotated[float, Field(ge=0)] | None = None

@@ -21,10 +21,13 @@ from pagoda.server.accounts import Accounts, make_ledger
 from pagoda.server.adapters import Adapters
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.bridge import EngineBridge, EngineThread
+from pagoda.server.budgets import Budgets
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
 from pagoda.server.ceilings import make_history, roofline_of
 from pagoda.server.constraints import Constraints
+from pagoda.server.deadlines import Deadlines
 from pagoda.server.intact import Intact
+from pagoda.server.key_store import KeyStore
 from pagoda.server.prompts import ChatTemplate, Tokenizer
 from pagoda.server.readers import Readers
 from pagoda.server.reading import Reader, ReaderLimits, ServedNames, TextLoader, unknown_model
@@ -73,7 +76,9 @@ class Loaded(Protocol):
 class Model:
     """A loaded model behind everything that answers for it."""
 
-    def __init__(self, loaded: Loaded, settings: ServerSettings, cost: CostSettings) -> None:
+    def __init__(
+        self, loaded: Loaded, settings: ServerSettings, cost: CostSettings, key_store: KeyStore | None = None
+    ) -> None:
         self.name = settings.served_model_name or loaded.model_name
         self.created = int(time.time())
         self.loaded = loaded
@@ -111,10 +116,13 @@ class Model:
         self.engine.on_step.append(speed.record)
         self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens, speed)
         self.constraints = Constraints(loaded.tokenizer)
+        self.budgets = None if key_store is None else Budgets(key_store, self.name, self.metrics)
         layers: list[Layer] = [  # outermost first
             Intact(loaded.changed),
             self._validated,
             Adapters(self.store),
+            *([] if self.budgets is None else [self.budgets]),
+            Deadlines(self.admission, speed, self.history, self.metrics),
             self.constraints,
             self._counted,
             self.admission,
@@ -147,7 +155,6 @@ class Model:
         self._measuring.cancel()
         self.readers.close()
         self.constraints.close()
-        self.accounts.end()
 
     def turning(self) -> bool:
         """Whether the engine runs, and takes steps if it has work."""
@@ -175,6 +182,7 @@ class Service:
     def __init__(self, settings: ServerSettings, cost: CostSettings | None = None) -> None:
         self.settings = settings
         self._cost = cost or CostSettings()
+        self.key_store = None if settings.keys_file is None else KeyStore(settings.keys_file)
         self.phase: Literal["starting", "ready", "draining", "broken"] = "starting"
         self.reason = ""  # why it is broken
         self.long_bodies = asyncio.Semaphore(LONG_BODIES)
@@ -183,7 +191,7 @@ class Service:
 
     def attach(self, loaded: Loaded) -> Model:
         """The model is there: start its engine and answer requests."""
-        self._model = Model(loaded, self.settings, self._cost)
+        self._model = Model(loaded, self.settings, self._cost, self.key_store)
         loaded.engine.start()
         if self.phase == "starting":
             self.phase = "ready"
@@ -193,6 +201,13 @@ class Service:
         """End what the server has started besides itself."""
         if self._model is not None:
             self._model.close()
+
+    def end(self) -> None:
+        """The last answer is over: close the files that are written to."""
+        if self._model is not None:
+            self._model.accounts.end()
+        if self.key_store is not None:
+            self.key_store.close()
 
     def drain(self) -> None:
         """Take no new requests, finish what runs."""
