@@ -9,20 +9,24 @@ import hashlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import numpy as np
+
 from pagoda.engine.adapters import AdapterStore
 from pagoda.engine.validation import validate_request
 from pagoda.errors import EngineError, FormatError, RequestError
+from pagoda.text.framing import VectorTraits
 from pagoda.types import (
     Delta,
     FinishedRequest,
     FinishReason,
+    FloatArray,
     Logprob,
     PromptProgress,
     Request,
@@ -240,6 +244,9 @@ class FakeEngine:
             prompt_logprobs=self._prompt_logprobs(request) if first and params.prompt_logprobs is not None else None,
             usage=Usage(len(prompt), len(tokens), 0) if reason else None,
         )
+        if request.pooled:
+            usage = Usage(len(prompt), 0, 0)
+            delta = Delta(request.id, 0, "", (), finish_reason="stop", usage=usage, embedding=fake_vector(prompt))
         if reason:
             del running.tokens[index]
             if not running.tokens:
@@ -269,6 +276,13 @@ class FakeEngine:
     def _prompt_logprobs(self, request: Request) -> tuple[TokenLogprobs | None, ...]:
         k = request.params.prompt_logprobs or 0
         return (None, *(logprobs_of(token, k) for token in request.prompt_token_ids[1:]))
+
+
+def fake_vector(prompt: Sequence[int]) -> FloatArray:
+    """Eight numbers of the prompt's tokens."""
+    vector = np.zeros(8, np.float32)
+    np.add.at(vector, np.array(prompt) % 8, 1.0)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
 
 def logprobs_of(token: int, k: int, choice: int = 0) -> TokenLogprobs:
@@ -312,6 +326,7 @@ class FakeLoaded:
     load_text: Callable[[], Any] = fake_text
     model_name: str = "fake"
     max_context: int = 512
+    traits: VectorTraits = field(default_factory=lambda: VectorTraits("embedding", 511, 8))
     cache_config: dict[str, str] = field(default_factory=lambda: {"block_size": "16", "num_gpu_blocks": "100"})
 
     adapters: AdapterStore = field(default_factory=lambda: AdapterStore(fake_adapter, max_in_memory=4))

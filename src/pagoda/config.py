@@ -43,6 +43,9 @@ TABLES = ("chat", "compare", "generate", "bench", "bench-serve", "quantize", "co
 CPU_LIMITS, GPU_LIMITS = (512, 64), (4096, 256)
 
 
+EncoderWeights = Literal["file", "q8_0"]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings(Settings):
     """What the engine needs to start."""
@@ -69,6 +72,10 @@ class EngineSettings(Settings):
             "llama.cpp: small models then change one next token in thirty."
         ),
     ] = "int16"
+    encoder_weights: Annotated[
+        EncoderWeights,
+        Setting("Of models that make embeddings: as in the file, or rounded to 8 bits, which is faster."),
+    ] = "file"
     kv_type: Annotated[
         Literal["f16", "bf16", "f32", "int8", "fp8"], Setting("Number type of the KV cache; fp8 on GPUs alone.")
     ] = "f16"

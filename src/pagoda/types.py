@@ -136,6 +136,8 @@ class Request:
     constraint: CompiledConstraint | None = None  # what the outputs must obey
     prediction: tuple[int, ...] | None = None  # tokens that the output will mostly be
     max_draft_tokens: int | None = None  # in one step; 0: no speculation
+    pooled: bool = False  # no token is wanted, but the vector that the model makes of the prompt
+    token_types: tuple[int, ...] = ()  # of the prompt's tokens, of encoders that tell texts apart by it; none: all 0
     report_progress: bool = False  # a Delta after each step that computes a part of the prompt
     shown_token_ids: frozenset[int] = frozenset()  # control tokens whose names are part of the text, all the same
 
@@ -222,6 +224,7 @@ class Delta:
     usage: Usage | None = None  # of this choice, with finish_reason
     error: str | None = None  # with finish_reason "error"
     fault: Fault = "engine"  # who is at fault; an engine's fault stops everything, others fail one request
+    embedding: FloatArray | None = None  # of a pooled request, with finish_reason "stop"
     prompt_progress: PromptProgress | None = None  # before the first token, when asked for
 
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from pagoda.backends.reference import ReferenceBackend, gelu
 from pagoda.engine import embedder as embedder_module
-from pagoda.engine.embedder import Embedder, TokenizedText, load_embedder
+from pagoda.engine.embedder import Embedder, load_embedder
 from pagoda.errors import GenerationError, RequestError, UnsupportedError
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.registry import load_model
+from pagoda.text.framing import TokenizedText
 from tiny_bert import BERT, CLS, ROBERTA, SEP, VOCAB, weights, write_encoder
 
 TEXTS = ["the cat sat on the mat", "", "dogs", "is the dog not sitting on an 42, or is it?", "a " * 30]

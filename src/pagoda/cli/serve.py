@@ -19,6 +19,7 @@ from pagoda.server.listen import allow_connections, bind, url
 from pagoda.server.logs import set_up_logging
 
 if TYPE_CHECKING:
+    from pagoda.engine.encoder_engine import LoadedEncoder
     from pagoda.engine.load import LoadedEngine
     from pagoda.server.service import Model
 
@@ -45,10 +46,10 @@ def serve(engine: EngineSettings, server: ServerSettings, cost: CostSettings) ->
     # One import after the other: side by side they would share one interpreter. The engine's first, so that the weights
     # are packed, which is native work, during the server's; the packing asks for the interpreter once a tensor.
     sys.setswitchinterval(SWITCH_S)
-    from pagoda.engine.load import load_engine
+    from pagoda.engine.load import load_served
 
-    def load() -> LoadedEngine:
-        return load_engine(engine, source=fetch(engine.model, bars=server.log_format == "text"))
+    def load() -> LoadedEngine | LoadedEncoder:
+        return load_served(engine, source=fetch(engine.model, bars=server.log_format == "text"))
 
     loading = in_thread(load)
     from pagoda.server.run import run
@@ -84,6 +85,9 @@ def _greet(model: Model, address: str, settings: ServerSettings) -> None:
     logger.info("listening", extra={"facts": {"url": f"{address}/v1", "model": model.name, "docs": f"{address}/docs"}})
     if settings.log_format == "text":
         key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_keys else ""
-        body = f'{{"model": "{model.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-        sys.stderr.write(f"\nTry it:\n\n  curl {address}/v1/chat/completions{key} \\\n")
+        path, asks = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
+        if model.traits.is_encoder:
+            path, asks = "embeddings", '"input": "Hello!"'
+        body = f'{{"model": "{model.name}", {asks}}}'
+        sys.stderr.write(f"\nTry it:\n\n  curl {address}/v1/{path}{key} \\\n")
         sys.stderr.write(f"    -H 'Content-Type: application/json' \\\n    -d '{body}'\n\n")

@@ -26,6 +26,7 @@ from pagoda.engine.drafters import Drafter, Drafting, Pace
 from pagoda.engine.logits import LogitsPlan, LogitsReader, StepLogits, WholeRows
 from pagoda.engine.masks import MaskPool
 from pagoda.engine.opening import EngineTokenizer, SequenceOpener
+from pagoda.engine.pooled import embedded
 from pagoda.engine.recorder import StepRecorder
 from pagoda.engine.runner import Runner, RunningStep, StagedStep
 from pagoda.engine.scheduler import Scheduler
@@ -35,6 +36,7 @@ from pagoda.engine.validation import validate_request
 from pagoda.engine.verify import sample_first, verify
 from pagoda.errors import RequestError
 from pagoda.kv.cache import KVCache
+from pagoda.models.pooling import DEFAULT_POOLING, Pooling
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.params import MAX_LOGPROBS
 from pagoda.sampling.reference import NOT_FINITE
@@ -64,12 +66,13 @@ class Engine:
         overlap: bool = True,
         drafters: Seq[Drafter] = (),
         pace: Pace | None = None,
+        pooling: Pooling = DEFAULT_POOLING,
     ) -> None:
         """`windows` and `num_blocks` describe the KV groups; one sequence of max_context tokens must fit in them.
 
         max_rows: rows of logits that the model can give in one step, at least max_num_seqs; more are good for drafts
         and prompt logprobs. overlap: plan the next step while an asynchronous model computes. drafters: who proposes
-        tokens; of each sequence the first that has a guess.
+        tokens; of each sequence the first that has a guess. pooling: how a pooled request's prompt becomes a vector.
         """
         model.allocate_kv(tuple(num_blocks))
         self.vocab_size = vocab_size
@@ -77,6 +80,7 @@ class Engine:
         self._max_logprobs = max_logprobs
         self._plans_ahead = overlap and model.asynchronous
         self._sampler = sampler
+        self.pooling = pooling
         max_num_seqs = min(max_num_seqs, max_batch_tokens)  # so that a running prompt always gets tokens
         self.kv = KVCache(
             windows,
@@ -95,10 +99,18 @@ class Engine:
             drafting=self._drafting,
         )
         self._runner = Runner(
-            model, self.kv, max_batch_tokens=max_batch_tokens, max_num_seqs=max_num_seqs, max_context=max_context
+            model,
+            self.kv,
+            max_batch_tokens=max_batch_tokens,
+            max_num_seqs=max_num_seqs,
+            max_context=max_context,
+            pooling=pooling.kind,
         )
+        self._model = model
         self._reader = LogitsReader(model, sampler)
-        self._opener = SequenceOpener(tokenizer, sampler, max_context=max_context, seed=seed)
+        self._opener = SequenceOpener(
+            tokenizer, sampler, max_context=max_context, seed=seed, pools_all=pooling.kind != "last"
+        )
         self._masks = MaskPool(vocab_size)
         self._recorder = StepRecorder()
         self._sequences: dict[str, list[Sequence]] = {}  # by request: its choices that have not ended
@@ -166,6 +178,10 @@ class Engine:
         staged = self._plan_ahead(running) if ahead else None
         logits = self._reader.read(plan)
         self._recorder.forward_s = time.perf_counter() - running.launched
+        if running.pooled:
+            hidden_states = self._model.hidden_states()
+            for part in running.pooled:
+                part.take(hidden_states)
         start = time.perf_counter()
         unscored = self._score_prompts(logits, plan)
         if running.masks is not None:
@@ -232,6 +248,9 @@ class Engine:
                 seq.count_predicted(len(draft.tokens), run.num_right)
             if run.token_ids:
                 delta = seq.append(run)
+                if seq.request.pooled:
+                    ended.append((seq, self._report_vector(seq, delta)))
+                    continue
                 reason, num_kept = delta.finish_reason, len(delta.token_ids)
                 if num_kept > len(run.token_ids):
                     self._recorder.num_forced_tokens += num_kept - len(run.token_ids)
@@ -272,6 +291,15 @@ class Engine:
         self._recorder.deltas.append(
             Delta(seq.request.id, seq.index, text, (), None, reason, usage=seq.usage(), error=error, fault=fault)
         )
+
+    def _report_vector(self, seq: Sequence, delta: Delta) -> FinishReason:
+        """The last delta of a pooled sequence, whose prompt is computed."""
+        last = embedded(seq, delta, self.pooling)
+        if last is None:
+            self._report_end(seq, "error", NOT_FINITE)
+            return "error"
+        self._recorder.deltas.append(last)
+        return "stop"
 
     def _leave(self, seq: Sequence, reason: FinishReason) -> None:
         if seq.status is not Status.FINISHED:  # by its length, before its last token was known

@@ -8,21 +8,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, cast
 
+import numpy as np
 from rich.progress import Progress
 
 from pagoda.config import EngineSettings
-from pagoda.engine.load import LoadedEngine, load_engine
-from pagoda.errors import RequestError
+from pagoda.engine.encoder_engine import LoadedEncoder
+from pagoda.engine.load import LoadedEngine, load_served
+from pagoda.engine.vectors import cosine, pair_of, probability
+from pagoda.errors import GenerationError, RequestError
 from pagoda.grammar.compiler import GrammarCompiler
 from pagoda.grammar.source import GrammarSource
+from pagoda.text.framing import TokenizedText, fitted, frame_of
 from pagoda.text.tools.offered import FunctionCall, OfferedTools
-from pagoda.types import Delta, FinishReason, LoadedAdapter, Request, SamplingParams, TokenLogprobs, Usage
+from pagoda.types import (
+    Delta,
+    FinishReason,
+    FloatArray,
+    LoadedAdapter,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    Usage,
+)
 
 Prompt = str | Seq[int]
 Message = Mapping[str, Any]
@@ -68,7 +81,7 @@ class LLM:
         """Raises what `load_engine` raises."""
         if model is not None:
             settings["model"] = model
-        self.loaded: LoadedEngine = load_engine(EngineSettings(**settings))
+        self.loaded: LoadedEngine | LoadedEncoder = load_served(EngineSettings(**settings))
         self._num_requests = 0
         self._grammars = GrammarCompiler(self.loaded.tokenizer)
 
@@ -124,6 +137,52 @@ class LLM:
         shown = offered.shown_ids(self.loaded.tokenizer)
         outputs = self._run([None] * len(ids), ids, params, grammar, adapter, progress, shown_ids=shown)
         return [replace(one, outputs=tuple(_with_calls(offered, each) for each in one.outputs)) for one in outputs]
+
+    def embed(self, texts: str | Seq[str]) -> FloatArray:
+        """The vector of each text: what an embedding model is made for, and any other model has some, too.
+
+        Of a text longer than the model reads, the last tokens are left out. → [N, dimensions]
+        """
+        traits, tokenizer = self.loaded.traits, self.loaded.tokenizer
+        if traits.kind != "embedding":
+            raise RequestError("this model scores pairs of texts: call score()", param="texts")
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        end = frame_of(tokenizer)[1]
+        return self._vectors([fitted(tokenizer.encode(text), end, traits.max_tokens) for text in listed])
+
+    def score(self, first: str | Seq[str], second: str | Seq[str], *, instruction: str | None = None) -> list[float]:
+        """How well each text of `second` answers its own of `first`, or the only one.
+
+        A probability, of a cross-encoder or reranker, which may read an `instruction`; of others the cosine of vectors.
+        """
+        answers = [second] if isinstance(second, str) else list(second)
+        queries = [first] * len(answers) if isinstance(first, str) else list(first)
+        if len(queries) != len(answers):
+            raise RequestError(f"there are {len(queries)} texts and {len(answers)} to score them with", param="first")
+        if self.loaded.traits.kind == "embedding":
+            vectors = self.embed([*queries, *answers])
+            return [cosine(vectors[i], vectors[len(queries) + i]) for i in range(len(queries))]
+        tokenizer, traits = self.loaded.tokenizer, self.loaded.traits
+        pairs = [pair_of(tokenizer, traits, *texts, instruction) for texts in zip(queries, answers, strict=True)]
+        return [probability(scores) for scores in self._vectors(pairs)]
+
+    def _vectors(self, texts: Seq[TokenizedText]) -> FloatArray:
+        """What the model makes of each text or pair. → [N, dimensions]"""
+        requests = [self._pooled(text) for text in texts]
+        vectors: dict[str, FloatArray] = {}
+        for delta in self._deltas(requests):
+            if delta.embedding is None:
+                raise GenerationError(delta.error or "the text was not computed")
+            vectors[delta.request_id] = delta.embedding
+        size = self.loaded.traits.dimensions
+        return np.array([vectors[request.id] for request in requests], np.float32).reshape(len(texts), size)
+
+    def _pooled(self, text: TokenizedText) -> Request:
+        self._num_requests += 1
+        name, ids = str(self._num_requests), text.token_ids
+        arrival = time.monotonic()
+        request = Request(name, ids, SamplingParams(), arrival, pooled=True, token_types=text.token_types)
+        return self.loaded.core.validate(request)
 
     def tokenize(self, text: str) -> list[int]:
         """As `generate` does it: control tokens of the text become tokens."""
@@ -191,6 +250,8 @@ class LLM:
 
     def _adapter(self, name: str) -> LoadedAdapter:
         """In memory for as long as its requests hold it."""
+        if isinstance(self.loaded, LoadedEncoder):
+            raise RequestError(f"{self.loaded.model_name} is an encoder, which takes no adapters", param="adapter")
         store = self.loaded.adapters
         version = store.pin(name)
         try:
@@ -198,16 +259,20 @@ class LLM:
         finally:
             store.unpin(version)
 
-    def _answer(self, requests: Iterable[Request], gathered: dict[str, _Gathered], done: Callable[[], None]) -> None:
+    def _answer(self, requests: Seq[Request], gathered: dict[str, _Gathered], done: Callable[[], None]) -> None:
+        for delta in self._deltas(requests):
+            gathered[delta.request_id].take(delta)
+            if delta.finish_reason is not None:
+                done()
+
+    def _deltas(self, requests: Seq[Request]) -> Iterator[Delta]:
+        """All that comes of the requests."""
         core = self.loaded.core
         try:
             for request in requests:
                 core.enter(request)
             while core.has_work:
-                for delta in core.step().deltas:
-                    gathered[delta.request_id].take(delta)
-                    if delta.finish_reason is not None:
-                        done()
+                yield from core.step().deltas
         finally:  # interrupted: leave nothing behind
             for request in requests:
                 core.abort(request.id)

@@ -15,6 +15,7 @@ from pagoda.config import EngineSettings
 from pagoda.engine.adapters import AdapterStore, open_store, parse_named
 from pagoda.engine.device import make_backend, open_forward_model
 from pagoda.engine.drafters import Drafter
+from pagoda.engine.encoder_engine import LoadedEncoder, load_encoder_engine
 from pagoda.engine.engine import Engine
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
 from pagoda.engine.speculation.choose import check_speculation, choose_drafters, wants_draft_model
@@ -22,14 +23,18 @@ from pagoda.engine.speculation.draft_load import LoadedDraft, load_draft
 from pagoda.engine.speculation.pacing import Pacer
 from pagoda.engine.thread import EngineThread
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
+from pagoda.models.bert import is_encoder
 from pagoda.models.layers import Decoder
+from pagoda.models.pooling import Pooling, read_pooling
 from pagoda.models.registry import fallback_template, family_of
+from pagoda.models.reranker import is_reranker, yes_no_head
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.top_k import TopKSampler
 from pagoda.sources import LocalModel, Progress, resolve
 from pagoda.text import sandbox
 from pagoda.text.chat import ChatTemplate
+from pagoda.text.framing import VectorTraits
 from pagoda.text.load import chat_template_or_reason, load_text
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
 from pagoda.types import BLOCK_SIZE
@@ -56,6 +61,7 @@ class LoadedEngine:
     model: LoadedModel
     checkpoint: Checkpoint
     adapters: AdapterStore
+    hidden_size: int
     draft: LoadedDraft | None = None
 
     @property
@@ -66,6 +72,15 @@ class LoadedEngine:
     @property
     def max_context(self) -> int:
         return self.core.max_context
+
+    @property
+    def traits(self) -> VectorTraits:
+        """What /v1/embeddings and its relatives need to know."""
+        pooling, longest = self.core.pooling, self.core.max_context - 1
+        if pooling.head is not None:
+            return VectorTraits("reranker", longest, pooling.head.size)
+        longest = min(pooling.max_tokens or longest, longest)
+        return VectorTraits("embedding", longest, self.hidden_size, pooling.normalize)
 
     @property
     def cache_config(self) -> dict[str, str]:
@@ -99,10 +114,12 @@ def load_engine(
     progress: Progress | None = None,
     source: LocalModel | None = None,
     drafters: Sequence[Drafter] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> LoadedEngine:
     """Find the model, put its weights in place, size the KV cache.
 
-    `source` is what `settings.model` resolves to, where that is known already; `drafters` are the engine's. Raises
+    `source` is what `settings.model` resolves to, where that is known already, and `checkpoint` its files, where they
+    are open; `drafters` are the engine's. Raises
     SourceError, FormatError, UnsupportedError or CapacityError, each with the remedy.
     """
     start = time.perf_counter()
@@ -110,7 +127,7 @@ def load_engine(
     backend = make_backend(settings)
     settings = settings.with_limits(gpu=backend.available_memory() is not None)
     source = source or resolve(settings.model, progress=progress)
-    checkpoint = open_checkpoint(source.path)
+    checkpoint = checkpoint or open_checkpoint(source.path)
     checkpoint.guard()
     try:
         loaded = _load(settings, backend, source, checkpoint, drafters, progress)
@@ -119,6 +136,22 @@ def load_engine(
         raise
     log.info("%s is ready after %.2f s; %s", loaded.model_name, time.perf_counter() - start, loaded.kv_plan)
     return loaded
+
+
+def load_served(
+    settings: EngineSettings, *, progress: Progress | None = None, source: LocalModel | None = None
+) -> LoadedEngine | LoadedEncoder:
+    """As `load_engine`, but encoders, which only make embeddings, are taken too."""
+    source = source or resolve(settings.model, progress=progress)
+    checkpoint = open_checkpoint(source.path)
+    if not is_encoder(checkpoint):
+        return load_engine(settings, source=source, checkpoint=checkpoint)
+    checkpoint.guard()
+    try:
+        return load_encoder_engine(settings, source, checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
 def _load(
@@ -147,6 +180,7 @@ def _load(
             checkpoint.release(name)
         tokenizer = tokenizer_job.result()
         chat_template, no_chat_reason = chat_template_or_reason(checkpoint, tokenizer, fallback_template(checkpoint))
+        pooling = _pooling(checkpoint, forward_model, tokenizer, source.name)
         if drafters is None and wants_draft_model(settings):
             draft = load_draft(settings, backend, tokenizer, progress)
         adapters = _adapters(settings, checkpoint, forward_model, model)
@@ -163,7 +197,7 @@ def _load(
         sampler = (Sampler if model.ranker is None else TopKSampler)(forward_model.vocab_size, isa=settings.isa)
         if draft is not None:
             drafters = (*drafters, draft.drafter(sampler, forward_model.vocab_size, kv_plan, settings))
-        core = _engine(settings, forward_model, model, tokenizer, sampler, kv_plan, drafters, pace)
+        core = _engine(settings, forward_model, model, tokenizer, sampler, kv_plan, drafters, pace, pooling)
     except BaseException:
         if draft is not None:
             draft.close()
@@ -182,6 +216,7 @@ def _load(
         kv_plan=kv_plan,
         model=model,
         checkpoint=checkpoint,
+        hidden_size=_hidden_size(forward_model),
         draft=draft,
         adapters=adapters,
     )
@@ -207,6 +242,18 @@ def _adapters(
     return store
 
 
+def _pooling(checkpoint: Checkpoint, model: ForwardModel, tokenizer: Tokenizer, name: str) -> Pooling:
+    """How the prompt of a pooled request becomes a vector, or a score."""
+    if isinstance(model, Decoder) and is_reranker(checkpoint, name):
+        answers = (tokenizer.encode(text, add_special=False) for text in ("yes", "no"))
+        return Pooling("last", normalize=False, head=yes_no_head(model.output, *answers))
+    return read_pooling(checkpoint, "last")
+
+
+def _hidden_size(model: ForwardModel) -> int:
+    return model.embedding.shape[1] if isinstance(model, Decoder) else 0
+
+
 def _engine(
     settings: EngineSettings,
     forward_model: ForwardModel,
@@ -216,6 +263,7 @@ def _engine(
     kv_plan: KVPlan,
     drafters: Sequence[Drafter],
     pace: Pacer | None,
+    pooling: Pooling,
 ) -> Engine:
     return Engine(
         model,
@@ -234,4 +282,5 @@ def _engine(
         max_logprobs=settings.max_logprobs,
         drafters=drafters,
         pace=pace,
+        pooling=pooling,
     )

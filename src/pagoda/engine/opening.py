@@ -36,11 +36,20 @@ class EngineTokenizer(Protocol):
 class SequenceOpener:
     """Opens the choices of requests. `seed` goes into the random numbers of requests without a seed of their own."""
 
-    def __init__(self, tokenizer: EngineTokenizer, sampler: SamplerProtocol, *, max_context: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokenizer: EngineTokenizer,
+        sampler: SamplerProtocol,
+        *,
+        max_context: int,
+        seed: int,
+        pools_all: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._sampler = sampler
         self._max_context = max_context
         self._seed = seed
+        self._pools_all = pools_all  # of pooled requests all hidden states are wanted
         self._breakers = Breakers(tokenizer)
 
     def open(self, request: Request, order: int) -> list[Sequence]:
@@ -80,6 +89,7 @@ class SequenceOpener:
             stop_ids=stop_ids,
             sampler=self._sampler.open(spec),
             output=OutputText(stream, params),
+            pools_all=request.pooled and self._pools_all,
             constraint=None if request.constraint is None else request.constraint.start(),
         )
 

@@ -13,9 +13,11 @@ from pagoda.backends.base import LoadedModel
 from pagoda.engine.drafters import Draft
 from pagoda.engine.logits import LogitsPlan, PromptRows
 from pagoda.engine.masks import StepMasks
+from pagoda.engine.pooled import PooledRows, pooled_rows
 from pagoda.engine.scheduler import StepPlan
 from pagoda.engine.sequence import Sequence, Status
 from pagoda.kv.cache import KVCache
+from pagoda.models.pooling import PoolingKind
 from pagoda.sampling.base import Sampled
 from pagoda.types import Batch, Int32Array
 
@@ -31,6 +33,7 @@ class StagedStep:
     tokens: Int32Array  # [T], 0 where it is pending
     pending: Int32Array  # [N] places in tokens
     sources: Int32Array  # [N] places among the sampled tokens of the step before
+    pooled: list[PooledRows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class RunningStep:
     plan: StepPlan
     logits_plan: LogitsPlan
     launched: float  # time.perf_counter() seconds
+    pooled: list[PooledRows]
     masks: StepMasks | None = None  # None: no sequence is constrained
 
     def up_to_date(self) -> RunningStep:
@@ -58,10 +62,18 @@ class Runner:
     """Builds batches in arrays that are allocated once, and hands them to the model."""
 
     def __init__(
-        self, model: LoadedModel, kv: KVCache, *, max_batch_tokens: int, max_num_seqs: int, max_context: int
+        self,
+        model: LoadedModel,
+        kv: KVCache,
+        *,
+        max_batch_tokens: int,
+        max_num_seqs: int,
+        max_context: int,
+        pooling: PoolingKind = "last",
     ) -> None:
         self._model = model
         self._kv = kv
+        self._pooling: PoolingKind = pooling
         self._tokens = np.empty(max_batch_tokens, np.int32)
         self._positions = np.empty(max_batch_tokens, np.int32)
         self._starts = np.zeros(max_num_seqs + 1, np.int32)
@@ -93,15 +105,16 @@ class Runner:
             self._starts[i + 1] = end
             self._context_lens[i] = last
         prompt = self._prompt_rows(plan, rows)
-        batch = self._batch(plan, end, rows)
+        pooled, hidden_rows = pooled_rows(plan, self._starts, self._pooling)
+        batch = self._batch(plan, end, rows, hidden_rows)
         self._model.stage(batch)
         logits_plan = self._logits_plan(sequences, first_rows, prompt, len(rows), drafts)
         if previous is None:
-            return StagedStep(plan, logits_plan, batch.tokens, _NOWHERE, _NOWHERE)
+            return StagedStep(plan, logits_plan, batch.tokens, _NOWHERE, _NOWHERE, pooled)
         place = {seq: i for i, seq in enumerate(previous.sequences)}
         pending = [(rows[row], place[seq]) for seq, row in zip(sequences, first_rows, strict=True) if seq.num_pending]
         places, sources = np.array(pending, np.int32).reshape(-1, 2).T
-        return StagedStep(plan, logits_plan, batch.tokens, places, sources)
+        return StagedStep(plan, logits_plan, batch.tokens, places, sources, pooled)
 
     def _put(self, start: int, seq: Sequence, count: int) -> None:
         """Write the sequence's next `count` owed tokens; 0 stands for a pending one."""
@@ -128,7 +141,7 @@ class Runner:
             staged.tokens[staged.pending] = found[staged.sources]
         launched = time.perf_counter()
         self._model.launch(staged.tokens)
-        return RunningStep(staged.plan, staged.logits_plan, launched, masks)
+        return RunningStep(staged.plan, staged.logits_plan, launched, staged.pooled, masks)
 
     def _logits_plan(
         self,
@@ -146,7 +159,7 @@ class Runner:
             return LogitsPlan(sequences, self._range[: len(sequences)], prompt, num_rows)
         return LogitsPlan(sequences, np.array(first_rows, np.int32), prompt, num_rows, drafts)
 
-    def _batch(self, plan: StepPlan, num_tokens: int, rows: list[int]) -> Batch:
+    def _batch(self, plan: StepPlan, num_tokens: int, rows: list[int], hidden_rows: list[int]) -> Batch:
         num_seqs = len(plan.counts)
         adapters, adapter_of = _adapters(plan)
         return Batch(
@@ -158,6 +171,7 @@ class Runner:
             logit_rows=np.array(rows, np.int32),
             adapters=adapters,
             adapter_of=adapter_of,
+            hidden_rows=np.array(hidden_rows, np.int32),
         )
 
     def _prompt_rows(self, plan: StepPlan, rows: list[int]) -> list[PromptRows]:

@@ -253,12 +253,12 @@ class Scheduler:
     def _match(self, seq: Sequence) -> int:
         """Cached leading blocks that the sequence may use."""
         num_cached = self.kv.match(seq.prefix_root, seq.keys, seq.tokens, len(seq.tokens))
-        return 0 if seq.num_prompt_logprobs_due else num_cached  # every prompt token's logits are wanted
+        return 0 if seq.reads_whole_prompt else num_cached  # every prompt token is to be computed
 
     def _is_being_computed(self, seq: Sequence, num_cached: int) -> bool:
         """Whether a running sequence is about to compute the next block of this one's tokens: soon it can be shared."""
         end = (num_cached + 1) * BLOCK_SIZE
-        if not self.kv.prefix_caching or seq.num_prompt_logprobs_due or end >= len(seq.tokens):
+        if not self.kv.prefix_caching or seq.reads_whole_prompt or end >= len(seq.tokens):
             return False
         key = seq.keys[num_cached]
         return any(
@@ -275,7 +275,7 @@ class Scheduler:
             seq.first_scheduled = now
             seq.num_cached = seq.num_computed
             plan.queue_s.append(now - seq.request.arrival)
-            if self.kv.prefix_caching and not seq.num_prompt_logprobs_due:
+            if self.kv.prefix_caching and not seq.reads_whole_prompt:
                 plan.prefix_queries += seq.prompt_len
                 plan.prefix_hits += seq.num_computed
 

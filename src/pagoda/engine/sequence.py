@@ -75,6 +75,8 @@ class Sequence:
         "num_pending",
         "num_predicted",
         "output",
+        "pooled",
+        "pools_all",
         "prefix_root",
         "prompt_len",
         "prompt_logprobs",
@@ -99,6 +101,7 @@ class Sequence:
         sampler: SamplerState,
         output: OutputText,
         constraint: TokenConstraint | None = None,
+        pools_all: bool = False,
     ) -> None:
         self.request = request
         self.index = index
@@ -109,6 +112,8 @@ class Sequence:
         self.output = output
         self.constraint = constraint
         self.takes_forced = constraint is not None and _may_be_forced(request.params)
+        self.pools_all = pools_all  # the hidden states of all prompt tokens are wanted
+        self.pooled: FloatArray | None = None  # what the computed part of the prompt comes to, see `pooling.py`
         self.num_predicted = (0, 0)  # tokens of the request's prediction that came true, and that did not
         self.tokens = array("i", request.prompt_token_ids)
         self.prompt_len = len(self.tokens)
@@ -145,6 +150,16 @@ class Sequence:
     def num_prompt_logprobs_due(self) -> int:
         """Prompt tokens whose logprobs are still to come."""
         return 0 if self.prompt_logprobs is None else self.prompt_len - len(self.prompt_logprobs)
+
+    @property
+    def reads_whole_prompt(self) -> bool:
+        """Whether something is wanted of every prompt token, so that each has to be computed."""
+        return self.pools_all or self.num_prompt_logprobs_due > 0
+
+    @property
+    def num_completion(self) -> int:
+        """Output tokens that anybody sees."""
+        return 0 if self.request.pooled else self.num_outputs
 
     def take_prompt_logprobs(self, sampler: SamplerProtocol, logits: FloatArray, targets: Int32Array) -> None:
         """logits[i] predicts targets[i], the prompt tokens whose logprobs are due next. ValueError: not finite."""
@@ -229,7 +244,7 @@ class Sequence:
         return forced
 
     def usage(self) -> Usage:
-        return Usage(self.prompt_len, self.num_outputs, self.num_cached, *self.num_predicted)
+        return Usage(self.prompt_len, self.num_completion, self.num_cached, *self.num_predicted)
 
     def count_predicted(self, num_proposed: int, num_accepted: int) -> None:
         """So many tokens of the request's prediction were checked, and the first num_accepted came true."""
@@ -243,7 +258,7 @@ class Sequence:
             tenant=self.request.tenant,
             finish_reason=reason,
             prompt_tokens=self.prompt_len,
-            completion_tokens=self.num_outputs,
+            completion_tokens=self.num_completion,
             cached_tokens=self.num_cached,
             arrival=self.request.arrival,
             first_scheduled=self.first_scheduled,

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from pagoda.engine.engine import Engine
 from pagoda.errors import EngineError
 from pagoda.types import Delta, Request, StepResult
 
@@ -18,6 +17,21 @@ log = logging.getLogger(__name__)
 
 Sink = Callable[[Delta], None]
 T = TypeVar("T")
+
+
+class Stepped(Protocol):
+    """An `Engine`, or what is stepped like one."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def validate(self, request: Request) -> Request: ...
+
+    def enter(self, request: Request) -> None: ...
+
+    def abort(self, request_id: str) -> bool: ...
+
+    def step(self) -> StepResult: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +48,11 @@ class _Abort:
 class _Question(Generic[T]):
     """What another thread wants to know of the engine."""
 
-    def __init__(self, question: Callable[[Engine], T]) -> None:
+    def __init__(self, question: Callable[[Any], T]) -> None:
         self._question = question
         self.answer: Future[T] = Future()
 
-    def put_to(self, engine: Engine) -> None:
+    def put_to(self, engine: Stepped) -> None:
         if self.answer.set_running_or_notify_cancel():
             try:
                 self.answer.set_result(self._question(engine))
@@ -57,7 +71,7 @@ class EngineThread:
     must be quick and must not block. What an answer tells of its own step is noted by `before_sinks`.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Stepped) -> None:
         self.engine = engine
         self.before_sinks: list[Callable[[StepResult], None]] = []
         self.on_step: list[Callable[[StepResult], None]] = []
@@ -108,8 +122,8 @@ class EngineThread:
         """End the request, before the next step; its sink gets a last Delta. Unknown ids are ignored."""
         self._inbox.put(_Abort(request_id))
 
-    def ask(self, question: Callable[[Engine], T]) -> Future[T]:
-        """Call `question` on the engine thread between two steps, where the state is whole. It must be quick."""
+    def ask(self, question: Callable[[Any], T]) -> Future[T]:
+        """Call `question` with the engine, on its thread between two steps, where all is whole. It must be quick."""
         asked = _Question(question)
         with self._idle:
             if self.alive:

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from pagoda.errors import ContextLengthError, RequestError
 from pagoda.sampling.params import MAX_LOGPROBS, validate
-from pagoda.types import Request
+from pagoda.types import Request, SamplingParams
+
+POOLED = SamplingParams(max_tokens=1, temperature=0.0)  # of requests whose prompt is all that is computed
 
 
 def validate_request(
@@ -21,6 +23,8 @@ def validate_request(
             raise RequestError(
                 f"the prompt holds token {token_id}, but token ids run from 0 to {vocab_size - 1}", param="prompt"
             )
+    if request.pooled:
+        request = replace(request, params=POOLED, constraint=None, prediction=None)
     params = validate(request.params, vocab_size, max_context, max_logprobs=max_logprobs)
     if len(prompt) + (params.max_tokens or 1) > max_context:
         raise ContextLengthError.of(max_context, len(prompt), params.max_tokens)

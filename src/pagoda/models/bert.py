@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pagoda.backends.base import Activation, AttentionSpec
 from pagoda.errors import FormatError, UnsupportedError
+from pagoda.formats.quantized import as_floats
 from pagoda.models.encoder import Encoder, EncoderBlock, LayerNorm
 from pagoda.models.family import Family, ModelFile
 from pagoda.models.layers import Linear
 from pagoda.models.source import Checkpoint
-from pagoda.types import RawTensor
+from pagoda.types import FloatArray, RawTensor
 
 _LAYER = "encoder.layer.{i}"
 TENSORS: dict[str, tuple[str, str]] = {
@@ -28,8 +31,6 @@ TENSORS: dict[str, tuple[str, str]] = {
     "ffn_up": ("blk.{i}.ffn_up", f"{_LAYER}.intermediate.dense"),
     "ffn_down": ("blk.{i}.ffn_down", f"{_LAYER}.output.dense"),
     "ffn_norm": ("blk.{i}.layer_output_norm", f"{_LAYER}.output.LayerNorm"),
-    "pooler": ("", "pooler.dense"),
-    "classifier": ("cls", "classifier"),
 }
 
 BERT = Family(name="bert", gguf="bert", hf_class="BertModel", tensors=TENSORS, usual_context=512)
@@ -45,7 +46,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 PREFIXES = ("bert.", "roberta.")  # where a model with a head keeps the encoder
 OLD_NORM_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids")  # heads of tasks that are not served
+UNUSED = ("pooler.", "classifier.", "cls.", "lm_head.", "embeddings.position_ids")  # heads of tasks that are not served
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,48 @@ def load_encoder(checkpoint: Checkpoint) -> Encoder:
     file = ModelFile(checkpoint if is_gguf else _plain(checkpoint), family)
     encoder = _Reader(file).encoder(0 if family is BERT else _padding_id(file) + 1)
     for name in checkpoint.tensors if is_gguf else _plain(checkpoint).tensors:
-        if name.startswith(UNUSED) or name.startswith("classifier."):
+        if name.startswith(UNUSED):
             file.skip(name)
     file.check_all_read()
     return encoder
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationHead:
+    """out(tanh(dense(x))), as cross-encoders make scores of the first token's hidden state."""
+
+    dense: FloatArray  # [E, E]
+    dense_bias: FloatArray  # [E]
+    out: FloatArray  # [N, E]
+    out_bias: FloatArray  # [N]
+
+    @property
+    def size(self) -> int:
+        return len(self.out)
+
+    def scores(self, vector: FloatArray) -> FloatArray:
+        hidden = np.tanh(self.dense.astype(np.float64) @ vector + self.dense_bias)
+        return np.asarray(self.out @ hidden + self.out_bias, np.float32)
+
+
+# where a head's two layers stand: BERT's pooler and classifier, RoBERTa's, and GGUF's
+HEADS = (("pooler.dense", "classifier"), ("classifier.dense", "classifier.out_proj"), ("cls", "cls.output"))
+
+
+def read_head(checkpoint: Checkpoint, encoder: Encoder) -> ClassificationHead | None:
+    """The head of a cross-encoder; None where the files hold none. FormatError for one of the wrong shape."""
+    tensors = checkpoint.tensors if checkpoint.kind == "gguf" else _plain(checkpoint).tensors
+    for layers in HEADS:
+        names = [f"{layer}.{suffix}" for layer in layers for suffix in ("weight", "bias")]
+        if not all(name in tensors for name in names):
+            continue
+        head = ClassificationHead(*(as_floats(tensors[name]) for name in names))
+        e, n = encoder.hidden_size, len(head.out_bias)
+        shapes = (head.dense.shape, head.dense_bias.shape, head.out.shape)
+        if shapes != ((e, e), (e,), (n, e)):
+            raise FormatError(f"the classification head has shapes {shapes} for a hidden size of {e}")
+        return head
+    return None
 
 
 def _plain(checkpoint: Checkpoint) -> _Plain:

@@ -6,7 +6,8 @@ relative positions (MPNet, DeBERTa), rotary ones (ModernBERT, Nomic).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from pagoda.backends.base import Activation, AttentionSpec, Handle, KVGroup, Ops
 from pagoda.models.layers import Linear
@@ -42,6 +43,13 @@ class EncoderBlock:
     spec: AttentionSpec
     activation: Activation
 
+    def with_matrices(self, change: Callable[[RawTensor], RawTensor]) -> EncoderBlock:
+        q, k, v, output, up, down = (
+            Linear(change(linear.weight), linear.bias)
+            for linear in (self.q, self.k, self.v, self.output, self.up, self.down)
+        )
+        return replace(self, q=q, k=k, v=v, output=output, up=up, down=down)
+
     def forward(self, ops: Ops, x: Handle) -> Handle:
         q, k, v = (linear.forward(ops, x) for linear in (self.q, self.k, self.v))  # [T, H * D]
         attended = self.output.forward(ops, ops.attention(KV_LAYER, q, k, v, self.spec))  # [T, E]
@@ -62,6 +70,10 @@ class Encoder:
     blocks: tuple[EncoderBlock, ...]
     max_context: int
     num_layers: int = 1  # of keys and values
+
+    def with_matrices(self, change: Callable[[RawTensor], RawTensor]) -> Encoder:
+        """The encoder with other weights in its products."""
+        return replace(self, blocks=tuple(block.with_matrices(change) for block in self.blocks))
 
     @property
     def vocab_size(self) -> int:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -29,6 +29,17 @@ NAMED_MODES: dict[str, PoolingKind] = {"mean": "mean", "cls": "cls", "lasttoken"
 MAX_CONFIG_BYTES = 1 << 20
 
 
+class Head(Protocol):
+    """Makes scores of the pooled vector of a text or pair."""
+
+    @property
+    def size(self) -> int:
+        """How many scores."""
+
+    def scores(self, vector: FloatArray) -> FloatArray:
+        """vector [E] → [size], before any activation"""
+
+
 @dataclass(frozen=True, slots=True)
 class Pooling:
     """max_tokens: how much of a text the model was made for, special tokens included; None: its context."""
@@ -37,6 +48,13 @@ class Pooling:
     normalize: bool = True
     max_tokens: int | None = None
     prompts: Mapping[str, str] | None = None  # what to put before a text, by the name of its purpose
+    head: Head | None = None  # makes scores of the vector
+
+    def finish(self, vector: FloatArray) -> FloatArray:
+        """What is given out: the head's scores of a pooled vector, or the vector, normalized where that is wanted."""
+        if self.head is not None:
+            return self.head.scores(vector)
+        return unit(vector) if self.normalize else vector
 
     def pool(self, hidden_states: FloatArray) -> FloatArray:
         """The vector of one text's hidden states [T, E], not normalized. → [E]
@@ -48,10 +66,33 @@ class Pooling:
         return np.array(hidden_states[0 if self.kind == "cls" else -1], np.float32)
 
 
+DEFAULT_POOLING = Pooling("last")  # of models that go on with a text
+
+
 def unit(vector: FloatArray) -> FloatArray:
     """The vector divided by its length; one of zeros stays as it is."""
     length = np.sqrt(np.square(vector, dtype=np.float64).sum())
     return vector if length == 0 else np.asarray(vector / length, np.float32)
+
+
+class PooledFiles(Protocol):
+    """The part of a checkpoint that is read here."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+    @property
+    def path(self) -> Path: ...
+
+
+def read_pooling(checkpoint: PooledFiles, default: PoolingKind) -> Pooling:
+    """How a model's files say that hidden states become a vector; by `default` where they do not."""
+    if checkpoint.kind == "gguf":
+        return gguf_pooling(checkpoint.metadata, checkpoint.architecture, default)
+    return folder_pooling(checkpoint.path, default)
 
 
 def gguf_pooling(metadata: Mapping[str, Any], architecture: str, default: PoolingKind) -> Pooling:

@@ -52,6 +52,10 @@ class Accounts:
         if self._log is not None:
             self._log.write(self._line(call, answer, record, stream=stream))
 
+    def count_vectors(self, tenant: str, num_tokens: int) -> None:
+        """So many tokens became vectors or scores."""
+        self._metrics.server.tenant_tokens.add((tenant, "prompt"), num_tokens)
+
     def end(self) -> None:
         """No more requests come."""
         if self._log is not None:

@@ -182,7 +182,7 @@ class Answer:
         place = self._places[delta.request_id]
         choice = self.choices[place * self.options.n + delta.index]
         if delta.finish_reason in ("error", "abort"):
-            raise _error_of(delta)
+            raise error_of(delta)
         if self.first_token is None and delta.token_ids:
             self.first_token = time.monotonic()
         if delta.prompt_logprobs is not None:
@@ -321,7 +321,7 @@ def _mean_logprob(choice: Choice) -> float:
     return sum(one.chosen.logprob for one in choice.logprobs) / max(len(choice.logprobs), 1)
 
 
-def _error_of(delta: Delta) -> PagodaError:
+def error_of(delta: Delta) -> PagodaError:
     """What ended a choice before its time."""
     if delta.error is None:
         return EngineError("the request was aborted: the server is shutting down, or its operator has stopped it")

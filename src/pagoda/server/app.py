@@ -17,7 +17,7 @@ from starlette.routing import Route
 from pagoda.config import ServerSettings
 from pagoda.errors import ConfigError, PagodaError
 from pagoda.observe.cost import CostSettings
-from pagoda.server import adapter_routes, live, pages, routes, system
+from pagoda.server import adapter_routes, live, pages, routes, system, vectors
 from pagoda.server.failures import DescribedError, answer_error, json_response
 from pagoda.server.key_store import KeyStore
 from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
@@ -43,6 +43,7 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
     app = Starlette(
         routes=[
             *routes.ROUTES,
+            *vectors.ROUTES,
             *adapter_routes.ROUTES,
             *system.ROUTES,
             *live.ROUTES,

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import pagoda
-from pagoda.server import routes, system
+from pagoda.server import routes, system, vectors
 from pagoda.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeChat, TokenizeText
+from pagoda.server.schema_embeddings import EmbeddingRequest, RerankRequest, ScoreRequest
 
 
 class ErrorDetail(BaseModel):
@@ -149,6 +150,60 @@ class Completion(BaseModel):
     usage: UsageBody
 
 
+class VectorUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str  # base64 of little-endian float32, where that is asked for
+    truncated: bool = False
+
+
+class Embeddings(BaseModel):
+    id: str
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: VectorUsage
+
+
+class Score(BaseModel):
+    index: int
+    object: Literal["score"]
+    score: float
+    truncated: bool = False
+
+
+class Scores(BaseModel):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: VectorUsage
+
+
+class ShownDocument(BaseModel):
+    text: str
+
+
+class Ranked(BaseModel):
+    index: int
+    document: ShownDocument | None = None
+    relevance_score: float
+    truncated: bool = False
+
+
+class Reranked(BaseModel):
+    id: str
+    model: str
+    usage: VectorUsage
+    results: list[Ranked]
+
+
 class Tokenized(BaseModel):
     count: int
     max_model_len: int
@@ -185,6 +240,7 @@ TAGS = {
     "/v1/completions": "generation",
     "/tokenize": "tokens",
     "/detokenize": "tokens",
+    **{route.path: "vectors and scores" for route in vectors.ROUTES},
 }
 REFUSALS = {
     400: "The request is invalid, or asks for what is not supported.",
@@ -203,6 +259,9 @@ ANSWERS: dict[str, tuple[type[BaseModel] | None, tuple[int, ...]]] = {
     "/v1/models/{model_id}": (ModelCard, READS),
     "/v1/chat/completions": (ChatCompletion, (*POSTS, 429)),
     "/v1/completions": (Completion, (*POSTS, 429)),
+    "/v1/embeddings": (Embeddings, (*POSTS, 429)),
+    **dict.fromkeys(("/score", "/v1/score"), (Scores, (*POSTS, 429))),
+    **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), (Reranked, (*POSTS, 429))),
     "/tokenize": (Tokenized, POSTS),
     "/detokenize": (Detokenized, POSTS),
     "/health": (Health, (503,)),
@@ -214,6 +273,9 @@ ANSWERS: dict[str, tuple[type[BaseModel] | None, tuple[int, ...]]] = {
 TAKES: dict[str, list[type[BaseModel]]] = {
     "/v1/chat/completions": [ChatRequest],
     "/v1/completions": [CompletionRequest],
+    "/v1/embeddings": [EmbeddingRequest],
+    **{path: [ScoreRequest] for path in ("/score", "/v1/score")},
+    **{path: [RerankRequest] for path in ("/rerank", "/v1/rerank", "/v2/rerank")},
     "/tokenize": [TokenizeText, TokenizeChat],
     "/detokenize": [DetokenizeRequest],
 }
@@ -227,7 +289,7 @@ REF = "#/components/schemas/{model}"
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
     api = FastAPI(title="Pagoda", version=pagoda.__version__, description=DESCRIPTION)
-    for route in (*routes.ROUTES, *system.ROUTES):
+    for route in (*routes.ROUTES, *vectors.ROUTES, *system.ROUTES):
         methods = sorted((route.methods or set()) - {"HEAD"})
         api.add_api_route(route.path, route.endpoint, methods=methods, tags=[TAGS.get(route.path, "system")])
     return _complete(api.openapi())

@@ -27,6 +27,9 @@ from pagoda.server.schema import (
     TokenizeChat,
     TokenizeText,
 )
+from pagoda.server.schema_embeddings import EmbeddingRequest, RerankRequest, ScoreRequest
+from pagoda.server.vector_reading import VectorReader, VectorReading
+from pagoda.text.framing import NO_VECTORS, VectorTraits
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -83,6 +86,7 @@ class ReaderLimits:
     tool_call_format: str = "auto"
     reasoning_format: str = "auto"
     names: ServedNames | None = None  # None: model_name alone
+    traits: VectorTraits = NO_VECTORS
 
 
 class Reader:
@@ -91,7 +95,7 @@ class Reader:
     Raises RequestError, or pydantic's ValidationError.
     """
 
-    KINDS = ("chat", "completion", "tokenize", "detokenize")
+    KINDS = ("chat", "completion", "tokenize", "detokenize", "embeddings", "score", "rerank")
 
     def __init__(self, text: TextParts, limits: ReaderLimits) -> None:
         tokenizer, template, no_chat_reason = text
@@ -100,6 +104,7 @@ class Reader:
         self._names = limits.names or ServedNames(limits.model_name)
         source = "" if template is None else template.source
         self._planner = OutputPlanner(tokenizer, source, limits.tool_call_format, limits.reasoning_format)
+        self._vectors = VectorReader(tokenizer, limits.traits)
         self._prompts = Prompts(
             tokenizer,
             template,
@@ -137,6 +142,15 @@ class Reader:
             )
         output = self._planner.of_completion(body)
         return Reading(spec, tuple(prompts), prediction=self._predicted(body), output=output, model=body.model)
+
+    def embeddings(self, data: bytes) -> VectorReading:
+        return self._vectors.embeddings(self._body(data, EmbeddingRequest))
+
+    def score(self, data: bytes) -> VectorReading:
+        return self._vectors.score(self._body(data, ScoreRequest))
+
+    def rerank(self, data: bytes) -> VectorReading:
+        return self._vectors.rerank(self._body(data, RerankRequest))
 
     def tokenize(self, data: bytes) -> bytes:
         """The JSON that answers /tokenize."""

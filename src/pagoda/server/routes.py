@@ -55,16 +55,16 @@ async def show_model(request: Request) -> Response:
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     model = service_of(request).model_for_work()
-    return await _generate(request, model, ChatAnswer, "chatcmpl", await _read(request, model, "chat"))
+    return await _generate(request, model, ChatAnswer, "chatcmpl", await read_body(request, model, "chat"))
 
 
 async def completions(request: Request) -> Response:
     """Continue one or several prompts."""
     model = service_of(request).model_for_work()
-    return await _generate(request, model, CompletionAnswer, "cmpl", await _read(request, model, "completion"))
+    return await _generate(request, model, CompletionAnswer, "cmpl", await read_body(request, model, "completion"))
 
 
-async def _read(request: Request, model: Model, kind: str) -> Any:
+async def read_body(request: Request, model: Model, kind: str) -> Any:
     """What the body asks, read where its length allows. A client that goes away gives up its place."""
     async with service_of(request).long_bodies if is_long(request) else nullcontext():
         data = await body_of(request)
@@ -122,7 +122,7 @@ async def detokenize(request: Request) -> Response:
 
 async def _json_read(request: Request, kind: str) -> Response:
     model = service_of(request).model()
-    return Response(await _read(request, model, kind), media_type="application/json")
+    return Response(await read_body(request, model, kind), media_type="application/json")
 
 
 class NameConvertor(Convertor[str]):

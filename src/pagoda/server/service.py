@@ -31,6 +31,7 @@ from pagoda.server.key_store import KeyStore
 from pagoda.server.prompts import ChatTemplate, Tokenizer
 from pagoda.server.readers import Readers
 from pagoda.server.reading import Reader, ReaderLimits, ServedNames, TextLoader, unknown_model
+from pagoda.text.framing import VectorTraits
 
 STARTING_RETRY_S = 2.0
 LONG_BODIES = 4  # taken in or waiting to be read at once; further ones stay with their clients, not in memory
@@ -66,6 +67,9 @@ class Loaded(Protocol):
     def adapters(self) -> AdapterStore: ...
 
     @property
+    def traits(self) -> VectorTraits: ...
+
+    @property
     def cache_config(self) -> dict[str, str]: ...
 
     def changed(self) -> str | None: ...
@@ -86,6 +90,8 @@ class Model:
         self.tokenizer = loaded.tokenizer
         self.max_context = loaded.max_context
         self.store = loaded.adapters
+        self.traits = loaded.traits
+        self.max_at_once = settings.max_queue_requests
         limits = ReaderLimits(
             self.name,
             loaded.max_context,
@@ -93,6 +99,7 @@ class Model:
             settings.tool_call_format,
             settings.reasoning_format,
             ServedNames(self.name, lambda: self.store.names),
+            loaded.traits,
         )
         reader = Reader((loaded.tokenizer, loaded.chat_template, loaded.no_chat_reason), limits)
         self.readers = Readers(reader, loaded.load_text, limits)

@@ -50,3 +50,14 @@ def encode_last(encode: Encode, text: str, keep: int) -> list[int]:
             return ids[SLACK:]
         length *= 2
     return encode(text)
+
+
+def encode_first(encode: Encode, text: str, keep: int) -> list[int]:
+    """At least the first `keep` tokens of `text` and some more where it is longer, all of them when it is short."""
+    length = CHARS_PER_TOKEN * (keep + SLACK)
+    while length < len(text):
+        ids = encode(text[:length])
+        if len(ids) >= keep + SLACK:
+            return ids[: len(ids) - SLACK // 2]
+        length *= 2
+    return encode(text)
