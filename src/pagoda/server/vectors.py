@@ -42,7 +42,9 @@ async def embeddings(request: Request) -> Response:
         for i, (vector, text) in enumerate(zip(_shortened(vectors, reading, model), reading.inputs, strict=True))
     ]
     usage = {"prompt_tokens": facts["prompt_tokens"], "total_tokens": facts["prompt_tokens"]}
-    return await _json({"id": facts["id"], "object": "list", "data": data, "model": model.name, "usage": usage})
+    return await _json(
+        {"id": facts["id"], "object": "list", "data": data, "model": reading.model or model.name, "usage": usage}
+    )
 
 
 async def score(request: Request) -> Response:
@@ -53,7 +55,13 @@ async def score(request: Request) -> Response:
         for i, (one, texts) in enumerate(_scores(reading, vectors))
     ]
     usage = {"prompt_tokens": facts["prompt_tokens"], "total_tokens": facts["prompt_tokens"]}
-    body = {"id": facts["id"], "object": "list", "created": int(time.time()), "model": model.name, "data": data}
+    body = {
+        "id": facts["id"],
+        "object": "list",
+        "created": int(time.time()),
+        "model": reading.model or model.name,
+        "data": data,
+    }
     return await _json(body | {"usage": usage})
 
 
@@ -71,7 +79,9 @@ async def rerank(request: Request) -> Response:
     ]
     results.sort(key=lambda result: -result["relevance_score"])
     usage = {"prompt_tokens": facts["prompt_tokens"], "total_tokens": facts["prompt_tokens"]}
-    return await _json({"id": facts["id"], "model": model.name, "usage": usage, "results": results[: reading.top_n]})
+    return await _json(
+        {"id": facts["id"], "model": reading.model or model.name, "usage": usage, "results": results[: reading.top_n]}
+    )
 
 
 async def _computed(
