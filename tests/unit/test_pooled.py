@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pagoda.errors import RequestError
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.registry import load_model
 from pagoda.text.framing import RERANK_TASK, TokenizedText, reranker_pair
+from pagoda.types import Request
 from tiny_bert import MEAN, write_encoder
 from tiny_models import TINY, write_safetensors
 
@@ -79,7 +81,7 @@ def test_chats_go_on_beside_and_blocks_may_run_out(tmp_path: Path, pooling: dict
         params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
         want_text, want = llm.generate(TEXTS, params), llm.embed(TEXTS)
         core = llm.loaded.core
-        chats = [llm._request(llm.tokenize(text), params, None) for text in TEXTS]
+        chats = [core.validate(Request(text, tuple(llm.tokenize(text)), params, time.monotonic())) for text in TEXTS]
         pooled = [llm._pooled(_tokenized(llm, text)) for text in TEXTS]
         got: dict[str, np.ndarray] = {}
         texts = {request.id: "" for request in chats}
