@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
+
 from tiny_blocks import FloatArray, encode, noise
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = ["the", "cat", "dog", "sat", "on", "mat", "is", "not", "an", "##ing", "##s", "##ed"]
+WORDS = ["the", "cat", "dog", "sat", "on", "mat", "is", "not", "an", "##ing", "##ed"]
 LETTERS = [*string.ascii_lowercase, *string.digits, *".,?!'-"]
 TOKENS = [*SPECIALS, *WORDS, *LETTERS, *(f"##{letter}" for letter in string.ascii_lowercase + string.digits)]
 VOCAB, PAD, CLS, SEP = len(TOKENS), 0, 2, 3
@@ -114,6 +116,68 @@ def write_tensors(path: Path, tensors: Mapping[str, FloatArray], type: str = "F3
         offset += len(blob)
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(blobs))
+
+
+GGUF_NAMES = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.position_embeddings": "position_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.LayerNorm": "token_embd_norm",
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
+
+
+def gguf_name(name: str) -> str:
+    stem, suffix = name.rsplit(".", 1)
+    layer = ""
+    if stem.startswith("encoder.layer."):
+        number, stem = stem.removeprefix("encoder.layer.").split(".", 1)
+        layer = f"blk.{number}."
+    return f"{layer}{GGUF_NAMES[stem]}.{suffix}"
+
+
+def gguf_token(token: str) -> str:
+    """As llama.cpp's converter writes WordPiece: the beginnings of words are marked, not what goes on."""
+    if token.startswith("##"):
+        return token[2:]
+    return token if token in SPECIALS else "\u2581" + token
+
+
+def write_encoder_gguf(path: Path, *, type: str = "F32", pooling: int | None = 1) -> Path:
+    """The model of BERT as a GGUF file, its matrices of `type`."""
+    writer = gguf.GGUFWriter(path, "bert")
+    for key, value in {
+        "block_count": BERT["num_hidden_layers"],
+        "context_length": BERT["max_position_embeddings"],
+        "embedding_length": BERT["hidden_size"],
+        "feed_forward_length": BERT["intermediate_size"],
+        "attention.head_count": BERT["num_attention_heads"],
+    }.items():
+        writer.add_uint32(f"bert.{key}", value)
+    writer.add_float32("bert.attention.layer_norm_epsilon", BERT["layer_norm_eps"])
+    writer.add_bool("bert.attention.causal", False)
+    if pooling is not None:
+        writer.add_uint32("bert.pooling_type", pooling)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list([gguf_token(token) for token in TOKENS])
+    writer.add_token_types([3 if token in SPECIALS else 1 for token in TOKENS])
+    for name, token in (("cls", CLS), ("seperator", SEP), ("unknown", 1), ("padding", PAD)):
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
+    for name, values in weights(BERT).items():
+        chosen = type if name.endswith("weight") and values.ndim > 1 and "embeddings" not in name else "F32"
+        writer.add_tensor(gguf_name(name), encode(values, chosen), raw_dtype=gguf.GGMLQuantizationType[chosen])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def write_encoder(

@@ -20,7 +20,7 @@ from pagoda.errors import GenerationError, RequestError, UnsupportedError
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.registry import load_model
 from pagoda.text.framing import TokenizedText
-from tiny_bert import BERT, CLS, ROBERTA, SEP, VOCAB, weights, write_encoder
+from tiny_bert import BERT, CLS, ROBERTA, SEP, VOCAB, weights, write_encoder, write_encoder_gguf
 
 TEXTS = ["the cat sat on the mat", "", "dogs", "is the dog not sitting on an 42, or is it?", "a " * 30]
 
@@ -169,6 +169,35 @@ def test_old_and_prefixed_names(tmp_path: Path, embedder: Embedder) -> None:
     renamed["bert.pooler.dense.weight"] = np.zeros((64, 64), np.float32)
     old = load_embedder(str(write_encoder(tmp_path, tensors=renamed)))
     assert (old.embed(TEXTS) == embedder.embed(TEXTS)).all()
+
+
+def test_gguf_files(tmp_path: Path, embedder: Embedder) -> None:
+    texts = [*TEXTS, "Cats, dogs... UNSITTING! naïve 東 x1y2", "[SEP] [CLS] [unused]"]
+    whole = load_embedder(str(write_encoder_gguf(tmp_path / "whole.gguf")))
+    for text in texts:
+        assert whole.tokenize(text) == embedder.tokenize(text)
+        assert (
+            whole.tokenizer.decode(whole.tokenize(text).token_ids[1:-1]).strip()[:3]
+            == (embedder.tokenizer.decode(embedder.tokenize(text).token_ids[1:-1])[:3])
+        )
+    assert (whole.embed(texts) == embedder.embed(texts)).all()
+    small = load_embedder(str(write_encoder_gguf(tmp_path / "small.gguf", type="Q8_0")))
+    assert ((small.embed(texts) * embedder.embed(texts)).sum(1) > 0.999).all()
+    first = load_embedder(str(write_encoder_gguf(tmp_path / "first.gguf", pooling=2)))
+    ids = list(first.tokenize("the cat").token_ids)
+    want = hidden_states(BERT, ids)[0]
+    np.testing.assert_allclose(first.embed(["the cat"])[0], want / np.linalg.norm(want), atol=2e-6)
+    with pytest.raises(UnsupportedError, match="pooling_type is 9"):
+        load_embedder(str(write_encoder_gguf(tmp_path / "other.gguf", pooling=9)))
+
+
+def test_eight_bits(folder: Path, embedder: Embedder) -> None:
+    small = load_embedder(str(folder), weights="q8_0")
+    vectors = small.embed(TEXTS)
+    assert ((vectors * embedder.embed(TEXTS)).sum(1) > 0.999).all()
+    assert small.digest != embedder.digest
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        assert (small.embed([text])[0] == vector).all()
 
 
 def test_half_precision(tmp_path: Path, embedder: Embedder) -> None:

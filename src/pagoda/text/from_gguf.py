@@ -1,7 +1,7 @@
 """A tokenizer from GGUF metadata (`tokenizer.ggml.*`).
 
-Covered: byte-level BPE (`gpt2`) with the pre-tokenizers of `pagoda.text.bpe`, SentencePiece BPE (`llama`).
-Not covered, and refused by name: `bert`, `t5` (unigram), `rwkv`, `gemma4` and others.
+Covered: byte-level BPE (`gpt2`) with the pre-tokenizers of `pagoda.text.bpe`, SentencePiece BPE (`llama`), WordPiece
+(`bert`). Not covered, and refused by name: `t5` (unigram), `rwkv`, `gemma4` and others.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pagoda.text.end_tokens import END_TEXTS, FIM_END_TEXTS, NAMES, end_ids
 from pagoda.text.specials import SpecialSplitter
 from pagoda.text.spm import SentencePieceEncoder
 from pagoda.text.vocabulary import SPACE, Spelling, TokenType, Vocabulary, is_byte_token
+from pagoda.text.wordpiece import WordPieceEncoder
 
 _KEY = "tokenizer.ggml."
 NORMALIZER_KEY = "tokenizer.pagoda.normalizer"  # "NFC", of files that Pagoda wrote: GGUF itself has no word for it
 _NAMED = ("bos", "eos", "eot", "eom", "unknown", "padding", *FIM_END_TEXTS)
+WORDPIECE_IDS = {"cls": 101, "seperator": 102, "unknown": 100}
 _STRIPPING_TYPES = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED})
 _NOT_FROM_TEXT = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.UNUSED, TokenType.BYTE})
 
@@ -51,8 +53,10 @@ def read_gguf(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
         return _read_bpe(metadata)
     if model == "llama":
         return _read_spm(metadata)
+    if model == "bert":
+        return _read_wordpiece(metadata)
     raise UnsupportedError(
-        f"{_KEY}model is {model!r}; Pagoda reads 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)"
+        f"{_KEY}model is {model!r}; Pagoda reads 'gpt2' (byte-level BPE), 'llama' (SentencePiece) and 'bert'"
     )
 
 
@@ -81,6 +85,30 @@ def _read_spm(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
         add_space_prefix=prefix,
     )
     return vocabulary, PieceEncoder(vocabulary, ordinary)
+
+
+def _read_wordpiece(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
+    """A text stands between CLS and SEP; without ids of their own those are BERT's."""
+    tokens = _array(metadata, "tokens", str)
+    size = len(tokens)
+    cls, sep, unk = (
+        next((found for name in names if (found := _token_id(metadata, name, size, WORDPIECE_IDS)) is not None), None)
+        for names in (("cls", "bos"), ("seperator", "eos"), ("unknown",))  # the second is GGUF's own spelling
+    )
+    if cls is None or sep is None or unk is None:
+        raise FormatError(f"{_KEY}tokens has {size} entries, none of which is named for the ends of a text")
+    vocabulary = Vocabulary(
+        tokens,
+        _types(metadata, tokens, {"bos": cls, "eos": sep, "eot": None, "eom": None, "unknown": unk}, "sentencepiece"),
+        "sentencepiece",
+        bos_id=cls,
+        eos_id=sep,
+        eos_ids=frozenset({sep}),
+        prefix=(cls,),
+        suffix=(sep,),
+        strip_leading_space=True,
+    )
+    return vocabulary, PieceEncoder(vocabulary, WordPieceEncoder(tokens, unk))
 
 
 def _scores(metadata: Mapping[str, Any], size: int) -> Sequence[float]:
