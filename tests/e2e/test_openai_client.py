@@ -180,3 +180,18 @@ def test_many_at_once_answer_as_alone(client: OpenAI, served: Served) -> None:
             return list(await asyncio.gather(*(stream(client, prompt) for prompt in prompts)))
 
     assert asyncio.run(together()) == alone
+
+
+def test_embeddings_of_a_chat_model(client: OpenAI) -> None:
+    """The client asks for base64 unless it is told otherwise, and makes floats of it."""
+    texts = ["How do I reset my password?", "I forgot my password", "Rain in Spain"]
+    answer = client.embeddings.create(model=MODEL, input=texts)
+    floats = client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+    for item, other in zip(answer.data, floats.data, strict=True):
+        assert item.embedding == pytest.approx(other.embedding, abs=1e-7)
+    assert [item.index for item in answer.data] == [0, 1, 2]
+    assert len(answer.data[0].embedding) == 576  # SmolLM2 135M's width
+    assert math.isclose(sum(x * x for x in answer.data[0].embedding), 1, abs_tol=1e-5)
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 10
+    (short,) = client.embeddings.create(model=MODEL, input=texts[0], dimensions=10).data
+    assert len(short.embedding) == 10

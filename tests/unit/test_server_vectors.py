@@ -160,6 +160,8 @@ def test_a_cross_encoder_scores_pairs(tmp_path: Path) -> None:
     assert pairs[1].token_types.count(1) == pairs[1].token_ids[::-1].index(SEP, 1)
     logits = loaded.embed_tokens(pairs)[:, 0].astype(np.float64)
     loaded.close()
+    # transformers 5.24.0, BertForSequenceClassification, float32
+    np.testing.assert_allclose(logits, [-0.99930, -0.77610, -0.12079], atol=2e-5)
     with serving(load_served(EngineSettings(model=str(path)))) as served:
         answer = served.ok("/rerank", query=TEXTS[0], documents=TEXTS, return_documents=False)
         scores = {result["index"]: result["relevance_score"] for result in answer["results"]}
