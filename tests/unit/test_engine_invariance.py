@@ -9,17 +9,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine_answers import MAX_CONTEXT, Choice, alone, gather
 from fake_backend import VOCAB_SIZE, FakeDevice, FakeModel, FakeRankingDevice, fake_engine
 from fake_constraint import FakeGrammar
 from fake_drafters import FakeDrafter
 from pagoda.kv.table import peak_blocks
-from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.reference import ReferenceSampler
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.top_k import TopKSampler
-from pagoda.types import Delta, Request, SamplingParams, TokenLogprobs
-
-MAX_CONTEXT = 96
+from pagoda.types import Delta, Request, SamplingParams
 
 # Prompts are made of few pieces, so that many share blocks, and many have equal blocks after different beginnings.
 PIECES = [tuple((i * step + 3) % 38 + 2 for i in range(16)) for step in (7, 11)] + [(4,) * 8]
@@ -56,34 +54,6 @@ requests = st.builds(
     cache_salt=st.sampled_from(["", "", "salt"]),
     constraint=st.one_of(st.none(), st.none(), st.builds(FakeGrammar, st.integers(0, 60))),
 )
-
-Choice = tuple[str, tuple[int, ...], tuple[TokenLogprobs, ...], object, object, object]
-
-
-def gather(deltas: list[Delta]) -> Choice:
-    """All that a client can see of one choice."""
-    return (
-        "".join(delta.text for delta in deltas),
-        tuple(token_id for delta in deltas for token_id in delta.token_ids),
-        tuple(logprob for delta in deltas for logprob in delta.logprobs or ()),
-        deltas[0].prompt_logprobs,
-        deltas[-1].finish_reason,
-        deltas[-1].stop_reason,
-    )
-
-
-def alone(request: Request, windows: tuple[int | None, ...], sampler: SamplerProtocol) -> dict[int, Choice]:
-    """What the request gets in an engine of its own with room for everything, one token a step."""
-    if isinstance(request.constraint, FakeGrammar):
-        request = replace(request, constraint=replace(request.constraint, forces=False))
-    engine = fake_engine(windows, max_context=MAX_CONTEXT, max_batch_tokens=128, prefix_caching=False, sampler=sampler)
-    engine.add(request)
-    deltas: dict[int, list[Delta]] = {}
-    while engine.has_work:
-        for delta in engine.step().deltas:
-            deltas.setdefault(delta.index, []).append(delta)
-    engine.close()
-    return {index: gather(own) for index, own in deltas.items()}
 
 
 class EngineMachine(RuleBasedStateMachine):

@@ -19,7 +19,7 @@ from pagoda.engine.speculation.prediction import PredictionDrafter
 from pagoda.engine.speculation.shared_suffix import SharedSuffixDrafter
 from pagoda.sampling.base import StateSpec
 from pagoda.sampling.reference import ReferenceSampler
-from pagoda.types import Request, SamplingParams
+from pagoda.types import LoadedAdapter, Request, SamplingParams
 
 
 def query(tokens: list[int], prompt_len: int = 1, most: int = 4, id: str = "r", **request: Any) -> DraftQuery:
@@ -119,7 +119,8 @@ def test_answers_of_others_are_followed_within_their_scope() -> None:
     drafter = SharedSuffixDrafter()
     end(drafter, [1, *range(40, 60)], "first")
     assert drafter.propose([query([1, 5, 45, 46, 47])]) == [Proposal([48, 49, 50, 51], 0)]
-    for other in ({"tenant": "x"}, {"cache_salt": "x"}, {"adapter": "x"}):
+    adapter = LoadedAdapter("x", "digest", None)
+    for other in ({"tenant": "x"}, {"cache_salt": "x"}, {"adapter": adapter}):
         assert drafter.propose([query([1, 5, 45, 46, 47], id=str(other), **other)]) == [Proposal()]
     assert drafter.propose([query([2, 5, 45, 46, 47], id="other prompt")]) == [Proposal()]
 
