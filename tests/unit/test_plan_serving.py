@@ -28,6 +28,8 @@ def test_the_flags_are_those_of_serve(on: str) -> None:
     assert settings.backend == ("cuda" if on == "a100-80gb" else "cpu")
     assert (settings.max_num_seqs, settings.max_context, settings.kv_type) == (3, 1000, "int8")
     assert settings.activation_type == ("int16" if settings.backend == "cuda" else "int8")
+    on_or_off = "Speculation is off" if settings.backend == "cuda" else "Speculation is on"
+    assert found["speculation"].startswith(on_or_off)
 
 
 def test_tensor_parallelism_is_a_flag_and_pipelines_are_told() -> None:

@@ -36,8 +36,9 @@ def advise_speculation_verb(
 ) -> None:
     """Say what speculative decoding gains (Leviathan et al., 2023), the best draft length, and when it loses.
 
-    For engines that have it: pagoda serve does not speculate yet. Without --model, the pass that verifies a draft is
-    taken to cost one step, as it does while memory binds.
+    `pagoda serve` goes by the same formula, with acceptance and times as it measures them; `pagoda bench speculation`
+    measures what your prompts gain. Without --model, the pass that verifies a draft is taken to cost one step, as it
+    does while memory binds.
     """
     found = advise_speculation(acceptance, cost, _step(model, on, format) if model else None)
     if as_json:

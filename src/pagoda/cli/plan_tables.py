@@ -150,6 +150,7 @@ def _print_sentences(one: dict[str, Any], console: Console, *, alone: bool) -> N
     for command in filter(None, (one["serve"]["first"], one["serve"]["command"])):
         for line in shell_lines(command, console.width - 2):
             console.print(Text(f"  {line}"), soft_wrap=True)
+    console.print(Padding(Text(one["serve"]["speculation"]), (0, 0, 0, 2), expand=False))
     if one["serve"]["note"]:
         console.print(Padding(Text(one["serve"]["note"], style="yellow"), (0, 0, 0, 2), expand=False))
     if alone:

@@ -11,17 +11,27 @@ from pagoda.plan.cost.speed import Speed
 from pagoda.plan.target import Target
 from pagoda.quantize.methods import METHODS
 
+SPECULATION = {  # what `--speculation auto` does there
+    "cpu": "Speculation is on: tokens are guessed from text that is there, where that pays. The figures are without.",
+    "gpu": "Speculation is off, as it is on GPUs unless --draft-model names a model that guesses.",
+}
 SERVED_AS_IS = ("fp16", "bf16")  # what a hub's folder holds already
 METHOD_NAMES = {"fp32": "f32"}  # where `pagoda quantize` spells a format differently
 
 
 def serving(target: Target, point: Speed) -> dict[str, Any]:
     """The commands to run: `command` starts the server, `first` makes its model if it is not there yet (else None);
-    `note` is a caution, or None."""
+    `note` is a caution, or None; `speculation` says whether tokens are guessed ahead."""
     model, first = _model(target)
     flags = _flags(target, point)
     words = ["pagoda", "serve", model, *(word for pair in flags.items() for word in pair)]
-    return {"flags": flags, "command": shlex.join(words), "first": first, "note": " ".join(_notes(target)) or None}
+    return {
+        "flags": flags,
+        "command": shlex.join(words),
+        "first": first,
+        "note": " ".join(_notes(target)) or None,
+        "speculation": SPECULATION["gpu" if target.device.kind == "gpu" else "cpu"],
+    }
 
 
 def _flags(target: Target, point: Speed) -> dict[str, str]:

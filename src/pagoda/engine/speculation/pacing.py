@@ -1,25 +1,25 @@
-"""How many draft tokens a step checks: those whose chance to be kept is worth what they cost.
+"""How many draft tokens a step checks: as many as make tokens a second more (`gain.py`).
 
-A step of n tokens takes T(n) seconds, measured as it runs. With m sequences decoding, a token costs T(m) / m seconds.
-A draft token that is kept with probability s saves s * T(m) / m, and costs T(n + 1) - T(n): it is checked where that is
-less. So drafting fades out where batches are full, or guesses are bad, and comes back when either changes.
+A step of n tokens takes T(n) seconds, measured as it runs; with m sequences decoding, one without drafts yields m
+tokens in T(m). The likeliest draft token of all sequences is taken first: it is kept with probability s, and costs
+T(n + 1) - T(n). So drafting fades out where batches are full, or guesses are bad, and comes back when either changes.
 
 The chance that token j of a draft is kept is q^j: q is the chance that a guess is right after right ones, counted for
 each drafter and strength of match, and for each sequence apart, old counts fading.
 
-A drafter whose guesses take time themselves, as a draft model's, is asked for as many tokens as gain most: the sum of
-q^j * T(m) / m over sequences and tokens, less the longer step and the time for the guesses. Where nothing gains, it is
-not asked, and its counts fade until it is worth another try.
+A drafter whose guesses take time themselves, as a draft model's, is asked for the length with most tokens a second, its
+own time included. Where none is better than no draft, it is not asked, and its counts fade until it is worth a try.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pagoda.engine.drafters import LONGEST_PRICED, Price
+from pagoda.engine.speculation.gain import Yield, best_length
 
 K = TypeVar("K", bound=Hashable)
 
@@ -103,40 +103,49 @@ class Pacer:
     _global: dict[tuple[str, int], _Counts] = field(default_factory=dict)
     _own: dict[Hashable, _Counts] = field(default_factory=dict)
 
-    def worth(self, num_decoding: int, num_tokens: int) -> float:
-        """The least chance of being kept with which one more token in a step of num_tokens pays."""
-        usual, now, more = (self.times.seconds(n) for n in (num_decoding, num_tokens, num_tokens + 1))
-        if usual is None or now is None or more is None or not usual:
-            return FIRST_SHARE
-        return MARGIN * (more - now) * num_decoding / usual
-
     def may_pay(self, num_decoding: int, num_tokens: int) -> bool:
         """Whether any draft could be worth checking in such a step."""
-        return self.worth(num_decoding, num_tokens) < 1
+        return self._plain(num_decoding).gains(1.0, self._more(num_tokens, 1), MARGIN)
+
+    def _plain(self, num_decoding: int) -> Yield:
+        return Yield(num_decoding, self._seconds(num_decoding))
+
+    def _more(self, num_tokens: int, count: int) -> float:
+        """Seconds that `count` tokens more take."""
+        return self._seconds(num_tokens + count) - self._seconds(num_tokens)
+
+    def _seconds(self, num_tokens: int) -> float:
+        """In steps of one token, before any is measured."""
+        seconds = self.times.seconds(num_tokens)
+        return 1 + FIRST_SHARE * (num_tokens - 1) if seconds is None else seconds
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """A step in which sequences decode took so long."""
         self.times.observe(num_tokens, seconds)
 
     def afford(self, name: str, price: Price, keys: Seq[Hashable], num_decoding: int, num_tokens: int) -> int:
-        """The length of drafts, for all of these sequences, with which most time is saved; 0: none saves any."""
-        usual = self.times.seconds(num_decoding)
-        if usual is None:
+        """The length of drafts, for all of these sequences, with most tokens a second; 0: none is worth its time."""
+        if self.times.seconds(num_decoding) is None:  # what the drafter takes cannot be compared yet
             return LONGEST_PRICED // 4
-        rates = [self.rate(name, price.strength, key) for key in keys]
-        chances = list(rates)
-        saved = best = 0.0
-        length = 0
-        for j in range(1, LONGEST_PRICED + 1):
-            before, after = (self.times.seconds(num_tokens + i * len(keys)) or 0.0 for i in (j - 1, j))
-            spent = after - before + (price.first if j == 1 else price.further)
-            saved += sum(chances) * usual / num_decoding - MARGIN * spent
-            chances = [chance * rate for chance, rate in zip(chances, rates, strict=True)]
-            if saved > best:
-                best, length = saved, j
+        length = best_length(
+            self._plain(num_decoding), self._drafted(name, price, keys, num_decoding, num_tokens), MARGIN
+        )
         if not length:
             self._recover(name, price.strength, keys)
         return length
+
+    def _drafted(
+        self, name: str, price: Price, keys: Seq[Hashable], num_decoding: int, num_tokens: int
+    ) -> Iterator[Yield]:
+        """What steps with drafts of 1, 2, … tokens for each of these sequences yield."""
+        rates = [self.rate(name, price.strength, key) for key in keys]
+        chances = list(rates)
+        now, price_now = self._plain(num_decoding), price.first
+        for j in range(LONGEST_PRICED):
+            now = now.plus(sum(chances), self._more(num_tokens + j * len(keys), len(keys)) + price_now)
+            yield now
+            chances = [chance * rate for chance, rate in zip(chances, rates, strict=True)]
+            price_now = price.further
 
     def _recover(self, name: str, strength: int, keys: Seq[Hashable]) -> None:
         for counts, by in [(self._own.get(key), RECOVER) for key in keys] + [
@@ -153,10 +162,13 @@ class Pacer:
         rates = {key: self.rate(name, strength, key) for key, (name, strength, _) in drafts.items()}
         chances = dict(rates)
         lengths = dict.fromkeys(drafts, 0)
+        now = self._plain(num_decoding)
         while chances:
             key = max(chances, key=chances.__getitem__)
-            if chances[key] < self.worth(num_decoding, num_tokens):
+            seconds = self._more(num_tokens, 1)
+            if not now.gains(chances[key], seconds, MARGIN):
                 break
+            now = now.plus(chances[key], seconds)
             lengths[key] += 1
             num_tokens += 1
             chances[key] *= rates[key]

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from pagoda.engine.speculation import gain
 from pagoda.errors import ConfigError
 
 LONGEST = 16  # drafts that are looked at; the best is seldom longer
@@ -53,9 +54,7 @@ class Speculation:
 def tokens_per_pass(acceptance: float, draft: int) -> float:
     """E(α, k): tokens that one verifying pass yields on average, the target's own included."""
     _check(acceptance, draft)
-    if acceptance == 1:
-        return draft + 1.0
-    return (1 - acceptance ** (draft + 1)) / (1 - acceptance)
+    return gain.tokens_per_pass(acceptance, draft)
 
 
 def speedup(acceptance: float, draft: int, cost: float, verify: float = 1.0) -> float:
@@ -74,8 +73,8 @@ def best_draft(
     acceptance: float, cost: float, verify: Callable[[int], float] = lambda draft: 1.0, longest: int = LONGEST
 ) -> int:
     """The draft length with the greatest speedup, the shortest of equals; 0: none gains. verify(k) is v."""
-    gains = [1.0] + [speedup(acceptance, k, cost, verify(k)) for k in range(1, longest + 1)]
-    return max(range(len(gains)), key=lambda k: (gains[k], -k))
+    drafted = [gain.Yield(speedup(acceptance, k, cost, verify(k)), 1.0) for k in range(1, longest + 1)]
+    return gain.best_length(gain.Yield(1.0, 1.0), drafted)
 
 
 def break_even(cost: float, verify: float = 1.0) -> float | None:
