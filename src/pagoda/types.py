@@ -193,6 +193,8 @@ class Usage:
     cached_tokens: int  # prompt tokens whose KV came from the prefix cache
     accepted_prediction_tokens: int = 0  # of the request's own prediction, those that came true
     rejected_prediction_tokens: int = 0  # and those that were checked in vain
+    draft_tokens: int = field(default=0, compare=False)  # guessed and checked, by whomever: how it came, not what
+    accepted_draft_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +305,8 @@ class StepResult:
     forward_s: float = 0.0  # of the backend's forward pass
     sample_s: float = 0.0
     mask_s: float = 0.0  # of it, waiting for the token masks of constraints
+    verify_s: float = 0.0  # of it, sampling after draft tokens
+    draft_s: float = 0.0  # in drafters, before the forward pass
     work: tuple[SequenceWork, ...] = ()  # of each choice in the step
     ended: float = 0.0  # time.monotonic() seconds
 

@@ -34,6 +34,17 @@ def files(tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("kv_type", ["f16", "int8"])
+def test_with_sliding_windows(kv_type: str, temperature: float, tmp_path: Path) -> None:
+    target, draft = (str(write_gguf(tmp_path / f"{name}.gguf", TINY[name])) for name in ("gemma3", "mistral"))
+    settings: dict[str, Any] = {"backend": "cpu", "kv_memory_bytes": 1 << 22, "max_context": 160, "kv_type": kv_type}
+    params = SamplingParams(temperature=temperature, max_tokens=40, seed=5, ignore_eos=True)
+    drafted = LLM(target, **settings, draft_model=draft).generate(PROMPTS, params)
+    plain = LLM(target, **settings, speculation=("off",)).generate(PROMPTS, params)
+    assert [o.outputs[0].token_ids for o in drafted] == [o.outputs[0].token_ids for o in plain]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("options", [{}, {"draft_format": "q8_0"}, {"kv_type": "int8"}, {"max_batch_tokens": 16}])
 def test_answers_are_those_without(options: dict[str, Any], temperature: float, files: tuple[str, str]) -> None:
     target, draft = files

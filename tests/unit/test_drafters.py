@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from fake_backend import FakeDevice, FakeModel, FakeRankingDevice, fake_engine
+from fake_backend import FakeDevice, FakeModel, FakeRankingDevice, FakeTokenizer, fake_engine
+from fake_constraint import FakeGrammar
 from fake_drafters import FakeDrafter
 from pagoda.engine.engine import Engine
+from pagoda.grammar.thinking import Marks, Thinking, ThinkingVocabulary
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.reference import ReferenceSampler
 from pagoda.sampling.sampler import Sampler
@@ -113,6 +116,18 @@ def test_all_together(setting: str, accuracy: float) -> None:
     requests = [request(kind, PROMPT * (1 + i % 3), **params) for i, (kind, params) in enumerate(KINDS.items())]
     got, right, _, _ = with_and_without(requests, accuracy, **options)
     assert got == right
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("budget", [None, 0, 7])
+def test_thinking_and_its_budget(budget: int | None, accuracy: float) -> None:
+    vocabulary = ThinkingVocabulary(FakeTokenizer(), Marks("q", "z9", "."))
+    thinking = Thinking(vocabulary, opened=True, budget=budget, answer=FakeGrammar(3))
+    one = replace(request(temperature=1.0, seed=4, max_tokens=30), constraint=thinking)
+    got, right, _, _ = with_and_without([one], accuracy)
+    assert got == right
+    text = got["r", 0][0]
+    assert budget is None or text[budget : budget + 3] == "z9."
 
 
 def test_right_drafts_come_together_and_save_steps() -> None:

@@ -47,6 +47,7 @@ class Load:
     seed: int = 0
     timeout: float = 600.0
     replay: tuple[Arrival, ...] = ()  # what to send and when, in place of equal requests one after the other
+    speculation: bool = True  # False: ask the server to guess nothing ahead; only Pagoda knows that field
 
     def body(self, index: int) -> bytes:
         """The request of prompt `index`: greedy, exactly `output` tokens, streamed, with usage."""
@@ -55,7 +56,14 @@ class Load:
             prompt: str | list[int] = random_text(self.seed, index, known.prompt)
         else:
             prompt = random_ids(self.seed, index, known.prompt, self.vocab_size)
-        fields = {"model": self.model, "prompt": prompt, "max_tokens": known.output, "temperature": 0}
+        fields: dict[str, object] = {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": known.output,
+            "temperature": 0,
+        }
+        if not self.speculation:  # and to find nothing that an answer with speculation has left behind
+            fields |= {"speculation": {"enabled": False}, "cache_salt": "without speculation"}
         return orjson.dumps(
             fields | {"ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}, "seed": 0}
         )

@@ -67,11 +67,14 @@ def _report(clock: StepClock) -> dict[str, Any]:
     steps = [step for _, step in clock.intervals]
     total = sum(seconds for seconds, _ in clock.intervals)
     forward, sample = sum(step.forward_s for step in steps), sum(step.sample_s for step in steps)
+    verify, draft = sum(step.verify_s for step in steps), sum(step.draft_s for step in steps)
     inside = sum(step.step_s for step in steps)
     parts = {
         "forward pass": forward,
-        "sampling": sample,
-        "scheduling and text": inside - forward - sample,
+        "sampling": sample - verify,
+        "verifying drafts": verify,
+        "drafting": draft,
+        "scheduling and text": inside - forward - sample - draft,
         "hand-over": total - inside,
         "HTTP, on its own thread": clock.loop_cpu,
     }

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pagoda.benchmark.load import Arrival, Load, compare, run_load, summarize, takes_ids
+from pagoda.benchmark.load import Arrival, Exchange, Load, compare, run_load, summarize, takes_ids
 from pagoda.cli.options import with_settings
 from pagoda.client import list_models
 from pagoda.errors import ConfigError
@@ -50,6 +50,9 @@ class LoadSettings(Settings):
         ),
     ] = None
     speed: Annotated[float, Setting("With --replay: how many times faster than it was.", minimum=0.001)] = 1.0
+    speculation_gain: Annotated[
+        bool, Setting("Send everything once more without speculation, and report its gain; for Pagoda's servers.")
+    ] = False
     json: Annotated[bool, Setting("Print JSON.")] = False
 
 
@@ -78,7 +81,23 @@ async def _measure(settings: LoadSettings) -> dict[str, Any]:
         second = await _plan(settings, settings.expect)
         second = dataclasses.replace(second, vocab_size=load.vocab_size, as_text=load.as_text)
         report["expect"] = {"url": settings.expect} | compare(exchanges, (await _run(second, settings))[0])
+    if settings.speculation_gain:
+        report["speculation"] = await _gain(load, settings, exchanges, report["output_tok_s"])
     return report
+
+
+async def _gain(load: Load, settings: LoadSettings, exchanges: list[Exchange], rate: float) -> dict[str, Any]:
+    """The same requests without speculation, beside those with it, which gave `rate` output tokens a second."""
+    plain = dataclasses.replace(load, speculation=False)
+    others, seconds = await _run(plain, settings)
+    off = summarize(plain, others, seconds, None, None)
+    return {
+        "off_output_tok_s": off["output_tok_s"],
+        "off_tpot_ms": off["tpot_ms"],
+        "off_errors": off["errors"],
+        "gain": round(rate / off["output_tok_s"], 4) if off["output_tok_s"] else None,
+        **compare(exchanges, others),
+    }
 
 
 async def _plan(settings: LoadSettings, url: str) -> Load:
@@ -141,6 +160,12 @@ def _print(report: dict[str, Any]) -> None:
     console.print(table)
     for message, count in report["errors"].items():
         console.print(f"[red]{count} failed:[/] {message}", markup=True, highlight=False)
+    if found := report.get("speculation"):
+        console.print(
+            f"without speculation {found['off_output_tok_s']:.1f} output tokens/s: a gain of {found['gain']} times; "
+            f"{found['equal']} of {found['compared']} answers are equal",
+            highlight=False,
+        )
     if expect := report.get("expect"):
         console.print(f"{expect['equal']} of {expect['compared']} answers equal those of {expect['url']}")
 

@@ -144,6 +144,11 @@ VERBS = {
         "Measure the engine; `bench serve` measures a server.",
         "pagoda bench model.gguf --prompt 512 --gen 128 --batch 1,16",
     ),
+    "bench speculation": Verb(
+        "pagoda.cli.bench_speculation:bench_speculation",
+        "Measure what guessing tokens ahead gains on your prompts.",
+        "pagoda bench speculation model.gguf --prompts prompts.jsonl --draft-model small.gguf",
+    ),
     "bench serve": Verb(
         "pagoda.cli.bench_serve:bench_serve",
         "Load any OpenAI-compatible server and time its answers.",

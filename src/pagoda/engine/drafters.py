@@ -6,6 +6,7 @@ that position. So drafts change the speed of an answer and nothing else, at any 
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
@@ -120,13 +121,25 @@ class Drafting:
         self._drafters = tuple(drafters)
         self._vocab_size = vocab_size
         self._pace = pace
+        self._seconds = 0.0
 
     @property
     def active(self) -> bool:
         return any(drafter.active for drafter in self._drafters)
 
+    def take_seconds(self) -> float:
+        """Seconds that drafts have taken since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
     def propose(self, rooms: Mapping[Sequence, int], num_tokens: int) -> dict[Sequence, Draft]:
         """Drafts of at most rooms[seq] tokens, for some of the sequences. Without them the step has num_tokens."""
+        start = time.perf_counter()
+        drafts = self._propose(rooms, num_tokens)
+        self._seconds += time.perf_counter() - start
+        return drafts
+
+    def _propose(self, rooms: Mapping[Sequence, int], num_tokens: int) -> dict[Sequence, Draft]:
         if self._pace is not None and not self._pace.may_pay(len(rooms), num_tokens):
             return {}
         drafts: dict[Sequence, Draft] = {}

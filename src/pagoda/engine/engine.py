@@ -169,6 +169,7 @@ class Engine:
             plan = running.plan
         if running is not None:
             self._finish(running)
+        self._recorder.draft_s = self._drafting.take_seconds()
         return self._recorder.take(plan, self.scheduler)
 
     def _finish(self, running: RunningStep) -> None:
@@ -190,7 +191,9 @@ class Engine:
         sampled = sample_first(logits, plan, running.masks)
         if staged is not None:
             self._running = self._runner.launch(staged, sampled)
+        sampled_first = time.perf_counter()
         runs = verify(logits, plan, running.masks, sampled)
+        self._recorder.verify_s = time.perf_counter() - sampled_first if plan.drafts else 0.0
         self._recorder.sample_s = time.perf_counter() - start
         if all(count == 1 for count in running.plan.counts.values()):
             self._drafting.observe(running.plan.num_tokens, self._recorder.forward_s + self._recorder.sample_s)
@@ -244,8 +247,9 @@ class Engine:
             reason: FinishReason | None = None
             num_kept = 0
             draft = plan.drafts.get(seq)
-            if draft is not None and draft.drafter.name == PredictionDrafter.name:
-                seq.count_predicted(len(draft.tokens), run.num_right)
+            if draft is not None:
+                predicted = draft.drafter.name == PredictionDrafter.name
+                seq.count_drafted(len(draft.tokens), run.num_right, predicted=predicted)
             if run.token_ids:
                 delta = seq.append(run)
                 if seq.request.pooled:

@@ -28,6 +28,8 @@ class StepRecorder:
         self._work: list[SequenceWork] = []
         self.forward_s = 0.0
         self.sample_s = 0.0
+        self.verify_s = 0.0
+        self.draft_s = 0.0
         self.mask_s = 0.0
 
     def __bool__(self) -> bool:
@@ -113,6 +115,8 @@ class StepRecorder:
             step_s=time.perf_counter() - self._started,
             forward_s=self.forward_s,
             sample_s=self.sample_s,
+            verify_s=self.verify_s,
+            draft_s=self.draft_s,
             mask_s=self.mask_s,
             work=tuple(self._work),
             ended=time.monotonic(),

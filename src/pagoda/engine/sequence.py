@@ -71,6 +71,7 @@ class Sequence:
         "max_len",
         "num_cached",
         "num_computed",
+        "num_drafted",
         "num_lost",
         "num_pending",
         "num_predicted",
@@ -114,6 +115,7 @@ class Sequence:
         self.takes_forced = constraint is not None and _may_be_forced(request.params)
         self.pools_all = pools_all  # the hidden states of all prompt tokens are wanted
         self.pooled: FloatArray | None = None  # what the computed part of the prompt comes to, see `pooling.py`
+        self.num_drafted = (0, 0)  # draft tokens that were checked, and that were kept
         self.num_predicted = (0, 0)  # tokens of the request's prediction that came true, and that did not
         self.tokens = array("i", request.prompt_token_ids)
         self.prompt_len = len(self.tokens)
@@ -244,12 +246,14 @@ class Sequence:
         return forced
 
     def usage(self) -> Usage:
-        return Usage(self.prompt_len, self.num_completion, self.num_cached, *self.num_predicted)
+        return Usage(self.prompt_len, self.num_completion, self.num_cached, *self.num_predicted, *self.num_drafted)
 
-    def count_predicted(self, num_proposed: int, num_accepted: int) -> None:
-        """So many tokens of the request's prediction were checked, and the first num_accepted came true."""
-        accepted, rejected = self.num_predicted
-        self.num_predicted = (accepted + num_accepted, rejected + num_proposed - num_accepted)
+    def count_drafted(self, num_proposed: int, num_right: int, *, predicted: bool) -> None:
+        """Of a draft's num_proposed tokens the first num_right were right; predicted: by the request itself."""
+        self.num_drafted = (self.num_drafted[0] + num_proposed, self.num_drafted[1] + num_right)
+        if predicted:
+            accepted, rejected = self.num_predicted
+            self.num_predicted = (accepted + num_right, rejected + num_proposed - num_right)
 
     def ended(self, reason: FinishReason, now: float) -> FinishedRequest:
         """The facts of the whole life."""

@@ -26,6 +26,8 @@ class OwnSeries:
         self.step_forward = Counter("step_forward_seconds", "Time in the backend's forward pass.", "seconds")
         self.step_sample = Counter("step_sample_seconds", "Time spent sampling.", "seconds")
         self.step_mask = Counter("step_mask_seconds", "Time spent waiting for grammars' token masks.", "seconds")
+        self.step_verify = Counter("step_verify_seconds", "Time spent sampling after draft tokens.", "seconds")
+        self.step_draft = Counter("step_draft_seconds", "Time spent in drafters.", "seconds")
         self.steps_decoding = Counter("steps_decoding", "Steps that computed no prompt token.", "steps")
         self.sequences_in_steps = Counter("sequences_in_steps", "Sequences of all steps together.", "sequences")
         self.recomputed_tokens = Counter("recomputed_tokens", "Tokens computed again after a preemption.", "tokens")
@@ -46,6 +48,8 @@ class OwnSeries:
         self.step_forward.value += step.forward_s
         self.step_sample.value += step.sample_s
         self.step_mask.value += step.mask_s
+        self.step_verify.value += step.verify_s
+        self.step_draft.value += step.draft_s
         self.steps_decoding.value += bool(step.work) and not step.num_prompt_tokens
         self.sequences_in_steps.value += len(step.work)
         for row in step.work:

@@ -39,6 +39,8 @@ class RequestLine:
     seconds: float
     machine_seconds: float  # its share of the steps that it was in
     cost_usd: float | None
+    draft_tokens: int = 0  # guessed ahead and checked
+    accepted_draft_tokens: int = 0
 
 
 class RequestLog:
@@ -75,6 +77,6 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
 def _line(data: bytes, known: set[str], where: str) -> RequestLine:
     try:
         row: Any = json.loads(data)
-        return RequestLine(**{name: row[name] for name in known})
+        return RequestLine(**{name: row[name] for name in known if name in row})
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{where}: is not a line of --request-log: {data[:60]!r}") from None

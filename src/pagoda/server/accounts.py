@@ -88,4 +88,6 @@ class Accounts:
             seconds=round(seconds, 4),
             machine_seconds=round(sum(self._ledger.seconds(request.id) for request in call.requests), 6),
             cost_usd=facts["cost_usd"],
+            draft_tokens=facts.get("draft_tokens", 0),
+            accepted_draft_tokens=facts.get("accepted_draft_tokens", 0),
         )

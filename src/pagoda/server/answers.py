@@ -149,6 +149,7 @@ class Answer:
             "finish": ",".join(sorted({choice.finish_reason or "unfinished" for choice in self.choices})),
             "ttft": None if self.first_token is None else round(self.first_token - start, 4),
             "cost_usd": None if self.cost_usd is None else round(self.cost_usd(), 10),
+            **self._draft_counts(),
         }
 
     def usage(self) -> dict[str, Any]:
@@ -169,13 +170,20 @@ class Answer:
         return usage | {"completion_tokens_details": details} if details else usage
 
     def _completion_details(self) -> dict[str, int]:
-        """How much of a prediction came true; nothing where there was none."""
+        """How much of a prediction came true, and what was guessed ahead; nothing where there was none."""
         usages = [choice.usage for choice in self.choices if choice.usage]
         counts = {
             "accepted_prediction_tokens": sum(usage.accepted_prediction_tokens for usage in usages),
             "rejected_prediction_tokens": sum(usage.rejected_prediction_tokens for usage in usages),
         }
-        return counts if any(counts.values()) else {}
+        return (counts if any(counts.values()) else {}) | self._draft_counts()
+
+    def _draft_counts(self) -> dict[str, int]:
+        """Draft tokens that were checked, and those kept; nothing where none was."""
+        usages = [choice.usage for choice in self.choices if choice.usage]
+        drafted = sum(usage.draft_tokens for usage in usages)
+        accepted = sum(usage.accepted_draft_tokens for usage in usages)
+        return {"draft_tokens": drafted, "accepted_draft_tokens": accepted} if drafted else {}
 
     def _take(self, delta: Delta) -> tuple[Choice, Delta]:
         """Count the delta in its choice. → both, the delta as the client may see it."""

@@ -48,8 +48,14 @@ class CachedTokens(BaseModel):
     cached_tokens: int
 
 
-class ReasoningTokens(BaseModel):
-    reasoning_tokens: int
+class CompletionDetails(BaseModel):
+    """Each where there was any."""
+
+    reasoning_tokens: int | None = None
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
+    draft_tokens: int | None = None  # guessed ahead, by whomever, and checked
+    accepted_draft_tokens: int | None = None
 
 
 class UsageBody(BaseModel):
@@ -57,7 +63,7 @@ class UsageBody(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
-    completion_tokens_details: ReasoningTokens | None = None
+    completion_tokens_details: CompletionDetails | None = None
 
 
 class TokenLogprob(BaseModel):
