@@ -183,6 +183,12 @@ class FakeEngine:
         self.aborted.append(message)
         gone = self.running.pop(message, None)
         self._waiting = [w for w in self._waiting if w.request.id != message]
+        if gone is not None:
+            now, prompt = time.monotonic(), len(gone.request.prompt_token_ids)
+            times = (gone.request.arrival, gone.request.arrival, now, now)
+            ended = FinishedRequest(message, "", "abort", prompt, len(gone.tokens.get(0, ())), 0, *times)
+            for observe in (*self.before_sinks, *self.on_step):
+                observe(StepResult(finished=(ended,), ended=now))
         for index in list(gone.tokens) if gone else []:
             gone.sink(Delta(message, index, "", (), finish_reason="abort"))
 

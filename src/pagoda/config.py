@@ -226,6 +226,10 @@ class ServerSettings(Settings):
         tuple[str, ...],
         Setting("Request header whose values /metrics counts, the first 100 of them; repeat.", flag="metrics-header"),
     ] = ()
+    otlp_endpoint: Annotated[
+        str | None, Setting("OpenTelemetry collector that traces are sent to, as http://127.0.0.1:4318.")
+    ] = None
+    trace_content: Annotated[bool, Setting("Put what clients ask into traces, too.")] = False
     request_log: Annotated[
         Path | None, Setting("JSONL file that gets a line for each answered request; `pagoda bench serve` replays it.")
     ] = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -159,6 +159,7 @@ def test_an_answer_cut_off_counts_what_it_took(file: Path) -> None:
     assert used.usd > 0
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 500), st.floats(0, 5)), max_size=30))
 def test_use_is_counted_in_windows(steps: list[tuple[int, int, float]]) -> None:
     """Against plain sums over what was added in the window of the last addition."""

@@ -33,6 +33,8 @@ OPTIONAL = {
     "matplotlib": "matplotlib",
     "jsonschema": "jsonschema",
     "nvidia-ml-py": "pynvml",
+    "opentelemetry-sdk": "opentelemetry.sdk",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
 }
 GIB = 2**30
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+import orjson
+
 from pagoda.config import ServerSettings
 from pagoda.hardware.devices import device
 from pagoda.observe.cost import CostLedger, CostSettings, WorkUnits
 from pagoda.observe.metrics import Metrics
 from pagoda.observe.request_log import RequestLine, RequestLog
+from pagoda.observe.tracing import Tracing
 from pagoda.server.answers import Answer
 from pagoda.server.call import Call
 from pagoda.server.record import RequestRecord
@@ -32,16 +35,59 @@ class Accounts:
         self._metrics = metrics
         self._ledger = metrics.ledger
         self._log = None if settings.request_log is None else RequestLog(settings.request_log)
+        self._trace_content = settings.trace_content
+        self.tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint, model)
 
     def open(self, call: Call, answer: Answer) -> None:
         """The answer can say what it has cost so far."""
         if self._ledger.is_priced:
             answer.cost_usd = lambda: sum(self._ledger.usd(request.id) for request in call.requests)
 
+    def trace(self, call: Call, record: RequestRecord, headers: Mapping[str, str]) -> None:
+        """The call is being answered: begin its span, and tell the client of it."""
+        if self.tracing is None:
+            return
+        content = call.messages if self._trace_content and call.messages is not None else None
+        params = call.requests[0].params
+        trace = self.tracing.open(
+            [request.id for request in call.requests],
+            headers,
+            record.start,
+            gen_ai__operation__name="text_completion" if call.messages is None else "chat",
+            gen_ai__response__id=call.id,
+            gen_ai__request__max_tokens=params.max_tokens,
+            gen_ai__request__temperature=params.temperature,
+            gen_ai__request__top_p=params.top_p,
+            gen_ai__input__messages=None if content is None else orjson.dumps(content).decode(),
+            pagoda__tenant=call.tenant or None,
+            pagoda__adapter=call.adapter,
+            http__request__id=record.id,
+        )
+        record.trace = trace
+        record.headers |= self.tracing.headers(trace)
+
+    def _end_trace(self, answer: Answer, record: RequestRecord) -> None:
+        if self.tracing is None or record.trace is None:
+            return
+        reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
+        usage = answer.usage()
+        complete = len(reasons) == len(answer.choices)
+        self.tracing.close(
+            record.trace,
+            None if complete else "cancelled" if record.client_gone else "error",
+            gen_ai__response__finish_reasons=reasons,
+            gen_ai__usage__input_tokens=usage["prompt_tokens"],
+            gen_ai__usage__output_tokens=usage["completion_tokens"],
+            gen_ai__usage__cache_read__input_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+            pagoda__cost_usd=record.answer["cost_usd"],
+        )
+        record.answer["trace_id"] = self.tracing.trace_id(record.trace)
+
     def close(self, call: Call, answer: Answer, record: RequestRecord, *, stream: bool) -> None:
         """The answer has ended, one way or another."""
         answer.record(self._metrics)
         record.answer = answer.facts(record.start)
+        self._end_trace(answer, record)
         server, usage = self._metrics.server, answer.usage()
         for choice in answer.choices:
             server.answers.add(choice.finish_reason or ("abort" if record.client_gone else "error"))
@@ -61,6 +107,8 @@ class Accounts:
         if self._log is not None:
             self._log.close()
             self._log = None
+        if self.tracing is not None:
+            self.tracing.shutdown()
 
     def count_headers(self, headers: Mapping[str, str], allowed: tuple[str, ...]) -> None:
         """Series by the values of headers that the operator named."""

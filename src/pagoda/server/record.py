@@ -7,6 +7,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pagoda.observe.tracing import RequestTrace
+
 KEY = "pagoda.record"
 
 
@@ -18,6 +20,7 @@ class RequestRecord:
     start: float = field(default_factory=time.monotonic)
     tenant: str = ""  # the key that came; "" where none is asked for
     admin: bool = False  # it came with the admin key
+    trace: RequestTrace | None = None
     headers: dict[str, str] = field(default_factory=dict)  # of the response, beside those that it has
     client_gone: bool = False  # before the answer was complete
     answer: dict[str, Any] = field(default_factory=dict)  # facts of the answer, for the log line

@@ -90,6 +90,7 @@ async def _generate(request: Request, model: Model, shape: type[Answer], prefix:
     model.accounts.open(call, answer)
     model.accounts.count_headers(request.headers, service_of(request).settings.metrics_headers)
     stream = await model.serve(call)
+    model.accounts.trace(call, record, request.headers)
     if model.budgets is not None:
         record.headers |= model.budgets.headers(call.tenant)
 

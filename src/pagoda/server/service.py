@@ -115,6 +115,8 @@ class Model:
         self.history = make_history(loaded)
         self.engine.on_step.append(self.history.record)
         self.accounts = Accounts(self.name, self.metrics, settings)
+        if self.accounts.tracing is not None:
+            self.engine.before_sinks.append(self.accounts.tracing.note)
         self._measuring = threading.Timer(MEASURE_AFTER_S, self._find_roofline)
         self._measuring.daemon = True
         self._measuring.start()
