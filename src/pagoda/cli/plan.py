@@ -10,6 +10,7 @@ from rich.console import Console
 from pagoda.cli.options import with_settings
 from pagoda.cli.plan_tables import print_plan
 from pagoda.cli.progress import download_progress
+from pagoda.plan.output.helm import as_yaml, helm_values
 from pagoda.plan.output.picture import picture_of
 from pagoda.plan.output.plot import check_path, draw
 from pagoda.plan.planner import make_plan
@@ -41,7 +42,11 @@ def plan(plan: PlanSettings) -> None:
     if plan.plot is not None:
         draw([picture_of(target) for target in found.targets], plan.plot)
         console.print(f"drawn: {plan.plot}", markup=False, highlight=False)
-    if plan.json:
+    if plan.helm_values:
+        first = found.targets[0]
+        about = f"pagoda plan: {first.shape.name} in {first.weights.format} on {first.device.name}, {first.users} users"
+        typer.echo(as_yaml(helm_values(first), about))
+    elif plan.json:
         typer.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
     else:
         print_plan(found, Console())

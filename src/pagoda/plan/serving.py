@@ -50,6 +50,11 @@ def _flags(target: Target, point: Speed) -> dict[str, str]:
     }
 
 
+def model_name(target: Target) -> str:
+    """What `pagoda serve` is given."""
+    return _model(target)[0]
+
+
 def _model(target: Target) -> tuple[str, str | None]:
     """The model name for `pagoda serve`, and the command that makes its file, or None if nothing has to be made."""
     shape, format = target.shape, target.weights.format

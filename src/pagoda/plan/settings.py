@@ -62,6 +62,9 @@ class PlanSettings(Settings):
     )
     plot: Annotated[Path | None, Setting("Draw roofline, throughput and latency into this .png, .svg or .pdf.")] = None
     json: Annotated[bool, Setting("Print JSON.")] = False
+    helm_values: Annotated[bool, Setting("Print values for deploy/helm/pagoda: of the first device and format.")] = (
+        False
+    )
     verify: Annotated[bool, Setting("Run the engine here, and print predicted, measured and error; some minutes.")] = (
         False
     )
