@@ -1,6 +1,7 @@
 """A conversation in the terminal, over the real application with a fake engine."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -8,14 +9,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fake_engine import FakeLoaded
 from pagoda.cli import chat as module
-from pagoda.cli.chat import describe_speed, explain
+from pagoda.cli.chat import ChatSettings, Conversation, ShownAnswer, describe_speed, explain
 from pagoda.cli.endpoint import LocalEndpoint
 from pagoda.cli.main import app
 from pagoda.client import HttpError
@@ -85,6 +88,47 @@ def test_sampling_flags_reach_the_request(endpoint: Recording) -> None:
     assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0, 0.5, 2)
     assert body["messages"][0] == {"role": "system", "content": "S"}
     assert "model" not in body
+
+
+def test_schema_tools_and_effort_reach_the_request(endpoint: Recording, tmp_path: Path) -> None:
+    schema, tools = tmp_path / "schema.json", tmp_path / "tools.json"
+    schema.write_text('{"type": "object"}')
+    tools.write_text('[{"type": "function", "function": {"name": "f"}}]')
+    talk("x", flags=("--schema", str(schema), "--max-tokens", "1"))
+    assert endpoint.bodies[0]["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    talk("x", flags=("--tools", str(tools), "--reasoning-effort", "none", "--max-tokens", "1"))
+    assert endpoint.bodies[1]["tools"] == [{"type": "function", "function": {"name": "f"}}]
+    assert endpoint.bodies[1]["reasoning_effort"] == "none"
+    tools.write_text("[")
+    result = CliRunner().invoke(app, ["chat", "--tools", str(tools)], input="x\n")
+    assert result.exit_code != 0
+    assert "is not JSON" in result.output or "is not JSON" in str(result.exception)
+
+
+def test_what_is_typed_after_a_call_is_its_result() -> None:
+    """And what is thought is shown, but not kept."""
+    out = io.StringIO()
+    shown = ShownAnswer(Console(file=out, width=200))
+    for delta in (
+        {"role": "assistant", "content": ""},
+        {"reasoning_content": "Hm."},
+        {"content": "I ask."},
+        {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]},
+    ):
+        shown.take(delta)
+    assert out.getvalue() == 'Hm.\nI ask.\nf {"a": 1}'
+    talk = Conversation(ChatSettings(), None)
+    talk.add("question", shown)
+    asked = json.loads(talk.body("42"))["messages"]
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    assert asked[1:] == [
+        {"role": "assistant", "content": "I ask.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+    ]
+    talk.reset()
+    assert json.loads(talk.body("new"))["messages"] == [{"role": "user", "content": "new"}]
 
 
 def test_markup_in_answers_is_shown_as_it_is(endpoint: Recording) -> None:

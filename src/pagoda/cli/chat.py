@@ -7,8 +7,9 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -18,6 +19,7 @@ from pagoda.cli.endpoint import open_endpoints, served_model
 from pagoda.cli.options import with_settings
 from pagoda.client import Endpoint, HttpError
 from pagoda.config import EngineSettings
+from pagoda.errors import ConfigError
 from pagoda.settings import Setting, Settings
 
 HELP = """/help            this list
@@ -41,6 +43,11 @@ class ChatSettings(Settings):
     )
     temperature: Annotated[float, Setting("0: always the likeliest token.", minimum=0)] = 0.7
     top_p: Annotated[float, Setting("Choose among the likeliest tokens of this total.", minimum=0.01, maximum=1)] = 0.95
+    schema: Annotated[str | None, Setting("File with the JSON Schema that every answer is to obey.")] = None
+    tools: Annotated[
+        str | None, Setting("File with a JSON list of tools; what you type after a call is its result.")
+    ] = None
+    reasoning_effort: Annotated[str | None, Setting("How long to think before the answer: none, low, medium, …")] = None
 
 
 @with_settings
@@ -51,7 +58,7 @@ def chat(engine: EngineSettings, chat: ChatSettings) -> None:
     """
     console = Console(highlight=False)
     with open_endpoints(engine, chat.url, chat.api_key) as open_endpoint:
-        talk = Conversation(chat, served_model(chat.url, chat.api_key, engine.model))
+        talk = Conversation(chat, served_model(chat.url, chat.api_key, engine.model), _asked_form(chat))
         console.print(f"[dim]{chat.url or engine.model}: /help for help, Ctrl-D to leave[/]", soft_wrap=True)
         loop = asyncio.new_event_loop()
         try:
@@ -71,28 +78,101 @@ class Conversation:
 
     settings: ChatSettings
     model: str | None
+    form: Mapping[str, Any] = field(default_factory=dict)  # fields that say what answers look like, and may call
     system: str | None = field(init=False)
-    messages: list[dict[str, str]] = field(init=False, default_factory=list)
+    messages: list[dict[str, Any]] = field(init=False, default_factory=list)
+    open_calls: list[str] = field(init=False, default_factory=list)  # ids of calls whose results are to come
 
     def __post_init__(self) -> None:
         self.system = self.settings.system
 
     def body(self, line: str) -> bytes:
-        """The request that continues the conversation with `line`."""
+        """The request that continues the conversation with `line`, the user's or the result of what was called."""
         leading = [{"role": "system", "content": self.system}] if self.system else []
         given: dict[str, Any] = {
             "model": self.model,
-            "messages": [*leading, *self.messages, {"role": "user", "content": line}],
+            "messages": [*leading, *self.messages, *self._turn(line)],
             "max_tokens": self.settings.max_tokens,
             "temperature": self.settings.temperature,
             "top_p": self.settings.top_p,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **self.form,
         }
         return orjson.dumps({name: value for name, value in given.items() if value is not None})
 
-    def add(self, line: str, answer: str) -> None:
-        self.messages += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
+    def add(self, line: str, answer: ShownAnswer) -> None:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+        if answer.calls:
+            message["tool_calls"] = answer.calls
+        self.messages += [*self._turn(line), message]
+        self.open_calls = [call["id"] for call in answer.calls]
+
+    def reset(self) -> None:
+        self.messages.clear()
+        self.open_calls.clear()
+
+    def _turn(self, line: str) -> list[dict[str, Any]]:
+        if not self.open_calls:
+            return [{"role": "user", "content": line}]
+        return [{"role": "tool", "tool_call_id": call, "content": line} for call in self.open_calls]
+
+
+@dataclass(slots=True)
+class ShownAnswer:
+    """An answer as far as it has come, which is shown while it comes."""
+
+    console: Console
+    text: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    _thinking: bool = False
+
+    def take(self, delta: Mapping[str, Any]) -> bool:
+        """Show what a chunk brings. → whether that is anything"""
+        thought, text = delta.get("reasoning_content"), delta.get("content")
+        if thought:
+            self._show(thought, style="dim")
+            self._thinking = True
+        if text:
+            self._show("\n" if self._thinking else "")
+            self._thinking = False
+            self.text += text
+            self._show(text)
+        for piece in delta.get("tool_calls") or ():
+            self._take_call(piece)
+        return bool(thought or text or delta.get("tool_calls"))
+
+    def _take_call(self, piece: Mapping[str, Any]) -> None:
+        function = piece["function"]
+        if piece.get("id"):
+            named = {"name": function["name"], "arguments": ""}
+            self.calls.append({"id": piece["id"], "type": "function", "function": named})
+            self._show(f"\n{function['name']} ", style="cyan")
+        self.calls[-1]["function"]["arguments"] += function.get("arguments", "")
+        self._show(function.get("arguments", ""), style="cyan")
+
+    def _show(self, text: str, style: str = "") -> None:
+        self.console.print(text, end="", markup=False, soft_wrap=True, style=style)
+
+
+def _asked_form(settings: ChatSettings) -> dict[str, Any]:
+    """Fields of requests. Raises ConfigError where a file cannot be read."""
+    form: dict[str, Any] = {"reasoning_effort": settings.reasoning_effort, "tools": _json_file(settings.tools)}
+    schema = _json_file(settings.schema)
+    if schema is not None:
+        form["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    return form
+
+
+def _json_file(path: str | None) -> Any:
+    if path is None:
+        return None
+    try:
+        return orjson.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
 
 
 def _lines(console: Console) -> Iterator[str]:
@@ -124,7 +204,7 @@ def _obey(line: str, talk: Conversation, console: Console) -> bool:
             console.print(talk.system or "there is no system prompt", markup=False)
         case "/system" | "/reset":
             talk.system = text.strip() if command == "/system" else talk.system
-            talk.messages.clear()
+            talk.reset()
             console.print("[dim]a new conversation[/]")
         case _ if line.startswith("/"):
             console.print(f"no such command: {command}; /help lists what there is", style="red", markup=False)
@@ -139,16 +219,12 @@ def _answer(
     console: Console,
 ) -> None:
     """Ask, print the answer while it comes, and keep it, even when Ctrl-C cut it short."""
-    printed: list[str] = []
-
-    def show(text: str) -> None:
-        printed.append(text)
-        console.print(text, end="", markup=False, soft_wrap=True)
+    shown = ShownAnswer(console)
 
     async def ask() -> str:
         endpoint = open_endpoint()
         try:
-            return await stream_answer(endpoint, talk.body(line), show)
+            return await stream_answer(endpoint, talk.body(line), shown.take)
         finally:
             endpoint.close()
 
@@ -158,17 +234,20 @@ def _answer(
         facts = loop.run_until_complete(task)
     except asyncio.CancelledError:
         facts = "stopped"
+        shown.calls.clear()  # the last one may be half a call
     except (HttpError, OSError) as error:
         console.print(f"error: {explain(error)}", style="red", markup=False)
         return
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-    talk.add(line, "".join(printed))
+    talk.add(line, shown)
     console.print(f"\n[dim]{facts}[/]")
+    if shown.calls:
+        console.print("[dim]what you type next is the result[/]")
 
 
-async def stream_answer(endpoint: Endpoint, body: bytes, show: Callable[[str], None]) -> str:
-    """Stream the answer into `show`; says how fast it was. Raises HttpError."""
+async def stream_answer(endpoint: Endpoint, body: bytes, take: Callable[[Mapping[str, Any]], bool]) -> str:
+    """Stream the answer's deltas into `take`, which says whether it showed any; → how fast it was. Raises HttpError."""
     start = time.perf_counter()
     first = last = start
     num_chunks = 0
@@ -180,11 +259,10 @@ async def stream_answer(endpoint: Endpoint, body: bytes, show: Callable[[str], N
         if event.get("usage"):
             tokens = event["usage"]["completion_tokens"]
         for choice in event.get("choices", ()):
-            if text := choice["delta"].get("content"):
+            if take(choice["delta"]):
                 last = time.perf_counter()
                 first = last if not num_chunks else first
                 num_chunks += 1
-                show(text)
     return describe_speed(num_chunks if tokens is None else tokens, first - start, last - first)
 
 
