@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from grammar_walk import allowed_ids, small_tokenizer, walk
+from grammar_walk import accepts, allowed_ids, small_tokenizer, walk
 from pagoda.errors import RequestError
 from pagoda.grammar.compiler import GrammarCompiler
 from pagoda.grammar.constraint import CompiledGrammar
@@ -16,6 +16,7 @@ from pagoda.grammar.json_schema import prepare_schema
 from pagoda.grammar.lark import inline_schema
 from pagoda.grammar.source import GrammarSource
 from pagoda.text.tools.base import CallGrammar, Function
+from pagoda.text.tools.grammar import MAX_CALLS
 from pagoda.text.tools.table import FORMATS
 from pagoda.types import TokenConstraint
 from tool_parsing import Said, said
@@ -88,6 +89,14 @@ def test_a_required_answer_is_calls_alone(name: str, parallel: bool) -> None:
         check_arguments(calls_of(answers))
         counts.add(len(answers))
     assert (max(counts) > 1) == (parallel and name not in SINGLE)
+
+
+def test_a_required_answer_ends_after_many_calls() -> None:
+    """A model that repeats itself does not go on until its context is full."""
+    grammar = compiled("hermes", required=True, parallel=True)
+    call = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
+    assert accepts(grammar, TOKENIZER, "\n".join([call] * MAX_CALLS))
+    assert not accepts(grammar, TOKENIZER, "\n".join([call] * (MAX_CALLS + 1)))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -14,6 +14,9 @@ from typing import Any
 from pagoda.errors import RequestError
 from pagoda.text.tools.base import CallGrammar, Function, literal
 
+MAX_CALLS = 32  # of an answer that has to be calls: small models repeat themselves until their context is full
+MORE = f"{{0,{MAX_CALLS - 1}}}"  # further calls, as Lark counts
+
 _TEXT = r"TEXT: /(.|\n)*/"
 _BLANKS = r"BLANKS: /[ \t\n]{0,20}/"
 
@@ -37,7 +40,7 @@ def answer(wanted: CallGrammar, rule: CallRule, *, heads: Sequence[str] = (), re
     begin = wanted.marker(rule.begin)
     repeats = repeats and wanted.parallel
     if wanted.required:
-        again = f" ({rule.separator} called)*" if repeats else ""
+        again = f" ({rule.separator} called){MORE}" if repeats else ""
         return _joined(f"start: called{again}", [f"called: {begin} {rule.rest}", *rule.definitions])
     return _in_text([*_after_marker(begin, rule.rest), *rule.definitions], ["found"], heads, repeats)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pagoda.text.tools.base import CallGrammar, Function, literal
-from pagoda.text.tools.grammar import CallRule, answer, arguments_item, json_calls
+from pagoda.text.tools.grammar import MORE, CallRule, answer, arguments_item, json_calls
 from pagoda.text.tools.json_call import read_calls, stream_object
 from pagoda.text.tools.parser import CallParser, NotACall, Reading, Trigger
 
@@ -45,7 +45,7 @@ class Mistral:
             options = [_named(wanted, i, function) for i, function in enumerate(wanted.functions)]
             calls = [f"call: {' | '.join(f'call{i}' for i in range(len(options)))}", *options]
             return answer(wanted, CallRule(CALLS, "call", calls))
-        more = ' (", " call)*' if wanted.parallel else ""
+        more = ' (", " call)' + MORE if wanted.parallel else ""
         return answer(wanted, CallRule(CALLS, f'"[" call{more} "]"', json_calls(wanted, "arguments")), repeats=False)
 
     def new_id(self) -> str:

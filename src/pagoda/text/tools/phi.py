@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pagoda.text.tools.base import CallGrammar, Function, call_id
-from pagoda.text.tools.grammar import CallRule, answer, json_calls
+from pagoda.text.tools.grammar import MORE, CallRule, answer, json_calls
 from pagoda.text.tools.json_call import tagged
 from pagoda.text.tools.parser import CallParser
 
@@ -28,7 +28,7 @@ class Phi:
         return CallParser([tagged(names, OPEN, CLOSE)])
 
     def grammar(self, wanted: CallGrammar) -> str:
-        more = ' (", " call)*' if wanted.parallel else ""
+        more = ' (", " call)' + MORE if wanted.parallel else ""
         rest = f'"[" call{more} "]" {wanted.marker(CLOSE)}'
         return answer(wanted, CallRule(OPEN, rest, json_calls(wanted, "arguments")), repeats=False)
 

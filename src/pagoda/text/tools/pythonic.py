@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pagoda.text.tools.base import CallGrammar, Function, call_id, literal
-from pagoda.text.tools.grammar import CallRule, answer, answer_alone, regex_literal
+from pagoda.text.tools.grammar import MORE, CallRule, answer, answer_alone, regex_literal
 from pagoda.text.tools.literal_rules import ValueRules
 from pagoda.text.tools.literals import PYTHON, stream_members
 from pagoda.text.tools.parser import CallParser, NotACall, Reading, Trigger
@@ -49,7 +49,7 @@ class Pythonic:
             arguments = rules.members(function.schema, "{}=")
             definitions += [f'rest{i}: {arguments} ")"', *rules.lines]
             definitions.append(f"call{i}: {literal(function.name + '(')} rest{i}")
-        more = '(", " call)*' if wanted.parallel else ""
+        more = '(", " call)' + MORE if wanted.parallel else ""
         if self.open:
             rest = f'"[" call {more} "]" {wanted.marker(self.close)}'
             return answer(wanted, CallRule(self.open, rest, definitions), repeats=False)
