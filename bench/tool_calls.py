@@ -1,6 +1,7 @@
 """How often calls of tools parse: the 60 questions of tool_questions.json, to Pagoda and to llama-server.
 
-    LLAMA_CPP_BIN=… python bench/tool_calls.py [MODEL.gguf] [--skip-llama] [--json FILE]
+    LLAMA_CPP_BIN=… python bench/tool_calls.py [MODEL] [--servers pagoda llama-server] [--choices required auto]
+        [--threads N] [--json FILE]
 
 Both get the same file and the same requests, greedy, once with `tool_choice` required and once with auto. A call parses
 when its name is that of a tool that was offered and its arguments are JSON that is valid under the tool's schema.
@@ -30,6 +31,7 @@ DATA = json.loads((Path(__file__).parent / "tool_questions.json").read_text())
 STREAMS = 4
 CONTEXT = 2048
 MAX_TOKENS = 300
+TIMEOUT = 3600  # seconds
 Question = Mapping[str, Any]
 
 
@@ -82,7 +84,7 @@ def is_valid(question: Question, call: Mapping[str, Any]) -> bool:
 
 
 def run(url: str, choice: str) -> list[Outcome]:
-    with httpx.Client(base_url=url, timeout=600) as client, ThreadPoolExecutor(STREAMS) as threads:
+    with httpx.Client(base_url=url, timeout=TIMEOUT) as client, ThreadPoolExecutor(STREAMS) as threads:
         return list(threads.map(partial(ask, client, choice), DATA["questions"]))
 
 
@@ -109,27 +111,31 @@ def report(name: str, choice: str, outcomes: list[Outcome]) -> dict[str, Any]:
     return figures
 
 
+def pagoda(model: Path, threads: int, port: int) -> list[str]:
+    size = ("--max-context", str(CONTEXT), "--max-num-seqs", str(STREAMS), "--threads", str(threads))
+    return pagoda_command(model, port, *size)
+
+
+def peer(model: Path, llama: Llama, port: int) -> list[str]:
+    return [*llama.server_command(model, port, STREAMS, STREAMS * CONTEXT), "--jinja"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="qwen2.5-coder-0.5b")
-    parser.add_argument("--skip-llama", action="store_true")
+    parser.add_argument("--servers", nargs="+", choices=["pagoda", "llama-server"], default=["pagoda", "llama-server"])
+    parser.add_argument("--choices", nargs="+", choices=["required", "auto"], default=["required", "auto"])
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model = resolve(arguments.model).path
-    threads = len(os.sched_getaffinity(0))
-    size = ("--max-context", str(CONTEXT), "--max-num-seqs", str(STREAMS))
-    servers = {"pagoda": (lambda port: pagoda_command(model, port, *size), "/ready")}
-    if not arguments.skip_llama:
-        llama = Llama.require(threads)
-        jinja = ["--jinja"]
-        servers["llama-server"] = (
-            lambda port: [*llama.server_command(model, port, STREAMS, STREAMS * CONTEXT), *jinja],
-            "/health",
-        )
+    commands = {"pagoda": (partial(pagoda, model, arguments.threads), "/ready")}
+    if "llama-server" in arguments.servers:
+        commands["llama-server"] = (partial(peer, model, Llama.require(arguments.threads)), "/health")
     found = []
-    for name, (command, ready) in servers.items():
-        with serving(command, ready) as server:
-            found += [report(name, choice, run(server.url, choice)) for choice in ("required", "auto")]
+    for name in arguments.servers:
+        with serving(*commands[name]) as server:
+            found += [report(name, choice, run(server.url, choice)) for choice in arguments.choices]
     if arguments.json:
         arguments.json.write_text(json.dumps({"model": model.name, "results": found}, indent=1))
 
