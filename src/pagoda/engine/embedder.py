@@ -7,9 +7,9 @@ no sum depends on what else the step computes.
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from pagoda.backends.base import Backend, LoadedModel
 from pagoda.backends.packed_weights import FLOAT_TYPES
 from pagoda.config import EncoderWeights, EngineSettings
 from pagoda.engine.device import make_backend
+from pagoda.engine.shared_steps import SharedSteps
 from pagoda.errors import FormatError, GenerationError, RequestError
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
@@ -36,7 +37,7 @@ NO_ROWS: Int32Array = np.empty(0, np.int32)
 
 
 class Embedder:
-    """An encoder that is ready to embed. Any number of threads may use it; they take turns to compute.
+    """An encoder that is ready to embed. Any number of threads may use it; they share steps.
 
     name: of the model. dimensions: of its vectors. digest: of all that decides them, the content of the model's files
     included. max_tokens: what it reads of a text, special tokens included.
@@ -53,7 +54,7 @@ class Embedder:
         self.tokenizer = tokenizer
         self.pooling = pooling
         self._model = model
-        self._lock = threading.Lock()
+        self._steps = SharedSteps(self._compute, max_tokens=STEP_TOKENS, max_texts=STEP_TEXTS)
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """The vectors of the texts, each of length 1 and of what `max_tokens` leaves of its text. → [N, dimensions]
@@ -87,11 +88,7 @@ class Embedder:
         for text in texts:
             self.check(text)
         for first, last in _steps([len(text.token_ids) for text in texts]):
-            with self._lock:
-                hidden_states, starts = self._run(texts[first:last])
-                for i in range(last - first):
-                    pooled = self.pooling.pool(hidden_states[starts[i] : starts[i + 1]])
-                    vectors[first + i] = self.pooling.finish(pooled)
+            vectors[first:last] = self._steps.run(texts[first:last])
         for i in range(len(texts)):
             if not np.isfinite(vectors[i]).all():
                 raise GenerationError(f"{self.name} computes numbers for text {i} that are not finite")
@@ -108,16 +105,17 @@ class Embedder:
         if text.token_types and len(text.token_types) != len(text.token_ids):
             raise RequestError("a type for each token is needed, or none", param="input")
 
-    def _run(self, texts: Sequence[TokenizedText]) -> tuple[FloatArray, Int32Array]:
-        """→ (hidden states [T, E], valid until the next step; where each text begins in them, and the end)"""
+    def _compute(self, texts: Sequence[TokenizedText]) -> list[FloatArray]:
+        """The vectors of texts that fit in one step."""
         batch = whole_texts([text.token_ids for text in texts], [text.token_types for text in texts])
         self._model.stage(batch)
         self._model.launch(batch.tokens)
-        return self._model.hidden_states(), batch.seq_starts
+        hidden_states, starts = self._model.hidden_states(), batch.seq_starts
+        return [self.pooling.finish(self.pooling.pool(hidden_states[first:last])) for first, last in pairwise(starts)]
 
     def close(self) -> None:
         """Free everything. Idempotent."""
-        with self._lock:
+        with self._steps.turn:
             self._model.close()
 
 

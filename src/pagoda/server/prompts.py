@@ -67,6 +67,7 @@ class Prompts:
         max_context: int,
         *,
         no_chat_reason: str | None = None,
+        completes: bool = True,
         tells_of_tools: bool = False,
     ) -> None:
         """tells_of_tools: the template does not say which tools there are, so a message has to."""
@@ -74,7 +75,8 @@ class Prompts:
         self._tells_of_tools = tells_of_tools
         self.max_context = max_context
         self._template = template
-        self._no_chat_reason = no_chat_reason or "this model has no chat template"
+        remedy = "/v1/completions works without one" if completes else "ask /v1/embeddings"
+        self._no_chat_reason = f"{no_chat_reason or 'this model has no chat template'}; {remedy}"
 
     def of_chat(self, body: Conversation, keep: int | None = None) -> Prompt:
         """The conversation as the model's template renders it, its last `keep` tokens. RequestError: it cannot."""
@@ -137,7 +139,7 @@ class Prompts:
 
     def _rendered(self, body: Conversation, encode: Callable[[str], list[int]] | None) -> list[int]:
         if self._template is None:
-            raise RequestError(f"{self._no_chat_reason}; /v1/completions works without one", param="messages")
+            raise RequestError(self._no_chat_reason, param="messages")
         going_on = bool(body.continue_final_message)
         if going_on and body.add_generation_prompt:
             raise RequestError(

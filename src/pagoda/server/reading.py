@@ -110,6 +110,7 @@ class Reader:
             template,
             limits.max_context,
             no_chat_reason=no_chat_reason,
+            completes=not limits.traits.is_encoder,
             tells_of_tools=self._planner.tells_of_tools,
         )
 
