@@ -10,7 +10,7 @@ namespace pagoda {
 struct Avx512 {
     static constexpr const char *kName = "avx512";
     static constexpr int kTile = 4;
-    static constexpr int kDirectTile = 4;
+    static constexpr int kDirectTile = 8;
     static constexpr int kPanels = 2;  // a broadcast of activations takes as long as a product
     static constexpr int kFloatTile = 12;
     static constexpr int kRows = 12;

@@ -15,7 +15,8 @@ PAGODA_INLINE void unroll(Fn &&fn) {
     unroll_impl(std::make_integer_sequence<int, N>{}, static_cast<Fn &&>(fn));
 }
 
-// Calls fn(tile size as a constant, first token) over [begin, end): tiles of Tile, then smaller ones, down to Least.
+// Calls fn(tile size as a constant, first token) over [begin, end): tiles of Tile, then smaller ones, down to Least. With
+// tiles of eight there are seven and five as well: each piece of a rest would unpack codes anew.
 template <int Tile, int Least = 1, class Fn>
 PAGODA_INLINE void for_tiles(int64_t begin, int64_t end, Fn &&fn) {
     int64_t t = begin;
@@ -25,7 +26,9 @@ PAGODA_INLINE void for_tiles(int64_t begin, int64_t end, Fn &&fn) {
             for (; t + size <= end; t += size) fn(size, t);
     };
     rest(std::integral_constant<int, 8>{});
+    if constexpr (Tile == 8 && Least == 1) rest(std::integral_constant<int, 7>{});
     rest(std::integral_constant<int, 6>{});
+    if constexpr (Tile == 8 && Least == 1) rest(std::integral_constant<int, 5>{});
     rest(std::integral_constant<int, 4>{});
     rest(std::integral_constant<int, 3>{});
     rest(std::integral_constant<int, 2>{});

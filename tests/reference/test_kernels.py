@@ -22,7 +22,7 @@ FLOAT_TYPES = ("F32", "F16", "BF16")
 LARGEST_CODE = 127 * 256
 LARGEST_FACTOR = 16383
 
-TOKENS = (1, 2, 3, 4, 5, 7, 8, 9, 17, 33)
+TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33)
 ROWS = 37  # two panels of 16 and a part of one
 COLUMNS = (256, 768, 1536, 2304)  # for every type; unpacking goes by stretches of 512 (AVX2) or 1024
 LEGACY_COLUMNS = (32, 64, 576, 1056)
