@@ -39,12 +39,13 @@ define install
 	@touch $@
 endef
 
-# What the tests of the CUDA backend run on; they are skipped where an index has no wheel of it for this machine.
+# What the tests of the CUDA backend and of training run on; they are skipped where an index has no wheel of it for this
+# machine.
 .venv-dev/.torch: constraints.txt .venv-dev/.installed
-	@for package in $(TORCH) triton; do \
+	@for package in $(TORCH) triton peft; do \
 		.venv-dev/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 			--only-binary :all: $$package 2> .venv-dev/torch.log \
-		|| { tail -1 .venv-dev/torch.log; echo "no $$package: tests of the CUDA backend that need it will be skipped"; }; \
+		|| { tail -1 .venv-dev/torch.log; echo "no $$package: tests that need it will be skipped"; }; \
 	done
 	@touch $@
 

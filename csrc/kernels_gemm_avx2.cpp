@@ -10,7 +10,11 @@ namespace pagoda {
 namespace {
 #include "tiles.inl"
 #include "kernels_gemm.inl"
+#include "kernels_unpack.inl"
 }  // namespace
 
-void set_gemms_avx2(Kernels &k) { set_gemms<Avx2>(k); }
+void set_gemms_avx2(Kernels &k) {
+    set_gemms<Avx2>(k);
+    set_unpackers<Avx2>(k);
+}
 }  // namespace pagoda

@@ -10,7 +10,11 @@ namespace pagoda {
 namespace {
 #include "tiles.inl"
 #include "kernels_gemm.inl"
+#include "kernels_unpack.inl"
 }  // namespace
 
-void set_gemms_generic(Kernels &k) { set_gemms<Generic>(k); }
+void set_gemms_generic(Kernels &k) {
+    set_gemms<Generic>(k);
+    set_unpackers<Generic>(k);
+}
 }  // namespace pagoda

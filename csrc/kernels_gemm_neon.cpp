@@ -10,7 +10,11 @@ namespace pagoda {
 namespace {
 #include "tiles.inl"
 #include "kernels_gemm.inl"
+#include "kernels_unpack.inl"
 }  // namespace
 
-void set_gemms_neon(Kernels &k) { set_gemms<Neon>(k); }
+void set_gemms_neon(Kernels &k) {
+    set_gemms<Neon>(k);
+    set_unpackers<Neon>(k);
+}
 }  // namespace pagoda

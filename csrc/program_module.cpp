@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "runtime.h"
 #include "stage_fields.h"
 
 namespace nb = nanobind;
@@ -18,21 +19,6 @@ using namespace nb::literals;
 
 namespace pagoda {
 namespace {
-
-struct Runtime {
-    std::shared_ptr<Pool> pool;
-    const Kernels *kernels;
-    int activation_bits;
-
-    Runtime(int threads, const std::optional<std::string> &isa, int bits) : kernels(nullptr), activation_bits(bits) {
-        if (threads < 1) throw std::invalid_argument("at least one thread is needed");
-        if (bits != 8 && bits != 16) throw std::invalid_argument("activations have 8 or 16 bits");
-        for (const Kernels *k : available_kernels())
-            if (!kernels && (!isa || *isa == k->name)) kernels = k;
-        if (!kernels) throw std::invalid_argument("this machine or build has no kernels for isa '" + *isa + "'");
-        pool = std::make_shared<Pool>(threads);
-    }
-};
 
 std::shared_ptr<Weight> pack(const Runtime &runtime, const Bytes &data, const std::string &type, int64_t rows,
                              int64_t columns) {
@@ -153,39 +139,6 @@ std::shared_ptr<Adapter> make_adapter(
     return std::make_shared<Adapter>(&program.workspace, sites, factors, halves);
 }
 
-void quantized_matmul(const Runtime &runtime, const Weight &weight, nb::ndarray<const float, nb::ndim<2>, nb::c_contig> x,
-                      nb::ndarray<float, nb::ndim<2>, nb::c_contig> out) {
-    const auto tokens = static_cast<int64_t>(x.shape(0));
-    const int64_t k = weight.blocks * kActBlock, padded = weight.panels * kPanelRows;
-    if (static_cast<int64_t>(x.shape(1)) != weight.columns || tokens > 4096 ||
-        static_cast<int64_t>(out.shape(1)) != weight.rows || out.shape(0) != x.shape(0))
-        throw std::invalid_argument("shapes do not match");
-    LazyMemory xs(static_cast<size_t>(tokens * k) * 4), result(static_cast<size_t>(tokens * padded) * 4);
-    const Kernels &kernels = *runtime.kernels;
-    const auto type = static_cast<size_t>(weight.type);
-    const int bits = runtime.activation_bits == 8 && kernels.gemm8[type] ? 8 : 16;
-    LazyMemory act(static_cast<size_t>(tokens * Quantized::bytes_per_token(k, bits))), scratch(kGemmScratch);
-    for (int64_t t = 0; t < tokens; ++t)
-        std::memcpy(xs.as<float>() + t * k, x.data() + t * weight.columns, static_cast<size_t>(weight.columns) * 4);
-    GemmArgs g{};
-    g.weight = &weight;
-    g.panel_end = weight.panels;
-    g.token_end = tokens;
-    g.act = Quantized::at(act.data(), tokens, k, bits);
-    g.x = xs.as<float>();
-    g.x_stride = k;
-    g.out = result.as<float>();
-    g.out_stride = padded;
-    g.scale = 1.0f;
-    g.scratch = scratch.data();
-    if (!is_float(weight.type))
-        for (int64_t t = 0; t < tokens; ++t)
-            (bits == 8 ? kernels.quantize8 : kernels.quantize)(xs.as<float>() + t * k, k, g.act, t);
-    (bits == 8 ? kernels.gemm8 : kernels.gemm)[type](g);
-    for (int64_t t = 0; t < tokens; ++t)
-        std::memcpy(out.data() + t * weight.rows, result.as<float>() + t * padded, static_cast<size_t>(weight.rows) * 4);
-}
-
 }  // namespace
 
 void bind_program(nb::module_ &m) {
@@ -211,8 +164,9 @@ void bind_program(nb::module_ &m) {
         .def_ro("columns", &Weight::columns)
         .def_prop_ro("bytes", [](const Weight &w) { return w.bytes(); })
         .def_prop_ro("is_float", [](const Weight &w) { return is_float(w.type); });
-    nb::class_<Runtime>(m, "Runtime")
-        .def(nb::init<int, std::optional<std::string>, int>(), "threads"_a, "isa"_a = nb::none(),
+    nb::class_<Runtime> runtime(m, "Runtime");
+    bind_products(runtime);
+    runtime.def(nb::init<int, std::optional<std::string>, int>(), "threads"_a, "isa"_a = nb::none(),
              "activation_bits"_a = 16)
         .def_prop_ro("threads", [](const Runtime &r) { return r.pool->size(); })
         .def_ro("activation_bits", &Runtime::activation_bits)
@@ -221,7 +175,6 @@ void bind_program(nb::module_ &m) {
         .def("empty_weight", &empty_weight, "type"_a, "rows"_a, "columns"_a)
         .def("pack_grouped", &pack_grouped, "type"_a, "codes"_a, "scales"_a, "mins"_a.none(), "group_shift"_a,
              "order"_a = nb::none(), "codebook"_a = nb::none())
-        .def("matmul", &quantized_matmul, "weight"_a, "x"_a, "out"_a)
         .def("program",
              [](const Runtime &r, int64_t max_tokens, int64_t max_logit_rows, const std::string &kv_type) {
                  return std::make_unique<Program>(r.pool, r.kernels, max_tokens, max_logit_rows,

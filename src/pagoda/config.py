@@ -35,8 +35,8 @@ NOT_SETTINGS = ("PAGODA_CONFIG", "PAGODA_CACHE", "PAGODA_DEBUG", "PAGODA_TEST_LO
 SERVICE_LINK = re.compile(r"PAGODA_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")  # of a Kubernetes Service named pagoda
 KEY_LIKE = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH|CREDENTIAL")
 # Verbs with settings of their own.
-TABLES = ("chat", "compare", "generate", "bench", "bench-serve", "bench-speculation", "quantize", "convert", "plan",
-          "eval-run", "eval-judge", "eval-gate", "gate", "cost", "cost-report", "top", "keys",)  # fmt: skip
+TABLES = ("chat", "compare", "generate", "bench", "bench-serve", "bench-speculation", "quantize", "convert", "finetune",
+          "plan", "eval-run", "eval-judge", "eval-gate", "gate", "cost", "cost-report", "top", "keys",)  # fmt: skip
 
 
 # Tokens of a step, sequences at once. A GPU needs thousands of tokens before arithmetic is what takes the time.

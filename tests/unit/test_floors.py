@@ -17,7 +17,7 @@ FLOORS: dict[str, float] = {
     "backends": 2, "hardware": 2.5,
     "kv": 3, "sampling": 3, "models": 3, "grammar": 3, "adapters": 3.1,
     "engine": 4, "scoring": 4.5, "plan": 5.5,
-    "observe": 5, "quantize": 5, "evals": 5,
+    "observe": 5, "quantize": 5, "evals": 5, "finetune": 5.8,
     "server": 6, "benchmark": 6.5,
     "cli": 7,
 }  # fmt: skip

@@ -59,6 +59,11 @@ VERBS = {
         "Measure how much worse quantized models are than their original.",
         "pagoda compare model-F16.gguf model-Q4_K_M.gguf model-gptq --plot quality.svg",
     ),
+    "finetune": Verb(
+        "pagoda.cli.finetune:finetune",
+        "Train a LoRA adapter on the weights that are served.",
+        "pagoda finetune smollm2-135m --data chat.jsonl -o adapter",
+    ),
     "doctor": Verb("pagoda.cli.doctor:doctor", "Check what this machine has to run models.", "pagoda doctor"),
     "advise": Verb(
         "pagoda.cli.advise:advise",

@@ -1,0 +1,1 @@
+"""transformers' modelling code over Pagoda's packed weights. Importing these files imports torch."""

@@ -1,0 +1,167 @@
+"""A fine-tuning run from start to end: files → examples → adapter folder. What was begun is gone on with.
+
+The folder holds, when the run is done, the adapter as peft writes it, `pagoda_finetune.json` (settings, data hashes,
+versions, figures) and loss.png. Until then it holds `checkpoints/` and `best/`, and no adapter.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pagoda.errors import CapacityError, ConfigError, PagodaError
+from pagoda.finetune.data.dataset import DataSet, load_data
+from pagoda.finetune.data.render import Renderer
+from pagoda.finetune.schedule import Schedule, make_schedule
+from pagoda.finetune.settings import FinetuneSettings
+from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
+from pagoda.models.registry import fallback_template, family_of, load_model
+from pagoda.sources import LocalModel
+from pagoda.text.load import chat_template_or_reason
+from pagoda.text.tokenizer import Tokenizer, load_tokenizer
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int, int | None], None]
+
+MARK, CHECKPOINTS, BEST = "run.json", "checkpoints", "best"
+RECORD = "pagoda_finetune.json"
+PACKAGES = ("torch", "transformers", "peft", "accelerate")
+USUAL_LENGTH = 2048
+NOT_OF_THE_RESULT = ("threads", "show", "force", "save_every")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run's model and data, before anything is trained."""
+
+    model: LocalModel
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    data: DataSet
+    settings: FinetuneSettings
+    max_length: int
+
+    @property
+    def schedule(self) -> Schedule:
+        return make_schedule(self.settings, len(self.data.train))
+
+
+def check_packages() -> None:
+    """ConfigError that says what to install."""
+    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} not installed, which training needs: pip install 'pagoda-llm[finetune]'")
+
+
+def prepare(model: LocalModel, settings: FinetuneSettings, progress: Progress = lambda what, done, total: None) -> Prepared:
+    """Open the model and read the data. Raises what `open_checkpoint`, `load_model` and `load_data` raise."""
+    checkpoint = open_checkpoint(model.path)
+    tokenizer = load_tokenizer(checkpoint)
+    template, why = chat_template_or_reason(checkpoint, tokenizer, fallback_template(checkpoint))
+    context = load_model(checkpoint).max_context
+    max_length = settings.max_length or min(USUAL_LENGTH, context)
+    if max_length > context:
+        raise ConfigError(f"--max-length {max_length}: the model's context is {context} tokens")
+    data = load_data(
+        settings.data,
+        Renderer(tokenizer, template, why),
+        max_length=max_length,
+        too_long=settings.too_long,
+        held_out=settings.held_out,
+        held_out_paths=settings.held_out_data,
+        seed=settings.seed,
+        progress=progress,
+    )
+    return Prepared(model, checkpoint, tokenizer, data, settings, max_length)
+
+
+def finetune(
+    prepared: Prepared, folder: Path, *, line: Say, say: Say, progress: Progress = lambda what, done, total: None
+) -> dict[str, Any]:
+    """Train an adapter into `folder`, → its record, as `pagoda_finetune.json` says it.
+
+    Killed by whatever, the same call goes on from the last checkpoint, to the losses that it would have come to.
+    ConfigError if the folder holds an adapter or another run; CapacityError for a full disk or memory.
+    """
+    check_packages()
+    _open_folder(prepared, folder, say)
+    try:
+        return _train(prepared, folder, line, say, progress)
+    except OSError as error:
+        raise _explained(error, folder) from error
+    except RuntimeError as error:  # which torch raises for memory that it does not get
+        if "allocate memory" in str(error):
+            raise CapacityError("memory ran out; take a smaller --micro-tokens, or --checkpointing") from error
+        raise
+
+
+def _train(prepared: Prepared, folder: Path, line: Say, say: Say, progress: Progress) -> dict[str, Any]:
+    from pagoda.finetune import session  # imports torch
+
+    settings = prepared.settings
+    made = session.start(prepared, folder, line=line, say=say, progress=progress)
+    result = session.train(made, _last_checkpoint(folder / CHECKPOINTS))
+    record = {
+        "base": {"name": prepared.model.name, "path": str(prepared.model.path), "sha256": prepared.model.sha256},
+        "settings": asdict(settings),
+        "data": {"sha256": prepared.data.digests, "counts": asdict(prepared.data.counts)},
+        "examples": {"trained": len(prepared.data.train), "held_out": len(prepared.data.held_out)},
+        **result,
+    }
+    session.finish(made, folder, record)
+    for name in (CHECKPOINTS, BEST):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / MARK).unlink(missing_ok=True)
+    return record
+
+
+def _open_folder(prepared: Prepared, folder: Path, say: Say) -> None:
+    mark = _fingerprint(prepared)
+    if prepared.settings.force and folder.exists():
+        if not any((folder / name).exists() for name in (RECORD, MARK, "adapter_config.json")):
+            raise ConfigError(f"{folder} holds no adapter, so --force does not replace it; name another with -o")
+        shutil.rmtree(folder)
+    if (folder / RECORD).exists() or (folder / "adapter_config.json").exists():
+        raise ConfigError(f"{folder} holds an adapter; name another with -o, or replace it with --force")
+    found = None
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / MARK).read_text())
+    if found is not None and found != mark:
+        raise ConfigError(f"{folder} holds an unfinished run with other settings, data or model; --force starts over")
+    if found == mark:
+        say(f"going on with the run in {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text(json.dumps(mark))
+
+
+def _fingerprint(prepared: Prepared) -> dict[str, str]:
+    """Equal only for runs that come to the same losses."""
+    settings = {key: value for key, value in asdict(prepared.settings).items() if key not in NOT_OF_THE_RESULT}
+    shape = (prepared.model.path.stat().st_size, str(prepared.model.path), family_of(prepared.checkpoint).name)
+    text = json.dumps([settings, prepared.data.digests, shape], default=str)
+    return {"digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The latest whole one. Its state is written last, so one without a readable state was interrupted."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        with suppress(OSError, ValueError):
+            found.append((int(json.loads((path / "trainer_state.json").read_text())["global_step"]), path))
+            continue
+        shutil.rmtree(path)
+    return max(found)[1] if found else None
+
+
+def _explained(error: OSError, folder: Path) -> PagodaError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CapacityError(f"the disk is full: {error.filename or folder}; make room, and the same command goes on")
+    return ConfigError(f"{error.filename or folder}: {error.strerror or error}")
