@@ -113,7 +113,7 @@ def quantize(
     → -1, or the flat index of a number that is not finite or too large for the type; out is incomplete then.
     """
 
-# csrc/program_module.cpp
+# csrc/program_module.cpp; Runtime.matmul and unpack: csrc/products.cpp
 
 def available_isas() -> list[str]:
     """Instruction sets that this build carries and this machine runs, best first."""
@@ -229,4 +229,9 @@ class Runtime:
         """codes [R, C]; scales, mins [R, G] of groups of 32 << group_shift columns in `order`; see csrc/weights.h."""
     def matmul(self, weight: Weight, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
         """out [T, rows] = x [T, columns] @ weight.T with the kernels' own activation quantization; T up to 4096."""
+    def unpack(self, weight: Weight, panel: int, out: npt.NDArray[np.float32] | npt.NDArray[np.uint16]) -> None:
+        """The weights of whole panels of 16 rows, from number `panel` on, as numbers: out [columns, rows].
+
+        uint16: the bits of bfloat16. Columns are in packed order; rows past the weight's last are zeros.
+        """
     def program(self, max_tokens: int, max_logit_rows: int, kv_type: str) -> Program: ...

@@ -47,7 +47,14 @@ def built(path: Path) -> tuple[FrozenModel, Any]:
 
 
 def adapted(model: FrozenModel, family: Any, targets: tuple[str, ...] = ("all",), **options: Any) -> Any:
-    settings: dict[str, Any] = {"rank": 4, "alpha": 8.0, "rslora": False, "dropout": 0.0, "base_name": "tiny", "seed": 1}
+    settings: dict[str, Any] = {
+        "rank": 4,
+        "alpha": 8.0,
+        "rslora": False,
+        "dropout": 0.0,
+        "base_name": "tiny",
+        "seed": 1,
+    }
     return add_adapter(model, target_modules(family, model, targets), **settings | options)
 
 
@@ -98,7 +105,7 @@ def test_losses_and_gradients(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("type", ["Q8_0", "F16"])
 def test_gguf_files_are_the_same_model(tmp_path: Path, type: str) -> None:
-    """q and k of a Llama lie in another order there; a folder of the same weights has the same loss, but for rounding."""
+    """q and k of a Llama lie in another order there; a folder of the same weights has about the same loss."""
     folder, _ = built(write_safetensors(tmp_path / "folder", TINY["llama"]))
     packed, _ = built(write_gguf(tmp_path / "tiny.gguf", TINY["llama"], type=type))
     losses = [mean_loss(model.causal.model, model.head, some_examples(), 100) for model in (folder, packed)]

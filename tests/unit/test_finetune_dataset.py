@@ -80,9 +80,7 @@ def test_held_out_files_stay_out_of_training(tmp_path: Path, tokenizer: Tokenize
     assert set(data.digests) == {str(held), str(tmp_path / "pairs.jsonl")}
 
 
-@given(
-    st.lists(st.lists(st.booleans(), min_size=2, max_size=9), min_size=1, max_size=8), st.integers(2, 20)
-)
+@given(st.lists(st.lists(st.booleans(), min_size=2, max_size=9), min_size=1, max_size=8), st.integers(2, 20))
 def test_micro_batches_hold_each_example_once(masks: list[list[bool]], most: int) -> None:
     examples, at = [], 0
     for mask in masks:

@@ -42,18 +42,14 @@ def marked(example: Example, tokenizer: Tokenizer) -> str:
 
 def test_the_answer_and_its_end_are_learned(tokenizer: Tokenizer) -> None:
     (example,) = examples(tokenizer, USER, HELLO)
-    assert marked(example, tokenizer) == (
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Hello<|im_end|>⟧\n"
-    )
+    assert marked(example, tokenizer) == ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Hello<|im_end|>⟧\n")
     assert example.num_trained == len(tokenizer.encode("Hello", add_special=False)) + 1
 
 
 def test_every_answer_of_a_conversation_is_learned_but_those_of_weight_0(tokenizer: Tokenizer) -> None:
     (example,) = examples(tokenizer, USER, HELLO, USER, {**HELLO, "weight": 0}, USER, {**HELLO, "content": "Bye"})
     turn = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert marked(example, tokenizer) == (
-        f"{turn}⟦Hello<|im_end|>⟧\n{turn}Hello<|im_end|>\n{turn}⟦Bye<|im_end|>⟧\n"
-    )
+    assert marked(example, tokenizer) == (f"{turn}⟦Hello<|im_end|>⟧\n{turn}Hello<|im_end|>\n{turn}⟦Bye<|im_end|>⟧\n")
 
 
 def test_ids_are_those_that_a_server_sees(tokenizer: Tokenizer) -> None:

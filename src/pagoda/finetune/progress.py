@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +10,14 @@ from typing import Any
 from transformers import TrainerCallback
 
 from pagoda.finetune.history import evaluations_since_best, losses
+from pagoda.finetune.memory import peak_memory
 from pagoda.finetune.model.adapter import save_adapter
 from pagoda.finetune.trainer import EVAL_LOSS
 
 Say = Callable[[str], None]
 
 
-def peak_memory() -> int:
-    """Most bytes that this process has held so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
-
-
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """Tells of each step through `line`, which is drawn over, and of evaluations through `say`."""
 
     def __init__(self, line: Say, say: Say, best: Path, patience: int | None) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -58,10 +59,14 @@ def check_packages() -> None:
     """ConfigError that says what to install."""
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
-        raise ConfigError(f"{', '.join(missing)} not installed, which training needs: pip install 'pagoda-llm[finetune]'")
+        raise ConfigError(
+            f"{', '.join(missing)} not installed, which training needs: pip install 'pagoda-llm[finetune]'"
+        )
 
 
-def prepare(model: LocalModel, settings: FinetuneSettings, progress: Progress = lambda what, done, total: None) -> Prepared:
+def prepare(
+    model: LocalModel, settings: FinetuneSettings, progress: Progress = lambda what, done, total: None
+) -> Prepared:
     """Open the model and read the data. Raises what `open_checkpoint`, `load_model` and `load_data` raise."""
     checkpoint = open_checkpoint(model.path)
     tokenizer = load_tokenizer(checkpoint)
@@ -107,8 +112,10 @@ def _train(prepared: Prepared, folder: Path, line: Say, say: Say, progress: Prog
     from pagoda.finetune import session  # imports torch
 
     settings = prepared.settings
-    made = session.start(prepared, folder, line=line, say=say, progress=progress)
-    result = session.train(made, _last_checkpoint(folder / CHECKPOINTS))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torch|transformers|accelerate|peft")
+        made = session.start(prepared, folder, line=line, say=say, progress=progress)
+        result = session.train(made, _last_checkpoint(folder / CHECKPOINTS))
     record = {
         "base": {"name": prepared.model.name, "path": str(prepared.model.path), "sha256": prepared.model.sha256},
         "settings": asdict(settings),

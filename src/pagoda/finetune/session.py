@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +16,10 @@ import transformers
 import pagoda
 from pagoda.backends.cores import usable_cores
 from pagoda.finetune.history import draw, losses
+from pagoda.finetune.memory import peak_memory
 from pagoda.finetune.model.adapter import add_adapter, num_parameters, save_adapter, target_modules, write_json
 from pagoda.finetune.model.build import FrozenModel, build_model
-from pagoda.finetune.progress import Watch, peak_memory
+from pagoda.finetune.progress import Watch
 from pagoda.finetune.schedule import Schedule
 from pagoda.finetune.trainer import EVAL_LOSS, AdapterTrainer
 from pagoda.models.registry import family_of
@@ -70,13 +70,16 @@ def start(
         base_name=prepared.model.name,
         seed=settings.seed,
     )
+    if settings.checkpointing:
+        model.causal.gradient_checkpointing_enable({"use_reentrant": False})
     schedule = prepared.schedule
     best = folder / "best"
     watch = Watch(line, say, best, settings.patience)
     trainer = AdapterTrainer(adapted, model.head, prepared.data, settings, schedule, folder / "checkpoints", [watch])
     watch.tokens = lambda: trainer.tokens_seen
     say(
-        f"{num_parameters(adapted):,} parameters in adapters on {', '.join(modules)}; base {model.packed_bytes / 1e6:,.0f} MB"
+        f"{num_parameters(adapted):,} parameters in adapters on {', '.join(modules)}; "
+        f"base {model.packed_bytes / 1e6:,.0f} MB"
     )
     return Session(prepared, schedule, model, adapted, trainer, watch, best, alpha)
 
@@ -85,11 +88,9 @@ def train(session: Session, checkpoint: Path | None) -> dict[str, Any]:
     """Run to the end, from `checkpoint` where there is one. → figures for the record"""
     begun = time.monotonic()
     trainer = session.trainer
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="torch|transformers|accelerate|peft")
-        if session.prepared.data.held_out and checkpoint is None:
-            trainer.evaluate()
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if session.prepared.data.held_out and checkpoint is None:
+        trainer.evaluate()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     log = trainer.state.log_history
     evaluations = losses(log, EVAL_LOSS)
     seconds = session.watch.seconds

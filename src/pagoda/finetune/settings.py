@@ -20,11 +20,12 @@ class FinetuneSettings(Settings):
     ]
     rank: Annotated[int, Setting("Of the adapters' matrices.", minimum=1, maximum=4096)] = 16
     alpha: Annotated[
-        float | None, Setting("What an adapter adds is multiplied by alpha / rank; by default twice the rank.", minimum=1e-6)
+        float | None,
+        Setting("What an adapter adds is multiplied by alpha / rank; by default twice the rank.", minimum=1e-6),
     ] = None
-    targets: Annotated[
-        tuple[str, ...], Setting("Matrices that get adapters: q, k, v, o, gate, up, down; or all.")
-    ] = ("all",)
+    targets: Annotated[tuple[str, ...], Setting("Matrices that get adapters: q, k, v, o, gate, up, down; or all.")] = (
+        "all",
+    )
     rslora: Annotated[bool, Setting("Multiply by alpha / sqrt(rank) instead, which large ranks need.")] = False
     dropout: Annotated[float, Setting("Share of an adapter's inputs that is dropped.", minimum=0, maximum=0.9)] = 0.0
     epochs: Annotated[float, Setting("Times that each example is seen.", minimum=0.001)] = 3.0
@@ -39,7 +40,8 @@ class FinetuneSettings(Settings):
     max_grad_norm: Annotated[float, Setting("Gradients are scaled down to this norm; 0: never.", minimum=0)] = 1.0
     seed: Annotated[int, Setting("Of adapters, order and split.", minimum=0, maximum=2**32 - 1)] = 0
     max_length: Annotated[
-        int | None, Setting("Tokens of an example; by default 2048, or the model's context where that is less.", minimum=2)
+        int | None,
+        Setting("Tokens of an example; by default 2048, or the model's context where that is less.", minimum=2),
     ] = None
     too_long: Annotated[
         Literal["drop", "cut"], Setting("What becomes of longer examples; plain texts are always cut into windows.")
@@ -59,8 +61,9 @@ class FinetuneSettings(Settings):
         int, Setting("Tokens that go through the model at once; a step of more is divided.", minimum=16)
     ] = 1024
     checkpointing: Annotated[
-        bool, Setting("Compute each layer twice, and keep less: half the memory for a third more time.")
-    ] = False
+        bool,
+        Setting("Compute each layer again on the way back, and keep only its input: a third of the speed for memory."),
+    ] = True
     activation_type: Annotated[
         Literal["int16", "int8"], Setting("Codes in which activations meet quantized weights, as when served.")
     ] = "int16"

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from pagoda.finetune.data.batches import micro_batches, num_trained
 from pagoda.finetune.data.dataset import DataSet
 from pagoda.finetune.data.render import Example
+from pagoda.finetune.memory import give_back_memory
 from pagoda.finetune.model.adapter import save_adapter
 from pagoda.finetune.model.head_loss import Head
 from pagoda.finetune.model.loss import mean_loss, micro_loss
@@ -26,7 +27,7 @@ from pagoda.finetune.settings import FinetuneSettings
 EVAL_LOSS = "eval_loss"
 
 
-class Examples(torch.utils.data.Dataset[Example]):
+class Examples(torch.utils.data.Dataset):
     """A list as `Trainer` takes it."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
@@ -64,6 +65,7 @@ class AdapterTrainer(Trainer):
             data_collator=_collate,
             callbacks=list(callbacks),
         )
+        self.remove_callback(PrinterCallback)
 
     @property
     def decoder(self) -> Any:
@@ -80,13 +82,15 @@ class AdapterTrainer(Trainer):
             loss.backward()
             total += loss.detach()
             self.tokens_seen += len(micro.ids)
+            del loss
+            give_back_memory()
         return total
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss of the examples held out."""
         metrics = {EVAL_LOSS: mean_loss(self.decoder, self.head, self._held_out, self._micro_tokens)}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -121,8 +125,6 @@ def _arguments(settings: FinetuneSettings, schedule: Schedule, folder: Path, *, 
         bf16=False,  # transformers would take it by default on some CPUs; adapters are trained in float32
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        gradient_checkpointing=settings.checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.checkpointing else None,
         disable_tqdm=True,
         report_to="none",
     )

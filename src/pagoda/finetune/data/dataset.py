@@ -34,12 +34,17 @@ class Counts:
         said = [
             (self.empty_answers, "answers are empty and were left out"),
             (self.duplicates, "examples are duplicates and were left out"),
-            (self.too_long, f"examples are longer than {max_length} tokens and were left out (--too-long cut keeps them)"),
+            (
+                self.too_long,
+                f"examples are longer than {max_length} tokens and were left out (--too-long cut keeps them)",
+            ),
             (self.cut, f"examples were cut at {max_length} tokens; nothing learns from them how to end"),
             (self.split_conversations, "conversations became an example for each answer, as the chat template needs"),
         ]
         lines = [f"{count:,} {what}" for count, what in said if count]
-        return lines + [f"key {key!r} has no meaning here ({n:,} records)" for key, n in sorted(self.ignored_keys.items())]
+        return lines + [
+            f"key {key!r} has no meaning here ({n:,} records)" for key, n in sorted(self.ignored_keys.items())
+        ]
 
 
 @dataclass(frozen=True, slots=True)

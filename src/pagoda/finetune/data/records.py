@@ -1,6 +1,6 @@
 """Files of training data, a record a line, in the shapes that the field uses.
 
-    {"messages": [...], "tools": [...]}              OpenAI's chat fine-tuning format; "weight": 0 leaves a turn untrained
+    {"messages": [...], "tools": [...]}              OpenAI's chat format; a turn of "weight": 0 is not trained
     {"prompt": "...", "completion": "..."}           text; or lists of messages
     {"text": "..."}                                  plain text, all of which is trained
 
@@ -99,7 +99,9 @@ def _record(value: dict[str, Any], where: str, source: Source) -> Record:
     kinds = [key for key in ("messages", "prompt", "text") if key in value]
     if len(kinds) != 1:
         found = ", ".join(map(repr, value)) or "nothing"
-        raise FormatError(f"{where}: a record has one of 'messages', 'prompt' with 'completion', or 'text'; has {found}")
+        raise FormatError(
+            f"{where}: a record has one of 'messages', 'prompt' with 'completion', or 'text'; has {found}"
+        )
     if kinds[0] == "text":
         return Record(where, trained=_text(value, "text", where))
     if kinds[0] == "messages":

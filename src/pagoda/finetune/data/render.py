@@ -1,8 +1,8 @@
 """A record as token ids, with the tokens marked that are learned: the assistant's, and the one that ends an answer.
 
 Each answer stands, by the model's own template, between the prompt that a server would make of the messages before it
-and the end of the text after it. So the conversation is rendered up to each of the two, and the difference is the answer.
-The pieces are tokenized one by one, as a server tokenizes a prompt before its answer comes.
+and the end of the text after it. So the conversation is rendered up to each of the two, and the difference is the
+answer. The pieces are tokenized one by one, as a server tokenizes a prompt before its answer comes.
 
 Some templates change earlier turns when later ones follow (they drop what was thought). Then no single text holds all
 answers as they are asked for, and each answer becomes an example of its own.
@@ -155,7 +155,7 @@ class Renderer:
 
 def is_answer(message: Message) -> bool:
     """Whether the message is the assistant's, and to be learned."""
-    return message["role"] == "assistant" and message.get("weight", 1) == 1
+    return bool(message["role"] == "assistant" and message.get("weight", 1) == 1)
 
 
 def is_empty(message: Message) -> bool:

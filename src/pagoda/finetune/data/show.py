@@ -14,7 +14,9 @@ PLAIN = "\x1b[0m"
 def show(example: Example, tokenizer: Tokenizer, *, colors: bool) -> str:
     """The example's text, special tokens by name. What is learned is green, or stands in ⟦ ⟧."""
     parts = []
-    for learned, group in groupby(zip(example.trained.tolist(), example.ids.tolist(), strict=True), lambda pair: pair[0]):
+    for learned, group in groupby(
+        zip(example.trained.tolist(), example.ids.tolist(), strict=True), lambda pair: pair[0]
+    ):
         text = b"".join(tokenizer.token_bytes(token) for _, token in group).decode("utf-8", "replace")
         if colors:
             parts.append(f"{LEARNED if learned else REST}{text}{PLAIN}")

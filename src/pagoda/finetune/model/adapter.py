@@ -31,7 +31,9 @@ def target_modules(family: Family, model: FrozenModel, targets: Sequence[str]) -
         raise ConfigError(f"--targets {','.join(unknown)}: adapters go on {', '.join(TARGETS)}, or {ALL}")
     names = {target: family.tensors[TARGETS[target]][1].rpartition(".")[2] for target in targets}
     if missing := [target for target, name in names.items() if name not in there]:
-        raise ConfigError(f"--targets {','.join(missing)}: this model has no such matrices; it has {', '.join(sorted(there))}")
+        raise ConfigError(
+            f"--targets {','.join(missing)}: this model has no such matrices; it has {', '.join(sorted(there))}"
+        )
     return sorted(set(names.values()))
 
 
@@ -59,7 +61,7 @@ def add_adapter(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_name,
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,
         lora_dropout=dropout,
         use_rslora=rslora,
         target_modules=list(modules),

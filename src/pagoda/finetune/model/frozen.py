@@ -63,7 +63,8 @@ class FrozenEmbedding(nn.Module):
     def _rows(self, ids: np.ndarray[Any, Any]) -> FloatArray:
         """→ [len(ids), E]"""
         if self._whole is not None:
-            return self._whole[ids]
+            whole: FloatArray = self._whole[ids]
+            return whole
         out = np.empty((len(ids), self.table.shape[1]), np.float32)
         data = np.ascontiguousarray(self.table.rows()[ids]).reshape(-1)
         _native.dequantize(data, self.table.type, self.table.shape[1], out)

@@ -15,7 +15,7 @@ from pagoda.backends.packed_weights import PackedWeights
 from pagoda.types import RawTensor
 
 PANEL = 16  # rows that are packed together
-TILE_NUMBERS = 1 << 24  # of W that are unpacked at once: 32 MiB in bfloat16
+TILE_NUMBERS = 1 << 21  # of W that are unpacked at once: 4 MiB in bfloat16, which a cache holds
 MAX_TOKENS = 4096  # that the native product takes at once
 
 
