@@ -13,7 +13,8 @@ for package in ("transformers", "accelerate", "peft"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install 'pagoda-llm[finetune]'")
 
 from pagoda.errors import ConfigError
-from pagoda.finetune.run import CHECKPOINTS, finetune, prepare
+from pagoda.finetune.prepare import prepare
+from pagoda.finetune.run import CHECKPOINTS, finetune
 from pagoda.finetune.settings import FinetuneSettings
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.sources import resolve

@@ -13,7 +13,8 @@ from pagoda.cli.options import with_settings
 from pagoda.cli.progress import step_progress
 from pagoda.errors import ConfigError
 from pagoda.finetune.data.show import show
-from pagoda.finetune.run import Prepared, check_packages, prepare
+from pagoda.finetune.prepare import Prepared, prepare
+from pagoda.finetune.run import check_packages
 from pagoda.finetune.run import finetune as train
 from pagoda.finetune.settings import FinetuneSettings
 

@@ -43,6 +43,11 @@ VERBS = {
         "Say what fits where, how fast, and what it costs.",
         "pagoda plan llama-3-8b --on a100-80gb,rtx4090,this --tpot 50",
     ),
+    "plan finetune": Verb(
+        "pagoda.cli.plan_finetune:plan_finetune",
+        "Say what memory and time a fine-tuning run takes.",
+        "pagoda plan finetune smollm2-135m --data chat.jsonl --rank 8",
+    ),
     "inspect": Verb("pagoda.cli.inspect:inspect", "Show what a model file holds.", "pagoda inspect model.gguf"),
     "quantize": Verb(
         "pagoda.cli.quantize:quantize",

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from pagoda.finetune.clock import clock
 from pagoda.finetune.history import evaluations_since_best, losses
 from pagoda.finetune.memory import peak_memory
 from pagoda.finetune.model.adapter import save_adapter
@@ -61,10 +62,3 @@ class Watch(TrainerCallback):
         if self._patience is not None and since >= self._patience:
             self._say(f"no better evaluation for {since} times: stopping")
             control.should_training_stop = True
-
-
-def clock(seconds: float) -> str:
-    """As 1:02:03 or 2:03."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -14,45 +14,22 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pagoda.errors import CapacityError, ConfigError, PagodaError
-from pagoda.finetune.data.dataset import DataSet, load_data
-from pagoda.finetune.data.render import Renderer
-from pagoda.finetune.schedule import Schedule, make_schedule
-from pagoda.finetune.settings import FinetuneSettings
-from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
-from pagoda.models.registry import fallback_template, family_of, load_model
-from pagoda.sources import LocalModel
-from pagoda.text.load import chat_template_or_reason
-from pagoda.text.tokenizer import Tokenizer, load_tokenizer
+from pagoda.finetune.clock import clock
+from pagoda.finetune.predict import Prediction, measure_rates, predict
+from pagoda.finetune.prepare import Prepared, Progress
+from pagoda.models.registry import family_of
 
 Say = Callable[[str], None]
-Progress = Callable[[str, int, int | None], None]
 
 MARK, CHECKPOINTS, BEST = "run.json", "checkpoints", "best"
 RECORD = "pagoda_finetune.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
-USUAL_LENGTH = 2048
 NOT_OF_THE_RESULT = ("threads", "show", "force", "save_every")
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A run's model and data, before anything is trained."""
-
-    model: LocalModel
-    checkpoint: Checkpoint
-    tokenizer: Tokenizer
-    data: DataSet
-    settings: FinetuneSettings
-    max_length: int
-
-    @property
-    def schedule(self) -> Schedule:
-        return make_schedule(self.settings, len(self.data.train))
 
 
 def check_packages() -> None:
@@ -62,30 +39,6 @@ def check_packages() -> None:
         raise ConfigError(
             f"{', '.join(missing)} not installed, which training needs: pip install 'pagoda-llm[finetune]'"
         )
-
-
-def prepare(
-    model: LocalModel, settings: FinetuneSettings, progress: Progress = lambda what, done, total: None
-) -> Prepared:
-    """Open the model and read the data. Raises what `open_checkpoint`, `load_model` and `load_data` raise."""
-    checkpoint = open_checkpoint(model.path)
-    tokenizer = load_tokenizer(checkpoint)
-    template, why = chat_template_or_reason(checkpoint, tokenizer, fallback_template(checkpoint))
-    context = load_model(checkpoint).max_context
-    max_length = settings.max_length or min(USUAL_LENGTH, context)
-    if max_length > context:
-        raise ConfigError(f"--max-length {max_length}: the model's context is {context} tokens")
-    data = load_data(
-        settings.data,
-        Renderer(tokenizer, template, why),
-        max_length=max_length,
-        too_long=settings.too_long,
-        held_out=settings.held_out,
-        held_out_paths=settings.held_out_data,
-        seed=settings.seed,
-        progress=progress,
-    )
-    return Prepared(model, checkpoint, tokenizer, data, settings, max_length)
 
 
 def finetune(
@@ -114,6 +67,7 @@ def _train(prepared: Prepared, folder: Path, line: Say, say: Say, progress: Prog
     settings = prepared.settings
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torch|transformers|accelerate|peft")
+        predicted = predict(prepared, measure_rates(prepared))
         made = session.start(prepared, folder, line=line, say=say, progress=progress)
         result = session.train(made, _last_checkpoint(folder / CHECKPOINTS))
     record = {
@@ -121,13 +75,24 @@ def _train(prepared: Prepared, folder: Path, line: Say, say: Say, progress: Prog
         "settings": asdict(settings),
         "data": {"sha256": prepared.data.digests, "counts": asdict(prepared.data.counts)},
         "examples": {"trained": len(prepared.data.train), "held_out": len(prepared.data.held_out)},
+        "predicted": predicted.to_json(),
         **result,
     }
+    say(_compared(predicted, result))
     session.finish(made, folder, record)
     for name in (CHECKPOINTS, BEST):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / MARK).unlink(missing_ok=True)
     return record
+
+
+def _compared(predicted: Prediction, result: dict[str, Any]) -> str:
+    """How far off the prediction was. Of a run that went on, the time is of what this process trained."""
+    seconds = predicted.seconds * result["tokens"] / max(predicted.tokens, 1)
+    return (
+        f"took {clock(result['seconds'])}, predicted {clock(seconds)}; "
+        f"{result['peak_bytes'] / 1e6:,.0f} MB, predicted {predicted.memory.total / 1e6:,.0f}"
+    )
 
 
 def _open_folder(prepared: Prepared, folder: Path, say: Say) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -19,13 +19,11 @@ from pagoda.finetune.history import draw, losses
 from pagoda.finetune.memory import peak_memory
 from pagoda.finetune.model.adapter import add_adapter, num_parameters, save_adapter, target_modules, write_json
 from pagoda.finetune.model.build import FrozenModel, build_model
+from pagoda.finetune.prepare import Prepared
 from pagoda.finetune.progress import Watch
 from pagoda.finetune.schedule import Schedule
 from pagoda.finetune.trainer import EVAL_LOSS, AdapterTrainer
 from pagoda.models.registry import family_of
-
-if TYPE_CHECKING:
-    from pagoda.finetune.run import Prepared
 
 Say = Callable[[str], None]
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
