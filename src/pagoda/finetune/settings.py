@@ -38,6 +38,7 @@ class FinetuneSettings(Settings):
     warmup: Annotated[float, Setting("Share of the steps in which it rises.", minimum=0, maximum=1)] = 0.03
     weight_decay: Annotated[float, Setting("AdamW's.", minimum=0, maximum=1)] = 0.0
     max_grad_norm: Annotated[float, Setting("Gradients are scaled down to this norm; 0: never.", minimum=0)] = 1.0
+    shuffle: Annotated[bool, Setting("Draw examples in random order; else in the files' own.")] = True
     seed: Annotated[int, Setting("Of adapters, order and split.", minimum=0, maximum=2**32 - 1)] = 0
     max_length: Annotated[
         int | None,

@@ -105,7 +105,9 @@ def _collate(examples: list[Example]) -> dict[str, Any]:
 
 
 def _arguments(settings: FinetuneSettings, schedule: Schedule, folder: Path, *, evaluates: bool) -> TrainingArguments:
+    order = {} if settings.shuffle else {"train_sampling_strategy": "sequential"}
     return TrainingArguments(
+        **order,
         output_dir=str(folder),
         use_cpu=True,
         per_device_train_batch_size=settings.batch,
