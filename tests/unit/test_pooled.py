@@ -103,6 +103,21 @@ def _tokenized(llm: LLM, text: str) -> TokenizedText:
     return TokenizedText(tuple(ids), len(ids))
 
 
+def test_a_folder_of_the_bare_decoder(tmp_path: Path) -> None:
+    """As Qwen3-Embedding is published: no `model.` before the names of its tensors."""
+    folder = write_decoder(tmp_path / "whole", {"pooling_mode_lasttoken": True}, "qwen3")
+    bare = write_decoder(tmp_path / "bare", {"pooling_mode_lasttoken": True}, "qwen3")
+    held = (bare / "model.safetensors").read_bytes()
+    size = int.from_bytes(held[:8], "little")
+    header = {name.removeprefix("model."): place for name, place in json.loads(held[8 : 8 + size]).items()}
+    text = json.dumps(header).encode()
+    (bare / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + held[8 + size :])
+    with LLM(str(folder), backend="cpu", max_context=96) as llm:
+        want = llm.embed(TEXTS)
+    with LLM(str(bare), backend="cpu", max_context=96) as llm:
+        assert (llm.embed(TEXTS) == want).all()
+
+
 def test_a_reranker_says_how_likely_yes_is(tmp_path: Path) -> None:
     folder = write_decoder(tmp_path / "tiny-Reranker")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())

@@ -12,6 +12,7 @@ from pagoda.backends.base import Backend, ForwardModel
 from pagoda.config import EngineSettings
 from pagoda.errors import ConfigError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
+from pagoda.models.base_names import with_base_names
 from pagoda.models.registry import load_model
 from pagoda.models.rope_override import override_rope
 from pagoda.sources import resolve
@@ -107,7 +108,8 @@ def open_model(settings: EngineSettings) -> ForwardModel:
 def open_forward_model(checkpoint: Checkpoint, settings: EngineSettings) -> ForwardModel:
     """The checkpoint's model as the settings will serve it. Raises what `load_model` and `override_rope` raise."""
     longest = settings.max_context
-    return load_model(override_rope(checkpoint, settings.rope_scaling, settings.rope_theta, longest), longest)
+    named = with_base_names(checkpoint)
+    return load_model(override_rope(named, settings.rope_scaling, settings.rope_theta, longest), longest)
 
 
 BACKENDS: dict[str, Callable[[EngineSettings], Backend]] = {

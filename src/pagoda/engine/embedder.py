@@ -178,6 +178,7 @@ def load_embedder(
     backend = backend or encoder_backend(settings)
     source = resolve(name, progress=progress)
     checkpoint = open_checkpoint(source.path)
+    checkpoint.guard()
     try:
         return open_embedder(backend, checkpoint, source.name, settings.encoder_weights)
     finally:
