@@ -59,6 +59,11 @@ VERBS = {
         "Turn GGUF files into Hugging Face folders and back.",
         "pagoda convert smollm2-135m -o smollm2-bf16",
     ),
+    "merge": Verb(
+        "pagoda.cli.merge:merge",
+        "Make a LoRA adapter part of its model's weights.",
+        "pagoda merge smollm2-135m adapter/ -o merged.gguf --to q4_k_m",
+    ),
     "compare": Verb(
         "pagoda.cli.compare:compare",
         "Measure how much worse quantized models are than their original.",

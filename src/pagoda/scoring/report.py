@@ -94,9 +94,12 @@ def compare(
     context: int = CONTEXT,
     threads: int = 0,
     speed: bool = True,
+    adapter: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Score each model on `text` against `against`, by default the first of them.
+
+    adapter: of the original, which it is scored with.
 
     text: a file's name, or self: text that the original writes, other than what calibrates.
 
@@ -115,7 +118,7 @@ def compare(
         source, content = "text that the original wrote", plain_text(documents)
     else:
         source, content = read_text(Path(text))
-    run = _Comparison(original, content, source, context, windows, threads, speed, progress)
+    run = _Comparison(original, content, source, context, windows, threads, speed, adapter, progress)
     candidates = [name for name in names if name != original]
     start = 0
     while not run.windows or start < len(run.windows):
@@ -145,9 +148,11 @@ class _Comparison:
         max_windows: int,
         threads: int,
         speed: bool,
+        adapter: Path | None,
         progress: Progress,
     ) -> None:
         self.original, self.content, self.source = original, content, source
+        self.adapter = adapter
         self.context, self.max_windows, self.threads, self.speed = context, max_windows, threads, speed
         self.progress = progress
         self.windows: list[Int32Array] = []  # known once the original is loaded
@@ -161,7 +166,7 @@ class _Comparison:
     def round(self, start: int, candidates: Sequence[str]) -> int:
         """Score all models on the windows from `start` on, as many as fit in memory. → how many"""
         kept: list[KeptPredictions] = []
-        with scoring(self.original, self.context, self.threads) as engine:
+        with scoring(self.original, self.context, self.threads, self.adapter) as engine:
             if not self.windows:
                 self.context = min(self.context, engine.max_context)
                 self.windows = self._cut(engine)

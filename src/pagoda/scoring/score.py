@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +29,13 @@ Doubles = npt.NDArray[np.float64]
 
 ROWS_AT_ONCE = 32  # of logits, so that what is computed of them stays small
 KV_BYTES = 512 * 2**20
+ADAPTER = "scored"  # what the adapter is called
 DECODE_PROMPT, DECODE_STEPS = 64, 24  # of the measurement of speed
 
 
 @contextmanager
-def scoring(model: str, context: int, threads: int = 0) -> Iterator[LoadedEngine]:
-    """The model in an engine that gives logits for half of a window at once."""
+def scoring(model: str, context: int, threads: int = 0, adapter: Path | None = None) -> Iterator[LoadedEngine]:
+    """The model in an engine that gives logits for half of a window at once; with the adapter, if there is one."""
     engine = load_engine(
         EngineSettings(
             model=model,
@@ -42,6 +44,7 @@ def scoring(model: str, context: int, threads: int = 0) -> Iterator[LoadedEngine
             max_num_seqs=context,
             kv_memory_bytes=KV_BYTES,
             prefix_caching=False,
+            lora=() if adapter is None else (f"{ADAPTER}={adapter}",),
         )
     )
     try:
@@ -75,6 +78,7 @@ def _batch(engine: LoadedEngine, tokens: Int32Array, first: int, rows: Int32Arra
     """One sequence in the first blocks of every KV group, its tokens at positions from `first` on."""
     end = first + len(tokens)
     table = np.arange(-(-end // BLOCK_SIZE), dtype=np.int32)[None]
+    has_adapter = ADAPTER in engine.adapters.names
     return Batch(
         tokens=tokens,
         positions=np.arange(first, end, dtype=np.int32),
@@ -82,6 +86,8 @@ def _batch(engine: LoadedEngine, tokens: Int32Array, first: int, rows: Int32Arra
         context_lens=np.array([end], dtype=np.int32),
         block_tables=(table,) * len(engine.kv_plan.num_blocks),
         logit_rows=rows,
+        adapters=(engine.adapters.find(ADAPTER).placed,) if has_adapter else (),
+        adapter_of=np.zeros(1, np.int32) if has_adapter else None,
     )
 
 

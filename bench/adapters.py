@@ -1,0 +1,214 @@
+"""What adapters cost: tokens/s of streams with adapters beside those of the model alone, and beside llama-server's.
+
+    python bench/adapters.py [--rounds 5] [--rank 16] [--llama-server PATH]
+
+Paired: rounds of the model alone, of all streams with adapters (8 for 16 streams, each of rank 16 on all linears), and
+of adapters loaded but not asked for, one after the other; the medians of their ratios are printed. With --llama-server,
+both servers answer the same 16 streams over HTTP, with the adapters in rotation, and greedy answers are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.request import Request as HttpRequest
+from urllib.request import urlopen
+
+import numpy as np
+
+from pagoda import LLM, SamplingParams
+from pagoda.adapters.adapter import Delta
+from pagoda.adapters.gguf import write_gguf_adapter
+from pagoda.adapters.peft import write_peft
+from pagoda.adapters.place import Base, base_names
+from pagoda.formats.checkpoint import open_checkpoint
+from pagoda.models.registry import family_of, load_model
+from pagoda.sources import resolve
+
+MODEL = "smollm2-135m"
+PROMPT = "The history of the steam engine begins with"
+QUESTIONS = [
+    "The capital of France is", "def add(a, b):", "Once upon a time", "Water boils at", "To bake bread, you need",
+    "The three primary colours are", "import numpy as np\n", "Dear Sir or Madam,", "In 1969, people", "1, 2, 3, 4,",
+    "The speed of light is", "SELECT name FROM", "She opened the door and", "A list of fruits:", "HTTP status 404 means",
+    "The largest planet is", "class Stack:", "Photosynthesis is", "My favourite book is", "The opposite of hot is",
+]  # fmt: skip
+
+
+def deltas(shapes: dict[str, tuple[int, int]], seed: int, rank: int) -> dict[str, Delta]:
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, (rows, columns) in shapes.items():
+        a = rng.standard_normal((rank, columns), np.float32) * np.float32(columns**-0.5)
+        made[name] = Delta(a, rng.standard_normal((rows, rank), np.float32) * np.float32(0.02), 2.0)
+    return made
+
+
+def write_adapters(folder: Path, count: int, rank: int) -> None:
+    """PEFT folders 0, 1, … of all linears of the model, and the same as GGUF files."""
+    with open_checkpoint(resolve(MODEL).path) as checkpoint:
+        family = family_of(checkpoint)
+        decoder = load_model(checkpoint)
+        base = Base(decoder, family, True, family.gguf)
+        names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+                 "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+                 "ffn_down": "mlp.down_proj"}  # fmt: skip
+        shapes = {}
+        for layer, block in enumerate(decoder.blocks):
+            for matrix in block.matrices:
+                shapes[f"model.layers.{layer}.{names[matrix.name.split('.')[2]]}"] = matrix.shape
+        for i in range(count):
+            made = deltas(shapes, i, rank)
+            write_peft(folder / str(i), made, {})
+            renamed = base_names(made, base, from_gguf=False, to_gguf=True)
+            write_gguf_adapter(folder / f"{i}.gguf", family.gguf, renamed)
+
+
+def decode(llm: LLM, streams: int, tokens: int, adapters: list[str | None]) -> float:
+    """Tokens a second of so many streams, from the first token on."""
+    core = llm.loaded.core
+    params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+    ids = llm.tokenize(PROMPT)
+    for i in range(streams):
+        core.enter(llm._request([*ids, i], params, None, adapters[i % len(adapters)]))
+    while sum(seq.num_outputs > 0 for seq in core.scheduler.running) < streams:
+        core.step()
+    before = sum(seq.num_outputs for seq in core.scheduler.running)
+    start, made = time.perf_counter(), 0
+    while core.has_work:
+        made += core.step().num_generation_tokens
+    assert made <= streams * tokens - before
+    return made / (time.perf_counter() - start)
+
+
+def paired(folder: Path, streams: int, count: int, rounds: int, tokens: int) -> None:
+    names: list[str | None] = [str(i) for i in range(count)]
+    with LLM(
+        MODEL, lora=tuple(f"{n}={folder / str(n)}" for n in names), speculation=("off",), prefix_caching=False
+    ) as llm:
+        decode(llm, streams, tokens, names)
+        ratios, bases = [], []
+        for _ in range(rounds):
+            base, adapted = decode(llm, streams, tokens, [None]), decode(llm, streams, tokens, names)
+            again = decode(llm, streams, tokens, [None])
+            ratios.append(2 * adapted / (base + again))
+            bases.append((base + again) / 2)
+    print(
+        f"{streams} streams, {count} adapters: {statistics.median(ratios):.3f} of the base's "
+        f"{statistics.median(bases):,.0f} tokens/s (rounds: {', '.join(f'{ratio:.3f}' for ratio in ratios)})"
+    )
+
+
+# Against llama-server
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    request = HttpRequest(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=300) as response:
+        return json.load(response)
+
+
+def wait_for(url: str) -> None:
+    for _ in range(600):
+        try:
+            urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit(f"{url} does not answer")
+
+
+def bodies(server: str, i: int, prompt: str, count: int, tokens: int) -> dict[str, Any]:
+    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    if server == "pagoda":
+        return {**body, "model": str(i % count)}
+    return {**body, "lora": [{"id": k, "scale": float(k == i % count)} for k in range(count)], "cache_prompt": False}
+
+
+async def throughput(server: str, url: str, streams: int, count: int, tokens: int) -> float:
+    async def one(i: int) -> int:
+        body = bodies(server, i, f"{PROMPT} {i}", count, tokens)
+        return int((await asyncio.to_thread(post, f"{url}/v1/completions", body))["usage"]["completion_tokens"])
+
+    start = time.perf_counter()
+    made = sum(await asyncio.gather(*[one(i) for i in range(streams)]))
+    return made / (time.perf_counter() - start)
+
+
+def against_llama(folder: Path, binary: str, count: int, rounds: int, tokens: int) -> None:
+    model = resolve(MODEL).path
+    ports = {"pagoda": free_port(), "llama-server": free_port()}
+    commands = {
+        "pagoda": [
+            sys.executable, "-m", "pagoda", "serve", MODEL, "--port", str(ports["pagoda"]), "--log-level", "warning",
+            *[part for i in range(count) for part in ("--lora", f"{i}={folder / str(i)}")],
+        ],
+        "llama-server": [
+            binary, "-m", str(model), "--port", str(ports["llama-server"]), "-np", "16", "-c", "8192", "-t", "2",
+            "--lora-init-without-apply", "--lora", ",".join(str(folder / f"{i}.gguf") for i in range(count)),
+        ],
+    }  # fmt: skip
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    running = [
+        subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for command in commands.values()
+    ]
+    try:
+        for url in urls.values():
+            wait_for(f"{url}/health")
+        equal = 0
+        for i, question in enumerate(QUESTIONS):
+            said = [
+                post(f"{url}/v1/completions", bodies(name, i, question, count, 16))["choices"][0]["text"]
+                for name, url in urls.items()
+            ]
+            equal += said[0] == said[1]
+        print(f"greedy answers equal: {equal} of {len(QUESTIONS)} prompts, adapters in rotation")
+        ratios = []
+        for _ in range(rounds):
+            found = {name: asyncio.run(throughput(name, url, 16, count, tokens)) for name, url in urls.items()}
+            ratios.append(found["pagoda"] / found["llama-server"])
+            print({name: round(value) for name, value in found.items()})
+        print(
+            f"16 streams, {count} adapters in rotation: {statistics.median(ratios):.2f} times llama-server's tokens/s"
+        )
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--llama-server", metavar="PATH")
+    parser.add_argument("--only-llama", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
+        write_adapters(folder, 8, args.rank)
+        if not args.only_llama:
+            paired(folder, 16, 8, args.rounds, args.tokens)
+            paired(folder, 1, 1, args.rounds, args.tokens)
+        if args.llama_server:
+            against_llama(folder, args.llama_server, 8, min(args.rounds, 3), args.tokens)
+
+
+if __name__ == "__main__":
+    main()
