@@ -39,7 +39,8 @@ PROMPT = "The history of the steam engine begins with"
 QUESTIONS = [
     "The capital of France is", "def add(a, b):", "Once upon a time", "Water boils at", "To bake bread, you need",
     "The three primary colours are", "import numpy as np\n", "Dear Sir or Madam,", "In 1969, people", "1, 2, 3, 4,",
-    "The speed of light is", "SELECT name FROM", "She opened the door and", "A list of fruits:", "HTTP status 404 means",
+    "The speed of light is", "SELECT name FROM", "She opened the door and", "A list of fruits:",
+    "HTTP status 404 means",
     "The largest planet is", "class Stack:", "Photosynthesis is", "My favourite book is", "The opposite of hot is",
 ]  # fmt: skip
 

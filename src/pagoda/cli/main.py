@@ -59,6 +59,22 @@ VERBS = {
         "Turn GGUF files into Hugging Face folders and back.",
         "pagoda convert smollm2-135m -o smollm2-bf16",
     ),
+    "adapter deploy": Verb(
+        "pagoda.cli.adapter_deploy:deploy",
+        "Move an adapter's name on a running server to a new version.",
+        "pagoda adapter deploy sql ./sql-v2 --check './check.sh' --url http://127.0.0.1:8000",
+    ),
+    "adapter rollback": Verb(
+        "pagoda.cli.adapter_rollback:rollback", "And back to the one before.", "pagoda adapter rollback sql"
+    ),
+    "adapter history": Verb(
+        "pagoda.cli.adapter_history:history", "Show what was deployed.", "pagoda adapter history sql"
+    ),
+    "adapter convert": Verb(
+        "pagoda.cli.adapter_convert:convert",
+        "Turn PEFT folders into GGUF adapters and back.",
+        "pagoda adapter convert adapter/ --model smollm2-135m -o adapter.gguf",
+    ),
     "merge": Verb(
         "pagoda.cli.merge:merge",
         "Make a LoRA adapter part of its model's weights.",

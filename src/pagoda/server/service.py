@@ -182,6 +182,7 @@ class Model:
             "root": str(self.store.find(name).path) if name is not None and is_adapter else self.name,
             "parent": self.name if is_adapter else None,
             "max_model_len": self.max_context,
+            **({"digest": self.store.find(name).digest} if name is not None and is_adapter else {}),
         }
 
 
