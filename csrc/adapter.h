@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common.h"
+#include "kernels_lora.h"
 
 namespace pagoda {
 
@@ -26,23 +27,25 @@ class Adapter {
     struct Delta {
         int64_t rank = 0;
         int64_t columns = 0;         // of A, with padding
-        const uint8_t *a = nullptr;  // [rank][columns], zero beyond the site's columns
-        const uint8_t *b = nullptr;  // [panels][rank][16], zero beyond the site's rows
-        std::vector<float> bias;     // [panels * 16], or empty
+        const uint8_t *a = nullptr;  // see LoraArgs; zero beyond the site's columns
+        const uint8_t *b = nullptr;  // and beyond its rows
+        std::vector<float> a_scales, b_scales;  // of bytes: [rank], [panels * 16]
+        std::vector<float> bias;                // [panels * 16], or empty
 
         bool empty() const { return rank == 0 && bias.empty(); }
     };
 
-    // `owner` is the workspace that has the sites. halves: kept in bfloat16, else in float32.
-    Adapter(const void *owner, const std::vector<LoraSite> &sites, const std::vector<LoraFactors> &factors, bool halves);
+    // `owner` is the workspace that has the sites.
+    Adapter(const void *owner, const std::vector<LoraSite> &sites, const std::vector<LoraFactors> &factors, LoraType type);
     Adapter(const Adapter &) = delete;
 
     const void *owner;
-    const bool halves;
+    const LoraType type;
     std::vector<Delta> deltas;  // a site each
     int64_t rank = 0;           // the largest
     int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }
-    int64_t a_bytes(const Delta &d) const { return d.rank * d.columns * (halves ? 2 : 4); }
+    int64_t a_bytes(const Delta &d) const { return d.rank * d.columns * lora_element_bytes(type); }
+    int64_t panel_bytes(const Delta &d) const { return d.rank * kPanelRows * lora_element_bytes(type); }  // of B
 
   private:
     LazyMemory memory_;

@@ -6,11 +6,19 @@
 
 namespace pagoda {
 
+// What the numbers of factors are: bytes have a scale for each row of A, and for each row of B.
+enum class LoraType : int { F32, BF16, Int8 };
+constexpr int64_t lora_element_bytes(LoraType t) { return t == LoraType::F32 ? 4 : t == LoraType::BF16 ? 2 : 1; }
+
+constexpr int64_t kLoraRanks = 8;  // ranks that lie together in A
+
 struct LoraArgs {
-    const uint8_t *weights;  // A [rank][columns], or B [panels][rank][16]
-    bool halves;             // bfloat16, else float32
+    // A is [rank / 8][columns / 16][8][16], the last ranks fewer than 8; B is [panels][rank][16].
+    const uint8_t *weights;
+    const float *scales;     // of bytes: [rank], or [panels * 16]
+    LoraType type;
     int64_t rank, columns;   // columns of A, a multiple of 16
-    int64_t begin, end;      // ranks of A, or panels of B
+    int64_t begin, end;      // ranks of A, 8 or the last ones; or panels of B
     const int32_t *tokens;
     int64_t count;           // of tokens
     const float *x;          // [T][x_stride], zero beyond the weight's columns: what A reads

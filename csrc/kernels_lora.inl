@@ -15,20 +15,24 @@ namespace {
 #include "tiles.inl"
 #include "kernels_rows.inl"
 
-template <class S, bool Halves>
+template <class S, LoraType Type>
 PAGODA_INLINE typename S::F lora_row16(const uint8_t *weights, int64_t at) {
-    if constexpr (Halves) return S::load_bfloat(weights + 2 * at);
-    else return S::load(reinterpret_cast<const float *>(weights) + at);
+    if constexpr (Type == LoraType::F32) return S::load(reinterpret_cast<const float *>(weights) + at);
+    else if constexpr (Type == LoraType::BF16) return S::load_bfloat(weights + 2 * at);
+    else return S::load_i8(weights + at);
 }
 
-constexpr int kLoraTokens = 4;  // of one tile
+constexpr int kLoraTokens = 4;     // of one tile
+constexpr int kLoraAhead = 1024;   // bytes of A that are read ahead
 
-template <class S, bool Halves>
+template <class S, LoraType Type>
 void lora_shrink_as(const LoraArgs &g) {
+    const int64_t each = g.end - g.begin;
+    const uint8_t *weights = g.weights + g.begin * g.columns * lora_element_bytes(Type);
     for_tiles<kLoraTokens>(0, g.count, [&](auto size, int64_t t) __attribute__((always_inline)) {
         constexpr int T = size;
-        constexpr int R = S::kFloatTile < 12 ? 2 : T == 1 ? 8 : 4;  // accumulators for which there are registers
-        for_tiles<R>(g.begin, g.end, [&](auto ranks, int64_t j) __attribute__((always_inline)) {
+        constexpr int R = S::kFloatTile < 12 ? (T == 1 ? 4 : 2) : T <= 2 ? 8 : 4;  // as many as there are registers for
+        for_tiles<R>(0, each, [&](auto ranks, int64_t j) __attribute__((always_inline)) {
             constexpr int N = ranks;
             typename S::F acc[T][N];
             const float *x[T];
@@ -39,14 +43,19 @@ void lora_shrink_as(const LoraArgs &g) {
             for (int64_t c = 0; c < g.columns; c += 16) {
                 typename S::F values[T];
                 UNROLL for (int i = 0; i < T; ++i) values[i] = S::load(x[i] + c);
+                const int64_t at = c * each + 16 * j;
+                __builtin_prefetch(weights + at * lora_element_bytes(Type) + kLoraAhead);
                 UNROLL for (int n = 0; n < N; ++n) {
-                    const auto row = lora_row16<S, Halves>(g.weights, (j + n) * g.columns + c);
+                    const auto row = lora_row16<S, Type>(weights, at + 16 * n);
                     UNROLL for (int i = 0; i < T; ++i) acc[i][n] = S::fma(row, values[i], acc[i][n]);
                 }
             }
             UNROLL for (int i = 0; i < T; ++i)
-                UNROLL for (int n = 0; n < N; ++n)
-                    g.hidden[g.tokens[t + i] * g.hidden_stride + j + n] = lanes_sum<S>(acc[i][n]);
+                UNROLL for (int n = 0; n < N; ++n) {
+                    const int64_t rank = g.begin + j + n;
+                    const float scale = Type == LoraType::Int8 ? g.scales[rank] : 1.0f;
+                    g.hidden[g.tokens[t + i] * g.hidden_stride + rank] = lanes_sum<S>(acc[i][n]) * scale;
+                }
         });
     });
 }
@@ -54,33 +63,37 @@ void lora_shrink_as(const LoraArgs &g) {
 // hidden[token][j] = row j of A times x[token], for j in [begin, end).
 template <class S>
 void lora_shrink(const LoraArgs &g) {
-    if (g.halves) lora_shrink_as<S, true>(g);
-    else lora_shrink_as<S, false>(g);
+    if (g.type == LoraType::F32) lora_shrink_as<S, LoraType::F32>(g);
+    else if (g.type == LoraType::BF16) lora_shrink_as<S, LoraType::BF16>(g);
+    else lora_shrink_as<S, LoraType::Int8>(g);
 }
 
-template <class S, bool Halves>
+template <class S, LoraType Type>
 void lora_expand_as(const LoraArgs &g) {
     for_tiles<kLoraTokens>(0, g.count, [&](auto size, int64_t t) __attribute__((always_inline)) {
         constexpr int T = size;
-        constexpr int P = S::kFloatTile < 12 ? 2 : T == 1 ? 8 : 4;
+        constexpr int P = S::kFloatTile < 12 ? 2 : T <= 2 ? 8 : 4;
         for_tiles<P>(g.begin, g.end, [&](auto panels, int64_t p) __attribute__((always_inline)) {
             constexpr int N = panels;
             typename S::F acc[T][N];
             const float *hidden[T];
             UNROLL for (int i = 0; i < T; ++i) {
                 hidden[i] = g.hidden + g.tokens[t + i] * g.hidden_stride;
-                UNROLL for (int n = 0; n < N; ++n)
-                    acc[i][n] = g.bias ? S::load(g.bias + (p + n) * kPanelRows) : S::zero();
+                UNROLL for (int n = 0; n < N; ++n) acc[i][n] = S::zero();
             }
             for (int64_t j = 0; j < g.rank; ++j)
                 UNROLL for (int n = 0; n < N; ++n) {
-                    const auto row = lora_row16<S, Halves>(g.weights, ((p + n) * g.rank + j) * kPanelRows);
+                    const auto row = lora_row16<S, Type>(g.weights, ((p + n) * g.rank + j) * kPanelRows);
                     UNROLL for (int i = 0; i < T; ++i) acc[i][n] = S::fma(row, S::set1(hidden[i][j]), acc[i][n]);
                 }
             UNROLL for (int i = 0; i < T; ++i)
                 UNROLL for (int n = 0; n < N; ++n) {
-                    float *to = g.out + g.tokens[t + i] * g.out_stride + (p + n) * kPanelRows;
-                    S::store(to, S::add(S::load(to), acc[i][n]));
+                    const int64_t row = (p + n) * kPanelRows;
+                    float *to = g.out + g.tokens[t + i] * g.out_stride + row;
+                    auto sum = acc[i][n];
+                    if constexpr (Type == LoraType::Int8) sum = S::mul(sum, S::load(g.scales + row));
+                    if (g.bias) sum = S::add(sum, S::load(g.bias + row));
+                    S::store(to, S::add(S::load(to), sum));
                 }
         });
     });
@@ -89,8 +102,9 @@ void lora_expand_as(const LoraArgs &g) {
 // out[token] += B hidden[token] + bias, for the panels [begin, end) of out.
 template <class S>
 void lora_expand(const LoraArgs &g) {
-    if (g.halves) lora_expand_as<S, true>(g);
-    else lora_expand_as<S, false>(g);
+    if (g.type == LoraType::F32) lora_expand_as<S, LoraType::F32>(g);
+    else if (g.type == LoraType::BF16) lora_expand_as<S, LoraType::BF16>(g);
+    else lora_expand_as<S, LoraType::Int8>(g);
 }
 
 template <class S>

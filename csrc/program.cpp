@@ -84,6 +84,14 @@ void Program::count_routed(size_t route, const Step &step) {
     }
 }
 
+// The next stage that reads adapters, while `stage` computes products; null: none, or nobody knows yet.
+const LoraShrinkStage *Program::next_shrink(size_t stage) const {
+    if (workspace.adapters.empty() || !std::holds_alternative<LinearStage>(stages_[stage])) return nullptr;
+    for (++stage; stage < stages_.size(); ++stage)
+        if (const auto *shrink = std::get_if<LoraShrinkStage>(&stages_[stage])) return shrink;
+    return nullptr;
+}
+
 // What the threads will read first of the weights of the next linear stage after `stage`.
 void Program::plan_reading(size_t stage, const Step &step, std::vector<Stretch> &to) const {
     to.clear();
@@ -130,9 +138,12 @@ void Program::work(const Step &step, int thread) {
     double since = profiling && thread == 0 ? now() : 0.0;
     for (size_t i = 0; i < stages_.size(); ++i) {
         if (counters_[(i + 1) * static_cast<size_t>(threads) - 1].end == 0) continue;  // no items, so nobody need wait
+        const LoraShrinkStage *shrink = next_shrink(i);
+        const int64_t num_items = counters_[(i + 1) * static_cast<size_t>(threads) - 1].end;
         std::visit(
             [&]<class S>(const S &stage) {
                 for_items(i, [&](int64_t item) {
+                    if (shrink) shrink->read_ahead(workspace, item, num_items);
                     stage.run(workspace, step, item, scratch);
                     if constexpr (std::is_same_v<S, RouteStage>) count_routed(i, step);
                 });

@@ -8,6 +8,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -121,7 +122,10 @@ void forward(Program &program, const Ints &tokens, const Ints &positions, const 
 // Of each delta: the site, a [rank, columns], b [rows, rank], bias [rows].
 std::shared_ptr<Adapter> make_adapter(
     const Program &program, const std::vector<std::tuple<size_t, FloatTable, FloatTable, std::optional<Floats>>> &deltas,
-    bool halves) {
+    const std::string &type) {
+    static constexpr const char *kNames[] = {"f32", "bf16", "int8"};
+    const auto found = std::find(std::begin(kNames), std::end(kNames), type);
+    if (found == std::end(kNames)) throw std::invalid_argument("no such type of adapters: " + type);
     const std::vector<LoraSite> &sites = program.workspace.lora_sites;
     std::vector<LoraFactors> factors;
     for (const auto &[site, a, b, bias] : deltas) {
@@ -136,7 +140,7 @@ std::shared_ptr<Adapter> make_adapter(
         factors.push_back({site, rank, a.data(), b.data(), bias ? bias->data() : nullptr});
     }
     nb::gil_scoped_release unlocked;
-    return std::make_shared<Adapter>(&program.workspace, sites, factors, halves);
+    return std::make_shared<Adapter>(&program.workspace, sites, factors, static_cast<LoraType>(found - kNames));
 }
 
 }  // namespace
@@ -201,7 +205,7 @@ void bind_program(nb::module_ &m) {
              },
              "inv_freq"_a, "scale"_a, "neox"_a)
         .def("add_lora_site", &Program::add_lora_site, "rows"_a, "columns"_a)
-        .def("make_adapter", &make_adapter, "deltas"_a, "halves"_a)
+        .def("make_adapter", &make_adapter, "deltas"_a, "type"_a)
         .def("set_layers",
              [](Program &p, const std::vector<std::tuple<int, int, int>> &layers, int groups) {
                  std::vector<LayerKV> kv;

@@ -175,8 +175,10 @@ void LinearStage::run(Workspace &w, const Step &step, int64_t index, uint8_t *sc
     g.accumulate = p.accumulate;
     g.scale = p.scale;
     g.scratch = scratch;
+    const bool adapted = p.site != kNone && !w.adapters.empty();
+    if (adapted) read_ahead_adapters(w, at);
     (bytes ? w.kernels->gemm8 : w.kernels->gemm)[type](g);
-    if (p.site != kNone && !w.adapters.empty()) add_adapters(w, at);
+    if (adapted) add_adapters(w, at);
     if (softcap <= 0) return;
     for (int64_t t = g.token_begin; t < g.token_end; ++t)
         for (int64_t i = g.panel_begin * kPanelRows; i < g.panel_end * kPanelRows; ++i) {

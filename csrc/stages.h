@@ -140,6 +140,7 @@ struct LinearStage {
     void plan(const Workspace &w);
 
   private:
+    void read_ahead_adapters(const Workspace &w, const Item &item) const;
     void add_adapters(Workspace &w, const Item &item) const;
     int64_t chunk_items(int64_t rows) const;
     Item chunk_item(int64_t index, int expert, int64_t rows, int64_t row_begin, int64_t row_end) const;
@@ -162,6 +163,7 @@ struct LoraShrinkStage {
     int64_t items(const Workspace &w, const Step &) const;
     void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
     Cost describe(const Workspace &w, const Step &step) const;
+    void read_ahead(const Workspace &w, int64_t part, int64_t parts) const;
 };
 
 // Chooses the top_k experts of each token by their scores, equals by number, and weighs them by the softmax of all scores;

@@ -8,8 +8,11 @@ namespace pagoda {
 
 namespace {
 
-constexpr int64_t kLoraRanks = 8;         // ranks of an item
-constexpr int64_t kLoraItemTokens = 64;   // and its tokens at most
+constexpr int64_t kLoraItemTokens = 64;  // of an item at most
+
+void read_ahead_bytes(const uint8_t *from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+}
 
 }  // namespace
 
@@ -53,7 +56,8 @@ void LoraShrinkStage::run(Workspace &w, const Step &, int64_t index, uint8_t *) 
     const int64_t begin = group->begin + chunk * kLoraItemTokens;
     LoraArgs a{};
     a.weights = d.a;
-    a.halves = group->adapter->halves;
+    a.scales = d.a_scales.data();
+    a.type = group->adapter->type;
     a.rank = d.rank;
     a.columns = d.columns;
     a.begin = first;
@@ -65,6 +69,25 @@ void LoraShrinkStage::run(Workspace &w, const Step &, int64_t index, uint8_t *) 
     a.hidden = step.hidden.data() + place * step.rank;
     a.hidden_stride = step.hidden_stride;
     w.lora_kernels->shrink(a);
+}
+
+// Of what the stage will read, the `part`th of `parts` stretches of bytes.
+void LoraShrinkStage::read_ahead(const Workspace &w, int64_t part, int64_t parts) const {
+    const auto each = [&](auto visit) {
+        for (const StepAdapters::Group &g : w.adapters.groups)
+            for (const int32_t site : sites) {
+                const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(site)];
+                visit(d.a, g.adapter->a_bytes(d));
+            }
+    };
+    int64_t total = 0, at = 0;
+    each([&](const uint8_t *, int64_t bytes) { total += bytes; });
+    const int64_t begin = total * part / parts, end = total * (part + 1) / parts;
+    each([&](const uint8_t *from, int64_t bytes) {
+        const int64_t first = std::max(begin, at), last = std::min(end, at + bytes);
+        if (first < last) read_ahead_bytes(from + (first - at), last - first);
+        at += bytes;
+    });
 }
 
 Cost LoraShrinkStage::describe(const Workspace &w, const Step &) const {
@@ -80,6 +103,15 @@ Cost LoraShrinkStage::describe(const Workspace &w, const Step &) const {
 
 // ---- what adapters add to a linear ------------------------------------------------------------------------------
 
+// While the base's product is computed, what the adapters have of the same panels comes into the cache.
+void LinearStage::read_ahead_adapters(const Workspace &w, const Item &at) const {
+    for (const StepAdapters::Group &g : w.adapters.groups) {
+        const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(at.part->site)];
+        const int64_t each = g.adapter->panel_bytes(d);
+        if (d.rank) read_ahead_bytes(d.b + at.panel_begin * each, (at.panel_end - at.panel_begin) * each);
+    }
+}
+
 void LinearStage::add_adapters(Workspace &w, const Item &at) const {
     const LinearPart &part = *at.part;
     const StepAdapters &step = w.adapters;
@@ -92,7 +124,8 @@ void LinearStage::add_adapters(Workspace &w, const Item &at) const {
         if (begin == end) continue;
         LoraArgs a{};
         a.weights = d.b;
-        a.halves = g.adapter->halves;
+        a.scales = d.b_scales.data();
+        a.type = g.adapter->type;
         a.rank = d.rank;
         a.begin = at.panel_begin;
         a.end = at.panel_end;

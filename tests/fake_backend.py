@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.backends.base import LOGIT_BLOCK, AdapterWeights, PlacedAdapter, TopKBlocks
+from pagoda.backends.base import LOGIT_BLOCK, AdapterWeights, LoraType, PlacedAdapter, TopKBlocks
 from pagoda.engine.drafters import Drafter, Pace
 from pagoda.engine.engine import Engine
 from pagoda.sampling.base import SamplerProtocol
@@ -57,7 +57,7 @@ class FakeModel:
     def block_bytes(self, group: int) -> int:
         return 64
 
-    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> PlacedAdapter:
+    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
         raise AssertionError("nothing here has an adapter")
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:

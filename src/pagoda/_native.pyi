@@ -167,9 +167,9 @@ class Program:
     def make_adapter(
         self,
         deltas: list[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]],
-        halves: bool,
+        type: str,
     ) -> Adapter:
-        """Of each delta: the site, a [rank, columns], b [rows, rank], bias [rows]. Kept in bfloat16 or float32."""
+        """Of each delta: the site, a [rank, columns], b [rows, rank], bias [rows]. Kept in "f32", "bf16" or "int8"."""
     def add_rope(self, inv_freq: npt.NDArray[np.float32], scale: float, neox: bool) -> int: ...
     def set_layers(self, layers: list[tuple[int, int, int]], groups: int) -> None:
         """(KV group, KV heads, head size) of each layer."""

@@ -132,8 +132,11 @@ class EngineSettings(Settings):
         int, Setting("Adapters kept in memory; those used longest ago are read from disk again.", minimum=1)
     ] = 64
     lora_type: Annotated[
-        Literal["auto", "bf16", "f32"],
-        Setting("Number type of adapters in memory. auto: f32 beside a model in F32, else bf16."),
+        Literal["auto", "f32", "bf16", "int8"],
+        Setting(
+            "Number type of adapters in memory. auto: f32 beside a model in F32, bf16 beside one in 16 bits, and int8, "
+            "with a scale a row, beside a quantized one."
+        ),
     ] = "auto"
     seed: Annotated[int, Setting("Base of the seeds of requests that bring none.")] = 0
     max_logprobs: Annotated[

@@ -36,7 +36,7 @@ def base_of(name: str, kind: str = "safetensors") -> Base:
 def logits(name: str, base: Base, folder: Path, backend: Backend) -> FloatArray:
     expected = golden(name)
     loaded = backend.load(base.decoder, max_batch_tokens=64, max_batch_seqs=64, kv_type="f32")
-    adapter = loaded.place_adapter(place(read_adapter(write_adapter(folder, name)), base), half=False)
+    adapter = loaded.place_adapter(place(read_adapter(write_adapter(folder, name)), base), type="f32")
     rows = PagedRun(base.decoder, loaded).step({"s": expected["tokens"]}, adapters={"s": adapter})["s"]
     return rows[expected["rows"]][:, :: expected["every"]]
 

@@ -59,10 +59,10 @@ def test_every_instruction_set_computes_what_the_reference_does() -> None:
 
 
 def with_adapter(
-    backend: Backend, decoder: Decoder, weights: AdapterWeights | None, *, half: bool = False
+    backend: Backend, decoder: Decoder, weights: AdapterWeights | None, *, type: Any = "f32"
 ) -> FloatArray:
     made = loaded(backend, decoder)
-    adapters = {} if weights is None else {"s": made.place_adapter(weights, half=half)}
+    adapters = {} if weights is None else {"s": made.place_adapter(weights, type=type)}
     return PagedRun(decoder, made).step({"s": TOKENS}, adapters=adapters)["s"]
 
 
@@ -80,12 +80,14 @@ def test_every_kind_of_weights_takes_adapters(type: str, bits: int, tmp_path: An
     assert cosine > (0.9999 if bits == 16 else 0.999)
 
 
-def test_bfloat16_factors_are_close_to_float32() -> None:
+@pytest.mark.parametrize(("type", "limit"), [("bf16", 0.1), ("int8", 0.3)])
+def test_smaller_numbers_are_close_to_float32(type: Any, limit: float) -> None:
     decoder = model()
-    weights = adapter(decoder, "x", 8)
-    exact, halved = (with_adapter(CpuBackend(threads=1), decoder, weights, half=half) for half in (False, True))
-    difference = np.abs(exact - halved).max()
-    assert 0 < difference < 0.1
+    weights = adapter(decoder, "x", 13)
+    exact = with_adapter(CpuBackend(threads=1), decoder, weights)
+    moved = np.abs(with_adapter(CpuBackend(threads=1), decoder, weights, type=type) - exact)
+    assert 0 < moved.max() < limit
+    assert moved.mean() < limit / 8
 
 
 RANKS = [(1, LINEARS), (4, ("attn_q", "attn_v")), (9, LINEARS), (16, LINEARS), (40, ("ffn_down", "ffn_up"))]
@@ -103,7 +105,10 @@ def test_a_row_of_a_mixed_batch_is_what_it_is_alone(mix: list[tuple[int, int, in
     backend = CpuBackend(threads=2)
     together, alone = (loaded(backend, decoder) for _ in range(2))
     made = [
-        [m.place_adapter(adapter(decoder, str(i), r, targets), half=i % 2 == 1) for i, (r, targets) in enumerate(RANKS)]
+        [
+            m.place_adapter(adapter(decoder, str(i), r, targets), type=("f32", "bf16", "int8")[i % 3])
+            for i, (r, targets) in enumerate(RANKS)
+        ]
         for m in (together, alone)
     ]
     chunks = {str(n): TOKENS[offset : offset + count] for n, (_, offset, count) in enumerate(mix)}
@@ -120,11 +125,11 @@ def test_adapters_of_other_programs_and_shapes_are_refused() -> None:
     backend = CpuBackend(threads=1)
     first, second = loaded(backend, decoder), loaded(backend, decoder)
     weights = adapter(decoder, "x", 4)
-    placed = first.place_adapter(weights, half=False)
+    placed = first.place_adapter(weights, type="f32")
     with pytest.raises(ValueError, match="another program"):
         PagedRun(decoder, second).step({"s": TOKENS[:4]}, adapters={"s": placed})
     name, delta = next(iter(weights.items()))
     with pytest.raises(ValueError, match="shape"):
-        first.place_adapter({name: LoraDelta(delta.a[:, 1:], delta.b)}, half=False)
+        first.place_adapter({name: LoraDelta(delta.a[:, 1:], delta.b)}, type="f32")
     with pytest.raises(UnsupportedError, match="nowhere"):
-        first.place_adapter({"nowhere.weight": delta}, half=False)
+        first.place_adapter({"nowhere.weight": delta}, type="f32")

@@ -24,6 +24,7 @@ Handle = Any  # numpy array in the reference backend, a buffer id in recorded pr
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 EmbedBy = Literal["tokens", "positions", "types"]  # which number of a token picks the row of an embedding table
 RopeStyle = Literal["interleaved", "neox"]  # pairs (2i, 2i+1), or (i, i + D/2)
+LoraType = Literal["f32", "bf16", "int8"]  # of an adapter's numbers in memory
 KVType = Literal["f16", "bf16", "f32", "int8", "fp8"]  # fp8 (e4m3): on CUDA alone
 
 
@@ -221,12 +222,13 @@ class LoadedModel(Protocol):
     def block_bytes(self, group: int) -> int:
         """Bytes of one block of KV group `group`, all its layers, K and V."""
 
-    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> PlacedAdapter:
+    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
         """Make an adapter that batches of this model may name; it goes with the last reference to it.
 
         Any thread may call this while steps are computed.
 
-        half: keep its numbers in bfloat16, else in float32. UnsupportedError names a linear that takes no adapter.
+        type: what its numbers are kept in; bytes have a scale for each row.
+        UnsupportedError names a linear that takes no adapter.
         """
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:

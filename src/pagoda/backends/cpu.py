@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda import _native
-from pagoda.backends.base import AdapterWeights, ForwardModel, KVType, check_ends
+from pagoda.backends.base import AdapterWeights, ForwardModel, KVType, LoraType, check_ends
 from pagoda.backends.compile import Compiler, fusions
 from pagoda.backends.cores import usable_cores
 from pagoda.backends.lowering import kv_layers, lower
@@ -124,7 +124,7 @@ class CpuModel:
     def block_bytes(self, group: int) -> int:
         return self.program.block_bytes(group)
 
-    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> _native.Adapter:
+    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> _native.Adapter:
         deltas = []
         for name, delta in weights.items():
             if name not in self._lora_sites:
@@ -132,7 +132,7 @@ class CpuModel:
             a, b = (np.ascontiguousarray(factor, np.float32) for factor in (delta.a, delta.b))
             bias = None if delta.bias is None else np.ascontiguousarray(delta.bias, np.float32)
             deltas += [(site, a, b, bias) for site in self._lora_sites[name]]
-        return self.program.make_adapter(deltas, half)
+        return self.program.make_adapter(deltas, type)
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         try:

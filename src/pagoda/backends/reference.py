@@ -25,6 +25,7 @@ from pagoda.backends.base import (
     ForwardModel,
     KVGroup,
     KVType,
+    LoraType,
     RopeSpec,
     check_ends,
 )
@@ -310,7 +311,7 @@ class ReferenceModel:
         model = self._model
         return 2 * 4 * len(model.kv_groups[group].layers) * BLOCK_SIZE * model.num_kv_heads * model.head_dim
 
-    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> ReferenceAdapter:
+    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> ReferenceAdapter:
         return ReferenceAdapter(weights)
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:

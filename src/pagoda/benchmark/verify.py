@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pagoda.backends.base import AdapterWeights, LoadedModel, PlacedAdapter
+from pagoda.backends.base import AdapterWeights, LoadedModel, LoraType, PlacedAdapter
 from pagoda.benchmark.prompts import random_ids
 from pagoda.engine.engine import Engine
 from pagoda.engine.load import MIN_ROWS
@@ -181,8 +181,8 @@ class Skipping:
     def block_bytes(self, group: int) -> int:
         return self._model.block_bytes(group)
 
-    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> PlacedAdapter:
-        return self._model.place_adapter(weights, half=half)
+    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
+        return self._model.place_adapter(weights, type=type)
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         self._model.allocate_kv(num_blocks)

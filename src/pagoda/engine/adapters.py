@@ -17,7 +17,7 @@ from pathlib import Path
 from pagoda.adapters.adapter import Adapter
 from pagoda.adapters.files import read_adapter
 from pagoda.adapters.place import Base, place
-from pagoda.backends.base import LoadedModel, PlacedAdapter
+from pagoda.backends.base import LoadedModel, LoraType, PlacedAdapter
 from pagoda.errors import FormatError, ModelNotFoundError, RequestError
 from pagoda.types import LoadedAdapter
 
@@ -144,12 +144,12 @@ class AdapterStore:
                 version.placed = None
 
 
-def open_store(model: LoadedModel, base: Base, *, half: bool, max_in_memory: int) -> AdapterStore:
+def open_store(model: LoadedModel, base: Base, *, type: LoraType, max_in_memory: int) -> AdapterStore:
     """A store of adapters for the loaded model."""
 
     def read(path: Path) -> tuple[str, PlacedAdapter]:
         adapter: Adapter = read_adapter(path)
-        return adapter.digest, model.place_adapter(place(adapter, base), half=half)
+        return adapter.digest, model.place_adapter(place(adapter, base), type=type)
 
     return AdapterStore(read, max_in_memory=max_in_memory)
 

@@ -233,10 +233,11 @@ def _adapters(
     assert isinstance(forward_model, Decoder)
     family = family_of(checkpoint)
     base = Base(forward_model, family, checkpoint.kind == "gguf", family.gguf)
-    half = settings.lora_type == "bf16"
-    if settings.lora_type == "auto":
-        half = any(matrix.type != "F32" for block in forward_model.blocks for matrix in block.matrices)
-    store = open_store(model, base, half=half, max_in_memory=settings.max_cpu_loras)
+    type = settings.lora_type
+    if type == "auto":
+        types = {matrix.type for block in forward_model.blocks for matrix in block.matrices}
+        type = "f32" if types == {"F32"} else "bf16" if types <= {"F32", "F16", "BF16"} else "int8"
+    store = open_store(model, base, type=type, max_in_memory=settings.max_cpu_loras)
     for given in settings.lora:
         store.add(*parse_named(given))
     return store

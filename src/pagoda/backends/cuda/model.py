@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pagoda.backends.base import AdapterWeights, KVGroup, KVType, PlacedAdapter, TopKBlocks, check_ends
+from pagoda.backends.base import AdapterWeights, KVGroup, KVType, LoraType, PlacedAdapter, TopKBlocks, check_ends
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.graphs import DecodeGraphs
 from pagoda.backends.cuda.kv import KVLayer, KVPool, block_bytes
@@ -81,7 +81,7 @@ class CudaModel:
             raise ValueError(f"KV group {group}, but there are {len(self.groups)}")
         return block_bytes(self.groups[group], *self._kv_shape)
 
-    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> PlacedAdapter:
+    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
         raise UnsupportedError("adapters are served on CPUs: take --device cpu, or merge them into the model")
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:

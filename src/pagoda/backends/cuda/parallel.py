@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from pagoda.backends.base import AdapterWeights, ForwardModel, KVType, PlacedAdapter
+from pagoda.backends.base import AdapterWeights, ForwardModel, KVType, LoraType, PlacedAdapter
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.metadata import check_tokens
 from pagoda.backends.cuda.model import CudaModel
@@ -84,8 +84,8 @@ class ParallelModel:
     def block_bytes(self, group: int) -> int:
         return self._model.block_bytes(group)
 
-    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> PlacedAdapter:
-        return self._model.place_adapter(weights, half=half)
+    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
+        return self._model.place_adapter(weights, type=type)
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         self._tell("allocate_kv", num_blocks)

@@ -12,7 +12,7 @@ from statistics import median
 
 import numpy as np
 
-from pagoda.backends.base import AdapterWeights, PlacedAdapter
+from pagoda.backends.base import AdapterWeights, LoraType, PlacedAdapter
 from pagoda.engine.engine import Engine
 from pagoda.sampling.sampler import Sampler
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, Request, SamplingParams
@@ -34,7 +34,7 @@ class _NoModel:
     def block_bytes(self, group: int) -> int:
         return BLOCK_SIZE
 
-    def place_adapter(self, weights: AdapterWeights, *, half: bool) -> PlacedAdapter:
+    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
         raise AssertionError("nothing here has an adapter")
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None: ...
