@@ -8,6 +8,7 @@
 #include <random>
 
 #include "../kernels.h"
+#include "../kernels_lora.h"
 
 namespace pagoda::check {
 
@@ -65,6 +66,7 @@ struct Random {
 int check_rows(const Kernels &k);
 int check_gemm(const Kernels &k);
 int check_attend(const Kernels &k);
+int check_lora(const LoraKernels &k);
 
 // The 16-bit codes of a row, and the scale that goes with them.
 inline std::vector<int> quantized_codes(const float *x, int64_t n, float &scale) {

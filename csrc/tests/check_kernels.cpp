@@ -5,10 +5,12 @@
 
 #define PAGODA_CONCAT(a, b) a##b
 #define PAGODA_TABLE(name) PAGODA_CONCAT(kernels_, name)
+#define PAGODA_LORA_TABLE(name) PAGODA_CONCAT(lora_kernels_, name)
 
 int main() {
     using namespace pagoda;
     const Kernels &k = *PAGODA_TABLE(PAGODA_CHECK)();
     std::printf("%s\n", k.name);
-    return check::check_rows(k) + check::check_gemm(k) + check::check_attend(k) > 0;
+    const int failed = check::check_rows(k) + check::check_gemm(k) + check::check_attend(k);
+    return failed + check::check_lora(*PAGODA_LORA_TABLE(PAGODA_CHECK)()) > 0;
 }
