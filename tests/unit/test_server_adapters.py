@@ -63,6 +63,20 @@ def test_requests_carry_the_version_that_the_name_means_when_they_come(api: Serv
     ]
 
 
+def test_requests_and_memory_are_counted_by_adapter(api: Served, tmp_path: Path) -> None:
+    admin(api, "/v1/load_lora_adapter", lora_name="sql", lora_path=adapter(tmp_path, "v1"))
+    for model in ("sql", "sql", "fake"):
+        api.ok("/v1/completions", model=model, **PROMPT)
+    lines = api.client.get("/metrics").text.splitlines()
+    for line in (
+        'pagoda_adapter_requests_total{adapter="sql",model_name="fake"} 2.0',
+        'pagoda_adapter_tokens_total{adapter="sql",model_name="fake",type="completion"} 8.0',
+        'pagoda_adapters_in_memory{model_name="fake"} 1.0',
+        'pagoda_adapters_bytes{model_name="fake"} 2.0',
+    ):
+        assert line in lines
+
+
 def test_what_cannot_be_loaded_is_refused(api: Served, tmp_path: Path) -> None:
     path = adapter(tmp_path, "v1")
     admin(api, "/v1/load_lora_adapter", 404, lora_name="sql", lora_path=str(tmp_path / "nowhere"))

@@ -9,7 +9,7 @@ Not covered: series of what Pagoda does not have (data-parallel ranks, KV transf
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -50,6 +50,7 @@ class Metrics:
         self._compat = compat
         self._llama_server = LlamaServer(self.engine, self.own)
         self._gpus = Gpus()
+        self.before_collect: list[Callable[[], None]] = []  # who sets gauges when /metrics is asked for
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -89,6 +90,8 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """For prometheus_client: every series as it stands now."""
+        for update in self.before_collect:
+            update()
         self.ledger.update()
         read_into(self.machine, self._gpus)
         for series in [one for group in self.groups().values() for one in group]:

@@ -82,6 +82,15 @@ class ServerSeries:
             "tenant_tokens", "Tokens by tenant: prompt (computed or cached) and completion.", ("tenant", "type"),
             unit="tokens",
         )  # fmt: skip
+        self.adapter_requests = LabelledCounter(
+            "adapter_requests", "Requests answered, by adapter.", "adapter", unit="requests"
+        )
+        self.adapter_tokens = LabelledCounter(
+            "adapter_tokens", "Tokens by adapter: prompt (computed or cached) and completion.", ("adapter", "type"),
+            unit="tokens",
+        )  # fmt: skip
+        self.adapters_in_memory = Gauge("adapters_in_memory", "Adapters in memory.", "adapters")
+        self.adapters_bytes = Gauge("adapters_bytes", "Memory that they take.", "bytes")
         self.header_requests = LabelledCounter(
             "header_requests", "Requests by the value of a header that --metrics-header allows.", ("header", "value"),
             unit="requests",

@@ -93,6 +93,10 @@ class Accounts:
             server.answers.add(choice.finish_reason or ("abort" if record.client_gone else "error"))
         server.tenant_tokens.add((call.tenant, "prompt"), usage["prompt_tokens"])
         server.tenant_tokens.add((call.tenant, "completion"), usage["completion_tokens"])
+        if call.adapter is not None:
+            server.adapter_requests.add(call.adapter)
+            server.adapter_tokens.add((call.adapter, "prompt"), usage["prompt_tokens"])
+            server.adapter_tokens.add((call.adapter, "completion"), usage["completion_tokens"])
         if answer.cost_usd is not None:
             self._ledger.series.per_request.observe(answer.cost_usd())
         if self._log is not None:

@@ -112,6 +112,7 @@ class Model:
         )
         self.engine.before_sinks.append(self.metrics.ledger.record)
         self.engine.on_step.append(self.metrics.record)
+        self.metrics.before_collect.append(self._count_adapters)
         self.history = make_history(loaded)
         self.engine.on_step.append(self.history.record)
         self.accounts = Accounts(self.name, self.metrics, settings)
@@ -152,6 +153,10 @@ class Model:
         for request in call.requests:
             self.metrics.record_params(request.params)
         return stream
+
+    def _count_adapters(self) -> None:
+        self.metrics.server.adapters_in_memory.value = self.store.num_in_memory
+        self.metrics.server.adapters_bytes.value = self.store.num_bytes
 
     def _find_roofline(self) -> None:
         roofline = roofline_of(self.loaded)
