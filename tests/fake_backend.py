@@ -251,6 +251,7 @@ def fake_engine(
     drafters: Sequence[Drafter] = (),
     pace: Pace | None = None,
     max_rows: int = 0,
+    max_loras: int = 8,
 ) -> Engine:
     """An engine over a FakeModel; by default with blocks for all."""
     blocks = max_num_seqs * -(-max_context // BLOCK_SIZE)
@@ -269,4 +270,5 @@ def fake_engine(
         drafters=drafters,
         pace=pace,
         max_rows=max_rows,
+        max_loras=max_loras,
     )
