@@ -50,6 +50,7 @@ def test_the_document_lists_every_route() -> None:
         "/v1/models", "/v1/models/{model_id}", "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize",
         "/health", "/ready", "/version", "/metrics", "/plan",
         "/v1/embeddings", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
+        "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/alias_lora_adapter",
     }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import pagoda
-from pagoda.server import routes, system, vectors
+from pagoda.server import adapter_routes, routes, system, vectors
+from pagoda.server.adapter_routes import AliasBody, LoadBody, UnloadBody
 from pagoda.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeChat, TokenizeText
 from pagoda.server.schema_embeddings import EmbeddingRequest, RerankRequest, ScoreRequest
 
@@ -37,6 +38,7 @@ class ModelCard(BaseModel):
     root: str
     parent: str | None
     max_model_len: int
+    digest: str | None = None  # of an adapter's files
 
 
 class ModelList(BaseModel):
@@ -229,6 +231,12 @@ class Version(BaseModel):
     version: str
 
 
+class Aliased(BaseModel):
+    lora_name: str
+    digest: str
+    path: str
+
+
 class Plan(BaseModel):
     """As `pagoda plan --json` prints it, for this model on this machine; docs/planning.md says what each figure is."""
 
@@ -247,10 +255,12 @@ TAGS = {
     "/tokenize": "tokens",
     "/detokenize": "tokens",
     **{route.path: "vectors and scores" for route in vectors.ROUTES},
+    **{route.path: "adapters" for route in adapter_routes.ROUTES},
 }
 REFUSALS = {
     400: "The request is invalid, or asks for what is not supported.",
     401: "The API key is missing or wrong.",
+    403: "This needs the admin key.",
     404: "There is no such model.",
     413: "The body is too large.",
     429: "The queue is full; Retry-After says when to come back.",
@@ -268,6 +278,9 @@ ANSWERS: dict[str, tuple[type[BaseModel] | None, tuple[int, ...]]] = {
     "/v1/embeddings": (Embeddings, (*POSTS, 429)),
     **dict.fromkeys(("/score", "/v1/score"), (Scores, (*POSTS, 429))),
     **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), (Reranked, (*POSTS, 429))),
+    "/v1/load_lora_adapter": (None, (*POSTS, 403)),
+    "/v1/unload_lora_adapter": (None, (*POSTS, 403)),
+    "/v1/alias_lora_adapter": (Aliased, (*POSTS, 403)),
     "/tokenize": (Tokenized, POSTS),
     "/detokenize": (Detokenized, POSTS),
     "/health": (Health, (503,)),
@@ -282,6 +295,9 @@ TAKES: dict[str, list[type[BaseModel]]] = {
     "/v1/embeddings": [EmbeddingRequest],
     **{path: [ScoreRequest] for path in ("/score", "/v1/score")},
     **{path: [RerankRequest] for path in ("/rerank", "/v1/rerank", "/v2/rerank")},
+    "/v1/load_lora_adapter": [LoadBody],
+    "/v1/unload_lora_adapter": [UnloadBody],
+    "/v1/alias_lora_adapter": [AliasBody],
     "/tokenize": [TokenizeText, TokenizeChat],
     "/detokenize": [DetokenizeRequest],
 }
@@ -295,7 +311,7 @@ REF = "#/components/schemas/{model}"
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
     api = FastAPI(title="Pagoda", version=pagoda.__version__, description=DESCRIPTION)
-    for route in (*routes.ROUTES, *vectors.ROUTES, *system.ROUTES):
+    for route in (*routes.ROUTES, *vectors.ROUTES, *adapter_routes.ROUTES, *system.ROUTES):
         methods = sorted((route.methods or set()) - {"HEAD"})
         api.add_api_route(route.path, route.endpoint, methods=methods, tags=[TAGS.get(route.path, "system")])
     return _complete(api.openapi())
