@@ -36,7 +36,8 @@ SERVICE_LINK = re.compile(r"PAGODA_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")  #
 KEY_LIKE = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH|CREDENTIAL")
 # Verbs with settings of their own.
 TABLES = ("chat", "compare", "generate", "bench", "bench-serve", "bench-speculation", "quantize", "convert", "finetune",
-          "plan", "eval-run", "eval-judge", "eval-gate", "gate", "cost", "cost-report", "top", "keys", "merge", "adapter",)  # fmt: skip
+          "plan", "eval-run", "eval-judge", "eval-gate", "gate", "cost", "cost-report", "top", "keys", "merge",
+          "adapter",)  # fmt: skip
 
 
 # Tokens of a step, sequences at once. A GPU needs thousands of tokens before arithmetic is what takes the time.
