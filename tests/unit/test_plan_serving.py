@@ -32,6 +32,19 @@ def test_the_flags_are_those_of_serve(on: str) -> None:
     assert found["speculation"].startswith(on_or_off)
 
 
+def test_a_draft_model_is_a_flag_and_takes_memory() -> None:
+    options = {"format": "fp16", "concurrency": 2, "context": 1024}
+    alone = plan("qwen2.5-7b", on="a100-80gb", **options).targets[0]
+    both = plan("qwen2.5-7b", on="a100-80gb", draft_model="qwen2.5-0.5b", **options).targets[0]
+    draft = plan("qwen2.5-0.5b", on="a100-80gb", **options).targets[0].memory
+    assert both.memory.weight_bytes == alone.memory.weight_bytes + draft.weight_bytes
+    assert both.memory.kv_context_bytes == alone.memory.kv_context_bytes + draft.kv_context_bytes
+    assert both.memory.runtime_bytes == alone.memory.runtime_bytes
+    found = serve("qwen2.5-7b", "a100-80gb", draft_model="qwen2.5-0.5b", **options)
+    assert found["flags"]["--draft-model"] == "hf:Qwen/Qwen2.5-0.5B"
+    assert found["speculation"].startswith("Speculation is on, with a draft model")
+
+
 def test_tensor_parallelism_is_a_flag_and_pipelines_are_told() -> None:
     found = serve("llama-3-70b", "h100", format="fp16", tp=4)
     assert found["flags"]["--tensor-parallel"] == "4"

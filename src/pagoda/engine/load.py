@@ -96,7 +96,8 @@ class LoadedEngine:
 
     def changed(self) -> str | None:
         """What has become of the model's files since they were opened; None: nothing that could be seen here."""
-        return self.checkpoint.changed()
+        drafts = None if self.draft is None else self.draft.checkpoint.changed()
+        return self.checkpoint.changed() or drafts
 
     def close(self) -> None:
         """Stop the engine and free everything. Idempotent."""

@@ -13,6 +13,7 @@ from pagoda.quantize.methods import METHODS
 
 SPECULATION = {  # what `--speculation auto` does there
     "cpu": "Speculation is on: tokens are guessed from text that is there, where that pays. The figures are without.",
+    "draft": "Speculation is on, with a draft model, as far as it pays. The figures are without.",
     "gpu": "Speculation is off, as it is on GPUs unless --draft-model names a model that guesses.",
 }
 SERVED_AS_IS = ("fp16", "bf16")  # what a hub's folder holds already
@@ -30,8 +31,14 @@ def serving(target: Target, point: Speed) -> dict[str, Any]:
         "command": shlex.join(words),
         "first": first,
         "note": " ".join(_notes(target)) or None,
-        "speculation": SPECULATION["gpu" if target.device.kind == "gpu" else "cpu"],
+        "speculation": SPECULATION[_speculation(target)],
     }
+
+
+def _speculation(target: Target) -> str:
+    if target.draft is not None:
+        return "draft"
+    return "gpu" if target.device.kind == "gpu" else "cpu"
 
 
 def _flags(target: Target, point: Speed) -> dict[str, str]:
@@ -46,6 +53,7 @@ def _flags(target: Target, point: Speed) -> dict[str, str]:
         "--kv-type": settings.kv_type,
         **({"--activation-type": settings.activation_type} if device == "cpu" else {}),
         "--kv-memory": f"{-(-point.concurrency * target.memory.kv_context_bytes // 2**20)}MiB",
+        **({"--draft-model": _name(target.draft)} if target.draft else {}),
         "--memory-utilization": f"{settings.memory_utilization:g}",
     }
 
@@ -55,10 +63,14 @@ def model_name(target: Target) -> str:
     return _model(target)[0]
 
 
+def _name(target: Target) -> str:
+    return f"hf:{target.shape.hub}" if target.shape.hub else target.settings.model
+
+
 def _model(target: Target) -> tuple[str, str | None]:
     """The model name for `pagoda serve`, and the command that makes its file, or None if nothing has to be made."""
     shape, format = target.shape, target.weights.format
-    model = f"hf:{shape.hub}" if shape.hub else target.settings.model
+    model = _name(target)
     if target.weights.is_stored or (shape.path is None and format in SERVED_AS_IS):
         return model, None
     method = METHOD_NAMES.get(format, format)

@@ -51,6 +51,9 @@ class PlanSettings(Settings):
         Literal["int16", "int8"],
         Setting("Codes of activations, as in `pagoda serve`; this machine is measured with them."),
     ] = "int16"
+    draft_model: Annotated[
+        str | None, Setting("Model that guesses for this one, as in `pagoda serve`: what it takes of memory.")
+    ] = None
     max_batch_tokens: Annotated[
         int | None, Setting("Token budget of one step; 512 on CPUs, 2048 on GPUs by default.", minimum=1)
     ] = None

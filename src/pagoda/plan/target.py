@@ -22,8 +22,9 @@ from pagoda.plan.cost.memory import (
 from pagoda.plan.cost.roofline import Costs, RooflineCosts, peak_flops
 from pagoda.plan.cost.speed import RequestLoad, Speed, batch_of_compute, largest_concurrency, prefill_s, speed
 from pagoda.plan.cost.work import Workload, decode_step, prefill_steps
+from pagoda.plan.model.models import find_shape
 from pagoda.plan.model.shapes import ModelShape
-from pagoda.plan.model.weights import ModelWeights, weights_in
+from pagoda.plan.model.weights import ModelWeights, default_format, weights_in
 from pagoda.plan.settings import PlanSettings
 
 Say = Callable[[str], None]
@@ -44,6 +45,7 @@ class Target:
     tp: int = 1
     pp: int = 1
     measured: Costs | None = None  # of the kernels here, where this is the machine
+    draft: Target | None = None  # a draft model on the same devices
 
     @property
     def num_devices(self) -> int:
@@ -85,7 +87,7 @@ class Target:
         kv_type, tokens = self.settings.kv_type, self.settings.prompt + self.settings.output
         shards = self.kv_shards
         weights, buffers, runtime = self._fixed()
-        return Memory(
+        own = Memory(
             device_bytes=self.device.memory_bytes,
             usable_bytes=int(self.device.memory_bytes * self.settings.memory_utilization),
             weight_bytes=weights,
@@ -95,6 +97,7 @@ class Target:
             kv_request_bytes=-(-kv_request_bytes(self.shape, kv_type, tokens, self.chunk) // shards),
             kv_context_bytes=-(-kv_request_bytes(self.shape, kv_type, self.context, self.chunk) // shards),
         )
+        return own if self.draft is None else own.with_draft(self.draft.memory)
 
     @property
     def kv_shards(self) -> int:
@@ -233,6 +236,15 @@ def _heads_divide(shape: ModelShape, tp: int) -> bool:
     return all(kind.num_heads % tp == 0 for kind in shape.attention)
 
 
+def _draft(device: Device, settings: PlanSettings, tp: int, pp: int) -> Target | None:
+    """The draft model that the settings name, in its file's format."""
+    if settings.draft_model is None:
+        return None
+    shape = find_shape(settings.draft_model)
+    weights = weights_in(shape, default_format(shape, device.kind))
+    return Target(shape, device, weights, replace(settings, model=settings.draft_model, draft_model=None), tp, pp)
+
+
 def make_target(
     shape: ModelShape,
     device: Device,
@@ -253,7 +265,7 @@ def make_target(
             f"{shape.max_context} tokens"
         )
     tp, pp = split(shape, settings)
-    target = Target(shape, device, weights, settings, tp, pp)
+    target = Target(shape, device, weights, settings, tp, pp, draft=_draft(device, settings, tp, pp))
     if device.id != THIS or tp * pp > 1:
         return target
     from pagoda.plan.measured.measured_costs import measured_costs  # needs the extension and its probes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pagoda.kv.table import blocks_for, peak_blocks
 from pagoda.plan.model.shapes import AttentionShape, ModelShape
@@ -59,6 +59,17 @@ class Memory:
     def max_full_requests(self) -> int:
         """Requests at once if each is as long as the context."""
         return max(0, self.kv_room_bytes // self.kv_context_bytes)
+
+    def with_draft(self, draft: Memory) -> Memory:
+        """With a draft model beside it, in the same process, which keeps KV of the same requests."""
+        return replace(
+            self,
+            weight_bytes=self.weight_bytes + draft.weight_bytes,
+            buffer_bytes=self.buffer_bytes + draft.buffer_bytes,
+            kv_token_bytes=self.kv_token_bytes + draft.kv_token_bytes,
+            kv_request_bytes=self.kv_request_bytes + draft.kv_request_bytes,
+            kv_context_bytes=self.kv_context_bytes + draft.kv_context_bytes,
+        )
 
     def total_bytes(self, num_requests: int) -> int:
         return self.fixed_bytes + num_requests * self.kv_request_bytes

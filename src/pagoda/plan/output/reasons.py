@@ -25,7 +25,8 @@ def _memory(target: Target) -> dict[str, str]:
     here = "as the engine packs them, with the embedding table of the file" if target.is_here else "tensor by tensor"
     return {
         "weights_bytes": f"{shape.parameters:,} parameters in {target.weights.format} ({target.weights.about}), {here}"
-        + (f", on each of {target.num_devices} devices" if target.num_devices > 1 else ""),
+        + (f", on each of {target.num_devices} devices" if target.num_devices > 1 else "")
+        + (f"; with {target.draft.shape.name}, which drafts, its KV counted as well" if target.draft else ""),
         "kv_bytes_per_token": f"{each} in {settings.kv_type}{split}",
         "kv_bytes_per_request": f"{tokens:,} tokens in blocks of {BLOCK_SIZE}"
         + (f", and a state of {shape.state_elements:,} numbers in 32 bits" if shape.state_elements else ""),
