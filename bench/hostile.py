@@ -34,6 +34,7 @@ def words(num_bytes: int) -> str:
 
 
 TEXT = words(SIZE)
+AMBIGUOUS = 'start: e\ne: e e | /[a-z ]+/ | "(" e ")" | \n'
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
 
@@ -43,7 +44,16 @@ def user(content: Any) -> dict[str, Any]:
 
 def schema(num_properties: int) -> dict[str, Any]:
     properties = {f"p{i:06d}": {"type": "string"} for i in range(num_properties)}
-    return {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object", "properties": properties}}}
+    return under({"type": "object", "properties": properties})
+
+
+def under(form: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "s", "schema": form}}
+
+
+def constrained(**fields: Any) -> dict[str, Any]:
+    """A new one each time where `fields` differ: what is compiled already costs nothing."""
+    return {"messages": [user("a")], "max_tokens": 8, **fields}
 
 
 def tools(number: int) -> list[dict[str, Any]]:
@@ -89,6 +99,16 @@ KINDS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "n logprobs": (COMPLETION, lambda: {"prompt": "a", "max_tokens": 30, "n": 64, "logprobs": 20}),
     "a schema": (CHAT, lambda: {"messages": [user("a")], "max_tokens": 1, "response_format": schema(SIZE // 30)}),
     "a schema of 30 kB": (CHAT, lambda: {"messages": [user("a")], "max_tokens": 1, "response_format": schema(1000)}),
+    "an enum of 200 kB": (
+        CHAT,
+        lambda: constrained(response_format=under({"enum": [f"value {i:06d}" for i in range(12_000)]})),
+    ),
+    "a text of 200 kB": (CHAT, lambda: constrained(response_format=under({"const": TEXT[:200_000]}))),
+    "40 patterns at once": (
+        CHAT,
+        lambda: constrained(response_format=under({"allOf": [{"pattern": f"a{i}"} for i in range(40)]})),
+    ),
+    "an ambiguous grammar": (CHAT, lambda: constrained(structured_outputs={"grammar": AMBIGUOUS}, max_tokens=200)),
     "many tools": (CHAT, lambda: {"messages": [user("a")], "max_tokens": 1, "tools": tools(SIZE // 100)}),
     "tokenize": ("/tokenize", lambda: {"prompt": TEXT[:MB], "return_token_strs": True}),
     "detokenize": ("/detokenize", lambda: {"tokens": [1000] * (SIZE // 5)}),

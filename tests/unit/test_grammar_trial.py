@@ -26,6 +26,8 @@ def test_what_takes_too_long_is_refused(kind: GrammarKind, text: str) -> None:
     compiler = GrammarCompiler(small_tokenizer())
     with pytest.raises(RequestError, match="too complex: it takes more than 1 s"):
         compiler.compile(GrammarSource(kind, text))
+    with pytest.raises(RequestError, match="too complex: it takes more than 1 s"):  # remembered
+        compiler.compile(GrammarSource(kind, text))
     compiler.compile(GrammarSource("json_object"))  # it still does its work
 
 

@@ -21,6 +21,7 @@ from pagoda.grammar.trial import is_risky, try_out
 from pagoda.types import UInt32Array
 
 MAX_KEPT = 128  # grammars
+MAX_REFUSED = 32  # of those that took too long
 MAX_KEPT_CHARS = 8 * 1024 * 1024  # of their sources together
 
 PROBES = 8  # masks that are computed of a new grammar, to see what one takes
@@ -30,13 +31,14 @@ _LIMITS = LLParserLimits(step_lexer_fuel=50_000, step_max_items=50_000, max_lexe
 
 
 class GrammarCompiler:
-    """Safe to use from several threads at once; one grammar is compiled at a time."""
+    """Safe to use from several threads at once; one grammar is compiled at a time, while others may be tried out."""
 
     def __init__(self, tokenizer: GrammarTokenizer) -> None:
         self._tokenizer = tokenizer
         self._vocabulary: Vocabulary | None = None
         self._kept: OrderedDict[GrammarSource, CompiledGrammar] = OrderedDict()  # latest used last
         self._num_chars = 0
+        self._refused: OrderedDict[GrammarSource, str] = OrderedDict()  # what took too long, and the message
         self._lock = threading.Lock()  # of what is kept
         self._compiling = threading.Lock()
 
@@ -50,20 +52,39 @@ class GrammarCompiler:
 
     def compile(self, source: GrammarSource) -> CompiledGrammar:
         """Raises RequestError, which says what is wrong with it, not supported or too complex."""
+        found = self.find(source)
+        if found is not None:
+            return found
+        text = to_llguidance(source)
+        if is_risky(text):
+            self._try_out(source, text)
         with self._compiling:
             found = self.find(source)
             if found is None:
-                found = self._compile(source)
+                found = self._compile(source, text)
                 self._keep(source, found)
             return found
 
-    def _compile(self, source: GrammarSource) -> CompiledGrammar:
-        text = to_llguidance(source)
+    def _try_out(self, source: GrammarSource, text: str) -> None:
+        """Raises RequestError, the same one at once where a source comes again."""
+        with self._lock:
+            message = self._refused.get(source)
+        if message is None:
+            try:
+                try_out(text)
+                return
+            except RequestError as error:
+                message = str(error)
+            with self._lock:
+                self._refused[source] = message
+                if len(self._refused) > MAX_REFUSED:
+                    self._refused.popitem(last=False)
+        raise RequestError(message)
+
+    def _compile(self, source: GrammarSource, text: str) -> CompiledGrammar:
         if self._vocabulary is None:
             self._vocabulary = Vocabulary(self._tokenizer)
         _check_writable(text, self._vocabulary)
-        if is_risky(text):
-            try_out(text)
         matcher = LLMatcher(self._vocabulary.for_llguidance, text, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise RequestError(f"the grammar is not accepted: {_explained(matcher.get_error(), source.kind)}")

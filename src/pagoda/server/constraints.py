@@ -1,4 +1,7 @@
-"""The layer that compiles grammars, on a thread of its own that comes after all others, and ties requests to them."""
+"""The layer that compiles grammars, on threads of their own that come after all others, and ties requests to them.
+
+What may take long to compile waits in a line of its own, so that it keeps nobody else's grammar waiting.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pagoda.errors import RequestError
 from pagoda.grammar.compiler import GrammarCompiler
 from pagoda.grammar.thinking import Marks, Thinking, ThinkingVocabulary
 from pagoda.grammar.tokens import GrammarTokenizer
+from pagoda.grammar.trial import is_risky
 from pagoda.server.call import Call, DeltaStream, Serve
 from pagoda.server.output_plan import OutputPlan
 from pagoda.text.reasoning import FORMATS
@@ -31,6 +35,7 @@ class Constraints:
         self._compiler = GrammarCompiler(tokenizer)
         self._thinking: dict[str, ThinkingVocabulary] = {}  # by format
         self._thread = ThreadPoolExecutor(1, "pagoda-grammars", initializer=_be_nice)
+        self._risky = ThreadPoolExecutor(1, "pagoda-risky-grammars", initializer=_be_nice)
 
     async def __call__(self, call: Call, serve: Serve) -> DeltaStream:
         """Raises RequestError naming the field that asks for a grammar which cannot be had."""
@@ -40,7 +45,8 @@ class Constraints:
         return await serve(call)
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._thread, self._risky):
+            thread.shutdown(wait=False, cancel_futures=True)
 
     async def _of(self, plan: OutputPlan) -> CompiledConstraint | None:
         thinks = plan.reasoning is not None and (plan.grammar is not None or plan.thinking_budget is not None)
@@ -49,7 +55,8 @@ class Constraints:
         answer: CompiledConstraint | None = None if plan.grammar is None else self._compiler.find(plan.grammar)
         if (plan.grammar is not None and answer is None) or (thinks and plan.reasoning not in self._thinking):
             loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self._thread, self._prepare, plan)
+            is_long = plan.grammar is not None and is_risky(plan.grammar.text)
+            answer = await loop.run_in_executor(self._risky if is_long else self._thread, self._prepare, plan)
         if not thinks or (answer is None and plan.thinking_budget is None):
             return answer
         assert plan.reasoning is not None
