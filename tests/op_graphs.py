@@ -95,6 +95,14 @@ class Graph:
         x, width = self._pick(step.pick[0])
         self.live.append((ops.rms_norm(x, vector(name, width), 1e-5), width))
 
+    def _layer_norm(self, ops: Ops, name: str, step: Step) -> None:
+        x, width = self._pick(step.pick[0])
+        self.live.append((ops.layer_norm(x, vector(name, width), vector(f"{name}b", width), 1e-5), width))
+
+    def _activated(self, ops: Ops, name: str, step: Step) -> None:
+        x, width = self._pick(step.pick[0])
+        self.live.append((ops.gated(x, None, "gelu"), width))
+
     def _linear(self, ops: Ops, name: str, step: Step) -> None:
         self.live.append(self._project(ops, name, step, step.pick[0], WIDTHS[step.pick[1] % 2]))
 
@@ -150,6 +158,12 @@ def joined(first: list[Step], attention: Step, second: list[Step], another: Step
     return [*first, attention, *second, another, *third]
 
 
+# and of encoders, which not every backend has
+ENCODER_OTHERS = st.lists(steps_of("layer_norm", "activated", "norm", "linear", "linear", "gated", "add"), max_size=8)
+
+ENCODER_STEPS = st.builds(
+    joined, ENCODER_OTHERS, steps_of("attention"), ENCODER_OTHERS, steps_of("layer_norm"), ENCODER_OTHERS
+)
 ALL_STEPS = st.builds(joined, OTHERS, steps_of("attention"), OTHERS, steps_of("attention", "norm"), OTHERS)
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 
 from op_graphs import (
     ALL_STEPS,
+    ENCODER_STEPS,
     SPEC,
     TRICKY,
     VOCAB,
@@ -227,6 +228,12 @@ BACKEND = CpuBackend(threads=2)
 @settings(max_examples=100, deadline=None)
 @given(ALL_STEPS)
 def test_any_graph_computes_what_its_ops_say(steps: list[Step]) -> None:
+    assert_runs_as_stated(Graph(steps), BACKEND)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ENCODER_STEPS)
+def test_any_graph_of_an_encoders_ops_computes_what_they_say(steps: list[Step]) -> None:
     assert_runs_as_stated(Graph(steps), BACKEND)
 
 
