@@ -75,12 +75,10 @@ class Engine:
         tokens; of each sequence the first that has a guess. pooling: how a pooled request's prompt becomes a vector.
         """
         model.allocate_kv(tuple(num_blocks))
-        self.vocab_size = vocab_size
-        self.max_context = max_context
+        self.vocab_size, self.max_context, self.pooling = vocab_size, max_context, pooling
         self._max_logprobs = max_logprobs
         self._plans_ahead = overlap and model.asynchronous
         self._sampler = sampler
-        self.pooling = pooling
         max_num_seqs = min(max_num_seqs, max_batch_tokens)  # so that a running prompt always gets tokens
         self.kv = KVCache(
             windows,
@@ -98,19 +96,10 @@ class Engine:
             max_loras=max_loras,
             drafting=self._drafting,
         )
-        self._runner = Runner(
-            model,
-            self.kv,
-            max_batch_tokens=max_batch_tokens,
-            max_num_seqs=max_num_seqs,
-            max_context=max_context,
-            pooling=pooling.kind,
-        )
-        self._model = model
+        limits = {"max_batch_tokens": max_batch_tokens, "max_num_seqs": max_num_seqs, "max_context": max_context}
+        self._runner = Runner(model, self.kv, pooling.kind, **limits)
         self._reader = LogitsReader(model, sampler)
-        self._opener = SequenceOpener(
-            tokenizer, sampler, max_context=max_context, seed=seed, pools_all=pooling.kind != "last"
-        )
+        self._opener = SequenceOpener(tokenizer, sampler, pooling.kind, max_context=max_context, seed=seed)
         self._masks = MaskPool(vocab_size)
         self._recorder = StepRecorder()
         self._sequences: dict[str, list[Sequence]] = {}  # by request: its choices that have not ended
@@ -179,10 +168,7 @@ class Engine:
         staged = self._plan_ahead(running) if ahead else None
         logits = self._reader.read(plan)
         self._recorder.forward_s = time.perf_counter() - running.launched
-        if running.pooled:
-            hidden_states = self._model.hidden_states()
-            for part in running.pooled:
-                part.take(hidden_states)
+        self._runner.pool(running)
         start = time.perf_counter()
         unscored = self._score_prompts(logits, plan)
         if running.masks is not None:

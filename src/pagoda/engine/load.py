@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -166,15 +166,7 @@ def _load(
     forward_model = open_forward_model(checkpoint, settings)
     device_memory = backend.available_memory()
     available = available_memory() if device_memory is None else device_memory
-    with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while the weights are repacked
-        tokenizer_job = pool.submit(load_tokenizer, checkpoint)
-        sandbox.start()  # for the chat template
-        model = backend.load(
-            forward_model,
-            max_batch_tokens=settings.batch_tokens,
-            max_batch_seqs=_max_rows(settings),
-            kv_type=settings.kv_type,
-        )
+    model, tokenizer_job = _place(settings, backend, forward_model, checkpoint)
     draft: LoadedDraft | None = None
     try:
         for name in checkpoint.tensors:  # packed now: let the OS have the file's pages back
@@ -221,6 +213,22 @@ def _load(
         draft=draft,
         adapters=adapters,
     )
+
+
+def _place(
+    settings: EngineSettings, backend: Backend, forward_model: ForwardModel, checkpoint: Checkpoint
+) -> tuple[LoadedModel, Future[Tokenizer]]:
+    """The model with its weights in place, and what came of building the tokenizer meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        tokenizer_job = pool.submit(load_tokenizer, checkpoint)
+        sandbox.start()  # for the chat template
+        model = backend.load(
+            forward_model,
+            max_batch_tokens=settings.batch_tokens,
+            max_batch_seqs=_max_rows(settings),
+            kv_type=settings.kv_type,
+        )
+    return model, tokenizer_job
 
 
 def _max_rows(settings: EngineSettings) -> int:

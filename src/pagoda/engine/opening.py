@@ -9,6 +9,7 @@ from typing import Protocol
 
 from pagoda.engine.output import OutputText, TokenStream
 from pagoda.engine.sequence import Sequence
+from pagoda.models.pooling import PoolingKind
 from pagoda.sampling.bad_words import token_sequences
 from pagoda.sampling.base import SamplerProtocol, StateSpec
 from pagoda.sampling.dry import Breakers
@@ -40,16 +41,16 @@ class SequenceOpener:
         self,
         tokenizer: EngineTokenizer,
         sampler: SamplerProtocol,
+        pooling: PoolingKind,
         *,
         max_context: int,
         seed: int,
-        pools_all: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._sampler = sampler
         self._max_context = max_context
         self._seed = seed
-        self._pools_all = pools_all  # of pooled requests all hidden states are wanted
+        self._pools_all = pooling != "last"  # of pooled requests all hidden states are wanted
         self._breakers = Breakers(tokenizer)
 
     def open(self, request: Request, order: int) -> list[Sequence]:

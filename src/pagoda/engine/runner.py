@@ -65,15 +65,15 @@ class Runner:
         self,
         model: LoadedModel,
         kv: KVCache,
+        pooling: PoolingKind,
         *,
         max_batch_tokens: int,
         max_num_seqs: int,
         max_context: int,
-        pooling: PoolingKind = "last",
     ) -> None:
         self._model = model
         self._kv = kv
-        self._pooling: PoolingKind = pooling
+        self._pooling = pooling
         self._tokens = np.empty(max_batch_tokens, np.int32)
         self._positions = np.empty(max_batch_tokens, np.int32)
         self._starts = np.zeros(max_num_seqs + 1, np.int32)
@@ -142,6 +142,13 @@ class Runner:
         launched = time.perf_counter()
         self._model.launch(staged.tokens)
         return RunningStep(staged.plan, staged.logits_plan, launched, staged.pooled, masks)
+
+    def pool(self, running: RunningStep) -> None:
+        """Wait for the launched step, and give pooled sequences what it computed of them."""
+        if running.pooled:
+            hidden_states = self._model.hidden_states()
+            for part in running.pooled:
+                part.take(hidden_states)
 
     def _logits_plan(
         self,
