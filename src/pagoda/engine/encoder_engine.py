@@ -86,6 +86,10 @@ class LoadedEncoder:
         """What has become of the model's files since they were opened; None: nothing that could be seen here."""
         return self.checkpoint.changed()
 
+    def content_digest(self) -> str:
+        """What tells this model from others of its name."""
+        return self.checkpoint.content_digest()
+
     def close(self) -> None:
         """Stop the engine and free everything. Idempotent."""
         self.engine.stop()

@@ -99,6 +99,10 @@ class LoadedEngine:
         drafts = None if self.draft is None else self.draft.checkpoint.changed()
         return self.checkpoint.changed() or drafts
 
+    def content_digest(self) -> str:
+        """What tells this model from others of its name."""
+        return self.checkpoint.content_digest()
+
     def close(self) -> None:
         """Stop the engine and free everything. Idempotent."""
         self.engine.stop()

@@ -6,6 +6,7 @@ Tensors are views of memory-mapped files: opening costs the header, and the OS r
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -29,6 +30,7 @@ TEXT_FILES = (  # of a folder: what its tokenizer and its chat template are made
     *(CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("generation_config.json", "chat_template.json", "chat_template.jinja"),
 )
+SAMPLED_BYTES = 4096  # of each end of a tensor
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 Part = tuple[MappedFile, tuple[TensorInfo, ...]]
@@ -107,6 +109,21 @@ class Checkpoint:
             return mapped
         text = next((path for path, seen in self._text_files.items() if _version(path) != seen), None)
         return None if text is None else f"{text} is not what it was when the model was opened"
+
+    def content_digest(self) -> str:
+        """A hash of the settings and of each tensor's first and last bytes: another one for another fine-tune.
+
+        Takes a fraction of a second, whatever the model's size. Someone who wants to can make two models of one digest.
+        """
+        digest = hashlib.sha256()
+        for key in sorted(self.metadata):
+            digest.update(repr((key, self.metadata[key])).encode("utf-8", "surrogateescape"))
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            digest.update(repr((name, tensor.type, tensor.shape)).encode())
+            data = tensor.data.reshape(-1)
+            digest.update(bytes(data[:SAMPLED_BYTES]) + bytes(data[-SAMPLED_BYTES:]))
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Forget the tensors; files are unmapped when the last view of them is gone. Idempotent."""

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, choose_encoder, generate_latest
 
+from pagoda.observe.cache_series import CacheSeries
 from pagoda.observe.compat import LlamaServer, as_vllm
 from pagoda.observe.cost import CostLedger
 from pagoda.observe.engine_series import EngineSeries
@@ -42,6 +43,8 @@ class Metrics:
     ) -> None:
         self.engine = EngineSeries(max_context, {"block_size": str(BLOCK_SIZE)} | (cache_config or {}))
         self.own, self.server, self.machine = OwnSeries(), ServerSeries(), MachineSeries()
+        self.cache = CacheSeries()
+        self.before_scrape: list[Callable[[], None]] = []  # set gauges that are read off something
         self.own.kv_blocks_total.value = float((cache_config or {}).get("num_gpu_blocks", 0))  # until a step tells
         self.ledger = ledger or CostLedger()
         self.roofline: Roofline | None = None  # None: what steps cost is not known (yet)
@@ -57,7 +60,7 @@ class Metrics:
 
     def groups(self) -> dict[str, list[Series]]:
         """All series by who sets them."""
-        holders = (self.engine, self.own, self.server, self.ledger.series, self.machine)
+        holders = (self.engine, self.own, self.server, self.ledger.series, self.machine, self.cache)
         groups: dict[str, list[Series]] = {}
         for holder in holders:
             groups.setdefault(holder.set_by, []).extend(vars(holder).values())
@@ -93,6 +96,8 @@ class Metrics:
         for update in self.before_collect:
             update()
         self.ledger.update()
+        for update in self.before_scrape:
+            update()
         read_into(self.machine, self._gpus)
         for series in [one for group in self.groups().values() for one in group]:
             yield from series.collect(f"pagoda_{series.name}", self._labels)

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from pagoda.observe.metrics import Metrics
 
 DONE = b"data: [DONE]\n\n"
+CACHED_USAGE = {
+    "prompt_tokens": 0,
+    "completion_tokens": 0,
+    "total_tokens": 0,
+    "prompt_tokens_details": {"cached_tokens": 0},
+    "cached": True,
+}
 MARK = "\ue000"  # stands for the text where a chunk is cut in two
 
 
@@ -153,7 +160,9 @@ class Answer:
         }
 
     def usage(self) -> dict[str, Any]:
-        """Prompts are counted once, however many choices continue them."""
+        """Prompts are counted once, however many choices continue them; answers from the cache cost nothing."""
+        if any(choice.usage and choice.usage.cached for choice in self.choices):
+            return dict(CACHED_USAGE)
         firsts = self.choices[:: self.options.n]
         prompt_tokens = sum(len(choice.prompt.ids) for choice in firsts)
         completion_tokens = sum(choice.completion_tokens for choice in self.choices)

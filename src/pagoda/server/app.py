@@ -17,7 +17,7 @@ from starlette.routing import Route
 from pagoda.config import ServerSettings
 from pagoda.errors import ConfigError, PagodaError
 from pagoda.observe.cost import CostSettings
-from pagoda.server import adapter_routes, live, pages, routes, system, vectors
+from pagoda.server import adapter_routes, cache_routes, live, pages, routes, system, vectors
 from pagoda.server.failures import DescribedError, answer_error, json_response
 from pagoda.server.key_store import KeyStore
 from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
@@ -45,6 +45,7 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
             *routes.ROUTES,
             *vectors.ROUTES,
             *adapter_routes.ROUTES,
+            *cache_routes.ROUTES,
             *system.ROUTES,
             *live.ROUTES,
             *pages.ROUTES,
@@ -63,7 +64,7 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
     if not origins:
         return []
     methods, headers = ["GET", "POST", "OPTIONS"], ["*"]
-    exposed = ["X-Request-Id", "X-Cost-USD", "Retry-After"]
+    exposed = ["X-Request-Id", "X-Cost-USD", "X-Pagoda-Cache", "Retry-After"]
     layer = Middleware(
         CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers, expose_headers=exposed
     )

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pagoda.cache.policy import DEFAULT_OPTIONS, CacheOptions
 from pagoda.server.output_plan import OutputPlan
 from pagoda.types import Delta, Request
 
@@ -26,6 +27,8 @@ class Call:
     adapter: str | None = None  # the name that was asked for, None: the model itself
     deadline: float | None = None  # time.monotonic() seconds at which the answer is worth nothing any more
     start_by: float | None = None  # and at which it is, if there is no token yet
+    cache: CacheOptions = DEFAULT_OPTIONS  # what the request asks of the semantic cache
+    headers: dict[str, str] = field(default_factory=dict)  # of the response; layers add to them before they answer
 
 
 class DeltaStream(Protocol):

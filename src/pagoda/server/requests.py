@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pagoda.cache.policy import DEFAULT_OPTIONS, CacheOptions
 from pagoda.errors import RequestError
 from pagoda.server.answers import AnswerOptions
 from pagoda.server.call import Call
@@ -41,6 +42,7 @@ class GenerationSpec:
     report_progress: bool = False  # while the prompt is computed
     request_id: str | None = None  # which the client chose
     deadline_ms: int | None = None  # from now on
+    cache: CacheOptions = DEFAULT_OPTIONS
 
 
 def chat_spec(body: ChatRequest) -> GenerationSpec:
@@ -109,7 +111,8 @@ def make_call(
         for place, prompt in enumerate(prompts)
     )
     deadline = None if spec.deadline_ms is None else arrival + spec.deadline_ms / 1000
-    return Call(id, requests, None if messages is None else tuple(messages), tenant, output, adapter, deadline)
+    asked = None if messages is None else tuple(messages)
+    return Call(id, requests, asked, tenant, output, adapter, deadline, cache=spec.cache)
 
 
 def new_id(prefix: str) -> str:
@@ -132,6 +135,7 @@ def _spec(body: Generation, params: SamplingParams, options: AnswerOptions) -> G
         report_progress=bool(body.stream and body.return_progress),
         request_id=body.request_id,
         deadline_ms=body.deadline_ms,
+        cache=DEFAULT_OPTIONS if body.cache is None else body.cache.options,
     )
 
 

@@ -7,6 +7,7 @@ of every start. `openapi.py` says what they take.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from starlette.convertors import Convertor, register_url_convertor
@@ -15,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pagoda.cache.policy import options_of
 from pagoda.server.answers import Answer, CompletionAnswer
 from pagoda.server.bodies import body_of, is_long
 from pagoda.server.chat_answer import ChatAnswer
@@ -22,7 +24,7 @@ from pagoda.server.failures import json_response
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.reading import Reading
 from pagoda.server.record import record_of
-from pagoda.server.requests import answer_id, make_call
+from pagoda.server.requests import GenerationSpec, answer_id, make_call
 from pagoda.server.service import Model, Service
 from pagoda.server.stream import ClientGone, EventStream, while_connected
 
@@ -73,7 +75,7 @@ async def read_body(request: Request, model: Model, kind: str) -> Any:
 
 async def _generate(request: Request, model: Model, shape: type[Answer], prefix: str, reading: Reading) -> Response:
     record = record_of(request.scope)
-    spec, prompts = reading.spec, reading.prompts
+    spec, prompts = with_cache_header(request, reading.spec), reading.prompts
     call = make_call(
         spec,
         prompts,
@@ -99,16 +101,26 @@ async def _generate(request: Request, model: Model, shape: type[Answer], prefix:
         model.accounts.close(call, answer, record, stream=spec.stream)
 
     if spec.stream:
-        return EventStream(answer.events(stream), end, service_of(request).settings.sse_keepalive)
+        keep_alive = service_of(request).settings.sse_keepalive
+        return EventStream(answer.events(stream), end, keep_alive, call.headers)
     try:
         content = await while_connected(request.receive, answer.whole(stream))
-        headers = {} if answer.cost_usd is None else {"X-Cost-USD": f"{answer.cost_usd():.10f}"}
-        return Response(content, headers=headers, media_type="application/json")
+        cost = {} if answer.cost_usd is None else {"X-Cost-USD": f"{answer.cost_usd():.10f}"}
+        return Response(content, headers=call.headers | cost, media_type="application/json")
     except ClientGone:
         record.client_gone = True
         raise
     finally:
         end()
+
+
+def with_cache_header(request: Request, spec: GenerationSpec) -> GenerationSpec:
+    """What the headers ask of the semantic cache wins over the body. Raises RequestError."""
+    wish = request.headers.get("x-pagoda-cache")
+    if wish is not None:
+        return replace(spec, cache=options_of(wish))
+    control = request.headers.get("cache-control", "").replace(" ", "").lower().split(",")
+    return replace(spec, cache=replace(spec.cache, mode="off")) if "no-store" in control else spec
 
 
 async def tokenize(request: Request) -> Response:

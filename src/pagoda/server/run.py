@@ -23,6 +23,7 @@ from pagoda.config import ServerSettings
 from pagoda.errors import EngineError, FormatError
 from pagoda.observe.cost import CostSettings
 from pagoda.server.app import create_app
+from pagoda.server.cache_parts import load_cache
 from pagoda.server.http import Connection, Connections
 from pagoda.server.service import Loaded, Model, Service
 
@@ -69,7 +70,8 @@ class PagodaServer(uvicorn.Server):
             await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 return await self._drain()
-            self._on_ready(self._service.attach(loading.result()))
+            cache = await asyncio.to_thread(load_cache, self._service.settings)
+            self._on_ready(self._service.attach(loading.result(), cache))
             changed = asyncio.create_task(self._model_changed(loading.result()))
             await asyncio.wait([stop, changed], return_when=asyncio.FIRST_COMPLETED)
             if changed.done():

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pagoda.cache.policy import MAX_TAG_CHARS, MAX_TAGS, MAX_TTL, MIN_TTL, CacheOptions, Mode
 from pagoda.server.schema_base import MAX_TOKENS, Int, Int64, Strict, Text, TokenIds
 from pagoda.server.schema_messages import Message
 from pagoda.server.schema_output import Structured, Tools
@@ -84,6 +85,26 @@ class Speculation(Strict):
         return 0 if self.enabled is False else self.max_tokens
 
 
+Tag = Annotated[str, Field(min_length=1, max_length=MAX_TAG_CHARS)]
+
+
+class CacheWish(Strict):
+    """Whether and how the semantic cache may be used; the header X-Pagoda-Cache says the same and wins."""
+
+    mode: Mode = "on"
+    ttl: Annotated[float, Field(ge=MIN_TTL, le=MAX_TTL)] | None = None  # seconds
+    tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)] | None = None
+
+    @property
+    def options(self) -> CacheOptions:
+        return CacheOptions(self.mode, self.ttl, tuple(dict.fromkeys(self.tags or ())))
+
+
+def _wish(value: object) -> object:
+    """`"cache": "off"` is short for `"cache": {"mode": "off"}`."""
+    return {"mode": value} if isinstance(value, str) else value
+
+
 class Generation(Harmless, Structured):
     """What chat and text completions share."""
 
@@ -141,6 +162,7 @@ class Generation(Harmless, Structured):
     return_progress: bool | None = None  # streams: how much of the prompt is computed, step by step
     truncate_prompt_tokens: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: to the whole context
 
+    cache: Annotated[CacheWish | None, BeforeValidator(_wish)] = None
     priority: Int64 | None = None
     cache_salt: Annotated[Text, Field(max_length=1024)] | None = None
 

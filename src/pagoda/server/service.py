@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
+from pagoda.cache.cache import SemanticCache
 from pagoda.config import ServerSettings
 from pagoda.engine.adapters import AdapterStore
 from pagoda.errors import EngineError, OverloadedError, UnavailableError
@@ -22,6 +23,8 @@ from pagoda.server.adapters import Adapters
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.bridge import EngineBridge, EngineThread
 from pagoda.server.budgets import Budgets
+from pagoda.server.cache_parts import caching_of
+from pagoda.server.caching import Caching
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
 from pagoda.server.ceilings import make_history, roofline_of
 from pagoda.server.constraints import Constraints
@@ -29,6 +32,7 @@ from pagoda.server.deadlines import Deadlines
 from pagoda.server.intact import Intact
 from pagoda.server.key_store import KeyStore
 from pagoda.server.prompts import ChatTemplate, Tokenizer
+from pagoda.server.question import Asking, ModelIdentity
 from pagoda.server.readers import Readers
 from pagoda.server.reading import Reader, ReaderLimits, ServedNames, TextLoader, unknown_model
 from pagoda.text.framing import VectorTraits
@@ -74,6 +78,8 @@ class Loaded(Protocol):
 
     def changed(self) -> str | None: ...
 
+    def content_digest(self) -> str: ...
+
     def close(self) -> None: ...
 
 
@@ -81,7 +87,12 @@ class Model:
     """A loaded model behind everything that answers for it."""
 
     def __init__(
-        self, loaded: Loaded, settings: ServerSettings, cost: CostSettings, key_store: KeyStore | None = None
+        self,
+        loaded: Loaded,
+        settings: ServerSettings,
+        cost: CostSettings,
+        key_store: KeyStore | None = None,
+        cache: SemanticCache | None = None,
     ) -> None:
         self.name = settings.served_model_name or loaded.model_name
         self.created = int(time.time())
@@ -127,9 +138,15 @@ class Model:
         self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens, speed)
         self.constraints = Constraints(loaded.tokenizer)
         self.budgets = None if key_store is None else Budgets(key_store, self.name, self.metrics)
+        self.caching: Caching | None = None  # None: there is no semantic cache
+        if cache is not None:
+            identity = ModelIdentity(self.name, loaded.content_digest(), lambda name: self.store.find(name).digest)
+            asking = Asking(cache.policy, identity, loaded.tokenizer.decode)
+            self.caching = caching_of(cache, settings, asking, self.metrics)
         layers: list[Layer] = [  # outermost first
             Intact(loaded.changed),
             self._validated,
+            *([] if self.caching is None else [self.caching]),
             Adapters(self.store),
             *([] if self.budgets is None else [self.budgets]),
             Deadlines(self.admission, speed, self.history, self.metrics),
@@ -169,6 +186,8 @@ class Model:
         self._measuring.cancel()
         self.readers.close()
         self.constraints.close()
+        if self.caching is not None:
+            self.caching.close()
 
     def turning(self) -> bool:
         """Whether the engine runs, and takes steps if it has work."""
@@ -204,9 +223,9 @@ class Service:
         self.num_active = 0  # HTTP requests in the works that a shutdown waits for
         self._model: Model | None = None
 
-    def attach(self, loaded: Loaded) -> Model:
-        """The model is there: start its engine and answer requests."""
-        self._model = Model(loaded, self.settings, self._cost, self.key_store)
+    def attach(self, loaded: Loaded, cache: SemanticCache | None = None) -> Model:
+        """The model is there, and the semantic cache if one is wanted: start its engine and answer requests."""
+        self._model = Model(loaded, self.settings, self._cost, self.key_store, cache)
         loaded.engine.start()
         if self.phase == "starting":
             self.phase = "ready"

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import orjson
@@ -39,7 +39,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None], keep_alive: float = 0.0) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        close: Callable[[], None],
+        keep_alive: float = 0.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """`keep_alive`: seconds without an event after which a comment is sent; 0: never."""
         self._events = events
         self._close = close
@@ -47,7 +53,7 @@ class EventStream(Response):
         self._last = time.monotonic()  # when something was written
         self.status_code = 200
         self.background = None
-        self.init_headers(HEADERS)
+        self.init_headers(HEADERS | dict(headers or {}))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         half_closed = scope.get("pagoda.half_closed") or asyncio.Event()

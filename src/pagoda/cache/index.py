@@ -1,0 +1,119 @@
+"""Vectors of one partition in memory, searched exactly; past 50,000 through HNSW where `usearch` is installed."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from pagoda.types import FloatArray
+
+try:
+    from usearch.index import Index
+except ImportError:
+    Index = None
+
+EXACT_UP_TO = 50_000
+CONNECTIVITY, EXPANSION = 24, 128  # of HNSW: recall over 0.99 of the ten nearest among 100,000 questions
+
+
+class VectorIndex:
+    """Keys by their vectors. One caller at a time: the store that holds it has a lock."""
+
+    def __init__(self) -> None:
+        self._keys: list[str | None] = []  # by row; None: the row is free
+        self._rows: dict[str, int] = {}
+        self._free: list[int] = []
+        self._matrix: FloatArray = np.empty((0, 0), np.float32)
+        self._graph: Any = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def put(self, key: str, vector: FloatArray) -> None:
+        """`vector`: [d], of length 1."""
+        self.remove(key)
+        if not self._free:
+            self._grow(len(vector))
+        row = self._free.pop()
+        self._matrix[row], self._keys[row], self._rows[key] = vector, key, row
+        if self._graph is not None:
+            self._graph.add(row, vector)
+        elif len(self._rows) > EXACT_UP_TO and Index is not None:
+            self._graph = _make_graph(self._matrix, sorted(self._rows.values()))
+
+    def remove(self, key: str) -> None:
+        """Nothing happens where it is not."""
+        row = self._rows.pop(key, None)
+        if row is None:
+            return
+        self._keys[row] = None
+        self._matrix[row] = 0
+        if self._graph is not None:
+            self._graph.remove(row)
+        self._free.append(row)
+
+    def nearest(self, vector: FloatArray, count: int) -> list[tuple[float, str]]:
+        """(cosine, key), nearest first; of equally near ones, those with the lower keys."""
+        if not self._rows or len(vector) != self._matrix.shape[1]:
+            return []
+        if self._graph is not None:
+            rows = self._graph.search(vector, count + 8).keys.astype(np.int64)
+            scores = self._matrix[rows] @ vector
+        else:
+            scores = self._matrix @ vector
+            count_wide = min(count + 8, len(scores))
+            rows = np.argpartition(-scores, count_wide - 1)[:count_wide]
+            scores = scores[rows]
+        found = [(float(s), key) for s, row in zip(scores, rows, strict=True) if (key := self._keys[row]) is not None]
+        return sorted(found, key=lambda pair: (-pair[0], pair[1]))[:count]
+
+    def _grow(self, width: int) -> None:
+        old = len(self._keys)
+        size = max(2 * old, 1)  # many partitions are conversations of one question
+        matrix = np.zeros((size, width), np.float32)
+        if old:
+            matrix[:old] = self._matrix
+        self._matrix = matrix
+        self._keys += [None] * (size - old)
+        self._free = list(range(size - 1, old - 1, -1))
+
+
+class Indexes:
+    """An index a partition and space, with a lock around all."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._indexes: dict[tuple[str, str], VectorIndex] = {}
+
+    def put(self, partition: str, space: str, key: str, vector: FloatArray) -> None:
+        with self.lock:
+            self._indexes.setdefault((partition, space), VectorIndex()).put(key, vector)
+
+    def remove(self, partition: str, space: str, key: str) -> None:
+        """Nothing happens where it is not."""
+        with self.lock:
+            index = self._indexes.get((partition, space))
+            if index is not None:
+                index.remove(key)
+                if not len(index):
+                    del self._indexes[partition, space]
+
+    def nearest(self, partition: str, space: str, vector: FloatArray, count: int) -> list[tuple[float, str]]:
+        with self.lock:
+            index = self._indexes.get((partition, space))
+            return index.nearest(vector, count) if index is not None else []
+
+
+def _make_graph(matrix: FloatArray, rows: list[int]) -> Any:
+    """A graph over these rows of the matrix."""
+    graph = Index(
+        ndim=matrix.shape[1], metric="ip", dtype="f32", connectivity=CONNECTIVITY, expansion_add=EXPANSION,
+        expansion_search=EXPANSION,
+    )  # fmt: skip
+    graph.add(np.array(rows, np.uint64), matrix[rows])
+    return graph

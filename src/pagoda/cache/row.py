@@ -1,0 +1,80 @@
+"""An entry as the stores write it: what is searched for in columns of its own, the rest as one sealed text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from pagoda.cache.crypt import Cipher
+from pagoda.cache.entry import Answer, Entry
+from pagoda.types import FloatArray
+
+COLUMNS = ("key", "id", "partition", "space", "tenant", "model", "tags", "created", "expires", "ttl", "sliding", "body",
+           "vector")  # fmt: skip
+
+
+def row_of(entry: Entry, cipher: Cipher | None) -> dict[str, Any]:
+    """Values of COLUMNS: texts, numbers, and bytes for body and vector (float32, little-endian; empty: none)."""
+    body = orjson.dumps({"question": entry.question, "answer": entry.answer.to_bytes().decode()})
+    return {
+        "key": entry.key,
+        "id": entry.id,
+        "partition": entry.partition,
+        "space": entry.space,
+        "tenant": entry.tenant,
+        "model": entry.model,
+        "tags": orjson.dumps(entry.tags).decode(),
+        "created": entry.created,
+        "expires": entry.expires,
+        "ttl": entry.ttl,
+        "sliding": int(entry.sliding),
+        "body": body if cipher is None else cipher.seal(body, entry.key),
+        "vector": b"" if entry.vector is None else entry.vector.astype("<f4").tobytes(),
+    }
+
+
+def entry_of(row: Mapping[str, Any] | Sequence[Any], cipher: Cipher | None) -> Entry | None:
+    """The entry of a row, values in the order of COLUMNS or by their names; None: it is damaged or sealed otherwise."""
+    try:
+        if not isinstance(row, Mapping):
+            row = dict(zip(COLUMNS, row, strict=True))
+        sealed = bytes(row["body"])
+        body = orjson.loads(sealed if cipher is None else cipher.open(sealed, row["key"]))
+        blob = bytes(row["vector"])
+        vector = vector_of(blob)
+        if blob and vector is None:
+            return None
+        return Entry(
+            id=str(row["id"]),
+            partition=str(row["partition"]),
+            key=str(row["key"]),
+            tenant=str(row["tenant"]),
+            model=str(row["model"]),
+            question=str(body["question"]),
+            answer=Answer.from_bytes(body["answer"].encode()),
+            vector=vector,
+            space=str(row["space"]),
+            created=float(row["created"]),
+            expires=float(row["expires"]),
+            ttl=float(row["ttl"]),
+            sliding=bool(int(row["sliding"])),
+            tags=tuple(str(tag) for tag in orjson.loads(row["tags"])),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def vector_of(blob: bytes) -> FloatArray | None:
+    """The vector in these bytes; None: there is none, or it is damaged."""
+    if not blob or len(blob) % 4:
+        return None
+    vector = np.frombuffer(blob, "<f4").astype(np.float32)
+    return vector if is_unit(vector) else None
+
+
+def is_unit(vector: FloatArray) -> bool:
+    """Whether the vector is of length 1: not zero, and without NaN or infinity."""
+    return bool(abs(float(vector @ vector) - 1) < 1e-2)

@@ -1,0 +1,290 @@
+"""The layer that answers from the cache: exact repeats, then questions that want the same answer, then who asks below.
+
+Lookups run on threads of their own and get a bounded time; what takes longer, or fails, is a miss. Answers are kept
+after they have been given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from pagoda.cache.cache import Candidate, Found, SemanticCache, is_shadowed
+from pagoda.cache.entry import Answer
+from pagoda.cache.policy import Question
+from pagoda.cache.store import StoreError
+from pagoda.errors import ModelNotFoundError
+from pagoda.observe.cache_series import CacheSeries
+from pagoda.server.call import Call, DeltaStream, Serve
+from pagoda.server.flight import NO_COST, Flight
+from pagoda.server.question import Asked, Asking, Bypass, holds_calls
+from pagoda.types import Delta, FloatArray
+
+logger = logging.getLogger("pagoda.cache")
+
+HEADER = "X-Pagoda-Cache"
+EMBED_S = 0.1  # that an embedding may take; the store's time is a setting
+THREADS = 4
+MAX_WRITES = 1000  # answers that wait to be kept; more are not kept
+REST_S = 1.0  # that a store is left alone after it has failed or was slow several times
+FAILURES = 3
+COUNTED_S = 30.0  # that a count of entries is shown before they are counted anew
+
+T = TypeVar("T")
+
+
+class SlowError(Exception):
+    """Something took longer than it may."""
+
+
+@dataclass(slots=True)
+class Health:
+    """Whether the store is worth asking."""
+
+    failures: int = 0
+    rests_until: float = 0.0
+
+    def failed(self) -> None:
+        self.failures += 1
+        if self.failures >= FAILURES:
+            self.failures, self.rests_until = 0, time.monotonic() + REST_S
+
+    @property
+    def rests(self) -> bool:
+        return time.monotonic() < self.rests_until
+
+
+class Caching:
+    """The layer. `ask` makes a question of a call, or says why there is none."""
+
+    def __init__(
+        self,
+        cache: SemanticCache,
+        ask: Asking,
+        series: CacheSeries,
+        *,
+        budget: float = 0.02,
+        shadow: float = 0.05,
+    ) -> None:
+        """`budget`: seconds that one question to the store may take; `shadow`: share of hits that are checked."""
+        self.cache = cache
+        self.series = series
+        self._ask = ask
+        self._budget = budget
+        self._shadow = shadow
+        self._flights: dict[str, Flight] = {}
+        self._lookups = ThreadPoolExecutor(THREADS, "pagoda-cache")
+        self._writer = ThreadPoolExecutor(1, "pagoda-cache-writer")
+        self._num_writes = 0
+        self._health = Health()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, call: Call, serve: Serve) -> DeltaStream:
+        try:
+            asked = await self._run(self._lookups, lambda: self._ask(call), EMBED_S)
+        except SlowError:
+            return await self._pass(call, serve, Bypass("too much work"))
+        if isinstance(asked, Bypass):
+            return await self._pass(call, serve, asked)
+        question = asked.question
+        found, vector = Found(None, "not asked"), None
+        if call.cache.reads:
+            start = time.perf_counter()
+            found, vector = await self._find(question)
+            self.series.lookup.observe(time.perf_counter() - start)
+            if found.entry is not None:
+                return self._replay(call, serve, found)
+            if asked.flight_key in self._flights and call.cache.writes:
+                self._note(call, "hit", "under way")
+                return await self._flights[asked.flight_key].join(call.requests[0].id, free=True)
+        self._note(call, "miss", found.why, found.candidate)
+        flight = self._fly(call, serve, asked, found, vector)
+        return await flight.join(call.requests[0].id, free=False)
+
+    async def _pass(self, call: Call, serve: Serve, bypass: Bypass) -> DeltaStream:
+        self._note(call, "bypass", bypass.why)
+        return await serve(call)
+
+    async def _find(self, question: Question) -> tuple[Found, FloatArray | None]:
+        """What is there for the question, and its vector if that was needed. Never raises, and takes a bounded time."""
+        if self._health.rests:
+            return Found(None, "store away"), None
+        vector = None
+        try:
+            found = await self._run(self._lookups, lambda: self.cache.find_same(question), self._budget)
+            if found.kind is None and question.is_comparable and self.cache.embedder is not None:
+                vector = await self._run(self._lookups, lambda: self.cache.embed(question.text), EMBED_S)
+                if vector is not None:
+                    here = vector
+                    found = await self._run(self._lookups, lambda: self.cache.find_alike(question, here), self._budget)
+            self._health.failures = 0
+            return found, vector
+        except SlowError:
+            self._health.failed()
+            return Found(None, "too slow"), vector
+        except StoreError as error:
+            self._health.failed()
+            logger.warning("the cache's store failed", extra={"facts": {"why": str(error)[:300]}})
+            return Found(None, "store failed"), vector
+        except Exception:  # a cache never fails a request
+            logger.exception("a lookup in the cache failed")
+            return Found(None, "failed"), vector
+
+    def _replay(self, call: Call, serve: Serve, found: Found) -> DeltaStream:
+        entry = found.entry
+        assert entry is not None
+        assert found.candidate is not None
+        self._note(call, "hit", found.why, found.candidate)
+        self.series.saved_prompt_tokens.value += entry.answer.prompt_tokens
+        self.series.saved_tokens.value += entry.answer.completion_tokens
+        if found.kind == "meaning" and is_shadowed(self._shadow):
+            self._in_background(self._check(call, serve, found.candidate))
+        return Replay(call.requests[0].id, entry.answer)
+
+    def _fly(self, call: Call, serve: Serve, asked: Asked, found: Found, vector: FloatArray | None) -> Flight:
+        key = asked.flight_key
+
+        def end(flight: Flight) -> None:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+            if not flight.is_whole or (answer := answer_of(call, flight.deltas)) is None:
+                return
+            with contextlib.suppress(ModelNotFoundError):  # the adapter is gone, or another one has its name
+                if self._ask.identity.of(call) == asked.identity:
+                    self._write(asked.question, answer, vector, found.candidate, keeps=call.cache.writes)
+
+        flight = Flight(call, serve, end)
+        if call.cache.writes and key not in self._flights:
+            self._flights[key] = flight
+        return flight
+
+    def _write(
+        self, question: Question, answer: Answer, vector: FloatArray | None, candidate: Candidate | None, *, keeps: bool
+    ) -> None:
+        """Keep an answer and learn from it, on the writer's thread."""
+        if self._num_writes >= MAX_WRITES:
+            self.series.lost_writes.value += 1
+            return
+        self._num_writes += 1
+
+        def work() -> None:
+            try:
+                if candidate is not None:
+                    self.cache.compare(candidate, answer.text, hit=False)
+                if keeps:
+                    space = (
+                        vector if vector is not None or not question.is_comparable else self.cache.embed(question.text)
+                    )
+                    self.cache.keep(question, answer, space)
+                    self.series.writes.value += 1
+            except StoreError as error:
+                self.series.lost_writes.value += 1
+                logger.warning("an answer was not kept", extra={"facts": {"why": str(error)[:300]}})
+            except Exception:
+                self.series.lost_writes.value += 1
+                logger.exception("an answer was not kept")
+            finally:
+                self._num_writes -= 1
+
+        self._writer.submit(work)
+
+    async def _check(self, call: Call, serve: Serve, candidate: Candidate) -> None:
+        """A shadow check: answer a hit afresh, after those who wait, and compare."""
+        requests = tuple(replace(r, id=f"{r.id}-shadow", priority=r.priority + 1000) for r in call.requests)
+        try:
+            stream = await serve(replace(call, requests=requests, headers={}))
+            try:
+                deltas = [delta async for arrived in stream for delta in arrived]
+            finally:
+                stream.close()
+            answer = answer_of(call, deltas)
+            if answer is not None:
+                fresh = answer.text
+                await self._run(self._writer, lambda: self.cache.compare(candidate, fresh, hit=True), 60.0)
+        except Exception as error:  # overloaded, stopped: there will be other hits to check
+            logger.info("a hit was not checked", extra={"facts": {"why": repr(error)[:300]}})
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T], seconds: float) -> T:
+        """`work` on a thread. Raises SlowError when it takes longer; it then goes on, and nobody looks at it."""
+        future = asyncio.get_running_loop().run_in_executor(pool, work)
+        done, _ = await asyncio.wait([future], timeout=seconds)
+        if not done:
+            future.add_done_callback(lambda late: late.exception())
+            raise SlowError
+        return future.result()
+
+    def _note(self, call: Call, outcome: str, why: str, candidate: Candidate | None = None) -> None:
+        """Tell the client and the metrics. No text of anybody's is in it."""
+        self.series.count(outcome, why)
+        parts = [outcome, why]
+        if candidate is not None:
+            parts.append(f"similarity={candidate.similarity:.3f}")
+            if outcome == "hit":
+                parts += [f"age={max(0.0, time.time() - candidate.entry.created):.0f}", f"id={candidate.entry.id}"]
+        call.headers[HEADER] = "; ".join(parts)
+
+    def update_series(self) -> None:
+        """Set the gauges, from any thread."""
+        state, series = self.cache.evidence.state(), self.series
+        series.checked_hits.value = state.num_checked
+        series.wrong_ratio.value = state.num_checked_wrong / state.num_checked if state.num_checked else 0.0
+        series.wrong_ratio_low.value, series.wrong_ratio_high.value = state.interval
+        series.wrong_ratio_max.value = state.max_wrong
+        series.expected_wrong.value = state.expected_wrong
+        series.evictions.value = self.cache.num_evicted
+        if not self._health.rests:
+            with contextlib.suppress(StoreError):
+                series.entries.value = self.cache.num_entries(COUNTED_S)
+
+    async def flush(self) -> None:
+        """Until all answers so far are kept. For tests, and before the end."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.get_running_loop().run_in_executor(self._writer, lambda: None)
+
+    def close(self) -> None:
+        """Keep what waits to be kept, and let go of the store."""
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._writer.shutdown(wait=True)
+        self.cache.close()
+
+
+class Replay:
+    """An answer that was kept, as deltas."""
+
+    def __init__(self, request_id: str, answer: Answer) -> None:
+        self._request_id = request_id
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        answer = self._answer
+        deltas = [Delta(self._request_id, 0, text, token_ids, usage=NO_COST) for text, token_ids in answer.pieces]
+        deltas[-1] = replace(deltas[-1], finish_reason=answer.finish_reason, stop_reason=answer.stop_reason)
+        yield deltas
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+def answer_of(call: Call, deltas: list[Delta]) -> Answer | None:
+    """The answer that these deltas are, if it may be given again: ended by itself, with some text, and no calls."""
+    if not deltas or deltas[-1].finish_reason != "stop":
+        return None
+    pieces = tuple(
+        (delta.text, delta.token_ids) for delta in deltas if delta.text or delta.token_ids or delta.finish_reason
+    )
+    usage = deltas[-1].usage
+    prompt_tokens = len(call.requests[0].prompt_token_ids)
+    num_tokens = usage.completion_tokens if usage is not None else sum(len(ids) for _, ids in pieces)
+    answer = Answer(pieces, "stop", deltas[-1].stop_reason, prompt_tokens, num_tokens)
+    return answer if answer.text.strip() and not holds_calls(call, answer.text) else None
