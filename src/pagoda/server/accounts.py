@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import orjson
 
 from pagoda.config import ServerSettings
+from pagoda.errors import ConfigError
 from pagoda.hardware.devices import device
 from pagoda.observe.cost import CostLedger, CostSettings, WorkUnits
 from pagoda.observe.metrics import Metrics
@@ -23,6 +24,8 @@ def make_ledger(settings: CostSettings) -> CostLedger:
     price = settings.price
     if price is None and settings.price_of is not None:
         price = device(settings.price_of).usd_per_hour
+        if price is None:
+            raise ConfigError(f"--price-of {settings.price_of}: no list price is known; give --price")
     units = WorkUnits(decode=settings.decode_weight, kv=settings.kv_weight / 1024)
     return CostLedger(price, units)
 

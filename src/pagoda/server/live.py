@@ -24,6 +24,7 @@ from pagoda.errors import OverloadedError, RequestError
 from pagoda.server.failures import json_response
 from pagoda.server.json_body import parse_json
 from pagoda.server.live_state import LiveView
+from pagoda.server.pages import HEADERS
 from pagoda.server.record import record_of
 from pagoda.server.routes import service_of
 from pagoda.server.stream import EventStream
@@ -33,20 +34,13 @@ MAX_VIEWERS = 16
 FILES = {"/live": ("live.html", "text/html"), "/live.css": ("live.css", "text/css"),
          "/live.js": ("live.js", "text/javascript")}  # fmt: skip
 PAGE = tuple(FILES)
-SAFE = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 
 
 async def page(request: Request) -> Response:
     """One of the page's files."""
     name, kind = FILES[request.url.path.removeprefix(request.scope.get("root_path", ""))]
     text = resources.files("pagoda.server").joinpath("live_page", name).read_text(encoding="utf-8")
-    return Response(text, headers=SAFE, media_type=kind)
+    return Response(text, headers=HEADERS, media_type=kind)
 
 
 async def state(request: Request) -> Response:
