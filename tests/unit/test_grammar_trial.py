@@ -24,9 +24,9 @@ HOSTILE: list[tuple[GrammarKind, str]] = [
 @pytest.mark.parametrize(("kind", "text"), HOSTILE)
 def test_what_takes_too_long_is_refused(kind: GrammarKind, text: str) -> None:
     compiler = GrammarCompiler(small_tokenizer())
-    with pytest.raises(RequestError, match="too complex: it takes more than 1 s"):
+    with pytest.raises(RequestError, match="too complex: it takes more than"):
         compiler.compile(GrammarSource(kind, text))
-    with pytest.raises(RequestError, match="too complex: it takes more than 1 s"):  # remembered
+    with pytest.raises(RequestError, match="too complex: it takes more than"):  # remembered
         compiler.compile(GrammarSource(kind, text))
     compiler.compile(GrammarSource("json_object"))  # it still does its work
 
