@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 for package in ("transformers", "accelerate", "peft"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install 'pagoda-llm[finetune]'")
 
-from pagoda.errors import ConfigError
+from pagoda.errors import CapacityError, ConfigError
 from pagoda.finetune.prepare import prepare
 from pagoda.finetune.run import CHECKPOINTS, finetune
 from pagoda.finetune.settings import FinetuneSettings
@@ -109,6 +110,20 @@ def test_folders_that_hold_something_else(
     (tmp_path / "notes").mkdir()
     with pytest.raises(ConfigError, match="holds no adapter"):
         run(model, tmp_path / "notes", settings(data, force=True))
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on(
+    finished: tuple[Path, dict[str, Any]], model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pagoda.finetune.trainer.save_adapter", full)
+        with pytest.raises(CapacityError, match="is full; make room, and the same command goes on"):
+            run(model, tmp_path / "adapter", settings(data))
+    record = run(model, tmp_path / "adapter", settings(data))
+    assert record["loss"] == finished[1]["loss"]
 
 
 def test_patience_ends_a_run_that_gets_no_better(model: Path, data: Path, tmp_path: Path) -> None:

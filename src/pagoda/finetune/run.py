@@ -29,6 +29,7 @@ Say = Callable[[str], None]
 MARK, CHECKPOINTS, BEST = "run.json", "checkpoints", "best"
 RECORD = "pagoda_finetune.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
+FULL = 1 << 20  # bytes of a disk that is called full
 NOT_OF_THE_RESULT = ("threads", "show", "force", "save_every")
 
 
@@ -53,12 +54,13 @@ def finetune(
     _open_folder(prepared, folder, say)
     try:
         return _train(prepared, folder, line, say, progress)
-    except OSError as error:
-        raise _explained(error, folder) from error
-    except RuntimeError as error:  # which torch raises for memory that it does not get
-        if "allocate memory" in str(error):
-            raise CapacityError("memory ran out; take a smaller --micro-tokens, or --checkpointing") from error
+    except PagodaError:
         raise
+    except Exception as error:
+        explained = _explained(error, folder)
+        if explained is None:
+            raise
+        raise explained from error
 
 
 def _train(prepared: Prepared, folder: Path, line: Say, say: Say, progress: Progress) -> dict[str, Any]:
@@ -133,7 +135,13 @@ def _last_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def _explained(error: OSError, folder: Path) -> PagodaError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CapacityError(f"the disk is full: {error.filename or folder}; make room, and the same command goes on")
-    return ConfigError(f"{error.filename or folder}: {error.strerror or error}")
+def _explained(error: Exception, folder: Path) -> PagodaError | None:
+    """What users can do about it; None for what is our own mistake. torch and safetensors wrap what the OS says."""
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_full or shutil.disk_usage(folder).free < FULL:
+        return CapacityError(f"the disk that holds {folder} is full; make room, and the same command goes on")
+    if isinstance(error, OSError):
+        return ConfigError(f"{error.filename or folder}: {error.strerror or error}")
+    if isinstance(error, RuntimeError) and "allocate memory" in str(error):
+        return CapacityError("memory ran out; take a smaller --micro-tokens, or --checkpointing")
+    return None

@@ -16,7 +16,7 @@ import transformers
 import pagoda
 from pagoda.backends.cores import usable_cores
 from pagoda.finetune.history import draw, losses
-from pagoda.finetune.memory import peak_memory
+from pagoda.finetune.memory import give_back_memory, peak_memory
 from pagoda.finetune.model.adapter import add_adapter, num_parameters, save_adapter, target_modules, write_json
 from pagoda.finetune.model.build import FrozenModel, build_model
 from pagoda.finetune.prepare import Prepared
@@ -26,6 +26,7 @@ from pagoda.finetune.trainer import EVAL_LOSS, AdapterTrainer
 from pagoda.models.registry import family_of
 
 Say = Callable[[str], None]
+TRIM_LAYERS = 8  # after so many, free memory is given back: a trim costs half a layer's time
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
 
 
@@ -68,6 +69,8 @@ def start(
         base_name=prepared.model.name,
         seed=settings.seed,
     )
+    for layer in model.causal.model.layers[TRIM_LAYERS - 1 :: TRIM_LAYERS]:
+        layer.register_forward_hook(lambda *_: give_back_memory())
     if settings.checkpointing:
         model.causal.gradient_checkpointing_enable({"use_reentrant": False})
     schedule = prepared.schedule
