@@ -7,7 +7,7 @@ Memory, with T tokens in the model at once, E hidden, F feed-forward, L layers, 
     adapters     16 bytes a parameter: weight, gradient, AdamW's two moments
     activations  T · 4 · (9 E + 4 F) a layer; with checkpointing of one layer, and T · 4 · E of the others
     head         logits of some rows: 10 bytes each, at most 2.5 pieces of `head_loss.PIECE_BYTES`
-    allocator    what glibc holds between what lives on, measured
+    allocator    what glibc holds between what lives on: measured, as activations of so many layers
 
 Time: a token's products with the layers' matrices, forward, backward, and forward again where checkpointing is on, and
 two of the head for each learned token, at the rates of this machine's kernels; they are `SHARE` of a step.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ from pagoda.plan.advice.finetuning import ALL
 from pagoda.types import RawTensor
 
 LIBRARIES = 430_000_000
-ALLOCATOR = 280_000  # bytes a token, whatever the model: holes between what lives on
+DATASETS = 90_000_000  # which transformers imports where it is installed, with pyarrow and pandas
+HOLES = 11  # layers whose activations fit in what glibc holds between what lives on
 SHARE = 0.55  # of a step's time that is products with the base's matrices
 PROBE_TOKENS, PROBE_SECONDS = 256, 0.3
 HEAD_PIECE = 160_000_000
@@ -95,12 +97,12 @@ def _memory(prepared: Prepared, decoder: Decoder) -> Memory:
     packed = sum(m.num_bytes for m in matrices) + decoder.output.num_bytes
     adapted = [m for block in decoder.blocks for m in _targets(block, settings.targets)]
     return Memory(
-        libraries=LIBRARIES,
+        libraries=LIBRARIES + (DATASETS if find_spec("datasets") else 0),
         weights=packed,
         adapters=16 * sum(settings.rank * sum(m.shape) for m in adapted),
         activations=kept,
         head=round(min(learned * decoder.vocab_size * 10, HEAD_PIECE)),
-        allocator=ALLOCATOR * at_once if settings.checkpointing else 0,
+        allocator=HOLES * layer if settings.checkpointing else 0,
     )
 
 
