@@ -76,7 +76,7 @@ class EngineSettings(Settings):
     ] = "int16"
     encoder_weights: Annotated[
         EncoderWeights,
-        Setting("Of models that make embeddings: as in the file, or rounded to 8 bits, which is faster."),
+        Setting("Of models that make embeddings: as in the file, or rounded to 8 bits, half as fast again."),
     ] = "file"
     kv_type: Annotated[
         Literal["f16", "bf16", "f32", "int8", "fp8"], Setting("Number type of the KV cache; fp8 on GPUs alone.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 
@@ -89,9 +88,9 @@ class Embedder:
             self.check(text)
         for first, last in _steps([len(text.token_ids) for text in texts]):
             vectors[first:last] = self._steps.run(texts[first:last])
-        for i in range(len(texts)):
-            if not np.isfinite(vectors[i]).all():
-                raise GenerationError(f"{self.name} computes numbers for text {i} that are not finite")
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if bad.size:
+            raise GenerationError(f"{self.name} computes numbers for text {bad[0]} that are not finite")
         return vectors
 
     def check(self, text: TokenizedText) -> None:
@@ -110,8 +109,7 @@ class Embedder:
         batch = whole_texts([text.token_ids for text in texts], [text.token_types for text in texts])
         self._model.stage(batch)
         self._model.launch(batch.tokens)
-        hidden_states, starts = self._model.hidden_states(), batch.seq_starts
-        return [self.pooling.finish(self.pooling.pool(hidden_states[first:last])) for first, last in pairwise(starts)]
+        return list(self.pooling.of_texts(self._model.hidden_states(), batch.seq_starts))
 
     def close(self) -> None:
         """Free everything. Idempotent."""
@@ -170,8 +168,8 @@ def load_embedder(
     """The embedder of this name (see `pagoda.sources.names`), downloaded if it is not there.
 
     threads: compute threads, 0: one per physical core allowed. weights: as they are in the file, or rounded to Q8_0,
-    with activations in 8 bits, which is twice as fast. Or `settings` in their place. backend: one that is there
-    already. Raises SourceError, FormatError, UnsupportedError or CapacityError, each with the remedy.
+    which is half as fast again. Or `settings` in their place. backend: one that is there already. Raises SourceError,
+    FormatError, UnsupportedError or CapacityError, each with the remedy.
     """
     if settings is None:
         settings = EngineSettings(model=name, backend="cpu", threads=threads, encoder_weights=weights)
@@ -189,8 +187,6 @@ def encoder_backend(settings: EngineSettings) -> Backend:
     """Where an encoder is computed: on the CPU, unless the settings say otherwise."""
     if settings.backend == "auto":
         settings = replace(settings, backend="cpu")
-    if settings.encoder_weights == "q8_0" and settings.backend == "cpu":
-        settings = replace(settings, activation_type="int8")
     return make_backend(settings)
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pagoda.text.framing import TokenizedText
 from pagoda.types import FloatArray
 
-Compute = Callable[[Sequence[TokenizedText]], list[FloatArray]]
+Compute = Callable[[Sequence[TokenizedText]], Sequence[FloatArray]]
 
 
 @dataclass(eq=False, slots=True)
@@ -21,7 +21,7 @@ class _Piece:
     """What one thread wants of a step."""
 
     texts: Sequence[TokenizedText]
-    vectors: list[FloatArray] = field(default_factory=list)
+    vectors: Sequence[FloatArray] = ()
     error: BaseException | None = None
     done: bool = False
 
@@ -40,7 +40,7 @@ class SharedSteps:
         self._mutex = threading.Lock()
         self.turn = threading.Lock()
 
-    def run(self, texts: Sequence[TokenizedText]) -> list[FloatArray]:
+    def run(self, texts: Sequence[TokenizedText]) -> Sequence[FloatArray]:
         """The vectors of texts that fit in one step. Raises what `compute` raises."""
         piece = _Piece(texts)
         with self._mutex:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from pagoda.errors import FormatError, UnsupportedError
-from pagoda.types import FloatArray
+from pagoda.types import FloatArray, Int32Array
 
 PoolingKind = Literal["mean", "cls", "last"]
 
@@ -56,14 +56,26 @@ class Pooling:
             return self.head.scores(vector)
         return unit(vector) if self.normalize else vector
 
-    def pool(self, hidden_states: FloatArray) -> FloatArray:
-        """The vector of one text's hidden states [T, E], not normalized. → [E]
+    def of_texts(self, hidden_states: FloatArray, starts: Int32Array) -> FloatArray:
+        """What is given out of each of B texts, which begin at `starts` [B + 1] in hidden_states [T, E]. → [B, size]
 
-        Rows are summed in their order, so that the vector does not depend on what else was computed with them.
+        No sum depends on what else is there.
         """
+        first, last = starts[:-1], starts[1:]
         if self.kind == "mean":
-            return np.asarray(hidden_states.sum(axis=0, dtype=np.float32) / np.float32(len(hidden_states)), np.float32)
-        return np.array(hidden_states[0 if self.kind == "cls" else -1], np.float32)
+            sums: FloatArray = np.add.reduceat(hidden_states, first, axis=0)
+            pooled = sums / np.asarray(last - first, np.float32)[:, None]
+        else:
+            pooled = np.asarray(hidden_states[first if self.kind == "cls" else last - 1], np.float32)
+        if self.head is not None:
+            return np.stack([self.head.scores(vector) for vector in pooled])
+        return units(pooled) if self.normalize else pooled
+
+
+def units(vectors: FloatArray) -> FloatArray:
+    """Each row divided by its length; rows of zeros stay as they are."""
+    lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
+    return np.asarray(vectors / np.where(lengths == 0, 1, lengths), np.float32)
 
 
 DEFAULT_POOLING = Pooling("last")  # of models that go on with a text
@@ -71,8 +83,8 @@ DEFAULT_POOLING = Pooling("last")  # of models that go on with a text
 
 def unit(vector: FloatArray) -> FloatArray:
     """The vector divided by its length; one of zeros stays as it is."""
-    length = np.sqrt(np.square(vector, dtype=np.float64).sum())
-    return vector if length == 0 else np.asarray(vector / length, np.float32)
+    (scaled,) = units(vector[None])
+    return np.asarray(scaled, np.float32)
 
 
 class PooledFiles(Protocol):
