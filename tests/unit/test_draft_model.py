@@ -115,6 +115,21 @@ def test_the_model_itself_as_draft_is_always_right(temperature: float) -> None:
     assert sum(count.num_draft_tokens for count in counts) == sum(sum(c.accepted_per_position) for c in counts) > 30
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_it_drafts_what_the_grammar_allows(temperature: float) -> None:
+    drafter = drafter_of(FakeModel((None,)))
+    plain = run(fake_engine(), [request(temperature=temperature, seed=3, constraint=FakeGrammar(4, forces=False))])
+    engine = fake_engine(drafters=[drafter], max_rows=20)
+    engine.add(request(temperature=temperature, seed=3, constraint=FakeGrammar(4, forces=False)))
+    counts, tokens = [], []
+    while engine.has_work:
+        result = engine.step()
+        counts += result.drafts.values()
+        tokens += [token for delta in result.deltas for token in delta.token_ids]
+    assert [*tokens, "length"] == plain["r", 0]
+    assert sum(count.num_draft_tokens for count in counts) == sum(sum(c.accepted_per_position) for c in counts) > 3
+
+
 def test_a_step_of_the_draft_serves_all_sequences() -> None:
     model = FakeModel((None,))
     engine = fake_engine(drafters=[drafter_of(model)], max_rows=40)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pagoda.engine.sequence import Sequence
 from pagoda.sampling.base import SamplerState
-from pagoda.types import Request
+from pagoda.types import Request, TokenConstraint
 
 SURE = 3  # the strength of a proposal beside which no other is asked for
 LONGEST_PRICED = 16  # tokens that a drafter whose guesses cost something is asked for
@@ -33,6 +33,7 @@ class DraftQuery:
     request: Request
     sampler: SamplerState  # has accepted all output; a drafter that samples with it rewinds it before it returns
     max_tokens: int  # at least 1; proposals beyond it are dropped
+    constraint: TokenConstraint | None = None  # as the sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,4 +231,4 @@ def _room(seq: Sequence, room: int) -> int:
 
 
 def _query(seq: Sequence, room: int) -> DraftQuery:
-    return DraftQuery(_key(seq), seq.tokens, seq.prompt_len, seq.request, seq.sampler, room)
+    return DraftQuery(_key(seq), seq.tokens, seq.prompt_len, seq.request, seq.sampler, room, seq.constraint)

@@ -5,8 +5,8 @@ and values are there. What was guessed wrong is found by comparing them with the
 drafts, preemption and pauses need nothing of their own: what differs is dropped, what is missing is computed, in
 chunks, for all sequences at once. Where blocks run out, the sequence that was followed longest ago is given up.
 
-Guesses are sampled by the sequences' own sampler states, and so with the random numbers of their positions: the two
-models agree more often than two independent draws would.
+Guesses are sampled by the sequences' own sampler states, under the masks of their constraints, and so with the random
+numbers of their positions: the two models agree more often than two independent draws would.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pagoda.engine.speculation.pacing import StepTimes
 from pagoda.kv.cache import KVCache
 from pagoda.kv.prefix import prefix_root
 from pagoda.kv.table import BlockTable
-from pagoda.sampling.base import SamplerProtocol, SamplingBatch
+from pagoda.sampling.base import SamplerProtocol, SamplingBatch, TokenMasks
 from pagoda.types import Batch, FloatArray
 
 STRENGTH = 2  # of its proposals: a long match of texts is surer
@@ -50,7 +50,26 @@ class _Drafting:
     query: DraftQuery
     follower: _Follower
     num_outputs: int  # that its sampler state has accepted
+    num_constrained: int  # and its constraint
     draft: list[int] = field(default_factory=list)
+
+    def accept(self, token_id: int) -> None:
+        self.draft.append(token_id)
+        self.query.sampler.accept(token_id)
+        if self.query.constraint is not None:
+            self.query.constraint.accept(token_id)
+
+    def rewind(self) -> None:
+        """Leave the sequence's states as they were."""
+        self.query.sampler.rewind(self.num_outputs)
+        if self.query.constraint is not None:
+            self.query.constraint.rewind(self.num_constrained)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more can be guessed."""
+        constraint = self.query.constraint
+        return len(self.draft) >= self.query.max_tokens or (constraint is not None and constraint.finished)
 
     @property
     def owed(self) -> array[int]:
@@ -120,7 +139,7 @@ class DraftModelDrafter:
             self._draft(drafting)
         finally:
             for one in drafting:
-                one.query.sampler.rewind(one.num_outputs)
+                one.rewind()
         proposals = [Proposal()] * len(queries)
         for one in drafting:
             proposals[one.place] = Proposal(one.draft, STRENGTH)
@@ -139,7 +158,8 @@ class DraftModelDrafter:
             follower = follower or self._open(query, [one.query.key for one in found])
             if follower is not None:
                 self._followers.move_to_end(query.key)
-                found.append(_Drafting(place, query, follower, query.sampler.num_outputs))
+                constrained = 0 if query.constraint is None else query.constraint.num_outputs
+                found.append(_Drafting(place, query, follower, query.sampler.num_outputs, constrained))
         return found
 
     def _open(self, query: DraftQuery, keep: Seq[Key]) -> _Follower | None:
@@ -200,7 +220,7 @@ class DraftModelDrafter:
             parts = [
                 (one, array("i", one.draft[-1:]))
                 for one in goes_on
-                if len(one.draft) < one.query.max_tokens and self._make_room(one.follower, 1, keep)
+                if not one.is_full and self._make_room(one.follower, 1, keep)
             ]
 
     def _make_room(self, follower: _Follower, count: int, keep: Seq[Key]) -> bool:
@@ -246,14 +266,25 @@ class DraftModelDrafter:
         if not ready:
             return []
         states = [one.query.sampler for one in ready]
-        sampled = self._sampler.sample(SamplingBatch(self._as_targets(logits), states))
+        masks, failed = self._masks(ready)
+        sampled = self._sampler.sample(SamplingBatch(self._as_targets(logits), states, masks=masks))
         goes_on = []
         for i, one in enumerate(ready):
-            if i not in sampled.errors:
-                one.draft.append(int(sampled.token_ids[i]))
-                one.query.sampler.accept(one.draft[-1])
+            if i not in sampled.errors and i not in failed:
+                one.accept(int(sampled.token_ids[i]))
                 goes_on.append(one)
         return goes_on
+
+    def _masks(self, ready: list[_Drafting]) -> tuple[TokenMasks | None, set[int]]:
+        """What constraints allow next, and the places of those that give up."""
+        places = [i for i, one in enumerate(ready) if one.query.constraint is not None]
+        allowed = np.zeros((len(places), -(-self._vocab_size // 32)), np.uint32)
+        failed = set()
+        for i, row in zip(places, allowed, strict=True):
+            constraint = ready[i].query.constraint
+            if constraint is None or constraint.fill(row) is not None:
+                failed.add(i)
+        return (TokenMasks(np.array(places, np.int32), allowed) if places else None), failed
 
     def _as_targets(self, logits: FloatArray) -> FloatArray:
         """Rows as long as the target's: models pad their vocabulary to different lengths."""
