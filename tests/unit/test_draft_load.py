@@ -17,6 +17,7 @@ from pagoda.engine.speculation.draft_load import Requantized, check_vocabulary
 from pagoda.errors import ConfigError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.checkpoint import open_checkpoint
+from pagoda.grammar.source import GrammarSource
 from pagoda.text.tokenizer import Tokenizer
 from pagoda.text.vocabulary import Vocabulary
 from tiny_models import TINY, write_gguf
@@ -56,6 +57,18 @@ def test_answers_are_those_without(options: dict[str, Any], temperature: float, 
     assert [[c.token_ids for c in output.outputs] for output in drafted] == [
         [c.token_ids for c in output.outputs] for output in plain
     ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_with_a_grammar(temperature: float, files: tuple[str, str]) -> None:
+    settings = {"backend": "cpu", "kv_memory_bytes": 1 << 22, "max_context": 128}
+    params = SamplingParams(temperature=temperature, max_tokens=40, seed=2)
+    grammar = GrammarSource("regex", "([a-z]{1,6} ){3,9}[0-9]+[.]")
+    drafted = LLM(files[0], **settings, speculation=("draft",), draft_model=files[1])
+    plain = LLM(files[0], **settings, speculation=("off",))
+    texts = [[o.outputs[0].text for o in llm.generate(PROMPTS, params, grammar=grammar)] for llm in (drafted, plain)]
+    assert texts[0] == texts[1]
+    assert all(text.islower() for text in texts[0])
 
 
 def test_a_model_that_drafts_for_itself_is_always_right(files: tuple[str, str]) -> None:
