@@ -25,11 +25,17 @@ MODEL = "qwen2.5-coder-0.5b"
 KEY = "sk-test"
 WITHOUT_STREAMED_TOOLS = ("chat", "stream", "tools", "structured", "refusal")
 CASES = (*WITHOUT_STREAMED_TOOLS, "streamed_tools")
+RESPONSES = (*CASES, "previous")
+CHAT = ("chat", "stream")
 
 # name → script, its cases, and the folder with another version of openai than the environment's 3.x
 CLIENTS: dict[str, tuple[str, tuple[str, ...], str | None]] = {
     "openai-3": ("client_openai.py", CASES, None),
     "openai-1": ("client_openai.py", CASES, "openai-1"),
+    "openai-3 responses": ("client_openai_responses.py", RESPONSES, None),
+    "openai-1 responses": ("client_openai_responses.py", RESPONSES, "openai-1"),
+    "anthropic": ("client_anthropic.py", (*CHAT, "tools", "streamed_tools", "count_tokens", "refusal"), None),
+    "ollama": ("client_ollama.py", (*CHAT, "generate", "tools", "structured", "models", "refusal"), None),
     "litellm": ("client_litellm.py", CASES, None),
     "langchain-openai": ("client_langchain.py", CASES, None),
     "llama-index": ("client_llama_index.py", WITHOUT_STREAMED_TOOLS, "openai-2"),

@@ -117,6 +117,12 @@ def test_help_shows_flags_defaults_and_an_example() -> None:
     assert "--prefix-caching / --no-prefix-caching" in text
 
 
+def test_without_a_verb_it_says_what_to_do_first() -> None:
+    text = invoke()
+    for verb in ("serve", "chat", "plan MODEL", "doctor", "--help"):
+        assert f"pagoda {verb} " in text
+
+
 def test_help_lists_every_verb_without_importing_any() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from pagoda.cli.main import app;"

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from fake_engine import FakeTokenizer
-from pagoda.server.answers import AnswerOptions, CompletionAnswer
+from pagoda.server.answers import CompletionAnswer
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
+from pagoda.server.choice import AnswerOptions
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.prompts import Prompt
 from pagoda.types import Delta, Request, SamplingParams, Usage

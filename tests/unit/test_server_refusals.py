@@ -26,7 +26,6 @@ def api() -> Iterator[Served]:
         ("functions", [{"name": "f"}]),
         ("audio", {"voice": "alloy"}),
         ("modalities", ["text", "audio"]),
-        ("suffix", "the end"),
         ("store", True),
         ("use_beam_search", True),
         ("guided_whitespace_pattern", "[ ]"),

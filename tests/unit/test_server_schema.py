@@ -48,6 +48,10 @@ def test_the_document_is_served(base_url: str) -> None:
 def test_the_document_lists_every_route() -> None:
     assert set(document["paths"]) == {
         "/v1/models", "/v1/models/{model_id}", "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize",
+        "/v1/responses", "/v1/responses/{response_id}", "/v1/responses/{response_id}/cancel",
+        "/v1/messages", "/v1/messages/count_tokens",
+        "/completion", "/completions", "/infill", "/apply-template", "/props", "/slots",
+        "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/show", "/api/version",
         "/health", "/ready", "/version", "/metrics", "/plan",
         "/v1/embeddings", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
         "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/alias_lora_adapter",

@@ -16,7 +16,7 @@ import pytest
 
 from fake_engine import FakeEngine, FakeLoaded, expected_text
 from pagoda.errors import EngineError
-from pagoda.server.stream import COMMENT, EventStream
+from pagoda.server.stream import COMMENTS, EventStream
 from raw_http import connected, parse, post, read_all
 from serving import Served, events, serving, wait_for
 
@@ -140,7 +140,7 @@ def test_comments_end_with_the_events() -> None:
         return [message["body"] for message in sent[1:]]  # type: ignore[misc]
 
     bodies = asyncio.run(scenario())
-    assert COMMENT in bodies
+    assert COMMENTS["text/event-stream"] in bodies
     assert b"over" in bodies[-2]
 
 

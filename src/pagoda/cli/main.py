@@ -19,6 +19,16 @@ FOOTER = (
     "What concerns one call (-o, and what inspect, advise and doctor show) is a flag alone."
 )
 
+FIRST_STEPS = """\
+pagoda serve          a server with a small model, which is fetched the first time (98 MB);
+                      open http://127.0.0.1:8000 in a browser, or point an OpenAI client at /v1
+pagoda chat           the same model, in this terminal
+pagoda plan MODEL     whether a model fits here, and how fast it will be
+pagoda serve MODEL    a GGUF file, a Hugging Face folder, or hf:owner/repo
+pagoda doctor         what this machine has, and what it can do at most
+pagoda --help         everything else\
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Verb:
@@ -235,12 +245,12 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-app = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Verbs, rich_markup_mode=None, pretty_exceptions_enable=False)
 for _name, _verb in VERBS.items():
     app.command(_name, help=_verb.help, hidden=" " in _name)(lambda: None)
 
 
-@app.callback(epilog=FOOTER)
+@app.callback(epilog=FOOTER, invoke_without_command=True)
 def start(
     ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors; or set PAGODA_DEBUG=1.")] = False,
@@ -252,6 +262,8 @@ def start(
 
     Example: pagoda chat
     """
+    if ctx.invoked_subcommand is None:
+        typer.echo(FIRST_STEPS)
 
 
 def main() -> NoReturn:

@@ -82,7 +82,8 @@ def _greet(model: Model, address: str, settings: ServerSettings) -> None:
     # What is here now stays: collections of garbage need not look through it, which would stop every thread for 50 ms.
     gc.collect()
     gc.freeze()
-    logger.info("listening", extra={"facts": {"url": f"{address}/v1", "model": model.name, "docs": f"{address}/docs"}})
+    pages = {"docs": f"{address}/docs", "page": address}
+    logger.info("listening", extra={"facts": {"url": f"{address}/v1", "model": model.name} | pages})
     if settings.log_format == "text":
         key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_keys else ""
         path, asks = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'

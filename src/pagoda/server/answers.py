@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ import orjson
 
 from pagoda.errors import EngineError, GenerationError, PagodaError, RequestError
 from pagoda.server.call import Call, DeltaStream
+from pagoda.server.choice import AnswerOptions, Choice, mean_logprob
 from pagoda.server.json_pieces import dumps
-from pagoda.server.logprob_json import LogprobWriter, TextOffsets
-from pagoda.server.output_parser import OutputParser, Parsed
+from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.prompts import Prompt
-from pagoda.types import Delta, PromptProgress, TokenLogprobs, Usage
+from pagoda.server.timings import timings
+from pagoda.types import Delta, PromptProgress, TokenLogprobs
 
 if TYPE_CHECKING:
     from pagoda.observe.metrics import Metrics
@@ -36,55 +37,13 @@ CACHED_USAGE = {
 MARK = "\ue000"  # stands for the text where a chunk is cut in two
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerOptions:
-    """What the request wants in its answer besides the text."""
-
-    n: int = 1
-    kept: int | None = None  # of these, those whose tokens were likeliest; None: all
-    logprobs: bool = False
-    token_ids: bool = False
-    tokens_as_ids: bool = False  # in logprobs, a token is written "token_id:N"
-    prompt_logprobs: bool = False
-    include_usage: bool = False  # streams only
-    continuous_usage: bool = False
-    echo: bool = False  # completions only
-    drop_output: bool = False  # max_tokens 0: the prompt alone is wanted
-    include_cost: bool = False
-
-
-@dataclass(slots=True)
-class Choice:
-    """What has come of one choice so far. Streams, which have sent what came, keep no texts, ids and logprobs."""
-
-    index: int
-    prompt: Prompt
-    texts: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    num_tokens: int = 0
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    usage: Usage | None = None
-    parser: OutputParser | None = None  # chat: where text means more than itself
-    parsed: Parsed = field(default_factory=Parsed)  # what the last delta has brought
-    thoughts: list[str] = field(default_factory=list)
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    offsets: TextOffsets | None = None  # where tokens begin in the text, for completions' logprobs
-    started: bool = False  # its first chunk is out
-    frame: tuple[bytes, bytes] | None = None  # what stands around the text in chunks that carry nothing else
-
-    @property
-    def completion_tokens(self) -> int:
-        return self.usage.completion_tokens if self.usage else self.num_tokens
-
-
 class Answer:
     """The answer to one call. Subclasses shape choices."""
 
     object_name: str
     chunk_name: str
     nothing_new: Mapping[str, Any]  # what a chunk's choice says that brings no text
+    stream_type = "text/event-stream"
 
     def __init__(
         self, call: Call, model: str, prompts: Sequence[Prompt], options: AnswerOptions, writer: LogprobWriter
@@ -94,7 +53,10 @@ class Answer:
         self.writer = writer
         self.choices = [Choice(i * options.n + j, prompt) for i, prompt in enumerate(prompts) for j in range(options.n)]
         self.prompt_logprobs: dict[int, Sequence[TokenLogprobs | None]] = {}  # by place of the prompt
+        self.headers = call.headers  # of the response
+        self._start = time.monotonic()
         self.first_token: float | None = None
+        self.on_complete: Callable[[Answer], None] | None = None  # where the dialect keeps its answers
         self.cost_usd: Callable[[], float] | None = None  # what it has cost so far; None: nothing is priced
         self._places = {request.id: place for place, request in enumerate(call.requests)}
         self._common = {"id": call.id, "created": int(time.time()), "model": model}
@@ -113,6 +75,8 @@ class Answer:
     def _whole(self) -> bytes:
         choices = [self._whole_choice(choice) | {"index": i} for i, choice in enumerate(self._kept())]
         answer = self._common | {"object": self.object_name, "choices": choices}
+        if self.options.timings:
+            answer["timings"] = self.timings(self.choices[0])
         return dumps(answer | {"usage": self.usage()} | self._top_level())
 
     def _kept(self) -> list[Choice]:
@@ -122,20 +86,32 @@ class Answer:
             return self.choices
         groups = [self.choices[first : first + n] for first in range(0, len(self.choices), n)]
         return [
-            choice for group in groups for choice in sorted(group, key=_mean_logprob, reverse=True)[: self.options.kept]
+            choice for group in groups for choice in sorted(group, key=mean_logprob, reverse=True)[: self.options.kept]
         ]
 
     async def events(self, stream: DeltaStream) -> AsyncIterator[bytes]:
         """Server-sent events, all that arrived together in one piece. Raises what ended them early."""
+        if opening := self._opening():
+            yield opening
         async for deltas in stream:
             is_long = any(delta.prompt_logprobs is not None for delta in deltas)
             if chunks := await asyncio.to_thread(self._events, deltas) if is_long else self._events(deltas):
                 yield chunks
-        if self.options.include_usage:
-            usage = b'],"usage":' + orjson.dumps(self.usage()) + b"}\n\n"
-            yield self._head + usage + DONE
-        else:
-            yield DONE
+        yield self._closing()
+
+    def failure(self, status: int, body: dict[str, Any]) -> bytes:
+        """The last event of a stream that an error has ended, which `body` describes."""
+        return b"data: " + orjson.dumps(body) + b"\n\n" + DONE
+
+    def _opening(self) -> bytes:
+        """What is written before anything has come."""
+        return b""
+
+    def _closing(self) -> bytes:
+        """What follows the last choice's end."""
+        if not self.options.include_usage:
+            return DONE
+        return self._head + b'],"usage":' + orjson.dumps(self.usage()) + b"}\n\n" + DONE
 
     def record(self, metrics: Metrics) -> None:
         """Facts that only the whole answer tells."""
@@ -177,6 +153,18 @@ class Answer:
             usage["cost_usd"] = round(self.cost_usd(), 10)
         details = self._completion_details()
         return usage | {"completion_tokens_details": details} if details else usage
+
+    def timings(self, choice: Choice) -> dict[str, Any]:
+        """How long the prompt of `choice` and its answer have taken so far."""
+        now = time.monotonic()
+        first = now if self.first_token is None else self.first_token
+        return timings(
+            num_prompt=len(choice.prompt.ids),
+            num_cached=choice.usage.cached_tokens if choice.usage else 0,
+            prompt_s=first - self._start,
+            num_answer=choice.completion_tokens,
+            answer_s=now - first,
+        )
 
     def _completion_details(self) -> dict[str, int]:
         """How much of a prediction came true, and what was guessed ahead; nothing where there was none."""
@@ -250,7 +238,14 @@ class Answer:
     def _frame(self, choice: Choice) -> tuple[bytes, bytes] | None:
         """The middle chunks of a choice differ in their text alone, unless the request asks for more."""
         wanted = self.options
-        if wanted.logprobs or wanted.token_ids or wanted.continuous_usage or wanted.drop_output or choice.parser:
+        if (
+            wanted.logprobs
+            or wanted.token_ids
+            or wanted.continuous_usage
+            or wanted.timings
+            or wanted.drop_output
+            or choice.parser
+        ):
             return None
         (shape,) = self._chunk_choices(choice, Delta(self.id, choice.index, MARK, ()))
         before, after = orjson.dumps(shape).split(orjson.dumps(MARK))
@@ -263,6 +258,8 @@ class Answer:
             extra["usage"] = self.usage()
         elif self.options.include_usage:
             extra["usage"] = None
+        if self.options.timings:
+            extra["timings"] = self.timings(choice)
         if not choice.started and choice.index == 0:
             extra |= self._top_level()
         return b"]," + dumps(extra)[1:] + b"\n\n" if extra else b"]}\n\n"
@@ -332,10 +329,6 @@ class CompletionAnswer(Answer):
             return text, None
         all_ids = [*choice.prompt.ids, *ids] if offsets else ids
         return text, self.writer.completion(shown, all_ids, [*offsets, *places.of_answer(ids)])
-
-
-def _mean_logprob(choice: Choice) -> float:
-    return sum(one.chosen.logprob for one in choice.logprobs) / max(len(choice.logprobs), 1)
 
 
 def error_of(delta: Delta) -> PagodaError:

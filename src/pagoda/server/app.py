@@ -17,7 +17,19 @@ from starlette.routing import Route
 from pagoda.config import ServerSettings
 from pagoda.errors import ConfigError, PagodaError
 from pagoda.observe.cost import CostSettings
-from pagoda.server import adapter_routes, cache_routes, live, pages, routes, system, vectors
+from pagoda.server import (
+    adapter_routes,
+    cache_routes,
+    live,
+    llama_routes,
+    messages_routes,
+    ollama_routes,
+    pages,
+    responses_routes,
+    routes,
+    system,
+    vectors,
+)
 from pagoda.server.failures import DescribedError, answer_error, json_response
 from pagoda.server.key_store import KeyStore
 from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
@@ -44,6 +56,10 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
         routes=[
             *routes.ROUTES,
             *vectors.ROUTES,
+            *responses_routes.ROUTES,
+            *messages_routes.ROUTES,
+            *llama_routes.ROUTES,
+            *ollama_routes.ROUTES,
             *adapter_routes.ROUTES,
             *cache_routes.ROUTES,
             *system.ROUTES,

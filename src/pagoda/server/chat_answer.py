@@ -7,8 +7,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from pagoda.server.answers import Answer, AnswerOptions, Choice
+from pagoda.server.answers import Answer
 from pagoda.server.call import Call
+from pagoda.server.choice import AnswerOptions, Choice
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.output_parser import CallPiece, OutputParser, Parsed
 from pagoda.server.prompts import Prompt
@@ -50,6 +51,9 @@ class ChatAnswer(Answer):
     def _keep(self, choice: Choice, delta: Delta) -> None:
         super()._keep(choice, delta)
         choice.thoughts.append(choice.parsed.thought)
+        self._keep_calls(choice)
+
+    def _keep_calls(self, choice: Choice) -> None:
         for piece in choice.parsed.calls:
             if piece.id is not None:
                 function = {"name": piece.name, "arguments": ""}

@@ -25,6 +25,7 @@ from pagoda.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from pagoda.server.dialects.errors import in_dialect
 
 logger = logging.getLogger("pagoda.server")
 
@@ -113,7 +114,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
         return Response(status_code=204, headers={"Allow": f"{headers.get('Allow', '')}, OPTIONS"})
     if status == 500:
         logger.error("unexpected error", exc_info=error)
-    return json_response(body, status, headers)
+    return json_response(in_dialect(request.scope["path"], status, body), status, headers)
 
 
 def _retry(seconds: float) -> dict[str, str]:

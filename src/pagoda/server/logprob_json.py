@@ -33,6 +33,10 @@ class LogprobWriter:
             return f"token_id:{token_id}"
         return self._tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """The token's own bytes."""
+        return self._tokenizer.token_bytes(token_id)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of many tokens, special ones included."""
         return self._tokenizer.decode(ids, skip_special=False)

@@ -21,6 +21,7 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pagoda.server import logs
+from pagoda.server.dialects.errors import in_dialect
 from pagoda.server.failures import BodyTooLargeError, error_body
 from pagoda.server.key_store import KeyStore
 from pagoda.server.record import KEY, RequestRecord, record_of
@@ -171,7 +172,7 @@ class ApiKeys:
             body = error_body(
                 "Incorrect API key provided: send one as `Authorization: Bearer KEY`.", 401, code="invalid_api_key"
             )
-            return await answer(send, 401, body, [(b"www-authenticate", b"Bearer")])
+            return await answer(scope, send, 401, body, [(b"www-authenticate", b"Bearer")])
         record.tenant = tenant or ("admin" if record.admin else "")
         await self.app(scope, receive, send)
 
@@ -212,7 +213,7 @@ class BodyLimit:
         length = header(scope, b"content-length")
         if length is not None and length.isdigit() and int(length) > self.max_bytes:
             close = [(b"connection", b"close")]  # the body is not read, so the connection cannot go on
-            return await answer(send, 413, error_body(self._message(), 413, code="body_too_large"), close)
+            return await answer(scope, send, 413, error_body(self._message(), 413, code="body_too_large"), close)
         received = 0
 
         async def receive_limited() -> Message:
@@ -230,9 +231,11 @@ class BodyLimit:
         return f"the body is larger than {self.max_bytes} bytes (--max-body)"
 
 
-async def answer(send: Send, status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
+async def answer(
+    scope: Scope, send: Send, status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]]
+) -> None:
     """Send a response without the application."""
-    content = orjson.dumps(body)
+    content = orjson.dumps(in_dialect(scope["path"], status, body))
     about = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": about})
     await send({"type": "http.response.body", "body": content})

@@ -5,8 +5,10 @@ FastAPI draws the frame. Imported when the document is asked for, so that the se
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from pydantic import BaseModel
@@ -14,236 +16,28 @@ from pydantic.json_schema import models_json_schema
 
 import pagoda
 from pagoda.server import adapter_routes, routes, system, vectors
+from pagoda.server import openapi_dialects as dialects
 from pagoda.server.adapter_routes import AliasBody, LoadBody, UnloadBody
+from pagoda.server.openapi_bodies import (
+    Aliased,
+    ChatCompletion,
+    Completion,
+    Detokenized,
+    Embeddings,
+    ErrorBody,
+    Health,
+    ModelCard,
+    ModelList,
+    Plan,
+    Reranked,
+    Scores,
+    Tokenized,
+    Version,
+)
 from pagoda.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeChat, TokenizeText
 from pagoda.server.schema_embeddings import EmbeddingRequest, RerankRequest, ScoreRequest
 
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    error: ErrorDetail
-
-
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    root: str
-    parent: str | None
-    max_model_len: int
-    digest: str | None = None  # of an adapter's files
-
-
-class ModelList(BaseModel):
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
-class CachedTokens(BaseModel):
-    cached_tokens: int
-
-
-class CompletionDetails(BaseModel):
-    """Each where there was any."""
-
-    reasoning_tokens: int | None = None
-    accepted_prediction_tokens: int | None = None
-    rejected_prediction_tokens: int | None = None
-    draft_tokens: int | None = None  # guessed ahead, by whomever, and checked
-    accepted_draft_tokens: int | None = None
-
-
-class UsageBody(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: CachedTokens
-    completion_tokens_details: CompletionDetails | None = None
-
-
-class TokenLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChatTokenLogprob(TokenLogprob):
-    top_logprobs: list[TokenLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    content: list[ChatTokenLogprob]
-    refusal: str | None
-
-
-class CalledFunction(BaseModel):
-    name: str
-    arguments: str
-
-
-class ToolCall(BaseModel):
-    id: str
-    type: Literal["function"]
-    function: CalledFunction
-
-
-class AnswerMessage(BaseModel):
-    role: Literal["assistant"]
-    content: str | None
-    refusal: str | None
-    tool_calls: list[ToolCall] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class PromptLogprob(BaseModel):
-    logprob: float
-    rank: int
-    decoded_token: str
-
-
-PromptLogprobs = list[dict[str, PromptLogprob] | None]
-
-
-class AnyChoice(BaseModel):
-    index: int
-    finish_reason: Literal["stop", "length", "tool_calls"]
-    stop_reason: int | str | None
-    token_ids: list[int] | None = None
-
-
-class ChatChoice(AnyChoice):
-    message: AnswerMessage
-    logprobs: ChatLogprobs | None
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: UsageBody
-    prompt_logprobs: PromptLogprobs | None = None
-    prompt_token_ids: list[int] | None = None
-
-
-class CompletionLogprobs(BaseModel):
-    text_offset: list[int]
-    token_logprobs: list[float | None]
-    tokens: list[str]
-    top_logprobs: list[dict[str, float] | None]
-
-
-class CompletionChoice(AnyChoice):
-    text: str
-    logprobs: CompletionLogprobs | None
-    prompt_logprobs: PromptLogprobs | None = None
-    prompt_token_ids: list[int] | None = None
-
-
-class Completion(BaseModel):
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: UsageBody
-
-
-class VectorUsage(BaseModel):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Embedding(BaseModel):
-    object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str  # base64 of little-endian float32, where that is asked for
-    truncated: bool = False
-
-
-class Embeddings(BaseModel):
-    id: str
-    object: Literal["list"]
-    data: list[Embedding]
-    model: str
-    usage: VectorUsage
-
-
-class Score(BaseModel):
-    index: int
-    object: Literal["score"]
-    score: float
-    truncated: bool = False
-
-
-class Scores(BaseModel):
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
-    data: list[Score]
-    usage: VectorUsage
-
-
-class ShownDocument(BaseModel):
-    text: str
-
-
-class Ranked(BaseModel):
-    index: int
-    document: ShownDocument | None = None
-    relevance_score: float
-    truncated: bool = False
-
-
-class Reranked(BaseModel):
-    id: str
-    model: str
-    usage: VectorUsage
-    results: list[Ranked]
-
-
-class Tokenized(BaseModel):
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None
-
-
-class Detokenized(BaseModel):
-    prompt: str
-
-
-class Health(BaseModel):
-    status: str
-
-
-class Version(BaseModel):
-    version: str
-
-
-class Aliased(BaseModel):
-    lora_name: str
-    digest: str
-    path: str
-
-
-class Plan(BaseModel):
-    """As `pagoda plan --json` prints it, for this model on this machine; docs/planning.md says what each figure is."""
-
-    model: dict[str, Any]
-    request: dict[str, Any]
-    plans: list[dict[str, Any]]
-    engine: dict[str, Any]
+T = TypeVar("T")
 
 
 DESCRIPTION = "An OpenAI-compatible API: point an OpenAI client's `base_url` at `/v1`."
@@ -270,7 +64,7 @@ READS = (401, 404, 503)
 POSTS = (400, 401, 404, 413, 503)
 
 # path → its answer, and the ways in which it is refused; None: plain text
-ANSWERS: dict[str, tuple[type[BaseModel] | None, tuple[int, ...]]] = {
+ANSWERS: dict[str, tuple[type[BaseModel] | None, tuple[int, ...]]] = dialects.ANSWERS | {
     "/v1/models": (ModelList, (401, 503)),
     "/v1/models/{model_id}": (ModelCard, READS),
     "/v1/chat/completions": (ChatCompletion, (*POSTS, 429)),
@@ -289,7 +83,7 @@ ANSWERS: dict[str, tuple[type[BaseModel] | None, tuple[int, ...]]] = {
     "/metrics": (None, (401, 503)),
     "/plan": (Plan, (400, 401, 503)),
 }
-TAKES: dict[str, list[type[BaseModel]]] = {
+TAKES: dict[str, list[type[BaseModel]]] = dialects.TAKES | {
     "/v1/chat/completions": [ChatRequest],
     "/v1/completions": [CompletionRequest],
     "/v1/embeddings": [EmbeddingRequest],
@@ -301,7 +95,7 @@ TAKES: dict[str, list[type[BaseModel]]] = {
     "/tokenize": [TokenizeText, TokenizeChat],
     "/detokenize": [DetokenizeRequest],
 }
-STREAMED = {"/v1/chat/completions", "/v1/completions"}
+STREAMED = dict.fromkeys(("/v1/chat/completions", "/v1/completions"), "text/event-stream") | dialects.STREAMED
 TEXT = {"schema": {"type": "string"}}
 LIMITS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 REF = "#/components/schemas/{model}"
@@ -311,9 +105,11 @@ REF = "#/components/schemas/{model}"
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
     api = FastAPI(title="Pagoda", version=pagoda.__version__, description=DESCRIPTION)
-    for route in (*routes.ROUTES, *vectors.ROUTES, *adapter_routes.ROUTES, *system.ROUTES):
+    every = (*routes.ROUTES, *dialects.ROUTES, *vectors.ROUTES, *adapter_routes.ROUTES, *system.ROUTES)
+    for route in every:
         methods = sorted((route.methods or set()) - {"HEAD"})
-        api.add_api_route(route.path, route.endpoint, methods=methods, tags=[TAGS.get(route.path, "system")])
+        tag = _by_prefix(dialects.TAGS, route.path) or TAGS.get(route.path, "system")
+        api.add_api_route(route.path, route.endpoint, methods=methods, tags=[tag])
     return _complete(api.openapi())
 
 
@@ -321,14 +117,15 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
     """The document of the routes, with what they take and answer."""
     given = [(model, "validation") for models in TAKES.values() for model in models]
     made = [(model, "serialization") for model, _ in ANSWERS.values() if model is not None]
-    pairs: Any = [*given, *made, (ErrorBody, "serialization")]
+    errors = [(model, "serialization") for model in (ErrorBody, *dialects.ERRORS.values())]
+    pairs: Any = [*given, *made, *errors]
     _, definitions = models_json_schema(pairs, ref_template=REF)
     document["components"] = {"schemas": _with_limits(definitions["$defs"])}
     for path, operations in document["paths"].items():
-        for operation in operations.values():
-            operation["responses"] = _responses(path)
-            if "{model_id}" in path:
-                operation["parameters"] = [{"name": "model_id", "in": "path", "required": True} | TEXT]
+        for method, operation in operations.items():
+            operation["responses"] = _responses(method, path)
+            if names := re.findall(r"{(\w+)}", path):
+                operation["parameters"] = [{"name": name, "in": "path", "required": True} | TEXT for name in names]
             if path in TAKES:
                 operation["requestBody"] = {"required": True, "content": _json(*TAKES[path])}
     return document
@@ -344,12 +141,17 @@ def _with_limits(schema: Any) -> Any:
     return {LIMITS.get(name, name) if is_number else name: _with_limits(part) for name, part in schema.items()}
 
 
-def _responses(path: str) -> dict[str, Any]:
-    model, refusals = ANSWERS[path]
+def _by_prefix(table: Mapping[str, T], path: str) -> T | None:
+    return next((value for prefix, value in table.items() if path.startswith(prefix)), None)
+
+
+def _responses(method: str, path: str) -> dict[str, Any]:
+    model, refusals = ANSWERS.get(path) or ANSWERS[f"{method} {path}"]
+    error = _by_prefix(dialects.ERRORS, path) or ErrorBody
     content = {"text/plain": TEXT} if model is None else _json(model)
     if path in STREAMED:
-        content["text/event-stream"] = {}  # OpenAPI 3.1 has no words for the shape of an event
-    refused = {str(status): {"description": REFUSALS[status], "content": _json(ErrorBody)} for status in refusals}
+        content[STREAMED[path]] = {}  # OpenAPI 3.1 has no words for the shape of an event
+    refused = {str(status): {"description": REFUSALS[status], "content": _json(error)} for status in refusals}
     return {"200": {"description": "The answer.", "content": content}} | refused
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from pagoda.errors import ContextLengthError, RequestError
+from pagoda.server.infill import Infill, find_fim_tokens
 from pagoda.server.schema import CompletionRequest, Conversation
 from pagoda.server.schema_messages import Message
 from pagoda.server.within import TooManyTokensError, encode_last, encode_within
@@ -94,6 +95,27 @@ class Prompts:
         add_special = body.add_special_tokens is not False
         return [self._item(item, keep, add_special=add_special) for item in body.prompts]
 
+    def of_infill(self, asked: Infill) -> Prompt:
+        """What is to be filled in between two texts. RequestError: the model has no tokens that mark them."""
+        tokens = find_fim_tokens(self.tokenizer)
+        if tokens is None:
+            raise RequestError(
+                "this model has no tokens for filling in the middle: leave the suffix out", param="suffix"
+            )
+        before = self.tokenizer.encode("", add_special=True)
+        ids = [*before, *tokens.prompt(asked, self._part)]
+        if len(ids) >= self.max_context:
+            raise ContextLengthError.of(self.max_context, len(ids), None)
+        return Prompt(tuple(ids))
+
+    def _part(self, text: str) -> list[int]:
+        """The tokens of a part, whose control tokens stay text. ContextLengthError: it is too long by itself."""
+        encode = partial(self.tokenizer.encode, add_special=False)
+        try:
+            return encode_within(encode, text, self.max_context - 1, self.tokenizer.longest_token)
+        except TooManyTokensError as error:
+            raise ContextLengthError.of(self.max_context, error.num_tokens, None) from None
+
     def num_kept(self, max_tokens: int | None, truncate: int | None) -> int | None:
         """Tokens that `truncate_prompt_tokens` keeps of a prompt (-1: as many as fit); None: all."""
         keep = self.max_context - (max_tokens or 1) if truncate == -1 else truncate
@@ -103,6 +125,13 @@ class Prompts:
         """As `of_chat`, but of a conversation that may have more tokens than fit."""
         _check_chars(sum(_num_chars(message) for message in body.messages))
         return self._rendered(body, None)
+
+    def text_of_chat(self, body: Conversation) -> str:
+        """The conversation as the template renders it, before any of it becomes tokens."""
+        _check_chars(sum(_num_chars(message) for message in body.messages))
+        rendered: list[str] = []
+        self._rendered(body, lambda text: rendered.append(text) or [])  # type: ignore[func-returns-value]
+        return rendered[0]
 
     def tokens_of_text(self, text: str, *, add_special: bool) -> list[int]:
         """The tokens of a text, which may have more of them than fit."""

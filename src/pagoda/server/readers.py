@@ -32,7 +32,7 @@ INLINE_BYTES = 2 * 1024
 THREAD_BYTES = 32 * 1024
 PROCESS_BYTES = 512 * 1024
 NUM_THREADS = 2
-RENDERED_KINDS = ("chat", "tokenize")  # of bodies that may hold a conversation
+TEXT_KINDS = ("completion", "detokenize", "llama_completion", "infill")  # of bodies that hold no conversation
 IDLE_S = 60.0
 STREAM_BYTES = 1024 * 1024
 PIECE_BYTES = 128 * 1024
@@ -57,7 +57,7 @@ class Readers:
 
     async def read(self, kind: str, data: bytes) -> Any:
         """What `Reader.read` returns. Raises what it raises, or a DescribedError in its place."""
-        renders = kind in RENDERED_KINDS
+        renders = kind not in TEXT_KINDS
         if len(data) <= INLINE_BYTES and not renders:
             return self._reader.read(kind, data)
         if len(data) <= THREAD_BYTES:

@@ -7,13 +7,16 @@ in a thread, or in a process of its own (`readers.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel
 
 from pagoda.errors import ContextLengthError, ModelNotFoundError, RequestError
+from pagoda.server.dialects.table import TRANSLATIONS
+from pagoda.server.dialects.translated import Translated
+from pagoda.server.infill import Infill
 from pagoda.server.json_body import parse_json
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.output_plan import OutputPlan, OutputPlanner
@@ -92,10 +95,13 @@ class ReaderLimits:
 class Reader:
     """Reads bodies for one model. Each of `KINDS` is a method: bytes of JSON → what it asks, or its answer.
 
+    Kinds of `TRANSLATIONS` are other dialects' requests.
+
     Raises RequestError, or pydantic's ValidationError.
     """
 
-    KINDS = ("chat", "completion", "tokenize", "detokenize", "embeddings", "score", "rerank")
+    KINDS = ("chat", "completion", "tokenize", "detokenize", "embeddings", "score", "rerank",
+             "template", "count", "continued")  # fmt: skip
 
     def __init__(self, text: TextParts, limits: ReaderLimits) -> None:
         tokenizer, template, no_chat_reason = text
@@ -116,24 +122,68 @@ class Reader:
 
     def read(self, kind: str, data: bytes) -> Any:
         """What the method called `kind` makes of `data`."""
-        assert kind in self.KINDS
         try:
+            if kind in TRANSLATIONS:
+                return self._translated(TRANSLATIONS[kind](self._parsed(data)))
+            assert kind in self.KINDS
             return getattr(self, kind)(data)
         except RecursionError:  # of whoever writes as text what the body holds
             raise RequestError("the body holds objects or lists that are nested too deeply") from None
 
+    def continued(self, data: bytes) -> Reading:
+        """{"messages": …, "body": …}: a request to /v1/responses, and the conversation that it goes on with."""
+        parsed = orjson.loads(data)
+        asked = TRANSLATIONS["responses"](self._with_bounds(parsed["body"]))
+        return self._translated(asked.after(parsed["messages"]))
+
+    def count(self, data: bytes) -> bytes:
+        """The JSON that answers /v1/messages/count_tokens."""
+        body = self._checked(TRANSLATIONS["count_tokens"](self._parsed(data)).body)
+        assert isinstance(body, ChatRequest)
+        return orjson.dumps({"input_tokens": len(self._prompts.tokens_of_chat(body))})
+
+    def template(self, data: bytes) -> bytes:
+        """The JSON that answers /apply-template."""
+        return orjson.dumps({"prompt": self._prompts.text_of_chat(self._body(data, TokenizeChat))})
+
+    def _translated(self, asked: Translated) -> Reading:
+        """What a request in another dialect asks."""
+        body = self._checked(asked.body)
+        if asked.needs_context is not None and asked.needs_context > self._limits.max_context:
+            message = f"num_ctx is {asked.needs_context}, but the server has {self._limits.max_context} (--max-context)"
+            raise RequestError(message, param="num_ctx")
+        match body:
+            case ChatRequest():
+                reading = self._chat(body)
+            case CompletionRequest():
+                reading = self._completion(body, asked.infill)
+        spec, longest = reading.spec, max(len(prompt.ids) for prompt in reading.prompts)
+        limit = spec.params.max_tokens
+        if asked.may_be_cut and limit is not None and longest + limit > self._limits.max_context:
+            spec = replace(spec, params=replace(spec.params, max_tokens=None))
+        return replace(reading, spec=replace(spec, options=replace(spec.options, extra=asked.extra)))
+
     def chat(self, data: bytes) -> Reading:
-        body = self._body(data, ChatRequest)
+        return self._chat(self._body(data, ChatRequest))
+
+    def completion(self, data: bytes) -> Reading:
+        return self._completion(self._body(data, CompletionRequest))
+
+    def _chat(self, body: ChatRequest) -> Reading:
         spec = chat_spec(body)
         prompt = self._prompts.of_chat(body, self._num_kept(spec, body))
         output = self._planner.of_chat(body, prompt.ids)
         return Reading(spec, (prompt,), tuple(body.plain_messages()), self._predicted(body), output, body.model)
 
-    def completion(self, data: bytes) -> Reading:
-        body = self._body(data, CompletionRequest)
+    def _completion(self, body: CompletionRequest, infill: Infill | None = None) -> Reading:
         spec = completion_spec(body)
         check_total(len(body.prompts), spec.params.n)
-        prompts = self._prompts.of_completion(body, self._num_kept(spec, body))
+        if infill is None and body.suffix is not None:
+            infill = infill_of(body)
+        if infill is not None:
+            prompts = [self._prompts.of_infill(infill)]
+        else:
+            prompts = self._prompts.of_completion(body, self._num_kept(spec, body))
         num_tokens = sum(len(prompt.ids) for prompt in prompts)
         if len(prompts) > 1 and num_tokens > self._limits.max_tokens:
             raise RequestError(
@@ -189,12 +239,14 @@ class Reader:
 
     def _parsed(self, data: bytes) -> Any:
         """The JSON, unless it has more parts than any request that could be answered: those take seconds to check."""
-        parsed = parse_json(data)
+        return self._with_bounds(parse_json(data))
+
+    def _with_bounds(self, parsed: Any) -> Any:
         if not isinstance(parsed, dict):
             return parsed
         if len(parsed) > MAX_FIELDS:
             raise RequestError(f"the body has {len(parsed)} fields, but no request has more than {MAX_FIELDS}")
-        messages, prompt = parsed.get("messages"), parsed.get("prompt")
+        messages, prompt = parsed.get("messages") or parsed.get("input"), parsed.get("prompt")
         if isinstance(messages, list):
             self._check_count(sum(_num_parts(message) for message in messages))
         if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
@@ -213,6 +265,16 @@ class Reader:
         if name is not None:
             self._names.check(name)
         return body
+
+
+def infill_of(body: CompletionRequest) -> Infill:
+    """What a completion with a suffix asks. RequestError: it asks for something else besides."""
+    assert body.suffix is not None
+    if not isinstance(body.prompt, str):
+        raise RequestError("suffix needs the prompt to be one text", param="suffix")
+    if body.echo or body.truncate_prompt_tokens is not None:
+        raise RequestError("suffix excludes echo and truncate_prompt_tokens", param="suffix")
+    return Infill(body.prompt, body.suffix)
 
 
 def _num_parts(message: Any) -> int:

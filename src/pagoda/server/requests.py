@@ -10,8 +10,8 @@ from typing import Any
 
 from pagoda.cache.policy import DEFAULT_OPTIONS, CacheOptions
 from pagoda.errors import RequestError
-from pagoda.server.answers import AnswerOptions
 from pagoda.server.call import Call
+from pagoda.server.choice import AnswerOptions
 from pagoda.server.output_plan import OutputPlan
 from pagoda.server.prompts import Prompt
 from pagoda.server.schema import ChatRequest, CompletionRequest, Generation
@@ -116,8 +116,8 @@ def make_call(
 
 
 def new_id(prefix: str) -> str:
-    """An id that no other request has."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    """An id that no other request has. A prefix may end in the underscore that divides it from the rest."""
+    return f"{prefix}{'' if prefix.endswith('_') else '-'}{uuid.uuid4().hex}"
 
 
 def answer_id(prefix: str, spec: GenerationSpec) -> str:
@@ -171,6 +171,7 @@ def _options(body: Generation, *, logprobs: bool) -> AnswerOptions:
         include_usage=bool(wanted and (wanted.include_usage or wanted.continuous_usage_stats)),
         continuous_usage=bool(wanted and wanted.continuous_usage_stats),
         include_cost=bool(body.include_cost),
+        timings=bool(body.timings_per_token),
     )
 
 

@@ -159,6 +159,7 @@ class Generation(Harmless, Structured):
     include_reasoning: bool | None = None  # false: chat answers without what the model thought
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    timings_per_token: bool | None = None  # llama-server's timings in the answer, and in each chunk
     return_progress: bool | None = None  # streams: how much of the prompt is computed, step by step
     truncate_prompt_tokens: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: to the whole context
 
@@ -187,6 +188,7 @@ class CompletionRequest(Generation):
         | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
     )
     max_tokens: Annotated[Int, Field(ge=-1, le=MAX_TOKENS)] | None = None  # -1: no limit
+    suffix: Annotated[str | None, BeforeValidator(lambda value: value or None)] = None  # what is to follow the answer
     logprobs: NumLogprobs | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None

@@ -35,6 +35,7 @@ from pagoda.server.prompts import ChatTemplate, Tokenizer
 from pagoda.server.question import Asking, ModelIdentity
 from pagoda.server.readers import Readers
 from pagoda.server.reading import Reader, ReaderLimits, ServedNames, TextLoader, unknown_model
+from pagoda.server.response_store import ResponseStore
 from pagoda.text.framing import VectorTraits
 
 STARTING_RETRY_S = 2.0
@@ -221,6 +222,8 @@ class Service:
         self.reason = ""  # why it is broken
         self.long_bodies = asyncio.Semaphore(LONG_BODIES)
         self.num_active = 0  # HTTP requests in the works that a shutdown waits for
+        self.responses = ResponseStore()
+        self.background: set[asyncio.Task[None]] = set()  # responses that are made without a client that waits
         self._model: Model | None = None
 
     def attach(self, loaded: Loaded, cache: SemanticCache | None = None) -> Model:

@@ -25,7 +25,8 @@ logger = logging.getLogger("pagoda.server")
 T = TypeVar("T")
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies: pass each event on at once
-COMMENT = b": keep-alive\n\n"  # no event: clients skip it, proxies see that the connection lives
+# No events: clients skip them, proxies see that the connection lives. JSON may begin with a space.
+COMMENTS = {"text/event-stream": b": keep-alive\n\n", "application/x-ndjson": b" "}
 # Seconds after which a client that has closed its side for writing is written to, to see whether it still reads.
 PROBE_S = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -45,8 +46,13 @@ class EventStream(Response):
         close: Callable[[], None],
         keep_alive: float = 0.0,
         headers: Mapping[str, str] | None = None,
+        failure: Callable[[int, dict[str, Any]], bytes] | None = None,
+        media_type: str = media_type,
     ) -> None:
-        """`keep_alive`: seconds without an event after which a comment is sent; 0: never."""
+        """`keep_alive`: seconds without an event after which a comment is sent; 0: never. `failure` writes an error."""
+        self.media_type = media_type
+        self._comment = COMMENTS[media_type]
+        self._failure = failure or _failure
         self._events = events
         self._close = close
         self._keep_alive = keep_alive
@@ -75,7 +81,7 @@ class EventStream(Response):
             status, body, _ = describe(error)
             if status == 500:
                 logger.error("unexpected error in a stream", exc_info=error)
-            await send(_part(b"data: " + orjson.dumps(body) + b"\n\n" + DONE))
+            await send(_part(self._failure(status, body)))
         finally:
             beat.cancel()
         await send(_part(b"", more=False))
@@ -88,10 +94,14 @@ class EventStream(Response):
                 await asyncio.wait_for(half_closed.wait(), left)
             if left is not None and time.monotonic() >= self._last + self._keep_alive:
                 self._last = time.monotonic()
-                await send(_part(COMMENT))
+                await send(_part(self._comment))
         for seconds in PROBE_S:
             await asyncio.sleep(seconds)
-            await send(_part(COMMENT))
+            await send(_part(self._comment))
+
+
+def _failure(status: int, body: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(body) + b"\n\n" + DONE
 
 
 def _part(body: bytes, *, more: bool = True) -> Message:

@@ -28,7 +28,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
-    "suffix": ("",),
     "use_beam_search": (False,),
     "verbosity": (),
     "vllm_xargs": ({},),

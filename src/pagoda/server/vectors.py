@@ -21,9 +21,9 @@ from pagoda.engine.vectors import cosine, probability
 from pagoda.models.pooling import unit
 from pagoda.server.answers import error_of
 from pagoda.server.call import Call
+from pagoda.server.generation import read_body, service_of
 from pagoda.server.record import RequestRecord, record_of
 from pagoda.server.requests import new_id
-from pagoda.server.routes import read_body, service_of
 from pagoda.server.service import Model
 from pagoda.server.stream import while_connected
 from pagoda.server.vector_reading import VectorReading

@@ -1,0 +1,112 @@
+"""From an HTTP request to the model's answer: what every dialect shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pagoda.cache.policy import options_of
+from pagoda.server.answers import Answer
+from pagoda.server.bodies import body_of, is_long
+from pagoda.server.call import DeltaStream
+from pagoda.server.logprob_json import LogprobWriter
+from pagoda.server.reading import Reading
+from pagoda.server.record import record_of
+from pagoda.server.requests import GenerationSpec, answer_id, make_call
+from pagoda.server.service import Model, Service
+from pagoda.server.stream import ClientGone, EventStream, while_connected
+
+OnComplete = Callable[[Answer], None] | None
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def read_body(request: Request, model: Model, kind: str) -> Any:
+    """What the body asks, read where its length allows. A client that goes away gives up its place."""
+    async with service_of(request).long_bodies if is_long(request) else nullcontext():
+        data = await body_of(request)
+        return await while_connected(request.receive, model.readers.read(kind, data))
+
+
+async def generate(request: Request, shape: type[Answer], prefix: str, kind: str) -> Response:
+    """Answer the body, which is one of those that `Reader` calls `kind`, in the shape of `shape`."""
+    model = service_of(request).model_for_work()
+    return await answer_reading(request, model, shape, prefix, await read_body(request, model, kind))
+
+
+async def answer_reading(
+    request: Request, model: Model, shape: type[Answer], prefix: str, reading: Reading, on_complete: OnComplete = None
+) -> Response:
+    """Let the model answer. `prefix` begins the answer's id; `on_complete` is called before the end is told."""
+    record = record_of(request.scope)
+    answer, stream, end = await open_answer(request, model, shape, prefix, reading, on_complete)
+    if reading.spec.stream:
+        keep_alive = service_of(request).settings.sse_keepalive
+        events, headers = answer.events(stream), answer.headers
+        return EventStream(events, end, keep_alive, headers, answer.failure, answer.stream_type)
+    try:
+        content = await while_connected(request.receive, answer.whole(stream))
+        cost = {} if answer.cost_usd is None else {"X-Cost-USD": f"{answer.cost_usd():.10f}"}
+        return Response(content, headers={**answer.headers, **cost}, media_type="application/json")
+    except ClientGone:
+        record.client_gone = True
+        raise
+    finally:
+        end()
+
+
+async def open_answer(
+    request: Request, model: Model, shape: type[Answer], prefix: str, reading: Reading, on_complete: OnComplete = None
+) -> tuple[Answer, DeltaStream, Callable[[], None]]:
+    """The answer that has begun, its deltas, and what to call when it has ended, whatever ends it."""
+    record = record_of(request.scope)
+    spec, prompts = with_cache_header(request, reading.spec), reading.prompts
+    call = make_call(
+        spec,
+        prompts,
+        id=answer_id(prefix, spec),
+        tenant=record.tenant,
+        messages=reading.messages,
+        prediction=reading.prediction,
+        output=reading.output,
+        adapter=None if reading.model in (None, model.name) else reading.model,
+    )
+    skip_special = spec.params.skip_special_tokens
+    writer = LogprobWriter(model.tokenizer, as_ids=spec.options.tokens_as_ids, skip_special=skip_special)
+    answer = shape(call, reading.model or model.name, prompts, spec.options, writer)
+    answer.on_complete = on_complete
+    model.accounts.open(call, answer)
+    model.accounts.count_headers(request.headers, service_of(request).settings.metrics_headers)
+    stream = await model.serve(call)
+    model.accounts.trace(call, record, request.headers)
+    if model.budgets is not None:
+        record.headers |= model.budgets.headers(call.tenant)
+
+    def end() -> None:
+        stream.close()
+        model.accounts.close(call, answer, record, stream=spec.stream)
+
+    return answer, stream, end
+
+
+def with_cache_header(request: Request, spec: GenerationSpec) -> GenerationSpec:
+    """What the headers ask of the semantic cache wins over the body. Raises RequestError."""
+    wish = request.headers.get("x-pagoda-cache")
+    if wish is not None:
+        return replace(spec, cache=options_of(wish))
+    control = request.headers.get("cache-control", "").replace(" ", "").lower().split(",")
+    return replace(spec, cache=replace(spec.cache, mode="off")) if "no-store" in control else spec
+
+
+async def json_read(request: Request, kind: str) -> Response:
+    """What a reader answers by itself."""
+    model = service_of(request).model()
+    return Response(await read_body(request, model, kind), media_type="application/json")
