@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from pagoda.config import EngineSettings
 from pagoda.engine.embedder import DEFAULT_EMBEDDER, Embedder, load_embedder
 from pagoda.sources import resolve
 
@@ -70,6 +71,18 @@ def timed(embedder: Embedder, texts: list[str]) -> float:
     return time.perf_counter() - start
 
 
+def loaded(name: str, threads: int) -> Embedder:
+    weights, _, activations = name.partition(" ")
+    settings = EngineSettings(
+        model=DEFAULT_EMBEDDER,
+        backend="cpu",
+        threads=threads,
+        encoder_weights="q8_0" if weights == "q8_0" else "file",
+        activation_type="int8" if activations else "int16",
+    )
+    return load_embedder(settings=settings)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peers", help="Python with sentence-transformers and onnxruntime; without it, Pagoda alone")
@@ -78,7 +91,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     texts, folder = short_texts(args.texts), resolve(DEFAULT_EMBEDDER).path
-    ours = {weights: load_embedder(threads=args.threads, weights=weights) for weights in ("file", "q8_0")}
+    ours = {name: loaded(name, args.threads) for name in ("file", "q8_0", "q8_0 int8")}
     runs: dict[str, Callable[[list[str]], float]] = {
         f"pagoda {weights}": lambda some, one=one: timed(one, some) for weights, one in ours.items()
     }
@@ -96,14 +109,13 @@ def main() -> None:
     for i in range(args.rounds):
         for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
             times[name].append(runs[name](texts))
-    print("| | seconds | texts a second | pagoda file | pagoda q8_0 |\n|---|---|---|---|---|")
+    owns = [f"pagoda {name}" for name in ours]
+    print(f"| | seconds | texts a second | {' | '.join(owns)} |\n|{'---|' * (3 + len(owns))}")
     for name, seconds in times.items():
-        ratios = [
-            statistics.median(a / b for a, b in zip(seconds, times[own], strict=True))
-            for own in ("pagoda file", "pagoda q8_0")
-        ]
+        ratios = [statistics.median(a / b for a, b in zip(seconds, times[own], strict=True)) for own in owns]
         middle = statistics.median(seconds)
-        print(f"| {name} | {middle:.3f} | {len(texts) / middle:.0f} | {ratios[0]:.2f} × | {ratios[1]:.2f} × |")
+        shown = " | ".join(f"{ratio:.2f} ×" for ratio in ratios)
+        print(f"| {name} | {middle:.3f} | {len(texts) / middle:.0f} | {shown} |")
     if peers:
         some = texts[:500]
         _, want = peers["sentence-transformers"].run(some, vectors=True)
