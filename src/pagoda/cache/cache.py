@@ -11,9 +11,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import orjson
 
 from pagoda.cache.embedder import Embedder
 from pagoda.cache.entry import Answer, Entry, entry_id
@@ -67,15 +69,21 @@ class SemanticCache:
         *,
         max_wrong: float = 0.02,
         max_entries: int = 100_000,
+        notebook: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Without an embedder, or a verifier for it, only repeats of the same normal form are hits."""
+        """Without an embedder, or a verifier for it, only repeats of the same normal form are hits.
+
+        `notebook`: a file in which the evidence is kept, so that it outlives this process.
+        """
         self.store = store
         self.embedder = embedder
         self.policy = policy
         self.verifier = verifier
         self.evidence = Evidence(verifier.regions if verifier is not None else [], max_wrong)
         self.max_entries = max_entries
+        self._notebook = notebook
+        self._read_notebook()
         self.num_evicted = 0
         self._clock = clock
         self._writes = 0
@@ -149,6 +157,7 @@ class SemanticCache:
         removed = self.store.delete(Selector(expired_at=self._clock()))
         removed += self.store.delete(Selector(all_but=self.max_entries))
         self.num_evicted += removed
+        self._write_notebook()
         return removed
 
     def mark_wrong(self, selector: Selector) -> bool:
@@ -193,7 +202,27 @@ class SemanticCache:
         return self._counted[1]
 
     def close(self) -> None:
+        self._write_notebook()
         self.store.close()
+
+    def _read_notebook(self) -> None:
+        if self._notebook is None or not self._notebook.is_file():
+            return
+        try:
+            self.evidence.restore(orjson.loads(self._notebook.read_bytes()))
+        except (OSError, ValueError) as error:
+            log.warning("%s is not read, evidence starts anew: %s", self._notebook, error)
+
+    def _write_notebook(self) -> None:
+        if self._notebook is None:
+            return
+        try:
+            self._notebook.parent.mkdir(parents=True, exist_ok=True)
+            part = self._notebook.with_suffix(".part")
+            part.write_bytes(orjson.dumps(self.evidence.to_json()))
+            part.replace(self._notebook)
+        except OSError as error:
+            log.warning("%s is not written: %s", self._notebook, error)
 
     def _is_usable(self, entry: Entry, question: Question) -> bool:
         """Alive, of this partition whatever the store says, and no longer than was asked for."""

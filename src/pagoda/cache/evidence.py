@@ -25,6 +25,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 REGION_FACTOR, REGION_LIMIT = 7.0, 0.25
 MARGIN = 0.5
@@ -141,12 +142,39 @@ class Evidence:
             self._certain.clear()
             self._num_learned += 1
             if self._num_learned % FIT_EVERY == 0:
-                shift = fit_shift(self._labelled, self._seen)
-                self._prior = [_shifted(region, shift) for region in self._labelled]
-                self._known.clear()
+                self._refit()
             if hit:
                 self.num_checked += 1
                 self.num_checked_wrong += not same
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found out here, for `restore`."""
+        with self._lock:
+            return {
+                "edges": list(EDGES),
+                "seen": [[region.num_pairs, region.num_wrong] for region in self._seen],
+                "hits": list(self._hits),
+                "num_hits": self.num_hits,
+                "num_checked": self.num_checked,
+                "num_checked_wrong": self.num_checked_wrong,
+            }
+
+    def restore(self, shape: Any) -> None:
+        """Go on from what was found out before. Raises ValueError for anything else, and then changes nothing."""
+        try:
+            if shape["edges"] != list(EDGES) or not len(shape["seen"]) == len(shape["hits"]) == len(self._seen):
+                raise ValueError("its regions are others")
+            seen = [Region(float(pairs), float(wrong)) for pairs, wrong in shape["seen"]]
+            hits = [int(count) for count in shape["hits"]]
+            counts = tuple(int(shape[name]) for name in ("num_hits", "num_checked", "num_checked_wrong"))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it is no evidence: {error!r}") from None
+        if min(*hits, *counts, *(min(r.num_wrong, r.num_pairs - r.num_wrong) for r in seen), 0) < 0:
+            raise ValueError("it has negative counts")
+        with self._lock:
+            self._seen, self._hits = seen, hits
+            self.num_hits, self.num_checked, self.num_checked_wrong = counts
+            self._refit()
 
     def state(self) -> State:
         with self._lock:
@@ -164,6 +192,13 @@ class Evidence:
         else:
             says = "hits by meaning are given where their region of scores is known to be good"
         return State(self.max_wrong, hits, expected, checked, wrong, interval, floor, says)
+
+    def _refit(self) -> None:
+        """Shift what labels promised to what was seen."""
+        shift = fit_shift(self._labelled, self._seen)
+        self._prior = [_shifted(region, shift) for region in self._labelled]
+        self._known.clear()
+        self._certain.clear()
 
     def _region(self, place: int) -> tuple[bool, float]:
         """(whether hits of a region may be given, the expected share of wrong ones among them)"""

@@ -1,4 +1,7 @@
-"""Vectors of one partition in memory, searched exactly; past 50,000 through HNSW where `usearch` is installed."""
+"""Vectors of one partition in memory, searched exactly; past 50,000 through HNSW where `usearch` is installed.
+
+The graph is built on a thread of its own, from a copy, while searches go on exactly.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,16 @@ CONNECTIVITY, EXPANSION = 24, 128  # of HNSW: recall over 0.99 of the ten neares
 
 
 class VectorIndex:
-    """Keys by their vectors. One caller at a time: the store that holds it has a lock."""
+    """Keys by their vectors. Whoever calls holds `lock`; the thread that builds a graph takes it for moments."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.RLock | None = None) -> None:
+        self._lock = lock or threading.RLock()
         self._keys: list[str | None] = []  # by row; None: the row is free
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         self._matrix: FloatArray = np.empty((0, 0), np.float32)
         self._graph: Any = None
+        self._changed: set[int] | None = None  # rows written since a graph began to be built; None: none is
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -43,8 +48,12 @@ class VectorIndex:
         self._matrix[row], self._keys[row], self._rows[key] = vector, key, row
         if self._graph is not None:
             self._graph.add(row, vector)
+        elif self._changed is not None:
+            self._changed.add(row)
         elif len(self._rows) > EXACT_UP_TO and Index is not None:
-            self._graph = _make_graph(self._matrix, sorted(self._rows.values()))
+            self._changed = set()
+            rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
+            threading.Thread(target=self._build, args=(rows, self._matrix[rows]), daemon=True).start()
 
     def remove(self, key: str) -> None:
         """Nothing happens where it is not."""
@@ -55,6 +64,8 @@ class VectorIndex:
         self._matrix[row] = 0
         if self._graph is not None:
             self._graph.remove(row)
+        elif self._changed is not None:
+            self._changed.add(row)
         self._free.append(row)
 
     def nearest(self, vector: FloatArray, count: int) -> list[tuple[float, str]]:
@@ -66,11 +77,27 @@ class VectorIndex:
             scores = self._matrix[rows] @ vector
         else:
             scores = self._matrix @ vector
-            count_wide = min(count + 8, len(scores))
-            rows = np.argpartition(-scores, count_wide - 1)[:count_wide]
+            wide = min(count + 8, len(scores))
+            rows = np.argpartition(-scores, wide - 1)[:wide]
             scores = scores[rows]
         found = [(float(s), key) for s, row in zip(scores, rows, strict=True) if (key := self._keys[row]) is not None]
         return sorted(found, key=lambda pair: (-pair[0], pair[1]))[:count]
+
+    def _build(self, rows: np.ndarray[Any, np.dtype[np.int64]], vectors: FloatArray) -> None:
+        """Make a graph of these rows, take in what has changed meanwhile, and use it."""
+        graph = Index(
+            ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=CONNECTIVITY, expansion_add=EXPANSION,
+            expansion_search=EXPANSION,
+        )  # fmt: skip
+        graph.add(rows.astype(np.uint64), vectors, threads=1)  # beside whoever answers
+        with self._lock:
+            known = set(rows.tolist())
+            for row in self._changed or ():
+                if row in known:
+                    graph.remove(row)
+                if self._keys[row] is not None:
+                    graph.add(row, self._matrix[row])
+            self._graph, self._changed = graph, None
 
     def _grow(self, width: int) -> None:
         old = len(self._keys)
@@ -92,7 +119,7 @@ class Indexes:
 
     def put(self, partition: str, space: str, key: str, vector: FloatArray) -> None:
         with self.lock:
-            self._indexes.setdefault((partition, space), VectorIndex()).put(key, vector)
+            self._indexes.setdefault((partition, space), VectorIndex(self.lock)).put(key, vector)
 
     def remove(self, partition: str, space: str, key: str) -> None:
         """Nothing happens where it is not."""
@@ -107,13 +134,3 @@ class Indexes:
         with self.lock:
             index = self._indexes.get((partition, space))
             return index.nearest(vector, count) if index is not None else []
-
-
-def _make_graph(matrix: FloatArray, rows: list[int]) -> Any:
-    """A graph over these rows of the matrix."""
-    graph = Index(
-        ndim=matrix.shape[1], metric="ip", dtype="f32", connectivity=CONNECTIVITY, expansion_add=EXPANSION,
-        expansion_search=EXPANSION,
-    )  # fmt: skip
-    graph.add(np.array(rows, np.uint64), matrix[rows])
-    return graph

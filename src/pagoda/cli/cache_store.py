@@ -72,9 +72,9 @@ def search(
     count: Annotated[int, typer.Option(help="Entries shown.", min=1)] = 5,
 ) -> None:
     """Show the kept questions that are nearest to a text, in all partitions."""
-    from pagoda.engine.embedder import load_embedder
+    from pagoda.server.cache_parts import load_cache_embedder
 
-    embedder = load_embedder(settings.cache_embedder)
+    embedder = load_cache_embedder(settings.cache_embedder)
     vector = embedder.embed([text])[0]
     store = opened(settings)
     near = [

@@ -7,6 +7,7 @@ from pathlib import Path
 from pagoda.cache.cache import SemanticCache
 from pagoda.cache.crypt import Cipher
 from pagoda.cache.embedder import Embedder
+from pagoda.cache.entry import digest
 from pagoda.cache.policy import Policy
 from pagoda.cache.rules import Rules, parse_rules
 from pagoda.cache.stores import open_store
@@ -37,7 +38,11 @@ def open_cache(settings: CacheSettings, embedder: Embedder | None) -> SemanticCa
     assert settings.cache_store is not None
     cipher = None if settings.cache_key is None else Cipher(settings.cache_key)
     verifier = verifier_for(embedder, settings.cache_verifier)
-    store = open_store(settings.cache_store, cache_dir() / "answers", cipher)
+    folder = cache_dir() / "answers"
+    store = open_store(settings.cache_store, folder, cipher)
+    notebook = None
+    if settings.cache_store != "memory" and verifier is not None:
+        notebook = folder / f"evidence-{digest([settings.cache_store, verifier.about])[:12]}.json"
     return SemanticCache(
         store,
         embedder,
@@ -45,6 +50,7 @@ def open_cache(settings: CacheSettings, embedder: Embedder | None) -> SemanticCa
         policy_of(settings),
         max_wrong=settings.cache_max_wrong,
         max_entries=settings.cache_max_entries,
+        notebook=notebook,
     )
 
 
@@ -63,11 +69,16 @@ def verifier_for(embedder: Embedder | None, path: Path | None) -> Verifier | Non
     return None
 
 
+def load_cache_embedder(name: str) -> Embedder:
+    """One thread, since the engine has the others, and 8 bits, which change a cosine by 0.001 at most."""
+    return load_embedder(name, threads=1, weights="q8_0")
+
+
 def load_cache(settings: CacheSettings) -> SemanticCache | None:
     """The cache, with its embedder; None: the settings want none. Takes a second. Raises what loading raises."""
     if settings.cache_store is None:
         return None
-    embedder = None if settings.cache_embedder == "none" else load_embedder(settings.cache_embedder)
+    embedder = None if settings.cache_embedder == "none" else load_cache_embedder(settings.cache_embedder)
     return open_cache(settings, embedder)
 
 

@@ -29,7 +29,7 @@ from pagoda.types import Delta, FloatArray
 logger = logging.getLogger("pagoda.cache")
 
 HEADER = "X-Pagoda-Cache"
-EMBED_S = 0.1  # that an embedding may take; the store's time is a setting
+EMBED_S = 0.2  # that an embedding may take; the store's time is a setting
 THREADS = 4
 MAX_WRITES = 1000  # answers that wait to be kept; more are not kept
 REST_S = 1.0  # that a store is left alone after it has failed or was slow several times

@@ -54,6 +54,7 @@ class UsageBody(BaseModel):
     total_tokens: int
     prompt_tokens_details: CachedTokens
     completion_tokens_details: CompletionDetails | None = None
+    cached: bool | None = None  # the answer came from the semantic cache
 
 
 class TokenLogprob(BaseModel):

@@ -1,0 +1,240 @@
+"""The semantic cache: how long a lookup takes in each store, and what it saves on a stream of questions.
+
+    python bench/cache.py latency --store memory,sqlite [--entries 100000] [--lookups 300]
+    python bench/cache.py stream PAIRS.jsonl.gz [--shuffles 20] [--verifier V] [--max-wrong 0.01,0.02,0.05]
+
+latency: entries with random vectors in one partition; p50 and p99 of finding the same question, and of finding those
+of its meaning (search and verifier), without the embedding, whose time stands apart.
+
+stream: 5,000 questions of labelled pairs: 30 % differ from an earlier one in case, punctuation, spacing or politeness
+only, 10 % are paraphrases labelled the same, 10 % look-alikes labelled different, the rest are new. Through rules,
+normal forms, verifier and evidence as the server goes; a miss with a candidate, and 5 % of the hits by meaning, tell
+the truth. Give it pairs that the verifier was not trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pagoda.cache.cache import SemanticCache
+from pagoda.cache.entry import Answer, Entry, digest, entry_id
+from pagoda.cache.pairs import Pair, read_pairs
+from pagoda.cache.policy import DEFAULT_OPTIONS, Policy, Question
+from pagoda.cache.rules import Rules
+from pagoda.cache.store import Selector, Store
+from pagoda.cache.stores import open_store
+from pagoda.cache.stores.memory import MemoryStore
+from pagoda.cache.verifier import Verifier, load_verifier
+from pagoda.engine.embedder import Embedder, load_embedder
+from pagoda.types import FloatArray
+
+PARTITION = "bench"
+NUM_QUESTIONS = 5000
+SHARES = {"repeat": 0.3, "paraphrase": 0.1, "look-alike": 0.1}
+SHADOW = 0.05
+DRESSES: tuple[Callable[[str], str], ...] = (
+    str.lower,
+    str.upper,
+    lambda text: text.rstrip("?") + " ?",
+    lambda text: "  " + text.replace(" ", "  "),
+    lambda text: "Could you please tell me " + text[0].lower() + text[1:],
+    lambda text: "Hello, " + text,
+    lambda text: text.rstrip("?") + ", please? Thanks!",
+    lambda text: text.rstrip("?!. "),
+)
+
+
+def median_and_tail(seconds: Sequence[float]) -> str:
+    return f"p50 {np.percentile(seconds, 50) * 1000:7.2f} ms   p99 {np.percentile(seconds, 99) * 1000:7.2f} ms"
+
+
+def fill(store: Store, count: int, space: str, width: int) -> None:
+    """Entries of random directions in one partition."""
+    rng, now = np.random.default_rng(1), time.time()
+    for place in range(count):
+        vector = rng.normal(size=width).astype(np.float32)
+        key = digest([PARTITION, str(place)])
+        answer = Answer(((f"Answer {place}. " * 20, tuple(range(80))),), "stop", None, 20, 80)
+        question = f"What is thing number {place} of the {place % 97} kinds?"
+        vector /= np.linalg.norm(vector)
+        store.put(Entry(entry_id(key), PARTITION, key, "t", "m", question, answer, vector, space, now, now + 1e6, 1e6))
+
+
+def latency(store: Store, name: str, entries: int, lookups: int, embedder: Embedder, verifier: Verifier) -> None:
+    start = time.perf_counter()
+    fill(store, entries - store.count(Selector()), embedder.digest, embedder.dimensions)
+    print(f"{name}: {entries} entries written in {time.perf_counter() - start:.0f} s")
+    cache = SemanticCache(store, embedder, verifier, Policy(Rules()))
+    same, alike, embedding = [], [], []
+    for place in range(lookups):
+        text = f"What is thing {place} among all kinds of things?"
+        question = Question(text, PARTITION, "t", "m", None, 1e6)
+        start = time.perf_counter()
+        cache.find_same(question)
+        found_same = time.perf_counter()
+        vector = cache.embed(text)
+        embedded = time.perf_counter()
+        assert vector is not None
+        near = store.nearest(PARTITION, embedder.digest, vector, 4)
+        verifier.log_odds(text, vector, [e.question for _, e in near], np.stack([e.vector for _, e in near]))
+        alike.append(time.perf_counter() - embedded)
+        same.append(found_same - start)
+        embedding.append(embedded - found_same)
+    print(f"  same      {median_and_tail(same)}\n  alike     {median_and_tail(alike)}")
+    print(f"  embedding {median_and_tail(embedding)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question of the stream; those of one group want one answer."""
+
+    text: str
+    group: int
+
+
+def groups_of(pairs: Sequence[Pair]) -> dict[str, int]:
+    """A number a question: equal for those that labels join, directly or through others."""
+    parent: dict[str, str] = {}
+
+    def root(text: str) -> str:
+        while parent.setdefault(text, text) != text:
+            text = parent[text]
+        return text
+
+    for pair in pairs:
+        a, b = root(pair.a), root(pair.b)
+        if pair.same:
+            parent[a] = b
+    numbers: dict[str, int] = {}
+    return {text: numbers.setdefault(root(text), len(numbers)) for text in list(parent)}
+
+
+def make_stream(pairs: Sequence[Pair], seed: int) -> list[Asked]:
+    """Each derived question comes somewhere after the one that it derives from."""
+    rng, groups = random.Random(seed), groups_of(pairs)
+    shuffled = rng.sample(list(pairs), len(pairs))
+    counts = {name: int(share * NUM_QUESTIONS) for name, share in SHARES.items()}
+    same = [pair for pair in shuffled if pair.same][: counts["paraphrase"]]
+    different = [pair for pair in shuffled if not pair.same][: counts["look-alike"]]
+    used = {text for pair in (*same, *different) for text in (pair.a, pair.b)}
+    fresh = [text for pair in shuffled for text in (pair.a, pair.b) if text not in used]
+    num_first = NUM_QUESTIONS - sum(counts.values())
+    firsts = [pair.a for pair in (*same, *different)]
+    firsts += list(dict.fromkeys(fresh))[: num_first - len(firsts)]
+    repeats = [rng.choice(firsts) for _ in range(counts["repeat"])]
+    placed = [(rng.random(), Asked(text, groups[text])) for text in firsts]
+    places = {asked.text: place for place, asked in placed}
+    for original, text, group in (
+        *[(text, rng.choice(DRESSES)(text), groups[text]) for text in repeats],
+        *[(pair.a, pair.b, groups[pair.b]) for pair in (*same, *different)],
+    ):
+        placed.append((rng.uniform(places[original], 1), Asked(text, group)))
+    return [asked for _, asked in sorted(placed, key=lambda one: one[0])]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Of one stream."""
+
+    hits: int = 0
+    wrong: int = 0
+    by_meaning: int = 0
+    wrong_by_meaning: int = 0
+    bypassed: int = 0
+    checks: int = 0
+
+
+def replay(stream: Sequence[Asked], cache: SemanticCache, vectors: dict[str, FloatArray], seed: int) -> Outcome:
+    """Ask all questions, one after the other. The answer of a question is its group."""
+    rng, outcome = random.Random(seed), Outcome()
+    for asked in stream:
+        ttl, _ = cache.policy.lifetime([asked.text], DEFAULT_OPTIONS)
+        if not ttl:
+            outcome.bypassed += 1
+            continue
+        question = Question(asked.text, PARTITION, "t", "m", None, ttl)
+        found, vector = cache.find_same(question), None
+        if found.kind is None and question.is_comparable:
+            vector = vectors[asked.text]
+            found = cache.find_alike(question, vector)
+        candidate = found.candidate
+        right = candidate is not None and candidate.entry.answer.text == str(asked.group)
+        if found.kind is not None:
+            outcome.hits += 1
+            outcome.wrong += not right
+            if found.kind == "meaning":
+                outcome.by_meaning += 1
+                outcome.wrong_by_meaning += not right
+                if candidate is not None and rng.random() < SHADOW:
+                    outcome.checks += 1
+                    cache.evidence.learn(candidate.log_odds, right, hit=True)
+            continue
+        if candidate is not None:
+            cache.evidence.learn(candidate.log_odds, right)
+        cache.keep(question, Answer(((str(asked.group), ()),)), vector)
+    return outcome
+
+
+def streams(
+    pairs: Sequence[Pair], verifier: Verifier, embedder: Embedder, limits: Sequence[float], shuffles: int
+) -> None:
+    """A table of what each setting saves, and how often it is wrong."""
+    made = [make_stream(pairs, seed) for seed in range(shuffles)]
+    texts = list(dict.fromkeys(asked.text for stream in made for asked in stream))
+    print(f"embedding {len(texts)} questions")
+    vectors = dict(zip(texts, embedder.embed(texts), strict=True))
+    print(
+        f"{'max wrong':>9} {'saved':>8} {'wrong of hits':>14} {'by meaning':>11} {'wrong of these':>15} {'above in':>9}"
+    )
+    for limit in limits:
+        outcomes = []
+        for seed, stream in enumerate(made):
+            cache = SemanticCache(MemoryStore(), embedder, verifier, Policy(Rules()), max_wrong=limit)
+            outcomes.append(replay(stream, cache, vectors, seed))
+        saved = np.mean([(one.hits - one.checks) / NUM_QUESTIONS for one in outcomes])
+        wrong = np.mean([one.wrong / max(one.hits, 1) for one in outcomes])
+        meaning = np.mean([one.by_meaning for one in outcomes])
+        of_these = sum(one.wrong_by_meaning for one in outcomes) / max(sum(one.by_meaning for one in outcomes), 1)
+        above = sum(one.wrong > limit * one.hits for one in outcomes)
+        print(
+            f"{limit:>9.2f} {saved:>8.2%} {wrong:>14.2%} {meaning:>11.0f} {of_these:>15.1%} {above:>5}/{shuffles}",
+            flush=True,
+        )
+    bypassed = np.mean([one.bypassed for one in outcomes]) / NUM_QUESTIONS
+    print(f"{bypassed:.1%} of the questions are not for a cache, by the rules")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    timing = verbs.add_parser("latency")
+    timing.add_argument("--store", default="memory,sqlite")
+    timing.add_argument("--entries", type=int, default=100_000)
+    timing.add_argument("--lookups", type=int, default=300)
+    replaying = verbs.add_parser("stream")
+    replaying.add_argument("pairs", type=Path)
+    replaying.add_argument("--verifier", type=Path)
+    replaying.add_argument("--max-wrong", default="0.01,0.02,0.05,0.1")
+    replaying.add_argument("--shuffles", type=int, default=20)
+    args = parser.parse_args()
+    embedder = load_embedder(threads=1, weights="q8_0")
+    if args.verb == "stream":
+        limits = [float(text) for text in args.max_wrong.split(",")]
+        return streams(read_pairs(args.pairs), load_verifier(args.verifier), embedder, limits, args.shuffles)
+    for address in args.store.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            store = open_store(address, Path(folder))
+            latency(store, address, args.entries, args.lookups, embedder, load_verifier())
+            store.close()
+
+
+if __name__ == "__main__":
+    main()
