@@ -1,10 +1,12 @@
 """What adapters cost: tokens/s of streams with adapters beside those of the model alone, and beside llama-server's.
 
-    python bench/adapters.py [--rounds 5] [--rank 16] [--llama-server PATH]
+    python bench/adapters.py [--rounds 5] [--rank 16] [--swaps 1000] [--llama-server PATH]
 
 Paired: rounds of the model alone, of all streams with adapters (8 for 16 streams, each of rank 16 on all linears), and
 of adapters loaded but not asked for, one after the other; the medians of their ratios are printed. With --llama-server,
-both servers answer the same 16 streams over HTTP, with the adapters in rotation, and greedy answers are compared.
+both servers answer the same 16 streams over HTTP, with the adapters in rotation, and greedy answers are compared: of a
+model in F32, where both compute what the weights say (pagoda convert smollm2-135m --dtype f32 -o f32.gguf; --model
+f32.gguf --kv-type f32). On quantized weights llama.cpp rounds activations to 8 bits, and other tokens win.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import resource
 import socket
 import statistics
 import subprocess
@@ -80,7 +83,7 @@ def decode(llm: LLM, streams: int, tokens: int, adapters: list[str | None]) -> f
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
     ids = llm.tokenize(PROMPT)
     for i in range(streams):
-        core.enter(llm._request([*ids, i], params, None, adapters[i % len(adapters)]))
+        core.enter(llm._request([*ids, i], params, None, adapters[i % len(adapters)], frozenset()))
     while sum(seq.num_outputs > 0 for seq in core.scheduler.running) < streams:
         core.step()
     before = sum(seq.num_outputs for seq in core.scheduler.running)
@@ -107,6 +110,29 @@ def paired(folder: Path, streams: int, count: int, rounds: int, tokens: int) -> 
         f"{streams} streams, {count} adapters: {statistics.median(ratios):.3f} of the base's "
         f"{statistics.median(bases):,.0f} tokens/s (rounds: {', '.join(f'{ratio:.3f}' for ratio in ratios)})"
     )
+
+
+def swaps(folder: Path, count: int) -> None:
+    """Load and unload an adapter so often while four streams run; memory must stay."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    with LLM(MODEL, lora=(f"0={folder / '0'}",), speculation=("off",)) as llm:
+        core, store = llm.loaded.core, llm.loaded.adapters
+        params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+        ids, before = llm.tokenize(PROMPT), 0
+        for i in range(count):
+            store.add("passing", folder / "1")
+            for name in ("0", "passing", None, "passing"):
+                core.enter(llm._request([*ids, i % 97], params, None, name, frozenset()))
+            core.step()
+            store.remove("passing")
+            while core.has_work:
+                assert not any(delta.error for delta in core.step().deltas)
+            if i == count // 10:
+                before = resident()
+        print(f"{count} swaps under load: no error, {(resident() - before) / 1e6:+.1f} MB since the first tenth")
 
 
 # Against llama-server
@@ -151,16 +177,17 @@ async def throughput(server: str, url: str, streams: int, count: int, tokens: in
     return made / (time.perf_counter() - start)
 
 
-def against_llama(folder: Path, binary: str, count: int, rounds: int, tokens: int) -> None:
-    model = resolve(MODEL).path
+def against_llama(folder: Path, binary: str, model: str, kv_type: str, rounds: int, tokens: int) -> None:
+    count = 8
     ports = {"pagoda": free_port(), "llama-server": free_port()}
     commands = {
         "pagoda": [
-            sys.executable, "-m", "pagoda", "serve", MODEL, "--port", str(ports["pagoda"]), "--log-level", "warning",
+            sys.executable, "-m", "pagoda", "serve", model, "--kv-type", kv_type, "--port", str(ports["pagoda"]),
             *[part for i in range(count) for part in ("--lora", f"{i}={folder / str(i)}")],
         ],
         "llama-server": [
-            binary, "-m", str(model), "--port", str(ports["llama-server"]), "-np", "16", "-c", "8192", "-t", "2",
+            binary, "-m", str(resolve(model).path), "--port", str(ports["llama-server"]), "-np", "16", "-c", "8192",
+            "-t", "2", "-ctk", kv_type, "-ctv", kv_type, *(["-fa", "off"] if kv_type == "f32" else []),
             "--lora-init-without-apply", "--lora", ",".join(str(folder / f"{i}.gguf") for i in range(count)),
         ],
     }  # fmt: skip
@@ -169,8 +196,8 @@ def against_llama(folder: Path, binary: str, count: int, rounds: int, tokens: in
         subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for command in commands.values()
     ]
     try:
-        for url in urls.values():
-            wait_for(f"{url}/health")
+        for name, url in urls.items():
+            wait_for(f"{url}/{'ready' if name == 'pagoda' else 'health'}")
         equal = 0
         for i, question in enumerate(QUESTIONS):
             said = [
@@ -199,6 +226,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--llama-server", metavar="PATH")
+    parser.add_argument("--swaps", type=int, default=0, metavar="N")
+    parser.add_argument("--model", default=MODEL, help="For --llama-server: the default model, or that in F32.")
+    parser.add_argument("--kv-type", choices=("f16", "f32"), default="f16", help="Of both servers.")
     parser.add_argument("--only-llama", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
@@ -207,8 +237,10 @@ def main() -> None:
         if not args.only_llama:
             paired(folder, 16, 8, args.rounds, args.tokens)
             paired(folder, 1, 1, args.rounds, args.tokens)
+        if args.swaps:
+            swaps(folder, args.swaps)
         if args.llama_server:
-            against_llama(folder, args.llama_server, 8, min(args.rounds, 3), args.tokens)
+            against_llama(folder, args.llama_server, args.model, args.kv_type, min(args.rounds, 3), args.tokens)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_adapters_come_and_go_while_others_are_answered_and_memory_stays(llm: LL
     def cycle(count: int) -> None:
         for i in range(count):
             store.add("passing", folder / "b")
-            request = llm._request(llm.tokenize(PROMPTS[0]), SamplingParams(max_tokens=2), None, "passing")
+            request = llm._request(llm.tokenize(PROMPTS[0]), SamplingParams(max_tokens=2), None, "passing", frozenset())
             core.enter(request)
             core.step()
             store.remove("passing")  # while it is computed with
