@@ -13,6 +13,7 @@ void bind_sampler(nb::module_ &m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Pagoda's native kernels.";
+    nanobind::set_leak_warnings(false);  // a thread that still computes when the process ends holds its engine
     pagoda::bind_guard(m);
     pagoda::bind_machine(m);
     pagoda::bind_program(m);
