@@ -9,6 +9,7 @@ import pytest
 
 from pagoda.benchmark.load import Exchange, Load, compare, parse, run_load, summarize, takes_ids
 from pagoda.benchmark.stats import percentile, spread
+from pagoda.cli.bench_serve import LoadSettings, _measure
 from pagoda.client import HttpClient, HttpError, list_models
 from pagoda.errors import PagodaError
 
@@ -215,3 +216,25 @@ def test_percentiles_are_numpys() -> None:
         assert percentile(values, share) == pytest.approx(np.quantile(values, share))
     assert spread([]) is None
     assert spread([0.25]) == {"mean": 250, "p50": 250, "p90": 250, "p99": 250}
+
+
+def test_the_gain_of_speculation_is_over_the_same_prompts() -> None:
+    bodies: list[dict] = []
+
+    async def noting(path: str, body: dict, writer: asyncio.StreamWriter) -> None:
+        bodies.append(body)
+        await answer(path, body, writer)
+
+    async def run() -> dict:
+        async with serving(noting) as url:
+            settings = LoadSettings(url=url, requests=3, prompt=8, output=5, speculation_gain=True, json=True)
+            return await _measure(settings)
+
+    found = asyncio.run(run())["speculation"]
+    assert (found["compared"], found["equal"]) == (3, 3)
+    assert found["gain"] > 0
+    off = [body for body in bodies if body.get("speculation") == {"enabled": False}]
+    on = [body["prompt"] for body in bodies if body.get("prompt") and body not in off]
+    assert all(body["prompt"] in on for body in off)
+    assert len(off) == 3
+    assert {body["cache_salt"] for body in off} == {"without speculation"}

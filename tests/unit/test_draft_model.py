@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from pagoda.engine.engine import Engine
 from pagoda.engine.speculation.draft_model import DraftModelDrafter
 from pagoda.engine.speculation.pacing import Pacer
 from pagoda.sampling.reference import ReferenceSampler
-from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Request, SamplingParams
+from pagoda.types import BLOCK_SIZE, Batch, FloatArray, LoadedAdapter, Request, SamplingParams
 
 PROMPT = (5, 9, 20, 11, 30)
 
@@ -175,6 +176,30 @@ def test_vocabularies_may_be_padded_differently(vocab: int) -> None:
     plain = run(fake_engine(), [request(temperature=0.7, seed=1)])
     drafter = drafter_of(OtherModel(vocab=vocab))
     assert run(fake_engine(drafters=[drafter]), [request(temperature=0.7, seed=1)], drafter) == plain
+
+
+class AdaptedModel(FakeModel):
+    """A `FakeModel` that says something else for sequences with an adapter."""
+
+    def answer(self, batch: Batch) -> FloatArray:
+        logits = super().answer(batch)
+        if batch.adapter_of is not None:
+            owner = np.searchsorted(batch.seq_starts, batch.logit_rows, side="right") - 1
+            adapted = batch.adapter_of[owner] >= 0
+            logits[adapted] = np.roll(logits[adapted], 3, axis=1)
+        return logits
+
+
+def test_the_draft_runs_without_adapters() -> None:
+    adapter = LoadedAdapter("a", "digest", "placed")
+    requests = [replace(request(id), adapter=own) for id, own in (("base", None), ("adapted", adapter))]
+    plain = run(fake_engine(model=AdaptedModel((None,))), requests)
+    assert plain["base", 0] != plain["adapted", 0]
+    draft = FakeModel((None,))
+    drafter = drafter_of(draft)
+    engine = fake_engine(model=AdaptedModel((None,)), drafters=[drafter], max_rows=20)
+    assert run(engine, requests, drafter) == plain
+    assert len(draft.batches) > 3
 
 
 def test_beyond_the_drafts_own_context_nothing_is_drafted() -> None:
