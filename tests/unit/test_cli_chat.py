@@ -98,6 +98,7 @@ def test_schema_tools_and_effort_reach_the_request(endpoint: Recording, tmp_path
     assert endpoint.bodies[0]["response_format"]["json_schema"]["schema"] == {"type": "object"}
     talk("x", flags=("--tools", str(tools), "--reasoning-effort", "none", "--max-tokens", "1"))
     assert endpoint.bodies[1]["tools"] == [{"type": "function", "function": {"name": "f"}}]
+    assert endpoint.bodies[1]["parallel_tool_calls"] is False
     assert endpoint.bodies[1]["reasoning_effort"] == "none"
     tools.write_text("[")
     result = CliRunner().invoke(app, ["chat", "--tools", str(tools)], input="x\n")

@@ -158,6 +158,8 @@ class ShownAnswer:
 def _asked_form(settings: ChatSettings) -> dict[str, Any]:
     """Fields of requests. Raises ConfigError where a file cannot be read."""
     form: dict[str, Any] = {"reasoning_effort": settings.reasoning_effort, "tools": _json_file(settings.tools)}
+    if settings.tools is not None:
+        form["parallel_tool_calls"] = False  # one line is typed, one call's result
     schema = _json_file(settings.schema)
     if schema is not None:
         form["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
