@@ -13,14 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pagoda import LLM
 from pagoda.backends.reference import ReferenceBackend, gelu
 from pagoda.engine import embedder as embedder_module
 from pagoda.engine.embedder import Embedder, load_embedder
-from pagoda.errors import GenerationError, RequestError, UnsupportedError
+from pagoda.errors import FormatError, GenerationError, RequestError, UnsupportedError
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.registry import load_model
 from pagoda.text.framing import TokenizedText
-from tiny_bert import BERT, CLS, ROBERTA, SEP, VOCAB, weights, write_encoder, write_encoder_gguf
+from tiny_bert import BERT, CLS, MEAN, ROBERTA, SEP, VOCAB, weights, write_encoder, write_encoder_gguf
 
 TEXTS = ["the cat sat on the mat", "", "dogs", "is the dog not sitting on an 42, or is it?", "a " * 30]
 
@@ -252,6 +253,26 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
 def test_encoders_that_are_not_served(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     with pytest.raises(UnsupportedError, match=says):
         load_embedder(str(write_encoder(tmp_path, {**BERT, **change})))
+
+
+def test_a_prompt_that_the_files_want(tmp_path: Path, embedder: Embedder) -> None:
+    write_encoder(tmp_path)
+    config = {"prompts": {"query": "is the ", "passage": ""}, "default_prompt_name": "query"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(config))
+    loaded = load_embedder(str(tmp_path))
+    assert (loaded.embed(["cat"]) == embedder.embed(["is the cat"])).all()
+    assert loaded.digest != embedder.digest
+    with LLM(str(tmp_path)) as llm:
+        assert (llm.embed("cat") == embedder.embed(["is the cat"])).all()
+    config["default_prompt_name"] = "other"
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match="other"):
+        load_embedder(str(tmp_path))
+
+
+def test_pooling_without_the_prompt_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="prompts"):
+        load_embedder(str(write_encoder(tmp_path, pooling={**MEAN, "include_prompt": False})))
 
 
 def test_unknown_modules_are_refused(tmp_path: Path) -> None:

@@ -82,6 +82,14 @@ def test_fewer_dimensions_are_the_first_ones_made_long(served: Served, embedder:
     np.testing.assert_allclose(answer["data"][0]["embedding"], whole / np.linalg.norm(whole), atol=1e-6)
 
 
+def test_more_inputs_than_a_text_has_tokens(served: Served, embedder: Embedder) -> None:
+    texts = [f"{i} dogs" for i in range(300)]
+    answer = served.ok("/v1/embeddings", input=texts)
+    got = np.array([item["embedding"] for item in answer["data"]], np.float32)
+    assert (got == embedder.embed(texts)).all()
+    assert str(served.refused("/v1/embeddings", input=["a"] * 2049)["param"]).startswith("input")
+
+
 def test_more_inputs_than_may_wait(folder: Path, embedder: Embedder) -> None:
     texts = [f"{i} cats" for i in range(40)]
     with serving(load_served(EngineSettings(model=str(folder))), max_queue_requests=7) as small:

@@ -65,7 +65,9 @@ class Embedder:
 
     def tokenize(self, text: str) -> TokenizedText:
         """The text's tokens, the last ones left out where there are more than `max_tokens`."""
-        return fitted(self.tokenizer.encode(text), self.tokenizer.vocabulary.suffix, self.max_tokens)
+        return fitted(
+            self.tokenizer.encode(self.pooling.prompt + text), self.tokenizer.vocabulary.suffix, self.max_tokens
+        )
 
     def tokenize_pair(self, first: str, second: str) -> TokenizedText:
         """Both texts as one input, as cross-encoders read them; the longer one is cut where they do not fit."""
@@ -78,7 +80,7 @@ class Embedder:
         kind: VectorKind = "embedding" if self.pooling.head is None else "cross_encoder"
         normalize = self.pooling.normalize
         return VectorTraits(
-            kind, self.max_tokens, self.dimensions, normalize, self.num_token_types > 1, is_encoder=True
+            kind, self.max_tokens, self.dimensions, normalize, self.num_token_types > 1, self.pooling.prompt, True
         )
 
     def embed_tokens(self, texts: Sequence[TokenizedText]) -> FloatArray:
@@ -233,7 +235,7 @@ def _digest(checkpoint: Checkpoint, pooling: Pooling, weights: EncoderWeights) -
     digest = hashlib.sha256()
     for part in _parts(checkpoint):
         digest.update(part)
-    digest.update(repr((pooling.kind, pooling.normalize, pooling.max_tokens, weights)).encode())
+    digest.update(repr((pooling.kind, pooling.normalize, pooling.max_tokens, pooling.prompt, weights)).encode())
     return digest.hexdigest()
 
 

@@ -148,7 +148,9 @@ class LLM:
             raise RequestError("this model scores pairs of texts: call score()", param="texts")
         listed = [texts] if isinstance(texts, str) else list(texts)
         end = frame_of(tokenizer)[1]
-        return self._vectors([fitted(tokenizer.encode(text), end, traits.max_tokens) for text in listed])
+        return self._vectors(
+            [fitted(tokenizer.encode(traits.prompt + text), end, traits.max_tokens) for text in listed]
+        )
 
     def score(self, first: str | Seq[str], second: str | Seq[str], *, instruction: str | None = None) -> list[float]:
         """How well each text of `second` answers its own of `first`, or the only one.

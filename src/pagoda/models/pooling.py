@@ -47,7 +47,7 @@ class Pooling:
     kind: PoolingKind
     normalize: bool = True
     max_tokens: int | None = None
-    prompts: Mapping[str, str] | None = None  # what to put before a text, by the name of its purpose
+    prompt: str = ""  # that is put before every text
     head: Head | None = None  # makes scores of the vector
 
     def finish(self, vector: FloatArray) -> FloatArray:
@@ -134,11 +134,13 @@ def folder_pooling(folder: Path, default: PoolingKind) -> Pooling:
         raise UnsupportedError(f"modules.json asks for {', '.join(sorted(unknown))}, which is not supported")
     kind = _pooling_kind(folder / kinds["Pooling"] / "config.json") if "Pooling" in kinds else default
     limits = _object(folder / "sentence_bert_config.json")
-    return Pooling(kind, "Normalize" in kinds, _limit(limits.get("max_seq_length")), _prompts(folder))
+    return Pooling(kind, "Normalize" in kinds, _limit(limits.get("max_seq_length")), _prompt(folder))
 
 
 def _pooling_kind(path: Path) -> PoolingKind:
     config = _object(path)
+    if config.get("include_prompt") is False:
+        raise UnsupportedError(f"{path.name} leaves prompts out of the vector, which is not supported")
     named = config.get("pooling_mode")
     if isinstance(named, str) and named in NAMED_MODES:
         return NAMED_MODES[named]
@@ -152,11 +154,16 @@ def _limit(value: Any) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _prompts(folder: Path) -> Mapping[str, str]:
-    prompts = _object(folder / "config_sentence_transformers.json").get("prompts")
-    if not isinstance(prompts, dict):
-        return {}
-    return {name: text for name, text in prompts.items() if isinstance(text, str)}
+def _prompt(folder: Path) -> str:
+    """What the files want before every text, unless the caller says otherwise."""
+    config = _object(folder / "config_sentence_transformers.json")
+    prompts, name = config.get("prompts"), config.get("default_prompt_name")
+    if name is None:
+        return ""
+    text = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    if not isinstance(text, str):
+        raise FormatError(f"default_prompt_name {name!r} is none of the prompts", path=str(folder))
+    return text
 
 
 def _object(path: Path) -> dict[str, Any]:

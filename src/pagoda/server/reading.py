@@ -195,13 +195,13 @@ class Reader:
         return Reading(spec, tuple(prompts), prediction=self._predicted(body), output=output, model=body.model)
 
     def embeddings(self, data: bytes) -> VectorReading:
-        return self._vectors.embeddings(self._body(data, EmbeddingRequest))
+        return self._vectors.embeddings(self._vector_body(data, EmbeddingRequest))
 
     def score(self, data: bytes) -> VectorReading:
-        return self._vectors.score(self._body(data, ScoreRequest))
+        return self._vectors.score(self._vector_body(data, ScoreRequest))
 
     def rerank(self, data: bytes) -> VectorReading:
-        return self._vectors.rerank(self._body(data, RerankRequest))
+        return self._vectors.rerank(self._vector_body(data, RerankRequest))
 
     def tokenize(self, data: bytes) -> bytes:
         """The JSON that answers /tokenize."""
@@ -236,6 +236,10 @@ class Reader:
 
     def _body(self, data: bytes, model: type[M]) -> M:
         return self._checked(model.model_validate(self._parsed(data)))
+
+    def _vector_body(self, data: bytes, model: type[M]) -> M:
+        """Its lists are of texts, each of which may fill the context."""
+        return self._checked(model.model_validate(parse_json(data)))
 
     def _parsed(self, data: bytes) -> Any:
         """The JSON, unless it has more parts than any request that could be answered: those take seconds to check."""

@@ -32,6 +32,7 @@ class VectorTraits:
     dimensions: int = 0
     normalize: bool = True
     types: bool = False
+    prompt: str = ""  # that is put before every text
     is_encoder: bool = False  # there is no text to go on with
 
 
