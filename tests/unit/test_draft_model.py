@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 
 from fake_backend import VOCAB_SIZE, FakeModel, fake_engine, mix
 from fake_constraint import FakeGrammar
-from pagoda.engine.drafters import Price
+from pagoda.engine.drafters import DraftQuery, Price
 from pagoda.engine.engine import Engine
 from pagoda.engine.speculation.draft_model import DraftModelDrafter
 from pagoda.engine.speculation.pacing import Pacer
+from pagoda.sampling.base import StateSpec
 from pagoda.sampling.reference import ReferenceSampler
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, LoadedAdapter, Request, SamplingParams
 
@@ -242,6 +244,26 @@ def test_it_is_asked_for_as_much_as_it_is_worth() -> None:
     cheap, dear = lengths(0.0005, 0.0, every=50), lengths(0.009, 0.0, every=2)
     assert max(cheap) > 4
     assert max(dear, default=0) <= 1
+
+
+def test_a_sequence_that_is_far_behind_costs_more_the_sooner_it_ends() -> None:
+    drafter = drafter_of(FakeModel((None,)))
+    drafter.times._times = {1: 0.001, 64: 0.064}
+
+    def first(prompt_len: int, max_tokens: int | None) -> float:
+        tokens = array("i", [3] * (prompt_len + 1))
+        one = request(prompt=tuple(tokens[:prompt_len]), max_tokens=max_tokens)
+        state = ReferenceSampler().open(StateSpec(one.params, one.prompt_token_ids, 0, 0))
+        price = drafter.price([DraftQuery(("r", 0), tokens, prompt_len, one, state, 4)])
+        assert price is not None
+        assert price.further == pytest.approx(0.001)
+        return price.first
+
+    assert first(3, 50) == pytest.approx(0.004)  # four tokens, each a millisecond
+    assert first(15, 50) == pytest.approx(0.016)
+    assert first(79, 2) == pytest.approx(0.016 + 0.064)  # 64 tokens more, which one step is to pay
+    assert first(79, 33) == pytest.approx(0.016 + 0.064 / 16)
+    assert first(79, None) == pytest.approx(0.016 + 0.064 / 8)  # until the context is full
 
 
 class _Fixed:

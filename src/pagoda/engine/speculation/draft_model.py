@@ -30,7 +30,8 @@ from pagoda.types import Batch, FloatArray
 
 STRENGTH = 2  # of its proposals: a long match of texts is surer
 USUAL_LAG = 16  # tokens that a sequence may be behind in every step; what is more is paid once
-PAYBACK = 32  # steps over which that is worth its time
+PAYBACK = 64  # steps over which that is worth its time at most; fewer where the answer ends before
+TOKENS_A_STEP = 2  # that a step gives with drafts, to tell how many steps are left
 
 
 @dataclass(slots=True, eq=False)
@@ -120,8 +121,15 @@ class DraftModelDrafter:
         once, step = self.times.seconds(usual), self.times.seconds(len(ready))
         if once is None or step is None:
             return Price(0.0, 0.0, STRENGTH)  # unknown before it was tried
-        late = (self.times.seconds(usual + 1) or once) - once
-        return Price(once + late * (sum(lags) - usual) / PAYBACK, step, STRENGTH)
+        a_token = (self.times.seconds(usual + 1) or once) - once
+        late = sum(max(0, lag - USUAL_LAG) / self._payback(query) for query, lag in zip(ready, lags, strict=True))
+        return Price(once + a_token * late, step, STRENGTH)
+
+    def _payback(self, query: DraftQuery) -> float:
+        """Steps in which it can pay that a sequence is followed."""
+        most = query.request.params.max_tokens
+        left = self._max_context if most is None else query.prompt_len + most
+        return max(1.0, min(PAYBACK, (left - len(query.tokens)) / TOKENS_A_STEP))
 
     def _takes(self, query: DraftQuery) -> bool:
         """Not before the first token is there, which nobody should wait for longer, and within the model's context."""
