@@ -248,7 +248,7 @@ class FakeEngine:
             finish_reason=reason,
             stop_reason=stop if stop is not None else stop_id,
             prompt_logprobs=self._prompt_logprobs(request) if first and params.prompt_logprobs is not None else None,
-            usage=Usage(len(prompt), len(tokens), 0) if reason else None,
+            usage=_usage(request, tokens) if reason else None,
         )
         if request.pooled:
             usage = Usage(len(prompt), 0, 0)
@@ -353,3 +353,10 @@ def expected_text(prompt: str, num_tokens: int, choice: int = 0, *, bos: bool = 
     ids = [*([BOS] if bos else []), *prompt.encode()]
     said = itertools.islice(itertools.cycle(ids), choice, choice + num_tokens)
     return bytes(i for i in said if i < 256).decode("utf-8", "replace")
+
+
+def _usage(request: Request, tokens: list[int]) -> Usage:
+    """As if each token of a prediction had been a draft."""
+    pairs = list(zip(request.prediction or (), tokens, strict=False))
+    right = sum(predicted == token for predicted, token in pairs)
+    return Usage(len(request.prompt_token_ids), len(tokens), 0, right, len(pairs) - right, len(pairs), right)

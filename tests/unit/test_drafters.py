@@ -173,6 +173,9 @@ def test_facts_of_drafts() -> None:
     assert [r.num_generation_tokens for r in results] == [5, 3, 2]
     assert [len(r.ttft_s) for r in results] == [1, 0, 0]
     assert [len(r.inter_token_s) for r in results] == [4, 3, 2]
+    usage = results[-1].deltas[-1].usage
+    assert usage is not None
+    assert (usage.draft_tokens, usage.accepted_draft_tokens) == (9, 7)
     (finished,) = results[-1].finished
     assert finished.first_token is not None
     assert 0 < sum(sum(r.inter_token_s) for r in results) <= finished.finished - finished.first_token + 1e-9

@@ -55,6 +55,21 @@ def test_cost_is_in_usage_where_it_is_asked_for(log: Path) -> None:
     assert "abc" not in log.read_text()
 
 
+def test_drafts_are_counted_in_usage_and_in_the_log(log: Path) -> None:
+    with serving(FakeLoaded(), request_log=log) as served:
+        predicted = {"type": "content", "content": "abx"}
+        usage = served.ok("/v1/completions", prompt=[97, 98, 99], max_tokens=5, prediction=predicted)["usage"]
+        assert usage["completion_tokens_details"] == {
+            "accepted_prediction_tokens": 2, "rejected_prediction_tokens": 1,
+            "draft_tokens": 3, "accepted_draft_tokens": 2,
+        }  # fmt: skip
+        plain = served.ok("/v1/completions", prompt=[97, 98, 99], max_tokens=5)
+        assert "completion_tokens_details" not in plain["usage"]
+        wait_for(lambda: len(log.read_text().splitlines()) == 2)
+    drafted = [(line.draft_tokens, line.accepted_draft_tokens) for line in read_lines(log)]
+    assert drafted == [(3, 2), (0, 0)]
+
+
 def test_without_a_price_nothing_is_priced(log: Path) -> None:
     with serving(FakeLoaded(), request_log=log) as served:
         response = served.post("/v1/completions", prompt="abc", max_tokens=5, include_cost=True)
