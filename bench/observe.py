@@ -1,6 +1,7 @@
 """What observing costs: tokens a second with everything that watches, and with nothing, in turns on one engine.
 
     python bench/observe.py [MODEL] [--streams 1,16] [--rounds 8] [--tokens 96]
+    python bench/observe.py [MODEL] --outside       # TTFT, TPOT and tokens: the series beside a client's clock
 
 On: what steps report of each choice, the cost ledger, series, history, a scrape of /metrics and a look at the live
 state every second. Off: none of it. Each round runs both, in alternating order, and the ratio of a round is
@@ -10,11 +11,13 @@ on / off; the median of the ratios and how far they spread are printed, as JSON 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 from pagoda.config import EngineSettings
@@ -73,6 +76,36 @@ class Watchers:
             self.history.lines()
 
 
+def outside(loaded: LoadedEngine) -> None:
+    """Serve the engine over HTTP, load it, and print what a client measured beside what the series say."""
+    from pagoda.benchmark.load import Load, parse_all, run_load
+    from pagoda.config import ServerSettings
+    from pagoda.server.listen import bind, url
+    from pagoda.server.run import make_server
+
+    sock, loading = bind("127.0.0.1", 0), Future[LoadedEngine]()
+    server = make_server(ServerSettings(), loading)
+    thread = threading.Thread(target=lambda: server.run(sockets=[sock]))
+    thread.start()
+    loading.set_result(loaded)
+    while not server._service.ready:
+        time.sleep(0.05)
+    asked = Load(url(sock), concurrency=4, prompt=64, output=64, requests=32, model=loaded.model_name, vocab_size=30000)
+    answers, errors = parse_all(asyncio.run(run_load(asked))[0])
+    series = server._service.model().metrics.engine
+    first, gap = series.time_to_first_token, series.time_per_output_token
+    server.stop()
+    thread.join()
+    assert not errors, errors
+    for name, mine, theirs in (
+        ("TTFT ms", 1000 * first.sum / sum(first.counts), [1000 * answer.ttft for answer in answers]),
+        ("TPOT ms", 1000 * gap.sum / sum(gap.counts), [1000 * (answer.tpot or 0.0) for answer in answers]),
+        ("tokens", series.generation_tokens.value / len(answers), [float(answer.output_tokens) for answer in answers]),
+    ):
+        client = statistics.mean(theirs)
+        print(f"{name}: {mine:.3f} by the series, {client:.3f} by a client, {100 * (mine / client - 1):+.2f} %")
+
+
 def run(loaded: LoadedEngine, streams: int, tokens: int, name: str) -> float:
     """Tokens a second of so many streams that generate at once."""
     left = threading.Semaphore(0)
@@ -119,8 +152,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--outside", action="store_true", help="compare series with what a client measures instead")
     args = parser.parse_args()
     loaded = load_engine(EngineSettings(model=args.model, max_context=1024, speculation=("off",)))
+    if args.outside:
+        return outside(loaded)
     loaded.engine.start()
     found = [measure(loaded, int(n), args.rounds, args.tokens) for n in args.streams.split(",")]
     loaded.close()

@@ -77,6 +77,7 @@ class KeyStore:
     def __init__(self, path: Path) -> None:
         """Raises ConfigError where the file cannot be opened or is no such file."""
         try:
+            path.touch(mode=0o600)  # before SQLite makes it, and its log beside it, readable to others
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
