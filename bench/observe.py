@@ -96,6 +96,7 @@ def outside(loaded: LoadedEngine) -> None:
     first, gap = series.time_to_first_token, series.time_per_output_token
     server.stop()
     thread.join()
+    loaded.close()
     assert not errors, errors
     for name, mine, theirs in (
         ("TTFT ms", 1000 * first.sum / sum(first.counts), [1000 * answer.ttft for answer in answers]),

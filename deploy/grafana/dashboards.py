@@ -106,12 +106,20 @@ COST = Dashboard(
 )  # fmt: skip
 CACHE = Dashboard(
     "cache",
-    "Pagoda: prefix cache",
+    "Pagoda: caches",
     (
         Panel("Prompt tokens found", "percentunit", ((f"cache_hit_rate{{{MODEL}}}", "{{instance}}"),)),
         Panel("Prompt tokens", "short", (rate("prompt_tokens_cached", "found"), rate("prompt_tokens", "computed"))),
         Panel("Slots that hold no token", "percentunit", (
             (f"max(pagoda_kv_cache_waste_ratio{{{MODEL}}})", "of used blocks"),), limit=0.04),
+        Panel("Semantic cache: wrong hits", "percentunit", (
+            (f"max(pagoda_cache_wrong_hit_ratio{{{MODEL}}})", "of those checked"),
+            (f"max(pagoda_cache_wrong_hit_ratio_high{{{MODEL}}})", "at most, 95 %"),
+            (f"max(pagoda_cache_wrong_hit_ratio_max{{{MODEL}}})", "allowed"))),
+        Panel("Semantic cache: tokens saved", "short", (rate("cache_saved_generation_tokens", "generated"),
+                                                        rate("cache_saved_prompt_tokens", "prompts"))),
+        Panel("Semantic cache: lookups", "reqps", (
+            (f"sum(rate(pagoda_cache_lookup_seconds_count{{{MODEL}}}[2m]))", "lookups"),)),
     ),
 )  # fmt: skip
 SPECULATION = Dashboard(

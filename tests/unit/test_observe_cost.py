@@ -95,6 +95,16 @@ def test_savings_are_worth_what_the_work_would_have_cost() -> None:
     assert account.series.saved.values["speculation"] == pytest.approx(0.00004)
 
 
+def test_what_a_semantic_cache_saves_is_worth_as_much() -> None:
+    """100 prompt tokens in a second: 0.01 s a unit; 10 prompt tokens and 5 decoded ones are 30 units."""
+    account = ledger(kv=0)
+    account.record(step(1.0, row("a", prompt=100)))
+    account.set_saved("semantic_cache", 10, 5)
+    account.set_saved("semantic_cache", 10, 5)  # totals, not further ones
+    account.update()
+    assert account.series.saved.values["semantic_cache"] == pytest.approx(0.0003)
+
+
 def test_idle_time_that_is_shown_never_falls() -> None:
     now = 0.0
     account = CostLedger(PRICE, clock=lambda: now)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,11 @@ from fake_engine import FakeEngine, FakeLoaded
 from pagoda.cli.main import app
 from pagoda.errors import ConfigError
 from pagoda.observe.cost import CostSettings
+from pagoda.observe.metrics import Metrics
+from pagoda.server.budgets import Budgets
+from pagoda.server.call import Call, DeltaStream
 from pagoda.server.key_store import KeyStore, Limits, Used, window
+from pagoda.types import Delta, Request, SamplingParams
 from serving import Served, serving, wait_for
 
 NOON = 1790856000.0  # 2026-10-01 12:00 UTC
@@ -210,3 +215,34 @@ def test_what_is_no_key_file_is_refused(tmp_path: Path) -> None:
         KeyStore(text)
     with pytest.raises(ConfigError, match="--keys-file"):
         KeyStore(tmp_path / "no" / "folder")
+
+
+@pytest.mark.parametrize(("header", "tokens"), [("hit; exact", 0), ("miss; not asked", 5)])
+def test_an_answer_from_the_cache_costs_no_tokens(file: Path, header: str, tokens: int) -> None:
+    """Four prompt tokens and one of the answer, where the engine computes them; a request in any case."""
+    make(file)
+    with closing(KeyStore(file)) as store:
+        budgets = Budgets(store, "m", Metrics("m", 64), clock=lambda: NOON)
+        request = Request("r", (1, 2, 3, 4), SamplingParams(), 0.0, tenant="alice")
+        call = Call("r", (request,), tenant="alice", headers={})
+
+        class Stream:
+            async def __aiter__(self) -> AsyncIterator[list[Delta]]:
+                yield [Delta("r", 0, "a", (1,))]
+
+            def close(self) -> None:
+                pass
+
+        async def serve(given: Call) -> DeltaStream:
+            given.headers["X-Pagoda-Cache"] = header
+            return Stream()
+
+        async def answer() -> None:
+            stream = await budgets(call, serve)
+            async for _ in stream:
+                pass
+            stream.close()
+            stream.close()  # idempotent
+
+        asyncio.run(answer())
+        assert store.used("alice", "day", NOON) == Used(1, tokens, 0.0)

@@ -155,14 +155,10 @@ class CostLedger:
         """The machine's time that the request has been charged."""
         return self._requests.get(request_id, 0.0)
 
-    def usd_of_tokens(self, num_prompt: int, num_decode: int) -> float:
-        """What so many tokens would cost at the mean of all steps so far. For what was saved."""
-        units = num_prompt * self._units.prompt + num_decode * self._units.decode
-        return units * self._unit_s * self._second
-
-    def save(self, by: str, num_prompt: int, num_decode: int) -> None:
-        """Something else than the engine answered so many tokens."""
-        self._save(by, num_prompt * self._units.prompt + num_decode * self._units.decode)
+    def set_saved(self, by: str, num_prompt: int, num_decode: int) -> None:
+        """Something else than the engine has answered so many tokens in all."""
+        if num_prompt or num_decode:
+            self._saved_units[by] = num_prompt * self._units.prompt + num_decode * self._units.decode
 
     @property
     def _unit_s(self) -> float:

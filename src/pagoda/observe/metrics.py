@@ -44,7 +44,6 @@ class Metrics:
         self.engine = EngineSeries(max_context, {"block_size": str(BLOCK_SIZE)} | (cache_config or {}))
         self.own, self.server, self.machine = OwnSeries(), ServerSeries(), MachineSeries()
         self.cache = CacheSeries()
-        self.before_scrape: list[Callable[[], None]] = []  # set gauges that are read off something
         self.own.kv_blocks_total.value = float((cache_config or {}).get("num_gpu_blocks", 0))  # until a step tells
         self.ledger = ledger or CostLedger()
         self.roofline: Roofline | None = None  # None: what steps cost is not known (yet)
@@ -81,6 +80,13 @@ class Metrics:
         self.machine.bandwidth.value = roofline.bandwidth or 0.0
         self.machine.peak.value = roofline.peak or 0.0
 
+    def update_costs(self) -> None:
+        """Bring idle time and savings up to date, before they are shown."""
+        self.ledger.set_saved(
+            "semantic_cache", int(self.cache.saved_prompt_tokens.value), int(self.cache.saved_tokens.value)
+        )
+        self.ledger.update()
+
     def record_params(self, params: SamplingParams) -> None:
         """What a request asked for. Called once a request, by the server."""
         self.engine.request_params_n.observe(params.n)
@@ -95,9 +101,7 @@ class Metrics:
         """For prometheus_client: every series as it stands now."""
         for update in self.before_collect:
             update()
-        self.ledger.update()
-        for update in self.before_scrape:
-            update()
+        self.update_costs()
         read_into(self.machine, self._gpus)
         for series in [one for group in self.groups().values() for one in group]:
             yield from series.collect(f"pagoda_{series.name}", self._labels)

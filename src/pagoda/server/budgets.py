@@ -1,5 +1,7 @@
 """What a key may use: requests and tokens a minute, tokens and dollars a day and month, requests at once, models.
 
+An answer from the semantic cache counts as a request, and costs no tokens.
+
 A layer. A call is refused when its prompt and max_tokens, with what its key has under way and has used in the window,
 are more than a limit. What it really took is written down when its stream closes.
 """
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 
 from pagoda.errors import BudgetError
 from pagoda.observe.metrics import Metrics
+from pagoda.server.caching import HEADER
 from pagoda.server.call import Call, DeltaStream, Serve
 from pagoda.server.key_store import KeyStore, Limits, Period, window
 from pagoda.types import Delta
@@ -157,6 +160,7 @@ class BudgetedStream:
         if self._is_open:
             self._is_open = False
             budgets = self._budgets
+            tokens = 0 if self._call.headers.get(HEADER, "").startswith("hit") else self._tokens
             usd = sum(budgets.metrics.ledger.usd(request.id) for request in self._call.requests)
-            budgets.store.add(self._call.tenant, budgets.clock(), tokens=self._tokens, usd=usd)
+            budgets.store.add(self._call.tenant, budgets.clock(), tokens=tokens, usd=usd)
             budgets.leave(self._call.tenant, self._wanted)

@@ -85,5 +85,5 @@ def load_cache(settings: CacheSettings) -> SemanticCache | None:
 def caching_of(cache: SemanticCache, settings: CacheSettings, asking: Asking, metrics: Metrics) -> Caching:
     """The layer."""
     layer = Caching(cache, asking, metrics.cache, budget=settings.cache_budget, shadow=settings.cache_shadow)
-    metrics.before_scrape.append(layer.update_series)
+    metrics.before_collect.append(layer.update_series)
     return layer

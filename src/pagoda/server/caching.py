@@ -85,6 +85,11 @@ class Caching:
         self._health = Health()
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the store has failed so often that it is not asked for some seconds."""
+        return self._health.rests
+
     async def __call__(self, call: Call, serve: Serve) -> DeltaStream:
         try:
             asked = await self._run(self._lookups, lambda: self._ask(call), EMBED_S)

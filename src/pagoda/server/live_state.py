@@ -49,7 +49,12 @@ class LiveView:
     def _gather(self) -> dict[str, Any]:
         model = self.model
         bridge = model.bridge
-        facts = model.history.facts(num_streams=bridge.num_streams, slow_streams=bridge.num_slow_streams)
+        away = model.caching is not None and model.caching.is_away
+        facts = model.history.facts(
+            num_streams=bridge.num_streams,
+            slow_streams=bridge.num_slow_streams,
+            cache_error="its store fails, or is slow" if away else "",
+        )
         said = explain(facts)
         read_into(model.metrics.machine, self._gpus)
         return {
@@ -111,7 +116,7 @@ class LiveView:
         ledger = self.model.metrics.ledger
         if ledger.usd_per_hour is None:
             return None
-        ledger.update()
+        self.model.metrics.update_costs()
         series, second = ledger.series, ledger.usd_per_hour / 3600
         return {
             "usd_per_hour": ledger.usd_per_hour,

@@ -147,9 +147,9 @@ class Model:
         layers: list[Layer] = [  # outermost first
             Intact(loaded.changed),
             self._validated,
+            *([] if self.budgets is None else [self.budgets]),
             *([] if self.caching is None else [self.caching]),
             Adapters(self.store),
-            *([] if self.budgets is None else [self.budgets]),
             Deadlines(self.admission, speed, self.history, self.metrics),
             self.constraints,
             self._counted,
