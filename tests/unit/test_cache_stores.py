@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cache_parts import WIDTH, entry, unit
-from cache_servers import postgres_server, redis_server
+from cache_servers import free_port, postgres_server, redis_server
 from pagoda.cache.crypt import Cipher
 from pagoda.cache.store import Selector, Store, StoreError
 from pagoda.cache.stores import open_store
@@ -252,3 +252,41 @@ def test_sealed_answers_cannot_take_anothers_place() -> None:
     assert cipher.open(sealed, "key 1") == b"answer"
     with pytest.raises(ValueError, match="not sealed"):
         cipher.open(sealed, "key 2")
+
+
+def test_redis_killed_and_started_again(tmp_path: Path) -> None:
+    """Calls fail while it is away, and go on when it is back: nobody needs to start the server again."""
+    port = free_port()
+    with redis_server(tmp_path, port) as (address, process):
+        store = open_store(address, tmp_path)
+        store.put(entry("before", vector=unit(1)))
+        process.kill()
+        process.wait(10)
+        for attempt in (lambda: store.put(entry("q")), lambda: store.nearest("p", "s", unit(1), 3)):
+            with pytest.raises(StoreError):
+                attempt()
+    with redis_server(tmp_path, port):
+        store.put(entry("after", vector=unit(1)))
+        assert found(store, Selector()) == ["after"]
+        store.close()
+
+
+def test_a_full_disk_keeps_what_is_there(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "answers.sqlite")
+    store.put(entry("before", vector=unit(1)))
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count={pages + 2}")
+
+    def write_much() -> None:
+        for place in range(100):
+            store.put(entry(f"q{place}", "long " * 1000, vector=unit(1, place)))
+
+    with pytest.raises(StoreError, match="full"):
+        write_much()
+    kept = store.count(Selector())
+    assert [e.question for _, e in store.nearest("p", "s", unit(1), 200)].count("before") == 1
+    assert len(store.nearest("p", "s", unit(1), 200)) == kept
+    store._db.execute("PRAGMA max_page_count=100000")
+    store.put(entry("after", vector=unit(1)))
+    assert store.count(Selector()) == kept + 1
+    store.close()

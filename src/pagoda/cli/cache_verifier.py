@@ -29,7 +29,7 @@ def train_verifier(
 ) -> None:
     """Make a verifier of labelled pairs, for `pagoda serve --cache-verifier`. A minute for 20,000 pairs."""
     rows = read_pairs(pairs)
-    model = load_embedder(embedder)
+    model = load_embedder(embedder, weights="q8_0")  # as the server computes
     about = f"{len(rows)} pairs of {pairs.name}; embedder {embedder}"
     verifier = train(rows, model, seed=seed, about=about, progress=lambda text: typer.echo(text, err=True))
     try:
@@ -49,7 +49,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print how many true repeats are found at 2, 5, 10 and 20 % wrong hits, by cosine alone and by the verifier."""
-    rows, model, judge = read_pairs(pairs), load_embedder(embedder), load_verifier(verifier)
+    rows, judge = read_pairs(pairs), load_verifier(verifier)
+    model = load_embedder(embedder, weights="q8_0")  # as the server computes
     if not judge.fits(model):
         raise ConfigError(f"the verifier was trained for another embedder than {embedder}: run `pagoda cache train`")
     same = [pair.same for pair in rows]

@@ -201,9 +201,14 @@ class Caching:
 
     async def _check(self, call: Call, serve: Serve, candidate: Candidate) -> None:
         """A shadow check: answer a hit afresh, after those who wait, and compare."""
-        requests = tuple(replace(r, id=f"{r.id}-shadow", priority=r.priority + 1000) for r in call.requests)
+        # nobody pays for it, and its prefix blocks are nobody else's
+        salt = f"shadow {call.tenant} {call.requests[0].cache_salt}"
+        requests = tuple(
+            replace(r, id=f"{r.id}-shadow", priority=r.priority + 1000, tenant="", cache_salt=salt)
+            for r in call.requests
+        )
         try:
-            stream = await serve(replace(call, requests=requests, headers={}))
+            stream = await serve(replace(call, requests=requests, tenant="", deadline=None, headers={}))
             try:
                 deltas = [delta async for arrived in stream for delta in arrived]
             finally:

@@ -203,8 +203,10 @@ class PostgresStore:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (self._psycopg.Error, OSError) as error:
+        except (self._psycopg.OperationalError, OSError) as error:
             raise StoreError(f"PostgreSQL: {error}") from error
+        except self._psycopg.Error as error:  # its text may quote rows, which are nobody else's to read
+            raise StoreError(f"PostgreSQL: {type(error).__name__}") from None
 
 
 def _name(space: str) -> str:
