@@ -129,6 +129,15 @@ def test_a_text_is_framed_and_cannot_speak_in_control_tokens(embedder: Embedder)
     assert (ids[0], ids[-1], ids.count(SEP)) == (CLS, SEP, 1)
 
 
+def test_how_much_is_read_is_what_the_files_say(tmp_path: Path) -> None:
+    """As in sentence-transformers: its own setting, else the tokenizer's."""
+    write_encoder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 40}))
+    assert load_embedder(str(tmp_path)).max_tokens == 40
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 60}))
+    assert load_embedder(str(tmp_path)).max_tokens == 60
+
+
 def test_long_texts_lose_their_last_words_and_keep_their_end(embedder: Embedder) -> None:
     whole, cut = embedder.tokenize("cat " * 78), embedder.tokenize("cat " * 79)
     assert not whole.truncated
@@ -268,6 +277,19 @@ def test_a_prompt_that_the_files_want(tmp_path: Path, embedder: Embedder) -> Non
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(config))
     with pytest.raises(FormatError, match="other"):
         load_embedder(str(tmp_path))
+
+
+def test_texts_that_the_files_want_lowercased(tmp_path: Path) -> None:
+    """sentence-transformers lowercases for cased tokenizers, too."""
+    write_encoder(tmp_path)
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    cased = load_embedder(str(tmp_path))
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    lowered = load_embedder(str(tmp_path))
+    assert (lowered.embed(["The CAT"]) == cased.embed(["the cat"])).all()
+    assert (cased.embed(["The CAT"]) != cased.embed(["the cat"])).any()
 
 
 def test_pooling_without_the_prompt_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from pagoda.models.bert import load_encoder, read_head
 from pagoda.models.encoder import Encoder
 from pagoda.models.pooling import Pooling, read_pooling
 from pagoda.sources import Progress, resolve
-from pagoda.text.framing import TokenizedText, VectorKind, VectorTraits, encoder_pair, fitted
+from pagoda.text.framing import TokenizedText, VectorTraits, encoder_pair, fitted
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, RawTensor
 
@@ -52,6 +52,16 @@ class Embedder:
         self.vocab_size, self.num_token_types = encoder.vocab_size, encoder.num_token_types
         self.tokenizer = tokenizer
         self.pooling = pooling
+        self.traits = VectorTraits(
+            "embedding" if pooling.head is None else "cross_encoder",
+            self.max_tokens,
+            self.dimensions,
+            pooling.normalize,
+            types=self.num_token_types > 1,
+            prompt=pooling.prompt,
+            lowercase=pooling.lowercase,
+            is_encoder=True,
+        )
         self._model = model
         self._steps = SharedSteps(self._compute, max_tokens=STEP_TOKENS, max_texts=STEP_TEXTS)
 
@@ -65,23 +75,14 @@ class Embedder:
 
     def tokenize(self, text: str) -> TokenizedText:
         """The text's tokens, the last ones left out where there are more than `max_tokens`."""
-        return fitted(
-            self.tokenizer.encode(self.pooling.prompt + text), self.tokenizer.vocabulary.suffix, self.max_tokens
-        )
+        ids = self.tokenizer.encode(self.traits.prepared(text))
+        return fitted(ids, self.tokenizer.vocabulary.suffix, self.max_tokens)
 
     def tokenize_pair(self, first: str, second: str) -> TokenizedText:
         """Both texts as one input, as cross-encoders read them; the longer one is cut where they do not fit."""
         ids = [self.tokenizer.encode(text, add_special=False) for text in (first, second)]
         frame = (self.tokenizer.vocabulary.prefix, self.tokenizer.vocabulary.suffix)
         return encoder_pair(ids[0], ids[1], frame, types=self.traits.types, limit=self.max_tokens)
-
-    @property
-    def traits(self) -> VectorTraits:
-        kind: VectorKind = "embedding" if self.pooling.head is None else "cross_encoder"
-        normalize = self.pooling.normalize
-        return VectorTraits(
-            kind, self.max_tokens, self.dimensions, normalize, self.num_token_types > 1, self.pooling.prompt, True
-        )
 
     def embed_tokens(self, texts: Sequence[TokenizedText]) -> FloatArray:
         """As `embed`, of texts that are tokens already. RequestError for one without any, with too many or unknown."""
@@ -235,7 +236,7 @@ def _digest(checkpoint: Checkpoint, pooling: Pooling, weights: EncoderWeights) -
     digest = hashlib.sha256()
     for part in _parts(checkpoint):
         digest.update(part)
-    digest.update(repr((pooling.kind, pooling.normalize, pooling.max_tokens, pooling.prompt, weights)).encode())
+    digest.update(repr((replace(pooling, head=None), weights)).encode())
     return digest.hexdigest()
 
 

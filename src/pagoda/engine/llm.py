@@ -149,7 +149,7 @@ class LLM:
         listed = [texts] if isinstance(texts, str) else list(texts)
         end = frame_of(tokenizer)[1]
         return self._vectors(
-            [fitted(tokenizer.encode(traits.prompt + text), end, traits.max_tokens) for text in listed]
+            [fitted(tokenizer.encode(traits.prepared(text)), end, traits.max_tokens) for text in listed]
         )
 
     def score(self, first: str | Seq[str], second: str | Seq[str], *, instruction: str | None = None) -> list[float]:

@@ -80,7 +80,8 @@ class LoadedEngine:
         if pooling.head is not None:
             return VectorTraits("reranker", longest, pooling.head.size)
         longest = min(pooling.max_tokens or longest, longest)
-        return VectorTraits("embedding", longest, self.hidden_size, pooling.normalize, prompt=pooling.prompt)
+        normalize, prompt, lowercase = pooling.normalize, pooling.prompt, pooling.lowercase
+        return VectorTraits("embedding", longest, self.hidden_size, normalize, prompt=prompt, lowercase=lowercase)
 
     @property
     def cache_config(self) -> dict[str, str]:

@@ -48,6 +48,7 @@ class Pooling:
     normalize: bool = True
     max_tokens: int | None = None
     prompt: str = ""  # that is put before every text
+    lowercase: bool = False  # texts are lowercased before they are tokenized
     head: Head | None = None  # makes scores of the vector
 
     def finish(self, vector: FloatArray) -> FloatArray:
@@ -134,7 +135,9 @@ def folder_pooling(folder: Path, default: PoolingKind) -> Pooling:
         raise UnsupportedError(f"modules.json asks for {', '.join(sorted(unknown))}, which is not supported")
     kind = _pooling_kind(folder / kinds["Pooling"] / "config.json") if "Pooling" in kinds else default
     limits = _object(folder / "sentence_bert_config.json")
-    return Pooling(kind, "Normalize" in kinds, _limit(limits.get("max_seq_length")), _prompt(folder))
+    stated = _limit(limits.get("max_seq_length"))
+    longest = stated or _limit(_object(folder / "tokenizer_config.json").get("model_max_length"))
+    return Pooling(kind, "Normalize" in kinds, longest, _prompt(folder), limits.get("do_lower_case") is True)
 
 
 def _pooling_kind(path: Path) -> PoolingKind:

@@ -102,7 +102,7 @@ class VectorReader:
     def _input(self, item: str | list[int], truncate: int | None, special: bool, param: str) -> TokenizedText:
         most = self._traits.max_tokens
         limit = min(truncate or most, most)
-        item = self._traits.prompt + item if isinstance(item, str) else item
+        item = self._traits.prepared(item) if isinstance(item, str) else item
         if not isinstance(item, str):
             self._check_ids(item, param)
         elif truncate is None:

@@ -33,7 +33,13 @@ class VectorTraits:
     normalize: bool = True
     types: bool = False
     prompt: str = ""  # that is put before every text
+    lowercase: bool = False
     is_encoder: bool = False  # there is no text to go on with
+
+    def prepared(self, text: str) -> str:
+        """The text as it is tokenized."""
+        whole = self.prompt + text
+        return whole.lower() if self.lowercase else whole
 
 
 NO_VECTORS = VectorTraits("embedding", 0)
