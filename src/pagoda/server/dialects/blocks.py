@@ -83,6 +83,12 @@ class BlockAnswer(ChatAnswer):
 
     def _event(self, delta: Delta) -> bytes:
         choice, delta = self._take(delta)
+        block = self._block
+        if choice.parser is None and delta.finish_reason is None and block is not None:  # more of the same text
+            if not delta.text:
+                return b""
+            block.texts.append(delta.text)
+            return self._grown(block, delta.text, delta)
         written = []
         for happened, block, text in self._grow(choice, delta):
             written.append(self._written(happened, block, text, delta))

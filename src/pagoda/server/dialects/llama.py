@@ -103,13 +103,13 @@ class LlamaAnswer(CompletionAnswer):
         return written
 
     def _line(self, fields: dict[str, Any]) -> bytes:
-        return b"data: " + dumps(fields) + b"\n\n"
+        return b"data: " + orjson.dumps(fields) + b"\n\n"
 
     def _partial(self, choice: Choice, text: str, ids: Sequence[int]) -> dict[str, Any]:
         return {
             "index": choice.index,
             "content": text,
-            "tokens": list(ids),
+            "tokens": list(ids) if self.options.extra["return_tokens"] else [],
             "stop": False,
             "id_slot": -1,
             "tokens_predicted": choice.num_tokens,

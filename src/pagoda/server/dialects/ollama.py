@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from pagoda.server.answers import MARK
 from pagoda.server.chat_answer import ChatAnswer
 from pagoda.server.choice import Choice
 from pagoda.server.dialects.errors import ollama_error
@@ -112,6 +113,7 @@ class OllamaAnswer(ChatAnswer):
     """Of both paths; a subclass says where the text goes."""
 
     stream_type = "application/x-ndjson"
+    _text_frame: tuple[bytes, bytes] | tuple[()] = ()  # what stands around the text in lines that bring nothing else
 
     def failure(self, status: int, body: dict[str, Any]) -> bytes:
         return orjson.dumps(ollama_error(body)) + b"\n"
@@ -127,6 +129,8 @@ class OllamaAnswer(ChatAnswer):
     def _event(self, delta: Delta) -> bytes:
         """Calls come whole, when all of them are known."""
         choice, delta = self._take(delta)
+        if choice.parser is None and delta.finish_reason is None:
+            return self._text_line(delta.text) if delta.text else b""
         self._keep_calls(choice)
         thought, lines = choice.parsed.thought, []
         if delta.text or thought:
@@ -136,6 +140,15 @@ class OllamaAnswer(ChatAnswer):
                 lines.append(self._shape("", "", _calls_of(choice)) | {"done": False})
             lines.append(self._shape("", "", []) | self._done(choice))
         return b"".join([orjson.dumps(line) + b"\n" for line in lines])
+
+    def _text_line(self, text: str) -> bytes:
+        """A line with nothing but text, as comes for every token."""
+        if not self._text_frame:
+            line = {"created_at": "", **self._shape(MARK, "", []), "done": False} | {"created_at": ""}
+            before, after = orjson.dumps(line).split(orjson.dumps(MARK))
+            self._text_frame = before.removeprefix(b'{"created_at":""'), after
+        before, after = self._text_frame
+        return b'{"created_at":"%s"%s%s%s\n' % (now().encode(), before, orjson.dumps(text), after)
 
     def _shape(self, text: str, thought: str, calls: Sequence[Any]) -> dict[str, Any]:
         model = self.options.extra["model"]

@@ -23,6 +23,11 @@ from pagoda.server.schema import ChatRequest
 from pagoda.types import Delta
 
 LOGPROBS = "message.output_text.logprobs"
+# The event that comes for every token, with room for its number, the place, the text and logprobs.
+TEXT_DELTA = (
+    b"event: response.output_text.delta\n"
+    b'data: {"type":"response.output_text.delta","sequence_number":%d,%s,"delta":%s,"logprobs":%s}\n\n'
+)
 
 
 def translate(parsed: Any) -> Translated:
@@ -133,6 +138,8 @@ class ResponsesAnswer(BlockAnswer):
     status = "in_progress"
     error: dict[str, Any] | None = None
     number = 0  # of the next event
+    _place_of_text = b""  # in events of the block that grows, which come for every token
+    _growing: Block | None = None
 
     async def whole(self, stream: DeltaStream) -> bytes:
         content = await super().whole(stream)
@@ -203,8 +210,11 @@ class ResponsesAnswer(BlockAnswer):
 
     def _grown(self, block: Block, text: str, delta: Delta) -> bytes:
         if block.kind == "text":
-            logprobs = self._logprobs(delta.logprobs or ())
-            return self._event_of("response.output_text.delta", **self._place(block), delta=text, logprobs=logprobs)
+            if self._growing is not block:
+                self._growing, self._place_of_text = block, orjson.dumps(self._place(block))[1:-1]
+            number, self.number = self.number, self.number + 1
+            logprobs = orjson.dumps(self._logprobs(delta.logprobs or ())) if self.options.logprobs else b"[]"
+            return TEXT_DELTA % (number, self._place_of_text, orjson.dumps(text), logprobs)
         if block.kind == "thinking":
             return self._event_of("response.reasoning_text.delta", **self._place(block), delta=text)
         place = {"item_id": self._item_id(block), "output_index": block.index}
