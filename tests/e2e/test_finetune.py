@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed: pip install torch")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 for package in ("transformers", "accelerate", "peft"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install 'pagoda-llm[finetune]'")
 
-from pagoda.errors import CapacityError, ConfigError
+from pagoda.errors import CapacityError, ConfigError, QualityError
 from pagoda.finetune.prepare import prepare
 from pagoda.finetune.run import CHECKPOINTS, finetune
 from pagoda.finetune.settings import FinetuneSettings
@@ -124,6 +124,17 @@ def test_a_full_disk_is_said_and_the_run_goes_on(
             run(model, tmp_path / "adapter", settings(data))
     record = run(model, tmp_path / "adapter", settings(data))
     assert record["loss"] == finished[1]["loss"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(*_: Any) -> Any:
+        return torch.tensor(float("nan"), requires_grad=True)
+
+    monkeypatch.setattr("pagoda.finetune.trainer.micro_loss", diverged)
+    with pytest.raises(QualityError, match="the loss of step 1 is nan; take a smaller --learning-rate"):
+        run(model, tmp_path / "adapter", settings(data))
 
 
 def test_patience_ends_a_run_that_gets_no_better(model: Path, data: Path, tmp_path: Path) -> None:

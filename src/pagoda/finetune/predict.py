@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from pagoda.backends.cores import limit_openmp_spinning
 from pagoda.finetune.data.batches import num_trained
 from pagoda.finetune.prepare import Prepared
 from pagoda.models.layers import Block, Decoder, Experts
@@ -119,6 +120,7 @@ def _width(decoder: Decoder) -> int:
 
 def measure_rates(prepared: Prepared) -> Rates:
     """Of the first layer's matrices by this machine's kernels. Imports torch."""
+    limit_openmp_spinning()
     import torch
 
     from pagoda import _native

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pagoda.backends.cores import limit_openmp_spinning
 from pagoda.errors import CapacityError, ConfigError, PagodaError
 from pagoda.finetune.clock import clock
 from pagoda.finetune.predict import Prediction, measure_rates, predict
@@ -64,6 +65,7 @@ def finetune(
 
 
 def _train(prepared: Prepared, folder: Path, line: Say, say: Say, progress: Progress) -> dict[str, Any]:
+    limit_openmp_spinning()
     from pagoda.finetune import session  # imports torch
 
     settings = prepared.settings

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from pagoda.errors import QualityError
 from pagoda.finetune.data.batches import micro_batches, num_trained
 from pagoda.finetune.data.dataset import DataSet
 from pagoda.finetune.data.render import Example
@@ -84,6 +85,11 @@ class AdapterTrainer(Trainer):
             self.tokens_seen += len(micro.ids)
             del loss
             give_back_memory()
+        if not torch.isfinite(total):
+            raise QualityError(
+                f"the loss of step {self.state.global_step + 1} is {float(total)}; take a smaller --learning-rate. "
+                "Nothing was overwritten: what was kept of the run lies in its folder"
+            )
         return total
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
