@@ -60,7 +60,7 @@ class FinetuneSettings(Settings):
     save_every: Annotated[int | None, Setting("Steps from checkpoint to checkpoint; as evaluations.", minimum=1)] = None
     micro_tokens: Annotated[
         int, Setting("Tokens that go through the model at once; a step of more is divided.", minimum=16)
-    ] = 1024
+    ] = 512
     checkpointing: Annotated[
         bool,
         Setting("Compute each layer again on the way back, and keep only its input: a third of the speed for memory."),
