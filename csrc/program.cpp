@@ -8,6 +8,7 @@ namespace {
 
 constexpr int64_t kReadAheadTokens = 8;  // a step of more is bound by arithmetic
 constexpr int64_t kReadAheadItems = 6;   // of each thread's, while it waits
+constexpr int64_t kItemsAPart = 4;       // of a linear stage, after which a part of what adapters need is read ahead
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -63,6 +64,10 @@ int64_t Program::items(size_t stage, const Step &step) const {
 void Program::count_items(const Step &step) {
     const auto threads = static_cast<size_t>(workspace.pool->size());
     if (!counters_) counters_ = std::make_unique<Counter[]>((stages_.size() + 1) * threads);
+    for (Stage &stage : stages_) {
+        if (auto *shrink = std::get_if<LoraShrinkStage>(&stage)) shrink->plan(workspace);
+        if (auto *expand = std::get_if<LoraExpandStage>(&stage)) expand->plan(workspace);
+    }
     for (size_t i = 0; i <= stages_.size(); ++i) share_out(i, i < stages_.size() ? items(i, step) : step.tokens);
 }
 
@@ -84,12 +89,14 @@ void Program::count_routed(size_t route, const Step &step) {
     }
 }
 
-// The next stage that reads adapters, while `stage` computes products; null: none, or nobody knows yet.
-const LoraShrinkStage *Program::next_shrink(size_t stage) const {
-    if (workspace.adapters.empty() || !std::holds_alternative<LinearStage>(stages_[stage])) return nullptr;
-    for (++stage; stage < stages_.size(); ++stage)
-        if (const auto *shrink = std::get_if<LoraShrinkStage>(&stages_[stage])) return shrink;
-    return nullptr;
+// What the stages of adapters read that come after the products of `stage`, up to the next products.
+Program::AdaptersAhead Program::adapters_after(size_t stage) const {
+    AdaptersAhead ahead{};
+    if (workspace.adapters.empty() || !std::holds_alternative<LinearStage>(stages_[stage])) return ahead;
+    for (++stage; stage < stages_.size() && !std::holds_alternative<LinearStage>(stages_[stage]); ++stage)
+        if (const auto *expand = std::get_if<LoraExpandStage>(&stages_[stage])) ahead.expand = &expand->reading;
+        else if (const auto *shrink = std::get_if<LoraShrinkStage>(&stages_[stage])) ahead.shrink = &shrink->reading;
+    return ahead;
 }
 
 // What the threads will read first of the weights of the next linear stage after `stage`.
@@ -138,12 +145,16 @@ void Program::work(const Step &step, int thread) {
     double since = profiling && thread == 0 ? now() : 0.0;
     for (size_t i = 0; i < stages_.size(); ++i) {
         if (counters_[(i + 1) * static_cast<size_t>(threads) - 1].end == 0) continue;  // no items, so nobody need wait
-        const LoraShrinkStage *shrink = next_shrink(i);
+        const AdaptersAhead adapters = adapters_after(i);
         const int64_t num_items = counters_[(i + 1) * static_cast<size_t>(threads) - 1].end;
+        const int64_t parts = ceil_div(num_items, kItemsAPart);
         std::visit(
             [&]<class S>(const S &stage) {
                 for_items(i, [&](int64_t item) {
-                    if (shrink) shrink->read_ahead(workspace, item, num_items);
+                    if (item % kItemsAPart == 0) {
+                        if (adapters.expand) adapters.expand->read_ahead(item / kItemsAPart, parts);
+                        if (adapters.shrink) adapters.shrink->read_ahead(item / kItemsAPart, parts);
+                    }
                     stage.run(workspace, step, item, scratch);
                     if constexpr (std::is_same_v<S, RouteStage>) count_routed(i, step);
                 });

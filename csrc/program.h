@@ -47,7 +47,10 @@ class Program {
     void count_items(const Step &step);
     void share_out(size_t stage, int64_t items);
     void count_routed(size_t route, const Step &step);
-    const LoraShrinkStage *next_shrink(size_t stage) const;
+    struct AdaptersAhead {
+        const LoraReading *expand = nullptr, *shrink = nullptr;
+    };
+    AdaptersAhead adapters_after(size_t stage) const;
     void plan_reading(size_t stage, const Step &step, std::vector<Stretch> &to) const;
     void work(const Step &step, int thread);
     void account(size_t stage, const Step &step, double seconds);

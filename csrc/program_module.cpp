@@ -188,13 +188,12 @@ void bind_program(nb::module_ &m) {
     nb::class_<LinearPart>(m, "LinearPart")
         .def("__init__",
              [](LinearPart *self, std::vector<std::shared_ptr<Weight>> weights, std::optional<int> out,
-                std::optional<Floats> bias, bool accumulate, float scale, int site) {
+                std::optional<Floats> bias, bool accumulate, float scale) {
                  if (weights.empty()) throw std::invalid_argument("a part of a linear stage needs a weight");
                  const auto padded = static_cast<size_t>(weights[0]->panels * kPanelRows);
-                 new (self) LinearPart{std::move(weights), out.value_or(kNone), to_vector(bias, padded), accumulate, scale, site};
+                 new (self) LinearPart{std::move(weights), out.value_or(kNone), to_vector(bias, padded), accumulate, scale};
              },
-             "weights"_a, "out"_a.none(), "bias"_a = nb::none(), "accumulate"_a = false, "scale"_a = 1.0f,
-             "site"_a = kNone);
+             "weights"_a, "out"_a.none(), "bias"_a = nb::none(), "accumulate"_a = false, "scale"_a = 1.0f);
     nb::class_<Adapter>(m, "Adapter").def_prop_ro("bytes", &Adapter::bytes);
     nb::class_<Program>(m, "Program")
         .def("add_buffer", &Program::add_buffer, "columns"_a, "rows"_a = 1)

@@ -97,7 +97,6 @@ void LinearStage::admit(Workspace &w) {
     if (parts.empty() || (x == kNone) == (quantized == kNone))
         throw std::invalid_argument("a linear stage needs weights, and either floats or codes to multiply with them");
     for (const LinearPart &p : parts) {
-        if (p.site != kNone && rows != Rows::Tokens) throw std::invalid_argument("adapters add to all tokens' rows alone");
         for (const auto &other : p.weights)
             if (other->type != p.weight().type || other->rows != p.weight().rows || other->columns != p.weight().columns)
                 throw std::invalid_argument("experts must be of one type and shape");
@@ -175,10 +174,7 @@ void LinearStage::run(Workspace &w, const Step &step, int64_t index, uint8_t *sc
     g.accumulate = p.accumulate;
     g.scale = p.scale;
     g.scratch = scratch;
-    const bool adapted = p.site != kNone && !w.adapters.empty();
-    if (adapted) read_ahead_adapters(w, at);
     (bytes ? w.kernels->gemm8 : w.kernels->gemm)[type](g);
-    if (adapted) add_adapters(w, at);
     if (softcap <= 0) return;
     for (int64_t t = g.token_begin; t < g.token_end; ++t)
         for (int64_t i = g.panel_begin * kPanelRows; i < g.panel_end * kPanelRows; ++i) {

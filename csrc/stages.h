@@ -105,7 +105,6 @@ struct LinearPart {
     std::vector<float> bias;  // padded to panels * 16, or empty
     bool accumulate = false;
     float scale = 1.0f;
-    int site = kNone;  // its place in Workspace::lora_sites; adapters add to what the part computes
     const Weight &weight(int expert = 0) const { return *weights[static_cast<size_t>(expert)]; }
 };
 
@@ -140,19 +139,25 @@ struct LinearStage {
     void plan(const Workspace &w);
 
   private:
-    void read_ahead_adapters(const Workspace &w, const Item &item) const;
-    void add_adapters(Workspace &w, const Item &item) const;
     int64_t chunk_items(int64_t rows) const;
     Item chunk_item(int64_t index, int expert, int64_t rows, int64_t row_begin, int64_t row_end) const;
     std::vector<int64_t> chunk_starts_;  // the first item of each chunk of routed rows, and their number
 };
 
-// hidden = A x, for the tokens with adapters and the linears at `sites`, which read x; the linear stage after it adds
-// B hidden to what it computes.
+// What a stage of adapters will read of their numbers, so that others read it ahead a part each.
+struct LoraReading {
+    std::vector<std::pair<const uint8_t *, int64_t>> pieces;  // where, and bytes
+    int64_t lines = 0;                                        // of 64 bytes, of all pieces
+    void clear();
+    void add(const uint8_t *from, int64_t bytes);
+    void read_ahead(int64_t part, int64_t parts) const;
+};
+
+// hidden = A x, for the tokens with adapters and the linears at `sites`, which read x.
 struct LoraShrinkStage {
     static constexpr const char *kKind = "lora_shrink";
     int x;
-    std::vector<int32_t> sites;  // a part of the linear stage each
+    std::vector<int32_t> sites;
 
     template <class F>
     void fields(F &field) {
@@ -163,7 +168,31 @@ struct LoraShrinkStage {
     int64_t items(const Workspace &w, const Step &) const;
     void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
     Cost describe(const Workspace &w, const Step &step) const;
-    void read_ahead(const Workspace &w, int64_t part, int64_t parts) const;
+    // Before the step runs.
+    void plan(const Workspace &w);
+    LoraReading reading;
+};
+
+// out += B hidden + bias, for the same tokens, sites and their outputs.
+struct LoraExpandStage {
+    static constexpr const char *kKind = "lora_expand";
+    std::vector<int32_t> sites, outs;
+
+    template <class F>
+    void fields(F &field) {
+        field("sites", sites);
+        field("outs", outs);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &w, const Step &) const;
+    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
+    Cost describe(const Workspace &w, const Step &step) const;
+    void plan(const Workspace &w);
+    LoraReading reading;
+
+  private:
+    std::vector<int64_t> panels_;  // of each site
+    int64_t chunks_ = 0;           // of panels, of all sites
 };
 
 // Chooses the top_k experts of each token by their scores, equals by number, and weighs them by the softmax of all scores;
@@ -257,7 +286,7 @@ struct AttendStage {
     void look_ahead(AttendArgs &a, const Workspace &w, const Step &step, int64_t item) const;
 };
 
-using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, RouteStage, CombineStage,
+using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, LoraExpandStage, RouteStage, CombineStage,
                            RopeAndStoreKVStage, AttendStage>;
 
 }  // namespace pagoda

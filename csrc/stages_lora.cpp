@@ -9,12 +9,79 @@ namespace pagoda {
 namespace {
 
 constexpr int64_t kLoraItemTokens = 64;  // of an item at most
+constexpr int64_t kLoraItemPanels = 32;
 
-void read_ahead_bytes(const uint8_t *from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+// The tokens of one adapter that an item works on.
+struct LoraTokens {
+    const StepAdapters::Group *group;
+    int64_t begin, count;
+};
+
+int64_t num_chunks(const StepAdapters &step) {
+    int64_t chunks = 0;
+    for (const StepAdapters::Group &g : step.groups) chunks += ceil_div(g.end - g.begin, kLoraItemTokens);
+    return chunks;
+}
+
+LoraTokens chunk_at(const StepAdapters &step, int64_t chunk) {
+    const StepAdapters::Group *group = step.groups.data();
+    for (int64_t here; chunk >= (here = ceil_div(group->end - group->begin, kLoraItemTokens)); ++group) chunk -= here;
+    const int64_t begin = group->begin + chunk * kLoraItemTokens;
+    return {group, begin, std::min(kLoraItemTokens, group->end - begin)};
+}
+
+const Adapter::Delta &delta_of(const LoraTokens &tokens, int32_t site) {
+    return tokens.group->adapter->deltas[static_cast<size_t>(site)];
+}
+
+LoraArgs args_of(const StepAdapters &step, const LoraTokens &tokens, const Adapter::Delta &d) {
+    LoraArgs a{};
+    a.type = tokens.group->adapter->type;
+    a.rank = d.rank;
+    a.columns = d.columns;
+    a.tokens = step.tokens.data() + tokens.begin;
+    a.count = tokens.count;
+    a.hidden_stride = step.hidden_stride;
+    return a;
+}
+
+Cost cost_of(const Workspace &w, const std::vector<int32_t> &sites, bool is_a) {
+    Cost cost{"adapters"};
+    for (const StepAdapters::Group &g : w.adapters.groups)
+        for (const int32_t site : sites) {
+            const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(site)];
+            const LoraSite &at = w.lora_sites[static_cast<size_t>(site)];
+            const int64_t width = is_a ? at.columns : at.rows;
+            cost.bytes += static_cast<double>(d.rank * width * lora_element_bytes(g.adapter->type));
+            cost.operations += 2.0 * static_cast<double>(d.rank * width * (g.end - g.begin));
+        }
+    return cost;
 }
 
 }  // namespace
+
+void LoraReading::clear() {
+    pieces.clear();
+    lines = 0;
+}
+
+void LoraReading::add(const uint8_t *from, int64_t bytes) {
+    if (bytes == 0) return;
+    pieces.emplace_back(from, bytes);
+    lines += ceil_div(bytes, 64);
+}
+
+void LoraReading::read_ahead(int64_t part, int64_t parts) const {
+    int64_t begin = lines * part / parts;
+    const int64_t end = lines * (part + 1) / parts;
+    int64_t at = 0;
+    for (size_t i = 0; begin < end && i < pieces.size(); ++i) {
+        const auto &[from, bytes] = pieces[i];
+        const int64_t here = ceil_div(bytes, 64);
+        for (; begin < std::min(end, at + here); ++begin) __builtin_prefetch(from + (begin - at) * 64, 0, 2);
+        at += here;
+    }
+}
 
 const LoraKernels &lora_kernels(const char *isa) {
     const std::string_view name(isa);
@@ -37,107 +104,84 @@ void LoraShrinkStage::admit(Workspace &w) {
     w.lora_together = std::max(w.lora_together, static_cast<int64_t>(sites.size()));
 }
 
+void LoraShrinkStage::plan(const Workspace &w) {
+    reading.clear();
+    for (const StepAdapters::Group &g : w.adapters.groups)
+        for (const int32_t site : sites) {
+            const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(site)];
+            reading.add(d.a, g.adapter->a_bytes(d));
+        }
+}
+
 int64_t LoraShrinkStage::items(const Workspace &w, const Step &) const {
-    int64_t chunks = 0;
-    for (const StepAdapters::Group &g : w.adapters.groups) chunks += ceil_div(g.end - g.begin, kLoraItemTokens);
-    return chunks * static_cast<int64_t>(sites.size()) * ceil_div(w.adapters.rank, kLoraRanks);
+    return num_chunks(w.adapters) * static_cast<int64_t>(sites.size()) * ceil_div(w.adapters.rank, kLoraRanks);
 }
 
 // Items go by adapter, then its tokens, then sites, then ranks.
 void LoraShrinkStage::run(Workspace &w, const Step &, int64_t index, uint8_t *) const {
-    StepAdapters &step = w.adapters;
-    const int64_t pieces = ceil_div(step.rank, kLoraRanks), each = static_cast<int64_t>(sites.size()) * pieces;
-    int64_t chunk = index / each;
-    auto group = step.groups.begin();
-    for (int64_t here; chunk >= (here = ceil_div(group->end - group->begin, kLoraItemTokens)); ++group) chunk -= here;
+    const int64_t pieces = ceil_div(w.adapters.rank, kLoraRanks), each = static_cast<int64_t>(sites.size()) * pieces;
+    const LoraTokens tokens = chunk_at(w.adapters, index / each);
     const int64_t place = index % each / pieces, first = index % pieces * kLoraRanks;
-    const Adapter::Delta &d = group->adapter->deltas[static_cast<size_t>(sites[static_cast<size_t>(place)])];
+    const Adapter::Delta &d = delta_of(tokens, sites[static_cast<size_t>(place)]);
     if (first >= d.rank) return;
-    const int64_t begin = group->begin + chunk * kLoraItemTokens;
-    LoraArgs a{};
+    LoraArgs a = args_of(w.adapters, tokens, d);
     a.weights = d.a;
     a.scales = d.a_scales.data();
-    a.type = group->adapter->type;
-    a.rank = d.rank;
-    a.columns = d.columns;
     a.begin = first;
     a.end = std::min(first + kLoraRanks, d.rank);
-    a.tokens = step.tokens.data() + begin;
-    a.count = std::min(kLoraItemTokens, group->end - begin);
     a.x = w.buffer(x).row(0);
     a.x_stride = w.buffer(x).stride;
-    a.hidden = step.hidden.data() + place * step.rank;
-    a.hidden_stride = step.hidden_stride;
+    a.hidden = w.adapters.hidden.data() + place * w.adapters.rank;
     w.lora_kernels->shrink(a);
 }
 
-// Of what the stage will read, the `part`th of `parts` stretches of bytes.
-void LoraShrinkStage::read_ahead(const Workspace &w, int64_t part, int64_t parts) const {
-    const auto each = [&](auto visit) {
-        for (const StepAdapters::Group &g : w.adapters.groups)
-            for (const int32_t site : sites) {
-                const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(site)];
-                visit(d.a, g.adapter->a_bytes(d));
-            }
-    };
-    int64_t total = 0, at = 0;
-    each([&](const uint8_t *, int64_t bytes) { total += bytes; });
-    const int64_t begin = total * part / parts, end = total * (part + 1) / parts;
-    each([&](const uint8_t *from, int64_t bytes) {
-        const int64_t first = std::max(begin, at), last = std::min(end, at + bytes);
-        if (first < last) read_ahead_bytes(from + (first - at), last - first);
-        at += bytes;
-    });
+Cost LoraShrinkStage::describe(const Workspace &w, const Step &) const { return cost_of(w, sites, true); }
+
+// ---- lora expand ----------------------------------------------------------------------------------------------
+
+void LoraExpandStage::admit(Workspace &w) {
+    if (sites.size() != outs.size()) throw std::invalid_argument("an output for each linear that adapters add to is needed");
+    for (size_t i = 0; i < sites.size(); ++i) {
+        const LoraSite &at = w.lora_sites.at(static_cast<size_t>(sites[i]));
+        panels_.push_back(ceil_div(at.rows, kPanelRows));
+        chunks_ += ceil_div(panels_.back(), kLoraItemPanels);
+        if (w.buffer(outs[i]).stride < panels_.back() * kPanelRows)
+            throw std::invalid_argument("adapters add to what their linears make");
+    }
 }
 
-Cost LoraShrinkStage::describe(const Workspace &w, const Step &) const {
-    Cost cost{"adapters"};
+void LoraExpandStage::plan(const Workspace &w) {
+    reading.clear();
     for (const StepAdapters::Group &g : w.adapters.groups)
-        for (const int32_t site : sites) {
-            const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(site)];
-            cost.bytes += static_cast<double>(g.adapter->a_bytes(d));
-            cost.operations += 2.0 * static_cast<double>(d.rank * d.columns * (g.end - g.begin));
+        for (size_t i = 0; i < sites.size(); ++i) {
+            const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(sites[i])];
+            reading.add(d.b, panels_[i] * g.adapter->panel_bytes(d));
         }
-    return cost;
 }
 
-// ---- what adapters add to a linear ------------------------------------------------------------------------------
+int64_t LoraExpandStage::items(const Workspace &w, const Step &) const { return num_chunks(w.adapters) * chunks_; }
 
-// While the base's product is computed, what the adapters have of the same panels comes into the cache.
-void LinearStage::read_ahead_adapters(const Workspace &w, const Item &at) const {
-    for (const StepAdapters::Group &g : w.adapters.groups) {
-        const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(at.part->site)];
-        const int64_t each = g.adapter->panel_bytes(d);
-        if (d.rank) read_ahead_bytes(d.b + at.panel_begin * each, (at.panel_end - at.panel_begin) * each);
-    }
+// Items go by adapter, then its tokens, then sites, then panels.
+void LoraExpandStage::run(Workspace &w, const Step &, int64_t index, uint8_t *) const {
+    const LoraTokens tokens = chunk_at(w.adapters, index / chunks_);
+    int64_t chunk = index % chunks_;
+    size_t place = 0;
+    for (int64_t here; chunk >= (here = ceil_div(panels_[place], kLoraItemPanels)); ++place) chunk -= here;
+    const Adapter::Delta &d = delta_of(tokens, sites[place]);
+    if (d.empty()) return;
+    const int64_t parts = ceil_div(panels_[place], kLoraItemPanels);
+    LoraArgs a = args_of(w.adapters, tokens, d);
+    a.weights = d.b;
+    a.scales = d.b_scales.data();
+    a.begin = panels_[place] * chunk / parts;
+    a.end = panels_[place] * (chunk + 1) / parts;
+    a.hidden = w.adapters.hidden.data() + static_cast<int64_t>(place) * w.adapters.rank;
+    a.out = w.buffer(outs[place]).row(0);
+    a.out_stride = w.buffer(outs[place]).stride;
+    a.bias = d.bias.empty() ? nullptr : d.bias.data();
+    w.lora_kernels->expand(a);
 }
 
-void LinearStage::add_adapters(Workspace &w, const Item &at) const {
-    const LinearPart &part = *at.part;
-    const StepAdapters &step = w.adapters;
-    for (const StepAdapters::Group &g : step.groups) {
-        const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(part.site)];
-        if (d.empty()) continue;
-        const int32_t *all = step.tokens.data();
-        const int32_t *begin = std::lower_bound(all + g.begin, all + g.end, static_cast<int32_t>(at.row_begin));
-        const int32_t *end = std::lower_bound(begin, all + g.end, static_cast<int32_t>(at.row_end));
-        if (begin == end) continue;
-        LoraArgs a{};
-        a.weights = d.b;
-        a.scales = d.b_scales.data();
-        a.type = g.adapter->type;
-        a.rank = d.rank;
-        a.begin = at.panel_begin;
-        a.end = at.panel_end;
-        a.tokens = begin;
-        a.count = end - begin;
-        a.hidden = w.adapters.hidden.data() + (&part - parts.data()) * step.rank;
-        a.hidden_stride = step.hidden_stride;
-        a.out = w.buffer(part.out).row(0);
-        a.out_stride = w.buffer(part.out).stride;
-        a.bias = d.bias.empty() ? nullptr : d.bias.data();
-        w.lora_kernels->expand(a);
-    }
-}
+Cost LoraExpandStage::describe(const Workspace &w, const Step &) const { return cost_of(w, sites, false); }
 
 }  // namespace pagoda

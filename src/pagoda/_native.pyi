@@ -146,7 +146,6 @@ class LinearPart:
         bias: npt.NDArray[np.float32] | None = None,
         accumulate: bool = False,
         scale: float = 1.0,
-        site: int = -1,
     ) -> None: ...
 
 class Adapter:
@@ -163,7 +162,7 @@ class Program:
         """Of so many rows for each token of a step."""
     def add_quantized(self, columns: int, rows: int = 1) -> int: ...
     def add_lora_site(self, rows: int, columns: int) -> int:
-        """A linear that adapters may add to, as its `LinearPart` and the stage before it name it."""
+        """A linear that adapters may add to, as the stages before and after it name it."""
     def make_adapter(
         self,
         deltas: list[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]],

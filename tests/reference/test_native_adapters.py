@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from pagoda.backends.base import AdapterWeights, Backend, LoraDelta
 from pagoda.backends.cpu import CpuBackend
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.errors import UnsupportedError
+from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
 from pagoda.types import FloatArray
+from quantized_models import write_quantized
 from tiny_blocks import noise
 from tiny_models import TINY, VOCAB, memory_checkpoint, write_gguf
 
@@ -69,8 +72,6 @@ def with_adapter(
 @pytest.mark.parametrize("type", ["F32", "F16", "Q4_1", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("bits", [8, 16])
 def test_every_kind_of_weights_takes_adapters(type: str, bits: int, tmp_path: Any) -> None:
-    from pagoda.formats.checkpoint import open_checkpoint
-
     with open_checkpoint(write_gguf(tmp_path / "m.gguf", TINY["llama"], type=type)) as checkpoint:
         decoder = load_model(checkpoint, max_context=256)
         weights = adapter(decoder, "x", 8)
@@ -78,6 +79,24 @@ def test_every_kind_of_weights_takes_adapters(type: str, bits: int, tmp_path: An
         expected = with_adapter(ReferenceBackend(), decoder, weights)
     cosine = (found * expected).sum() / np.sqrt((found**2).sum() * (expected**2).sum())
     assert cosine > (0.9999 if bits == 16 else 0.999)
+
+
+@pytest.mark.parametrize("kind", ["gptq-act-order", "awq", "nf4"])
+def test_quantized_folders_take_adapters(kind: str, tmp_path: Path) -> None:
+    """Where columns are sorted by group, an adapter reads them as they are."""
+    with open_checkpoint(write_quantized(tmp_path, TINY["llama"], kind)) as checkpoint:
+        decoder = load_model(checkpoint, max_context=256)
+        weights: dict[str, LoraDelta] = {}
+        for block in decoder.blocks:
+            for matrix in block.matrices:
+                rows, columns = matrix.shape
+                a = noise(f"a {matrix.name}", (5, columns), columns**-0.5)
+                weights[matrix.name] = LoraDelta(a, noise(f"b {matrix.name}", (rows, 5), 0.3))
+        found = with_adapter(CpuBackend(threads=2), decoder, weights)
+        expected = with_adapter(ReferenceBackend(), decoder, weights)
+        plain = with_adapter(ReferenceBackend(), decoder, None)
+    assert np.abs(plain - expected).max() > 0.5
+    assert (found * expected).sum() / np.sqrt((found**2).sum() * (expected**2).sum()) > 0.9999
 
 
 @pytest.mark.parametrize(("type", "limit"), [("bf16", 0.1), ("int8", 0.3)])

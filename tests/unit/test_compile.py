@@ -56,7 +56,6 @@ class Part:
     bias: Any = None
     accumulate: bool = False
     scale: float = 1.0
-    site: int = -1
 
 
 class Notes:
@@ -90,8 +89,8 @@ class Notes:
 
     @property
     def kinds(self) -> list[str]:
-        """Without the stages of adapters, which stand before linears."""
-        return [kind.value for kind, _ in self.stages if kind != StageKind.LORA_SHRINK]
+        """Without the stages of adapters, which stand around linears."""
+        return [kind.value for kind, _ in self.stages if not kind.value.startswith("lora")]
 
     def fields(self, kind: StageKind) -> list[dict[str, Any]]:
         return [fields for stage, fields in self.stages if stage == kind]
@@ -156,13 +155,18 @@ def test_each_linear_of_a_layer_takes_an_adapter(notes_of: Callable[..., Notes])
     """What its stage reads is kept as floats where a norm or an activation is quantized on the way."""
     notes = notes_of(tiny("llama", "Q8_0"))
     shrinks = notes.fields(StageKind.LORA_SHRINK)
-    linears = [parts for parts in notes.parts() if parts[0].site >= 0]
-    assert [list(fields["sites"]) for fields in shrinks] == [[part.site for part in parts] for parts in linears]
-    assert len(notes.sites) == sum(map(len, linears)) == 14
+    expands = notes.fields(StageKind.LORA_EXPAND)
+    assert [list(fields["sites"]) for fields in shrinks] == [list(fields["sites"]) for fields in expands]
+    assert [list(fields["outs"]) for fields in expands] == [
+        [part.out for part in parts] for parts in notes.parts()[:-1]
+    ]
+    assert len(notes.sites) == sum(len(fields["sites"]) for fields in shrinks) == 14
     kept = [fields["kept"] for fields in notes.fields(StageKind.ROWWISE) if "kept" in fields]
     assert [to is not None for to in kept] == [True, False, True, True] * 2 + [False]
-    for kind, following in zip(notes.stages, notes.stages[1:], strict=False):
-        assert kind[0] != StageKind.LORA_SHRINK or following[0] == StageKind.LINEAR
+    kinds = [kind.value for kind, _ in notes.stages]
+    for place, kind in enumerate(kinds):
+        if kind == "lora_shrink":
+            assert kinds[place + 1 : place + 3] == ["linear", "lora_expand"]
 
 
 def test_norms_after_attention_add_into_the_residual(notes_of: Callable[..., Notes]) -> None:
@@ -208,6 +212,8 @@ def test_no_stage_writes_what_a_later_stage_still_reads(notes_of: Callable[..., 
             written |= {fields[to] for to in ("out", "kept") if fields.get(to) is not None}
         elif kind == StageKind.LORA_SHRINK:
             assert fields["x"] in written
+        elif kind == StageKind.LORA_EXPAND:
+            assert set(fields["outs"]) <= written
         elif kind == StageKind.ROPE_AND_STORE_KV:
             inputs = {fields["q"], fields["k"], fields["v"]}
             assert inputs <= written

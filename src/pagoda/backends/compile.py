@@ -31,6 +31,7 @@ class StageKind(str, Enum):
     ROWWISE = "rowwise"
     LINEAR = "linear"
     LORA_SHRINK = "lora_shrink"
+    LORA_EXPAND = "lora_expand"
     ROUTE = "route"
     COMBINE = "combine"
     ROPE_AND_STORE_KV = "rope_and_store_kv"
@@ -162,40 +163,41 @@ class Compiler:
         return to
 
     def _linears(self, node: fused.Linears) -> None:
-        """The products, and before them what adapters make of their input."""
+        """The products; before them what adapters make of their input, after them what these add."""
         weight, source = node.products[0].weight, node.source
-        sites = [self._lora_site(product.weight) for product in node.products]
+        sites = np.array([self._lora_site(product.weight) for product in node.products], np.int32)
         if weight.type in FLOAT_TYPES:
             assert isinstance(source, Node)  # float weights read through nothing
             x = self.buffers[source]
-            self._add(StageKind.LORA_SHRINK, x=x, sites=np.array(sites, np.int32))
-            self._add(StageKind.LINEAR, parts=self._parts(node.products, sites), x=x)
+            self._add(StageKind.LORA_SHRINK, x=x, sites=sites)
+            self._add(StageKind.LINEAR, parts=self._parts(node.products), x=x)
             self._read(source)
-            return
-        kept = None if isinstance(source, Node) else self._take(weight.shape[1])
-        quantized = self._quantize(source, weight, kept=kept)
-        x = self.buffers[source] if isinstance(source, Node) else kept  # type: ignore[assignment]
-        self._add(StageKind.LORA_SHRINK, x=x, sites=np.array(sites, np.int32))
-        self._read(source)
-        if kept is not None:
-            self._give_back(kept, weight.shape[1])
-        self._add(StageKind.LINEAR, quantized=quantized, parts=self._parts(node.products, sites))
+        else:
+            kept = None if isinstance(source, Node) else self._take(weight.shape[1])
+            quantized = self._quantize(source, weight, kept=kept)
+            x = self.buffers[source] if isinstance(source, Node) else kept  # type: ignore[assignment]
+            self._add(StageKind.LORA_SHRINK, x=x, sites=sites)
+            self._read(source)
+            if kept is not None:
+                self._give_back(kept, weight.shape[1])
+            self._add(StageKind.LINEAR, quantized=quantized, parts=self._parts(node.products))
+        outs = np.array([self.buffers[product.out] for product in node.products], np.int32)
+        self._add(StageKind.LORA_EXPAND, sites=sites, outs=outs)
 
     def _lora_site(self, weight: RawTensor) -> int:
         site = self.program.add_lora_site(*weight.shape)
         self.lora_sites[weight.name] = (*self.lora_sites.get(weight.name, ()), site)
         return site
 
-    def _parts(self, products: Iterable[fused.Product], sites: Iterable[int]) -> list[_native.LinearPart]:
+    def _parts(self, products: Iterable[fused.Product]) -> list[_native.LinearPart]:
         return [
             _native.LinearPart(
                 [self.weights[product.weight]],
                 self._allocate(product.out, product.residual),
                 None if product.bias is None else self.weights.vector(product.bias),
                 accumulate=product.residual is not None,
-                site=site,
             )
-            for product, site in zip(products, sites, strict=True)
+            for product in products
         ]
 
     def _logits(self, node: fused.Logits) -> None:
