@@ -71,6 +71,17 @@ def test_with_a_grammar(temperature: float, files: tuple[str, str]) -> None:
     assert all(text.islower() for text in texts[0])
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_over_torch(temperature: float, files: tuple[str, str]) -> None:
+    """The CUDA backend's program, without a GPU: steps are staged and waited for."""
+    pytest.importorskip("torch")
+    settings: dict[str, Any] = {"backend": "torch-cpu", "kv_memory_bytes": 1 << 22, "max_context": 128}
+    params = SamplingParams(temperature=temperature, max_tokens=20, seed=5, ignore_eos=True)
+    drafted = LLM(files[0], **settings, draft_model=files[1]).generate(PROMPTS, params)
+    plain = LLM(files[0], **settings, speculation=("off",)).generate(PROMPTS, params)
+    assert [o.outputs[0].token_ids for o in drafted] == [o.outputs[0].token_ids for o in plain]
+
+
 def test_a_model_that_drafts_for_itself_is_always_right(files: tuple[str, str]) -> None:
     settings = EngineSettings(
         model=files[0], draft_model=files[0], speculation=("draft",), backend="cpu", kv_memory_bytes=1 << 22
