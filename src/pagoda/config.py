@@ -235,9 +235,7 @@ class ServerSettings(CacheSettings):
         str | None, Setting("OpenTelemetry collector that traces are sent to, as http://127.0.0.1:4318.")
     ] = None
     trace_content: Annotated[bool, Setting("Put what clients ask into traces, too.")] = False
-    request_log: Annotated[
-        Path | None, Setting("JSONL file that gets a line for each answered request; `pagoda bench serve` replays it.")
-    ] = None
+    request_log: Annotated[Path | None, Setting("JSONL file that gets a line for each answer.")] = None
     log_format: Annotated[Literal["text", "json"], Setting("Shape of log lines.")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Setting("Least severe line logged.")] = "info"
 

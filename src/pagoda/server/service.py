@@ -122,20 +122,12 @@ class Model:
             compat=settings.metrics_compat,
             ledger=make_ledger(cost),
         )
-        self.engine.before_sinks.append(self.metrics.ledger.record)
-        self.engine.on_step.append(self.metrics.record)
-        self.metrics.before_collect.append(self._count_adapters)
         self.history = make_history(loaded)
-        self.engine.on_step.append(self.history.record)
         self.accounts = Accounts(self.name, self.metrics, settings)
-        if self.accounts.tracing is not None:
-            self.engine.before_sinks.append(self.accounts.tracing.note)
         self._measuring = threading.Timer(MEASURE_AFTER_S, self._find_roofline)
-        self._measuring.daemon = True
-        self._measuring.start()
-        self.bridge = EngineBridge(self.engine)
         speed = PromptSpeed()
-        self.engine.on_step.append(speed.record)
+        self._watch(speed)
+        self.bridge = EngineBridge(self.engine)
         self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens, speed)
         self.constraints = Constraints(loaded.tokenizer)
         self.budgets = None if key_store is None else Budgets(key_store, self.name, self.metrics)
@@ -156,6 +148,16 @@ class Model:
             self.admission,
         ]
         self.serve: Serve = fold(layers, self.bridge.open)
+
+    def _watch(self, speed: PromptSpeed) -> None:
+        """Let everything that observes the engine hear of its steps."""
+        self.engine.before_sinks.append(self.metrics.ledger.record)
+        if self.accounts.tracing is not None:
+            self.engine.before_sinks.append(self.accounts.tracing.note)
+        self.engine.on_step += [self.metrics.record, self.history.record, speed.record]
+        self.metrics.before_collect.append(self._count_adapters)
+        self._measuring.daemon = True
+        self._measuring.start()
 
     async def _validated(self, call: Call, serve: Serve) -> DeltaStream:
         """Layer: the engine's check of each request. Raises RequestError naming the field."""
