@@ -153,7 +153,7 @@ def test_a_lifetime_of_the_requests_own(served: Served) -> None:
         ({"n": 2}, "n > 1"),
         ({"logprobs": True}, "logprobs"),
         ({"temperature": 1.5}, "temperature"),
-        ({"messages": [{"role": "user", "content": "Where is my order?"}]}, "rule: own things"),
+        ({"messages": [{"role": "user", "content": "Where is my order?"}]}, "rule: own facts"),
         ({"messages": [{"role": "user", "content": "Wie ist das Wetter heute?"}]}, "rule: now, German"),
         ({"messages": [{"role": "user", "content": "x?"}, {"role": "assistant", "content": "y"}]}, "no question"),
     ],

@@ -19,16 +19,16 @@ _MARKS = re.compile(r"[\"?!;¿¡…]+|[.,:]+(?=\s|$)|(?<!\w)'|'(?!\w)|(?<=\w)'(?
 _EXACT = re.compile(r"```|`[^`]+`|\n[ \t]+\S|\n\s*[-*|#>]")
 
 _NAMES = r"(?: there| all| everyone| zusammen)?"
+_WHAT = r"(?= (?:what|how|why|who|when|where|which|if|was|wie|warum|wer|wann|wo|ob|welche)\b)"
 _OPENING = re.compile(
     r"^(?:(?:hi|hello|hey|dear assistant|good (?:morning|day|evening)|hallo|guten (?:tag|morgen|abend)|servus|moin)"
     + _NAMES
     + r"|please|kindly|pls|plz|excuse me|sorry|bitte|entschuldigung|okay|ok"
     r"|(?:(?:can|could|would|will) you(?: please| kindly)?|(?:kannst|könntest|würdest) du(?: mir)?(?: bitte)?"
-    r"|(?:können|könnten|würden) sie(?: mir)?(?: bitte)?) (?:tell me|let me know|explain(?: to me)?|sagen|erklären)"
-    r"(?= (?:what|how|why|who|when|where|which|if|was|wie|warum|wer|wann|wo|ob|welche)\b)"
-    r"|(?:please )?tell me(?= (?:what|how|why|who|when|where|which)\b)"
-    r"|i (?:would|d) like to know(?= (?:what|how|why|who|when|where|which)\b)"
-    r"|(?:sag|sagen sie) mir(?: bitte)?(?= (?:was|wie|warum|wer|wann|wo|welche)\b))(?: |$)"
+    r"|(?:können|könnten|würden) sie(?: mir)?(?: bitte)?) (?:tell me|let me know|sagen|(?:explain(?: to me)?|erklären)"
+    + _WHAT
+    + r")|(?:please )?tell me|i(?: woul)?d like to know|i want to know|i was wondering"
+    r"|(?:sag|sagen sie|sage) mir(?: bitte)?)(?: |$)"
 )
 _CLOSING = re.compile(
     r"(?:^| )(?:please|pls|plz|kindly|bitte|danke(?: schön| sehr)?|vielen dank|besten dank"

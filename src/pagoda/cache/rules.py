@@ -31,16 +31,14 @@ class Rule:
 
 
 _OWNED = (
-    "account|order|orders|subscription|invoice|bill|balance|password|passwords|address|email|phone|salary|contract|"
-    "payment|delivery|parcel|package|booking|reservation|appointment|ticket|profile|data|file|files|document|name|"
-    "username|login|card|bank|doctor|diagnosis|medication|prescription|results|wife|husband|girlfriend|boyfriend|"
-    "partner|son|daughter|mother|father|mom|dad|boss|landlord|insurance|policy|tax|taxes|visa|passport|application"
+    "account|order|orders|subscription|invoice|bill|balance|password|passwords|address|salary|contract|payment|delivery|"
+    "parcel|package|booking|reservation|appointment|ticket|profile|name|username|login|card|bank|doctor|diagnosis|"
+    "medication|prescription|results|insurance|policy|tax|taxes|visa|passport"
 )
 _OWNED_DE = (
-    "konto|kontos|bestellung|abo|abonnement|rechnung|guthaben|kontostand|passwort|adresse|e-mail|mail|telefonnummer|"
-    "gehalt|vertrag|zahlung|lieferung|paket|buchung|reservierung|termin|ticket|profil|daten|datei|dokument|name|karte|"
-    "kreditkarte|bank|arzt|diagnose|rezept|befund|frau|mann|freundin|freund|sohn|tochter|mutter|vater|chef|vermieter|"
-    "versicherung|police|steuer|steuern|antrag|ausweis"
+    "konto|kontos|bestellung|abo|abonnement|rechnung|guthaben|kontostand|passwort|adresse|telefonnummer|gehalt|vertrag|"
+    "zahlung|lieferung|paket|buchung|reservierung|termin|ticket|profil|name|karte|kreditkarte|bank|arzt|diagnose|rezept|"
+    "befund|versicherung|police|steuer|steuern|antrag|ausweis"
 )
 _TIMES = "minutes?|hours?|days?|weeks?|months?|years?"
 
@@ -55,6 +53,9 @@ RULES = (
          r"(?<!if )(?<!can )(?<!should )i live (?:at|in)|ich wohne|"
          r"i was born|ich bin geboren|(?<!can )(?<!do )(?<!should )i work (?:at|for)|"
          r"ich arbeite bei)\b", "says who asks"),
+    Rule("own facts", r"\b(?:what|when|who|where|how old|how much|how many)(?:'s| is| are| was| were) (?:my|our)\b|"
+         r"\b(?:was|wann|wer|wo|wie(?: alt| hoch)?) (?:ist|sind|war|waren|lautet|heißt) (?:mein|unser)",
+         "asks for a fact about the user"),
     Rule("own things", rf"\b(?:my|our)(?: \w+)? (?:{_OWNED})\b", "about what the user owns, or whom the user knows"),
     Rule("own things, German", rf"\b(?:mein|unser)(?:e[mnrs]?)?(?: \w+)? (?:{_OWNED_DE})(?:s|es|en|n)?\b",
          "about what the user owns, or whom the user knows"),
