@@ -141,9 +141,9 @@ def test_what_is_asked_of_the_cache(served: Served) -> None:
 
 
 def test_a_lifetime_of_the_requests_own(served: Served) -> None:
-    chat(served, cache={"ttl": 1, "tags": ["docs"]})
+    chat(served, cache={"ttl": 60, "tags": ["docs"]})
     assert chat(served).headers[HEADER].startswith("hit")
-    time.sleep(1.1)
+    served.server._service.loaded.caching.cache._clock = lambda: time.time() + 61
     assert chat(served).headers[HEADER].startswith("miss; expired")
 
 
@@ -256,16 +256,19 @@ def test_identical_requests_under_way_are_computed_once() -> None:
 
 
 def test_a_flight_goes_on_when_its_first_reader_leaves() -> None:
-    engine = FakeEngine(0.02)
+    engine = FakeEngine(0.002)
     with serving(FakeLoaded(engine), cache_store="memory", cache_embedder="none", cache_budget=5) as served:
         caching = served.server._service.loaded.caching
         body = {"messages": [{"role": "user", "content": ASKED}], "stop_token_ids": [ord("?")], "temperature": 0}
-        with served.client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as first:
-            next(first.iter_bytes())
-            responses: list[Any] = []
-            thread = threading.Thread(target=lambda: responses.append(chat(served)))
+        responses: list[Any] = []
+        engine.gate.clear()  # the engine stands still until the first reader has left
+        thread = threading.Thread(target=lambda: responses.append(chat(served)))
+        with served.client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}):
             thread.start()
             wait_for(lambda: sum(caching.series.hits.values.values()) == 1)
+        (flight,) = caching._flights.values()
+        wait_for(lambda: flight._readers == 1)
+        engine.gate.set()
         thread.join()
         assert content(responses[0]).endswith("rust?")
         assert engine.aborted == []
@@ -292,7 +295,8 @@ def test_a_store_that_is_away_or_slow_makes_misses(monkeypatch: pytest.MonkeyPat
     store.seconds = seconds
     cache = SemanticCache(store, None, None, Policy(Rules()))
     monkeypatch.setattr("pagoda.server.run.load_cache", lambda settings: cache)
-    with serving(FakeLoaded(), cache_budget=0.02) as served:
+    monkeypatch.setattr("pagoda.server.caching.REST_S", 60.0)
+    with serving(FakeLoaded(), cache_budget=0.02 if seconds else 5.0) as served:
         whys = []
         for _ in range(4):
             body = {"messages": [{"role": "user", "content": ASKED}], "stop_token_ids": [ord("?")], "temperature": 0}
