@@ -188,9 +188,7 @@ class ServerSettings(CacheSettings):
     api_keys: Annotated[
         tuple[str, ...], Setting("Key that clients must send; repeat for several.", flag="api-key", secret=True)
     ] = ()
-    keys_file: Annotated[
-        Path | None, Setting("SQLite file of clients' keys and budgets; `pagoda keys` makes and lists them.")
-    ] = None
+    keys_file: Annotated[Path | None, Setting("SQLite file of clients' keys and budgets; see `pagoda keys`.")] = None
     admin_key: Annotated[
         str | None, Setting("Key for what changes the server; it opens all the rest, too.", secret=True)
     ] = None
@@ -227,13 +225,8 @@ class ServerSettings(CacheSettings):
     metrics_compat: Annotated[
         Literal["none", "vllm", "llamacpp"], Setting("Also expose /metrics under the names of vLLM or llama-server.")
     ] = "none"
-    metrics_headers: Annotated[
-        tuple[str, ...],
-        Setting("Request header whose values /metrics counts, the first 100 of them; repeat.", flag="metrics-header"),
-    ] = ()
-    otlp_endpoint: Annotated[
-        str | None, Setting("OpenTelemetry collector that traces are sent to, as http://127.0.0.1:4318.")
-    ] = None
+    metrics_headers: Annotated[tuple[str, ...], Setting("Request header to count by; repeat.", "metrics-header")] = ()
+    otlp_endpoint: Annotated[str | None, Setting("OpenTelemetry collector, as http://127.0.0.1:4318.")] = None
     trace_content: Annotated[bool, Setting("Put what clients ask into traces, too.")] = False
     request_log: Annotated[Path | None, Setting("JSONL file that gets a line for each answer.")] = None
     log_format: Annotated[Literal["text", "json"], Setting("Shape of log lines.")] = "text"
@@ -347,3 +340,11 @@ def cache_dir() -> Path:
 def debug() -> bool:
     """Whether `PAGODA_DEBUG` asks for tracebacks."""
     return BOOLS.get(os.environ.get("PAGODA_DEBUG", "").lower(), False)
+
+
+def limit_openmp_spinning() -> None:
+    """Have torch's OpenMP threads give their core back after some 30 µs of waiting, unless the user says otherwise.
+
+    Before torch is imported. Threads that spin for work hold the cores that the engine's own threads need.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

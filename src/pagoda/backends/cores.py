@@ -18,14 +18,6 @@ def usable_cores(root: Path = Path("/")) -> int:
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
-def limit_openmp_spinning() -> None:
-    """Have torch's OpenMP threads give their core back after some 30 µs of waiting, unless the user says otherwise.
-
-    Before torch is imported. Threads that spin for work hold the cores that the engine's own threads need.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
 def allowed_cpus() -> frozenset[int]:
     """Numbers of the CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # Linux

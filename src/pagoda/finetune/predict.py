@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pagoda.backends.cores import limit_openmp_spinning
+from pagoda.config import limit_openmp_spinning
 from pagoda.finetune.data.batches import num_trained
 from pagoda.finetune.prepare import Prepared
 from pagoda.models.layers import Block, Decoder, Experts

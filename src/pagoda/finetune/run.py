@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pagoda.backends.cores import limit_openmp_spinning
+from pagoda.config import limit_openmp_spinning
 from pagoda.errors import CapacityError, ConfigError, PagodaError
 from pagoda.finetune.clock import clock
 from pagoda.finetune.predict import Prediction, measure_rates, predict
