@@ -166,7 +166,7 @@ def main() -> None:
         return
     for row in found:
         print(
-            f"{row['streams']:>3} streams: {row['on_tok_s']} tokens/s watched, {row['off_tok_s']} not: "
+            f"{row['streams']:>3} streams: {row['on_tok_s']} tokens/s watched, {row['off_tok_s']} not: watching costs "
             f"{100 * (1 - row['ratio']):+.2f} % (quartiles {100 * (1 - row['ratio_p75']):+.2f} to "
             f"{100 * (1 - row['ratio_p25']):+.2f} %)"
         )

@@ -13,6 +13,7 @@ from fake_engine import FakeEngine, FakeLoaded
 from pagoda.errors import DeadlineError
 from pagoda.observe.history import History
 from pagoda.observe.metrics import Metrics
+from pagoda.observe.roofline import Roofline
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.call import Call, DeltaStream
 from pagoda.server.deadlines import Deadlines
@@ -64,6 +65,18 @@ def test_what_can_be_met(seconds: float | None, waiting: int, max_tokens: int | 
         asyncio.run(deadlines(given, passed))
     assert caught.value.retry_after == pytest.approx(waiting / 1000)
     assert metrics.server.http_rejected.values[("deadline",)] == 1
+
+
+def test_before_any_step_the_planners_figures_count() -> None:
+    """1e9 / 2e6 operations a token, of which half is reached: 250 tokens/s. A step reads 1e8 bytes at 1e10 a second."""
+    speed, history = PromptSpeed(), History()
+    history.roofline = Roofline(1e8, 0, 2e6, bandwidth=1e10, peak=1e9)
+    deadlines = Deadlines(Admission(9, 99999, speed), speed, history, Metrics("m", 64), clock=lambda: 100.0)
+    given = call(3.1, max_tokens=101)  # 500 / 250 + 100 · 0.01
+    found: Any = asyncio.run(deadlines(given, passed))
+    assert found.start_by == pytest.approx(101.1)
+    with pytest.raises(DeadlineError, match="3000 ms"):
+        asyncio.run(deadlines(call(2.9, max_tokens=101), passed))
 
 
 def test_an_unreachable_deadline_is_a_429() -> None:

@@ -72,6 +72,10 @@ class PromptSpeed:
             self._tokens = self._tokens * kept + step.num_prompt_tokens
             self._seconds = self._seconds * kept + step.step_s
 
+    def measured(self) -> float | None:
+        """None before the first step with a prompt."""
+        return self._tokens / self._seconds if self._seconds else None
+
     def per_second(self) -> float:
         return self._tokens / self._seconds if self._seconds else COLD_SPEED
 

@@ -1,6 +1,7 @@
 """`deadline_ms`: an answer that would come too late is refused at once, and one that has become hopeless is dropped.
 
-Expected seconds of an answer, by what the engine's steps have taken lately:
+Expected seconds of an answer, by what the engine's steps have taken lately, or where none have been taken, by the
+planner's figures: half of the machine's arithmetic for prompts, and its whole bandwidth for further tokens:
 
     prompt tokens that wait / prompt tokens a second + own prompt tokens / prompt tokens a second
       + (max_tokens − 1) · seconds between two tokens
@@ -20,6 +21,8 @@ from pagoda.observe.history import History
 from pagoda.observe.metrics import Metrics
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.call import Call, DeltaStream, Serve
+
+PREFILL_SHARE = 0.5  # of the measured peak, that prompts reach where nothing is known yet
 
 
 class Deadlines:
@@ -55,10 +58,17 @@ class Deadlines:
 
     def _expected(self, call: Call) -> tuple[float, float, float]:
         """Seconds for the prompts, for the tokens after the first, and of waiting before both."""
-        per_second = self._speed.per_second()
+        per_second, tpot = self._figures()
         prompt_s = sum(len(request.prompt_token_ids) for request in call.requests) / per_second
-        tpot = self._history.facts().tpot_s or 0.0
         return prompt_s, max(0, _longest(call) - 1) * tpot, self._admission.tokens.waiting / per_second
+
+    def _figures(self) -> tuple[float, float]:
+        """Prompt tokens a second, and seconds between two tokens."""
+        line, tpot, per_second = self._history.roofline, self._history.facts().tpot_s, self._speed.measured()
+        if line is not None and line.peak and line.bandwidth and line.token_operations:
+            per_second = per_second or PREFILL_SHARE * line.peak / line.token_operations
+            tpot = tpot or line.weight_bytes / line.bandwidth
+        return per_second or self._speed.per_second(), tpot or 0.0
 
 
 def _longest(call: Call) -> int:
