@@ -2,9 +2,10 @@
 
     python bench/finetune_task.py make FOLDER            # train.jsonl, and prompts.jsonl of people that are not in it
     pagoda finetune MODEL --data FOLDER/train.jsonl -o FOLDER/adapter …
-    python bench/finetune_task.py score ANSWERS.jsonl    # of `pagoda generate FOLDER/prompts.jsonl`: how many are valid
+    python bench/finetune_task.py ask FOLDER MODEL [ADAPTER]      # the share of valid answers to the prompts, greedy
 
 An answer is valid if it is JSON and nothing else, with exactly the keys name, age, city, hobbies of the right types.
+finetune_learns.sh does all three.
 """
 
 from __future__ import annotations
@@ -62,24 +63,27 @@ def is_valid(answer: str) -> bool:
     )
 
 
-def answer_of(line: dict[str, Any]) -> str:
-    """The text of a line that `pagoda generate` writes."""
-    found = line.get("text", line.get("answer", line.get("output")))
-    if isinstance(found, list):
-        found = found[0]
-    if not isinstance(found, str):
-        found = line["choices"][0]["message"]["content"]
-    return found
+def ask(folder: Path, model: str, adapter: str | None) -> dict[str, Any]:
+    """How many answers to the prompts are valid, and how many say what the sentence says."""
+    from pagoda.engine.llm import LLM
+    from pagoda.types import SamplingParams
+
+    records = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    llm = LLM(model, max_context=1024, lora=(f"tuned={adapter}",) if adapter else ())
+    params = SamplingParams(max_tokens=80, temperature=0.0)
+    chats = [record["messages"] for record in records]
+    answers = [output.text for output in llm.chat(chats, params, adapter="tuned" if adapter else None)]
+    valid = [is_valid(answer) for answer in answers]
+    right = sum(ok and json.loads(a) == r["facts"] for ok, a, r in zip(valid, answers, records, strict=True))
+    return {"answers": len(answers), "valid": sum(valid) / len(valid), "right": right / len(valid), "first": answers[0]}
 
 
 def main() -> None:
-    action, path = sys.argv[1], Path(sys.argv[2])
+    action, folder = sys.argv[1], Path(sys.argv[2])
     if action == "make":
-        make(path)
-        return
-    answers = [answer_of(json.loads(line)) for line in path.read_text().splitlines()]
-    valid = sum(map(is_valid, answers))
-    print(json.dumps({"answers": len(answers), "valid": valid, "share": valid / len(answers)}))
+        make(folder)
+    else:
+        print(json.dumps(ask(folder, sys.argv[3], sys.argv[4] if len(sys.argv) > 4 else None)))
 
 
 if __name__ == "__main__":
