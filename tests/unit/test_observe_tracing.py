@@ -128,6 +128,17 @@ def test_a_cancelled_request_ends_with_a_status(collector: Collector) -> None:
     assert {"queue", "prefill", "decode"} <= {span.name for span in collector.spans()}
 
 
+def test_what_the_engine_never_tells_of_is_sent_all_the_same(collector: Collector) -> None:
+    """An answer of the cache at once, one whose requests are never heard of at the end."""
+    tracing = Tracing(collector.url, "m")
+    for name in ("cached", "lost"):
+        trace = tracing.open([name], {}, 0.0, gen_ai__operation__name="chat", gen_ai__response__id=name)
+        tracing.close(trace, computed=name == "lost")
+    assert list(tracing._late) == ["lost"]
+    tracing.shutdown()
+    assert {attributes(span)["gen_ai.response.id"] for span in collector.spans()} == {"cached", "lost"}
+
+
 def test_the_log_line_carries_the_traces_id(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pagoda.request")
     with serving(FakeLoaded(), otlp_endpoint=collector.url) as served:

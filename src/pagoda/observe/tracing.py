@@ -108,16 +108,24 @@ class Tracing:
         """As log lines say it."""
         return f"{trace.span.get_span_context().trace_id:032x}"
 
-    def close(self, trace: RequestTrace, error: str | None = None, **attributes: Any) -> None:
-        """The answer is over; with an error, before its time. The span waits until the engine has told of it, too."""
+    def close(self, trace: RequestTrace, error: str | None = None, *, computed: bool = True, **attributes: Any) -> None:
+        """The answer is over; with an error, before its time.
+
+        Where the engine has computed it, the span waits until it has told of that, too.
+        """
         trace.span.set_attributes(_named(attributes))
         trace.error, trace.ended_ns = error, time.time_ns()
-        trace.missing = {name for name in trace.request_ids if name not in self._finished}
+        trace.missing = {name for name in trace.request_ids if computed and name not in self._finished}
         if not trace.missing:
             self._end(trace)
             return
         for name in trace.missing:
             self._late[name] = trace
+        while len(self._late) > KEPT:  # of requests that the engine never tells of
+            oldest = next(iter(self._late.values()))
+            for name in oldest.missing:
+                self._late.pop(name, None)
+            self._end(oldest)
 
     def _end(self, trace: RequestTrace) -> None:
         context = self._api.set_span_in_context(trace.span)

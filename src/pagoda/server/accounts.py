@@ -15,6 +15,7 @@ from pagoda.observe.metrics import Metrics
 from pagoda.observe.request_log import RequestLine, RequestLog
 from pagoda.observe.tracing import Tracing
 from pagoda.server.answers import Answer
+from pagoda.server.caching import HEADER, is_cached
 from pagoda.server.call import Call
 from pagoda.server.record import RequestRecord
 
@@ -69,7 +70,7 @@ class Accounts:
         record.trace = trace
         record.headers |= self.tracing.headers(trace)
 
-    def _end_trace(self, answer: Answer, record: RequestRecord) -> None:
+    def _end_trace(self, call: Call, answer: Answer, record: RequestRecord) -> None:
         if self.tracing is None or record.trace is None:
             return
         reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
@@ -78,6 +79,8 @@ class Accounts:
         self.tracing.close(
             record.trace,
             None if complete else "cancelled" if record.client_gone else "error",
+            computed=not is_cached(call),
+            pagoda__cache=call.headers.get(HEADER),
             gen_ai__response__finish_reasons=reasons,
             gen_ai__usage__input_tokens=usage["prompt_tokens"],
             gen_ai__usage__output_tokens=usage["completion_tokens"],
@@ -90,7 +93,7 @@ class Accounts:
         """The answer has ended, one way or another."""
         answer.record(self._metrics)
         record.answer = answer.facts(record.start)
-        self._end_trace(answer, record)
+        self._end_trace(call, answer, record)
         server, usage = self._metrics.server, answer.usage()
         for choice in answer.choices:
             server.answers.add(choice.finish_reason or ("abort" if record.client_gone else "error"))

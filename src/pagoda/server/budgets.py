@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from pagoda.errors import BudgetError
 from pagoda.observe.metrics import Metrics
-from pagoda.server.caching import HEADER
+from pagoda.server.caching import is_cached
 from pagoda.server.call import Call, DeltaStream, Serve
 from pagoda.server.key_store import KeyStore, Limits, Period, window
 from pagoda.types import Delta
@@ -160,7 +160,7 @@ class BudgetedStream:
         if self._is_open:
             self._is_open = False
             budgets = self._budgets
-            tokens = 0 if self._call.headers.get(HEADER, "").startswith("hit") else self._tokens
+            tokens = 0 if is_cached(self._call) else self._tokens
             usd = sum(budgets.metrics.ledger.usd(request.id) for request in self._call.requests)
             budgets.store.add(self._call.tenant, budgets.clock(), tokens=tokens, usd=usd)
             budgets.leave(self._call.tenant, self._wanted)

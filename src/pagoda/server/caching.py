@@ -60,6 +60,11 @@ class Health:
         return time.monotonic() < self.rests_until
 
 
+def is_cached(call: Call) -> bool:
+    """Whether the call was answered without the engine, as far as its headers tell."""
+    return call.headers.get(HEADER, "").startswith("hit")
+
+
 class Caching:
     """The layer. `ask` makes a question of a call, or says why there is none."""
 
