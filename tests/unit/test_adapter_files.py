@@ -59,6 +59,8 @@ def test_the_plain_folder_is_fine(tmp_path: Path) -> None:
         ({"lora_alpha": None}, "lora_alpha must be a number"),
         ({"use_dora": True}, "use_dora is True"),
         ({"rank_pattern": {"(a+)+b": 2}}, "too intricate"),
+        ({"rank_pattern": {".*a.*b.*c.*d": 2}}, "too intricate"),
+        ({"rank_pattern": {f".*{i}": 2 for i in range(40)}}, "more than 32 patterns"),
         ({"alpha_pattern": {"q_proj(": 2}}, "is no pattern"),
         ({"alpha_pattern": ["q_proj"]}, "must be an object"),
     ],

@@ -31,6 +31,9 @@ READ = frozenset({
 PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 MAX_PATTERN = 256  # characters
+MAX_REPEATS = 3  # in one pattern
+MAX_REPEATING = 32  # patterns that have any
+REPEAT = re.compile(r"(.)[*+]")
 SAFE_PATTERN = re.compile(r"(?:[\w.|()\[\]^$*+?-]|\\[.dw])*")
 
 
@@ -94,19 +97,26 @@ def _pattern(config: Mapping[str, Any], key: str, path: str) -> dict[str, float]
     if not isinstance(given, Mapping):
         raise FormatError(f"{key} must be an object, not {given!r}", path=path)
     for pattern in given:
-        repeats = len(re.findall(r"[*+]", pattern))
-        if (
-            len(pattern) > MAX_PATTERN
-            or not SAFE_PATTERN.fullmatch(pattern)
-            or repeats > 3
-            or ")" in re.findall(r"(.)[*+]", pattern)
-        ):
+        if not _is_quick(pattern):
             raise UnsupportedError(f"{path}: {key}: {pattern[:80]!r} is too intricate; name the modules")
         try:
             re.compile(pattern)
         except re.error as error:
             raise FormatError(f"{key}: {pattern!r} is no pattern: {error}", path=path) from None
+    if sum(bool(REPEAT.search(pattern)) for pattern in given) > MAX_REPEATING:
+        raise UnsupportedError(f"{path}: {key} has more than {MAX_REPEATING} patterns that repeat; name the modules")
     return {pattern: _number(given, pattern, 0, f"{path}: {key}") for pattern in given}
+
+
+def _is_quick(pattern: str) -> bool:
+    """Whether matching it against a module's name takes no time to speak of: few repeats, and none of groups."""
+    repeats = REPEAT.findall(pattern)
+    return (
+        len(pattern) <= MAX_PATTERN
+        and SAFE_PATTERN.fullmatch(pattern) is not None
+        and len(repeats) <= MAX_REPEATS
+        and ")" not in repeats
+    )
 
 
 def _first_match(patterns: Mapping[str, float], module: str, default: float) -> float:

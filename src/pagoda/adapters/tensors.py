@@ -13,7 +13,6 @@ from pagoda.formats.blocks import BLOCK_TYPES, dequantize
 from pagoda.formats.mapped import MappedFile, TensorInfo
 from pagoda.types import FloatArray
 
-MAX_BYTES = 16 << 30  # of an adapter's file
 PIECE = 1 << 22
 
 
