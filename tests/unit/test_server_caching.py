@@ -18,7 +18,9 @@ from pagoda.cache.policy import Policy
 from pagoda.cache.rules import Rules
 from pagoda.cache.store import Selector, StoreError
 from pagoda.cache.stores.memory import MemoryStore
-from pagoda.types import FloatArray
+from pagoda.server.call import Call
+from pagoda.server.question import Bypass
+from pagoda.types import FloatArray, Request, SamplingParams
 from serving import Served, events, serving, wait_for
 
 HEADER = "x-pagoda-cache"
@@ -125,6 +127,24 @@ def test_completions_are_kept_apart_from_chats(served: Served) -> None:
         kept(served)
     assert [header.split(";")[0] for header in headers] == ["miss", "hit"]
     assert chat(served).headers[HEADER].startswith("miss")
+
+
+def test_a_text_to_go_on_with_is_compared_letter_by_letter(served: Served) -> None:
+    def header(prompt: str) -> str:
+        body = {"prompt": prompt, "stop_token_ids": [ord("a")], "temperature": 0, "max_tokens": 50}
+        response = served.client.post("/v1/completions", json=body)
+        kept(served)
+        return str(response.headers[HEADER])
+
+    headers = [header(prompt) for prompt in ("x = a", "X = a", "x = a", "What is a?", "what is a ?")]
+    assert [one.split(";")[0] for one in headers] == ["miss", "miss", "hit", "miss", "hit"]
+
+
+def test_requests_for_vectors_pass_by(served: Served) -> None:
+    """Their prompts may be those of completions, but no text is an answer to them."""
+    model = served.server._service.loaded
+    request = Request("r", tuple(b"x"), SamplingParams(temperature=0), 0.0, pooled=True)
+    assert model.caching._ask(Call("r", (request,))) == Bypass("vectors")
 
 
 def test_what_is_asked_of_the_cache(served: Served) -> None:

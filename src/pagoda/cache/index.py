@@ -18,6 +18,7 @@ except ImportError:
     Index = None
 
 EXACT_UP_TO = 50_000
+BUILD_ROWS = 256  # taken into a graph at once while it is built
 CONNECTIVITY, EXPANSION = 24, 128  # of HNSW: recall over 0.99 of the ten nearest among 100,000 questions
 
 
@@ -53,7 +54,7 @@ class VectorIndex:
         elif len(self._rows) > EXACT_UP_TO and Index is not None:
             self._changed = set()
             rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
-            threading.Thread(target=self._build, args=(rows, self._matrix[rows]), daemon=True).start()
+            threading.Thread(target=self._build, args=(rows, self._matrix[rows])).start()
 
     def remove(self, key: str) -> None:
         """Nothing happens where it is not."""
@@ -89,7 +90,11 @@ class VectorIndex:
             ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=CONNECTIVITY, expansion_add=EXPANSION,
             expansion_search=EXPANSION,
         )  # fmt: skip
-        graph.add(rows.astype(np.uint64), vectors, threads=1)  # beside whoever answers
+        for start in range(0, len(rows), BUILD_ROWS):
+            if not threading.main_thread().is_alive():
+                return  # the process ends, and would wait for this thread
+            part = slice(start, start + BUILD_ROWS)
+            graph.add(rows[part].astype(np.uint64), vectors[part], threads=1)  # beside whoever answers
         with self._lock:
             known = set(rows.tolist())
             for row in self._changed or ():

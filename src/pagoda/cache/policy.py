@@ -87,16 +87,17 @@ class Question:
     ttl: float  # seconds to keep its answer
     rule: str = ""  # which shortened that
     tags: tuple[str, ...] = ()
+    exact: bool = False  # answered by what the same text got, and by nothing else
 
     @property
     def key(self) -> str:
         """Equal for repeats that differ in case, punctuation, spacing or politeness alone."""
-        return digest([self.partition, normal_form(self.text)])
+        return digest([self.partition, self.text if self.exact else normal_form(self.text)])
 
     @property
     def is_comparable(self) -> bool:
         """Whether it may be answered by what another question of its meaning got."""
-        return is_comparable(self.text)
+        return not self.exact and is_comparable(self.text)
 
 
 def partition_of(parts: Mapping[str, str]) -> str:

@@ -68,6 +68,8 @@ class Asking:
         if len(call.requests) != 1:
             return Bypass("several prompts")
         request = call.requests[0]
+        if request.pooled:
+            return Bypass("vectors")
         why = self._why_not(request.params) or (None if call.messages is None else why_no_question(call.messages))
         if why is not None:
             return Bypass(why)
@@ -103,7 +105,8 @@ class Asking:
         }
         model = call.adapter or self.identity.name
         limit, (ttl, rule) = request.params.max_tokens, lifetime
-        return Question(text, partition_of(parts), call.tenant, model, limit, ttl, rule, call.cache.tags)
+        exact = call.messages is None and not text.endswith("?")  # a text to go on with: every letter of it counts
+        return Question(text, partition_of(parts), call.tenant, model, limit, ttl, rule, call.cache.tags, exact)
 
     def _why_not(self, params: SamplingParams) -> str | None:
         if params.n > 1:
