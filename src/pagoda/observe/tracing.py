@@ -7,6 +7,7 @@ package's own constants are all deprecated, and its histograms carry no buckets.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -70,20 +71,23 @@ class Tracing:
         meter = self._meters.get_meter("pagoda", pagoda.__version__)
         self._histograms = {name: meter.create_histogram(name, unit="s") for name in HISTOGRAMS}
         self._propagator = import_module("opentelemetry.trace.propagation.tracecontext").TraceContextTextMapPropagator()
+        self._lock = threading.Lock()  # of both below
         self._finished: OrderedDict[str, FinishedRequest] = OrderedDict()
         self._late: dict[str, RequestTrace] = {}  # closed before the engine has told of their requests, by request
 
     def note(self, step: StepResult) -> None:
         """Keep the times of requests that have ended. An observer that comes before the sinks."""
         for request in step.finished:
-            self._finished[request.request_id] = request
-            if len(self._finished) > KEPT:
-                self._finished.popitem(last=False)
-            late = self._late.pop(request.request_id, None)
-            if late is not None:
+            with self._lock:
+                self._finished[request.request_id] = request
+                if len(self._finished) > KEPT:
+                    self._finished.popitem(last=False)
+                late = self._late.pop(request.request_id, None)
+                if late is None:
+                    continue
                 late.missing.discard(request.request_id)
-                if not late.missing:
-                    self._end(late)
+            if not late.missing:
+                self._end(late)
 
     def open(
         self, request_ids: Sequence[str], headers: Mapping[str, str], start: float, **attributes: Any
@@ -115,17 +119,19 @@ class Tracing:
         """
         trace.span.set_attributes(_named(attributes))
         trace.error, trace.ended_ns = error, time.time_ns()
-        trace.missing = {name for name in trace.request_ids if computed and name not in self._finished}
-        if not trace.missing:
-            self._end(trace)
-            return
-        for name in trace.missing:
-            self._late[name] = trace
-        while len(self._late) > KEPT:  # of requests that the engine never tells of
-            oldest = next(iter(self._late.values()))
-            for name in oldest.missing:
-                self._late.pop(name, None)
-            self._end(oldest)
+        complete = []
+        with self._lock:
+            trace.missing = {name for name in trace.request_ids if computed and name not in self._finished}
+            self._late |= dict.fromkeys(trace.missing, trace)
+            if not trace.missing:
+                complete.append(trace)
+            while len(self._late) > KEPT:  # of requests that the engine never tells of
+                oldest = next(iter(self._late.values()))
+                for name in oldest.missing:
+                    self._late.pop(name, None)
+                complete.append(oldest)
+        for one in complete:
+            self._end(one)
 
     def _end(self, trace: RequestTrace) -> None:
         context = self._api.set_span_in_context(trace.span)
