@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -104,6 +105,20 @@ def test_a_response_is_gone_on_with(api: Served) -> None:
     assert second["previous_response_id"] == first["id"]
     api.ok(PATH, input="three", previous_response_id=second["id"], max_output_tokens=1, instructions="Sing.")
     assert [message["content"] for message in TEMPLATE.seen] == ["Sing.", "one", "one", "two", "two", "three"]
+
+
+def test_which_response_is_gone_on_with_is_read_not_guessed(api: Served) -> None:
+    first = api.ok(PATH, input="one", max_output_tokens=3)
+    other = api.ok(PATH, input="other", max_output_tokens=5)
+    plain = json.dumps({"previous_response_id": first["id"], "input": "two", "max_output_tokens": 1})
+    escaped = plain.replace("previous_", "previous\\u005f")
+    assert api.client.post(PATH, content=escaped).status_code == 200
+    assert [message["content"] for message in TEMPLATE.seen] == ["one", "one", "two"]
+    nested = {"metadata": {"previous_response_id": other["id"]}, "input": "two", "max_output_tokens": 1}
+    api.ok(PATH, **nested)
+    assert [message["content"] for message in TEMPLATE.seen] == ["two"]
+    api.ok(PATH, **nested, previous_response_id=first["id"])
+    assert [message["content"] for message in TEMPLATE.seen] == ["one", "one", "two"]
 
 
 def test_calls_and_their_results_are_gone_on_with(api: Served) -> None:

@@ -37,6 +37,7 @@ from pagoda.text.framing import NO_VECTORS, VectorTraits
 M = TypeVar("M", bound=BaseModel)
 
 MAX_FIELDS = 256
+LENGTH = 8  # bytes of the number that says how long a conversation before a body is
 
 # The tokenizer; the chat template, or None and why there is none.
 TextParts = tuple[Tokenizer, ChatTemplate | None, str | None]
@@ -52,6 +53,11 @@ class Reading:
     prediction: tuple[int, ...] | None = None  # tokens that the client says the answer will mostly be
     output: OutputPlan = field(default_factory=OutputPlan)
     model: str | None = None  # as the body names it
+
+
+def framed(messages: bytes, body: bytes) -> bytes:
+    """A conversation and a body as one, for `Reader.continued`."""
+    return len(messages).to_bytes(LENGTH, "little") + messages + body
 
 
 class ServedNames:
@@ -131,10 +137,10 @@ class Reader:
             raise RequestError("the body holds objects or lists that are nested too deeply") from None
 
     def continued(self, data: bytes) -> Reading:
-        """{"messages": …, "body": …}: a request to /v1/responses, and the conversation that it goes on with."""
-        parsed = orjson.loads(data)
-        asked = TRANSLATIONS["responses"](self._with_bounds(parsed["body"]))
-        return self._translated(asked.after(parsed["messages"]))
+        """A request to /v1/responses behind the conversation that it goes on with, as `framed` puts them."""
+        start = LENGTH + int.from_bytes(data[:LENGTH], "little")
+        asked = TRANSLATIONS["responses"](self._parsed(data[start:]))
+        return self._translated(asked.after(orjson.loads(data[LENGTH:start])))
 
     def count(self, data: bytes) -> bytes:
         """The JSON that answers /v1/messages/count_tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -21,8 +22,7 @@ from pagoda.server.call import DeltaStream
 from pagoda.server.dialects.responses import ResponsesAnswer
 from pagoda.server.failures import describe, json_response
 from pagoda.server.generation import answer_reading, open_answer, service_of
-from pagoda.server.json_body import parse_json
-from pagoda.server.reading import Reading
+from pagoda.server.reading import Reading, framed
 from pagoda.server.record import record_of
 from pagoda.server.response_store import LIFETIME_S, StoredResponse
 from pagoda.server.service import Model, Service
@@ -30,7 +30,7 @@ from pagoda.server.stream import while_connected
 
 logger = logging.getLogger("pagoda.server")
 
-PREVIOUS = b'"previous_response_id"'
+PREVIOUS = re.compile(rb'"previous_response_id"\s*:\s*"(\w{1,100})"')
 MAX_BACKGROUND = 256  # at once
 
 
@@ -83,18 +83,26 @@ def _missing(id: str) -> str:
 
 
 async def _read(request: Request, model: Model) -> Reading:
-    """What the body asks, with the conversation that it goes on with."""
-    service = service_of(request)
+    """What the body asks, with the conversation that it goes on with.
+
+    Which one that is, is guessed before the body is read, so that it is read once, and looked at afterwards.
+    """
+    service, tenant = service_of(request), record_of(request.scope).tenant
     async with service.long_bodies if is_long(request) else nullcontext():
         data = await body_of(request)
-        kind = "responses"
-        if PREVIOUS in data and isinstance(parsed := parse_json(data), dict):
-            previous = parsed.get("previous_response_id")
-            if isinstance(previous, str):
-                messages = _conversation(service, record_of(request.scope).tenant, previous)
-                kind, data = "continued", b'{"messages":%s,"body":%s}' % (messages, orjson.dumps(parsed))
-        reading: Reading = await while_connected(request.receive, model.readers.read(kind, data))
-        return reading
+        guess = PREVIOUS.search(data)
+        previous = None if guess is None else guess.group(1).decode()
+        if previous is not None and service.responses.get(tenant, previous) is None:
+            previous = None
+        while True:
+            kind, sent = "responses", data
+            if previous is not None:
+                kind, sent = "continued", framed(_conversation(service, tenant, previous), data)
+            reading: Reading = await while_connected(request.receive, model.readers.read(kind, sent))
+            wanted = reading.spec.options.extra["previous_response_id"]
+            if wanted == previous:
+                return reading
+            previous = wanted
 
 
 def _conversation(service: Service, tenant: str, id: str) -> bytes:
