@@ -120,9 +120,10 @@ struct Kernels {
     void (*merge_attended)(const AttendArgs &, const float *parts);
     void (*gemm[static_cast<int>(Type::Count)])(const GemmArgs &);
     void (*gemm8[static_cast<int>(Type::Count)])(const GemmArgs &);  // null where 8 bits are no faster than 16
-    // The weights of a panel's 16 rows as numbers: column c of row r at out[c * stride + r], r up to 16.
-    void (*unpack[static_cast<int>(Type::Count)])(const Weight &, int64_t panel, float *out, int64_t stride);
-    void (*unpack_bfloat[static_cast<int>(Type::Count)])(const Weight &, int64_t panel, uint16_t *out, int64_t stride);
+    // The weights of a panel's 16 rows as numbers, [columns][16].
+    void (*unpack[static_cast<int>(Type::Count)])(const Weight &, int64_t panel, float *out);
+    // Such rows as bfloat16, row i at out[i * stride].
+    void (*to_bfloat)(const float *rows, int64_t n, uint16_t *out, int64_t stride);
     // What keeps a part of a core as busy as it can be; each returns something that depends on all it did. In
     // registers, kBurstOperations integer operations a round, and fp32_operations of floats:
     int32_t (*int8_burst)(int64_t rounds);

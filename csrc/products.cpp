@@ -73,18 +73,30 @@ void matmul(const Runtime &runtime, const Weight &weight, const Rows &x, const O
         std::memcpy(out.data() + t * weight.rows, result.as<float>() + t * padded, static_cast<size_t>(weight.rows) * 4);
 }
 
+void put_rows(const Kernels &kernels, const float *rows, int64_t n, uint16_t *out, int64_t stride) {
+    kernels.to_bfloat(rows, n, out, stride);
+}
+void put_rows(const Kernels &, const float *rows, int64_t n, float *out, int64_t stride) {
+    for (int64_t i = 0; i < n; ++i) std::memcpy(out + i * stride, rows + i * kPanelRows, 4 * kPanelRows);
+}
+
 // Numbers of panels [begin, begin + out.shape(1) / 16) into out [columns][16 rows each].
-template <class Number, class Unpack>
+template <class Number>
 void unpack_panels(const Runtime &runtime, const Weight &weight, int64_t begin,
-                   const nb::ndarray<Number, nb::ndim<2>, nb::c_contig> &out, Unpack unpack) {
+                   const nb::ndarray<Number, nb::ndim<2>, nb::c_contig> &out) {
     const auto rows = static_cast<int64_t>(out.shape(1));
     const int64_t columns = is_float(weight.type) ? weight.columns : weight.blocks * kActBlock;
     if (rows % kPanelRows || begin < 0 || begin + rows / kPanelRows > weight.panels ||
         static_cast<int64_t>(out.shape(0)) != columns)
         throw std::invalid_argument("out needs a row for each column of the weight, and whole panels of 16 rows");
+    const Kernels &kernels = *runtime.kernels;
     nb::gil_scoped_release unlocked;
     runtime.pool->parallel_for(rows / kPanelRows, [&](int64_t first, int64_t end) {
-        for (int64_t p = first; p < end; ++p) unpack(weight, begin + p, out.data() + p * kPanelRows, rows);
+        LazyMemory numbers(static_cast<size_t>(columns) * 4 * kPanelRows);
+        for (int64_t p = first; p < end; ++p) {
+            kernels.unpack[static_cast<size_t>(weight.type)](weight, begin + p, numbers.as<float>());
+            put_rows(kernels, numbers.as<float>(), columns, out.data() + p * kPanelRows, rows);
+        }
     });
 }
 
@@ -92,16 +104,8 @@ void unpack_panels(const Runtime &runtime, const Weight &weight, int64_t begin,
 
 void bind_products(nb::class_<Runtime> &runtime) {
     runtime.def("matmul", &matmul, "weight"_a, "x"_a, "out"_a)
-        .def("unpack",
-             [](const Runtime &r, const Weight &w, int64_t panel, nb::ndarray<float, nb::ndim<2>, nb::c_contig> out) {
-                 unpack_panels<float>(r, w, panel, out, r.kernels->unpack[static_cast<size_t>(w.type)]);
-             },
-             "weight"_a, "panel"_a, "out"_a)
-        .def("unpack",
-             [](const Runtime &r, const Weight &w, int64_t panel, nb::ndarray<uint16_t, nb::ndim<2>, nb::c_contig> out) {
-                 unpack_panels<uint16_t>(r, w, panel, out, r.kernels->unpack_bfloat[static_cast<size_t>(w.type)]);
-             },
-             "weight"_a, "panel"_a, "out"_a);
+        .def("unpack", &unpack_panels<float>, "weight"_a, "panel"_a, "out"_a)
+        .def("unpack", &unpack_panels<uint16_t>, "weight"_a, "panel"_a, "out"_a);
 }
 
 }  // namespace pagoda
