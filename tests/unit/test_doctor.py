@@ -139,7 +139,7 @@ def test_extras_are_those_of_the_package_and_imported_somewhere() -> None:
     """`OPTIONAL` names what the extras of pyproject.toml bring, but those for development."""
     source = Path(pagoda.__file__).parent
     extras = tomllib.loads((source.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    packages = {re.split("[[<>=]", need)[0] for name, needs in extras.items() if name != "dev" for need in needs}
+    packages = {re.split(r"[<>=\[]", need)[0] for name, needs in extras.items() if name != "dev" for need in needs}
     assert packages == set(OPTIONAL)
     code = "\n".join(path.read_text() for path in source.rglob("*.py") if path.name != "doctor.py")
     for name in OPTIONAL.values():
