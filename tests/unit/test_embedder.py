@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pagoda import LLM
-from pagoda.backends.reference import ReferenceBackend, gelu
+from pagoda.backends.arithmetic import gelu
+from pagoda.backends.reference import ReferenceBackend
 from pagoda.engine import embedder as embedder_module
 from pagoda.engine.embedder import Embedder, load_embedder
 from pagoda.errors import FormatError, GenerationError, RequestError, UnsupportedError

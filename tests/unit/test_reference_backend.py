@@ -9,7 +9,7 @@ import pytest
 
 from op_graphs import Encoder, hidden_states_of
 from paged_run import PagedRun, reference_run
-from pagoda.backends import reference as ref
+from pagoda.backends import arithmetic, reference
 from pagoda.backends.base import AttentionSpec, KVGroup, RopeSpec, RopeStyle, run_batch
 from pagoda.models.registry import load_model
 from tiny_models import TINY, VOCAB, memory_checkpoint
@@ -22,25 +22,25 @@ def random(*shape: int) -> np.ndarray:
 
 
 def test_rms_norm_of_known_numbers() -> None:
-    out = ref.rms_norm(np.array([[3.0, 4.0]], np.float32), np.array([1.0, 2.0], np.float32), 0.0)
+    out = arithmetic.rms_norm(np.array([[3.0, 4.0]], np.float32), np.array([1.0, 2.0], np.float32), 0.0)
     np.testing.assert_allclose(out, [[3 / math.sqrt(12.5), 8 / math.sqrt(12.5)]], rtol=1e-6)
 
 
 def test_rms_norm_of_zeros_is_zero_thanks_to_eps() -> None:
-    assert not ref.rms_norm(np.zeros((1, 8), np.float32), np.ones(8, np.float32), 1e-6).any()
+    assert not arithmetic.rms_norm(np.zeros((1, 8), np.float32), np.ones(8, np.float32), 1e-6).any()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 15, 16, 17, 40])
 def test_a_row_of_linear_does_not_depend_on_the_others(num_tokens: int) -> None:
     x, weight, bias = random(num_tokens, 96), random(50, 96), random(50)
-    together = ref.linear(x, weight, bias)
+    together = arithmetic.linear(x, weight, bias)
     for t in range(num_tokens):
-        np.testing.assert_array_equal(together[t : t + 1], ref.linear(x[t : t + 1], weight, bias))
+        np.testing.assert_array_equal(together[t : t + 1], arithmetic.linear(x[t : t + 1], weight, bias))
     np.testing.assert_allclose(together, x.astype(np.float64) @ weight.T + bias, atol=1e-4)
 
 
 def test_linear_of_no_rows() -> None:
-    assert ref.linear(random(0, 4), random(3, 4)).shape == (0, 3)
+    assert arithmetic.linear(random(0, 4), random(3, 4)).shape == (0, 3)
 
 
 def spec_of(style: RopeStyle, pairs: int = 4, scale: float = 1.0) -> RopeSpec:
@@ -49,7 +49,7 @@ def spec_of(style: RopeStyle, pairs: int = 4, scale: float = 1.0) -> RopeSpec:
 
 def test_rope_turns_pairs_by_position_times_frequency() -> None:
     spec = RopeSpec("interleaved", np.array([0.5], np.float32))
-    out = ref.rope(np.array([[1.0, 0.0]], np.float32), np.array([3], np.int32), 1, spec)
+    out = arithmetic.rope(np.array([[1.0, 0.0]], np.float32), np.array([3], np.int32), 1, spec)
     np.testing.assert_allclose(out, [[math.cos(1.5), math.sin(1.5)]], rtol=1e-6)
 
 
@@ -59,7 +59,7 @@ def test_rope_scores_depend_on_distance_only(style: RopeStyle) -> None:
 
     def score(m: int, n: int) -> float:
         at = [np.array([p], np.int32) for p in (m, n)]
-        return float((ref.rope(q, at[0], 1, spec) @ ref.rope(k, at[1], 1, spec).T).item())
+        return float((arithmetic.rope(q, at[0], 1, spec) @ arithmetic.rope(k, at[1], 1, spec).T).item())
 
     assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
     assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-3)
@@ -68,29 +68,29 @@ def test_rope_scores_depend_on_distance_only(style: RopeStyle) -> None:
 def test_rope_styles_differ_by_the_order_of_elements() -> None:
     x, positions = random(5, 2 * 8), np.arange(5, dtype=np.int32)
     side_by_side = x.reshape(5, 2, 2, 4).swapaxes(2, 3).reshape(5, 16)
-    turned = ref.rope(side_by_side, positions, 2, spec_of("interleaved"))
-    expected = ref.rope(x, positions, 2, spec_of("neox"))
+    turned = arithmetic.rope(side_by_side, positions, 2, spec_of("interleaved"))
+    expected = arithmetic.rope(x, positions, 2, spec_of("neox"))
     np.testing.assert_array_equal(turned.reshape(5, 2, 4, 2).swapaxes(2, 3).reshape(5, 16), expected)
 
 
 def test_rope_leaves_what_lies_beyond_rotary_dim_and_its_argument() -> None:
     x = random(3, 2 * 12)
     before = x.copy()
-    out = ref.rope(x, np.arange(3, dtype=np.int32), 2, spec_of("neox", scale=2.0))
+    out = arithmetic.rope(x, np.arange(3, dtype=np.int32), 2, spec_of("neox", scale=2.0))
     np.testing.assert_array_equal(out.reshape(3, 2, 12)[..., 8:], before.reshape(3, 2, 12)[..., 8:])
     np.testing.assert_array_equal(out.reshape(3, 2, 12)[0, :, :8], 2 * before.reshape(3, 2, 12)[0, :, :8])
     np.testing.assert_array_equal(x, before)
 
 
 def test_softmax_of_large_scores() -> None:
-    np.testing.assert_allclose(ref.softmax(np.array([1e4, 1e4, -1e4], np.float32)), [0.5, 0.5, 0.0])
+    np.testing.assert_allclose(arithmetic.softmax(np.array([1e4, 1e4, -1e4], np.float32)), [0.5, 0.5, 0.0])
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_attend_against_loops(softcap: float | None) -> None:
     spec = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=8, scale=0.3, softcap=softcap)
     q, k, v = random(32), random(5, 2, 8), random(5, 2, 8)
-    out = ref.attend(q, k, v, spec)
+    out = arithmetic.attend(q, k, v, spec)
     for head in range(4):
         shared = head // 2  # two query heads to a KV head
         scores = [0.3 * sum(float(q[8 * head + d]) * float(k[n, shared, d]) for d in range(8)) for n in range(5)]
@@ -107,12 +107,12 @@ def test_attend_against_loops(softcap: float | None) -> None:
 )
 def test_gated_activations_at_known_points(activation: str, at_one: float, at_minus_two: float) -> None:
     gate, up = np.array([1.0, -2.0, 0.0, 200.0, -200.0], np.float32), np.array([1, 1, 5, 2, 3], np.float32)
-    out = ref.gated(gate, up, activation)  # type: ignore[arg-type]
+    out = arithmetic.gated(gate, up, activation)  # type: ignore[arg-type]
     np.testing.assert_allclose(out, [at_one, at_minus_two, 0, 400, 0], atol=1e-6)
 
 
 def test_paged_kv_reads_back_what_was_stored_through_the_table() -> None:
-    pool = ref.PagedKV(KVGroup((3, 5), None), num_blocks=6, num_kv_heads=2, head_dim=4)
+    pool = reference.PagedKV(KVGroup((3, 5), None), num_blocks=6, num_kv_heads=2, head_dim=4)
     k, v = random(40, 8), random(40, 8)
     table = np.array([4, 0, 2, -1], np.int32)
     pool.store(5, table, np.arange(40, dtype=np.int32), k, v)
@@ -124,7 +124,7 @@ def test_paged_kv_reads_back_what_was_stored_through_the_table() -> None:
 
 @pytest.mark.parametrize("table", [[-1, 0], [6, 0]])
 def test_paged_kv_never_touches_blocks_that_are_not_there(table: list[int]) -> None:
-    pool = ref.PagedKV(KVGroup((0,), None), num_blocks=6, num_kv_heads=1, head_dim=2)
+    pool = reference.PagedKV(KVGroup((0,), None), num_blocks=6, num_kv_heads=1, head_dim=2)
     with pytest.raises(AssertionError, match="touched"):
         pool.load(0, np.array(table, np.int32), 3, 20)
     pool.load(0, np.array(table, np.int32), 16, 20)  # the bad block is outside
@@ -195,7 +195,7 @@ def test_a_batch_may_want_no_logits() -> None:
 
 def test_sizes_and_close() -> None:
     spec = TINY["gemma3"]
-    loaded = ref.ReferenceBackend().load(
+    loaded = reference.ReferenceBackend().load(
         load_model(memory_checkpoint(spec)), max_batch_tokens=8, max_batch_seqs=2, kv_type="f16"
     )
     stored = sum(t.data.nbytes for t in memory_checkpoint(spec).tensors.values())
@@ -207,7 +207,7 @@ def test_sizes_and_close() -> None:
 
 
 def test_a_model_may_end_in_hidden_states_alone() -> None:
-    loaded = ref.ReferenceBackend().load(Encoder(), max_batch_tokens=8, max_batch_seqs=8, kv_type="f32")
+    loaded = reference.ReferenceBackend().load(Encoder(), max_batch_tokens=8, max_batch_seqs=8, kv_type="f32")
     loaded.allocate_kv((1,))
     all_rows = hidden_states_of(loaded, [3, 1, 4], [0, 1, 2], [])
     np.testing.assert_array_equal(hidden_states_of(loaded, [3, 1, 4], [2, 0], []), all_rows[[2, 0]])

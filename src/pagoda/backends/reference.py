@@ -4,18 +4,30 @@ A token's numbers do not depend on what else is in the batch, bit for bit: produ
 `ReferenceBackend(batch_invariant=False)` gives that up for whole matrix products, several times as fast on long
 prompts. KV is stored in float32 whatever `kv_type` asks for.
 
-The functions at the top are the truth that kernels are tested against.
+What each op computes stands in `arithmetic.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from pagoda.backends.arithmetic import (
+    ACTIVATIONS,
+    attend,
+    expert_weights,
+    fast_linear,
+    gated,
+    layer_norm,
+    linear,
+    rms_norm,
+    rope,
+    softcapped,
+)
 from pagoda.backends.base import (
     Activation,
     AdapterWeights,
@@ -32,110 +44,6 @@ from pagoda.backends.base import (
 from pagoda.backends.trace import record
 from pagoda.formats.quantized import as_floats
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, RawTensor
-
-
-def rms_norm(x: FloatArray, weight: FloatArray, eps: float) -> FloatArray:
-    """x / sqrt(mean(x²) + eps) * weight over the last dimension."""
-    mean_square = np.mean(np.square(x, dtype=np.float32), axis=-1, keepdims=True, dtype=np.float32)
-    return np.asarray(x / np.sqrt(mean_square + np.float32(eps)) * weight, dtype=np.float32)
-
-
-def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, eps: float) -> FloatArray:
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension."""
-    away = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
-    variance = np.mean(np.square(away), axis=-1, keepdims=True, dtype=np.float32)
-    return np.asarray(away / np.sqrt(variance + np.float32(eps)) * weight + bias, dtype=np.float32)
-
-
-def linear(x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> FloatArray:
-    """x [T, in] @ weight [out, in].T + bias [out], row by row: BLAS sums a row of a product by where it stands."""
-    out = np.empty((len(x), len(weight)), dtype=np.float32)
-    for t, row in enumerate(x):
-        np.matmul(weight, row, out=out[t])
-    return out if bias is None else out + bias
-
-
-def fast_linear(x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> FloatArray:
-    """`linear` as one matrix product: the last bits of a row depend on the others."""
-    out = x @ weight.T
-    return out if bias is None else out + bias
-
-
-def rope_angles(positions: Int32Array, spec: RopeSpec) -> tuple[FloatArray, FloatArray]:
-    """cos and sin, times the spec's scale, of each token and pair. → two of [T, rotary_dim / 2]"""
-    angles = positions.astype(np.float64)[:, None] * spec.inv_freq.astype(np.float64)
-    return (np.cos(angles) * spec.scale).astype(np.float32), (np.sin(angles) * spec.scale).astype(np.float32)
-
-
-def rope(x: FloatArray, positions: Int32Array, num_heads: int, spec: RopeSpec) -> FloatArray:
-    """Rotate the first rotary_dim elements of each head of x [T, num_heads * D]."""
-    out = x.reshape(x.shape[0], num_heads, -1).copy()
-    half = spec.rotary_dim // 2
-    first, second = (
-        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
-        if spec.style == "interleaved"
-        else (slice(0, half), slice(half, 2 * half))
-    )
-    cos, sin = (angle[:, None, :] for angle in rope_angles(positions, spec))
-    a, b = out[..., first].copy(), out[..., second].copy()
-    out[..., first] = a * cos - b * sin
-    out[..., second] = a * sin + b * cos
-    return out.reshape(x.shape)
-
-
-def softmax(x: FloatArray) -> FloatArray:
-    """Over the last dimension."""
-    weights = np.exp(x - x.max(axis=-1, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
-
-
-def expert_weights(router: FloatArray, spec: ExpertsSpec) -> FloatArray:
-    """How much each expert counts for each token, 0 for those not picked. router [T, N] → [T, N]"""
-    probabilities = softmax(router)
-    picked = np.argsort(-router, axis=-1, kind="stable")[:, : spec.num_used]
-    weights = np.zeros_like(probabilities)
-    np.put_along_axis(weights, picked, np.take_along_axis(probabilities, picked, -1), -1)
-    return np.asarray(weights / weights.sum(-1, keepdims=True) if spec.normalize else weights, np.float32)
-
-
-def softcapped(x: FloatArray, cap: float | None) -> FloatArray:
-    """cap * tanh(x / cap); x where there is no cap."""
-    return x if cap is None else np.asarray(np.tanh(x / np.float32(cap)) * np.float32(cap), dtype=np.float32)
-
-
-def attend(q: FloatArray, k: FloatArray, v: FloatArray, spec: AttentionSpec) -> FloatArray:
-    """One query token q [H * D] over the keys and values that it sees, [N, K, D]. → [H * D]"""
-    heads = q.reshape(spec.num_kv_heads, -1, spec.head_dim)  # [K, H / K, D]
-    scores = heads @ k.transpose(1, 2, 0) * np.float32(spec.scale)  # [K, H / K, N]
-    return (softmax(softcapped(scores, spec.softcap)) @ v.transpose(1, 0, 2)).reshape(-1)
-
-
-def silu(x: FloatArray) -> FloatArray:
-    with np.errstate(over="ignore"):  # exp(-x) may be infinite, and the quotient then is 0 as it should be
-        return np.asarray(x / (1 + np.exp(-x)), dtype=np.float32)
-
-
-def gelu_tanh(x: FloatArray) -> FloatArray:
-    inner = math.sqrt(2 / math.pi) * (x.astype(np.float64) + 0.044715 * x.astype(np.float64) ** 3)
-    return np.asarray(0.5 * x * (1 + np.tanh(inner)), dtype=np.float32)
-
-
-def gelu(x: FloatArray) -> FloatArray:
-    erf = np.array([math.erf(value) for value in (x.ravel() / math.sqrt(2)).tolist()])
-    return np.asarray(0.5 * x * (1 + erf.reshape(x.shape)), dtype=np.float32)
-
-
-ACTIVATIONS: dict[Activation, Callable[[FloatArray], FloatArray]] = {
-    "silu": silu,
-    "gelu_tanh": gelu_tanh,
-    "gelu": gelu,
-}
-
-
-def gated(gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArray:
-    """activation(gate) * up."""
-    product: FloatArray = ACTIVATIONS[activation](gate) * up
-    return product
 
 
 class PagedKV:

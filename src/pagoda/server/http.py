@@ -26,12 +26,12 @@ from uvicorn.server import ServerState
 
 from pagoda.server.exchange import Exchange
 from pagoda.server.failures import error_body
+from pagoda.server.offers import head_without_offer
 
 logger = logging.getLogger("pagoda.server")
 
 HEAD_BYTES = 64 * 1024
 LINGER_S = 3.0  # for a client that still sends what nobody wants
-SWITCHING = {b"upgrade", b"http2-settings"}  # headers, and options of Connection, that offer another protocol
 
 
 @dataclass(slots=True)
@@ -71,6 +71,7 @@ class Connection(asyncio.Protocol):
         self._config = config
         self._app = config.loaded_app
         self._state = server_state
+        self._connections: set[Any] = server_state.connections
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: Any = None
         self._timer: asyncio.TimerHandle | None = None
@@ -89,16 +90,14 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        connections: set[Any] = self._state.connections
-        connections.add(self)
-        if self._shared.make_room(len(connections)):
+        self._connections.add(self)
+        if self._shared.make_room(len(self._connections)):
             self._wait(self._shared.header_timeout)
         else:
             self._refuse(503, "too many connections: try again later")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        connections: set[Any] = self._state.connections
-        connections.discard(self)
+        self._connections.discard(self)
         self._stop_waiting()
         self._expect_reading(0)
         for exchange in (self._answering, self._receiving, *self._pipeline):
@@ -252,13 +251,8 @@ class Connection(asyncio.Protocol):
         if method == b"CONNECT":
             self._refuse(405, "this server is no proxy")
             return b""
-        kept = [(name, value) for name, value in self._headers if name not in SWITCHING and name != b"connection"]
-        options = [option.strip() for name, v in self._headers if name == b"connection" for option in v.split(b",")]
-        kept.append((b"connection", b", ".join(option for option in options if option.lower() not in SWITCHING)))
-        lines = [b"%b %b HTTP/%b" % (method, self._url, version.encode())]
-        lines += [b"%b: %b" % (name, value) for name, value in kept if value or name != b"connection"]
         self._new_parser()
-        return b"\r\n".join(lines) + b"\r\n\r\n"
+        return head_without_offer(method, self._url, version, self._headers)
 
     def _new_parser(self) -> None:
         self._parser = httptools.HttpRequestParser(self)

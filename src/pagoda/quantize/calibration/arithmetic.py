@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from pagoda.backends.arithmetic import gated, rms_norm, rope, softcapped
 from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
-from pagoda.backends.reference import gated, rms_norm, rope, softcapped
 from pagoda.engine.device import torch_device
 from pagoda.quantize.arrays import Array, Doubles
 from pagoda.types import FloatArray

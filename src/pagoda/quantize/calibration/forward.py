@@ -19,8 +19,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pagoda.backends.arithmetic import expert_weights
 from pagoda.backends.base import Activation, AttentionSpec, EmbedBy, ExpertsSpec, RopeSpec
-from pagoda.backends.reference import expert_weights
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.quantized import QuantizedTensor
