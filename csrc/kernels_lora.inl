@@ -23,7 +23,7 @@ PAGODA_INLINE typename S::F lora_row16(const uint8_t *weights, int64_t at) {
 }
 
 constexpr int kLoraTokens = 4;     // of one tile
-constexpr int kLoraAhead = 1024;   // bytes of A that are read ahead
+constexpr int kLoraAhead = 2048;   // bytes of A that are read ahead
 
 template <class S, LoraType Type>
 void lora_shrink_as(const LoraArgs &g) {
@@ -44,7 +44,9 @@ void lora_shrink_as(const LoraArgs &g) {
                 typename S::F values[T];
                 UNROLL for (int i = 0; i < T; ++i) values[i] = S::load(x[i] + c);
                 const int64_t at = c * each + 16 * j;
-                __builtin_prefetch(weights + at * lora_element_bytes(Type) + kLoraAhead);
+                if (j == 0)  // all ranks' numbers of these columns, once
+                    for (int64_t line = 0; line < 16 * each * lora_element_bytes(Type); line += 64)
+                        __builtin_prefetch(weights + at * lora_element_bytes(Type) + kLoraAhead + line);
                 UNROLL for (int n = 0; n < N; ++n) {
                     const auto row = lora_row16<S, Type>(weights, at + 16 * n);
                     UNROLL for (int i = 0; i < T; ++i) acc[i][n] = S::fma(row, values[i], acc[i][n]);
@@ -76,6 +78,11 @@ void lora_expand_as(const LoraArgs &g) {
         for_tiles<P>(g.begin, g.end, [&](auto panels, int64_t p) __attribute__((always_inline)) {
             constexpr int N = panels;
             typename S::F acc[T][N];
+            const int64_t bytes = N * g.rank * kPanelRows * lora_element_bytes(Type);
+            for (int64_t line = 0; line < bytes; line += 64)  // of the panels that come next
+                __builtin_prefetch(g.weights + (p + N) * g.rank * kPanelRows * lora_element_bytes(Type) + line);
+            if constexpr (Type == LoraType::Int8)
+                UNROLL for (int n = 0; n < N; ++n) __builtin_prefetch(g.scales + (p + N + n) * kPanelRows);
             const float *hidden[T];
             UNROLL for (int i = 0; i < T; ++i) {
                 hidden[i] = g.hidden + g.tokens[t + i] * g.hidden_stride;
