@@ -94,7 +94,7 @@ def _setup(asked: Testset, settings: EvalRunSettings, judge: JudgeSettings, open
         asked.sha256,
         tuple(row.name for row in find(settings.metrics)),
         "none" if opened is None else opened.identity,
-        prompts.digest(),
+        "" if opened is None else prompts.digest(),
         judge.verdicts,
         settings.target or "",
         {"pagoda": pagoda.__version__},

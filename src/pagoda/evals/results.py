@@ -39,7 +39,7 @@ class Setup:
     testset: str  # SHA-256 of what was asked
     metrics: tuple[str, ...]
     judge: str  # model and calibration; "none"
-    prompts: str  # digest of what the judge is asked
+    prompts: str  # digest of what the judge is asked; empty where there is none
     verdicts: str  # "expected" or "sampled"
     target: str = ""  # what answered
     versions: Mapping[str, str] = field(default_factory=dict)
