@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -71,11 +72,19 @@ def test_a_poisoned_index_is_stopped(example: Path) -> None:
 
 
 def test_a_quantization_whose_answers_are_worse_is_not_kept(example: Path) -> None:
-    """`quantize --gate`, on the same questions with the passage that answers each."""
-    cases = [json.loads(line) for line in (example / "testset.jsonl").read_text().splitlines()]
-    given = [case | {"contexts": case["reference_contexts"]} for case in cases]
-    (example / "given.jsonl").write_text("".join(json.dumps(case) + "\n" for case in given))
-    asked = ("quantize", "smollm2-135m", "--gate", "given.jsonl", "--gate-tokens", "32", "--no-verify")
+    """`quantize --gate`, on what the application asks its model."""
+    index = runpy.run_path(str(example / "app.py"))["Index"](example / "documents")
+    context, question = (example / "prompt.txt").read_text().split("\n\n")
+    lines = []
+    for case in map(json.loads, (example / "testset.jsonl").read_text().splitlines()):
+        passages = "\n".join(index.search(case["question"]))
+        given = {
+            "contexts": [context.format(passages=passages)],
+            "question": question.format(question=case["question"]),
+        }
+        lines.append(json.dumps(case | given) + "\n")
+    (example / "asked.jsonl").write_text("".join(lines))
+    asked = ("quantize", "smollm2-135m", "--gate", "asked.jsonl", "--gate-tokens", "40", "--no-verify")
     kept = pagoda(example, *asked, "--to", "q8_0", "-o", "q8_0.gguf")
     assert (kept.returncode, (example / "q8_0.gguf").is_file()) == (0, True), kept.stderr
     refused = pagoda(example, *asked, "--to", "q2_k", "-o", "q2_k.gguf")

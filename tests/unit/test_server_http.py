@@ -237,7 +237,7 @@ LONG = {"prompt": "abc", "max_tokens": 500, "n": 128, "stream": True}  # tens of
 
 def test_who_does_not_read_is_cut_off() -> None:
     """So that the sequence, its KV blocks and the connection do not stay taken for good."""
-    engine = FakeEngine()
+    engine = FakeEngine(0.01)  # so that it has not said all before the client is cut off
     with serving(FakeLoaded(engine), write_timeout=0.3) as served, connected(served.url) as sock:
         sock.sendall(post("/v1/completions", **LONG))
         wait_for(lambda: engine.running)

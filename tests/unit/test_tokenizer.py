@@ -161,7 +161,7 @@ def test_one_tokenizer_serves_many_threads() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"model": "bert"}, "bert"), ({"model": None}, "None"), ({"pre": "nonesuch"}, "nonesuch"), ({"pre": 3}, "3")],
+    [({"model": "t5"}, "t5"), ({"model": None}, "None"), ({"pre": "nonesuch"}, "nonesuch"), ({"pre": 3}, "3")],
 )
 def test_what_is_not_supported_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
