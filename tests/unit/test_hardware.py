@@ -76,3 +76,14 @@ def test_this_machine() -> None:
     assert 1 <= hardware.physical_cores <= hardware.allowed_cpus <= hardware.logical_cpus
     assert "generic" in hardware.isa_paths
     assert hardware.memory_total is None or hardware.memory_total > 1 << 28
+
+
+def test_no_number_of_threads_is_a_thread_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing measured with 0 threads is a number."""
+    asked: list[int] = []
+    monkeypatch.setattr(hardware_module.native, "measure_read_bandwidth", lambda threads: asked.append(threads) or 1.0)
+    monkeypatch.setattr(hardware_module.native, "measure_int8_peak", lambda threads: asked.append(threads) or 1.0)
+    for threads in (0, 3):
+        hardware_module.read_bandwidth(threads)
+        hardware_module.int8_peak(threads)
+    assert asked == [cores.usable_cores()] * 2 + [3] * 2

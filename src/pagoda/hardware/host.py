@@ -60,13 +60,13 @@ def isa_paths() -> tuple[str, ...]:
 
 
 def read_bandwidth(threads: int) -> float:
-    """Bytes per second that `threads` threads read from memory, measured now."""
-    return native.measure_read_bandwidth(threads)
+    """Bytes per second that `threads` threads read from memory, measured now. 0: a thread a core."""
+    return native.measure_read_bandwidth(threads or usable_cores())
 
 
 def int8_peak(threads: int) -> float:
-    """Integer operations per second of `threads` threads (a multiply-add is two), measured now."""
-    return native.measure_int8_peak(threads)
+    """Integer operations per second of `threads` threads (a multiply-add is two), measured now. 0: a thread a core."""
+    return native.measure_int8_peak(threads or usable_cores())
 
 
 def _cpu_name(root: Path) -> str:
