@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,34 @@ import orjson
 
 from pagoda.cache.crypt import Cipher
 from pagoda.cache.entry import Answer, Entry
+from pagoda.cache.store import Selector
 from pagoda.types import FloatArray
 
 COLUMNS = ("key", "id", "partition", "space", "tenant", "model", "tags", "created", "expires", "ttl", "sliding", "body",
            "vector")  # fmt: skip
+# What a selector states → the condition, with a place for the parameter of that name.
+CONDITIONS = {"key": "key = {}", "id": "id = {}", "tenant": "tenant = {}", "model": "model = {}",
+              "created_before": "created < {}", "expired_at": "expires <= {}"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Where SQL differs from database to database."""
+
+    parameter: str  # with {} for its name
+    has_tag: str  # the condition that :tag is among the tags
+    all_but: str  # the keys of all entries without the `all_but` newest
+
+
+def where_of(selector: Selector, sql: Dialect) -> tuple[str, dict[str, Any]]:
+    """A WHERE clause with named parameters, and their values."""
+    if selector.all_but is not None:
+        return f"WHERE key IN ({sql.all_but})", {"all_but": selector.all_but}
+    conditions = {name: text.format(sql.parameter.format(name)) for name, text in CONDITIONS.items()}
+    conditions["tag"] = sql.has_tag
+    values = {name: value for name in conditions if (value := getattr(selector, name)) is not None}
+    stated = " AND ".join(conditions[name] for name in values)
+    return f"WHERE {stated}" if stated else "", values
 
 
 def row_of(entry: Entry, cipher: Cipher | None) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +18,7 @@ from pagoda.evals.calibration import Calibration
 from pagoda.evals.judge import Judge, ResponseCache
 from pagoda.settings import Setting, Settings
 from pagoda.sources import resolve
+from pagoda.sources.files import sha256_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +97,7 @@ def _describe(model: str) -> str:
         local = resolve(model, progress=progress)
     digest = local.sha256
     if digest is None and local.path.is_file():
-        with local.path.open("rb") as file:
-            found = hashlib.sha256()
-            for piece in iter(partial(file.read, 1 << 20), b""):
-                found.update(piece)
-        digest = found.hexdigest()
+        digest = sha256_of(local.path)
     return f"{local.name} {digest[:12] if digest else ''}".strip()
 
 

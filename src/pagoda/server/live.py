@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from importlib import resources
+from pathlib import Path
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -24,23 +24,21 @@ from pagoda.errors import OverloadedError, RequestError
 from pagoda.server.failures import json_response
 from pagoda.server.json_body import parse_json
 from pagoda.server.live_state import LiveView
-from pagoda.server.pages import HEADERS
+from pagoda.server.pages import answer_file
 from pagoda.server.record import record_of
 from pagoda.server.routes import service_of
 from pagoda.server.stream import EventStream
 
 EVERY_S = 1.0
 MAX_VIEWERS = 16
-FILES = {"/live": ("live.html", "text/html"), "/live.css": ("live.css", "text/css"),
-         "/live.js": ("live.js", "text/javascript")}  # fmt: skip
+FOLDER = Path(__file__).parent / "live_page"
+FILES = {"/live": "live.html", "/live.css": "live.css", "/live.js": "live.js"}
 PAGE = tuple(FILES)
 
 
 async def page(request: Request) -> Response:
     """One of the page's files."""
-    name, kind = FILES[request.url.path.removeprefix(request.scope.get("root_path", ""))]
-    text = resources.files("pagoda.server").joinpath("live_page", name).read_text(encoding="utf-8")
-    return Response(text, headers=HEADERS, media_type=kind)
+    return answer_file(request, FILES[request.url.path.removeprefix(request.scope.get("root_path", ""))], FOLDER)
 
 
 async def state(request: Request) -> Response:

@@ -43,21 +43,21 @@ HEADERS = {
 
 
 @cache
-def files() -> dict[str, tuple[bytes, str, str]]:
+def files(folder: Path = FOLDER) -> dict[str, tuple[bytes, str, str]]:
     """Name → content, type and tag of each file of a page."""
     found = {}
-    for path in FOLDER.iterdir():
+    for path in folder.iterdir():
         if path.suffix in TYPES:
             content = path.read_bytes()
             found[path.name] = content, TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:16]}"'
     return found
 
 
-def answer_file(request: Request, name: str) -> Response:
+def answer_file(request: Request, name: str, folder: Path = FOLDER) -> Response:
     """The file, or 304 where the browser has it. HTTPException 404: there is none."""
-    if name not in files():
+    if name not in files(folder):
         raise HTTPException(404)
-    content, media_type, tag = files()[name]
+    content, media_type, tag = files(folder)[name]
     headers = {**HEADERS, "ETag": tag}
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)

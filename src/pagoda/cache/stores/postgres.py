@@ -14,7 +14,7 @@ from typing import Any
 
 from pagoda.cache.crypt import Cipher
 from pagoda.cache.entry import Entry, digest
-from pagoda.cache.row import COLUMNS, entry_of, row_of
+from pagoda.cache.row import COLUMNS, Dialect, entry_of, row_of, where_of
 from pagoda.cache.store import Selector, StoreError
 from pagoda.errors import ConfigError
 from pagoda.types import FloatArray
@@ -23,6 +23,11 @@ WHOLE_UP_TO = 1000  # entries of a partition
 VACUUM_AFTER = 1000  # vectors removed
 TIMEOUT_S = 2
 COUNTS_KEPT = 4096  # partitions whose size is remembered
+SQL = Dialect(
+    parameter="%({})s",
+    has_tag="tags ? %(tag)s",
+    all_but="SELECT key FROM pagoda_entries ORDER BY created DESC, key OFFSET %(all_but)s",
+)
 SCHEMA = """
 CREATE EXTENSION IF NOT EXISTS vector;
 CREATE TABLE IF NOT EXISTS pagoda_entries (
@@ -92,7 +97,7 @@ class PostgresStore:
                 self._counts[place] += 1
 
     def entries(self, selector: Selector) -> Iterator[Entry]:
-        where, values = where_of(selector)
+        where, values = where_of(selector, SQL)
         with self._errors():
             keys = self._db().execute(f"SELECT key FROM pagoda_entries {where} ORDER BY created DESC, key", values)
             names = [key for (key,) in keys.fetchall()]
@@ -100,7 +105,7 @@ class PostgresStore:
             yield from self._read(names[start : start + 256])
 
     def count(self, selector: Selector) -> int:
-        where, values = where_of(selector)
+        where, values = where_of(selector, SQL)
         with self._errors():
             return int(self._db().execute(f"SELECT count(*) FROM pagoda_entries {where}", values).fetchone()[0])
 
@@ -119,7 +124,7 @@ class PostgresStore:
         return sorted(near, key=lambda pair: -pair[0])
 
     def delete(self, selector: Selector) -> int:
-        where, values = where_of(selector)
+        where, values = where_of(selector, SQL)
         with self._errors():
             db = self._db()
             removed = db.execute(f"DELETE FROM pagoda_entries {where} RETURNING partition, space", values).fetchall()
@@ -215,22 +220,3 @@ def _name(space: str) -> str:
 
 def _literal(vector: FloatArray) -> str:
     return "[" + ",".join(map(repr, vector.tolist())) + "]"
-
-
-def where_of(selector: Selector) -> tuple[str, dict[str, Any]]:
-    """A WHERE clause with named parameters, and their values."""
-    if selector.all_but is not None:
-        kept = "SELECT key FROM pagoda_entries ORDER BY created DESC, key OFFSET %(all_but)s"
-        return f"WHERE key IN ({kept})", {"all_but": selector.all_but}
-    conditions = {
-        "key": "key = %(key)s",
-        "id": "id = %(id)s",
-        "tenant": "tenant = %(tenant)s",
-        "tag": "tags ? %(tag)s",
-        "model": "model = %(model)s",
-        "created_before": "created < %(created_before)s",
-        "expired_at": "expires <= %(expired_at)s",
-    }
-    values = {name: value for name in conditions if (value := getattr(selector, name)) is not None}
-    stated = " AND ".join(conditions[name] for name in values)
-    return f"WHERE {stated}" if stated else "", values

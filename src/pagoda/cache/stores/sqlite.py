@@ -11,16 +11,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pagoda.cache.crypt import Cipher
 from pagoda.cache.entry import Entry
 from pagoda.cache.index import Indexes
-from pagoda.cache.row import COLUMNS, entry_of, row_of, vector_of
+from pagoda.cache.row import COLUMNS, Dialect, entry_of, row_of, vector_of, where_of
 from pagoda.cache.store import Selector, StoreError
 from pagoda.types import FloatArray
 
 VERSION = 1
+SQL = Dialect(
+    parameter=":{}",
+    has_tag="EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)",
+    all_but="SELECT key FROM entries ORDER BY created DESC, key LIMIT -1 OFFSET :all_but",
+)
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- rows are written in this order
@@ -72,7 +76,7 @@ class SqliteStore:
                 self._indexes.put(entry.partition, entry.space, entry.key, entry.vector)
 
     def entries(self, selector: Selector) -> Iterator[Entry]:
-        where, values = where_of(selector)
+        where, values = where_of(selector, SQL)
         with self._lock, self._errors():
             keys = self._db.execute(f"SELECT key FROM entries {where} ORDER BY created DESC, key", values).fetchall()
         for (key,) in keys:  # one at a time: answers may be more than fits in memory
@@ -80,7 +84,7 @@ class SqliteStore:
                 yield entry
 
     def count(self, selector: Selector) -> int:
-        where, values = where_of(selector)
+        where, values = where_of(selector, SQL)
         with self._lock, self._errors():
             (count,) = self._db.execute(f"SELECT count(*) FROM entries {where}", values).fetchone()
         return int(count)
@@ -98,7 +102,7 @@ class SqliteStore:
         return [(score, entry) for score, entry in pairs if entry is not None and entry.partition == partition]
 
     def delete(self, selector: Selector) -> int:
-        where, values = where_of(selector)
+        where, values = where_of(selector, SQL)
         with self._lock, self._errors():
             rows = self._db.execute(f"DELETE FROM entries {where} RETURNING partition, space, key", values).fetchall()
             for row in rows:
@@ -158,22 +162,3 @@ class SqliteStore:
             yield
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.path}: {error}") from error
-
-
-def where_of(selector: Selector) -> tuple[str, dict[str, Any]]:
-    """A WHERE clause with named parameters, and their values."""
-    if selector.all_but is not None:
-        kept = "SELECT key FROM entries ORDER BY created DESC, key LIMIT -1 OFFSET :all_but"
-        return f"WHERE key IN ({kept})", {"all_but": selector.all_but}
-    conditions = {
-        "key": "key = :key",
-        "id": "id = :id",
-        "tenant": "tenant = :tenant",
-        "tag": "EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)",
-        "model": "model = :model",
-        "created_before": "created < :created_before",
-        "expired_at": "expires <= :expired_at",
-    }
-    values = {name: value for name in conditions if (value := getattr(selector, name)) is not None}
-    stated = " AND ".join(conditions[name] for name in values)
-    return f"WHERE {stated}" if stated else "", values
