@@ -260,7 +260,6 @@ class Engine:
         """The planned tokens are in the cache, and so much of each draft; choices that waited for them fork off."""
         self._recorder.add_work(running.plan)
         self.scheduler.commit(running.plan, num_accepted)
-        self._recorder.report_progress(running.plan)
         for seq in running.logits_plan.sequences:
             if seq.children:
                 self.scheduler.fork(seq)

@@ -48,6 +48,8 @@ class StepRecorder:
             new = min(end, max(start, seq.num_lost))  # tokens before it were computed once already
             if start < seq.prompt_len:
                 self._num_prompt_tokens += min(end, seq.prompt_len) - start
+                if request.report_progress and seq.first_token is None and end < seq.prompt_len:
+                    self._report_progress(seq, end)
             num_prompt = max(0, min(end, seq.prompt_len) - new)
             num_drafts = len(drafts[seq].tokens) if drafts and seq in drafts else 0
             self._work.append(
@@ -63,13 +65,11 @@ class StepRecorder:
                 )
             )
 
-    def report_progress(self, plan: StepPlan) -> None:
-        """Once the plan is committed: of prompts that need more steps, to those who asked for it."""
-        for seq in plan.counts:
-            if seq.request.report_progress and seq.first_token is None and seq.num_computed < seq.prompt_len:
-                seconds = time.monotonic() - (seq.first_scheduled or seq.request.arrival)
-                progress = PromptProgress(seq.prompt_len, seq.num_cached, seq.num_computed, seconds)
-                self.deltas.append(Delta(seq.request.id, seq.index, "", (), prompt_progress=progress))
+    def _report_progress(self, seq: Sequence, num_computed: int) -> None:
+        """To who asked for it: so much of a prompt is computed that needs more steps."""
+        seconds = time.monotonic() - (seq.first_scheduled or seq.request.arrival)
+        progress = PromptProgress(seq.prompt_len, seq.num_cached, num_computed, seconds)
+        self.deltas.append(Delta(seq.request.id, seq.index, "", (), prompt_progress=progress))
 
     def add_tokens(self, seq: Sequence, delta: Delta, now: float) -> None:
         """The sequence got the delta's tokens. Those that came together share the time since the last one evenly."""
