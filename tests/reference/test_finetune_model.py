@@ -135,3 +135,18 @@ def test_mixtures_are_refused(tmp_path: Path) -> None:
     folder = write_safetensors(tmp_path / "base", TINY[next(iter(MIXTURES))])
     with pytest.raises(UnsupportedError, match="mixture of experts"):
         built(folder)
+
+
+def test_an_adapter_that_is_switched_off_leaves_the_base(tmp_path: Path) -> None:
+    model, family = built(write_safetensors(tmp_path / "base", TINY["llama"]))
+    (example,) = some_examples()[:1]
+    base = mean_loss(model.causal.model, model.head, [example], 64)
+    made = adapted(model, family)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    decoder = made.base_model.model.model
+    assert mean_loss(decoder, model.head, [example], 64) != pytest.approx(base, rel=1e-3)
+    with made.disable_adapter():
+        assert mean_loss(decoder, model.head, [example], 64) == base

@@ -13,6 +13,7 @@ import peft
 import torch
 
 from pagoda.errors import ConfigError
+from pagoda.finetune.model.adapted import AdaptedLinear
 from pagoda.finetune.model.build import FrozenModel
 from pagoda.finetune.model.frozen import FrozenLinear
 from pagoda.models.family import Family
@@ -66,6 +67,7 @@ def add_adapter(
         use_rslora=rslora,
         target_modules=list(modules),
     )
+    config._register_custom_module({FrozenLinear: AdaptedLinear})
     model.causal.name_or_path = base_name  # which peft puts in place of what the config says
     return peft.get_peft_model(model.causal, config)
 
