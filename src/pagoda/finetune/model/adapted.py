@@ -38,7 +38,7 @@ class _AdaptedProduct(torch.autograd.Function):
         return by_x, grad_inner.T @ x, (grad.T @ inner).mul_(ctx.scale), None, None
 
 
-class AdaptedLinear(Linear):  # type: ignore[misc]  # peft is untyped
+class AdaptedLinear(Linear):
     """peft's layer, whose plain case is computed here: one adapter of the usual kind, switched on, without dropout."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
