@@ -7,9 +7,10 @@ compression, trailers with meaning.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ import orjson
 from pagoda.errors import ConfigError, PagodaError
 
 MAX_HEAD = 64 * 1024
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class HttpError(PagodaError):
@@ -90,27 +92,53 @@ class HttpClient:
             self._streams[1].close()
             self._streams = None
 
-    async def _exchange(self, method: str, path: str, body: bytes) -> AsyncGenerator[bytes, None]:
-        """One request; pieces of the answer's body as they come. The connection survives a whole answer only."""
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection that the next request goes over."""
+        return self._streams is not None and not self._streams[0].at_eof()
+
+    async def connect(self) -> None:
+        """Open the connection, where there is none yet. Raises OSError."""
+        await self._connect()
+
+    async def begin(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] = NO_HEADERS
+    ) -> tuple[Head, AsyncGenerator[bytes, None]]:
+        """Send one request. → the head of the answer, whatever its status, and its body in pieces as they come.
+
+        The connection survives a whole answer only: `close` drops one that is not read to its end, and the server sees
+        that.
+        """
         content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
-        request = f"{method} {self._base}{path} HTTP/1.1\r\n{self._fixed}{content}\r\n".encode() + body
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        request = f"{method} {self._base}{path} HTTP/1.1\r\n{self._fixed}{more}{content}\r\n".encode() + body
+        try:
+            with _http_errors():
+                reader, head = await self._send(request)
+        except BaseException:
+            self.close()
+            raise
+        return head, self._body(reader, head)
+
+    async def _body(self, reader: asyncio.StreamReader, head: Head) -> AsyncGenerator[bytes, None]:
         whole = False
         try:
-            reader, head = await self._send(request)
-            pieces = _read_body(reader, head)
-            if head.status >= 400:
-                text = b"".join([piece async for piece in pieces])
-                raise status_error(head, text)
-            async for piece in pieces:
-                yield piece
+            with _http_errors():
+                async for piece in _read_body(reader, head):
+                    yield piece
             whole = head.headers.get("connection", "").lower() != "close"
-        except asyncio.IncompleteReadError:
-            raise HttpError("the server closed the connection in the middle of an answer") from None
-        except (asyncio.LimitOverrunError, ValueError):
-            raise HttpError("the server's answer is not HTTP/1.1") from None
         finally:
             if not whole:
                 self.close()
+
+    async def _exchange(self, method: str, path: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        """One request; pieces of the answer's body as they come. Raises HttpError for a status of 400 or more."""
+        head, pieces = await self.begin(method, path, body)
+        async with aclosing(pieces):
+            if head.status >= 400:
+                raise status_error(head, b"".join([piece async for piece in pieces]))
+            async for piece in pieces:
+                yield piece
 
     async def _send(self, request: bytes) -> tuple[asyncio.StreamReader, Head]:
         """Send, and read the answer's head. A kept connection may have been closed at the other end: once more."""
@@ -130,6 +158,17 @@ class HttpClient:
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port, ssl=self._tls or None, limit=MAX_HEAD)
         return self._streams
+
+
+@contextmanager
+def _http_errors() -> Iterator[None]:
+    """What breaks while an answer is read, as HttpError."""
+    try:
+        yield
+    except asyncio.IncompleteReadError:
+        raise HttpError("the server closed the connection in the middle of an answer") from None
+    except (asyncio.LimitOverrunError, ValueError):
+        raise HttpError("the server's answer is not HTTP/1.1") from None
 
 
 async def event_data(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

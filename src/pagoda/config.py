@@ -14,7 +14,6 @@ import dataclasses
 import difflib
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,22 +22,18 @@ from typing import Annotated, Any, Literal, TypeVar
 from pagoda.cache_settings import CacheSettings
 from pagoda.errors import ConfigError
 from pagoda.settings import BOOLS, Setting, Settings, fields
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from pagoda.settings_file import refuse_unknown, settings_file, with_hyphens
 
 S = TypeVar("S", bound="Settings")
 
-DEFAULT_FILE = "pagoda.toml"
 NOT_SETTINGS = ("PAGODA_CONFIG", "PAGODA_CACHE", "PAGODA_DEBUG", "PAGODA_TEST_LOAD_SECONDS")
 SERVICE_LINK = re.compile(r"PAGODA_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")  # of a Kubernetes Service named pagoda
 KEY_LIKE = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH|CREDENTIAL")
 # Verbs with settings of their own.
 TABLES = ("chat", "compare", "generate", "bench", "bench-serve", "bench-speculation", "quantize", "convert", "finetune",
           "plan", "eval-run", "eval-judge", "eval-gate", "gate", "cost", "cost-report", "top", "keys", "merge",
-          "adapter",)  # fmt: skip
+          "adapter", "gateway",)  # fmt: skip
+ROWS = ("upstreams",)  # tables of which there are several, [[NAME]]
 
 
 # Tokens of a step, sequences at once. A GPU needs thousands of tokens before arithmetic is what takes the time.
@@ -293,41 +288,37 @@ def _read_table(
     cls: type[Settings], config: Path | None, environ: Mapping[str, str]
 ) -> tuple[Path, Mapping[str, object]]:
     """The part of the TOML file that belongs to `cls`, keys with hyphens, and where it came from."""
-    path = config or Path(environ.get("PAGODA_CONFIG") or DEFAULT_FILE)
-    if config is None and not environ.get("PAGODA_CONFIG") and not path.is_file():
-        return path, {}
-    document = _read_toml(path)
+    path, document = settings_file(config, environ)
     tables = {key: value for key, value in document.items() if isinstance(value, dict)}
-    top = {key: value for key, value in document.items() if key not in tables}
-    _refuse_unknown(path, "table", tables, TABLES)
-    _refuse_unknown(path, "key", top, [f.key for c in (EngineSettings, ServerSettings) for f in fields(c)])
+    top = {key: value for key, value in document.items() if key not in tables and key not in ROWS}
+    refuse_unknown(path, "table", tables, TABLES)
+    refuse_unknown(path, "key", top, [f.key for c in (EngineSettings, ServerSettings) for f in fields(c)])
     if not cls.table:
         return path, top
-    mine = _with_hyphens(tables.get(cls.table, {}))
-    _refuse_unknown(path, f"key in [{cls.table}]", mine, [f.key for f in fields(cls)])
+    mine = with_hyphens(tables.get(cls.table, {}))
+    refuse_unknown(path, f"key in [{cls.table}]", mine, [f.key for f in fields(cls)])
     return path, mine
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return _with_hyphens(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
+def load_rows(
+    name: str, *, config: Path | None = None, environ: Mapping[str, str] | None = None
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The tables [[name]] of the TOML file that `load_settings` reads, keys with hyphens, and where it is."""
+    assert name in ROWS
+    environ = os.environ if environ is None else environ
+    path, document = settings_file(config, environ)
+    rows = document.get(name, [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: {name} is not a list of tables: write [[{name}]] before each")
+    return path, [with_hyphens(row) for row in rows]
 
 
-def _with_hyphens(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.replace("_", "-"): value for key, value in table.items()}
-
-
-def _refuse_unknown(path: Path, what: str, found: Iterable[str], known: Iterable[str]) -> None:
-    known = sorted(known)
-    for key in found:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ConfigError(f"{path}: unknown {what} {key!r}; {hint}")
+def secret_from(variable: str, where: str, environ: Mapping[str, str] | None = None) -> str:
+    """A key that the settings say to be in the environment variable. ConfigError, which names `where`: it is not."""
+    value = (os.environ if environ is None else environ).get(variable, "").strip()
+    if not value:
+        raise ConfigError(f"{where} names the environment variable {variable}, which is empty: put the key into it")
+    return value
 
 
 def cache_dir() -> Path:

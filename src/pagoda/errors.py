@@ -16,6 +16,7 @@
     │   └── BudgetError      a key has used up what it may (HTTP 429), or may not use the model (HTTP 403)
     ├── DeadlineError        an answer would come, or has come, too late (HTTP 429 or 504)
     ├── UnavailableError     starting up or shutting down (HTTP 503); says when to come back
+    ├── UpstreamError        no server behind the gateway could answer (HTTP 502 or 503); says which and why
     └── EngineError          the engine has stopped; says why
 
 Users cause these, so each message carries the offending value and the remedy. What only our own mistake can
@@ -139,6 +140,14 @@ class UnavailableError(PagodaError):
     """Not now: starting up or shutting down. `retry_after` is in seconds."""
 
     def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UpstreamError(PagodaError):
+    """No server behind the gateway could answer. `retry_after` in seconds, where it may soon be otherwise."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 

@@ -41,6 +41,11 @@ class Verb:
 
 VERBS = {
     "serve": Verb("pagoda.cli.serve:serve", "Answer OpenAI API requests over HTTP.", "pagoda serve --port 8080"),
+    "gateway": Verb(
+        "pagoda.cli.gateway:gateway",
+        "Put cache, keys, budgets, routing and metrics before other servers.",
+        "pagoda gateway --upstream http://127.0.0.1:8001 --cache sqlite",
+    ),
     "chat": Verb("pagoda.cli.chat:chat", "Talk to a model in the terminal.", "pagoda chat smollm2-135m"),
     "generate": Verb(
         "pagoda.cli.generate:generate",

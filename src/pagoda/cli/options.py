@@ -24,12 +24,15 @@ CONFIG_HELP = "TOML file with settings, a line each: threads = 4. By default ./p
 
 
 def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the flags of every settings class among its parameters, and `--config`."""
+    """Give a command the flags of every settings class among its parameters, and `--config`.
+
+    A parameter called `config` gets the file that was named.
+    """
     # Not typing.get_type_hints: Python 3.10's hides what is annotated in an Optional where the default is None.
     parameters = inspect.signature(function, eval_str=True).parameters
     hints = {name: p.annotation for name, p in parameters.items()}
     classes = {name: hint for name, hint in hints.items() if inspect.isclass(hint) and issubclass(hint, Settings)}
-    kept = [p for name, p in parameters.items() if name not in classes]
+    kept = [p for name, p in parameters.items() if name not in classes and name != "config"]
 
     def command(*, config: Path | None = None, **values: Any) -> Any:
         for field in positional:
@@ -40,6 +43,8 @@ def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
         }
         for warning in check_environment(classes.values()):
             typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
+        if "config" in parameters:
+            values["config"] = config
         return function(**settings, **values)
 
     listed = [field for cls in classes.values() for field in fields(cls)]

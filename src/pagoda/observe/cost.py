@@ -43,6 +43,14 @@ class CostSettings(Settings):
     kv_weight: Annotated[
         float, Setting("What 1,024 tokens held in the KV cache add to a step, in tokens of a prompt.", minimum=0)
     ] = 1.0
+    token_prices: Annotated[
+        tuple[str, ...],
+        Setting(
+            "MODEL=PROMPT/ANSWER or MODEL=PROMPT/ANSWER/CACHED: USD for a million tokens of a model that upstreams of "
+            "`pagoda gateway` serve, * for any other; repeat for several. `pagoda serve` prices its machine instead.",
+            flag="token-price",
+        ),
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True)

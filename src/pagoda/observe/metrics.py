@@ -20,6 +20,7 @@ from pagoda.observe.cache_series import CacheSeries
 from pagoda.observe.compat import LlamaServer, as_vllm
 from pagoda.observe.cost import CostLedger
 from pagoda.observe.engine_series import EngineSeries
+from pagoda.observe.gateway_series import GatewaySeries
 from pagoda.observe.own_series import MachineSeries, OwnSeries, ServerSeries
 from pagoda.observe.readings import Gpus, read_into
 from pagoda.observe.roofline import Roofline
@@ -43,7 +44,7 @@ class Metrics:
     ) -> None:
         self.engine = EngineSeries(max_context, {"block_size": str(BLOCK_SIZE)} | (cache_config or {}))
         self.own, self.server, self.machine = OwnSeries(), ServerSeries(), MachineSeries()
-        self.cache = CacheSeries()
+        self.cache, self.gateway = CacheSeries(), GatewaySeries()
         self.own.kv_blocks_total.value = float((cache_config or {}).get("num_gpu_blocks", 0))  # until a step tells
         self.ledger = ledger or CostLedger()
         self.roofline: Roofline | None = None  # None: what steps cost is not known (yet)
@@ -59,7 +60,7 @@ class Metrics:
 
     def groups(self) -> dict[str, list[Series]]:
         """All series by who sets them."""
-        holders = (self.engine, self.own, self.server, self.ledger.series, self.machine, self.cache)
+        holders = (self.engine, self.own, self.server, self.ledger.series, self.machine, self.cache, self.gateway)
         groups: dict[str, list[Series]] = {}
         for holder in holders:
             groups.setdefault(holder.set_by, []).extend(vars(holder).values())

@@ -41,6 +41,7 @@ class RequestLine:
     cost_usd: float | None
     draft_tokens: int = 0  # guessed ahead and checked
     accepted_draft_tokens: int = 0
+    upstream: str = ""  # of a gateway: which one answered
 
 
 class RequestLog:

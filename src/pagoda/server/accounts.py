@@ -16,7 +16,7 @@ from pagoda.observe.request_log import RequestLine, RequestLog
 from pagoda.observe.tracing import Tracing
 from pagoda.server.answers import Answer
 from pagoda.server.caching import HEADER, is_cached
-from pagoda.server.call import Call
+from pagoda.server.call import UPSTREAM, Call
 from pagoda.server.record import RequestRecord
 
 
@@ -34,13 +34,14 @@ def make_ledger(settings: CostSettings) -> CostLedger:
 class Accounts:
     """Of one model. Lives on the event loop."""
 
-    def __init__(self, model: str, metrics: Metrics, settings: ServerSettings) -> None:
+    def __init__(self, model: str | None, metrics: Metrics, settings: ServerSettings) -> None:
+        """`model`: None where each call names its own, which is then in the place of an adapter."""
         self._model = model
         self._metrics = metrics
         self._ledger = metrics.ledger
         self._log = None if settings.request_log is None else RequestLog(settings.request_log)
         self._trace_content = settings.trace_content
-        self.tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint, model)
+        self.tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint, model or "gateway")
 
     def open(self, call: Call, answer: Answer) -> None:
         """The answer can say what it has cost so far."""
@@ -132,9 +133,9 @@ class Accounts:
         return RequestLine(
             arrival=round(time.time() - seconds, 4),
             id=call.id,
-            model=self._model,
+            model=(call.adapter or "") if self._model is None else self._model,
             tenant=call.tenant,
-            adapter=call.adapter or "",
+            adapter="" if self._model is None else call.adapter or "",
             stream=stream,
             n=request.params.n,
             max_tokens=request.params.max_tokens,
@@ -148,4 +149,5 @@ class Accounts:
             cost_usd=facts["cost_usd"],
             draft_tokens=facts.get("draft_tokens", 0),
             accepted_draft_tokens=facts.get("accepted_draft_tokens", 0),
+            upstream=call.headers.get(UPSTREAM, ""),
         )

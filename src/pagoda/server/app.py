@@ -32,7 +32,7 @@ from pagoda.server import (
 )
 from pagoda.server.failures import DescribedError, answer_error, json_response
 from pagoda.server.key_store import KeyStore
-from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog
+from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog, Serving
 from pagoda.server.record import record_of
 from pagoda.server.service import Loaded, Service
 from pagoda.server.stream import ClientGone
@@ -45,13 +45,6 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
     service = Service(settings, cost)
     if loaded is not None:
         service.attach(loaded)
-    layers = [  # outermost first
-        Middleware(RequestLog, service=service),
-        Middleware(Prefix, root_path=settings.root_path),
-        *_cors(settings.cors_origins),
-        _keys(settings, service.key_store),
-        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
-    ]
     app = Starlette(
         routes=[
             *routes.ROUTES,
@@ -67,12 +60,28 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
             *pages.ROUTES,
             Route("/openapi.json", _document),
         ],
-        middleware=layers,
-        exception_handlers={**dict.fromkeys(ERRORS, answer_error), ClientGone: _gone},
+        middleware=middleware(settings, service, service.key_store),
+        exception_handlers=exception_handlers(),
     )
     app.state.service = service
     app.state.live_views = {}
     return app
+
+
+def middleware(settings: ServerSettings, service: Serving, store: KeyStore | None) -> list[Middleware]:
+    """What stands around all routes, outermost first."""
+    return [
+        Middleware(RequestLog, service=service),
+        Middleware(Prefix, root_path=settings.root_path),
+        *_cors(settings.cors_origins),
+        _keys(settings, store),
+        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+    ]
+
+
+def exception_handlers() -> dict[Any, Any]:
+    """What makes responses of errors, by their class."""
+    return {**dict.fromkeys(ERRORS, answer_error), ClientGone: _gone}
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:
@@ -80,7 +89,7 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
     if not origins:
         return []
     methods, headers = ["GET", "POST", "OPTIONS"], ["*"]
-    exposed = ["X-Request-Id", "X-Cost-USD", "X-Pagoda-Cache", "Retry-After"]
+    exposed = ["X-Request-Id", "X-Cost-USD", "X-Pagoda-Cache", "X-Pagoda-Upstream", "Retry-After"]
     layer = Middleware(
         CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers, expose_headers=exposed
     )

@@ -153,6 +153,8 @@ class BudgetedStream:
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         async for deltas in self._stream:
             self._tokens += sum(len(delta.token_ids) for delta in deltas)
+            if self._call.is_estimate and deltas[-1].usage is not None:
+                self._tokens = deltas[-1].usage.prompt_tokens + deltas[-1].usage.completion_tokens
             yield deltas
 
     def close(self) -> None:

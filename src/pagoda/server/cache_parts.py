@@ -18,7 +18,7 @@ from pagoda.engine.embedder import load_embedder
 from pagoda.errors import ConfigError
 from pagoda.observe.metrics import Metrics
 from pagoda.server.caching import Caching
-from pagoda.server.question import Asking
+from pagoda.server.question import Asks
 
 
 def policy_of(settings: CacheSettings) -> Policy:
@@ -82,7 +82,7 @@ def load_cache(settings: CacheSettings) -> SemanticCache | None:
     return open_cache(settings, embedder)
 
 
-def caching_of(cache: SemanticCache, settings: CacheSettings, asking: Asking, metrics: Metrics) -> Caching:
+def caching_of(cache: SemanticCache, settings: CacheSettings, asking: Asks, metrics: Metrics) -> Caching:
     """The layer."""
     layer = Caching(cache, asking, metrics.cache, budget=settings.cache_budget, shadow=settings.cache_shadow)
     metrics.before_collect.append(layer.update_series)

@@ -23,7 +23,7 @@ from pagoda.errors import ModelNotFoundError
 from pagoda.observe.cache_series import CacheSeries
 from pagoda.server.call import Call, DeltaStream, Serve
 from pagoda.server.flight import NO_COST, Flight
-from pagoda.server.question import Asked, Asking, Bypass, holds_calls
+from pagoda.server.question import Asked, Asks, Bypass, holds_calls
 from pagoda.types import Delta, FloatArray
 
 logger = logging.getLogger("pagoda.cache")
@@ -71,7 +71,7 @@ class Caching:
     def __init__(
         self,
         cache: SemanticCache,
-        ask: Asking,
+        ask: Asks,
         series: CacheSeries,
         *,
         budget: float = 0.02,
@@ -89,6 +89,7 @@ class Caching:
         self._num_writes = 0
         self._health = Health()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.on_hit: Callable[[Call, Answer], None] = lambda call, answer: None
 
     @property
     def is_away(self) -> bool:
@@ -153,6 +154,7 @@ class Caching:
         self._note(call, "hit", found.why, found.candidate)
         self.series.saved_prompt_tokens.value += entry.answer.prompt_tokens
         self.series.saved_tokens.value += entry.answer.completion_tokens
+        self.on_hit(call, entry.answer)
         if found.kind == "meaning" and is_shadowed(self._shadow):
             self._in_background(self._check(call, serve, found.candidate))
         return Replay(call.requests[0].id, entry.answer)
@@ -299,7 +301,7 @@ def answer_of(call: Call, deltas: list[Delta]) -> Answer | None:
         (delta.text, delta.token_ids) for delta in deltas if delta.text or delta.token_ids or delta.finish_reason
     )
     usage = deltas[-1].usage
-    prompt_tokens = len(call.requests[0].prompt_token_ids)
+    prompt_tokens = len(call.requests[0].prompt_token_ids) if usage is None else usage.prompt_tokens
     num_tokens = usage.completion_tokens if usage is not None else sum(len(ids) for _, ids in pieces)
     answer = Answer(pieces, "stop", deltas[-1].stop_reason, prompt_tokens, num_tokens)
     return answer if answer.text.strip() and not holds_calls(call, answer.text) else None

@@ -14,6 +14,8 @@ from pagoda.cache.policy import DEFAULT_OPTIONS, CacheOptions
 from pagoda.server.output_plan import OutputPlan
 from pagoda.types import Delta, Request
 
+UPSTREAM = "X-Pagoda-Upstream"  # the header that says which server behind a gateway has answered
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -29,6 +31,7 @@ class Call:
     start_by: float | None = None  # and at which it is, if there is no token yet
     cache: CacheOptions = DEFAULT_OPTIONS  # what the request asks of the semantic cache
     headers: dict[str, str] = field(default_factory=dict)  # of the response; layers add to them before they answer
+    is_estimate: bool = False  # its prompts' lengths are; the last delta's usage tells them, of all that was asked
 
 
 class DeltaStream(Protocol):

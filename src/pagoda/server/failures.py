@@ -24,6 +24,7 @@ from pagoda.errors import (
     RequestError,
     UnavailableError,
     UnsupportedError,
+    UpstreamError,
 )
 from pagoda.server.dialects.errors import in_dialect
 
@@ -89,6 +90,10 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]
             return 429, error_body(str(error), 429, code="queue_full"), _retry(error.retry_after)
         case UnavailableError():
             return 503, error_body(str(error), 503, code="unavailable"), _retry(error.retry_after)
+        case UpstreamError():
+            if error.retry_after is None:
+                return 502, error_body(str(error), 502, code="upstream_failed"), {}
+            return 503, error_body(str(error), 503, code="no_upstream"), _retry(error.retry_after)
         case GenerationError():
             return 500, error_body(str(error), 500, code="generation_failed"), {}
         case EngineError():

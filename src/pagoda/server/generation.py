@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pagoda.cache.policy import options_of
+from pagoda.cache.policy import CacheOptions, options_of
+from pagoda.server.accounts import Accounts
 from pagoda.server.answers import Answer
 from pagoda.server.bodies import body_of, is_long
-from pagoda.server.call import DeltaStream
+from pagoda.server.budgets import Budgets
+from pagoda.server.call import Call, DeltaStream, Serve
 from pagoda.server.logprob_json import LogprobWriter
 from pagoda.server.reading import Reading
 from pagoda.server.record import record_of
@@ -22,6 +24,14 @@ from pagoda.server.service import Model, Service
 from pagoda.server.stream import ClientGone, EventStream, while_connected
 
 OnComplete = Callable[[Answer], None] | None
+
+
+class Answers(Protocol):
+    """Something that answers calls, and writes down what they took: a model, or a gateway."""
+
+    accounts: Accounts
+    budgets: Budgets | None
+    serve: Serve
 
 
 def service_of(request: Request) -> Service:
@@ -46,9 +56,16 @@ async def answer_reading(
     request: Request, model: Model, shape: type[Answer], prefix: str, reading: Reading, on_complete: OnComplete = None
 ) -> Response:
     """Let the model answer. `prefix` begins the answer's id; `on_complete` is called before the end is told."""
-    record = record_of(request.scope)
     answer, stream, end = await open_answer(request, model, shape, prefix, reading, on_complete)
-    if reading.spec.stream:
+    return await write_answer(request, answer, stream, end, streams=reading.spec.stream)
+
+
+async def write_answer(
+    request: Request, answer: Answer, stream: DeltaStream, end: Callable[[], None], *, streams: bool
+) -> Response:
+    """The response that tells the client of the answer, as it comes or at once. `end` is called when it has ended."""
+    record = record_of(request.scope)
+    if streams:
         keep_alive = service_of(request).settings.sse_keepalive
         events, headers = answer.events(stream), answer.headers
         return EventStream(events, end, keep_alive, headers, answer.failure, answer.stream_type)
@@ -67,13 +84,12 @@ async def open_answer(
     request: Request, model: Model, shape: type[Answer], prefix: str, reading: Reading, on_complete: OnComplete = None
 ) -> tuple[Answer, DeltaStream, Callable[[], None]]:
     """The answer that has begun, its deltas, and what to call when it has ended, whatever ends it."""
-    record = record_of(request.scope)
     spec, prompts = with_cache_header(request, reading.spec), reading.prompts
     call = make_call(
         spec,
         prompts,
         id=answer_id(prefix, spec),
-        tenant=record.tenant,
+        tenant=record_of(request.scope).tenant,
         messages=reading.messages,
         prediction=reading.prediction,
         output=reading.output,
@@ -83,6 +99,15 @@ async def open_answer(
     writer = LogprobWriter(model.tokenizer, as_ids=spec.options.tokens_as_ids, skip_special=skip_special)
     answer = shape(call, reading.model or model.name, prompts, spec.options, writer)
     answer.on_complete = on_complete
+    stream, end = await open_stream(request, model, call, answer, streams=spec.stream)
+    return answer, stream, end
+
+
+async def open_stream(
+    request: Request, model: Answers, call: Call, answer: Answer, *, streams: bool
+) -> tuple[DeltaStream, Callable[[], None]]:
+    """The deltas of a call, and what to call when the answer made of them has ended, whatever ends it."""
+    record = record_of(request.scope)
     model.accounts.open(call, answer)
     model.accounts.count_headers(request.headers, service_of(request).settings.metrics_headers)
     stream = await model.serve(call)
@@ -92,18 +117,23 @@ async def open_answer(
 
     def end() -> None:
         stream.close()
-        model.accounts.close(call, answer, record, stream=spec.stream)
+        model.accounts.close(call, answer, record, stream=streams)
 
-    return answer, stream, end
+    return stream, end
 
 
 def with_cache_header(request: Request, spec: GenerationSpec) -> GenerationSpec:
     """What the headers ask of the semantic cache wins over the body. Raises RequestError."""
+    return replace(spec, cache=cache_options(request, spec.cache))
+
+
+def cache_options(request: Request, body: CacheOptions) -> CacheOptions:
+    """What the headers, or else the body, ask of the semantic cache. Raises RequestError."""
     wish = request.headers.get("x-pagoda-cache")
     if wish is not None:
-        return replace(spec, cache=options_of(wish))
+        return options_of(wish)
     control = request.headers.get("cache-control", "").replace(" ", "").lower().split(",")
-    return replace(spec, cache=replace(spec.cache, mode="off")) if "no-store" in control else spec
+    return replace(body, mode="off") if "no-store" in control else body
 
 
 async def json_read(request: Request, kind: str) -> Response:

@@ -14,19 +14,19 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pagoda.observe.metrics import Metrics
 from pagoda.server import logs
 from pagoda.server.dialects.errors import in_dialect
 from pagoda.server.failures import BodyTooLargeError, error_body
 from pagoda.server.key_store import KeyStore
 from pagoda.server.record import KEY, RequestRecord, record_of
 from pagoda.server.requests import new_id
-from pagoda.server.service import Service
 
 logger = logging.getLogger("pagoda.request")
 
@@ -42,10 +42,26 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return next((value for key, value in scope["headers"] if key == name), None)
 
 
+class Measured(Protocol):
+    """Something whose requests are counted."""
+
+    @property
+    def metrics(self) -> Metrics: ...
+
+
+class Serving(Protocol):
+    """What is told of requests."""
+
+    num_active: int
+
+    @property
+    def loaded(self) -> Measured | None: ...
+
+
 class RequestLog:
     """Outermost: sees every request and how it ended."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Serving) -> None:
         self.app = app
         self.service = service
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -51,6 +51,22 @@ class ModelIdentity:
         """Changes with whatever would answer this call. Raises ModelNotFoundError for an unknown adapter."""
         adapter = "" if call.adapter is None else f"{call.adapter} {self.adapter_digest(call.adapter)}"
         return f"{self.name} {self.digest} {adapter}"
+
+
+class Identity(Protocol):
+    """Which model answers a call."""
+
+    def of(self, call: Call) -> str:
+        """Changes with whatever would answer this call. Raises ModelNotFoundError."""
+
+
+class Asks(Protocol):
+    """Makes questions of calls."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    def __call__(self, call: Call) -> Asked | Bypass: ...
 
 
 class Asking:

@@ -15,17 +15,19 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import uvicorn
+from starlette.applications import Starlette
 
+from pagoda.cache.cache import SemanticCache
 from pagoda.config import ServerSettings
-from pagoda.errors import EngineError, FormatError
+from pagoda.errors import FormatError
 from pagoda.observe.cost import CostSettings
 from pagoda.server.app import create_app
 from pagoda.server.cache_parts import load_cache
 from pagoda.server.http import Connection, Connections
-from pagoda.server.service import Loaded, Model, Service
+from pagoda.server.service import Loaded, Model
 
 L = TypeVar("L", bound=Loaded)
 
@@ -38,11 +40,40 @@ CLOSE_S = 2  # connections get that long to close after their last answer
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections: they close first, and never write into a closed one
 
 
+class Watched(Protocol):
+    """What is loaded, as far as the server's life depends on it."""
+
+    def changed(self) -> str | None:
+        """What has happened to it, so that it cannot be answered from any more."""
+
+    def close(self) -> None: ...
+
+
+class Living(Protocol):
+    """What a server's life is about: `Service`, or a gateway's."""
+
+    settings: ServerSettings
+    num_active: int
+
+    def attach(self, loaded: Any, cache: SemanticCache | None) -> Any:
+        """What is loaded is there: answer requests. → what is told to who waits for that"""
+
+    def drain(self) -> None: ...
+
+    def give_up(self, reason: str) -> None: ...
+
+    def cut_off(self, reason: str) -> None: ...
+
+    def close(self) -> None: ...
+
+    def end(self) -> None: ...
+
+
 class PagodaServer(uvicorn.Server):
     """Listens while the model is being loaded, and drains before it closes."""
 
     def __init__(
-        self, service: Service, config: uvicorn.Config, loading: Future[Any], on_ready: Callable[[Model], None]
+        self, service: Living, config: uvicorn.Config, loading: Future[Any], on_ready: Callable[[Any], None]
     ) -> None:
         super().__init__(config)
         self.failure: Exception | None = None
@@ -89,7 +120,7 @@ class PagodaServer(uvicorn.Server):
         if not self._stop_asked:  # by a signal that came before there was a loop
             await self._stop_event.wait()
 
-    async def _model_changed(self, loaded: Loaded) -> str:
+    async def _model_changed(self, loaded: Watched) -> str:
         """Wait until the model's files are not what they were. → what happened"""
         while (change := await asyncio.to_thread(loaded.changed)) is None:
             await asyncio.sleep(WATCH_S)
@@ -108,9 +139,9 @@ class PagodaServer(uvicorn.Server):
         service.drain()
         while service.num_active and time.monotonic() < deadline:
             await asyncio.sleep(POLL_S)
-        if service.num_active and service.loaded is not None:
+        if service.num_active:
             logger.warning("requests cut off by --shutdown-timeout", extra={"facts": {"count": service.num_active}})
-            service.loaded.bridge.close_all(EngineError("the server is shutting down"))
+            service.cut_off("the server is shutting down")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler. May be called from any thread."""
@@ -133,7 +164,13 @@ def make_server(
     cost: CostSettings | None = None,
 ) -> PagodaServer:
     """A server whose model is `loading`; `on_ready` is called when it is there."""
-    app = create_app(None, settings, cost)
+    return server_of(create_app(None, settings, cost), settings, loading, on_ready)
+
+
+def server_of(
+    app: Starlette, settings: ServerSettings, loading: Future[Any], on_ready: Callable[[Any], None]
+) -> PagodaServer:
+    """A server of an application whose `state.service` lives as `Living` says."""
     connections = Connections(
         settings.header_timeout, settings.body_timeout, settings.write_timeout, KEEP_ALIVE_S, settings.max_connections
     )
@@ -158,7 +195,11 @@ def run(
     cost: CostSettings | None = None,
 ) -> None:
     """Serve on `sock` until a signal comes, and what runs is finished. Raises what loading raised."""
-    server = make_server(settings, loading, on_ready, cost)
+    run_server(make_server(settings, loading, on_ready, cost), sock, loading)
+
+
+def run_server(server: PagodaServer, sock: socket.socket, loading: Future[Any]) -> None:
+    """Serve on `sock` until a signal comes, and what runs is finished. Raises what loading raised."""
     server.run(sockets=[sock])
     if loading.done() and server.failure is None:
         loading.result().close()

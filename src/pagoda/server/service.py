@@ -257,6 +257,10 @@ class Service:
     def give_up(self, reason: str) -> None:
         """Answer nothing more, and end what is being answered: the model's files are not what they were."""
         self.phase, self.reason = "broken", reason
+        self.cut_off(reason)
+
+    def cut_off(self, reason: str) -> None:
+        """End what is being answered."""
         if self._model is not None:
             self._model.bridge.close_all(EngineError(reason))
 

@@ -1,0 +1,244 @@
+"""What the gateway's routes share: the onion around its upstreams, and the phase of the server's life.
+
+The layers are the server's own, in the same order; in the place of the engine are the upstreams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pagoda.cache.cache import SemanticCache
+from pagoda.cache.entry import Answer
+from pagoda.config import ServerSettings
+from pagoda.errors import OverloadedError, UnavailableError
+from pagoda.gateway.health import Health
+from pagoda.gateway.question import UpstreamAsking, UpstreamIdentity
+from pagoda.gateway.router import Router
+from pagoda.gateway.settings import GatewaySettings, UpstreamSettings
+from pagoda.gateway.streams import Upstreams, UpstreamStream
+from pagoda.gateway.upstream import Upstream
+from pagoda.observe.cost import CostSettings
+from pagoda.observe.metrics import Metrics
+from pagoda.observe.token_prices import TokenLedger, parse_prices
+from pagoda.server.accounts import Accounts
+from pagoda.server.admission import Admission, PromptSpeed
+from pagoda.server.budgets import Budgets
+from pagoda.server.cache_parts import caching_of
+from pagoda.server.caching import Caching
+from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
+from pagoda.server.key_store import KeyStore
+from pagoda.types import FinishedRequest, StepResult, Usage
+
+STARTING_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayParts:
+    """What a gateway is made of, in the place of a loaded model."""
+
+    settings: GatewaySettings
+    upstreams: tuple[UpstreamSettings, ...]
+
+    def changed(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Gateway:
+    """Upstreams behind everything that answers for them. Lives on the event loop."""
+
+    def __init__(
+        self,
+        parts: GatewayParts,
+        settings: ServerSettings,
+        cost: CostSettings,
+        key_store: KeyStore | None,
+        cache: SemanticCache | None,
+    ) -> None:
+        told = parts.settings
+        self.created = int(time.time())
+        self.ledger = TokenLedger(parse_prices(cost.token_prices))
+        self.metrics = Metrics("gateway", 0, compat=settings.metrics_compat, ledger=self.ledger)
+        self.accounts = Accounts(None, self.metrics, settings)
+        upstreams = [
+            Upstream(one, connect_timeout=told.connect_timeout, timeout=told.timeout) for one in parts.upstreams
+        ]
+        self.router = Router(upstreams, told.routing)
+        self.upstreams = Upstreams(self.router, self.metrics.gateway, retries=told.retries, on_end=self._ended)
+        self.health = Health(upstreams, told.health_interval, self.upstreams.move_from)
+        self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens, PromptSpeed())
+        self.budgets = None if key_store is None else Budgets(key_store, "", self.metrics)
+        self.caching: Caching | None = None  # None: there is no semantic cache
+        if cache is not None:
+            asking = UpstreamAsking(cache.policy, UpstreamIdentity(self._names_of))
+            self.caching = caching_of(cache, settings, asking, self.metrics)
+            self.caching.on_hit = self._saved
+        self.metrics.before_collect.append(self._update_series)
+        layers: list[Layer] = [  # outermost first
+            *([] if self.budgets is None else [self.budgets]),
+            *([] if self.caching is None else [self.caching]),
+            self._counted,
+            self.admission,
+        ]
+        self.serve: Serve = fold(layers, self.upstreams.open)
+
+    async def _counted(self, call: Call, serve: Serve) -> DeltaStream:
+        """Layer: metrics of what is asked for, and of what is turned away."""
+        try:
+            stream = await serve(call)
+        except OverloadedError:
+            self.metrics.server.http_rejected.add("queue_full")
+            raise
+        self.metrics.record_params(call.requests[0].params)
+        return stream
+
+    def _names_of(self, model: str | None) -> str:
+        """What the upstreams call a model: with another there, kept answers are another model's."""
+        return " ".join(sorted({one.settings.models.get(model or "", model or "") for one in self.router.upstreams}))
+
+    def _saved(self, call: Call, answer: Answer) -> None:
+        """The cache has answered a call."""
+        usage = Usage(answer.prompt_tokens, answer.completion_tokens, 0)
+        self.ledger.save("semantic_cache", call.adapter or "", usage)
+
+    def _ended(self, stream: UpstreamStream, usage: Usage, *, is_estimate: bool) -> None:
+        """An upstream has worked on a call: charge it, and count it as a server with an engine would."""
+        call, choice = stream.call, stream.choice
+        assert choice is not None
+        series, name = self.metrics.gateway, choice.upstream.name
+        self.ledger.charge(call.requests[0].id, call.tenant, call.model or "", usage)
+        series.estimated.value += is_estimate
+        series.prompt_tokens.add(name, usage.prompt_tokens)
+        series.cached_tokens.add(name, usage.cached_tokens)
+        series.completion_tokens.add(name, usage.completion_tokens)
+        request, now = call.requests[0], time.monotonic()
+        finished = FinishedRequest(
+            request.id,
+            call.tenant,
+            "stop" if stream.is_whole else "abort",
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+            request.arrival,
+            stream.sent,
+            stream.first_token or (now if stream.is_whole else None),
+            now,
+        )
+        step = StepResult(
+            finished=(finished,),
+            ttft_s=() if finished.first_token is None else (finished.first_token - request.arrival,),
+            num_prompt_tokens=usage.prompt_tokens - usage.cached_tokens,
+            num_generation_tokens=usage.completion_tokens,
+            prefix_queries=usage.prompt_tokens,
+            prefix_hits=usage.cached_tokens,
+            num_running=self.upstreams.num_streams,
+            num_waiting=self.admission.requests.waiting,
+            ended=now,
+        )
+        if self.accounts.tracing is not None:
+            self.accounts.tracing.note(step)
+        self.metrics.engine.record(step)
+
+    def _update_series(self) -> None:
+        series = self.metrics.gateway
+        for one in self.router.upstreams:
+            series.in_flight.values[one.name] = one.in_flight
+            series.healthy.values[one.name] = float(one.healthy)
+
+    def list_models(self) -> list[dict[str, Any]]:
+        """As /v1/models shows them: all that some upstream is known to have."""
+        return [
+            {"id": name, "object": "model", "created": self.created, "owned_by": "pagoda-gateway"}
+            for name in self.router.models()
+        ]
+
+    def close(self) -> None:
+        """End what was started."""
+        self.health.close()
+        if self.caching is not None:
+            self.caching.close()
+        for one in self.router.upstreams:
+            one.close()
+
+
+class GatewayService:
+    """State of the server. Changed on the event loop only."""
+
+    def __init__(self, settings: ServerSettings, cost: CostSettings) -> None:
+        self.settings = settings
+        self.key_store = None if settings.keys_file is None else KeyStore(settings.keys_file)
+        self.phase: Literal["starting", "ready", "draining"] = "starting"
+        self.num_active = 0  # HTTP requests in the works that a shutdown waits for
+        self._cost = cost
+        self._gateway: Gateway | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    def attach(self, parts: GatewayParts, cache: SemanticCache | None) -> Gateway:
+        """Answer requests, as soon as every upstream has been looked at once."""
+        self._gateway = Gateway(parts, self.settings, self._cost, self.key_store, cache)
+        self._starting = asyncio.get_running_loop().create_task(self._start(self._gateway))
+        return self._gateway
+
+    async def _start(self, gateway: Gateway) -> None:
+        await gateway.health.start()
+        if self.phase == "starting":
+            self.phase = "ready"
+
+    def drain(self) -> None:
+        """Take no new requests, finish what runs."""
+        self.phase = "draining"
+
+    def cut_off(self, reason: str) -> None:
+        """End what is being answered."""
+        if self._gateway is not None:
+            self._gateway.upstreams.close_all(UnavailableError(reason, retry_after=STARTING_RETRY_S))
+
+    def give_up(self, reason: str) -> None:
+        self.cut_off(reason)
+
+    def close(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._gateway is not None:
+            self._gateway.close()
+
+    def end(self) -> None:
+        """The last answer is over: close the files that are written to."""
+        if self._gateway is not None:
+            self._gateway.accounts.end()
+        if self.key_store is not None:
+            self.key_store.close()
+
+    @property
+    def ready(self) -> bool:
+        return self.phase == "ready"
+
+    @property
+    def loaded(self) -> Gateway | None:
+        return self._gateway
+
+    def model(self) -> Gateway:
+        """The gateway. Raises UnavailableError while it starts."""
+        if self._gateway is None or self.phase == "starting":
+            raise UnavailableError("the gateway is starting", retry_after=STARTING_RETRY_S)
+        return self._gateway
+
+    def gateway_for_work(self) -> Gateway:
+        """The gateway, to answer with. Raises UnavailableError when it is shutting down, too."""
+        if self.phase == "draining":
+            raise UnavailableError("the gateway is shutting down", retry_after=max(1.0, self.settings.shutdown_timeout))
+        return self.model()
+
+
+def upstream_states(upstreams: Sequence[Upstream]) -> list[dict[str, Any]]:
+    """What /health tells of each."""
+    return [
+        {"name": one.name, "healthy": one.healthy, "in_flight": one.in_flight, **({"why": one.why} if one.why else {})}
+        for one in upstreams
+    ]
