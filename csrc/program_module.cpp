@@ -21,6 +21,11 @@ using namespace nb::literals;
 namespace pagoda {
 namespace {
 
+void check_block_bytes(const Program &p, int group, size_t blocks, size_t rows, size_t bytes) {
+    if (rows != blocks || static_cast<int64_t>(bytes) != p.workspace.group_bytes.at(static_cast<size_t>(group)))
+        throw std::invalid_argument("a row of block_bytes for each KV block is needed");
+}
+
 std::shared_ptr<Weight> pack(const Runtime &runtime, const Bytes &data, const std::string &type, int64_t rows,
                              int64_t columns) {
     const Type t = file_type_from_name(type.c_str());
@@ -223,6 +228,20 @@ void bind_program(nb::module_ &m) {
                  p.workspace.copy_blocks(group, pairs.data(), static_cast<int64_t>(pairs.shape(0)));
              },
              "group"_a, "pairs"_a)
+        .def("read_blocks",
+             [](const Program &p, int group, nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig> blocks,
+                nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig> out) {
+                 check_block_bytes(p, group, blocks.shape(0), out.shape(0), out.shape(1));
+                 p.workspace.read_blocks(group, blocks.data(), static_cast<int64_t>(blocks.shape(0)), out.data());
+             },
+             "group"_a, "blocks"_a, "out"_a)
+        .def("write_blocks",
+             [](Program &p, int group, nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig> blocks,
+                nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig> data) {
+                 check_block_bytes(p, group, blocks.shape(0), data.shape(0), data.shape(1));
+                 p.workspace.write_blocks(group, blocks.data(), static_cast<int64_t>(blocks.shape(0)), data.data());
+             },
+             "group"_a, "blocks"_a, "data"_a)
         .def("forward", &forward, "tokens"_a, "positions"_a, "seq_starts"_a, "block_tables"_a, "logit_rows"_a,
              "hidden_rows"_a, "token_types"_a = nb::none(), "adapters"_a = std::vector<std::shared_ptr<Adapter>>{},
              "adapter_of"_a = nb::none())

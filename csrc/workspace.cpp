@@ -59,6 +59,24 @@ void Workspace::copy_blocks(int group, const int32_t *pairs, int64_t n) {
                     static_cast<size_t>(bytes));
 }
 
+void Workspace::read_blocks(int group, const int32_t *blocks, int64_t n, uint8_t *out) const {
+    const auto g = static_cast<size_t>(group);
+    const int64_t bytes = group_bytes.at(g);
+    for (int64_t i = 0; i < n; ++i) {
+        require(blocks[i] >= 0 && blocks[i] < num_blocks[g], "no such KV block");
+        std::memcpy(out + i * bytes, kv[g].data() + blocks[i] * bytes, static_cast<size_t>(bytes));
+    }
+}
+
+void Workspace::write_blocks(int group, const int32_t *blocks, int64_t n, const uint8_t *in) {
+    const auto g = static_cast<size_t>(group);
+    const int64_t bytes = group_bytes.at(g);
+    for (int64_t i = 0; i < n; ++i) {
+        require(blocks[i] >= 0 && blocks[i] < num_blocks[g], "no such KV block");
+        std::memcpy(kv[g].data() + blocks[i] * bytes, in + i * bytes, static_cast<size_t>(bytes));
+    }
+}
+
 int64_t Workspace::buffer_bytes() const {
     size_t total = logits.bytes();
     for (const Buffer &b : buffers) total += b.memory.bytes();

@@ -153,6 +153,9 @@ struct Workspace {
     void set_layers(std::vector<LayerKV> layers, int groups);
     void allocate_kv(const std::vector<int64_t> &blocks);
     void copy_blocks(int group, const int32_t *pairs, int64_t n);
+    // The whole of KV blocks of a group, one after the other, out of the pool and into it.
+    void read_blocks(int group, const int32_t *blocks, int64_t n, uint8_t *out) const;
+    void write_blocks(int group, const int32_t *blocks, int64_t n, const uint8_t *in);
     int64_t buffer_bytes() const;  // without KV
 
     // Throws std::invalid_argument for a step that points outside of anything.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from pagoda.backends.base import LOGIT_BLOCK, AdapterWeights, LoraType, PlacedAdapter, TopKBlocks
 from pagoda.engine.drafters import Drafter, Pace
 from pagoda.engine.engine import Engine
+from pagoda.engine.offload import KVOffload
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.reference import ReferenceSampler
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array
@@ -55,7 +57,7 @@ class FakeModel:
         self._layer_groups = [layer % len(windows) for layer in range(max(2, len(windows)))]
 
     def block_bytes(self, group: int) -> int:
-        return 64
+        return 8 * BLOCK_SIZE * (1 + self._layer_groups.count(group))
 
     def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
         raise AssertionError("nothing here has an adapter")
@@ -132,6 +134,20 @@ class FakeModel:
                 if of_group == group:
                     self._values[layer][destination] = self._values[layer][source]
 
+    def _parts(self, group: int) -> list[npt.NDArray[Any]]:
+        """What the group's blocks consist of, each [blocks, 16] of 8 bytes."""
+        values = [self._values[layer] for layer, of_group in enumerate(self._layer_groups) if of_group == group]
+        return [self._positions[group], *values]
+
+    def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
+        parts = [part[blocks].view(np.uint8) for part in self._parts(group)]
+        return np.concatenate(parts, axis=1)
+
+    def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
+        parts = self._parts(group)
+        for part, piece in zip(parts, np.split(data, len(parts), axis=1), strict=True):
+            part[blocks] = np.ascontiguousarray(piece).view(part.dtype)
+
     def close(self) -> None:
         self.closed = True
 
@@ -171,11 +187,22 @@ class FakeDevice(FakeModel):
         pairs = pairs.copy()
         self._asked.append(lambda: FakeModel.copy_blocks(self, group, pairs))
 
-    def wait(self, rows: Int32Array | None = None) -> FloatArray:
-        self.log.append(("wait", self._num_launched))
+    def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
+        self._do_all()
+        return super().read_blocks(group, blocks)
+
+    def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
+        blocks, data = blocks.copy(), data.copy()
+        self._asked.append(lambda: FakeModel.write_blocks(self, group, blocks, data))
+
+    def _do_all(self) -> None:
         asked, self._asked = self._asked, []
         for do in asked:
             do()
+
+    def wait(self, rows: Int32Array | None = None) -> FloatArray:
+        self.log.append(("wait", self._num_launched))
+        self._do_all()
         return super().wait(rows)
 
 
@@ -252,6 +279,7 @@ def fake_engine(
     pace: Pace | None = None,
     max_rows: int = 0,
     max_loras: int = 8,
+    offload: KVOffload | None = None,
 ) -> Engine:
     """An engine over a FakeModel; by default with blocks for all."""
     blocks = max_num_seqs * -(-max_context // BLOCK_SIZE)
@@ -271,4 +299,5 @@ def fake_engine(
         pace=pace,
         max_rows=max_rows,
         max_loras=max_loras,
+        offload=offload,
     )

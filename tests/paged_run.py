@@ -125,3 +125,16 @@ def _with_adapters(batch: Batch, names: Sequence[str], adapters: Mapping[str, ob
         return batch
     of = [placed.index(adapters[name]) if name in adapters else -1 for name in names]
     return replace(batch, adapters=tuple(placed), adapter_of=np.array(of, np.int32))
+
+
+def move_blocks(source: PagedRun, target: PagedRun, name: str) -> None:
+    """Make the sequence known to another run of the same model, by its blocks alone."""
+    target.lengths[name] = source.lengths[name]
+    target.tables[name] = []
+    for group, own in enumerate(source.tables[name]):
+        places = [block if block < 0 else target.free[group].pop() for block in own]
+        blocks = np.array([block for block in own if block >= 0], np.int32)
+        contents = source.loaded.read_blocks(group, blocks)
+        assert contents.shape == (len(blocks), source.loaded.block_bytes(group))
+        target.loaded.write_blocks(group, np.array([place for place in places if place >= 0], np.int32), contents)
+        target.tables[name].append(places)

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pagoda.cache_settings import CacheSettings
 from pagoda.errors import ConfigError
+from pagoda.kv_settings import KVSettings
 from pagoda.settings import BOOLS, Setting, Settings, fields
 from pagoda.settings_file import refuse_unknown, settings_file, with_hyphens
 
@@ -44,7 +45,7 @@ EncoderWeights = Literal["file", "q8_0"]
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings(Settings):
+class EngineSettings(KVSettings):
     """What the engine needs to start."""
 
     model: Annotated[
@@ -73,9 +74,6 @@ class EngineSettings(Settings):
         EncoderWeights,
         Setting("Of models that make embeddings: as in the file, or rounded to 8 bits, half as fast again."),
     ] = "file"
-    kv_type: Annotated[
-        Literal["f16", "bf16", "f32", "int8", "fp8"], Setting("Number type of the KV cache; fp8 on GPUs alone.")
-    ] = "f16"
     max_context: Annotated[
         int | None, Setting("Longest prompt + output in tokens; the model's own by default.", minimum=1)
     ] = None
@@ -92,20 +90,9 @@ class EngineSettings(Settings):
     max_num_seqs: Annotated[
         int | None, Setting("Sequences that run at once; by default 64 on a CPU and 256 on a GPU.", minimum=1)
     ] = None
-    kv_memory_bytes: Annotated[
-        int | None,
-        Setting(
-            "Size of the KV cache, as 4GiB; by default --max-num-seqs times 2048 tokens, or times --max-context if "
-            "given, within --memory-utilization, and on a GPU all that this allows.",
-            "kv-memory",
-            1,
-            size=True,
-        ),
-    ] = None
     memory_utilization: Annotated[
         float, Setting("Share of the memory available at start that Pagoda may take.", minimum=0.01, maximum=1)
     ] = 0.9
-    prefix_caching: Annotated[bool, Setting("Reuse the KV of prompts that begin alike.")] = True
     speculation: Annotated[
         tuple[str, ...],
         Setting(

@@ -61,6 +61,25 @@ def test_a_second_signal_stops_at_once(default_model: Path, tmp_path: Path) -> N
         assert time.monotonic() - start < 1.0
 
 
+def test_a_killed_server_finds_its_prefixes_again(default_model: Path, tmp_path: Path) -> None:
+    ask = ASK | {"prompt": "A lighthouse keeper counts ships. " * 40, "max_tokens": 8, "stream": False}
+    flags = ("--kv-offload", f"{tmp_path / 'kv'}:1GB")
+    with process(default_model, tmp_path / "first", *flags) as server:
+        first = server.client.post("/v1/completions", json=ask).json()
+        num_blocks = first["usage"]["prompt_tokens"] // 16
+        wait_for(lambda: len(list((tmp_path / "kv").glob("*/??/*-0"))) >= num_blocks)
+        server.popen.kill()
+        server.wait_end()
+    with process(default_model, tmp_path / "second", *flags) as server:
+        again = server.client.post("/v1/completions", json=ask).json()
+        metrics = server.client.get("/metrics").text
+    assert again["choices"][0]["text"] == first["choices"][0]["text"]
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in (first, again)]
+    assert cached == [0, (first["usage"]["prompt_tokens"] - 1) // 16 * 16]
+    (line,) = [line for line in metrics.splitlines() if "kv_offload_blocks" in line and '"read"' in line]
+    assert float(line.split()[-1]) == cached[1] / 16
+
+
 def test_a_busy_port_ends_with_a_sentence(default_model: Path, tmp_path: Path) -> None:
     with process(default_model, tmp_path / "log") as server:
         port = str(server.client.base_url.port)

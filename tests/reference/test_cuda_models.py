@@ -118,6 +118,25 @@ def test_preemption_changes_no_token(tmp_path: Path) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "int8", "fp8"])
+def test_blocks_come_back_as_they_were(kv_type: KVType) -> None:
+    model, zeros = loaded(model_of("llama"), kv_type), np.zeros(1, np.int32)
+    model.allocate_kv((3,))
+    step = Batch(zeros, zeros, np.array([0, 1], np.int32), zeros + 1, (zeros[:, None],), zeros)
+    run_batch(model, step)
+    contents = model.read_blocks(0, np.array([0, 1], np.int32))
+    assert contents.shape == (2, model.block_bytes(0))
+    assert contents[0].any()
+    model.write_blocks(0, np.array([2, 0], np.int32), contents)
+    np.testing.assert_array_equal(model.read_blocks(0, np.array([2, 0], np.int32)), contents)
+    follow = replace(step, positions=zeros + 1, context_lens=zeros + 2, block_tables=(zeros[:, None] + 2,))
+    straight = loaded(model_of("llama"), kv_type)
+    straight.allocate_kv((3,))
+    run_batch(straight, step)
+    expected = run_batch(straight, replace(follow, block_tables=(zeros[:, None],)))
+    np.testing.assert_array_equal(run_batch(model, follow), expected)
+
+
 def test_copied_blocks_and_wrong_steps() -> None:
     model = loaded(model_of("llama"), "int8")
     zeros = np.zeros(1, np.int32)

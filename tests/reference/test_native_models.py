@@ -13,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from paged_run import PagedRun, chunk, error, reference_run, run_steps
+from paged_run import PagedRun, chunk, error, move_blocks, reference_run, run_steps
 from pagoda import _native
 from pagoda.backends.base import Activation, KVType, run_batch
 from pagoda.backends.cpu import CpuBackend, CpuModel
@@ -272,6 +272,25 @@ def test_copied_blocks_continue_as_the_original_does(kv_type: KVType) -> None:
     np.testing.assert_array_equal(original, straight[25:])
     other = native_run(model_of("qwen2_windowed"), kv_type=kv_type)
     np.testing.assert_array_equal(forked, other.step({"a": chunk("a", 0, 25) + chunk("z", 25, 6)})["a"][25:])
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_blocks_that_were_moved_continue_as_the_original_does(kv_type: KVType) -> None:
+    run, other = (native_run(model_of("qwen2_windowed"), kv_type=kv_type) for _ in range(2))
+    run.step({"a": chunk("a", 0, 25)})
+    other.step({"b": chunk("b", 0, 20)})  # so that the blocks are not the same ones
+    move_blocks(run, other, "a")
+    np.testing.assert_array_equal(run.step({"a": chunk("a", 25, 6)})["a"], other.step({"a": chunk("a", 25, 6)})["a"])
+
+
+def test_moves_outside_of_the_pool_are_refused() -> None:
+    model = small_model()
+    size = model.block_bytes(0)
+    for blocks, shape in (([4], (1, size)), ([-1], (1, size)), ([0], (2, size)), ([0], (1, size - 1))):
+        with pytest.raises(ValueError, match="block"):
+            model.write_blocks(0, np.array(blocks, np.int32), np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="block"):
+        model.read_blocks(0, np.array([4], np.int32))
 
 
 @pytest.mark.parametrize("pairs", [[(0, 4)], [(4, 0)], [(-1, 0)], [(0, 1), (1, -2)], [(2**31 - 1, 0)]])

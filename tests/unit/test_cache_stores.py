@@ -14,10 +14,10 @@ import pytest
 
 from cache_parts import WIDTH, entry, unit
 from cache_servers import free_port, postgres_server, redis_server
-from pagoda.cache.crypt import Cipher
 from pagoda.cache.store import Selector, Store, StoreError
 from pagoda.cache.stores import open_store
 from pagoda.cache.stores.sqlite import SqliteStore
+from pagoda.crypt import Cipher
 from pagoda.errors import ConfigError
 
 Open = Callable[[], Store]

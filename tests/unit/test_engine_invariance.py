@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +15,8 @@ from engine_answers import MAX_CONTEXT, Choice, alone, gather
 from fake_backend import VOCAB_SIZE, FakeDevice, FakeModel, FakeRankingDevice, fake_engine
 from fake_constraint import FakeGrammar
 from fake_drafters import FakeDrafter
+from pagoda.engine.offload import KVOffload
+from pagoda.kv.block_files import BlockFiles
 from pagoda.kv.table import peak_blocks
 from pagoda.sampling.reference import ReferenceSampler
 from pagoda.sampling.sampler import Sampler
@@ -68,6 +72,7 @@ class EngineMachine(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         device=st.sampled_from([FakeModel, FakeDevice, FakeRankingDevice]),
         accuracy=st.sampled_from([None, 0.0, 0.6, 1.0]),
+        offloads=st.booleans(),
     )
     def start(
         self,
@@ -79,7 +84,10 @@ class EngineMachine(RuleBasedStateMachine):
         prefix_caching: bool,
         device: type[FakeModel],
         accuracy: float | None,
+        offloads: bool,
     ) -> None:
+        self.folder = TemporaryDirectory()
+        files = BlockFiles(Path(self.folder.name), 40_000, "fake") if offloads else None
         self.windows = windows
         self.model = device(windows)
         self.drafter = FakeDrafter(accuracy=accuracy or 0.0)
@@ -95,6 +103,7 @@ class EngineMachine(RuleBasedStateMachine):
             sampler=TopKSampler(VOCAB_SIZE) if device is FakeRankingDevice else self.sampler,
             drafters=[] if accuracy is None else [self.drafter],
             max_rows=max_num_seqs + spare_rows,
+            offload=None if files is None else KVOffload(self.model, files),
         )
         self.answers: dict[str, dict[int, Choice]] = {}
         self.requests: dict[str, Request] = {}
@@ -127,13 +136,22 @@ class EngineMachine(RuleBasedStateMachine):
         if self.engine.abort(request_id):
             self.aborted.add(request_id)
 
+    @rule(data=st.data())
+    def spoil(self, data: st.DataObject) -> None:
+        """A file of the KV that was moved out is cut short or overwritten."""
+        files = sorted(Path(self.folder.name).glob("fake/??/*-?"))
+        if files:
+            path = data.draw(st.sampled_from(files))
+            content = path.read_bytes()
+            path.write_bytes(data.draw(st.sampled_from([content[:-1], b"", content[:-8] + b"x" * 8])))
+
     @invariant()
     def in_order(self) -> None:
         if hasattr(self, "engine"):
             self.engine.check()
 
     def one_step(self) -> None:
-        had_work = bool(self.engine.scheduler.running) or bool(self.engine.scheduler.waiting)
+        had_work = self.engine.scheduler.has_work or bool(self.engine._restoring)
         num_batches = len(self.model.batches)
         result = self.engine.step()
         has_run = len(self.model.batches) > num_batches
@@ -158,6 +176,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert num_steps < 20_000, "somebody starves"
         assert self.engine.kv.num_used_blocks == 0
         self.engine.close()
+        self.folder.cleanup()
         for request in self.requests.values():
             self.compare(request)
 

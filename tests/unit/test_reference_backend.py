@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from op_graphs import Encoder, hidden_states_of
-from paged_run import PagedRun, reference_run
+from paged_run import PagedRun, move_blocks, reference_run
 from pagoda.backends import arithmetic, reference
 from pagoda.backends.base import AttentionSpec, KVGroup, RopeSpec, RopeStyle, run_batch
 from pagoda.models.registry import load_model
@@ -183,6 +183,14 @@ def test_copied_blocks_continue_the_sequence() -> None:
     run.step({"s": [1]})  # must not show in the fork
     expected = run_of("gemma3").step({"s": [*prompt, 2, 3]})["s"][-2:]
     np.testing.assert_array_equal(run.step({"fork": [2, 3]})["fork"], expected)
+
+
+def test_blocks_that_were_moved_continue_the_sequence() -> None:
+    prompt, run, other = tokens(20, 6), run_of("gemma3"), run_of("gemma3")
+    run.step({"s": prompt})
+    other.step({"t": tokens(5, 1)})  # so that the blocks are not the same ones
+    move_blocks(run, other, "s")
+    np.testing.assert_array_equal(run.step({"s": [2, 3]})["s"], other.step({"s": [2, 3]})["s"])
 
 
 def test_a_batch_may_want_no_logits() -> None:

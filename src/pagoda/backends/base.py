@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -254,6 +254,19 @@ class LoadedModel(Protocol):
 
     def close(self) -> None:
         """Free everything. Idempotent."""
+
+
+@runtime_checkable
+class MovableBlocks(Protocol):
+    """A loaded model whose KV blocks can be taken out and put back, by any process that loads the same model."""
+
+    def block_bytes(self, group: int) -> int: ...
+
+    def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
+        """The contents of blocks of a KV group. → [len(blocks), block_bytes(group)]"""
+
+    def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
+        """Put what `read_blocks` gave into blocks of the same group, be they the same or others."""
 
 
 def check_ends(batch: Batch, ends: Collection[str]) -> None:

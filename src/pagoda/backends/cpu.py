@@ -170,6 +170,14 @@ class CpuModel:
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         self.program.copy_blocks(group, np.ascontiguousarray(pairs, np.int32))
 
+    def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
+        out = np.empty((len(blocks), self.block_bytes(group)), np.uint8)
+        self.program.read_blocks(group, np.ascontiguousarray(blocks, np.int32), out)
+        return out
+
+    def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
+        self.program.write_blocks(group, np.ascontiguousarray(blocks, np.int32), np.ascontiguousarray(data))
+
     def close(self) -> None:
         """Weights, buffers and KV go with the last reference to the program: whoever still holds logits holds one."""
         self._program, self._results = None, {}

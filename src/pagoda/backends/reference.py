@@ -252,6 +252,17 @@ class ReferenceModel:
             for pool in (self.kv_pools[group].k, self.kv_pools[group].v):
                 pool[:, destination] = pool[:, source]
 
+    def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
+        pool = self.kv_pools[group]
+        both = np.stack([pool.k[:, blocks], pool.v[:, blocks]])  # [2, layers, N, ...]
+        return np.ascontiguousarray(np.moveaxis(both, 2, 0)).reshape(len(blocks), -1).view(np.uint8)
+
+    def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
+        pool = self.kv_pools[group]
+        shape = (len(blocks), 2, *pool.k[:, 0].shape)
+        both = np.moveaxis(np.ascontiguousarray(data).view(np.float32).reshape(shape), 0, 2)
+        pool.k[:, blocks], pool.v[:, blocks] = both
+
     def close(self) -> None:
         self._weights.clear()
         self.kv_pools, self._layers = (), {}

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from pagoda.cache.crypt import Cipher
 from pagoda.cache.entry import Answer, Entry
 from pagoda.cache.store import Selector
+from pagoda.crypt import Cipher
 from pagoda.types import FloatArray
 
 COLUMNS = ("key", "id", "partition", "space", "tenant", "model", "tags", "created", "expires", "ttl", "sliding", "body",

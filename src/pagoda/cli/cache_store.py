@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pagoda.cache.crypt import Cipher
 from pagoda.cache.entry import Entry
 from pagoda.cache.store import Selector, Store
 from pagoda.cache.stores import open_store
 from pagoda.cache_settings import CacheSettings
 from pagoda.cli.options import with_settings
 from pagoda.config import cache_dir
+from pagoda.crypt import Cipher
 from pagoda.errors import ConfigError
 
 SHOWN_CHARS = 100

@@ -51,6 +51,7 @@ class LoadedEncoder:
     checkpoint: Checkpoint
     adapters: AdapterStore
     chat_template: None = None
+    kv_files: None = None
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -25,9 +25,11 @@ from pagoda.backends.base import LoadedModel
 from pagoda.engine.drafters import Drafter, Drafting, Pace
 from pagoda.engine.logits import LogitsPlan, LogitsReader, StepLogits, WholeRows
 from pagoda.engine.masks import MaskPool
+from pagoda.engine.offload import KVOffload
 from pagoda.engine.opening import EngineTokenizer, SequenceOpener
 from pagoda.engine.pooled import embedded
 from pagoda.engine.recorder import StepRecorder
+from pagoda.engine.restoring import Restoring
 from pagoda.engine.runner import Runner, RunningStep, StagedStep
 from pagoda.engine.scheduler import Scheduler
 from pagoda.engine.sequence import SampledRun, Sequence, Status
@@ -36,6 +38,7 @@ from pagoda.engine.validation import validate_request
 from pagoda.engine.verify import sample_first, verify
 from pagoda.errors import RequestError
 from pagoda.kv.cache import KVCache
+from pagoda.kv.prefix import PROCESS_SECRET
 from pagoda.models.pooling import DEFAULT_POOLING, Pooling
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.params import MAX_LOGPROBS
@@ -67,12 +70,14 @@ class Engine:
         drafters: Seq[Drafter] = (),
         pace: Pace | None = None,
         pooling: Pooling = DEFAULT_POOLING,
+        offload: KVOffload | None = None,
     ) -> None:
         """`windows` and `num_blocks` describe the KV groups; one sequence of max_context tokens must fit in them.
 
         max_rows: rows of logits that the model can give in one step, at least max_num_seqs; more are good for drafts
         and prompt logprobs. overlap: plan the next step while an asynchronous model computes. drafters: who proposes
         tokens; of each sequence the first that has a guess. pooling: how a pooled request's prompt becomes a vector.
+        offload: where KV of idle prefixes goes.
         """
         model.allocate_kv(tuple(num_blocks))
         self.vocab_size, self.max_context, self.pooling = vocab_size, max_context, pooling
@@ -87,7 +92,10 @@ class Engine:
             max_context=max_context,
             copy=model.copy_blocks,
             prefix_caching=prefix_caching,
+            outside=offload,
         )
+        self.offload = offload
+        self._restoring = Restoring(self.kv, offload)
         self._drafting = Drafting(drafters, vocab_size, pace)
         self.scheduler = Scheduler(
             self.kv,
@@ -99,7 +107,10 @@ class Engine:
         limits = {"max_batch_tokens": max_batch_tokens, "max_num_seqs": max_num_seqs, "max_context": max_context}
         self._runner = Runner(model, self.kv, pooling.kind, **limits)
         self._reader = LogitsReader(model, sampler)
-        self._opener = SequenceOpener(tokenizer, sampler, pooling.kind, max_context=max_context, seed=seed)
+        secret = PROCESS_SECRET if offload is None else offload.files.secret
+        self._opener = SequenceOpener(
+            tokenizer, sampler, pooling.kind, max_context=max_context, seed=seed, prefix_secret=secret
+        )
         self._masks = MaskPool(vocab_size)
         self._recorder = StepRecorder()
         self._sequences: dict[str, list[Sequence]] = {}  # by request: its choices that have not ended
@@ -123,7 +134,8 @@ class Engine:
         choices = self._opener.open(request, self._num_added)
         self._sequences[request.id] = choices
         self._num_added += 1
-        self.scheduler.add(choices[0])
+        if not self._restoring.start(choices[0]):
+            self.scheduler.add(choices[0])
 
     def abort(self, request_id: str) -> bool:
         """End all choices of a request now; the next step reports it. False: no such request."""
@@ -136,7 +148,8 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would compute or report something."""
-        return bool(self._sequences) or bool(self._recorder)
+        is_moving = self.offload is not None and self.offload.has_work
+        return bool(self._sequences) or bool(self._recorder) or is_moving
 
     # One step
 
@@ -146,6 +159,9 @@ class Engine:
         Between steps the state is as if a running step were planned and not yet computed.
         """
         self._recorder.start()
+        if self._restoring:
+            for seq in self._restoring.finish(wait_for_one=not self.scheduler.has_work):
+                self.scheduler.add(seq)
         running, self._running = self._running, None
         if running is None:
             plan = self.scheduler.plan(time.monotonic())
@@ -159,6 +175,8 @@ class Engine:
         if running is not None:
             self._finish(running)
         self._recorder.draft_s = self._drafting.take_seconds()
+        if self.offload is not None:
+            self.offload.flush(wait=not self._sequences)
         return self._recorder.take(plan, self.scheduler)
 
     def _finish(self, running: RunningStep) -> None:
@@ -269,6 +287,8 @@ class Engine:
     def _end_all(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
         """End the choices of a request that have not ended by themselves."""
         for seq in list(self._sequences.get(request_id, ())):
+            if self._restoring.give_up(seq):
+                self.scheduler.add(seq)
             self._report_end(seq, reason, error)
             self._leave(seq, reason)
 
@@ -301,13 +321,15 @@ class Engine:
             del self._sequences[seq.request.id]
 
     def close(self) -> None:
-        """End the threads that compute masks. Idempotent."""
+        """End the threads that compute masks and move blocks. Idempotent."""
         self._masks.close()
+        if self.offload is not None:
+            self.offload.close()
 
     def check(self) -> None:
         """Every live sequence is where its status says, and nothing else is anywhere."""
         live = {seq for sequences in self._sequences.values() for seq in sequences}
         pending = {seq for seq in live if seq.status is Status.PENDING}
         assert pending == {child for seq in live for child in seq.children}
-        assert live - pending == {*self.scheduler.running, *self.scheduler.waiting}
+        assert live - pending == {*self.scheduler.running, *self.scheduler.waiting, *self._restoring}
         self.scheduler.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import pagoda
 from pagoda.adapters.place import Base
 from pagoda.backends.base import Backend, ForwardModel, LoadedModel
 from pagoda.config import EngineSettings
@@ -18,11 +20,13 @@ from pagoda.engine.drafters import Drafter
 from pagoda.engine.encoder_engine import LoadedEncoder, load_encoder_engine
 from pagoda.engine.engine import Engine
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
+from pagoda.engine.offload import KVOffload, open_offload
 from pagoda.engine.speculation.choose import check_speculation, choose_drafters, wants_draft_model
 from pagoda.engine.speculation.draft_load import LoadedDraft, load_draft
 from pagoda.engine.speculation.pacing import Pacer
 from pagoda.engine.thread import EngineThread
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
+from pagoda.kv.block_files import BlockFiles
 from pagoda.models.bert import is_encoder
 from pagoda.models.layers import Decoder
 from pagoda.models.pooling import Pooling, read_pooling
@@ -94,6 +98,11 @@ class LoadedEngine:
             "num_gpu_blocks": str(sum(self.kv_plan.num_blocks)),
             "sliding_window": str(next((w for w in self.kv_plan.footprint.windows if w is not None), None)),
         }
+
+    @property
+    def kv_files(self) -> BlockFiles | None:
+        """Where KV of idle prefixes is kept besides memory."""
+        return None if self.core.offload is None else self.core.offload.files
 
     def changed(self) -> str | None:
         """What has become of the model's files since they were opened; None: nothing that could be seen here."""
@@ -195,7 +204,8 @@ def _load(
         sampler = (Sampler if model.ranker is None else TopKSampler)(forward_model.vocab_size, isa=settings.isa)
         if draft is not None:
             drafters = (*drafters, draft.drafter(sampler, forward_model.vocab_size, kv_plan, settings))
-        core = _engine(settings, forward_model, model, tokenizer, sampler, kv_plan, drafters, pace, pooling)
+        offload = open_offload(settings, model, _kv_identity(settings, backend, checkpoint))
+        core = _engine(settings, forward_model, model, tokenizer, sampler, kv_plan, drafters, pace, pooling, offload)
     except BaseException:
         if draft is not None:
             draft.close()
@@ -279,6 +289,7 @@ def _engine(
     drafters: Sequence[Drafter],
     pace: Pacer | None,
     pooling: Pooling,
+    offload: KVOffload | None,
 ) -> Engine:
     return Engine(
         model,
@@ -298,4 +309,18 @@ def _engine(
         drafters=drafters,
         pace=pace,
         pooling=pooling,
+        offload=offload,
     )
+
+
+def _kv_identity(settings: EngineSettings, backend: Backend, checkpoint: Checkpoint) -> str:
+    """What keys and values depend on besides tokens and adapters: equal where one process can use another's."""
+    computed = (backend.name, getattr(backend, "isa", None), settings.activation_type, settings.batch_invariant)
+    parts = (
+        pagoda.__version__,
+        checkpoint.content_digest(),
+        settings.kv_type,
+        settings.rope_scaling,
+        settings.rope_theta,
+    )
+    return hashlib.blake2b(repr(parts + computed).encode(), digest_size=16).hexdigest()

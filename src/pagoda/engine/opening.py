@@ -9,6 +9,7 @@ from typing import Protocol
 
 from pagoda.engine.output import OutputText, TokenStream
 from pagoda.engine.sequence import Sequence
+from pagoda.kv.prefix import PROCESS_SECRET
 from pagoda.models.pooling import PoolingKind
 from pagoda.sampling.bad_words import token_sequences
 from pagoda.sampling.base import SamplerProtocol, StateSpec
@@ -45,7 +46,9 @@ class SequenceOpener:
         *,
         max_context: int,
         seed: int,
+        prefix_secret: bytes = PROCESS_SECRET,
     ) -> None:
+        self._prefix_secret = prefix_secret
         self._tokenizer = tokenizer
         self._sampler = sampler
         self._max_context = max_context
@@ -92,6 +95,7 @@ class SequenceOpener:
             output=OutputText(stream, params),
             pools_all=request.pooled and self._pools_all,
             constraint=None if request.constraint is None else request.constraint.start(),
+            prefix_secret=self._prefix_secret,
         )
 
     def _encode(self, text: str) -> list[int]:

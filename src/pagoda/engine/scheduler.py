@@ -123,6 +123,11 @@ class Scheduler:
                 insort(self.running, child, key=_rank)
         parent.children = []
 
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence runs or waits."""
+        return bool(self.running) or bool(self.waiting)
+
     def finish(self, seq: Sequence) -> None:
         """The sequence has ended, whatever its state: everything it holds comes back."""
         if seq.status is Status.RUNNING:

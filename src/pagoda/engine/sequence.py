@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from pagoda.engine.output import OutputText
-from pagoda.kv.prefix import prefix_root
+from pagoda.kv.prefix import PROCESS_SECRET, prefix_root
 from pagoda.kv.table import BlockTable
 from pagoda.sampling.base import SamplerProtocol, SamplerState
 from pagoda.types import (
@@ -103,6 +103,7 @@ class Sequence:
         output: OutputText,
         constraint: TokenConstraint | None = None,
         pools_all: bool = False,
+        prefix_secret: bytes = PROCESS_SECRET,
     ) -> None:
         self.request = request
         self.index = index
@@ -126,7 +127,7 @@ class Sequence:
         self.status = Status.PENDING if index else Status.WAITING
         self.table: BlockTable | None = None
         digest = None if request.adapter is None else request.adapter.digest
-        self.prefix_root = prefix_root(request.cache_salt, digest, request.tenant)
+        self.prefix_root = prefix_root(request.cache_salt, digest, request.tenant, prefix_secret)
         self.keys: list[bytes] = []  # prefix keys of the full blocks, grown on demand
         self.children: list[Sequence] = []  # choices to fork off once the prompt is computed
         scored = request.params.prompt_logprobs is not None and index == 0

@@ -14,39 +14,18 @@ is published for a draft and no window moves past what may still be needed; `tru
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from pagoda.kv.blocks import BlockPool
-from pagoda.kv.prefix import PrefixCache, extend_keys, first_needed_block, longest_match
+from pagoda.kv.group import GIVEN_BACK, KVGroupBlocks, Outside
+from pagoda.kv.prefix import extend_keys, first_needed_block, longest_match
 from pagoda.kv.table import BlockTable, blocks_for, peak_blocks
 from pagoda.types import BLOCK_SIZE, Int32Array
 
+WriteBlocks = Callable[[int, Int32Array, npt.NDArray[np.uint8]], None]  # `MovableBlocks.write_blocks`
 CopyBlocks = Callable[[int, Int32Array], None]  # (group, pairs [N, 2] of source and destination)
-
-GIVEN_BACK = -1  # in the int32 rows that backends read, for a block that a window has passed
-
-
-class _Group:
-    """Pool, prefix index and table rows of one KV group."""
-
-    def __init__(self, window: int | None, num_blocks: int, max_seqs: int, max_blocks: int) -> None:
-        self.window = window
-        self.pool = BlockPool(num_blocks)
-        self.prefix = PrefixCache(window)
-        self.rows: Int32Array = np.full((max_seqs, max_blocks), GIVEN_BACK, np.int32)
-
-    def take(self) -> int:
-        block, was_kept = self.pool.allocate()
-        if was_kept:
-            self.prefix.forget(block)
-        return block
-
-    def release(self, blocks: Iterable[int]) -> None:
-        pool, prefix = self.pool, self.prefix
-        for block in blocks:
-            pool.release(block, keep=block in prefix)
 
 
 class KVCache:
@@ -64,12 +43,17 @@ class KVCache:
         max_context: int,
         copy: CopyBlocks,
         prefix_caching: bool = True,
+        outside: Outside | None = None,
     ) -> None:
         self.windows = tuple(windows)
         self.num_blocks = tuple(num_blocks)
         self.max_blocks = blocks_for(max_context)
         self.prefix_caching = prefix_caching
-        self._groups = [_Group(w, n, max_seqs, self.max_blocks) for w, n in zip(windows, num_blocks, strict=True)]
+        self._outside = outside
+        self._groups = [
+            KVGroupBlocks(g, window, count, max_seqs, self.max_blocks, outside)
+            for g, (window, count) in enumerate(zip(windows, num_blocks, strict=True))
+        ]
         self._copy = copy
         self._free_rows = list(range(max_seqs - 1, -1, -1))
         self._tables: dict[int, BlockTable] = {}  # by row
@@ -113,6 +97,46 @@ class KVCache:
             return 0
         extend_keys(keys, prefix_root, tokens, num_tokens)
         return longest_match([group.prefix for group in self._groups], keys[: (num_tokens - 1) // BLOCK_SIZE])
+
+    def elsewhere(
+        self, prefix_root: bytes, keys: list[bytes], tokens: array[int], num_tokens: int
+    ) -> list[tuple[int, bytes]]:
+        """Blocks, by group and key, with which more of tokens[:num_tokens] would be cached than is; see `restore`."""
+        if self._outside is None or not self.prefix_caching:
+            return []
+        num_cached = self.match(prefix_root, keys, tokens, num_tokens)
+        leading = keys[: (num_tokens - 1) // BLOCK_SIZE]
+        outside = self._outside
+        most = longest_match([group.prefix for group in self._groups], leading, lambda g, key: (g, key) in outside)
+        if most <= num_cached:
+            return []
+        return [
+            (g, key)
+            for g, group in enumerate(self._groups)
+            for key in leading[first_needed_block(most * BLOCK_SIZE, group.window) : most]
+            if not group.prefix.has(key)
+        ]
+
+    def restore(
+        self,
+        keys: Sequence[bytes],
+        contents: Sequence[tuple[tuple[int, bytes], npt.NDArray[np.uint8]]],
+        write: WriteBlocks,
+    ) -> None:
+        """Publish blocks that came from elsewhere, of the prefix with these keys, as far as there are free ones."""
+        for g, group in enumerate(self._groups):
+            held = [group.prefix.block(key) for key in keys if group.prefix.has(key)]
+            for block in held:  # not to be given up for what comes after them
+                group.pool.share(block)
+            given = [(key, data) for (of, key), data in contents if of == g and not group.prefix.has(key)]
+            given = given[: group.pool.num_free]
+            taken = [group.take() for _ in given]
+            if taken:
+                write(g, np.array(taken, np.int32), np.stack([data for _, data in given]))
+            for (key, _), block in zip(given, taken, strict=True):
+                group.prefix.publish(key, block)
+            group.release(reversed(taken))
+            group.release(reversed(held))
 
     def can_open(
         self, keys: Sequence[bytes], num_cached: int, num_tokens: int, chunk: int, reserved: Sequence[int]
@@ -255,10 +279,10 @@ class KVCache:
 
     # Inside
 
-    def _peak(self, group: _Group, num_tokens: int, chunk: int) -> int:
+    def _peak(self, group: KVGroupBlocks, num_tokens: int, chunk: int) -> int:
         return peak_blocks(num_tokens, group.window, chunk)
 
-    def _cached(self, group: _Group, keys: Sequence[bytes], first: int, end: int) -> list[int]:
+    def _cached(self, group: KVGroupBlocks, keys: Sequence[bytes], first: int, end: int) -> list[int]:
         return [group.prefix.block(key) for key in keys[first:end]]
 
     def _must_copy(self, table: BlockTable) -> bool:
@@ -278,7 +302,7 @@ class KVCache:
                 table.blocks[g][-1] = own
                 group.rows[table.row, table.num_blocks - 1] = own
             elif shared in group.prefix:
-                group.prefix.forget(shared)
+                group.forget(shared)
 
     def _publish(self, table: BlockTable, tokens: array[int], num_computed: int) -> None:
         extend_keys(table.keys, table.prefix_root, tokens, num_computed)

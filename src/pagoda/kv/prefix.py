@@ -1,34 +1,36 @@
 """Which block holds which prefix: a full block is published under a hash of everything before and in it.
 
-The key of block i is a keyed BLAKE2b of (key of block i - 1, its 16 tokens); the chain starts from the tenant, its
-cache salt and the adapter. The hash key is drawn at start, so no tenant can prepare tokens that collide with another's.
+The key of block i is a BLAKE2b of (key of block i - 1, its 16 tokens); the chain starts from a keyed one of the tenant,
+its cache salt and the adapter. Its secret is drawn at start, or lies beside blocks that outlive the process
+(`offload.py`), so no tenant can prepare tokens that collide with another's.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import blake2b
 
 from pagoda.types import BLOCK_SIZE
 
 KEY_BYTES = 16
 
-_PROCESS_KEY = os.urandom(32)
+PROCESS_SECRET = os.urandom(32)
 
 
-def prefix_root(salt: str, adapter: str | None, tenant: str = "") -> bytes:
+def prefix_root(salt: str, adapter: str | None, tenant: str = "", secret: bytes = PROCESS_SECRET) -> bytes:
     """Start of the chain; `adapter` is the digest of its content.
 
     Prefixes are shared between equal roots only, so never between tenants: otherwise the time to
-     the first token would tell one tenant what another has asked."""
+    the first token would tell one tenant what another has asked."""
     parts = [
         salt.encode("utf-8", "surrogatepass"),
         b"" if adapter is None else b"+" + adapter.encode(),
         tenant.encode(),
     ]
-    hasher = blake2b(digest_size=KEY_BYTES, key=_PROCESS_KEY)
+    hasher = blake2b(digest_size=KEY_BYTES, key=secret)
     for part in parts:
         hasher.update(len(part).to_bytes(8, "little") + part)
     return hasher.digest()
@@ -39,7 +41,7 @@ def extend_keys(keys: list[bytes], prefix_root: bytes, tokens: array[int], num_t
     previous = keys[-1] if keys else prefix_root
     for start in range(len(keys) * BLOCK_SIZE, num_tokens - BLOCK_SIZE + 1, BLOCK_SIZE):
         content = previous + tokens[start : start + BLOCK_SIZE].tobytes()
-        previous = blake2b(content, digest_size=KEY_BYTES, key=_PROCESS_KEY).digest()
+        previous = blake2b(content, digest_size=KEY_BYTES).digest()
         keys.append(previous)
 
 
@@ -75,16 +77,27 @@ class PrefixCache:
             self._block_of[key] = block
             self._key_of[block] = key
 
+    def key(self, block: int) -> bytes:
+        """Under which key the block is published."""
+        return self._key_of[block]
+
     def forget(self, block: int) -> None:
         """The block's content is lost."""
         del self._block_of[self._key_of.pop(block)]
 
-    def usable(self, keys: Sequence[bytes]) -> list[bool]:
-        """Element m: whether this group has all that a sequence with m cached blocks would need of it. [M + 1]"""
+    def has(self, key: bytes) -> bool:
+        return key in self._block_of
+
+    def usable(self, keys: Sequence[bytes], elsewhere: Callable[[bytes], bool] | None = None) -> list[bool]:
+        """Element m: whether this group has all that a sequence with m cached blocks would need of it. [M + 1]
+
+        elsewhere: says of further keys that their blocks can be had.
+        """
         result = [True]
         run_len = 0  # published blocks in a row that end with block m - 1
         for m, key in enumerate(keys, start=1):
-            run_len = run_len + 1 if key in self._block_of else 0
+            is_there = key in self._block_of or (elsewhere is not None and elsewhere(key))
+            run_len = run_len + 1 if is_there else 0
             result.append(run_len >= m - first_needed_block(m * BLOCK_SIZE, self.window))
             if run_len == 0 and self.window is None:
                 break
@@ -97,9 +110,13 @@ class PrefixCache:
             assert 0 <= block < num_blocks
 
 
-def longest_match(groups: Sequence[PrefixCache], keys: Sequence[bytes]) -> int:
-    """The most leading blocks that every group can serve."""
-    usable = [group.usable(keys) for group in groups]
+def longest_match(
+    groups: Sequence[PrefixCache], keys: Sequence[bytes], elsewhere: Callable[[int, bytes], bool] | None = None
+) -> int:
+    """The most leading blocks that every group can serve; elsewhere: whether one that is not here can be had."""
+    usable = [
+        group.usable(keys, None if elsewhere is None else partial(elsewhere, g)) for g, group in enumerate(groups)
+    ]
     for m in range(min(len(column) for column in usable) - 1, 0, -1):
         if all(column[m] for column in usable):
             return m

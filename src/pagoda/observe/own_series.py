@@ -91,6 +91,11 @@ class ServerSeries:
         )  # fmt: skip
         self.adapters_in_memory = Gauge("adapters_in_memory", "Adapters in memory.", "adapters")
         self.adapters_bytes = Gauge("adapters_bytes", "Memory that they take.", "bytes")
+        self.kv_offload_blocks = LabelledCounter(
+            "kv_offload_blocks", "KV blocks in --kv-offload: written, read, rejected as spoiled, removed for room.",
+            "event", ("written", "read", "rejected", "evicted"), unit="blocks",
+        )  # fmt: skip
+        self.kv_offload_bytes = Gauge("kv_offload_bytes", "Size of the files in --kv-offload.", "bytes")
         self.header_requests = LabelledCounter(
             "header_requests", "Requests by the value of a header that --metrics-header allows.", ("header", "value"),
             unit="requests",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pagoda.cache.cache import SemanticCache
-from pagoda.cache.crypt import Cipher
 from pagoda.cache.embedder import Embedder
 from pagoda.cache.entry import digest
 from pagoda.cache.policy import Policy
@@ -14,6 +13,7 @@ from pagoda.cache.stores import open_store
 from pagoda.cache.verifier import Verifier, load_verifier
 from pagoda.cache_settings import CacheSettings
 from pagoda.config import cache_dir
+from pagoda.crypt import Cipher
 from pagoda.engine.embedder import load_embedder
 from pagoda.errors import ConfigError
 from pagoda.observe.metrics import Metrics

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, Protocol
 
 from pagoda.cache.cache import SemanticCache
 from pagoda.config import ServerSettings
 from pagoda.engine.adapters import AdapterStore
 from pagoda.errors import EngineError, OverloadedError, UnavailableError
+from pagoda.kv.block_files import BlockFiles
 from pagoda.observe.cost import CostSettings
 from pagoda.observe.metrics import Metrics
 from pagoda.server.accounts import Accounts, make_ledger
@@ -73,6 +74,9 @@ class Loaded(Protocol):
 
     @property
     def traits(self) -> VectorTraits: ...
+
+    @property
+    def kv_files(self) -> BlockFiles | None: ...
 
     @property
     def cache_config(self) -> dict[str, str]: ...
@@ -155,7 +159,7 @@ class Model:
         if self.accounts.tracing is not None:
             self.engine.before_sinks.append(self.accounts.tracing.note)
         self.engine.on_step += [self.metrics.record, self.history.record, speed.record]
-        self.metrics.before_collect.append(self._count_adapters)
+        self.metrics.before_collect += [self._count_adapters, self._count_offload]
         self._measuring.daemon = True
         self._measuring.start()
 
@@ -177,6 +181,13 @@ class Model:
     def _count_adapters(self) -> None:
         self.metrics.server.adapters_in_memory.value = self.store.num_in_memory
         self.metrics.server.adapters_bytes.value = self.store.num_bytes
+
+    def _count_offload(self) -> None:
+        files = self.loaded.kv_files
+        if files is not None:
+            for event, count in asdict(files.counts).items():
+                self.metrics.server.kv_offload_blocks.values[event,] = count
+            self.metrics.server.kv_offload_bytes.value = files.num_bytes
 
     def _find_roofline(self) -> None:
         roofline = roofline_of(self.loaded)

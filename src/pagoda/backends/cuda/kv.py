@@ -74,6 +74,23 @@ class KVPool:
         k_scale, v_scale = (scales[at] for scales in self._scales) if self._scales else (None, None)
         return KVLayer(self.k[at], self.v[at], k_scale, v_scale, self.kind)
 
+    def read(self, blocks: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+        """The blocks' contents, part after part. → [N, bytes]"""
+        chosen = torch.from_numpy(blocks.astype(np.int64)).to(self.k.device)
+        parts = [pool[:, chosen].transpose(0, 1).contiguous() for pool in (self.k, self.v, *self._scales)]
+        return np.concatenate([part.view(len(blocks), -1).view(torch.uint8).cpu().numpy() for part in parts], axis=1)
+
+    def write(self, blocks: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> None:
+        """Put back what `read` gave."""
+        chosen = torch.from_numpy(blocks.astype(np.int64)).to(self.k.device)
+        start = 0
+        for pool in (self.k, self.v, *self._scales):
+            shape = (len(blocks), pool.shape[0], *pool.shape[2:])
+            size = pool[:, 0].numel() * pool.element_size()
+            part = torch.from_numpy(np.ascontiguousarray(data[:, start : start + size])).view(pool.dtype).view(shape)
+            pool[:, chosen] = part.to(pool.device).transpose(0, 1)
+            start += size
+
     def copy(self, pairs: npt.NDArray[np.int32]) -> None:
         """pairs [N, 2] of source and destination block. ValueError: one is outside of the pool."""
         if pairs.size == 0:

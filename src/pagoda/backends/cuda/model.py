@@ -198,6 +198,14 @@ class CudaModel:
         with torch.inference_mode():
             self._pools[group].copy(pairs)
 
+    def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
+        with torch.inference_mode():
+            return self._pools[group].read(blocks)
+
+    def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
+        with torch.inference_mode():
+            self._pools[group].write(blocks, data)
+
     def close(self) -> None:
         """Weights, buffers, graphs and KV go with the last reference."""
         self._program, self._graphs, self._staged = None, None, None

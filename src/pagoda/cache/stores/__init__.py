@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pagoda.cache.crypt import Cipher
 from pagoda.cache.store import Store
+from pagoda.crypt import Cipher
 from pagoda.errors import ConfigError
 
 ADDRESSES = "memory, sqlite, sqlite:FILE, redis://HOST[:PORT][/DB] or postgresql://USER@HOST/DATABASE"

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pagoda.cache.crypt import Cipher
 from pagoda.cache.entry import Entry, digest
 from pagoda.cache.row import COLUMNS, Dialect, entry_of, row_of, where_of
 from pagoda.cache.store import Selector, StoreError
+from pagoda.crypt import Cipher
 from pagoda.errors import ConfigError
 from pagoda.types import FloatArray
 

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pagoda.cache.crypt import Cipher
 from pagoda.cache.entry import Entry
 from pagoda.cache.row import COLUMNS, entry_of, row_of
 from pagoda.cache.store import Selector, StoreError
+from pagoda.crypt import Cipher
 from pagoda.errors import ConfigError
 from pagoda.types import FloatArray
 

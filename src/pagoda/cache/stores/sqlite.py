@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pagoda.cache.crypt import Cipher
 from pagoda.cache.entry import Entry
 from pagoda.cache.index import Indexes
 from pagoda.cache.row import COLUMNS, Dialect, entry_of, row_of, vector_of, where_of
 from pagoda.cache.store import Selector, StoreError
+from pagoda.crypt import Cipher
 from pagoda.types import FloatArray
 
 VERSION = 1

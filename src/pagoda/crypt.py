@@ -1,7 +1,4 @@
-"""Questions and answers at rest: as they are, or sealed with AES-256-GCM under a key that the operator holds.
-
-Vectors are not sealed, since stores compare them; what a question is about can be guessed from its vector.
-"""
+"""What is kept at rest, sealed with AES-256-GCM under a key that the operator holds."""
 
 from __future__ import annotations
 
@@ -14,18 +11,16 @@ NONCE_BYTES = 12
 
 
 class Cipher:
-    """Seals bytes to the key of their entry, so that no sealed answer can be put in another's place."""
+    """Seals bytes to their place, so that nothing sealed can be put in another's."""
 
-    def __init__(self, secret: str) -> None:
-        """`secret`: at least 16 characters; the key is its SHA-256. Raises ConfigError."""
+    def __init__(self, secret: str, setting: str = "PAGODA_CACHE_KEY") -> None:
+        """`secret`: at least 16 characters; the key is its SHA-256. `setting` is where it came from. ConfigError."""
         if len(secret) < 16:
-            raise ConfigError("PAGODA_CACHE_KEY has fewer than 16 characters: `openssl rand -hex 32` makes a good one")
+            raise ConfigError(f"{setting} has fewer than 16 characters: `openssl rand -hex 32` makes a good one")
         try:
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
         except ImportError:
-            raise ConfigError(
-                "PAGODA_CACHE_KEY needs the package cryptography: pip install 'pagoda-llm[cache]'"
-            ) from None
+            raise ConfigError(f"{setting} needs the package cryptography: pip install 'pagoda-llm[cache]'") from None
         self._aead = AESGCM(hashlib.sha256(secret.encode()).digest())
 
     def seal(self, data: bytes, place: str) -> bytes:

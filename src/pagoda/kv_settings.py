@@ -1,0 +1,38 @@
+"""Settings of the KV cache: `EngineSettings` holds them, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pagoda.settings import Setting, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class KVSettings(Settings):
+    """How keys and values are kept, and where those of idle prefixes go."""
+
+    kv_type: Annotated[
+        Literal["f16", "bf16", "f32", "int8", "fp8"], Setting("Number type of the KV cache; fp8 on GPUs alone.")
+    ] = "f16"
+    kv_memory_bytes: Annotated[
+        int | None,
+        Setting(
+            "Size of the KV cache, as 4GiB; by default --max-num-seqs times 2048 tokens, or times --max-context if "
+            "given, within --memory-utilization, and on a GPU all that this allows.",
+            "kv-memory",
+            1,
+            size=True,
+        ),
+    ] = None
+    prefix_caching: Annotated[bool, Setting("Reuse the KV of prompts that begin alike.")] = True
+    kv_offload: Annotated[
+        str | None,
+        Setting(
+            "PATH:SIZE, as /var/cache/pagoda:20GB: KV of idle prefixes is kept in that folder, too, and found again "
+            "after eviction and after a restart."
+        ),
+    ] = None
+    kv_offload_key: Annotated[
+        str | None, Setting("Encrypt that folder with this secret; best set as PAGODA_KV_OFFLOAD_KEY.", secret=True)
+    ] = None
