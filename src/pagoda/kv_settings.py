@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pagoda.settings import Setting, Settings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KVSettings(Settings):
     """How keys and values are kept, and where those of idle prefixes go."""
 
