@@ -9,13 +9,15 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: its threads 
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from pagoda.sources import resolve
 
 # The same examples in every run, so that what passed once passes elsewhere; `--hypothesis-profile=random` draws others.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("random", derandomize=False)
+# How fast a busy machine draws them is no fault of the code.
+SLOW = (HealthCheck.too_slow,)
+settings.register_profile("repeatable", derandomize=True, suppress_health_check=SLOW)
+settings.register_profile("random", derandomize=False, suppress_health_check=SLOW)
 settings.load_profile("repeatable")
 
 
