@@ -115,4 +115,4 @@ def test_a_replica_killed_under_load(replicas: list[Process]) -> None:
         assert len(failed) <= 2, "a replica runs two at once: the others had no token"
         assert len(whole) + len(failed) == 12
         assert gated.gateway.metrics.gateway.failures.values.get(("a", "early"), 0) > 0
-        assert [one.healthy for one in gated.gateway.router.upstreams] == [False, True]
+        assert [one.healthy for one in gated.gateway.router.replicas] == [False, True]

@@ -251,13 +251,13 @@ def test_silence_and_deadlines_end() -> None:
         assert (response.status_code, "nothing came for 0.3 s" in response.text) == (502, True)
     with gating(hang.url) as gated:
         assert gated.chat(deadline_ms=200).status_code == 504
-        assert gated.gateway.router.upstreams[0].healthy
+        assert gated.gateway.router.replicas[0].healthy
 
 
 def test_an_upstream_that_hangs_is_left_while_there_is_no_token() -> None:
     hang, good = Scripted(lambda sock, body: time.sleep(5)), answering("Good.")
     with gating(*first(hang, good)) as gated:
-        upstream = gated.gateway.router.upstreams[0]
+        upstream = gated.gateway.router.replicas[0]
 
         def leave() -> None:
             wait_for(lambda: hang.bodies)

@@ -75,7 +75,7 @@ async def show_model(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """Alive, and how the upstreams are."""
     gateway = service_of(request).loaded
-    states = [] if gateway is None else upstream_states(gateway.router.upstreams)
+    states = [] if gateway is None else upstream_states(gateway.router.replicas)
     return json_response({"status": "ok", "upstreams": states})
 
 
@@ -83,7 +83,7 @@ async def ready(request: Request) -> Response:
     """Ready: some upstream answers, and nobody has asked to shut down."""
     service = service_of(request)
     phase: str = service.phase
-    if service.ready and service.loaded is not None and not any(u.healthy for u in service.loaded.router.upstreams):
+    if service.ready and service.loaded is not None and not any(u.healthy for u in service.loaded.router.replicas):
         phase = "no upstream answers"
     if phase != "ready":
         return json_response(error_body(f"not ready: {phase}", 503, code="not_ready"), 503, {"Retry-After": "2"})

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from pagoda.cache.policy import DEFAULT_OPTIONS
 from pagoda.errors import RequestError
-from pagoda.gateway.prefixes import prefix_hashes
+from pagoda.routing.prefixes import prefix_hashes
 from pagoda.server.call import Call
 from pagoda.server.json_body import parse_json
 from pagoda.server.requests import new_id

@@ -17,13 +17,13 @@ from pagoda.config import ServerSettings
 from pagoda.errors import OverloadedError, UnavailableError
 from pagoda.gateway.health import Health
 from pagoda.gateway.question import UpstreamAsking, UpstreamIdentity
-from pagoda.gateway.router import Router
 from pagoda.gateway.settings import GatewaySettings, UpstreamSettings
 from pagoda.gateway.streams import Upstreams, UpstreamStream
 from pagoda.gateway.upstream import Upstream
 from pagoda.observe.cost import CostSettings
 from pagoda.observe.metrics import Metrics
 from pagoda.observe.token_prices import TokenLedger, parse_prices
+from pagoda.routing.router import Router
 from pagoda.server.accounts import Accounts
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.budgets import Budgets
@@ -100,7 +100,7 @@ class Gateway:
 
     def _names_of(self, model: str | None) -> str:
         """What the upstreams call a model: with another there, kept answers are another model's."""
-        return " ".join(sorted({one.settings.models.get(model or "", model or "") for one in self.router.upstreams}))
+        return " ".join(sorted({one.settings.models.get(model or "", model or "") for one in self.router.replicas}))
 
     def _saved(self, call: Call, answer: Answer) -> None:
         """The cache has answered a call."""
@@ -111,7 +111,7 @@ class Gateway:
         """An upstream has worked on a call: charge it, and count it as a server with an engine would."""
         call, choice = stream.call, stream.choice
         assert choice is not None
-        series, name = self.metrics.gateway, choice.upstream.name
+        series, name = self.metrics.gateway, choice.replica.name
         self.ledger.charge(call.requests[0].id, call.tenant, call.model or "", usage)
         series.estimated.value += is_estimate
         series.prompt_tokens.add(name, usage.prompt_tokens)
@@ -147,7 +147,7 @@ class Gateway:
 
     def _update_series(self) -> None:
         series = self.metrics.gateway
-        for one in self.router.upstreams:
+        for one in self.router.replicas:
             series.in_flight.values[one.name] = one.in_flight
             series.healthy.values[one.name] = float(one.healthy)
 
@@ -155,7 +155,7 @@ class Gateway:
         """As /v1/models shows them: all that some upstream is known to have."""
         return [
             {"id": name, "object": "model", "created": self.created, "owned_by": "pagoda-gateway"}
-            for name in self.router.models()
+            for name in self.upstreams.models()
         ]
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ class Gateway:
         self.health.close()
         if self.caching is not None:
             self.caching.close()
-        for one in self.router.upstreams:
+        for one in self.router.replicas:
             one.close()
 
 

@@ -16,15 +16,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pagoda.config import load_rows, secret_from
 from pagoda.errors import ConfigError
+from pagoda.routing.router import Routing
 from pagoda.settings import Setting, Settings
 from pagoda.settings_file import refuse_unknown
 
-Routing = Literal["affinity", "load", "random"]
 ROW_KEYS = ("url", "name", "weight", "key-env", "models", "fallback")
 
 

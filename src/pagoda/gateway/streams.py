@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import orjson
 
 from pagoda.client import HttpError
-from pagoda.errors import DeadlineError, UpstreamError
+from pagoda.errors import DeadlineError, ModelNotFoundError, UpstreamError
 from pagoda.gateway.call import CHAT, COMPLETIONS, UpstreamCall, UpstreamDelta, with_model
 from pagoda.gateway.replies import BadAnswerError, Relay
-from pagoda.gateway.router import Choice, Journey, Router
 from pagoda.gateway.upstream import Reply, Upstream, UpstreamFailure
 from pagoda.observe.gateway_series import GatewaySeries
+from pagoda.routing.router import Choice, Journey, Router
 from pagoda.server.call import UPSTREAM, Call, DeltaStream
 from pagoda.server.failures import DescribedError, error_body
 from pagoda.types import Delta, Usage
@@ -38,7 +38,7 @@ class OnEnd(Protocol):
 class Upstreams:
     """Opens streams on upstreams."""
 
-    def __init__(self, router: Router, series: GatewaySeries, *, retries: int, on_end: OnEnd) -> None:
+    def __init__(self, router: Router[Upstream], series: GatewaySeries, *, retries: int, on_end: OnEnd) -> None:
         self.router = router
         self.series = series
         self.retries = retries
@@ -56,6 +56,17 @@ class Upstreams:
             stream.close()
             raise
         return stream
+
+    def models(self) -> list[str]:
+        """Names that clients can ask for, as far as they are known."""
+        return sorted({name for one in self.router.replicas for name in one.settings.models or one.listed or ()})
+
+    def unknown(self, model: str | None) -> ModelNotFoundError:
+        """Nobody has the model."""
+        known = self.models()
+        names = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+        has = names or "none that is known yet"
+        return ModelNotFoundError(f"The model `{model}` does not exist. The upstreams have {has}.")
 
     @property
     def num_streams(self) -> int:
@@ -82,7 +93,7 @@ class UpstreamStream:
     def __init__(self, upstreams: Upstreams, call: UpstreamCall) -> None:
         self._upstreams = upstreams
         self.call = call
-        self.choice: Choice | None = None
+        self.choice: Choice[Upstream] | None = None
         self.first_token: float | None = None  # time.monotonic() seconds
         self.sent: float | None = None  # when the upstream that answers was asked
         self.is_whole = False
@@ -103,7 +114,7 @@ class UpstreamStream:
         """Find an upstream that begins to answer."""
         while self._reply is None:
             choice = self._next()
-            upstream, call = choice.upstream, self.call
+            upstream, call = choice.replica, self.call
             self._upstreams.series.count_request(upstream.name, choice.why)
             self._tried.add(upstream)
             self.choice, self.sent, self._relay = choice, time.monotonic(), Relay(call)
@@ -152,7 +163,7 @@ class UpstreamStream:
         reply, relay = self._reply, self._relay
         assert reply is not None
         assert self.choice is not None
-        upstream = self.choice.upstream
+        upstream = self.choice.replica
         try:
             if not self.call.streams:
                 deltas = relay.whole(await reply.rest())
@@ -172,7 +183,7 @@ class UpstreamStream:
         self._tell_end(deltas[-1].usage or relay.estimate())
         yield deltas
 
-    def _next(self) -> Choice:
+    def _next(self) -> Choice[Upstream]:
         """The next upstream to ask. Raises what is to be told when there is none."""
         if self._error is not None:
             raise self._error
@@ -181,7 +192,7 @@ class UpstreamStream:
             raise _exhausted(self._failures)
         choice = self._upstreams.router.choose(journey, self._tried)
         if choice is None:
-            raise _exhausted(self._failures) if self._failures else self._upstreams.router.unknown(call.model)
+            raise _exhausted(self._failures) if self._failures else self._upstreams.unknown(call.model)
         return choice
 
     def _headers(self) -> Mapping[str, str]:
@@ -202,12 +213,12 @@ class UpstreamStream:
             self._reply.close()
             self._reply = None
         if self.choice is not None:
-            self.choice.upstream.give_back()
+            self.choice.replica.give_back()
             self.choice = None
 
     def give_up(self, upstream: Upstream) -> None:
         """Stop waiting for this upstream, if that is the one, and it has said nothing yet."""
-        if self.choice is not None and self.choice.upstream is upstream and self.first_token is None:
+        if self.choice is not None and self.choice.replica is upstream and self.first_token is None:
             self._moves = upstream
             self._break_off()
 

@@ -11,8 +11,8 @@ from contextlib import aclosing
 import orjson
 
 from pagoda.client import Head, HttpClient, HttpError, status_error
-from pagoda.gateway.prefixes import PrefixIndex
 from pagoda.gateway.settings import UpstreamSettings
+from pagoda.routing.prefixes import PrefixIndex
 
 RECENT_S = 60.0  # over which what an upstream was sent fades
 MAX_IDLE = 256  # connections kept for later
@@ -57,6 +57,14 @@ class Upstream:
         self._rests_until = 0.0
         self._recent = 0.0  # requests, fading
         self._noted = clock()
+
+    @property
+    def weight(self) -> float:
+        return self.settings.weight
+
+    @property
+    def fallback(self) -> bool:
+        return self.settings.fallback
 
     # What it has to do
 

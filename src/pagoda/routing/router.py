@@ -1,11 +1,11 @@
-"""Which upstream gets a request: one that has read how it begins, unless it has more to do than others.
+"""Which replica gets a request: one that has read how it begins, unless it has more to do than others.
 
     1. those that have the model and answer; fallbacks only where no other does
     2. the one where the request's session went, or where most of its beginning was read, if it is not overloaded
     3. otherwise the lesser loaded of two that are drawn at random
 
 Overloaded is who has more than 1.5 times as much to do as the least loaded one: now, and for who is chosen by prefix
-over the last minute, too. So a prompt that all requests begin with comes to live on all upstreams that share the work.
+over the last minute, too. So a prompt that all requests begin with comes to live on all replicas that share the work.
 """
 
 from __future__ import annotations
@@ -14,15 +14,50 @@ import random
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
 
-from pagoda.errors import ModelNotFoundError
-from pagoda.gateway.settings import Routing
-from pagoda.gateway.upstream import Upstream
+from pagoda.routing.prefixes import PrefixIndex
+
+Routing = Literal["affinity", "load", "random"]
 
 OVERLOAD = 1.5  # times the least load
 SLACK = 2.0  # requests that make no overload
 WORTH = 0.25  # of a request's pieces that must have been read, that the place where they were matters
 MAX_SESSIONS = 65_536
+
+
+class Replica(Protocol):
+    """Something that can answer, as routing sees it."""
+
+    name: str
+    healthy: bool  # it answers
+    prefixes: PrefixIndex  # of what it was sent
+
+    @property
+    def weight(self) -> float:
+        """Its share beside others'."""
+
+    @property
+    def fallback(self) -> bool:
+        """Whether it is asked only where no other answers."""
+
+    @property
+    def load(self) -> float:
+        """What it has to do now, for its weight."""
+
+    @property
+    def recent(self) -> float:
+        """What it was sent lately, for its weight."""
+
+    @property
+    def rests(self) -> bool:
+        """Whether it has asked to be left alone for now."""
+
+    def name_of(self, model: str | None) -> str | None:
+        """What it calls the model; None: it does not have it."""
+
+
+R = TypeVar("R", bound=Replica)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,61 +66,53 @@ class Journey:
 
     model: str | None = None
     prefix: tuple[int, ...] = ()  # hashes of the pieces of its text
-    session: str | None = None  # those of the same go to the same upstream
+    session: str | None = None  # those of the same go to the same replica
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """An upstream, and why it was chosen."""
+class Choice(Generic[R]):
+    """A replica, and why it was chosen."""
 
-    upstream: Upstream
+    replica: R
     why: str  # session, prefix, load, random, only
     matched: int = 0  # pieces of the request that it has read
 
 
-class Router:
-    """Chooses among `upstreams`."""
+class Router(Generic[R]):
+    """Chooses among `replicas`."""
 
-    def __init__(self, upstreams: Sequence[Upstream], routing: Routing = "affinity", seed: int | None = None) -> None:
-        self.upstreams = tuple(upstreams)
+    def __init__(self, replicas: Sequence[R], routing: Routing = "affinity", seed: int | None = None) -> None:
+        self.replicas = tuple(replicas)
         self._routing = routing
         self._random = random.Random(seed)
         self._sessions: OrderedDict[str, str] = OrderedDict()
 
-    def choose(self, journey: Journey, without: Collection[Upstream] = ()) -> Choice | None:
+    def choose(self, journey: Journey, without: Collection[R] = ()) -> Choice[R] | None:
         """None: nobody but those of `without` has the model."""
-        having = [u for u in self.upstreams if u not in without and u.name_of(journey.model) is not None]
+        having = [u for u in self.replicas if u not in without and u.name_of(journey.model) is not None]
         able = _best_there_are(having)
         if not able:
             return None
         choice = self._among(able, journey)
         if journey.session is not None:
-            self._sessions[journey.session] = choice.upstream.name
+            self._sessions[journey.session] = choice.replica.name
             self._sessions.move_to_end(journey.session)
             if len(self._sessions) > MAX_SESSIONS:
                 self._sessions.popitem(last=False)
         return choice
 
-    def unknown(self, model: str | None) -> ModelNotFoundError:
-        """Nobody has the model."""
-        return ModelNotFoundError(f"The model `{model}` does not exist. The upstreams have {names(self.models())}.")
-
-    def models(self) -> list[str]:
-        """Names that clients can ask for, as far as they are known."""
-        return sorted({name for one in self.upstreams for name in one.settings.models or one.listed or ()})
-
-    def _among(self, able: Sequence[Upstream], journey: Journey) -> Choice:
+    def _among(self, able: Sequence[R], journey: Journey) -> Choice[R]:
         if len(able) == 1:
             return Choice(able[0], "only", able[0].prefixes.matched(journey.prefix))
         if self._routing == "random":
-            weights = [one.settings.weight for one in able]
+            weights = [one.weight for one in able]
             return Choice(self._random.choices(able, weights)[0], "random")
         if self._routing == "affinity" and (choice := self._affine(able, journey)) is not None:
             return choice
         chosen = least_loaded(self._random.sample(able, 2) if len(able) > 2 else able)
         return Choice(chosen, "load", chosen.prefixes.matched(journey.prefix))
 
-    def _affine(self, able: Sequence[Upstream], journey: Journey) -> Choice | None:
+    def _affine(self, able: Sequence[R], journey: Journey) -> Choice[R] | None:
         """Where the session or the prefix lives; None: nowhere, or there is too much to do."""
         matches = {one: one.prefixes.matched(journey.prefix) for one in able}
         lightest, calmest = min(one.load for one in able), min(one.recent for one in able)
@@ -102,27 +129,21 @@ class Router:
         return Choice(nearest, "prefix", matches[nearest])
 
 
-def bound(least: float, upstream: Upstream) -> float:
-    """What the upstream may have to do, where another has `least`, without being overloaded."""
-    return OVERLOAD * least + SLACK / upstream.settings.weight
+def bound(least: float, replica: Replica) -> float:
+    """What the replica may have to do, where another has `least`, without being overloaded."""
+    return OVERLOAD * least + SLACK / replica.weight
 
 
-def least_loaded(upstreams: Sequence[Upstream]) -> Upstream:
+def least_loaded(replicas: Sequence[R]) -> R:
     """By requests under way, and where they are equal by those of the last minute."""
-    return min(upstreams, key=lambda one: (one.load, one.recent))
+    return min(replicas, key=lambda one: (one.load, one.recent))
 
 
-def names(values: Sequence[str]) -> str:
-    """For messages: the first few."""
-    more = f" and {len(values) - 8} more" if len(values) > 8 else ""
-    return ", ".join(values[:8]) + more if values else "none that is known yet"
-
-
-def _best_there_are(having: Sequence[Upstream]) -> list[Upstream]:
+def _best_there_are(having: Sequence[R]) -> list[R]:
     """Those that answer, before fallbacks, before those that rest; where none is left, those that did not answer."""
     healthy = [one for one in having if one.healthy]
     awake = [one for one in healthy if not one.rests]
     for group in (awake, healthy, list(having)):
-        if first := [one for one in group if not one.settings.fallback] or group:
+        if first := [one for one in group if not one.fallback] or group:
             return first
     return []

@@ -1,4 +1,4 @@
-"""How requests begin, as hashes of pieces of their text, and which of those an upstream has lately read.
+"""How requests begin, as hashes of pieces of their text, and which of those a replica has lately read.
 
 A hash stands for its piece and for all that is before it, as the keys of a prefix cache do. No tokenizer is needed:
 texts that begin alike become tokens that begin alike, but for the last one.
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 PIECE_BYTES = 256  # some 64 tokens, four blocks of KV
 MAX_PIECES = 4096  # of one request: 1 MiB of text
-MAX_HELD = 65_536  # of one upstream
+MAX_HELD = 65_536  # of one replica
 
 
 def prefix_hashes(parts: Iterable[bytes]) -> tuple[int, ...]:
@@ -26,7 +26,7 @@ def prefix_hashes(parts: Iterable[bytes]) -> tuple[int, ...]:
 
 
 class PrefixIndex:
-    """Hashes of what an upstream was sent, those used longest ago forgotten first."""
+    """Hashes of what a replica was sent, those used longest ago forgotten first."""
 
     def __init__(self, max_held: int = MAX_HELD) -> None:
         self._max_held = max_held
@@ -40,7 +40,7 @@ class PrefixIndex:
         return len(hashes)
 
     def add(self, hashes: Sequence[int]) -> None:
-        """The upstream reads these. The first pieces are forgotten last: without them the others are worth nothing."""
+        """The replica reads these. The first pieces are forgotten last: without them the others are worth nothing."""
         held = self._held
         for one in reversed(hashes):
             held[one] = None

@@ -1,0 +1,1 @@
+"""Where requests go among replicas: in `pagoda gateway`, and in the planner's simulation of a fleet."""
