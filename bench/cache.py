@@ -17,11 +17,14 @@ apart. Give it pairs that the verifier was not trained on.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +34,11 @@ import numpy as np
 from pagoda.cache.cache import SemanticCache
 from pagoda.cache.entry import Answer, Entry, digest, entry_id
 from pagoda.cache.pairs import Pair, read_pairs
-from pagoda.cache.policy import DEFAULT_OPTIONS, Policy, Question
+from pagoda.cache.policy import Policy, Question
+from pagoda.cache.replay import Asked, Truth, replay_at
 from pagoda.cache.rules import Rules
 from pagoda.cache.store import Selector, Store
 from pagoda.cache.stores import open_store
-from pagoda.cache.stores.memory import MemoryStore
 from pagoda.cache.verifier import Verifier, load_verifier
 from pagoda.engine.embedder import Embedder, load_embedder
 from pagoda.types import FloatArray
@@ -44,6 +47,7 @@ PARTITION = "bench"
 NUM_QUESTIONS = 5000
 SHARES = {"repeat": 0.3, "paraphrase": 0.1, "look-alike": 0.1}
 SHADOW = 0.05
+WRITERS = 4
 DRESSES: tuple[Callable[[str], str], ...] = (
     str.lower,
     str.upper,
@@ -60,7 +64,7 @@ def median_and_tail(seconds: Sequence[float]) -> str:
     return f"p50 {np.percentile(seconds, 50) * 1000:7.2f} ms   p99 {np.percentile(seconds, 99) * 1000:7.2f} ms"
 
 
-def fill(store: Store, count: int, space: str, width: int) -> None:
+def entries_of(count: int, space: str, width: int) -> Iterator[Entry]:
     """Entries of random directions in one partition."""
     rng, now = np.random.default_rng(1), time.time()
     for place in range(count):
@@ -69,7 +73,24 @@ def fill(store: Store, count: int, space: str, width: int) -> None:
         answer = Answer(((f"Answer {place}. " * 20, tuple(range(80))),), "stop", None, 20, 80)
         question = f"What is thing number {place} of the {place % 97} kinds?"
         vector /= np.linalg.norm(vector)
-        store.put(Entry(entry_id(key), PARTITION, key, "t", "m", question, answer, vector, space, now, now + 1e6, 1e6))
+        yield Entry(entry_id(key), PARTITION, key, "t", "m", question, answer, vector, space, now, now + 1e6, 1e6)
+
+
+def fill(store: Store, count: int, space: str, width: int) -> None:
+    """Several threads, as a server's writers would: a store behind a socket waits more than it computes."""
+    entries, lock = entries_of(count, space, width), threading.Lock()
+
+    def write() -> None:
+        while True:
+            with lock:
+                entry = next(entries, None)
+            if entry is None:
+                return
+            store.put(entry)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for done in [pool.submit(write) for _ in range(WRITERS)]:
+            done.result()
 
 
 def latency(store: Store, name: str, entries: int, lookups: int, embedder: Embedder, verifier: Verifier) -> None:
@@ -110,7 +131,7 @@ def wait_for_graph(store: Store, embedder: Embedder) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Labelled:
     """A question of the stream; those of one group want one answer."""
 
     text: str
@@ -139,7 +160,7 @@ def told_apart(pairs: Sequence[Pair], groups: dict[str, int]) -> set[frozenset[i
     return {frozenset((groups[pair.a], groups[pair.b])) for pair in pairs if not pair.same}
 
 
-def make_stream(pairs: Sequence[Pair], seed: int) -> list[Asked]:
+def make_stream(pairs: Sequence[Pair], seed: int) -> list[Labelled]:
     """Each derived question comes somewhere after the one that it derives from."""
     rng, groups = random.Random(seed), groups_of(pairs)
     shuffled = rng.sample(list(pairs), len(pairs))
@@ -152,75 +173,52 @@ def make_stream(pairs: Sequence[Pair], seed: int) -> list[Asked]:
     firsts = [pair.a for pair in (*same, *different)]
     firsts += list(dict.fromkeys(fresh))[: num_first - len(firsts)]
     repeats = [rng.choice(firsts) for _ in range(counts["repeat"])]
-    placed = [(rng.random(), Asked(text, groups[text])) for text in firsts]
+    placed = [(rng.random(), Labelled(text, groups[text])) for text in firsts]
     places = {asked.text: place for place, asked in placed}
     for original, text, group in (
         *[(text, rng.choice(DRESSES)(text), groups[text]) for text in repeats],
         *[(pair.a, pair.b, groups[pair.b]) for pair in (*same, *different)],
     ):
-        placed.append((rng.uniform(places[original], 1), Asked(text, group)))
+        placed.append((rng.uniform(places[original], 1), Labelled(text, group)))
     return [asked for _, asked in sorted(placed, key=lambda one: one[0])]
 
 
-@dataclass(slots=True)
-class Outcome:
-    """Of one stream."""
+def truth_of(stream: Sequence[Labelled], apart: set[frozenset[int]]) -> Truth:
+    """Of questions that no label joins or tells apart it is not known."""
 
-    hits: int = 0
-    wrong: int = 0
-    by_meaning: int = 0
-    wrong_by_meaning: int = 0
-    unknown: int = 0  # hits by meaning between questions that no label joins or tells apart
-    bypassed: int = 0
-    checks: int = 0
+    def truth(one: int, other: int) -> bool | None:
+        a, b = stream[one].group, stream[other].group
+        return True if a == b else False if frozenset((a, b)) in apart else None
+
+    return truth
 
 
-def replay(
-    stream: Sequence[Asked], cache: SemanticCache, vectors: dict[str, FloatArray], apart: set[frozenset[int]], seed: int
-) -> Outcome:
-    """Ask all questions, one after the other. The answer of a question is its group."""
-    rng, outcome = random.Random(seed), Outcome()
-    for asked in stream:
-        ttl, _ = cache.policy.lifetime([asked.text], DEFAULT_OPTIONS)
-        if not ttl:
-            outcome.bypassed += 1
-            continue
-        question = Question(asked.text, PARTITION, "t", "m", None, ttl)
-        found, vector = cache.find_same(question), None
-        if found.kind is None and question.is_comparable:
-            vector = vectors[asked.text]
-            found = cache.find_alike(question, vector)
-        candidate = found.candidate
-        other = None if candidate is None else int(candidate.entry.answer.text)
-        right = other == asked.group
-        known = other is not None and (right or frozenset((other, asked.group)) in apart)
-        if found.kind is not None:
-            outcome.hits += 1
-            outcome.wrong += known and not right
-            if found.kind == "meaning":
-                outcome.by_meaning += 1
-                outcome.wrong_by_meaning += known and not right
-                outcome.unknown += not known
-                checked = rng.random() < SHADOW
-                outcome.checks += checked
-                if candidate is not None and known and checked:
-                    cache.evidence.learn(candidate.log_odds, right, hit=True)
-            continue
-        if candidate is not None and known:
-            cache.evidence.learn(candidate.log_odds, right)
-        cache.keep(question, Answer(((str(asked.group), ()),)), vector)
-    return outcome
+def write_stream(
+    path: Path, stream: Sequence[Labelled], vectors: dict[str, FloatArray], apart: set[frozenset[int]]
+) -> None:
+    """One stream with its vectors, for a peer that is asked the same."""
+    texts = list(dict.fromkeys(one.text for one in stream))
+    np.savez(
+        path,
+        asked=json.dumps([[one.text, one.group] for one in stream]),
+        texts=json.dumps(texts),
+        vectors=np.stack([vectors[text] for text in texts]),
+        apart=json.dumps([sorted(pair) for pair in apart if len(pair) == 2]),
+    )
 
 
 def streams(
-    pairs: Sequence[Pair], verifier: Verifier, embedder: Embedder, limits: Sequence[float], shuffles: int
-) -> None:
+    pairs: Sequence[Pair], verifier: Verifier, embedder: Embedder, limits: Sequence[float], shuffles: int,
+    written: Path | None,
+) -> None:  # fmt: skip
     """A table of what each setting saves, and how often it is wrong."""
     made = [make_stream(pairs, seed) for seed in range(shuffles)]
     apart = told_apart(pairs, groups_of(pairs))
     texts = list(dict.fromkeys(asked.text for stream in made for asked in stream))
     print(f"embedding {len(texts)} questions")
     vectors = dict(zip(texts, embedder.embed(texts), strict=True))
+    if written is not None:
+        write_stream(written, made[0], vectors, apart)
     print(
         f"{'max wrong':>9} {'saved':>8} {'wrong of hits':>14} {'by meaning':>11} {'wrong of these':>15} {'above in':>9}"
         f" {'unknown':>8}"
@@ -228,8 +226,10 @@ def streams(
     for limit in limits:
         outcomes = []
         for seed, stream in enumerate(made):
-            cache = SemanticCache(MemoryStore(), embedder, verifier, Policy(Rules()), max_wrong=limit)
-            outcomes.append(replay(stream, cache, vectors, apart, seed))
+            asked = [Asked(one.text, vectors[one.text]) for one in stream]
+            truth = truth_of(stream, apart)
+            policy = Policy(Rules())
+            outcomes.append(replay_at(asked, embedder, verifier, policy, truth, limit, shadow=SHADOW, seed=seed))
         saved = np.mean([(one.hits - one.checks) / NUM_QUESTIONS for one in outcomes])
         wrong = np.mean([one.wrong / max(one.hits, 1) for one in outcomes])
         meaning = np.mean([one.by_meaning for one in outcomes])
@@ -257,11 +257,13 @@ def main() -> None:
     replaying.add_argument("--verifier", type=Path)
     replaying.add_argument("--max-wrong", default="0.01,0.02,0.05,0.1")
     replaying.add_argument("--shuffles", type=int, default=20)
+    replaying.add_argument("--write", type=Path, help="Write the first stream here, for bench/peer_gptcache.py.")
     args = parser.parse_args()
     embedder = load_embedder(threads=1, weights="q8_0")
     if args.verb == "stream":
         limits = [float(text) for text in args.max_wrong.split(",")]
-        return streams(read_pairs(args.pairs), load_verifier(args.verifier), embedder, limits, args.shuffles)
+        verifier = load_verifier(args.verifier)
+        return streams(read_pairs(args.pairs), verifier, embedder, limits, args.shuffles, args.write)
     for name in args.store.split(","):
         with tempfile.TemporaryDirectory() as folder, server(name, Path(folder)) as address:
             store = open_store(address, Path(folder))
@@ -279,7 +281,7 @@ def server(name: str, folder: Path) -> Iterator[str]:
         with redis_server(folder) as (address, _):
             yield address
     elif name == "postgres":
-        with postgres_server(folder / "data") as address:
+        with postgres_server() as address:
             yield address
     else:
         yield name

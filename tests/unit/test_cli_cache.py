@@ -16,6 +16,7 @@ from pagoda.cache.stores.sqlite import SqliteStore
 from pagoda.cli.main import app
 
 runner = CliRunner()
+SUBJECTS = ("rust", "gold", "iron", "tin", "zinc")
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +61,19 @@ def test_stats_search_show_and_delete(store: list[str]) -> None:
     assert "there is no entry" in str(run("show", first[1], *store).exception)
 
 
-def test_train_and_evaluate(tmp_path: Path) -> None:
-    subjects, lines = ["rust", "gold", "iron", "tin", "zinc"], []
+def write_pairs(path: Path) -> None:
+    """900 pairs; those of one subject are the same."""
+    lines = []
     for number in range(900):
-        a, b = subjects[number % 5], subjects[number // 5 % 5]
+        a, b = SUBJECTS[number % 5], SUBJECTS[number // 5 % 5]
         pair = {"a": f"How is {a} made {number}?", "b": f"How do they make {b}?", "same": int(a == b)}
         lines.append(json.dumps(pair if number % 3 else pair | {"b": f"How is {a} made?", "same": 1}))
+    path.write_text("\n".join(lines))
+
+
+def test_train_and_evaluate(tmp_path: Path) -> None:
     pairs, verifier, picture = tmp_path / "p.jsonl", tmp_path / "v.json", tmp_path / "curve.svg"
-    pairs.write_text("\n".join(lines))
+    write_pairs(pairs)
     assert run("train", str(pairs), "-o", str(verifier)).exit_code == 0
     result = run("evaluate", str(pairs), "--verifier", str(verifier), "--plot", str(picture), "--json")
     shape = json.loads(result.output)
@@ -77,3 +83,29 @@ def test_train_and_evaluate(tmp_path: Path) -> None:
     assert picture.read_text().count("<polyline") == 2
     assert "20%" in run("evaluate", str(pairs), "--verifier", str(verifier)).output
     assert "another embedder" in str(run("evaluate", str(pairs)).exception)
+
+
+def test_evaluate_replays_a_log(tmp_path: Path) -> None:
+    """Questions of one subject get one answer; every third is a repeat of the first of its subject in other clothes."""
+    lines = []
+    for number in range(900):
+        subject = SUBJECTS[number % 5]
+        question = f"how is {subject} MADE" if number % 3 == 0 else f"How do they make {subject} {number}?"
+        lines.append({"question": question, "answer": f"Out of {subject}.", "partition": "p"})
+    lines.append({"question": "Where is my order?", "answer": "Here."})
+    pairs, log, verifier, picture = (tmp_path / name for name in ("p.jsonl", "log.jsonl", "v.json", "curve.svg"))
+    write_pairs(pairs)
+    log.write_text("\n".join(map(json.dumps, lines)))
+    assert run("train", str(pairs), "-o", str(verifier)).exit_code == 0
+    options = ("--verifier", str(verifier), "--plot", str(picture))
+    shape = json.loads(run("evaluate", str(log), *options, "--json").output)
+    assert (shape["questions"], shape["bypassed"], shape["same_words"]) == (901, 1, 295)
+    assert shape["repeats"] > 500
+    assert set(shape["max_wrong"]) == {"0.01", "0.02", "0.05", "0.1"}
+    strict, loose = shape["max_wrong"]["0.01"], shape["max_wrong"]["0.1"]
+    assert 295 <= strict["hits"] <= loose["hits"]
+    assert strict["wrong"] <= 0.01 * strict["hits"]
+    assert picture.read_text().count("<polyline") == 2
+    shown = run("evaluate", str(log), *options).output
+    assert "901 questions, 295 of them repeats of the same words" in shown
+    assert "--cache-max-wrong" in shown

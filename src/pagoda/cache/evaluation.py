@@ -34,18 +34,21 @@ class Curve:
         return float(self.scores[good[-1]]) if len(good) else None
 
 
-def curve(name: str, scores: Sequence[float] | npt.NDArray[np.float32], same: Sequence[bool]) -> Curve:
+def curve(
+    name: str, scores: Sequence[float] | npt.NDArray[np.float32], same: Sequence[bool], num_same: int | None = None
+) -> Curve:
+    """`num_same`: true repeats that there are, where not all of them are among the pairs."""
     values = np.asarray(scores, np.float64)
     truth = np.asarray(same, bool)
     order = np.argsort(-values, kind="stable")
     ranked, right = values[order], np.cumsum(truth[order])
     count = np.arange(1, len(values) + 1)
-    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    num_same = max(int(truth.sum()), 1)
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(values)])
+    total = max(int(truth.sum()) if num_same is None else num_same, 1)
     return Curve(
         name,
-        right[ends] / num_same,
+        right[ends] / total,
         1 - right[ends] / count[ends],
-        count[ends] / len(values),
+        count[ends] / max(len(values), 1),
         ranked[ends],
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagoda.cache.lines import read_json_lines
 from pagoda.errors import ConfigError
 
 
@@ -20,18 +19,10 @@ class Pair:
 def read_pairs(path: Path) -> list[Pair]:
     """Raises ConfigError naming the line."""
     pairs = []
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in read_json_lines(path):
         try:
-            row = json.loads(line)
             a, b, same = row["a"], row["b"], row["same"]
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise ConfigError(f'{path}, line {number}: not {{"a": …, "b": …, "same": 0 or 1}}') from None
         if not isinstance(a, str) or not isinstance(b, str) or same not in (0, 1):
             raise ConfigError(f"{path}, line {number}: a and b are texts, same is 0 or 1")

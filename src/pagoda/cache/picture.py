@@ -1,4 +1,4 @@
-"""Curves of an evaluation as an SVG picture: the share of wrong hits over the share of true repeats found."""
+"""Curves of an evaluation as an SVG picture: the share of wrong ones among hits over the hit rate."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def draw(curves: Sequence[Curve], title: str) -> str:
         parts.append(f'<text x="{_x(0) - 6}" y="{y + 4}" text-anchor="end">{share:.0%}</text>')
     for place, curve in enumerate(curves):
         color = COLORS[place % len(COLORS)]
-        step = max(1, len(curve.found) // 600)
-        points = zip(curve.found[::step], np.minimum(curve.wrong[::step], MAX_WRONG), strict=True)
-        path = " ".join(f"{_x(found):.1f},{_y(wrong):.1f}" for found, wrong in points)
+        step = max(1, len(curve.hits) // 600)
+        points = zip(curve.hits[::step], np.minimum(curve.wrong[::step], MAX_WRONG), strict=True)
+        path = " ".join(f"{_x(hits):.1f},{_y(wrong):.1f}" for hits, wrong in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
         y = MARGIN + 16 * place
         parts.append(f'<text x="{_x(0) + 12}" y="{y}" fill="{color}">{escape(curve.name)}</text>')
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">true repeats found</text>')
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">hit rate</text>')
     parts.append(
         f'<text x="16" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {HEIGHT / 2})">'
         "wrong ones among hits</text></svg>"

@@ -1,19 +1,18 @@
-"""`pagoda cache train` and `pagoda cache evaluate`: making a verifier, and measuring one."""
+"""`pagoda cache train` and `pagoda cache evaluate`: making a verifier, and measuring one on pairs or on a log."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
 
-from pagoda.cache.evaluation import LEVELS, Curve, curve
 from pagoda.cache.pairs import read_pairs
 from pagoda.cache.picture import draw
-from pagoda.cache.training import train, vectors_of
+from pagoda.cache.question_log import is_question_log, read_question_log
+from pagoda.cache.report import log_report, pairs_report
+from pagoda.cache.training import train
 from pagoda.cache.verifier import load_verifier
 from pagoda.engine.embedder import DEFAULT_EMBEDDER, load_embedder
 from pagoda.errors import ConfigError, OutputError
@@ -40,49 +39,34 @@ def train_verifier(
 
 
 def evaluate(
-    pairs: Annotated[Path, typer.Argument(help="Lines {a, b, same}, plain or gzipped, that were not trained on.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAIRS_OR_LOG",
+            help="Lines {a, b, same} that were not trained on, or {question, answer} as --cache-log writes them.",
+        ),
+    ],
     verifier: Annotated[
         Path | None, typer.Option(help="What `pagoda cache train` made; Pagoda's own by default.")
     ] = None,
     embedder: Annotated[str, typer.Option(help=EMBEDDER_HELP)] = DEFAULT_EMBEDDER,
-    plot: Annotated[Path | None, typer.Option(help="Draw wrong hits over repeats found into this SVG file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw wrong hits over the hit rate into this SVG file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print how many true repeats are found at 2, 5, 10 and 20 % wrong hits, by cosine alone and by the verifier."""
-    rows, judge = read_pairs(pairs), load_verifier(verifier)
+    """Print how many true repeats are found at 2, 5, 10 and 20 % wrong hits, by cosine alone and by the verifier.
+
+    A log is replayed: what a cache would have saved at each --cache-max-wrong is printed, too.
+    """
+    judge = load_verifier(verifier)
+    log = read_question_log(file) if is_question_log(file) else None
+    pairs = read_pairs(file) if log is None else []
     model = load_embedder(embedder, weights="q8_0")  # as the server computes
     if not judge.fits(model):
         raise ConfigError(f"the verifier was trained for another embedder than {embedder}: run `pagoda cache train`")
-    same = [pair.same for pair in rows]
-    if all(same) or not any(same):
-        raise ConfigError(f"{pairs}: all pairs have the same label, so nothing can be measured")
-    left, right = vectors_of(rows, model)
-    odds = judge.of_pairs([(pair.a, pair.b) for pair in rows], left, right)
-    curves = [curve("cosine", np.einsum("nd,nd->n", left, right), same), curve("verifier", odds, same)]
+    report = pairs_report(pairs, judge, model) if log is None else log_report(log, judge, model)
     if plot is not None:
         try:
-            plot.write_text(draw(curves, f"{len(rows)} pairs of {pairs.name}"), encoding="utf-8")
+            plot.write_text(draw(report.curves, f"{report.about} of {file.name}"), encoding="utf-8")
         except OSError as error:
             raise OutputError(f"{plot}: cannot be written: {error.strerror}") from None
-    shape = report(curves, same)
-    typer.echo(json.dumps(shape) if as_json else as_text(shape))
-
-
-def report(curves: Sequence[Curve], same: Sequence[bool]) -> dict[str, Any]:
-    return {
-        "pairs": len(same),
-        "same": sum(same),
-        "found": {one.name: {f"{level:g}": round(one.found_at(level), 4) for level in LEVELS} for one in curves},
-        "from_score": {one.name: {f"{level:g}": one.score_at(level) for level in LEVELS} for one in curves},
-    }
-
-
-def as_text(shape: dict[str, Any]) -> str:
-    lines = [
-        f"{shape['pairs']} pairs, {shape['same']} of them of one meaning; true repeats found:",
-        "wrong hits   " + "".join(f"{name:>10}" for name in shape["found"]),
-    ]
-    for level in LEVELS:
-        found = "".join(f"{shape['found'][name][f'{level:g}']:>10.1%}" for name in shape["found"])
-        lines.append(f"{f'{level:.0%}':<13}{found}")
-    return "\n".join(lines)
+    typer.echo(json.dumps(report.shape) if as_json else report.text())
