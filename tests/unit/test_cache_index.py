@@ -54,6 +54,23 @@ def test_random_changes(approximate: bool, monkeypatch: pytest.MonkeyPatch) -> N
     assert right >= (190 if approximate else 200)
 
 
+@pytest.mark.parametrize("approximate", [False, True])
+def test_filled_at_once_and_changed_afterwards(approximate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if approximate:
+        pytest.importorskip("usearch")
+        monkeypatch.setattr(index_module, "EXACT_UP_TO", 60)
+    indexes, rows = Indexes(), unit_rows(100, 1)
+    indexes.fill("p", "s", [f"k{place}" for place in range(100)], rows)
+    assert settled(indexes._indexes["p", "s"]) or not approximate
+    assert indexes.nearest("p", "s", rows[7], 1)[0][1] == "k7"
+    indexes.remove("p", "s", "k7")
+    indexes.put("p", "s", "new", rows[7])
+    indexes.put("p", "s", "further", -rows[7])
+    assert next(key for _, key in indexes.nearest("p", "s", rows[7], 200)) == "new"
+    assert indexes.nearest("p", "s", -rows[7], 1)[0][1] == "further"
+    assert len(indexes._indexes["p", "s"]) == 101
+
+
 def test_vectors_of_another_width_find_nothing() -> None:
     index = VectorIndex()
     index.put("a", unit_rows(1, 1)[0])

@@ -36,7 +36,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
                 if kind == "redis":
                     addresses[kind] = stack.enter_context(redis_server(folder))[0]
                 else:
-                    addresses[kind] = stack.enter_context(postgres_server(folder / "data"))
+                    addresses[kind] = stack.enter_context(postgres_server())
             return addresses[kind]
 
         yield address

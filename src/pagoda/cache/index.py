@@ -6,6 +6,7 @@ The graph is built on a thread of its own, from a copy, while searches go on exa
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,14 +48,27 @@ class VectorIndex:
         """`vector`: [d], of length 1."""
         self.remove(key)
         if not self._free:
-            self._grow(len(vector))
+            self._grow(len(vector), 2 * len(self._keys))  # many partitions are conversations of one question
         row = self._free.pop()
         self._matrix[row], self._keys[row], self._rows[key] = vector, key, row
         if self._graph is not None:
             self._graph.add(row, vector)
         elif self._changed is not None:
             self._changed.add(row)
-        elif len(self._rows) > EXACT_UP_TO and Index is not None:
+        else:
+            self._build_when_large()
+
+    def fill(self, keys: Sequence[str], vectors: FloatArray) -> None:
+        """Put many into an empty index at once. `keys` are distinct; `vectors`: [N, d]"""
+        self._grow(vectors.shape[1], len(keys))
+        count = len(keys)
+        self._matrix[:count], self._keys[:count] = vectors, keys
+        self._rows = {key: row for row, key in enumerate(keys)}
+        self._free = list(range(len(self._keys) - 1, count - 1, -1))
+        self._build_when_large()
+
+    def _build_when_large(self) -> None:
+        if len(self._rows) > EXACT_UP_TO and Index is not None:
             self._changed = set()
             rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
             threading.Thread(target=self._build, args=(rows, self._matrix[rows])).start()
@@ -114,9 +128,10 @@ class VectorIndex:
                 self._graph, self._changed = graph, None
             return rows, self._matrix[rows]
 
-    def _grow(self, width: int) -> None:
+    def _grow(self, width: int, size: int) -> None:
+        """Make room for so many rows, at least for one more."""
         old = len(self._keys)
-        size = max(2 * old, 1)  # many partitions are conversations of one question
+        size = max(size, old + 1)
         matrix = np.zeros((size, width), np.float32)
         if old:
             matrix[:old] = self._matrix
@@ -135,6 +150,12 @@ class Indexes:
     def put(self, partition: str, space: str, key: str, vector: FloatArray) -> None:
         with self.lock:
             self._indexes.setdefault((partition, space), VectorIndex(self.lock)).put(key, vector)
+
+    def fill(self, partition: str, space: str, keys: Sequence[str], vectors: FloatArray) -> None:
+        """Put many at once where none is yet. `keys` are distinct; `vectors`: [N, d], N above 0"""
+        with self.lock:
+            index = self._indexes[partition, space] = VectorIndex(self.lock)
+            index.fill(keys, vectors)
 
     def remove(self, partition: str, space: str, key: str) -> None:
         """Nothing happens where it is not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from pagoda.types import FloatArray
 
 COLUMNS = ("key", "id", "partition", "space", "tenant", "model", "tags", "created", "expires", "ttl", "sliding", "body",
            "vector")  # fmt: skip
+UNIT_ERROR = 1e-2  # of a squared length
 # What a selector states → the condition, with a place for the parameter of that name.
 CONDITIONS = {"key": "key = {}", "id": "id = {}", "tenant": "tenant = {}", "model": "model = {}",
               "created_before": "created < {}", "expired_at": "expires <= {}"}  # fmt: skip
@@ -100,6 +102,18 @@ def vector_of(blob: bytes) -> FloatArray | None:
     return vector if is_unit(vector) else None
 
 
+def vectors_of(rows: Sequence[tuple[str, bytes]]) -> tuple[list[str], FloatArray]:
+    """The keys whose vectors are whole, and these [N, d], out of (key, blob); those of another width are left out."""
+    width = Counter(len(blob) for _, blob in rows).most_common(1)[0][0] if rows else 0
+    if not width or width % 4:
+        return [], np.empty((0, 0), np.float32)
+    fitting = [(key, blob) for key, blob in rows if len(blob) == width]
+    joined = np.frombuffer(b"".join(blob for _, blob in fitting), "<f4").astype(np.float32).reshape(len(fitting), -1)
+    lengths = np.einsum("nd,nd->n", joined, joined)
+    good = np.abs(lengths - 1) < UNIT_ERROR
+    return [key for (key, _), is_good in zip(fitting, good, strict=True) if is_good], joined[good]
+
+
 def is_unit(vector: FloatArray) -> bool:
     """Whether the vector is of length 1: not zero, and without NaN or infinity."""
-    return bool(abs(float(vector @ vector) - 1) < 1e-2)
+    return bool(abs(float(vector @ vector) - 1) < UNIT_ERROR)

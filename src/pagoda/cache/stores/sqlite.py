@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pagoda.cache.entry import Entry
 from pagoda.cache.index import Indexes
-from pagoda.cache.row import COLUMNS, Dialect, entry_of, row_of, vector_of, where_of
+from pagoda.cache.row import COLUMNS, Dialect, entry_of, row_of, vector_of, vectors_of, where_of
 from pagoda.cache.store import Selector, StoreError
 from pagoda.crypt import Cipher
 from pagoda.types import FloatArray
@@ -126,8 +126,9 @@ class SqliteStore:
         rows = self._db.execute(
             "SELECT key, vector FROM entries WHERE partition = ? AND space = ? AND vector != x''", (partition, space)
         )
-        for key, blob in rows.fetchall():
-            self._index(partition, space, key, blob)
+        keys, vectors = vectors_of(rows.fetchall())
+        if keys:
+            self._indexes.fill(partition, space, keys, vectors)
         self._known.add((partition, space))
 
     def _look(self) -> None:
