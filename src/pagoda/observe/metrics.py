@@ -98,12 +98,16 @@ class Metrics:
         """A request has been answered with choices of these lengths. Called once a request, by the server."""
         self.engine.request_max_num_generation_tokens.observe(max(num_tokens))
 
-    def collect(self) -> Iterator[Metric]:
-        """For prometheus_client: every series as it stands now."""
+    def refresh(self) -> None:
+        """Bring the series up to date that are set when somebody looks."""
         for update in self.before_collect:
             update()
         self.update_costs()
         read_into(self.machine, self._gpus)
+
+    def collect(self) -> Iterator[Metric]:
+        """For prometheus_client: every series as it stands now."""
+        self.refresh()
         for series in [one for group in self.groups().values() for one in group]:
             yield from series.collect(f"pagoda_{series.name}", self._labels)
         if self._compat == "vllm":

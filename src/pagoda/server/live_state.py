@@ -63,7 +63,7 @@ class LiveView:
             "situation": said.situation,
             "sentence": said.sentence,
             "facts": asdict(facts),
-            "alerts": alerts(facts, self._memory_share()),
+            "alerts": [alert.line for alert in model.alerts.now()],
             "memory_share": self._memory_share(),
             "requests": self._requests(),
             "num_requests": len(self._snapshot.sequences),
@@ -132,15 +132,3 @@ def _tpot(seq: SequenceState) -> float | None:
     if seq.first_token is None or seq.last_token is None or seq.output_tokens < 2:
         return None
     return (seq.last_token - seq.first_token) / (seq.output_tokens - 1)
-
-
-def alerts(facts: Facts, memory_share: float) -> list[str]:
-    """What `deploy/prometheus/rules.yml` would soon say, as far as the last seconds tell."""
-    found = []
-    if memory_share > 0.85:
-        found.append(f"memory is {memory_share:.0%} full")
-    if facts.kv_share > 0.9:
-        found.append(f"KV blocks are {facts.kv_share:.0%} full")
-    if facts.num_waiting > facts.max_num_seqs:
-        found.append(f"{facts.num_waiting} requests wait")
-    return found

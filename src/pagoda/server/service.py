@@ -17,6 +17,7 @@ from pagoda.config import ServerSettings
 from pagoda.engine.adapters import AdapterStore
 from pagoda.errors import EngineError, OverloadedError, UnavailableError
 from pagoda.kv.block_files import BlockFiles
+from pagoda.observe.alerts import Alerts
 from pagoda.observe.cost import CostSettings
 from pagoda.observe.metrics import Metrics
 from pagoda.server.accounts import Accounts, make_ledger
@@ -127,6 +128,7 @@ class Model:
             ledger=make_ledger(cost),
         )
         self.history = make_history(loaded)
+        self.alerts = Alerts(self.metrics)
         self.accounts = Accounts(self.name, self.metrics, settings)
         self._measuring = threading.Timer(MEASURE_AFTER_S, self._find_roofline)
         speed = PromptSpeed()
@@ -160,6 +162,7 @@ class Model:
             self.engine.before_sinks.append(self.accounts.tracing.note)
         self.engine.on_step += [self.metrics.record, self.history.record, speed.record]
         self.metrics.before_collect += [self._count_adapters, self._count_offload]
+        self.alerts.start()
         self._measuring.daemon = True
         self._measuring.start()
 
@@ -198,6 +201,7 @@ class Model:
     def close(self) -> None:
         """End what was started besides the engine."""
         self._measuring.cancel()
+        self.alerts.stop()
         self.readers.close()
         self.constraints.close()
         if self.caching is not None:
