@@ -55,7 +55,7 @@ def test_a_mixed_load_adds_up(tmp_path: Path) -> None:
     with serving(loaded, cost=CostSettings(price=PRICE), request_log=log) as served:
         earliest, before, started = time.monotonic(), figures(served), time.monotonic()
         asyncio.run(load(served.url))
-        wait_for(lambda: len(log.read_text().splitlines()) == 18, 30)
+        wait_for(lambda: len(list(read_lines(log))) == 18, 30)
         served.ok("/v1/completions", prompt="The end", max_tokens=2)  # a step after the last one that was cancelled
         wait_for(lambda: figures(served)["pagoda_num_requests_running"] == 0)
         ended, found, latest = time.monotonic(), figures(served), time.monotonic()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fake_engine import FakeEngine, FakeLoaded
+from fake_engine import FakeEngine, FakeLoaded, FakeTemplate
 from pagoda.errors import ConfigError
 from pagoda.observe.tracing import Tracing
 from serving import serving, wait_for
@@ -103,6 +103,31 @@ def test_a_request_is_a_span_with_its_parts(collector: Collector) -> None:
     assert chat.status.code == 0
     metrics = [body for path, body in collector.bodies if path == "/v1/metrics"]
     assert any(b"gen_ai.server.time_to_first_token" in body for body in metrics)
+
+
+def test_tool_parsing_and_the_caches_lookup_are_parts(collector: Collector) -> None:
+    class Echo(FakeTemplate):
+        def render_ids(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+            return list((messages[-1]["content"] + "|").encode())
+
+    text = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    loaded = FakeLoaded(chat_template=Echo("{{ tools }}<tool_call>"))
+    options: dict[str, Any] = {"cache_store": "memory", "cache_embedder": "none", "cache_budget": 5}
+    with serving(loaded, otlp_endpoint=collector.url, **options) as served:
+        asked = {"messages": [{"role": "user", "content": text}], "max_tokens": len(text), "tools": [tool]}
+        answer = served.ok("/v1/chat/completions", **asked)
+        assert len(answer["choices"][0]["message"]["tool_calls"]) == 1
+    spans = {span.name: span for span in collector.spans()}
+    assert set(spans) == {"chat fake", "queue", "prefill", "decode", "cache lookup", "tool parsing"}
+    assert attributes(spans["cache lookup"]) == {"pagoda.cache.why": "no entry"}
+    assert attributes(spans["tool parsing"])["pagoda.tool_calls"] == 1
+    whole = spans["chat fake"]
+    for name in ("cache lookup", "tool parsing"):
+        part = spans[name]
+        assert part.parent_span_id == whole.span_id
+        assert whole.start_time_unix_nano - 1e6 < part.start_time_unix_nano <= part.end_time_unix_nano
+        assert part.end_time_unix_nano < whole.end_time_unix_nano + 1e6
 
 
 def test_texts_are_sent_where_the_operator_chose_so(collector: Collector) -> None:

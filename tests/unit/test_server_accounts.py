@@ -16,7 +16,7 @@ from pagoda.cli.bench_serve import _arrivals
 from pagoda.cli.main import app
 from pagoda.errors import ConfigError
 from pagoda.observe.cost import CostSettings
-from pagoda.observe.request_log import read_lines
+from pagoda.observe.request_log import BillLine, read_lines, read_log
 from pagoda.server.accounts import make_ledger
 from serving import Served, events, serving, wait_for
 
@@ -47,7 +47,12 @@ def test_cost_is_in_usage_where_it_is_asked_for(log: Path) -> None:
         )  # fmt: skip
         assert events(stream)[-1]["usage"]["cost_usd"] > 0
         wait_for(lambda: len(log.read_text().splitlines()) == 3)
+        ledger = served.server._service.model().metrics.ledger
     lines = list(read_lines(log))
+    (bill,) = [line for line in read_log(log) if isinstance(line, BillLine)]
+    assert bill.requests_s == pytest.approx(sum(line.machine_seconds for line in lines), abs=1e-5)
+    assert bill.requests_s + bill.recomputed_s + bill.idle_s == pytest.approx(bill.until - bill.since)
+    assert bill.requests_s == ledger.charged_s
     assert lines[0].cost_usd == pytest.approx(cost)
     assert lines[0].machine_seconds == pytest.approx(cost / 10, abs=1e-6)
     assert [line.stream for line in lines] == [False, False, True]
@@ -147,7 +152,37 @@ def test_cost_report_sums_up(log: Path) -> None:
     assert "9.000000" in shown.output
 
 
-@pytest.mark.parametrize("text", ['{"arrival": 1}', "no json", "[1]"])
+def bill(since: float, until: float, requests: float, idle: float) -> str:
+    again = until - since - requests - idle
+    shape = {"since": since, "until": until, "requests_s": requests, "recomputed_s": again, "idle_s": idle}
+    return json.dumps({"time": "", **shape, "usd_per_hour": 3600.0})
+
+
+def test_cost_report_adds_up_to_the_machines_bill(log: Path) -> None:
+    """1790812800 is 2026-10-01 UTC; a dollar is a second. Of the first bill, half is of the day."""
+    day = 1790812800.0
+    lines = [
+        bill(day - 10, day + 10, 4.0, 14.0),
+        line(day + 20, "a", 3.0, machine_seconds=3.0),
+        bill(day + 10, day + 40, 6.0, 23.0),
+    ]
+    log.write_text("\n".join(lines))
+    command = ["cost", "report", str(log), "--from", "2026-10-01"]
+    report = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+    house = report["house"]
+    assert {name: house[name] for name in ("idle_s", "recomputed_s", "other_s", "seconds")} == {
+        "idle_s": 30.0, "recomputed_s": 2.0, "other_s": 5.0, "seconds": 40.0,
+    }  # fmt: skip
+    parts = house["idle_usd"] + house["recomputed_usd"] + house["other_usd"] + report["total"]["cost_usd"]
+    assert parts == pytest.approx(house["bill_usd"]) == pytest.approx(40.0)
+    shown = CliRunner().invoke(app, command).output
+    assert "idle" in shown
+    assert "40.000000" in shown
+    log.write_text(lines[1])
+    assert "idle" not in CliRunner().invoke(app, command).output  # no bill is there
+
+
+@pytest.mark.parametrize("text", ['{"idle_s": 1}', '{"arrival": 1}', "no json", "[1]"])
 def test_a_damaged_log_is_named(log: Path, text: str) -> None:
     log.write_text(line(1.0, "a", None) + "\n" + text)
     with pytest.raises(ConfigError, match="line 2"):

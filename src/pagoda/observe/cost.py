@@ -76,11 +76,23 @@ class WorkUnits:
         return row.num_recomputed_tokens * self.prompt + (row.num_kv_tokens * self.kv if alone else 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Where the machine's time up to a moment went, in seconds. Of two accounts, the differences add up."""
+
+    at: float  # time.monotonic() seconds
+    charged_s: float
+    recomputed_s: float
+    idle_s: float
+
+
 class CostLedger:
     """Keeps the account of one engine. `record` is called on the engine's thread, everything else on any.
 
     Time between two steps belongs to the second where there was work to go on with, and is idle otherwise.
     """
+
+    counts_time = True  # whether it is a machine's time that is paid for
 
     def __init__(
         self,
@@ -163,6 +175,12 @@ class CostLedger:
         """The machine's time that the request has been charged."""
         return self._requests.get(request_id, 0.0)
 
+    def account(self) -> Account:
+        """Up to now, or to the last step where another one runs."""
+        last = self._last
+        at = last if self._had_work else max(last, self._clock())
+        return Account(at, self.charged_s, self.recomputed_s, self.idle_s + at - last)
+
     def set_saved(self, by: str, num_prompt: int, num_decode: int) -> None:
         """Something else than the engine has answered so many tokens in all."""
         if num_prompt or num_decode:
@@ -176,7 +194,6 @@ class CostLedger:
         """Bring idle time and savings up to date, before series are read."""
         worth = self._unit_s * self._second
         self.series.saved.values = {by: units * worth for by, units in list(self._saved_units.items())}
-        since = 0.0 if self._had_work else max(0.0, self._clock() - self._last)  # a step that runs now is thought idle
-        idle = (self.idle_s + since) * self._second
+        idle = self.account().idle_s * self._second  # the wait before a step that runs now is thought idle
         shown = self.series.unbilled.values
         shown[("idle",)] = max(shown[("idle",)], idle)  # a counter never falls

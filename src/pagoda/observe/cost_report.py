@@ -1,12 +1,13 @@
-"""What requests have cost, by tenant, model, adapter or day: sums over a request log."""
+"""What requests have cost, by tenant, model, adapter or day, and what else the machine's time went into: sums over a
+request log."""
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from pagoda.observe.request_log import RequestLine
+from pagoda.observe.request_log import BillLine, RequestLine
 
 KEYS: dict[str, Callable[[RequestLine], str]] = {
     "tenant": lambda line: line.tenant or "-",
@@ -38,11 +39,54 @@ class Sum:
         self.unpriced += line.cost_usd is None
 
 
+@dataclass(slots=True)
+class House:
+    """What no request of the log pays, in seconds and USD. With what they pay it is all of the machine's time."""
+
+    idle_s: float = 0.0
+    idle_usd: float = 0.0
+    recomputed_s: float = 0.0
+    recomputed_usd: float = 0.0
+    other_s: float = 0.0  # vectors and scores, checks of the semantic cache, requests that have not ended
+    other_usd: float = 0.0
+    seconds: float = 0.0  # that the machine ran
+    bill_usd: float = 0.0  # its price for them
+
+    def add(self, bill: BillLine) -> None:
+        second = (bill.usd_per_hour or 0.0) / 3600
+        self.idle_s += bill.idle_s
+        self.idle_usd += bill.idle_s * second
+        self.recomputed_s += bill.recomputed_s
+        self.recomputed_usd += bill.recomputed_s * second
+        self.other_s += bill.requests_s
+        self.other_usd += bill.requests_s * second
+        self.seconds += bill.until - bill.since
+        self.bill_usd += (bill.until - bill.since) * second
+
+
+def house(bills: Iterable[BillLine], requests: Sum) -> House:
+    """`requests`: all of the log's at the same time, whose share is taken off."""
+    found = House()
+    for bill in bills:
+        found.add(bill)
+    found.other_s = max(0.0, found.other_s - requests.machine_seconds)
+    found.other_usd = max(0.0, found.other_usd - requests.cost_usd)
+    return found
+
+
 def within(lines: Iterable[RequestLine], since: float | None, until: float | None) -> Iterator[RequestLine]:
     """Those that arrived from `since` on and before `until`, in seconds since the epoch."""
     for line in lines:
         if (since is None or line.arrival >= since) and (until is None or line.arrival < until):
             yield line
+
+
+def total_of(parts: Iterable[Sum]) -> Sum:
+    total = Sum()
+    for one in parts:
+        for field in fields(Sum):
+            setattr(total, field.name, getattr(total, field.name) + getattr(one, field.name))
+    return total
 
 
 def sums(lines: Iterable[RequestLine], by: str) -> dict[str, Sum]:

@@ -2,6 +2,8 @@
 
     {"time": "2025-01-31T12:03:44.105Z", "arrival": 1738325024.1, "id": …, "model": …, "tenant": …, "prompt_tokens": …}
 
+Between them stand bills, about one a minute while requests come and one at the end: what the machine's time went into.
+
 `pagoda bench serve --replay FILE` sends requests of the same lengths at the same moments, `pagoda cost report` sums up.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,26 @@ class RequestLine:
     upstream: str = ""  # of a gateway: which one answered
 
 
+@dataclass(frozen=True, slots=True)
+class BillLine:
+    """Where the machine's time between two moments went: all but `since`, `until` and the price are seconds."""
+
+    since: float  # the epoch's seconds
+    until: float
+    requests_s: float
+    recomputed_s: float  # after preemptions
+    idle_s: float
+    usd_per_hour: float | None
+
+    def between(self, since: float | None, until: float | None) -> BillLine:
+        """The part that lies between these moments, as if the time had passed evenly; it may be empty."""
+        start = self.since if since is None else min(max(self.since, since), self.until)
+        end = self.until if until is None else max(min(self.until, until), start)
+        share = (end - start) / (self.until - self.since) if self.until > self.since else 0.0
+        times = {name: getattr(self, name) * share for name in ("requests_s", "recomputed_s", "idle_s")}
+        return replace(self, since=start, until=end, **times)
+
+
 class RequestLog:
     """Appends to a file that may be read, or moved away, at any time."""
 
@@ -53,10 +75,11 @@ class RequestLog:
         except OSError as error:
             raise ConfigError(f"--request-log {path}: cannot be written: {error.strerror}") from None
 
-    def write(self, line: RequestLine) -> None:
+    def write(self, line: RequestLine | BillLine) -> None:
         """One call of the operating system, so that lines of several servers do not mix."""
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(line.arrival))
-        stamp = {"time": f"{moment}.{int(line.arrival % 1 * 1000):03d}Z"}
+        when = line.arrival if isinstance(line, RequestLine) else line.until
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
+        stamp = {"time": f"{moment}.{int(when % 1 * 1000):03d}Z"}
         self._file.write(orjson.dumps(stamp | asdict(line)) + b"\n")
 
     def close(self) -> None:
@@ -65,19 +88,24 @@ class RequestLog:
 
 def read_lines(path: Path) -> Iterator[RequestLine]:
     """The requests of a log, in its order. ConfigError that names the line that is none."""
-    known = {field.name for field in fields(RequestLine)}
+    return (line for line in read_log(path) if isinstance(line, RequestLine))
+
+
+def read_log(path: Path) -> Iterator[RequestLine | BillLine]:
+    """All lines of a log, in its order. ConfigError that names the line that is none."""
     try:
         with path.open("rb") as file:
             for number, data in enumerate(file, 1):
                 if data.strip():
-                    yield _line(data, known, f"{path}, line {number}")
+                    yield _line(data, f"{path}, line {number}")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _line(data: bytes, known: set[str], where: str) -> RequestLine:
+def _line(data: bytes, where: str) -> RequestLine | BillLine:
     try:
         row: Any = json.loads(data)
-        return RequestLine(**{name: row[name] for name in known if name in row})
+        kind = BillLine if "idle_s" in row else RequestLine
+        return kind(**{field.name: row[field.name] for field in fields(kind) if field.name in row})
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{where}: is not a line of --request-log: {data[:60]!r}") from None

@@ -49,6 +49,8 @@ def parse_prices(texts: Iterable[str]) -> dict[str, TokenPrice]:
 class TokenLedger(CostLedger):
     """The account of a gateway: requests pay for tokens, not for a machine's time. Lives on the event loop."""
 
+    counts_time = False
+
     def __init__(self, prices: Mapping[str, TokenPrice]) -> None:
         super().__init__()
         self._prices = prices

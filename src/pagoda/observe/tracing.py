@@ -1,4 +1,4 @@
-"""OpenTelemetry over OTLP/HTTP: a span for each answered request with its queue, prefill and decode, and histograms.
+"""OpenTelemetry over OTLP/HTTP: a span for each answered request with its parts, and histograms.
 
 Names are those of the GenAI semantic conventions (opentelemetry.io/docs/specs/semconv/gen-ai), written out here: the
 package's own constants are all deprecated, and its histograms carry no buckets. The context comes in and goes out as
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -31,6 +31,16 @@ HISTOGRAMS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that was done for an answer besides computing it. Times are time.monotonic() seconds."""
+
+    name: str
+    start: float
+    end: float
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class RequestTrace:
     """The open span of one answer."""
@@ -40,6 +50,7 @@ class RequestTrace:
     attributes: dict[str, Any]
     ended_ns: int = 0
     error: str | None = None
+    parts: Sequence[Part] = ()
     missing: set[str] = field(default_factory=set)  # requests whose times have not come yet
 
 
@@ -112,13 +123,21 @@ class Tracing:
         """As log lines say it."""
         return f"{trace.span.get_span_context().trace_id:032x}"
 
-    def close(self, trace: RequestTrace, error: str | None = None, *, computed: bool = True, **attributes: Any) -> None:
-        """The answer is over; with an error, before its time.
+    def close(
+        self,
+        trace: RequestTrace,
+        error: str | None = None,
+        *,
+        computed: bool = True,
+        parts: Sequence[Part] = (),
+        **attributes: Any,
+    ) -> None:
+        """The answer is over; with an error, before its time. `parts` were done for it besides computing it.
 
         Where the engine has computed it, the span waits until it has told of that, too.
         """
         trace.span.set_attributes(_named(attributes))
-        trace.error, trace.ended_ns = error, time.time_ns()
+        trace.error, trace.parts, trace.ended_ns = error, parts, time.time_ns()
         complete = []
         with self._lock:
             trace.missing = {name for name in trace.request_ids if computed and name not in self._finished}
@@ -135,26 +154,23 @@ class Tracing:
 
     def _end(self, trace: RequestTrace) -> None:
         context = self._api.set_span_in_context(trace.span)
+        for part in trace.parts:
+            self._add(context, part)
         for name in trace.request_ids:
             request = self._finished.pop(name, None)
             if request is not None:
-                self._add_parts(context, request)
+                for part in _computed(request):
+                    self._add(context, part)
                 self._observe(request)
         if trace.error is not None:  # the SDK leaves a span that was cancelled without a status
             trace.span.set_status(self._api.Status(self._api.StatusCode.ERROR, trace.error))
             trace.span.set_attribute("error.type", trace.error)
         trace.span.end(trace.ended_ns)
 
-    def _add_parts(self, context: Any, request: FinishedRequest) -> None:
-        scheduled, first = request.first_scheduled, request.first_token
-        times = [("queue", request.arrival, scheduled or request.finished)]
-        if scheduled is not None:
-            times.append(("prefill", scheduled, first or request.finished))
-        if first is not None:
-            times.append(("decode", first, request.finished))
-        for name, start, end in times:
-            part = self._tracer.start_span(name, context, start_time=_epoch_ns(start))
-            part.end(_epoch_ns(end))
+    def _add(self, context: Any, part: Part) -> None:
+        start = _epoch_ns(part.start)
+        span = self._tracer.start_span(part.name, context, attributes=dict(part.attributes), start_time=start)
+        span.end(_epoch_ns(part.end))
 
     def _observe(self, request: FinishedRequest) -> None:
         labels = {"gen_ai.request.model": self._model, "gen_ai.provider.name": "pagoda"}
@@ -173,6 +189,16 @@ class Tracing:
             self._end(trace)
         self._spans.shutdown()
         self._meters.shutdown(timeout_millis=TIMEOUT_S * 1000)
+
+
+def _computed(request: FinishedRequest) -> Iterator[Part]:
+    """What the engine did for a request."""
+    scheduled, first = request.first_scheduled, request.first_token
+    yield Part("queue", request.arrival, scheduled or request.finished)
+    if scheduled is not None:
+        yield Part("prefill", scheduled, first or request.finished)
+    if first is not None:
+        yield Part("decode", first, request.finished)
 
 
 def _exporters(endpoint: str) -> tuple[Any, Any]:

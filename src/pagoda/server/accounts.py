@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import orjson
 
@@ -12,12 +15,15 @@ from pagoda.errors import ConfigError
 from pagoda.hardware.devices import device
 from pagoda.observe.cost import CostLedger, CostSettings, WorkUnits
 from pagoda.observe.metrics import Metrics
-from pagoda.observe.request_log import RequestLine, RequestLog
-from pagoda.observe.tracing import Tracing
+from pagoda.observe.request_log import BillLine, RequestLine, RequestLog
+from pagoda.observe.tracing import Part, Tracing
 from pagoda.server.answers import Answer
 from pagoda.server.caching import HEADER, is_cached
 from pagoda.server.call import UPSTREAM, Call
 from pagoda.server.record import RequestRecord
+
+BILL_EVERY_S = 60.0
+LATE_S = 2.0  # in which a step ends that a request was in when its client went away
 
 
 def make_ledger(settings: CostSettings) -> CostLedger:
@@ -40,6 +46,8 @@ class Accounts:
         self._metrics = metrics
         self._ledger = metrics.ledger
         self._log = None if settings.request_log is None else RequestLog(settings.request_log)
+        self._late: deque[tuple[Call, RequestLine]] = deque()
+        self._billed = self._ledger.account()  # up to where the log has bills
         self._trace_content = settings.trace_content
         self.tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint, model or "gateway")
 
@@ -81,6 +89,7 @@ class Accounts:
             record.trace,
             None if complete else "cancelled" if record.client_gone else "error",
             computed=not is_cached(call),
+            parts=[*call.parts, *_parsed_calls(answer)],
             pagoda__cache=call.headers.get(HEADER),
             gen_ai__response__finish_reasons=reasons,
             gen_ai__usage__input_tokens=usage["prompt_tokens"],
@@ -107,7 +116,13 @@ class Accounts:
         if answer.cost_usd is not None:
             self._ledger.series.per_request.observe(answer.cost_usd())
         if self._log is not None:
-            self._log.write(self._line(call, answer, record, stream=stream))
+            line = self._line(call, answer, record, stream=stream)
+            if line.finish == "unfinished":  # it pays for the step that runs now, too
+                self._late.append((call, line))
+                asyncio.get_running_loop().call_later(LATE_S, self._write_late)
+            else:
+                self._log.write(line)
+            self._bill(self._log, BILL_EVERY_S)
 
     def count_vectors(self, tenant: str, num_tokens: int) -> None:
         """So many tokens became vectors or scores."""
@@ -116,10 +131,37 @@ class Accounts:
     def end(self) -> None:
         """No more requests come."""
         if self._log is not None:
+            while self._late:
+                self._write_late()
+            self._bill(self._log, 0.0)
             self._log.close()
             self._log = None
         if self.tracing is not None:
             self.tracing.shutdown()
+
+    def _write_late(self) -> None:
+        """The oldest of the lines that waited for what their requests cost in the end."""
+        if self._log is None or not self._late:
+            return
+        call, line = self._late.popleft()
+        seconds = self._seconds(call)
+        usd = None if line.cost_usd is None else sum(self._ledger.usd(request.id) for request in call.requests)
+        self._log.write(replace(line, machine_seconds=seconds, cost_usd=usd))
+
+    def _seconds(self, call: Call) -> float:
+        """The machine's time that a call has been charged."""
+        return round(sum(self._ledger.seconds(request.id) for request in call.requests), 6)
+
+    def _bill(self, log: RequestLog, least_s: float) -> None:
+        """Write down where the time since the last bill went, if it is at least so much."""
+        now, last = self._ledger.account(), self._billed
+        if not self._ledger.counts_time or now.at <= last.at or now.at - last.at < least_s:
+            return
+        epoch = time.time() - time.monotonic()
+        charged, recomputed = now.charged_s - last.charged_s, now.recomputed_s - last.recomputed_s
+        times = (charged, recomputed, now.idle_s - last.idle_s)
+        log.write(BillLine(epoch + last.at, epoch + now.at, *times, self._ledger.usd_per_hour))
+        self._billed = now
 
     def count_headers(self, headers: Mapping[str, str], allowed: tuple[str, ...]) -> None:
         """Series by the values of headers that the operator named."""
@@ -145,9 +187,18 @@ class Accounts:
             finish=facts["finish"],
             ttft=facts["ttft"],
             seconds=round(seconds, 4),
-            machine_seconds=round(sum(self._ledger.seconds(request.id) for request in call.requests), 6),
+            machine_seconds=self._seconds(call),
             cost_usd=facts["cost_usd"],
             draft_tokens=facts.get("draft_tokens", 0),
             accepted_draft_tokens=facts.get("accepted_draft_tokens", 0),
             upstream=call.headers.get(UPSTREAM, ""),
         )
+
+
+def _parsed_calls(answer: Answer) -> Iterator[Part]:
+    """For each choice that calls tools, from its first call's beginning to its last one's end."""
+    for choice in answer.choices:
+        parser = choice.parser
+        if parser is not None and parser.first_call is not None:
+            facts = {"pagoda.tool_calls": parser.num_calls, "pagoda.parser_seconds": parser.seconds}
+            yield Part("tool parsing", parser.first_call, parser.last_call, facts)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pagoda.cache.policy import DEFAULT_OPTIONS, CacheOptions
+from pagoda.observe.tracing import Part
 from pagoda.server.output_plan import OutputPlan
 from pagoda.types import Delta, Request
 
@@ -32,6 +33,7 @@ class Call:
     cache: CacheOptions = DEFAULT_OPTIONS  # what the request asks of the semantic cache
     headers: dict[str, str] = field(default_factory=dict)  # of the response; layers add to them before they answer
     is_estimate: bool = False  # its prompts' lengths are; the last delta's usage tells them, of all that was asked
+    parts: list[Part] = field(default_factory=list)  # what layers did for it, for its trace
 
 
 class DeltaStream(Protocol):

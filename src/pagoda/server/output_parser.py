@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,9 @@ class OutputParser:
         self._tools = None if self._format is None else self._format.parser(plan.functions)
         self.num_calls = 0
         self.num_thoughts = 0  # tokens of thinking, its marks among them
+        self.first_call: float | None = None  # time.monotonic() when the first call began
+        self.last_call = 0.0  # and when the last piece of one was read
+        self.seconds = 0.0  # spent in the tool-call parser
 
     @staticmethod
     def is_needed(plan: OutputPlan) -> bool:
@@ -67,10 +71,15 @@ class OutputParser:
             thought = ""
         if self._tools is None:
             return Parsed(answer, thought)
+        start = time.monotonic()
         events = self._tools.push(answer) if answer else []
         if last:
             events += self._tools.finish()
-        return self._parsed(events, thought)
+        parsed, end = self._parsed(events, thought), time.monotonic()
+        self.seconds += end - start
+        if parsed.calls:
+            self.first_call, self.last_call = self.first_call or start, end
+        return parsed
 
     def _parsed(self, events: Sequence[Event], thought: str) -> Parsed:
         content: list[str] = []
