@@ -32,6 +32,15 @@ class CacheSettings(Settings):
     cache_shadow: Annotated[
         float, Setting("Share of hits by meaning that are answered afresh, to be compared.", minimum=0, maximum=1)
     ] = 0.05
+    cache_judge: Annotated[
+        str | None, Setting("URL of an OpenAI-compatible server whose model compares the answers of such checks, too.")
+    ] = None
+    cache_judge_model: Annotated[str | None, Setting("The judge's name at its server. [default: its first]")] = None
+    cache_judge_key: Annotated[str | None, Setting("API key of the judge's server.", secret=True)] = None
+    cache_log: Annotated[
+        Path | None,
+        Setting("Append questions and answers, texts of users, to this file, for `pagoda cache evaluate`."),
+    ] = None
     cache_ttl: Annotated[float, Setting("Seconds that an answer is kept; some rules say less.", minimum=1)] = 86400.0
     cache_sliding: Annotated[bool, Setting("Count that from an answer's last hit, instead of from its making.")] = False
     cache_tags: Annotated[

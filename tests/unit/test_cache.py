@@ -133,9 +133,12 @@ def test_evidence_outlives_the_cache(tmp_path: Path) -> None:
     cache, _ = make(notebook=path)
     cache.evidence.learn(9.0, same=False, hit=True)
     cache.evidence.served(9.0)
+    cache.checked.add("t", wrong=True)
     before = cache.evidence.to_json()
     cache.close()
-    assert make(notebook=path)[0].evidence.to_json() == before
+    again = make(notebook=path)[0]
+    assert again.evidence.to_json() == before
+    assert dict(again.checked) == dict(cache.checked)
     path.write_text("{}")
     assert make(notebook=path)[0].evidence.state().num_checked == 0
 

@@ -99,6 +99,16 @@ def test_preference_does_not_depend_on_the_place() -> None:
     assert asyncio.run(judge(endpoint).prefers("Q", "one", "two")) == pytest.approx(0.5)
 
 
+def test_agreement_is_asked_in_both_orders() -> None:
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        one_is_first = "First answer: one" in body["messages"][0]["content"]
+        return verdict(yes=0.8, no=0.2) if one_is_first else verdict(yes=0.5, no=0.5)
+
+    endpoint = FakeEndpoint(reply)
+    assert asyncio.run(judge(endpoint).agree("Q", "one", "two")) == pytest.approx(math.log(4) / 2)
+    assert len(endpoint.bodies) == 2
+
+
 def test_a_full_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 

@@ -58,6 +58,8 @@ def test_ten_thousand_tenants_and_adapters_stay_below_a_megabyte() -> None:
         metrics.ledger.record(StepResult(work=(row,), step_s=0.1, ended=metrics.last_step + i))
         metrics.server.tenant_tokens.add((f"tenant-{i}", "prompt"), 1)
         metrics.server.header_requests.add(("x-team", f"team-{i}"))
+        metrics.cache.count("miss", "no entry", f"tenant-{i}", f"adapter-{i}")
+        metrics.cache.save(f"tenant-{i}", f"adapter-{i}", 1, 1)
     text = metrics.exposition()[0].decode()
     assert len(text) < 1_000_000
     others = [line for line in text.splitlines() if line.startswith('pagoda_tenant_tokens_total{model_name="m",ten')]

@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cache_parts import WordEmbedder
 from fake_engine import FakeEngine, FakeLoaded
 from pagoda.cache.cache import SemanticCache
 from pagoda.cache.evidence import EDGES, Region
 from pagoda.cache.policy import Policy
+from pagoda.cache.question_log import read_question_log
 from pagoda.cache.rules import Rules
 from pagoda.cache.store import Selector, StoreError
 from pagoda.cache.stores.memory import MemoryStore
@@ -326,15 +330,112 @@ def test_a_store_that_is_away_or_slow_makes_misses(monkeypatch: pytest.MonkeyPat
         assert whys == [f"miss; {'too slow' if seconds else 'store failed'}"] * 3 + ["miss; store away"]
 
 
-def test_shadow_checks_answer_hits_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+class FakeJudge:
+    """Says the same of all answers, or fails."""
+
+    def __init__(self, odds: float | Exception) -> None:
+        self.odds = odds
+        self.asked: list[tuple[str, str, str]] = []
+
+    async def agree(self, question: str, first: str, second: str) -> float:
+        self.asked.append((question, first, second))
+        if isinstance(self.odds, Exception):
+            raise self.odds
+        return self.odds
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+@contextmanager
+def shadowed(monkeypatch: pytest.MonkeyPatch, judge: FakeJudge | None) -> Iterator[tuple[Served, SemanticCache]]:
+    """A server that has given one hit by meaning, and checked it."""
+
+    async def opened(settings: object) -> FakeJudge:
+        assert judge is not None
+        return judge
+
     cache = SemanticCache(MemoryStore(), WordEmbedder(), SameWords(), Policy(Rules()), max_wrong=0.02)  # type: ignore[arg-type]
     cache.evidence.num_hits = 10_000
     monkeypatch.setattr("pagoda.server.run.load_cache", lambda settings: cache)
-    with serving(FakeLoaded(), cache_budget=5, cache_shadow=1.0) as served:
+    monkeypatch.setattr("pagoda.server.cache_parts.open_judge", opened)
+    url = None if judge is None else "http://127.0.0.1:1"
+    with serving(FakeLoaded(), api_keys=("k",), cache_budget=5, cache_shadow=1.0, cache_judge=url) as served:
+        served.client.headers["Authorization"] = "Bearer k"
         chat(served, "is rust iron oxide ?")
         assert chat(served, "iron oxide is rust ?").headers[HEADER].startswith("hit; meaning")
+        yield served, cache
+
+
+def test_shadow_checks_answer_hits_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    with shadowed(monkeypatch, None) as (_, cache):
         wait_for(lambda: cache.evidence.state().num_checked == 1)
         assert cache.evidence.state().num_checked_wrong == 0
+
+
+@pytest.mark.parametrize(
+    ("odds", "verdict", "wrong"),
+    [(-3.0, "different", 1), (3.0, "same", 0), (0.5, "unsure", 0), (OSError("away"), "failed", 0)],
+)
+def test_a_judge_has_the_last_word_where_it_is_sure(
+    monkeypatch: pytest.MonkeyPatch, odds: float | Exception, verdict: str, wrong: int
+) -> None:
+    """The embeddings say that both answers are the same: their words are."""
+    judge = FakeJudge(odds)
+    with shadowed(monkeypatch, judge) as (served, cache):
+        wait_for(lambda: cache.evidence.state().num_checked == 1)
+        assert cache.evidence.state().num_checked_wrong == wrong
+        text = served.client.get("/metrics").text
+    assert f'pagoda_cache_judged_hits_total{{model_name="fake",verdict="{verdict}"}} 1.0' in text
+    ((question, kept, fresh),) = judge.asked
+    assert question == "iron oxide is rust ?"
+    assert kept != fresh
+
+
+def test_wrong_hits_are_told_by_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interval of 1 in 1 by Clopper and Pearson is 0.025 to 1."""
+    with shadowed(monkeypatch, FakeJudge(-3.0)) as (served, cache):
+        wait_for(lambda: cache.evidence.state().num_checked == 1)
+        found = {
+            (sample.name, sample.labels.get("tenant"), sample.labels.get("outcome"), sample.labels.get("type")): sample
+            for family in text_string_to_metric_families(served.client.get("/metrics").text)
+            for sample in family.samples
+        }
+    tenant = next(key[1] for key in found if key[0] == "pagoda_cache_tenant_checked_hits")
+    assert tenant
+    assert found["pagoda_cache_tenant_wrong_hit_ratio", tenant, None, None].value == 1.0
+    assert found["pagoda_cache_tenant_wrong_hit_ratio_low", tenant, None, None].value == pytest.approx(0.025, abs=1e-6)
+    assert found["pagoda_cache_tenant_wrong_hit_ratio_high", tenant, None, None].value == 1.0
+    assert found["pagoda_cache_requests_total", tenant, "hit", None].value == 1.0
+    assert found["pagoda_cache_requests_total", tenant, "miss", None].value == 1.0
+    saved = found["pagoda_cache_tenant_saved_tokens_total", tenant, None, "completion"].value
+    assert saved == found["pagoda_cache_saved_generation_tokens_total", None, None, None].value > 0
+
+
+def test_entries_are_deleted_with_the_admin_key() -> None:
+    with serving(FakeLoaded(), admin_key="a", cache_store="memory", cache_embedder="none", cache_budget=5) as served:
+        chat(served, cache={"tags": ["docs"]})
+        chat(served, "What is dust?")
+
+        def deleted(query: str) -> Any:
+            answer = served.client.delete(f"/v1/cache/entries?{query}", headers={"Authorization": "Bearer a"})
+            return answer.json()["deleted"] if answer.status_code == 200 else answer.status_code
+
+        assert served.client.delete("/v1/cache/entries?all=1").status_code == 403
+        assert [deleted(query) for query in ("", "color=red", "older_than=x", f"older_than={'9' * 400}")] == [400] * 4
+        assert [deleted(query) for query in ("older_than=60", "tag=docs", "all=1", "all=1")] == [0, 1, 1, 0]
+
+
+def test_questions_are_logged_where_the_operator_chose_so(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    with serving(FakeLoaded(), cache_store="memory", cache_embedder="none", cache_budget=5, cache_log=path) as served:
+        asked = chat(served)
+        assert chat(served, "what is rust").headers[HEADER].startswith("hit")
+        chat(served, "Where is my order?")  # never kept, and nobody's to read
+    lines = read_question_log(path)
+    assert [line.question for line in lines] == [ASKED, "what is rust"]
+    assert {line.answer for line in lines} == {content(asked)}
+    assert len({line.partition for line in lines}) == 1
 
 
 def test_metrics_say_what_the_cache_did(served: Served) -> None:

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import orjson
 
+from pagoda.cache.checked import CheckedHits
 from pagoda.cache.embedder import Embedder
 from pagoda.cache.entry import Answer, Entry, entry_id
 from pagoda.cache.evidence import Evidence
@@ -81,6 +82,7 @@ class SemanticCache:
         self.policy = policy
         self.verifier = verifier
         self.evidence = Evidence(verifier.regions if verifier is not None else [], max_wrong)
+        self.checked = CheckedHits()
         self.max_entries = max_entries
         self._notebook = notebook
         self._read_notebook()
@@ -171,24 +173,35 @@ class SemanticCache:
         self.store.delete(selector)
         log_odds = self._hits.pop(entry.id, None)
         if log_odds is not None:
-            self.evidence.learn(log_odds, same=False, hit=True)
+            self._learn(Candidate(entry, 0.0, log_odds), same=False, hit=True)
         return True
 
-    def compare(self, candidate: Candidate, fresh: str, *, hit: bool) -> bool | None:
-        """Learn from a fresh answer whether it is the one that the candidate has; None: it cannot be told."""
+    def compare(self, candidate: Candidate, fresh: str, *, hit: bool, verdict: bool | None = None) -> bool | None:
+        """Learn from a fresh answer whether it is the one that the candidate has; None: it cannot be told.
+
+        `verdict`: what a judge said of both, which wins over how near they are to each other.
+        """
+        same = verdict if verdict is not None else self._is_same(candidate.entry.answer.text, fresh)
+        if same is not None:
+            self._learn(candidate, same=same, hit=hit)
+        return same
+
+    def _is_same(self, kept: str, fresh: str) -> bool | None:
+        """Whether both answers say the same, by their embeddings; None: it cannot be told."""
+        if kept.strip() == fresh.strip():
+            return True
         if self.embedder is None:
             return None
-        kept = candidate.entry.answer.text
-        if kept.strip() == fresh.strip():
-            similarity = 1.0
-        else:
-            vectors = self.embedder.embed([kept, fresh])
-            similarity = float(vectors[0] @ vectors[1])
+        vectors = self.embedder.embed([kept, fresh])
+        similarity = float(vectors[0] @ vectors[1])
         if OTHER_ANSWER < similarity < SAME_ANSWER or not np.isfinite(similarity):
             return None
-        same = similarity >= SAME_ANSWER
+        return similarity >= SAME_ANSWER
+
+    def _learn(self, candidate: Candidate, *, same: bool, hit: bool) -> None:
         self.evidence.learn(candidate.log_odds, same, hit=hit)
-        return same
+        if hit:
+            self.checked.add(candidate.entry.tenant, wrong=not same)
 
     def now(self) -> float:
         """time.time(), by the clock that lifetimes are counted with."""
@@ -209,7 +222,9 @@ class SemanticCache:
         if self._notebook is None or not self._notebook.is_file():
             return
         try:
-            self.evidence.restore(orjson.loads(self._notebook.read_bytes()))
+            shape = orjson.loads(self._notebook.read_bytes())
+            self.evidence.restore(shape)
+            self.checked.restore(shape.get("tenants", {}))
         except (OSError, ValueError) as error:
             log.warning("%s is not read, evidence starts anew: %s", self._notebook, error)
 
@@ -219,7 +234,7 @@ class SemanticCache:
         try:
             self._notebook.parent.mkdir(parents=True, exist_ok=True)
             part = self._notebook.with_suffix(".part")
-            part.write_bytes(orjson.dumps(self.evidence.to_json()))
+            part.write_bytes(orjson.dumps(self.evidence.to_json() | {"tenants": self.checked.to_json()}))
             part.replace(self._notebook)
         except OSError as error:
             log.warning("%s is not written: %s", self._notebook, error)

@@ -97,6 +97,12 @@ class Judge:
         backward = await self.log_odds(prompts.prefers(question, second, first), ("a", "b"))
         return self._plain((forward - backward) / 2)
 
+    async def agree(self, question: str, first: str, second: str) -> float:
+        """Log odds that both answers tell the same, the mean of both orders. Raises Unjudged."""
+        forward = await self.log_odds(prompts.agree(question, first, second))
+        backward = await self.log_odds(prompts.agree(question, second, first))
+        return (forward + backward) / 2
+
     async def claims(self, question: str, answer: str) -> list[str]:
         if is_refusal(answer):
             return []

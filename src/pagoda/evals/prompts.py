@@ -14,6 +14,7 @@ SUPPORTS = "Is this answer stated in the passages? Reply with yes or no."
 KNOWS = "Is this answer right? Reply with yes or no."
 ANSWERS = "Does the answer address the question, rather than avoid it or talk of something else? Reply with yes or no."
 PREFERS = "Which answer is better? Reply with A or B."
+AGREE = "Do both answers tell the person the same thing? Reply with yes or no."
 CLAIMS = (
     "Split the answer into its separate statements of fact. Each must be a full sentence that can be understood alone. "
     "Add nothing that the answer does not say. Reply with JSON: a list of strings."
@@ -41,6 +42,10 @@ def answers(question: str, answer: str) -> Messages:
 
 def prefers(question: str, first: str, second: str) -> Messages:
     return _user(f"Question: {question}\n\nAnswer A: {first}\n\nAnswer B: {second}\n\n{PREFERS}")
+
+
+def agree(question: str, first: str, second: str) -> Messages:
+    return _user(f"Question: {question}\n\nFirst answer: {first}\n\nSecond answer: {second}\n\n{AGREE}")
 
 
 def claims(question: str, answer: str) -> Messages:

@@ -8,10 +8,12 @@ from pagoda.cache.cache import SemanticCache
 from pagoda.cache.embedder import Embedder
 from pagoda.cache.entry import digest
 from pagoda.cache.policy import Policy
+from pagoda.cache.question_log import QuestionLog
 from pagoda.cache.rules import Rules, parse_rules
 from pagoda.cache.stores import open_store
 from pagoda.cache.verifier import Verifier, load_verifier
 from pagoda.cache_settings import CacheSettings
+from pagoda.client import HttpClient, list_models
 from pagoda.config import cache_dir
 from pagoda.crypt import Cipher
 from pagoda.engine.embedder import load_embedder
@@ -19,6 +21,7 @@ from pagoda.errors import ConfigError
 from pagoda.observe.metrics import Metrics
 from pagoda.server.caching import Caching
 from pagoda.server.question import Asks
+from pagoda.server.shadow import Judge
 
 
 def policy_of(settings: CacheSettings) -> Policy:
@@ -84,6 +87,24 @@ def load_cache(settings: CacheSettings) -> SemanticCache | None:
 
 def caching_of(cache: SemanticCache, settings: CacheSettings, asking: Asks, metrics: Metrics) -> Caching:
     """The layer."""
-    layer = Caching(cache, asking, metrics.cache, budget=settings.cache_budget, shadow=settings.cache_shadow)
+    layer = Caching(
+        cache,
+        asking,
+        metrics.cache,
+        budget=settings.cache_budget,
+        shadow=settings.cache_shadow,
+        log=None if settings.cache_log is None else QuestionLog(settings.cache_log),
+        open_judge=None if settings.cache_judge is None else lambda: open_judge(settings),
+    )
     metrics.before_collect.append(layer.update_series)
     return layer
+
+
+async def open_judge(settings: CacheSettings) -> Judge:
+    """The model that compares answers. Raises PagodaError when its server does not answer."""
+    from pagoda.evals.judge import Judge as ModelJudge
+
+    url, key = settings.cache_judge, settings.cache_judge_key
+    assert url is not None
+    name = settings.cache_judge_model or (await list_models(url, key))[0]["id"]
+    return ModelJudge(lambda: HttpClient(url, key), name, concurrency=1)

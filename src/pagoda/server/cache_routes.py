@@ -16,6 +16,9 @@ from pagoda.server.failures import json_response
 from pagoda.server.record import record_of
 from pagoda.server.routes import check_admin, service_of
 
+SELECTED_BY = ("all", "id", "model", "older_than", "tag", "tenant")
+MAX_DIGITS = 12  # of seconds
+
 
 def caching_of(request: Request) -> Caching:
     """The server's cache. HTTPException 404 where there is none."""
@@ -43,11 +46,10 @@ async def delete_entries(request: Request) -> Response:
     """Remove entries by id, tag, model, or age in seconds; of all tenants. For who has the admin key."""
     check_admin(request)
     query = request.query_params
-    known = {"id", "tag", "model", "older_than", "tenant", "all"}
-    if not query or set(query) - known:
-        raise HTTPException(400, f"say which entries, by {', '.join(sorted(known))}")
+    if not query or set(query) - set(SELECTED_BY):
+        raise HTTPException(400, f"say which entries, by {', '.join(SELECTED_BY)}")
     older = query.get("older_than")
-    if older is not None and not older.isdecimal():
+    if older is not None and not (older.isascii() and older.isdecimal() and len(older) <= MAX_DIGITS):
         raise HTTPException(400, f"older_than={older!r} is not a number of seconds")
     cache = caching_of(request).cache
     selector = Selector(

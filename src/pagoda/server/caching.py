@@ -10,21 +10,25 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pagoda.cache.cache import Candidate, Found, SemanticCache, is_shadowed
 from pagoda.cache.entry import Answer
 from pagoda.cache.policy import Question
+from pagoda.cache.question_log import Logged, QuestionLog
 from pagoda.cache.store import StoreError
 from pagoda.errors import ModelNotFoundError
 from pagoda.observe.cache_series import CacheSeries
+from pagoda.observe.tracing import Part
 from pagoda.server.call import Call, DeltaStream, Serve
-from pagoda.server.flight import NO_COST, Flight
-from pagoda.server.question import Asked, Asks, Bypass, holds_calls
-from pagoda.types import Delta, FloatArray
+from pagoda.server.flight import Flight
+from pagoda.server.question import Asked, Asks, Bypass
+from pagoda.server.replay import Replay, answer_of
+from pagoda.server.shadow import Judge, Shadow
+from pagoda.types import FloatArray
 
 logger = logging.getLogger("pagoda.cache")
 
@@ -76,18 +80,24 @@ class Caching:
         *,
         budget: float = 0.02,
         shadow: float = 0.05,
+        open_judge: Callable[[], Awaitable[Judge]] | None = None,
+        log: QuestionLog | None = None,
     ) -> None:
-        """`budget`: seconds that one question to the store may take; `shadow`: share of hits that are checked."""
+        """`budget`: seconds that one question to the store may take; `shadow`: share of hits that are checked, by the
+        judge too where there is one; `log` gets what the model answered, and repeats of the same words."""
         self.cache = cache
         self.series = series
         self._ask = ask
         self._budget = budget
-        self._shadow = shadow
+        self._shadow_share = shadow
+        self._shadow = Shadow(cache, series, open_judge)
+        self._log = log
         self._flights: dict[str, Flight] = {}
         self._lookups = ThreadPoolExecutor(THREADS, "pagoda-cache")
         self._writer = ThreadPoolExecutor(1, "pagoda-cache-writer")
         self._num_writes = 0
         self._health = Health()
+        self._writing = Health()  # of writes: a full disk can still be read
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_hit: Callable[[Call, Answer], None] = lambda call, answer: None
 
@@ -106,11 +116,13 @@ class Caching:
         question = asked.question
         found, vector = Found(None, "not asked"), None
         if call.cache.reads:
-            start = time.perf_counter()
+            start = time.monotonic()
             found, vector = await self._find(question)
-            self.series.lookup.observe(time.perf_counter() - start)
+            end = time.monotonic()
+            self.series.lookup.observe(end - start)
+            call.parts.append(Part("cache lookup", start, end, {"pagoda.cache.why": found.why}))
             if found.entry is not None:
-                return self._replay(call, serve, found)
+                return self._replay(question, call, serve, found)
             if asked.flight_key in self._flights and call.cache.writes:
                 self._note(call, "hit", "under way")
                 return await self._flights[asked.flight_key].join(call.requests[0].id, free=True)
@@ -147,17 +159,19 @@ class Caching:
             logger.exception("a lookup in the cache failed")
             return Found(None, "failed"), vector
 
-    def _replay(self, call: Call, serve: Serve, found: Found) -> DeltaStream:
+    def _replay(self, question: Question, call: Call, serve: Serve, found: Found) -> DeltaStream:
         entry = found.entry
         assert entry is not None
         assert found.candidate is not None
         self._note(call, "hit", found.why, found.candidate)
-        self.series.saved_prompt_tokens.value += entry.answer.prompt_tokens
-        self.series.saved_tokens.value += entry.answer.completion_tokens
-        self.on_hit(call, entry.answer)
-        if found.kind == "meaning" and is_shadowed(self._shadow):
-            self._in_background(self._check(call, serve, found.candidate))
-        return Replay(call.requests[0].id, entry.answer)
+        answer = entry.answer
+        self.series.save(call.tenant, call.adapter or "", answer.prompt_tokens, answer.completion_tokens)
+        self.on_hit(call, answer)
+        if found.kind == "meaning" and is_shadowed(self._shadow_share):
+            self._in_background(self._shadow.check(question.text, call, serve, found.candidate))
+        elif self._log is not None and found.kind != "meaning":
+            self._writer.submit(self._log.write, Logged(question.text, answer.text, question.partition))
+        return Replay(call.requests[0].id, answer)
 
     def _fly(self, call: Call, serve: Serve, asked: Asked, found: Found, vector: FloatArray | None) -> Flight:
         key = asked.flight_key
@@ -187,45 +201,35 @@ class Caching:
 
         def work() -> None:
             try:
+                if self._log is not None:
+                    self._log.write(Logged(question.text, answer.text, question.partition))
                 if candidate is not None:
                     self.cache.compare(candidate, answer.text, hit=False)
                 if keeps:
-                    space = (
-                        vector if vector is not None or not question.is_comparable else self.cache.embed(question.text)
-                    )
-                    self.cache.keep(question, answer, space)
-                    self.series.writes.value += 1
-            except StoreError as error:
-                self.series.lost_writes.value += 1
-                logger.warning("an answer was not kept", extra={"facts": {"why": str(error)[:300]}})
+                    self._keep(question, answer, vector)
             except Exception:
-                self.series.lost_writes.value += 1
+                self.series.lost_writes.value += keeps
                 logger.exception("an answer was not kept")
             finally:
                 self._num_writes -= 1
 
         self._writer.submit(work)
 
-    async def _check(self, call: Call, serve: Serve, candidate: Candidate) -> None:
-        """A shadow check: answer a hit afresh, after those who wait, and compare."""
-        # nobody pays for it, and its prefix blocks are nobody else's
-        salt = f"shadow {call.tenant} {call.requests[0].cache_salt}"
-        requests = tuple(
-            replace(r, id=f"{r.id}-shadow", priority=r.priority + 1000, tenant="", cache_salt=salt)
-            for r in call.requests
-        )
+    def _keep(self, question: Question, answer: Answer, vector: FloatArray | None) -> None:
+        """Keep the answer, unless the store is left alone."""
+        if self._health.rests or self._writing.rests:
+            self.series.lost_writes.value += 1
+            return
+        if vector is None and question.is_comparable:
+            vector = self.cache.embed(question.text)
         try:
-            stream = await serve(replace(call, requests=requests, tenant="", deadline=None, headers={}))
-            try:
-                deltas = [delta async for arrived in stream for delta in arrived]
-            finally:
-                stream.close()
-            answer = answer_of(call, deltas)
-            if answer is not None:
-                fresh = answer.text
-                await self._run(self._writer, lambda: self.cache.compare(candidate, fresh, hit=True), 60.0)
-        except Exception as error:  # overloaded, stopped: there will be other hits to check
-            logger.info("a hit was not checked", extra={"facts": {"why": repr(error)[:300]}})
+            self.cache.keep(question, answer, vector)
+            self._writing.failures = 0
+            self.series.writes.value += 1
+        except StoreError as error:
+            self._writing.failed()
+            self.series.lost_writes.value += 1
+            logger.warning("an answer was not kept", extra={"facts": {"why": str(error)[:300]}})
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -243,7 +247,7 @@ class Caching:
 
     def _note(self, call: Call, outcome: str, why: str, candidate: Candidate | None = None) -> None:
         """Tell the client and the metrics. No text of anybody's is in it."""
-        self.series.count(outcome, why)
+        self.series.count(outcome, why, call.tenant, call.adapter or "")
         parts = [outcome, why]
         if candidate is not None:
             parts.append(f"similarity={candidate.similarity:.3f}")
@@ -259,6 +263,8 @@ class Caching:
         series.wrong_ratio_low.value, series.wrong_ratio_high.value = state.interval
         series.wrong_ratio_max.value = state.max_wrong
         series.expected_wrong.value = state.expected_wrong
+        for tenant, checked in self.cache.checked:
+            series.set_checked(tenant, checked.num_hits, checked.share, checked.interval)
         series.evictions.value = self.cache.num_evicted
         if not self._health.rests:
             with contextlib.suppress(StoreError):
@@ -271,37 +277,9 @@ class Caching:
 
     def close(self) -> None:
         """Keep what waits to be kept, and let go of the store."""
+        self._shadow.close()
         self._lookups.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown(wait=True)
+        if self._log is not None:
+            self._log.close()
         self.cache.close()
-
-
-class Replay:
-    """An answer that was kept, as deltas."""
-
-    def __init__(self, request_id: str, answer: Answer) -> None:
-        self._request_id = request_id
-        self._answer = answer
-
-    async def __aiter__(self) -> AsyncIterator[list[Delta]]:
-        answer = self._answer
-        deltas = [Delta(self._request_id, 0, text, token_ids, usage=NO_COST) for text, token_ids in answer.pieces]
-        deltas[-1] = replace(deltas[-1], finish_reason=answer.finish_reason, stop_reason=answer.stop_reason)
-        yield deltas
-
-    def close(self) -> None:
-        """Nothing is under way."""
-
-
-def answer_of(call: Call, deltas: list[Delta]) -> Answer | None:
-    """The answer that these deltas are, if it may be given again: ended by itself, with some text, and no calls."""
-    if not deltas or deltas[-1].finish_reason != "stop":
-        return None
-    pieces = tuple(
-        (delta.text, delta.token_ids) for delta in deltas if delta.text or delta.token_ids or delta.finish_reason
-    )
-    usage = deltas[-1].usage
-    prompt_tokens = len(call.requests[0].prompt_token_ids) if usage is None else usage.prompt_tokens
-    num_tokens = usage.completion_tokens if usage is not None else sum(len(ids) for _, ids in pieces)
-    answer = Answer(pieces, "stop", deltas[-1].stop_reason, prompt_tokens, num_tokens)
-    return answer if answer.text.strip() and not holds_calls(call, answer.text) else None

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import pagoda
-from pagoda.server import adapter_routes, routes, system, vectors
+from pagoda.server import adapter_routes, cache_routes, routes, system, vectors
 from pagoda.server import openapi_dialects as dialects
 from pagoda.server.adapter_routes import AliasBody, LoadBody, UnloadBody
 from pagoda.server.openapi_bodies import (
@@ -24,6 +24,8 @@ from pagoda.server.openapi_bodies import (
     Completion,
     Detokenized,
     Embeddings,
+    EntriesDeleted,
+    EntryDeleted,
     ErrorBody,
     Health,
     ModelCard,
@@ -50,12 +52,13 @@ TAGS = {
     "/detokenize": "tokens",
     **{route.path: "vectors and scores" for route in vectors.ROUTES},
     **{route.path: "adapters" for route in adapter_routes.ROUTES},
+    **{route.path: "cache" for route in cache_routes.ROUTES},
 }
 REFUSALS = {
     400: "The request is invalid, or asks for what is not supported.",
     401: "The API key is missing or wrong.",
     403: "This needs the admin key.",
-    404: "There is no such model.",
+    404: "There is no such model, response or entry.",
     413: "The body is too large.",
     429: "The queue is full; Retry-After says when to come back.",
     503: "The model is being loaded, the server is shutting down, or the engine has stopped.",
@@ -75,6 +78,8 @@ ANSWERS: dict[str, tuple[type[BaseModel] | None, tuple[int, ...]]] = dialects.AN
     "/v1/load_lora_adapter": (None, (*POSTS, 403)),
     "/v1/unload_lora_adapter": (None, (*POSTS, 403)),
     "/v1/alias_lora_adapter": (Aliased, (*POSTS, 403)),
+    "/v1/cache/entries": (EntriesDeleted, (400, 401, 403, 404, 503)),
+    "/v1/cache/entries/{id}/wrong": (EntryDeleted, (401, 404, 503)),
     "/tokenize": (Tokenized, POSTS),
     "/detokenize": (Detokenized, POSTS),
     "/health": (Health, (503,)),
@@ -95,6 +100,7 @@ TAKES: dict[str, list[type[BaseModel]]] = dialects.TAKES | {
     "/tokenize": [TokenizeText, TokenizeChat],
     "/detokenize": [DetokenizeRequest],
 }
+QUERIES = {"/v1/cache/entries": cache_routes.SELECTED_BY}  # path → names of what its query may say
 STREAMED = dict.fromkeys(("/v1/chat/completions", "/v1/completions"), "text/event-stream") | dialects.STREAMED
 TEXT = {"schema": {"type": "string"}}
 LIMITS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
@@ -105,8 +111,8 @@ REF = "#/components/schemas/{model}"
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
     api = FastAPI(title="Pagoda", version=pagoda.__version__, description=DESCRIPTION)
-    every = (*routes.ROUTES, *dialects.ROUTES, *vectors.ROUTES, *adapter_routes.ROUTES, *system.ROUTES)
-    for route in every:
+    own = (*adapter_routes.ROUTES, *cache_routes.ROUTES, *system.ROUTES)
+    for route in (*routes.ROUTES, *dialects.ROUTES, *vectors.ROUTES, *own):
         methods = sorted((route.methods or set()) - {"HEAD"})
         tag = _by_prefix(dialects.TAGS, route.path) or TAGS.get(route.path, "system")
         api.add_api_route(route.path, route.endpoint, methods=methods, tags=[tag])
@@ -126,6 +132,8 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
             operation["responses"] = _responses(method, path)
             if names := re.findall(r"{(\w+)}", path):
                 operation["parameters"] = [{"name": name, "in": "path", "required": True} | TEXT for name in names]
+            if path in QUERIES:
+                operation["parameters"] = [{"name": name, "in": "query"} | TEXT for name in QUERIES[path]]
             if path in TAKES:
                 operation["requestBody"] = {"required": True, "content": _json(*TAKES[path])}
     return document

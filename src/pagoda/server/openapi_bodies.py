@@ -226,6 +226,15 @@ class Aliased(BaseModel):
     path: str
 
 
+class EntriesDeleted(BaseModel):
+    deleted: int
+
+
+class EntryDeleted(BaseModel):
+    id: str
+    deleted: bool
+
+
 class Plan(BaseModel):
     """As `pagoda plan --json` prints it, for this model on this machine; docs/planning.md says what each figure is."""
 
