@@ -134,9 +134,8 @@ def _placed(
     """The linears of one module, each with its rows of what the adapter adds."""
     role, layer = base.find(unwrapped(module), adapter.is_gguf)
     linears = base.linears(module, role, layer)
-    if delta is not None and (delta.magnitude is not None or delta.is_embedding):
-        what = "an embedding" if delta.is_embedding else "DoRA"
-        raise UnsupportedError(f"{adapter.path}: {module!r} is {what}, which cannot be served apart; {MERGE}")
+    if delta is not None and delta.is_embedding:
+        raise UnsupportedError(f"{adapter.path}: {module!r} is an embedding, which cannot be served apart; {MERGE}")
     rows, columns = sum(linear.weight.shape[0] for linear in linears), linears[0].weight.shape[1]
     _check_shapes(module, delta, bias, (rows, columns), adapter)
     reorder = base.reorder(role, adapter.is_gguf)
@@ -146,7 +145,9 @@ def _placed(
         start = part.stop
         a = np.zeros((0, columns), np.float32) if delta is None else delta.a
         b = np.zeros((rows, 0), np.float32) if delta is None else delta.b * np.float32(delta.scale)
-        yield linear, LoraDelta(a, reorder(b)[part], _bias(delta, bias, linear, reorder, part))
+        added = LoraDelta(a, reorder(b)[part], _bias(delta, bias, linear, reorder, part))
+        has_magnitude = delta is not None and delta.magnitude is not None
+        yield linear, _scaled(added, reorder(delta.magnitude)[part], linear) if has_magnitude else added
 
 
 def _check_shapes(
@@ -159,6 +160,21 @@ def _check_shapes(
             "made for another base model",
             path=str(adapter.path),
         )
+
+
+def _scaled(delta: LoraDelta, magnitude: FloatArray, linear: Linear) -> LoraDelta:
+    """The delta with rows of W + B A at the lengths that DoRA's magnitudes say (arXiv 2402.09353).
+
+    The linear's own bias is not scaled with them, so what would be is added back.
+    """
+    weight, length = as_floats(linear.weight), np.empty(len(magnitude), np.float64)
+    for start in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        length[rows] = np.sqrt(np.square(weight[rows] + delta.b[rows] @ delta.a, dtype=np.float64).sum(-1))
+    scale = (magnitude / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
+    own = None if linear.bias is None else as_floats(linear.bias)
+    bias = delta.bias if own is None else (1 - scale) * own + (0 if delta.bias is None else delta.bias)
+    return LoraDelta(delta.a, scale[:, None] * delta.b, bias, scale)
 
 
 def _bias(
