@@ -15,12 +15,13 @@ import numpy as np
 from pagoda.adapters.adapter import Adapter, Delta
 from pagoda.backends.base import AdapterWeights, LoraDelta
 from pagoda.errors import FormatError, UnsupportedError
-from pagoda.formats.blocks import dequantize
+from pagoda.formats.quantized import as_floats
 from pagoda.models.family import Family
 from pagoda.models.layers import Block, Decoder, Experts, Linear
 from pagoda.models.names import GGUF, HUGGING_FACE
 from pagoda.types import FloatArray
 
+ROWS_AT_ONCE = 1024  # of a weight whose rows' lengths are computed
 MERGE = "merge it into the model: pagoda merge"
 # Modules of models that wrap the decoder in another, with its own name in between.
 WRAPPINGS = ("language_model.", "text_model.")
@@ -146,8 +147,8 @@ def _placed(
         a = np.zeros((0, columns), np.float32) if delta is None else delta.a
         b = np.zeros((rows, 0), np.float32) if delta is None else delta.b * np.float32(delta.scale)
         added = LoraDelta(a, reorder(b)[part], _bias(delta, bias, linear, reorder, part))
-        has_magnitude = delta is not None and delta.magnitude is not None
-        yield linear, _scaled(added, reorder(delta.magnitude)[part], linear) if has_magnitude else added
+        magnitude = None if delta is None else delta.magnitude
+        yield linear, added if magnitude is None else _scaled(added, reorder(magnitude)[part], linear)
 
 
 def _check_shapes(
@@ -190,7 +191,7 @@ def _bias(
         own = linear.bias
         total = reorder(bias)[part]
         if own is not None:
-            total = total - dequantize(own.data, own.type, own.shape)
+            total = total - as_floats(own)
     if delta is not None and delta.bias is not None:
         scaled = reorder(delta.bias * np.float32(delta.scale))[part]
         total = scaled if total is None else total + scaled

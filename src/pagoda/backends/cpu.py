@@ -130,8 +130,10 @@ class CpuModel:
             if name not in self._lora_sites:
                 raise UnsupportedError(f"adapters of {name!r} cannot be served: merge it into the model (pagoda merge)")
             a, b = (np.ascontiguousarray(factor, np.float32) for factor in (delta.a, delta.b))
-            bias = None if delta.bias is None else np.ascontiguousarray(delta.bias, np.float32)
-            deltas += [(site, a, b, bias) for site in self._lora_sites[name]]
+            bias, scale = (
+                None if rows is None else np.ascontiguousarray(rows, np.float32) for rows in (delta.bias, delta.row_scale)
+            )
+            deltas += [(site, a, b, bias, scale) for site in self._lora_sites[name]]
         return self.program.make_adapter(deltas, type)
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
