@@ -1,9 +1,11 @@
-"""Adapters on torch's CPU: whole models against the reference, kernels (in Triton's interpreter) against plain torch."""
+"""Adapters on torch's CPU: models against the reference, and kernels, in Triton's interpreter, against torch."""
 
 from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,14 +23,16 @@ from pagoda.backends.cuda.adapters import place as place_on
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.options import CudaOptions
+from pagoda.backends.cuda.parallel import ParallelBackend
 from pagoda.backends.cuda.shard import WHOLE, Shard
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.errors import UnsupportedError
+from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
 from pagoda.types import Batch, FloatArray, RawTensor
 from tiny_blocks import noise
-from tiny_models import TINY, memory_checkpoint
+from tiny_models import TINY, memory_checkpoint, write_gguf
 
 CPU = torch.device("cpu")
 STEPS = ({"a": 20, "b": 5, "c": 18}, {"a": 1, "b": 1, "c": 1, "d": 3}, {"d": 1, "a": 1})
@@ -98,9 +102,7 @@ def test_rows_do_not_depend_on_the_batch_when_asked_for() -> None:
 
 def test_refusals() -> None:
     model = model_of("llama")
-    loaded = CudaBackend(CudaOptions("cpu", "eager")).load(
-        model, max_batch_tokens=64, max_batch_seqs=64, kv_type="f32"
-    )
+    loaded = CudaBackend(CudaOptions("cpu", "eager")).load(model, max_batch_tokens=64, max_batch_seqs=64, kv_type="f32")
     weights = adapters_of(model)[0]
     name, first = next(iter(weights.items()))
     with pytest.raises(UnsupportedError, match="nowhere"):
@@ -135,12 +137,44 @@ def test_parts_of_a_cut_linear_make_the_whole(cuts_columns: bool) -> None:
     assert product.shape == found.shape
 
 
+def reopened(path: str) -> Decoder:
+    model = load_model(open_checkpoint(Path(path)), max_context=256)
+    assert isinstance(model, Decoder)
+    return model
+
+
+def test_two_processes_give_the_logits_of_one(tmp_path: Path) -> None:
+    """Each with its part of every adapter; one that nobody holds any more is dropped by all."""
+    path = str(write_gguf(tmp_path / "model.gguf", TINY["llama_256"], type="F32"))
+    model = reopened(path)
+    backend = ParallelBackend(CudaOptions("cpu", "eager"), 2, partial(reopened, path))
+    parallel = backend.load(model, max_batch_tokens=128, max_batch_seqs=128, kv_type="f32")
+    alone = CudaBackend(CudaOptions("cpu", "eager")).load(
+        model, max_batch_tokens=128, max_batch_seqs=128, kv_type="f32"
+    )
+    found = []
+    try:
+        for loaded in (parallel, alone):
+            first, second = (loaded.place_adapter(weights, type="f32") for weights in adapters_of(model))
+            run = PagedRun(model, loaded)
+            steps = [run.step({"a": chunk("a", 0, 9), "b": chunk("b", 0, 3)}, adapters={"a": first, "b": second})]
+            del first
+            steps.append(run.step({"a": [5], "b": [6]}, adapters={"b": second}))
+            found.append({name: np.concatenate([step[name] for step in steps]) for name in "ab"})
+        with pytest.raises(UnsupportedError, match="nowhere"):
+            parallel.place_adapter({"nowhere": delta("x", 1, 2, 2)}, type="f32")
+    finally:
+        parallel.close()
+    assert error(*found) < 1e-5
+
+
 # Kernels
 
 
 def step_of(adapters: list[CudaAdapter], counts: list[int], which: list[int]) -> StepAdapters:
     zeros, starts = np.zeros(sum(counts), np.int32), np.cumsum([0, *counts]).astype(np.int32)
-    batch = Batch(zeros, zeros, starts, zeros, (), zeros, adapters=tuple(adapters), adapter_of=np.array(which, np.int32))
+    of = np.array(which, np.int32)
+    batch = Batch(zeros, zeros, starts, zeros, (), zeros, adapters=tuple(adapters), adapter_of=of)
     return StepAdapters.of(batch, AdapterTables.of(adapters, CPU))
 
 
@@ -149,7 +183,12 @@ def step_of(adapters: list[CudaAdapter], counts: list[int], which: list[int]) ->
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(
     ("type", "dtype", "most"),
-    [("f32", torch.float32, 2e-6), ("int8", torch.float32, 2e-6), ("int8", torch.float16, 2e-3), ("f32", torch.float16, 2e-3)],
+    [
+        ("f32", torch.float32, 2e-6),
+        ("int8", torch.float32, 2e-6),
+        ("int8", torch.float16, 2e-3),
+        ("f32", torch.float16, 2e-3),
+    ],
 )
 def test_kernels_of_adapters(type: LoraType, dtype: torch.dtype, most: float, scaled: bool) -> None:
     """Ranks beyond one block and none, a tile that is full and one that is not, products in parts, biases alone."""

@@ -261,7 +261,6 @@ def _adapters(
     if type == "auto":
         types = {matrix.type for block in forward_model.blocks for matrix in block.matrices}
         type = "f32" if types == {"F32"} else "bf16" if types <= {"F32", "F16", "BF16"} else "int8"
-    bounds = {"max_in_memory": settings.max_cpu_loras, "max_bytes": settings.lora_memory_bytes}
     store = open_store(
         model, base, type=type, max_in_memory=settings.max_cpu_loras, max_bytes=settings.lora_memory_bytes
     )

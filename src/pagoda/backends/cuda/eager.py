@@ -78,8 +78,9 @@ class EagerOps:
         """
         for adapter, tokens in step.groups:
             for site in sites:
-                if site.name in adapter.factors:
-                    self._add_adapter(x[0, tokens], out[:, :, site.start : site.end], tokens, adapter.factors[site.name])
+                factors = adapter.factors.get(site.name)
+                if factors is not None:
+                    self._add_adapter(x[0, tokens], out[:, :, site.start : site.end], tokens, factors)
 
     def _add_adapter(self, x: torch.Tensor, out: torch.Tensor, tokens: torch.Tensor, factors: Factors) -> None:
         a, b, a_scale, b_scale, bias, row_scale = (None if t is None else t.to(torch.float32) for t in factors.tensors)

@@ -34,7 +34,8 @@ def _tile(tiles_ptr, tokens_ptr, TILE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["adapters", "hidden_site", "ranks"])
 def _shrink(
-    x_ptr, table_ptr, tiles_ptr, tokens_ptr, hidden_ptr, like_ptr, float_ptr, adapters, columns, x_row, hidden_site, ranks,
+    x_ptr, table_ptr, tiles_ptr, tokens_ptr, hidden_ptr, like_ptr, float_ptr,
+    adapters, columns, x_row, hidden_site, ranks,
     EXACT: tl.constexpr, FIELDS: tl.constexpr, TILE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     site, first = tl.program_id(2), tl.program_id(1) * BLOCK_R
@@ -44,12 +45,13 @@ def _shrink(
     if first >= rank:
         return
     r, k = first + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
-    a_ptr = _numbers(row, 0, like_ptr)
+    x_at = x_ptr + token[:, None] * x_row + k[None, :]
+    a_at = _numbers(row, 0, like_ptr) + r[None, :] * columns + k[:, None]
     acc = tl.zeros([TILE, BLOCK_R], tl.float32)
     for start in range(0, columns, BLOCK_K):
         inside = start + k < columns
-        x = tl.load(x_ptr + token[:, None] * x_row + start + k[None, :], mask=live[:, None] & inside[None, :], other=0.0)
-        a = tl.load(a_ptr + r[None, :] * columns + start + k[:, None], mask=inside[:, None] & (r < rank)[None, :], other=0)
+        x = tl.load(x_at + start, mask=live[:, None] & inside[None, :], other=0.0)
+        a = tl.load(a_at + start, mask=inside[:, None] & (r < rank)[None, :], other=0)
         if EXACT:
             acc = tl.dot(x.to(tl.float32), a.to(tl.float32), acc, input_precision="ieee")
         else:
@@ -76,13 +78,13 @@ def _expand(
     rank = tl.load(row + 6)
     n, j = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_R)
     there = n < rows
-    b_ptr = _numbers(row, 1, like_ptr)
+    hidden_at = hidden_ptr + site.to(tl.int64) * hidden_site + token[:, None] * ranks + j[None, :]
+    b_at = _numbers(row, 1, like_ptr) + n[None, :].to(tl.int64) * rank + j[:, None]
     acc = tl.zeros([TILE, BLOCK_N], tl.float32)
-    for rest in range(0, rank, BLOCK_R):
-        r = rest + j
-        hidden_at = hidden_ptr + site.to(tl.int64) * hidden_site + token[:, None] * ranks + r[None, :]
-        hidden = tl.load(hidden_at, mask=live[:, None] & (r < rank)[None, :], other=0.0)
-        b = tl.load(b_ptr + n[None, :].to(tl.int64) * rank + r[:, None], mask=there[None, :] & (r < rank)[:, None], other=0)
+    for start_rank in range(0, rank, BLOCK_R):
+        inside = start_rank + j < rank
+        hidden = tl.load(hidden_at + start_rank, mask=live[:, None] & inside[None, :], other=0.0)
+        b = tl.load(b_at + start_rank, mask=there[None, :] & inside[:, None], other=0)
         if EXACT:
             acc = tl.dot(hidden, b.to(tl.float32), acc, input_precision="ieee")
         else:
