@@ -111,10 +111,11 @@ def paired(folder: Path, streams: int, count: int, rounds: int, tokens: int) -> 
             ratios.append(statistics.mean(base) / statistics.mean(adapted))
             alone, beside = alone + base, beside + adapted
     median, least = (f(alone) / f(beside) for f in (statistics.median, min))
+    rounds_said = ", ".join(f"{ratio:.3f}" for ratio in ratios)
     print(
         f"{streams} streams, {count} adapters: {statistics.median(ratios):.3f} of the base's "
-        f"{streams / statistics.median(alone):,.0f} tokens/s (rounds: {', '.join(f'{ratio:.3f}' for ratio in ratios)}); by "
-        f"the median step {median:.3f}, by the shortest {least:.3f}, of {len(beside)}"
+        f"{streams / statistics.median(alone):,.0f} tokens/s (rounds: {rounds_said}); "
+        f"by the median step {median:.3f}, by the shortest {least:.3f}, of {len(beside)}"
     )
 
 
