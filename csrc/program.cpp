@@ -186,14 +186,14 @@ void Program::work(const Step &step, int thread) {
             },
             stages_[i]);
         if (linear) finish_products(*linear, step, shrinks, done);
-        if (std::holds_alternative<LoraShrinkStage>(stages_[i])) {
+        const bool shrinks_here = std::holds_alternative<LoraShrinkStage>(stages_[i]);
+        if (shrinks_here) {
             ++shrinks;
             shrinks_done_.fetch_add(1, std::memory_order_release);
-            if (!workspace.adapters.scales_rows) continue;  // the products read the same value
         }
         bool planned = false;
         size_t reading = 0;
-        workspace.pool->barrier([&] {  // while others work, memory is read ahead
+        const auto read_ahead = [&] {  // while others work
             if (!planned) {
                 plan_reading(i, step, ahead);
                 planned = true;
@@ -202,7 +202,10 @@ void Program::work(const Step &step, int thread) {
             Stretch &s = ahead[reading];
             for (int line = 0; line < 4 && s.from < s.end; ++line, s.from += 64) __builtin_prefetch(s.from);
             if (s.from >= s.end) ++reading;
-        });
+        };
+        // The products after a shrink stage read the same value, so they need not wait for it, but where they add to
+        // what it still has to copy.
+        if (!shrinks_here || workspace.adapters.scales_rows) workspace.pool->barrier(read_ahead);
         if (profiling && thread == 0) {
             const double at = now();
             account(i, step, at - since);
