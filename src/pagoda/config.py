@@ -115,16 +115,6 @@ class EngineSettings(KVSettings):
     max_cpu_loras: Annotated[
         int, Setting("Adapters kept in memory; those used longest ago are read from disk again.", minimum=1)
     ] = 64
-    lora_memory_bytes: Annotated[
-        int | None,
-        Setting(
-            "Memory for adapters, as 1GiB, which the KV cache leaves free: those used longest ago are read from disk "
-            "again. By default what those of --lora take, and no bound for others.",
-            "lora-memory",
-            1,
-            size=True,
-        ),
-    ] = None
     lora_type: Annotated[
         Literal["auto", "f32", "bf16", "int8"],
         Setting(
@@ -162,8 +152,8 @@ class EngineSettings(KVSettings):
 
 # The rows of `pagoda.text.tools.table` and `pagoda.text.reasoning`.
 ToolCallFormat = Literal[
-    "auto", "gemma4", "qwen3_coder", "hermes", "mistral_v11", "mistral", "phi4_mini", "lfm2", "pythonic",
-    "llama3_json", "generic",
+    "auto", "gemma4", "qwen3_coder", "hermes", "mistral_v11", "mistral", "phi4_mini", "granite", "nemotron",
+    "cohere", "seed_oss", "lfm2", "pythonic", "llama3_json", "generic",
 ]  # fmt: skip
 ReasoningFormat = Literal[
     "auto", "none", "gemma4", "harmony", "mistral", "cohere", "seed_oss", "minimax", "apriel", "think"

@@ -41,6 +41,19 @@ ANSWERS: list[tuple[str, str, list[Said]]] = [
     ("phi4_mini", '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]<|/tool_call|>', [PARIS]),
     ("phi4_mini", '<|tool_call|>{"name": "add"}<|/tool_call|> ok', [("add", "{}"), "ok"]),
     ("phi4_mini", "<|tool_call|>no", ["<|tool_call|>no"]),
+    ("granite", '<|tool_call|>[{"arguments": {"city": "Paris"}, "name": "get_weather"}]', [PARIS]),
+    ("nemotron", '<TOOLCALL>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</TOOLCALL>', [PARIS]),
+    (
+        "cohere",
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Paris"}},\n'
+        '    {"tool_call_id": "1", "tool_name": "add", "parameters": {}}\n]<|END_ACTION|>',
+        [PARIS, ("add", "{}")],
+    ),
+    (
+        "seed_oss",
+        "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n</function>\n</seed:tool_call>",
+        [PARIS],
+    ),
     ("pythonic", "[get_weather(city='Paris'), add()]", [PARIS, ("add", "{}")]),
     (
         "pythonic",
@@ -80,6 +93,10 @@ TEMPLATES = {
     "mistral": "{{ '[TOOL_CALLS] [' + calls | tojson + ']' }}",
     "mistral_v11": "{{ '[TOOL_CALLS]' + call.name + '[ARGS]' + call.arguments | tojson }}",
     "phi4_mini": "{{ '<|system|>' + message.content + '<|tool|>' + message.tools + '<|/tool|>' }}",
+    "granite": "{{ 'write <|tool_call|> followed by a JSON list of tools used' }}",
+    "nemotron": "{{ '<TOOLCALL>[' + calls + ']</TOOLCALL>' }}",
+    "cohere": "{{ '<|START_ACTION|>[' + calls + ']<|END_ACTION|>' }}",
+    "seed_oss": "{{ '<seed:tool_call>\\n<function=' + call.name + '>\\n<parameter=' + key + '>' }}",
     "pythonic": "{{ 'in the format of [func_name1(params_name1=params_value1), func_name2(params)]' }}",
     "lfm2": "{{ '<|tool_call_start|>' + calls + '<|tool_call_end|>' }}",
     "gemma4": "{{ '<|tool_call>call:' + call.name + '{' }}",

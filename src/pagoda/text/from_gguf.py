@@ -1,7 +1,7 @@
 """A tokenizer from GGUF metadata (`tokenizer.ggml.*`).
 
 Covered: byte-level BPE (`gpt2`) with the pre-tokenizers of `pagoda.text.bpe`, SentencePiece BPE (`llama`), WordPiece
-(`bert`). Not covered, and refused by name: `t5` (unigram), `rwkv`, `gemma4` and others.
+(`bert`), BPE over characters (`gemma4`). Not covered, and refused by name: `t5` (unigram), `rwkv` and others.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.text.bpe import BytePairEncoder, pre_tokenizer
 from pagoda.text.end_tokens import END_TEXTS, FIM_END_TEXTS, NAMES, end_ids
+from pagoda.text.plain_bpe import PlainBytePairEncoder
 from pagoda.text.specials import SpecialSplitter
 from pagoda.text.spm import SentencePieceEncoder
 from pagoda.text.vocabulary import SPACE, Spelling, TokenType, Vocabulary, is_byte_token
@@ -55,8 +56,10 @@ def read_gguf(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
         return _read_spm(metadata)
     if model == "bert":
         return _read_wordpiece(metadata)
+    if model == "gemma4":
+        return _read_plain_bpe(metadata)
     raise UnsupportedError(
-        f"{_KEY}model is {model!r}; Pagoda reads 'gpt2' (byte-level BPE), 'llama' (SentencePiece) and 'bert'"
+        f"{_KEY}model is {model!r}; Pagoda reads 'gpt2' (byte-level BPE), 'llama' (SentencePiece), 'gemma4' and 'bert'"
     )
 
 
@@ -85,6 +88,14 @@ def _read_spm(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
         add_space_prefix=prefix,
     )
     return vocabulary, PieceEncoder(vocabulary, ordinary)
+
+
+def _read_plain_bpe(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:
+    """A text begins with BOS whatever the file says, as in llama.cpp: early files say that it does not."""
+    vocabulary = _vocabulary({**metadata, _KEY + "add_bos_token": True}, "sentencepiece", add_bos=True)
+    byte_ids = {int(text[3:5], 16): i for i, text in enumerate(vocabulary.tokens) if _is_byte(vocabulary, i)}
+    encoder = PlainBytePairEncoder(text_ids(vocabulary), _array(metadata, "merges", str), byte_ids)
+    return vocabulary, PieceEncoder(vocabulary, encoder)
 
 
 def _read_wordpiece(metadata: Mapping[str, Any]) -> tuple[Vocabulary, PieceEncoder]:

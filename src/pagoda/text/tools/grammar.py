@@ -73,14 +73,20 @@ def _joined(start: str, definitions: Sequence[str]) -> str:
     return "\n".join([start, _TEXT, _BLANKS, *definitions])
 
 
-def json_calls(wanted: CallGrammar, key: str) -> list[str]:
-    """The rule `call`: one call as a JSON object, its arguments under `key`."""
+def json_calls(wanted: CallGrammar, key: str, *, name_key: str = "name", id_key: str = "") -> list[str]:
+    """The rule `call`: one call as a JSON object, its arguments under `key`; first a number, under `id_key`."""
     options = []
     lines = []
     for i, function in enumerate(wanted.functions):
-        opening = f'{{"name": {json.dumps(function.name, ensure_ascii=False)}, "{key}": '
+        before = f'{{"{id_key}": "'
+        number = f"{literal(before)} /[0-9]/ " if id_key else ""
+        opening = '", ' if id_key else "{"
+        opening += f'"{name_key}": {json.dumps(function.name, ensure_ascii=False)}, "{key}": '
         options.append(f"call{i}")
-        lines += [f'call{i}: {literal(opening)} arguments{i} "}}"', f"arguments{i}: {arguments_item(wanted, function)}"]
+        lines += [
+            f'call{i}: {number}{literal(opening)} arguments{i} "}}"',
+            f"arguments{i}: {arguments_item(wanted, function)}",
+        ]
     return [f"call: {' | '.join(options)}", *lines]
 
 

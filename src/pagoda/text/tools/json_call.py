@@ -12,7 +12,8 @@ from collections.abc import Collection, Generator
 from pagoda.text.tools.parser import BLANK, CallParser, NotACall, Reading, Trigger
 
 ARGUMENTS = frozenset({"arguments", "parameters"})
-FIRST_KEYS = frozenset({"name", "arguments", "parameters", "id", "type", "index"})
+NAMES = frozenset({"name", "tool_name"})
+FIRST_KEYS = ARGUMENTS | NAMES | {"id", "type", "index", "tool_call_id"}
 MAX_NAME = 256  # characters
 
 ReadingText = Generator[None, str, str]
@@ -27,7 +28,7 @@ def read_call(parser: CallParser, names: Collection[str]) -> Reading:
     if key not in FIRST_KEYS:
         raise NotACall
     while key is not None:
-        if key == "name" and name is None:
+        if key in NAMES and name is None:
             name = yield from _name(parser, names)
         elif key in ARGUMENTS and name is not None and not announced:
             announced = yield from _arguments(parser, name)

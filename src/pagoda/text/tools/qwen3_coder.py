@@ -1,4 +1,5 @@
 """Qwen 3 Coder: <tool_call><function=name><parameter=key>value</parameter>…</function></tool_call>, values unquoted.
+Seed-OSS with a tag of its own.
 
 Whether a value is a string, the function's schema says; without a word from it, what reads as JSON is JSON.
 """
@@ -14,7 +15,6 @@ from pagoda.text.tools.base import CallGrammar, Function, call_id, literal
 from pagoda.text.tools.grammar import CallRule, answer, refuse_unenforced
 from pagoda.text.tools.parser import CallParser, NotACall, Reading, Trigger
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, FUNCTION_END = "<function=", "</function>"
 PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
 MAX_NAME = 256
@@ -22,13 +22,19 @@ MAX_NAME = 256
 
 @dataclass(frozen=True, slots=True)
 class Qwen3Coder:
-    """See the module."""
+    """See the module. apart: what stands between a value and its tags."""
 
     name: str = "qwen3_coder"
-    markers: tuple[str, ...] = (OPEN, CLOSE)
+    start: str = "<tool_call>"
+    end: str = "</tool_call>"
+    apart: str = "\n"
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        return self.start, self.end
 
     def is_of(self, template: str) -> bool:
-        return FUNCTION in template and PARAMETER in template
+        return self.start in template and FUNCTION in template and PARAMETER in template
 
     def parser(self, functions: Sequence[Function]) -> CallParser:
         schemas = {function.name: function.schema for function in functions}
@@ -40,16 +46,17 @@ class Qwen3Coder:
             if not (yield from parser.skip(FUNCTION)):
                 raise NotACall
             yield from _read_function(parser, schemas)
-            yield from parser.skip(CLOSE)
+            yield from parser.skip(self.end)
 
-        return CallParser([Trigger(OPEN, read), Trigger(FUNCTION, read_function)])
+        return CallParser([Trigger(self.start, read), Trigger(FUNCTION, read_function)])
 
     def grammar(self, wanted: CallGrammar) -> str:
         definitions = [f"call: {' | '.join(f'call{i}' for i in range(len(wanted.functions)))}"]
         for i, function in enumerate(wanted.functions):
-            definitions += _function_rules(wanted, i, function)
-        rest = rf'"\n{FUNCTION}" call "{FUNCTION_END}\n" {wanted.marker(CLOSE)}'
-        return answer(wanted, CallRule(OPEN, rest, [*definitions, _UNQUOTED], separator=r'"\n"'))
+            definitions += _function_rules(wanted, i, function, self.apart)
+        rest = rf'"\n{FUNCTION}" call "{FUNCTION_END}\n" {wanted.marker(self.end)}'
+        unquoted = _UNQUOTED if self.apart else _UNQUOTED_CLOSE
+        return answer(wanted, CallRule(self.start, rest, [*definitions, unquoted], separator=r'"\n"'))
 
     def new_id(self) -> str:
         return call_id()
@@ -139,22 +146,23 @@ def _until(parser: CallParser, end: str) -> Generator[None, str, str]:
 
 
 _UNQUOTED = r"unquoted[lazy]: /(.|\n)*\n<\/parameter>\n/"
+_UNQUOTED_CLOSE = r"unquoted[lazy]: /(.|\n)*<\/parameter>\n/"
 
 
-def _function_rules(wanted: CallGrammar, number: int, function: Function) -> list[str]:
+def _function_rules(wanted: CallGrammar, number: int, function: Function, apart: str) -> list[str]:
     schema = function.schema
     required = schema.get("required", ())
     lines = []
     parameters = []
     for i, (key, value) in enumerate(schema.get("properties", {}).items()):
         rule = f"parameter{number}_{i}"
-        lines.append(f"{rule}: {literal(f'{PARAMETER}{key}>' + chr(10))} {_value_item(wanted, function, value)}")
+        lines.append(f"{rule}: {literal(f'{PARAMETER}{key}>{apart}')} {_value_item(wanted, function, value, apart)}")
         parameters.append(rule if key in required else f"{rule}?")
     return [f"call{number}: {literal(function.name + '>' + chr(10))} {' '.join(parameters)}", *lines]
 
 
-def _value_item(wanted: CallGrammar, function: Function, value: Any) -> str:
-    end = literal(f"\n{PARAMETER_END}\n")
+def _value_item(wanted: CallGrammar, function: Function, value: Any, apart: str) -> str:
+    end = literal(f"{apart}{PARAMETER_END}\n")
     if _types(value) == {"string"}:
         constants = value.get("enum", [value["const"]] if "const" in value else None)
         if constants is not None:
