@@ -157,6 +157,10 @@ PAGODA_INLINE typename S::F activate(typename S::F x, Activation kind) {
         const auto inner = S::fma(S::set1(0.044715f), cube, x);
         return S::mul(x, sigmoid<S>(S::mul(S::set1(1.5957691216057308f), inner)));
     }
+    if (kind == Activation::Relu2) {
+        const auto positive = S::max(x, S::zero());
+        return S::mul(positive, positive);
+    }
     // max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, with erfc within 1.5e-7: Abramowitz and Stegun, 7.1.26
     const auto size = S::abs(x), z = S::mul(size, S::set1(0.70710678118654752f));
     const auto t = S::div(S::set1(1.0f), S::fma(S::set1(0.3275911f), z, S::set1(1.0f)));

@@ -25,9 +25,6 @@ struct Cost {
     double bytes = 0, operations = 0;
 };
 
-// Adds what one factor, A or B, of the step's adapters costs at a site.
-void add_adapters_cost(Cost &cost, const Workspace &w, int32_t site, bool is_a);
-
 // Rows of a tensor as they lie in a file, which `owner` keeps open.
 struct FileRows {
     const uint8_t *data = nullptr;
@@ -108,17 +105,7 @@ struct LinearPart {
     std::vector<float> bias;  // padded to panels * 16, or empty
     bool accumulate = false;
     float scale = 1.0f;
-    int site = kNone;  // where adapters add to it
     const Weight &weight(int expert = 0) const { return *weights[static_cast<size_t>(expert)]; }
-};
-
-// What of adapters' numbers will be read, so that others read it ahead a part each.
-struct LoraReading {
-    std::vector<std::pair<const uint8_t *, int64_t>> pieces;  // where, and bytes
-    int64_t lines = 0;                                        // of 64 bytes, of all pieces
-    void clear();
-    void add(const uint8_t *from, int64_t bytes);
-    void read_ahead(int64_t part, int64_t parts) const;
 };
 
 // Products of one value with several weights; of a routed row, with those of its expert.
@@ -151,34 +138,31 @@ struct LinearStage {
     // Once the chunks of routed rows are known, before items are counted.
     void plan(const Workspace &w);
 
-    // Adapters: after a thread has done items [begin, end), and all threads what of the shrink stage is theirs, it adds
-    // B hidden + bias to what these items made.
-    bool takes_adapters() const { return parts[0].site != kNone; }
-    void finish(Workspace &w, const Step &step, int64_t begin, int64_t end) const;
-    void plan_adapters(const Workspace &w);  // what `finish` will read
-    LoraReading reading;
-
   private:
-    void add_adapters(Workspace &w, size_t part, const Item &at) const;
-    static int64_t panels_an_item(const LinearPart &p, int64_t rows);  // how many panels of a part one item covers
     int64_t chunk_items(int64_t rows) const;
     Item chunk_item(int64_t index, int expert, int64_t rows, int64_t row_begin, int64_t row_end) const;
     std::vector<int64_t> chunk_starts_;  // the first item of each chunk of routed rows, and their number
 };
 
-// hidden = A x, for the tokens with adapters and the linears at `sites`, which read x. The linear stage that follows
-// reads the same value, so nobody waits between the two.
+// What a stage of adapters will read of their numbers, so that others read it ahead a part each.
+struct LoraReading {
+    std::vector<std::pair<const uint8_t *, int64_t>> pieces;  // where, and bytes
+    int64_t lines = 0;                                        // of 64 bytes, of all pieces
+    void clear();
+    void add(const uint8_t *from, int64_t bytes);
+    void read_ahead(int64_t part, int64_t parts) const;
+};
+
+// hidden = A x, for the tokens with adapters and the linears at `sites`, which read x.
 struct LoraShrinkStage {
     static constexpr const char *kKind = "lora_shrink";
     int x;
     std::vector<int32_t> sites;
-    std::vector<int32_t> residuals;  // of each site, the buffer that its product is added to, or kNone
 
     template <class F>
     void fields(F &field) {
         field("x", x);
         field("sites", sites);
-        field("residuals", residuals);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &w, const Step &) const;
@@ -189,12 +173,35 @@ struct LoraShrinkStage {
     LoraReading reading;
 };
 
+// out += B hidden + bias, for the same tokens, sites and their outputs.
+struct LoraExpandStage {
+    static constexpr const char *kKind = "lora_expand";
+    std::vector<int32_t> sites, outs;
+
+    template <class F>
+    void fields(F &field) {
+        field("sites", sites);
+        field("outs", outs);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &w, const Step &) const;
+    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
+    Cost describe(const Workspace &w, const Step &step) const;
+    void plan(const Workspace &w);
+    LoraReading reading;
+
+  private:
+    std::vector<int64_t> panels_;  // of each site
+    int64_t chunks_ = 0;           // of panels, of all sites
+};
+
 // Chooses the top_k experts of each token by their scores, equals by number, and weighs them by the softmax of all scores;
-// `normalize`: divided by the sum of those chosen. Says which rows are routed.
+// `normalize`: divided by the sum of those chosen; then times the expert's scale, where there are any. Says which rows are routed.
 struct RouteStage {
     static constexpr const char *kKind = "route";
     int scores, num_experts, top_k;
     bool normalize;
+    std::vector<float> scales;  // of experts; empty: none
 
     template <class F>
     void fields(F &field) {
@@ -202,6 +209,7 @@ struct RouteStage {
         field("num_experts", num_experts);
         field("top_k", top_k);
         field("normalize", normalize);
+        field("scales", scales, kOptional);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &, const Step &) const { return 1; }
@@ -225,30 +233,95 @@ struct CombineStage {
     Cost describe(const Workspace &, const Step &) const { return {"combine experts"}; }
 };
 
-// Normalizes and rotates each head of q and k in place, and stores k and v in the layer's KV blocks.
+// Normalizes and rotates each head of q and k in place, and stores k and v in the layer's KV blocks; of q alone where
+// the layer reads what another has stored.
 struct RopeAndStoreKVStage {
     static constexpr const char *kKind = "rope_and_store_kv";
-    int q, k, v, layer, heads;  // heads of queries
+    int q, layer, heads;  // heads of queries
+    int k = kNone, v = kNone;
     int rope = kNone;
     std::vector<float> q_norm, k_norm;
     float eps = 0;
+    float growth = 0;       // queries at position p are multiplied by 1 + growth * ln(1 + p / growth_length)
+    int growth_length = 1;  // the quotient is a whole number
 
     template <class F>
     void fields(F &field) {
         field("q", q);
-        field("k", k);
-        field("v", v);
+        field("k", k, kOptional);
+        field("v", v, kOptional);
         field("layer", layer);
         field("heads", heads);
         field("rope", rope, kOptional);
         field("q_norm", q_norm, kOptional);
         field("k_norm", k_norm, kOptional);
         field("eps", eps, kOptional);
+        field("growth", growth, kOptional);
+        field("growth_length", growth_length, kOptional);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
     void run(Workspace &w, const Step &step, int64_t token, uint8_t *scratch) const;
     Cost describe(const Workspace &, const Step &) const { return {"rope + store KV"}; }
+};
+
+// out = x with each head of so many normalized.
+struct HeadNormStage {
+    static constexpr const char *kKind = "head_norm";
+    int x, out, num_heads;
+    std::vector<float> weight;  // of one head
+    float eps;
+
+    template <class F>
+    void fields(F &field) {
+        field("x", x);
+        field("out", out);
+        field("weight", weight);
+        field("eps", eps);
+        field("num_heads", num_heads);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
+    void run(Workspace &w, const Step &step, int64_t token, uint8_t *scratch) const;
+    Cost describe(const Workspace &, const Step &) const { return {"norm of heads"}; }
+};
+
+// out = x with the first elements of each head turned.
+struct RopeStage {
+    static constexpr const char *kKind = "rope";
+    int x, out, num_heads, spec;  // spec: which rotary table
+
+    template <class F>
+    void fields(F &field) {
+        field("x", x);
+        field("out", out);
+        field("num_heads", num_heads);
+        field("spec", spec);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
+    void run(Workspace &w, const Step &step, int64_t token, uint8_t *scratch) const;
+    Cost describe(const Workspace &, const Step &) const { return {"rope"}; }
+};
+
+// out = scale * columns [start, start + count) of x.
+struct ColumnsStage {
+    static constexpr const char *kKind = "columns";
+    int x, out, start, count;
+    float scale = 1;
+
+    template <class F>
+    void fields(F &field) {
+        field("x", x);
+        field("out", out);
+        field("start", start);
+        field("count", count);
+        field("scale", scale, kOptional);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
+    void run(Workspace &w, const Step &step, int64_t token, uint8_t *scratch) const;
+    Cost describe(const Workspace &, const Step &) const { return {"columns"}; }
 };
 
 // Attends from q to the keys and values in the layer's KV blocks.
@@ -280,7 +353,7 @@ struct AttendStage {
     void look_ahead(AttendArgs &a, const Workspace &w, const Step &step, int64_t item) const;
 };
 
-using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, RouteStage, CombineStage,
-                           RopeAndStoreKVStage, AttendStage>;
+using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, LoraExpandStage, RouteStage, CombineStage,
+                           RopeAndStoreKVStage, HeadNormStage, RopeStage, ColumnsStage, AttendStage>;
 
 }  // namespace pagoda

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #include "stages.h"
@@ -7,13 +8,17 @@ namespace pagoda {
 
 // ---- rope_and_store_kv ----------------------------------------------------------------------------------------
 
-void RopeAndStoreKVStage::admit(Workspace &w) { (void)w.layer(layer); }
+void RopeAndStoreKVStage::admit(Workspace &w) {
+    (void)w.layer(layer);
+    if (growth_length < 1) throw std::invalid_argument("a length of less than a token");
+    if ((k == kNone) != (v == kNone)) throw std::invalid_argument("keys without values, or values without keys");
+}
 
 void RopeAndStoreKVStage::run(Workspace &w, const Step &step, int64_t token, uint8_t *) const {
     const LayerKV &l = w.layer(layer);
     const auto g = static_cast<size_t>(l.group);
-    float *queries = w.buffer(q).row(token), *keys = w.buffer(k).row(token);
-    const float *values = w.buffer(v).row(token), *turn = nullptr;
+    float *queries = w.buffer(q).row(token);
+    const float *turn = nullptr;
     int rotary = 0;
     bool neox = false;
     if (rope != kNone) {
@@ -27,6 +32,13 @@ void RopeAndStoreKVStage::run(Workspace &w, const Step &step, int64_t token, uin
         if (turn) w.kernels->rope(head, turn, rotary, neox);
     };
     for (int h = 0; h < heads; ++h) finish(queries + h * l.head_dim, q_norm);
+    if (growth != 0.0f) {
+        const double factor = 1.0 + growth * std::log1p(static_cast<double>(step.positions[token] / growth_length));
+        for (int i = 0; i < heads * l.head_dim; ++i) queries[i] *= static_cast<float>(factor);
+    }
+    if (k == kNone) return;
+    float *keys = w.buffer(k).row(token);
+    const float *values = w.buffer(v).row(token);
     for (int h = 0; h < l.kv_heads; ++h) finish(keys + h * l.head_dim, k_norm);
 
     const HeadLayout layout(l, w.kv_type);
@@ -39,6 +51,40 @@ void RopeAndStoreKVStage::run(Workspace &w, const Step &step, int64_t token, uin
         w.kernels->store_kv(keys + h * l.head_dim, values + h * l.head_dim, l.head_dim, position % kBlockTokens,
                             w.kv_type, at, at + layout.k, scales, scales + kBlockTokens);
     }
+}
+
+// ---- heads ----------------------------------------------------------------------------------------------------
+
+void HeadNormStage::admit(Workspace &w) {
+    const auto size = static_cast<int64_t>(weight.size()), columns = w.buffer(x).columns;
+    if (num_heads < 1 || num_heads * size != columns || w.buffer(out).columns != columns)
+        throw std::invalid_argument("heads of another size than their norm");
+}
+
+void HeadNormStage::run(Workspace &w, const Step &, int64_t token, uint8_t *) const {
+    const float *from = w.buffer(x).row(token);
+    float *to = w.buffer(out).row(token);
+    const auto size = static_cast<int64_t>(weight.size());
+    for (int64_t at = 0; at < num_heads * size; at += size) w.kernels->rms_norm(from + at, weight.data(), eps, size, to + at);
+}
+
+void RopeStage::admit(Workspace &w) {
+    const int64_t columns = w.buffer(x).columns;
+    if (num_heads < 1 || columns % num_heads || w.buffer(out).columns != columns)
+        throw std::invalid_argument("columns that do not divide into heads");
+    const auto rotary = static_cast<int64_t>(2 * w.ropes.at(static_cast<size_t>(spec)).inv_freq.size());
+    if (rotary > columns / num_heads) throw std::invalid_argument("more is turned than a head has");
+}
+
+void RopeStage::run(Workspace &w, const Step &, int64_t token, uint8_t *) const {
+    const RopeTable &table = w.ropes[static_cast<size_t>(spec)];
+    const auto rotary = static_cast<int64_t>(2 * table.inv_freq.size());
+    const int64_t columns = w.buffer(x).columns;
+    float *to = w.buffer(out).row(token);
+    std::copy_n(w.buffer(x).row(token), columns, to);
+    const float *turn = table.turns.as<float>() + token * 2 * rotary;
+    for (int64_t at = 0; at < columns; at += columns / num_heads)
+        w.kernels->rope(to + at, turn, static_cast<int>(rotary), table.neox);
 }
 
 // ---- attend ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ namespace pagoda {
 void RouteStage::admit(Workspace &w) {
     if (num_experts < 1 || top_k < 1 || top_k > num_experts || num_experts > w.buffer(scores).stride)
         throw std::invalid_argument("experts are chosen from those that have scores");
+    if (!scales.empty() && static_cast<int>(scales.size()) != num_experts)
+        throw std::invalid_argument("each expert has a scale, or none has");
 }
 
 // One thread does it: a token's scores are few, and who works for whom is to be known before any product.
@@ -40,6 +42,7 @@ void RouteStage::run(Workspace &w, const Step &step, int64_t, uint8_t *) const {
         for (const float value : score) all += std::exp(value - most);
         for (int k = 0; k < top_k; ++k) total += weight[k] = std::exp(score[static_cast<size_t>(chosen[k])] - most) / all;
         for (int k = 0; normalize && k < top_k; ++k) weight[k] /= total;
+        for (int k = 0; !scales.empty() && k < top_k; ++k) weight[k] *= scales[static_cast<size_t>(chosen[k])];
     }
     routing.group(step.tokens, num_experts, kRowChunk);
 }

@@ -101,7 +101,7 @@ class Graph:
 
     def _activated(self, ops: Ops, name: str, step: Step) -> None:
         x, width = self._pick(step.pick[0])
-        self.live.append((ops.gated(x, None, "gelu"), width))
+        self.live.append((ops.gated(x, None, "relu2" if step.flag else "gelu"), width))
 
     def _linear(self, ops: Ops, name: str, step: Step) -> None:
         self.live.append(self._project(ops, name, step, step.pick[0], WIDTHS[step.pick[1] % 2]))
@@ -121,6 +121,19 @@ class Graph:
         self.live = [value for value in self.live if value[0] is not x]  # it may be written over
         self.live.append((ops.add(x, y), width))
 
+    def _columns(self, ops: Ops, name: str, step: Step) -> None:
+        x, width = self._pick(step.pick[0])
+        start, count = (32, width - 32) if step.flag and width > 32 else (0, 32)
+        self.live.append((ops.columns(x, start, count, 1.5), count))
+
+    def _head_norm(self, ops: Ops, name: str, step: Step) -> None:
+        x, width = self._pick(step.pick[0])
+        self.live.append((ops.head_norm(x, vector(name, HEAD_DIM), 1e-5, width // HEAD_DIM), width))
+
+    def _rope(self, ops: Ops, name: str, step: Step) -> None:
+        x, width = self._pick(step.pick[0])
+        self.live.append((ops.rope(x, width // HEAD_DIM, ROPE), width))
+
     def _experts(self, ops: Ops, name: str, step: Step) -> None:
         """`flag`: the router picks all of them."""
         x, width = self._pick(step.pick[0])
@@ -131,7 +144,8 @@ class Graph:
             for role, shape in (("g", up), ("u", up), ("d", down))
         )
         spec = ExpertsSpec(EXPERTS if step.flag else 2, normalize=not step.flag, activation="silu")
-        self.live.append((ops.experts(x, router, gates, ups, downs, spec), width))
+        scales = vector(f"{name}s", EXPERTS) if step.flag else None
+        self.live.append((ops.experts(x, router, gates, ups, downs, spec, scales), width))
 
     def _attention(self, ops: Ops, name: str, step: Step, layer: int) -> None:
         q, _ = self._project(ops, f"{name}q", step, step.pick[0], HEADS * HEAD_DIM)
@@ -158,8 +172,11 @@ def joined(first: list[Step], attention: Step, second: list[Step], another: Step
     return [*first, attention, *second, another, *third]
 
 
-# and of encoders, which not every backend has
-ENCODER_OTHERS = st.lists(steps_of("layer_norm", "activated", "norm", "linear", "linear", "gated", "add"), max_size=8)
+# and ops that not every backend has
+ENCODER_OTHERS = st.lists(
+    steps_of("layer_norm", "activated", "columns", "head_norm", "rope", "norm", "linear", "linear", "gated", "add"),
+    max_size=8,
+)
 
 ENCODER_STEPS = st.builds(
     joined, ENCODER_OTHERS, steps_of("attention"), ENCODER_OTHERS, steps_of("layer_norm"), ENCODER_OTHERS

@@ -114,8 +114,8 @@ def reference_run(model: ForwardModel, *, num_blocks: int = 64, seed: int = 0) -
     loaded = ReferenceBackend().load(model, max_batch_tokens=512, max_batch_seqs=64, kv_type="f32")
     run = PagedRun(model, loaded, num_blocks=num_blocks, seed=seed)
     for pool in loaded.kv_pools:
-        pool.k.fill(np.nan)
-        pool.v.fill(np.nan)
+        for values in pool.arrays:
+            values.fill(np.nan)
     return run
 
 

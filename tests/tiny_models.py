@@ -22,9 +22,10 @@ from typing import Any
 import gguf
 import numpy as np
 
+import tiny_gemma4
 from pagoda.types import RawTensor
 from tiny_blocks import FloatArray, encode, noise
-from tiny_specs import GEMMAS, INTERLEAVED, TinyModel
+from tiny_specs import GEMMAS, INTERLEAVED, LAYER_NORMS, TinyModel
 from tiny_specs import MIXTURES as MIXTURES
 from tiny_specs import TINY as TINY
 from tiny_specs import VOCAB as VOCAB
@@ -40,13 +41,13 @@ def weights(spec: TinyModel) -> dict[str, FloatArray]:
 
 
 def _weight(spec: TinyModel, name: str, shape: tuple[int, ...]) -> FloatArray:
-    if name.endswith("norm.weight"):
+    if ("norm" in name and name.endswith("weight")) or name.endswith(("scale", "scalar")):
         return noise(name, shape, 0.2) + np.float32(0 if spec.architecture in GEMMAS else 1)
     if name.endswith("bias"):
         return noise(name, shape, 0.3)
     if "embed" in name:
         return noise(name, shape, shape[1] ** -0.5 if spec.config["tie_word_embeddings"] else 1.0)
-    return noise(name, shape, 1.5 * shape[1] ** -0.5)
+    return noise(name, shape, 1.5 * shape[-1] ** -0.5)
 
 
 def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
@@ -55,6 +56,10 @@ def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
         "model.embed_tokens.weight": (c["vocab_size"], c["hidden_size"]),
         "model.norm.weight": (c["hidden_size"],),
     }
+    if spec.architecture in ("stablelm", "nemotron"):
+        shapes["model.norm.bias"] = (c["hidden_size"],)
+    if spec.architecture == "gemma4":
+        shapes |= tiny_gemma4.global_shapes(c)
     if not c["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (c["vocab_size"], c["hidden_size"])
     for layer in range(c["num_hidden_layers"]):
@@ -64,14 +69,19 @@ def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
 
 def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
     c, arch = spec.config, spec.architecture
+    if arch == "gemma4":
+        return tiny_gemma4.layer_shapes(c, layer)
     e, f, d = c["hidden_size"], c["intermediate_size"], c["head_dim"]
     q, kv = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
     matrices = {"self_attn.o_proj": (e, q), "mlp.down_proj": (e, f)}
     if arch == "phi3":
-        matrices |= {"self_attn.qkv_proj": (q + 2 * kv, e), "mlp.gate_up_proj": (2 * f, e)}
+        matrices |= {"self_attn.qkv_proj": (q + 2 * kv, e)}
     else:
         matrices |= {"self_attn.q_proj": (q, e), "self_attn.k_proj": (kv, e), "self_attn.v_proj": (kv, e)}
-        matrices |= {"mlp.gate_proj": (f, e), "mlp.up_proj": (f, e)}
+    if arch in ("phi3", "glm4"):
+        matrices |= {"mlp.gate_up_proj": (2 * f, e)}
+    else:
+        matrices |= {"mlp.up_proj": (f, e)} | ({} if arch == "nemotron" else {"mlp.gate_proj": (f, e)})
     if "num_local_experts" in c and layer not in c.get("mlp_only_layers", []):
         matrices = {name: shape for name, shape in matrices.items() if "mlp" not in name} | _expert_shapes(spec)
     norms = {"input_layernorm": (e,), "post_attention_layernorm": (e,)}
@@ -82,10 +92,17 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
         norms |= {"self_attn.q_norm": (d,), "self_attn.k_norm": (d,)}
     if arch in ("gemma2", "gemma3"):
         norms |= {"pre_feedforward_layernorm": (e,), "post_feedforward_layernorm": (e,)}
+    if arch == "glm4":
+        norms |= {"post_self_attn_layernorm": (e,), "post_mlp_layernorm": (e,)}
+    if arch == "hunyuan-dense":
+        norms |= {"self_attn.query_layernorm": (d,), "self_attn.key_layernorm": (d,)}
+    if arch in ("command-r", "cohere2") or c.get("use_parallel_residual"):
+        del norms["post_attention_layernorm"]
     biased = [name for name in matrices if _has_bias(spec, name)]
+    biased += norms if arch in ("stablelm", "nemotron") else ()
     return (
         {f"{name}.weight": shape for name, shape in (matrices | norms).items()}
-        | {f"{name}.bias": matrices[name][:1] for name in biased}
+        | {f"{name}.bias": (matrices | norms)[name][:1] for name in biased}
     )  # fmt: skip
 
 
@@ -108,8 +125,9 @@ EXPERT_NAMES = {  # of the block, and of an expert's gate, up and down
 def _has_bias(spec: TinyModel, matrix: str) -> bool:
     if not matrix.startswith("self_attn"):
         return bool(spec.config.get("mlp_bias"))
-    qwen2 = spec.architecture == "qwen2" and "o_proj" not in matrix
-    return qwen2 or bool(spec.config.get("attention_bias"))
+    if spec.architecture in ("qwen2", "glm4", "seed_oss", "stablelm") and "o_proj" not in matrix:
+        return spec.config.get("use_qkv_bias", spec.architecture != "stablelm")
+    return bool(spec.config.get("attention_bias")) and spec.architecture not in ("glm4", "seed_oss")
 
 
 # Hugging Face folders
@@ -152,6 +170,15 @@ HF_CLASSES = {
     "smollm3": "SmolLM3ForCausalLM",
     "granite": "GraniteForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "gemma4_text": "Gemma4ForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
+    "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
+    "cohere": "CohereForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "nemotron": "NemotronForCausalLM",
 }
 
 
@@ -177,6 +204,13 @@ HF_TO_GGUF = {
     "mlp.gate": "ffn_gate_inp",
     "block_sparse_moe.gate": "ffn_gate_inp",
 }
+HF_TO_GGUF |= {
+    "self_attn.query_layernorm": "attn_q_norm",
+    "self_attn.key_layernorm": "attn_k_norm",
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
+}
+POST_NORMS = ("gemma2", "gemma3", "gemma4", "olmo2", "seed_oss")
 HF_TO_GGUF_POST_NORMS = HF_TO_GGUF | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -234,7 +268,7 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
         "attention.head_count_kv": c["num_key_value_heads"],
         "attention.key_length": c["head_dim"],
         "attention.value_length": c["head_dim"],
-        "attention.layer_norm_rms_epsilon": c["rms_norm_eps"],
+        f"attention.layer_norm_{'' if arch in LAYER_NORMS else 'rms_'}epsilon": c["rms_norm_eps"],
         "rope.freq_base": c["rope_theta"],
         "rope.dimension_count": int(c["head_dim"] * c.get("partial_rotary_factor", 1)),
     }
@@ -245,7 +279,14 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
     if "moe_intermediate_size" in c:
         sizes["expert_feed_forward_length"] = c["moe_intermediate_size"]
     sizes |= {key: c[name] for name, key in SAME_IN_GGUF.items() if name in c}
+    sizes |= tiny_gemma4.metadata(c) if arch == "gemma4" else {}
+    if "logit_scale" in c:
+        sizes["logit_scale"] = c["logit_scale"]
     scaling = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    scaling = scaling.get("full_attention", scaling)
+    sizes["rope.freq_base"] = scaling.get("rope_theta", c["rope_theta"])
+    if "alpha" in scaling:
+        sizes["rope.freq_base"] *= scaling["alpha"] ** (c["head_dim"] / (c["head_dim"] - 2))
     if "llama_4_scaling_beta" in scaling:
         sizes |= {
             "attention.temperature_scale": scaling["llama_4_scaling_beta"],
@@ -275,8 +316,10 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
 def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
     """All tensors by their GGUF names, float32: q and k permuted for Llama, norms 1 + w for Gemma."""
     held = weights(spec)
-    out = {_gguf_name(spec, name): _gguf_values(spec, name, held[name]) for name in held if ".experts." not in name}
+    out = {_gguf_name(spec, name): _gguf_values(spec, name, held[name]) for name in held if not _is_expert(name)}
     out |= _stacked_experts(spec, held)
+    if spec.architecture == "gemma4":
+        out["rope_freqs.weight"] = tiny_gemma4.rope_factors(spec.config)
     scaling = spec.config.get("rope_scaling") or {}
     if scaling.get("rope_type") == "llama3":
         out["rope_freqs.weight"] = _llama3_factors(spec)
@@ -285,10 +328,15 @@ def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
     return out
 
 
+def _is_expert(name: str) -> bool:
+    """Whether it is one expert's alone."""
+    return ".experts." in name and name.endswith(".weight")
+
+
 def _stacked_experts(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     stacks: dict[str, list[FloatArray]] = {}
     for name, values in held.items():
-        if ".experts." in name:
+        if _is_expert(name):
             _, _, layer, _, _, _, part, _ = name.split(".")
             role = dict(zip(EXPERT_NAMES[spec.config["model_type"]][1:], ("gate", "up", "down"), strict=True))[part]
             stacks.setdefault(f"blk.{layer}.ffn_{role}_exps.weight", []).append(values)
@@ -296,8 +344,10 @@ def _stacked_experts(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[st
 
 
 def _gguf_name(spec: TinyModel, name: str) -> str:
+    if spec.architecture == "gemma4" and (special := tiny_gemma4.gguf_name(name)):
+        return special
     stem, suffix = name.rsplit(".", 1)
-    table = HF_TO_GGUF_POST_NORMS if spec.architecture in ("gemma2", "gemma3", "olmo2") else HF_TO_GGUF
+    table = HF_TO_GGUF_POST_NORMS if spec.architecture in POST_NORMS else HF_TO_GGUF
     if stem.startswith("model.layers."):
         _, _, layer, part = stem.split(".", 3)
         return f"blk.{layer}.{table[part]}.{suffix}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import tiny_gemma4
 from tiny_tokenizer import TOKENS
 
 VOCAB = len(TOKENS)
@@ -67,18 +68,26 @@ GEMMA = {
 MINISTRAL_ROPE = {
     **YARN_SCALING,
     "factor": 2.0,
-    "original_max_position_embeddings": 128,
+    "original_max_position_embeddings": 24,
     "mscale": 1.0,
     "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.1,
     "rope_theta": 10_000.0,
 }
+HUNYUAN_ROPE = {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 10_000.0}
 GRANITE = {
     "embedding_multiplier": 6.0,
     "residual_multiplier": 0.4,
     "attention_multiplier": 0.15,
     "logits_scaling": 2.5,
 }
+OLMO3_ROPE = {
+    "full_attention": {**YARN_SCALING, "rope_theta": 20_000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 20_000.0},
+}
+OLMO3 = {"num_hidden_layers": 5, "rope_parameters": OLMO3_ROPE, "sliding_window": 20}
+COHERE = {"layer_norm_eps": 1e-5, "logit_scale": 0.5, "tie_word_embeddings": True, "pad_token_id": 0}
+STABLELM = {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25, "num_key_value_heads": 4}
 EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2}
 
 
@@ -130,6 +139,20 @@ TINY: dict[str, TinyModel] = {
     "smollm3": _tiny("smollm3", num_hidden_layers=5, pad_token_id=0, tie_word_embeddings=True),
     "granite": _tiny("granite", **GRANITE),
     "ministral3": _tiny("mistral3", "ministral3", rope_parameters=MINISTRAL_ROPE, pad_token_id=0),
+    "olmo3": _tiny(
+        "olmo2", "olmo3", num_hidden_layers=5, rope_parameters=OLMO3_ROPE, sliding_window=20, pad_token_id=0
+    ),
+    "glm4": _tiny("glm4", partial_rotary_factor=0.5, attention_bias=True, pad_token_id=0),
+    "seed_oss": _tiny("seed_oss", attention_bias=True, head_dim=32, pad_token_id=0),
+    "hunyuan": _tiny("hunyuan-dense", "hunyuan_v1_dense", rope_scaling=HUNYUAN_ROPE, tie_word_embeddings=True),
+    "cohere": _tiny("command-r", "cohere", **COHERE),
+    "cohere2": _tiny("cohere2", **COHERE, num_hidden_layers=5, sliding_window=20),
+    "stablelm": _tiny("stablelm", **STABLELM, use_qkv_bias=True),
+    "stablelm_parallel": _tiny("stablelm", **STABLELM, use_parallel_residual=True),
+    "nemotron": _tiny("nemotron", norm_eps=1e-5, partial_rotary_factor=0.5, hidden_act="relu2"),
+    "gemma4": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.SMALL, vocab_size_per_layer_input=VOCAB),
+    "gemma4_dense": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.DENSE),
+    "gemma4_experts": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.EXPERTS),
     # Shapes of real models: SmolLM2-135M's heads and widths; and one whose every matrix k-quants can pack.
     "smollm2": _tiny(
         "llama",
@@ -159,5 +182,6 @@ TINY: dict[str, TinyModel] = {
 
 
 MIXTURES = [name for name, spec in TINY.items() if "num_local_experts" in spec.config]
-GEMMAS = ("gemma", "gemma2", "gemma3")  # architectures whose norms multiply by 1 + w
+GEMMAS = ("gemma", "gemma2", "gemma3", "nemotron")  # architectures whose norms multiply by 1 + w
+LAYER_NORMS = ("command-r", "cohere2", "stablelm", "nemotron")
 INTERLEAVED = ("llama", "smollm3", "granite", "mistral3")  # whose q and k are reordered in GGUF

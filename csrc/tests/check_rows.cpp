@@ -115,6 +115,7 @@ double activated(double x, Activation kind) {
     switch (kind) {
         case Activation::Silu: return x / (1.0 + std::exp(-x));
         case Activation::GeluTanh: return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+        case Activation::Relu2: return x > 0.0 ? x * x : 0.0;
         default: return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
     }
 }
@@ -122,7 +123,7 @@ double activated(double x, Activation kind) {
 int check_gated(const Kernels &k) {
     Report report("gated");
     Random random;
-    for (const Activation kind : {Activation::Silu, Activation::GeluTanh, Activation::Gelu})
+    for (const Activation kind : {Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu2})
         for (const size_t n : {1u, 16u, 31u, 1536u}) {
             std::vector<float> gate = random.normals(n), up = random.normals(n), out(n + 1, 7.0f);
             constexpr float kFar[] = {0.0f, -0.0f, 5.0f, -5.0f, 88.5f, -88.5f, 1000.0f, -1000.0f, 1e-20f, -1e-20f};

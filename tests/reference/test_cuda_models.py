@@ -20,7 +20,7 @@ from pagoda.backends.cuda.model import CudaModel
 from pagoda.backends.cuda.options import CudaOptions
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.engine.llm import LLM
-from pagoda.errors import ConfigError, EngineError
+from pagoda.errors import ConfigError, EngineError, UnsupportedError
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
 from pagoda.types import Batch, FloatArray, SamplingParams
@@ -47,7 +47,19 @@ def loaded(model: Decoder, kv_type: KVType = "f32", *, batch_invariant: bool = F
     return CudaBackend(options).load(model, max_batch_tokens=128, max_batch_seqs=128, kv_type=kv_type)
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name != "smollm2"])
+CPU_ALONE = [
+    *("hunyuan", "cohere", "cohere2", "stablelm", "stablelm_parallel", "nemotron"),
+    *("gemma4", "gemma4_dense", "gemma4_experts"),
+]
+
+
+@pytest.mark.parametrize("name", CPU_ALONE)
+def test_what_only_cpus_compute_is_refused_before_weights_are_read(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="--device cpu"):
+        CudaBackend(CudaOptions("cpu", "eager")).check(model_of(name))
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in ("smollm2", *CPU_ALONE)])
 def test_logits_of_every_family(name: str) -> None:
     assert error(run_steps(PagedRun(model_of(name), loaded(model_of(name))), STEPS), expected(name)) < 1e-5
 

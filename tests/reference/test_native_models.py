@@ -143,7 +143,13 @@ def test_linears_that_read_one_value_in_bytes_and_in_sixteen_bits() -> None:
     assert error(got, run_steps(reference_run(model), STEPS)) < 0.05
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "qwen2_windowed", "gemma3", "mistral", "smollm2", "llama3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("qwen2", "qwen3", "qwen2_windowed", "gemma3", "mistral", "smollm2", "llama3", "glm4", "hunyuan", "cohere2"),
+        *("stablelm", "nemotron", "gemma4", "gemma4_dense"),
+    ],
+)
 def test_quantized_families(name: str) -> None:
     got = run_steps(native_run(model_of(name, "Q8_0")), STEPS)
     assert error(got, reference_logits(name, "Q8_0")) < 0.03

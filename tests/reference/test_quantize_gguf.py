@@ -57,6 +57,7 @@ OTHERS = [
     "gemma3",
     "olmo2",
     "smollm3",
+    *("olmo3", "glm4", "seed_oss", "cohere", "cohere2", "stablelm", "stablelm_parallel", "nemotron"),
 ]
 
 
@@ -82,6 +83,7 @@ def test_a_folder_becomes_the_gguf_file_of_the_same_model(name: str, tmp_path: P
     [
         *("llama", "mistral", "mixtral", "qwen3", "qwen3moe", "phi3", "phi3_long"),
         *("gemma", "gemma2", "gemma3", "olmo2", "smollm3", "granite"),
+        *("olmo3", "glm4", "seed_oss", "cohere", "cohere2", "stablelm", "stablelm_parallel", "nemotron"),
     ],
 )
 def test_there_and_back_again_is_the_same_model(name: str, tmp_path: Path) -> None:
@@ -276,3 +278,11 @@ def test_experts_have_the_importance_of_the_tokens_that_they_got(tmp_path: Path)
     name = "blk.1.ffn_up_exps.weight"
     np.testing.assert_array_equal(floats(made)[name], floats(again)[name])
     assert (floats(made)[name] != floats(plain)[name]).any()
+
+
+def test_a_family_that_is_not_converted_is_refused_both_ways(tmp_path: Path) -> None:
+    folder = write_safetensors(tmp_path / "folder", TINY["gemma4"])
+    with pytest.raises(UnsupportedError, match="converter makes them"):
+        run(folder, tmp_path / "made.gguf", "f16")
+    with pytest.raises(UnsupportedError, match="converter makes them"):
+        run(write_gguf(tmp_path / "model.gguf", TINY["gemma4"]), tmp_path / "made", "safetensors", dtype="f32")

@@ -13,7 +13,7 @@ import pytest
 from op_graphs import ATTENTION, ROPE, SPEC, Bent, Graph, k_of, q_of, vector, weight
 from pagoda.backends import fused_nodes as fused
 from pagoda.backends.base import Handle, Ops
-from pagoda.backends.lowering import Fusions, kv_layers, lower, match_qk_chain
+from pagoda.backends.lowering import Fusions, QkChain, kv_layers, lower, qk_chains
 from pagoda.backends.trace import Node, Trace, record
 from pagoda.errors import UnsupportedError
 from pagoda.models.registry import load_model
@@ -102,11 +102,12 @@ def test_an_op_that_nothing_is_known_of_stays_as_it_is(monkeypatch: pytest.Monke
 
 def test_what_lies_between_a_projection_and_attention() -> None:
     trace = Trace()
-    q = q_of(trace, trace.embed(weight("table", 40, 64)))
-    assert match_qk_chain(q) == (q, None, None)
+    x = trace.embed(weight("table", 40, 64))
+    q, k = q_of(trace, x), k_of(trace, x)
     norm = trace.head_norm(q, vector("n", 32), 1e-5, 2)
-    assert match_qk_chain(norm) == (q, norm, None)
-    assert match_qk_chain(trace.rope(norm, 2, ROPE)) == (q, norm, ROPE)
+    turned = trace.rope(norm, 2, ROPE), trace.rope(k, 1, ROPE)
+    chains = qk_chains(trace.attention(0, *turned, k_of(trace, x), SPEC))
+    assert chains == [QkChain(q, norm, ROPE, (turned[0], norm)), QkChain(k, None, ROPE, (turned[1],))]
 
 
 def rope_outside(ops: Ops, x: Handle) -> tuple[Handle, Handle, Handle]:
@@ -137,20 +138,22 @@ def unlike_eps(ops: Ops, x: Handle) -> tuple[Handle, Handle, Handle]:
 
 
 @pytest.mark.parametrize(
-    ("bend", "match"),
+    ("bend", "apart"),
     [
-        (rope_outside, "^rope: only"),
-        (head_norm_outside, "^head_norm: only"),
-        (norm_after_rope, "^rope: only"),
-        (queries_turned_alone, "alike"),
-        (values_that_are_keys, "something else reads"),
-        (unlike_eps, "alike"),
+        (rope_outside, ["rope"]),
+        (head_norm_outside, ["head_norm"]),
+        (norm_after_rope, ["rope", "head_norm", "rope"]),
+        (queries_turned_alone, ["rope"]),
+        (values_that_are_keys, ["rope", "rope"]),
+        (unlike_eps, ["head_norm", "head_norm"]),
     ],
 )
-def test_what_no_node_can_say_is_refused(bend: Any, match: str) -> None:
+def test_what_attention_does_not_do_itself_is_done_apart(bend: Any, apart: list[str]) -> None:
     for how in (QUANTIZING, SUMMING):
-        with pytest.raises(UnsupportedError, match=match):
-            list(lower(record(Bent(bend)), how))
+        nodes = list(lower(record(Bent(bend)), how))
+        assert [node.op for node in nodes if isinstance(node, fused.Call)] == apart
+        (attention,) = (node for node in nodes if isinstance(node, fused.Attention))
+        assert attention.rope is attention.q_norm is attention.k_norm is None
 
 
 def test_equal_ropes_are_one() -> None:
@@ -168,7 +171,7 @@ def test_each_layer_has_one_attention(layers: list[int]) -> None:
     graph = Graph([ATTENTION, ATTENTION])
 
     def attentions(layers: list[int]) -> list[Node]:
-        return [Node("attention", {"layer": layer, "spec": SPEC}, 64, i) for i, layer in enumerate(layers)]
+        return [Node("attention", {"layer": layer, "k": SPEC, "spec": SPEC}, 64, i) for i, layer in enumerate(layers)]
 
     with pytest.raises(UnsupportedError, match="one attention in each layer"):
         kv_layers(graph, attentions(layers))

@@ -15,7 +15,9 @@ from pagoda.plan.cost.memory import kv_request_bytes
 from pagoda.plan.cost.work import Workload, decode_step
 from pagoda.plan.model.config_shapes import shape_from_config
 from pagoda.plan.model.models import builtin_names, builtin_shape, find_shape
+from pagoda.plan.model.shapes import ModelShape
 from pagoda.plan.model.weights import weights_in
+from tiny_models import TINY, hf_config, write_gguf
 
 # Parameters as the hub counts them in the models' safetensors files; tied heads once.
 PUBLISHED = {
@@ -306,6 +308,21 @@ CONFIG = {
     "vocab_size": 100,
     "max_position_embeddings": 512,
 }
+
+
+@pytest.mark.parametrize("name", ["olmo3", "glm4", "cohere2", "nemotron", "gemma4", "gemma4_dense", "gemma4_experts"])
+def test_a_config_gives_the_shapes_that_its_gguf_file_has(name: str, tmp_path: Path) -> None:
+    """Experts may be stacked with their gates and ups in one: their elements are counted."""
+    planned = shape_from_config(hf_config(TINY[name]), name)
+    held = find_shape(str(write_gguf(tmp_path / "model.gguf", TINY[name])))
+    assert set(planned.attention) == set(held.attention)
+
+    def elements(shape: ModelShape) -> dict[str, int]:
+        tensors = [tensor for tensor in shape.tensors if not tensor.is_expert and "rope_" not in tensor.name]
+        experts = sum(tensor.elements for tensor in shape.tensors if tensor.is_expert)
+        return {"experts": experts} | {tensor.name: tensor.elements for tensor in tensors}
+
+    assert elements(planned) == elements(held)
 
 
 def test_an_unknown_architecture_says_what_was_assumed(tmp_path: Path) -> None:

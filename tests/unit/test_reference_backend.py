@@ -10,7 +10,7 @@ import pytest
 from op_graphs import Encoder, hidden_states_of
 from paged_run import PagedRun, move_blocks, reference_run
 from pagoda.backends import arithmetic, reference
-from pagoda.backends.base import AttentionSpec, KVGroup, RopeSpec, RopeStyle, run_batch
+from pagoda.backends.base import AttentionSpec, RopeSpec, RopeStyle, run_batch
 from pagoda.models.registry import load_model
 from tiny_models import TINY, VOCAB, memory_checkpoint
 
@@ -103,28 +103,34 @@ def test_attend_against_loops(softcap: float | None) -> None:
 
 @pytest.mark.parametrize(
     ("activation", "at_one", "at_minus_two"),
-    [("silu", 0.7310586, -0.2384058), ("gelu", 0.8413447, -0.0455003), ("gelu_tanh", 0.8411920, -0.0454023)],
+    [
+        ("silu", 0.7310586, -0.2384058),
+        ("gelu", 0.8413447, -0.0455003),
+        ("gelu_tanh", 0.8411920, -0.0454023),
+        ("relu2", 1.0, 0.0),
+    ],
 )
 def test_gated_activations_at_known_points(activation: str, at_one: float, at_minus_two: float) -> None:
     gate, up = np.array([1.0, -2.0, 0.0, 200.0, -200.0], np.float32), np.array([1, 1, 5, 2, 3], np.float32)
     out = arithmetic.gated(gate, up, activation)  # type: ignore[arg-type]
-    np.testing.assert_allclose(out, [at_one, at_minus_two, 0, 400, 0], atol=1e-6)
+    far = 200**2 * 2 if activation == "relu2" else 400
+    np.testing.assert_allclose(out, [at_one, at_minus_two, 0, far, 0], atol=1e-6)
 
 
 def test_paged_kv_reads_back_what_was_stored_through_the_table() -> None:
-    pool = reference.PagedKV(KVGroup((3, 5), None), num_blocks=6, num_kv_heads=2, head_dim=4)
+    pool = reference.PagedKV({3: (2, 4), 5: (2, 4)}, num_blocks=6)
     k, v = random(40, 8), random(40, 8)
     table = np.array([4, 0, 2, -1], np.int32)
     pool.store(5, table, np.arange(40, dtype=np.int32), k, v)
     got_k, got_v = pool.load(5, table, 13, 37)
     np.testing.assert_array_equal(got_k.reshape(-1, 8), k[13:37])
     np.testing.assert_array_equal(got_v.reshape(-1, 8), v[13:37])
-    assert not pool.k[0].any(), "another layer was written"
+    assert not pool.k[3].any(), "another layer was written"
 
 
 @pytest.mark.parametrize("table", [[-1, 0], [6, 0]])
 def test_paged_kv_never_touches_blocks_that_are_not_there(table: list[int]) -> None:
-    pool = reference.PagedKV(KVGroup((0,), None), num_blocks=6, num_kv_heads=1, head_dim=2)
+    pool = reference.PagedKV({0: (1, 2)}, num_blocks=6)
     with pytest.raises(AssertionError, match="touched"):
         pool.load(0, np.array(table, np.int32), 3, 20)
     pool.load(0, np.array(table, np.int32), 16, 20)  # the bad block is outside
@@ -138,7 +144,7 @@ def tokens(count: int, seed: int) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(0, VOCAB, count)]
 
 
-FAMILIES = ["llama", "mistral", "qwen2_windowed", "qwen3_yarn", "gemma3", "phi3_long"]
+FAMILIES = ["llama", "mistral", "qwen2_windowed", "qwen3_yarn", "gemma3", "phi3_long", "ministral3", "gemma4"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -15,13 +15,12 @@ import numpy as np
 from pagoda.adapters.adapter import Adapter, Delta
 from pagoda.backends.base import AdapterWeights, LoraDelta
 from pagoda.errors import FormatError, UnsupportedError
-from pagoda.formats.quantized import as_floats
+from pagoda.formats.blocks import dequantize
 from pagoda.models.family import Family
 from pagoda.models.layers import Block, Decoder, Experts, Linear
 from pagoda.models.names import GGUF, HUGGING_FACE
 from pagoda.types import FloatArray
 
-ROWS_AT_ONCE = 1024  # of a weight whose rows' lengths are computed
 MERGE = "merge it into the model: pagoda merge"
 # Modules of models that wrap the decoder in another, with its own name in between.
 WRAPPINGS = ("language_model.", "text_model.")
@@ -65,19 +64,17 @@ class Base:
         if layer is None or not role.startswith(("attn_", "ffn_")) or role.endswith("norm"):
             raise UnsupportedError(f"adapters of {module!r} cannot be served; {MERGE}")
         block = self.block(module, layer)
-        attention, ffn = block.attention, block.ffn
+        ffn = block.ffn
+        roles = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
         found: dict[str, tuple[Linear, ...]] = {
-            "attn_q": (attention.q,),
-            "attn_k": (attention.k,),
-            "attn_v": (attention.v,),
-            "attn_qkv": (attention.q, attention.k, attention.v),
-            "attn_output": (attention.output,),
+            roles[name]: (linear,) for name, linear in block.attention.linears.items()
         }
+        found["attn_qkv"] = tuple(linear for name, linear in block.attention.linears.items() if name != "o")
         if isinstance(ffn, Experts):
             found["ffn_router"] = (ffn.router,)
         else:
-            found |= {"ffn_gate": (ffn.gate,), "ffn_up": (ffn.up,), "ffn_down": (ffn.down,)}
-            if self.family.fused:
+            found |= {f"ffn_{name}": (linear,) for name, linear in ffn.linears.items()}
+            if ffn.gate is not None and (self.family.fused or self.family.fused_ffn):
                 found["ffn_up"] = (ffn.gate, ffn.up)
         if role not in found:
             raise UnsupportedError(f"adapters of experts, as of {module!r}, cannot be served")
@@ -135,8 +132,9 @@ def _placed(
     """The linears of one module, each with its rows of what the adapter adds."""
     role, layer = base.find(unwrapped(module), adapter.is_gguf)
     linears = base.linears(module, role, layer)
-    if delta is not None and delta.is_embedding:
-        raise UnsupportedError(f"{adapter.path}: {module!r} is an embedding, which cannot be served apart; {MERGE}")
+    if delta is not None and (delta.magnitude is not None or delta.is_embedding):
+        what = "an embedding" if delta.is_embedding else "DoRA"
+        raise UnsupportedError(f"{adapter.path}: {module!r} is {what}, which cannot be served apart; {MERGE}")
     rows, columns = sum(linear.weight.shape[0] for linear in linears), linears[0].weight.shape[1]
     _check_shapes(module, delta, bias, (rows, columns), adapter)
     reorder = base.reorder(role, adapter.is_gguf)
@@ -146,9 +144,7 @@ def _placed(
         start = part.stop
         a = np.zeros((0, columns), np.float32) if delta is None else delta.a
         b = np.zeros((rows, 0), np.float32) if delta is None else delta.b * np.float32(delta.scale)
-        added = LoraDelta(a, reorder(b)[part], _bias(delta, bias, linear, reorder, part))
-        magnitude = None if delta is None else delta.magnitude
-        yield linear, added if magnitude is None else _scaled(added, reorder(magnitude)[part], linear)
+        yield linear, LoraDelta(a, reorder(b)[part], _bias(delta, bias, linear, reorder, part))
 
 
 def _check_shapes(
@@ -161,21 +157,6 @@ def _check_shapes(
             "made for another base model",
             path=str(adapter.path),
         )
-
-
-def _scaled(delta: LoraDelta, magnitude: FloatArray, linear: Linear) -> LoraDelta:
-    """The delta with rows of W + B A at the lengths that DoRA's magnitudes say (arXiv 2402.09353).
-
-    The linear's own bias is not scaled with them, so what would be is added back.
-    """
-    weight, length = as_floats(linear.weight), np.empty(len(magnitude), np.float64)
-    for start in range(0, len(weight), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        length[rows] = np.sqrt(np.square(weight[rows] + delta.b[rows] @ delta.a, dtype=np.float64).sum(-1))
-    scale = (magnitude / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
-    own = None if linear.bias is None else as_floats(linear.bias)
-    bias = delta.bias if own is None else (1 - scale) * own + (0 if delta.bias is None else delta.bias)
-    return LoraDelta(delta.a, scale[:, None] * delta.b, bias, scale)
 
 
 def _bias(
@@ -191,7 +172,7 @@ def _bias(
         own = linear.bias
         total = reorder(bias)[part]
         if own is not None:
-            total = total - as_floats(own)
+            total = total - dequantize(own.data, own.type, own.shape)
     if delta is not None and delta.bias is not None:
         scaled = reorder(delta.bias * np.float32(delta.scale))[part]
         total = scaled if total is None else total + scaled

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pagoda.backends.base import Activation, AttentionSpec, ExpertsSpec, RopeSpec
+from pagoda.backends.base import Activation, AttentionSpec, ExpertsSpec, QueryGrowth, RopeSpec
 from pagoda.types import FloatArray, Int32Array
 
 
@@ -66,13 +66,22 @@ def softmax(x: FloatArray) -> FloatArray:
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
-def expert_weights(router: FloatArray, spec: ExpertsSpec) -> FloatArray:
-    """How much each expert counts for each token, 0 for those not picked. router [T, N] → [T, N]"""
+def expert_weights(router: FloatArray, spec: ExpertsSpec, scales: FloatArray | None = None) -> FloatArray:
+    """How much each expert counts for each token, 0 for those not picked. router [T, N], scales [N] → [T, N]"""
     probabilities = softmax(router)
     picked = np.argsort(-router, axis=-1, kind="stable")[:, : spec.num_used]
     weights = np.zeros_like(probabilities)
     np.put_along_axis(weights, picked, np.take_along_axis(probabilities, picked, -1), -1)
-    return np.asarray(weights / weights.sum(-1, keepdims=True) if spec.normalize else weights, np.float32)
+    weights = weights / weights.sum(-1, keepdims=True) if spec.normalize else weights
+    return np.asarray(weights if scales is None else weights * scales, np.float32)
+
+
+def grown(q: FloatArray, positions: Int32Array, growth: QueryGrowth | None) -> FloatArray:
+    """q [T, H * D] of tokens at these positions, multiplied as `growth` says."""
+    if growth is None:
+        return q
+    factors = 1 + growth.beta * np.log1p(positions // growth.length)
+    return np.asarray(q * factors[:, None].astype(np.float32), dtype=np.float32)
 
 
 def softcapped(x: FloatArray, cap: float | None) -> FloatArray:
@@ -102,10 +111,15 @@ def gelu(x: FloatArray) -> FloatArray:
     return np.asarray(0.5 * x * (1 + erf.reshape(x.shape)), dtype=np.float32)
 
 
+def relu2(x: FloatArray) -> FloatArray:
+    return np.asarray(np.square(np.maximum(x, 0)), dtype=np.float32)
+
+
 ACTIVATIONS: dict[Activation, Callable[[FloatArray], FloatArray]] = {
     "silu": silu,
     "gelu_tanh": gelu_tanh,
     "gelu": gelu,
+    "relu2": relu2,
 }
 
 

@@ -21,7 +21,7 @@ from pagoda.types import RawTensor as RawTensor  # part of this interface
 
 Handle = Any  # numpy array in the reference backend, a buffer id in recorded programs
 
-Activation = Literal["silu", "gelu_tanh", "gelu"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]  # relu2: max(x, 0)²
 EmbedBy = Literal["tokens", "positions", "types"]  # which number of a token picks the row of an embedding table
 RopeStyle = Literal["interleaved", "neox"]  # pairs (2i, 2i+1), or (i, i + D/2)
 LoraType = Literal["f32", "bf16", "int8"]  # of an adapter's numbers in memory
@@ -47,6 +47,15 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryGrowth:
+    """Queries at position p are multiplied by 1 + beta * ln(1 + floor(p / length)): attention stays sharp where a
+    context is stretched (Llama 4, Ministral 3)."""
+
+    beta: float
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """Attention of one layer. `window`: a query at p sees keys in (p - window, p]; None: all up to p.
 
@@ -61,6 +70,7 @@ class AttentionSpec:
     window: int | None = None
     softcap: float | None = None  # scores become softcap * tanh(scores / softcap)
     causal: bool = True
+    growth: QueryGrowth | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +95,11 @@ class KVGroup:
 
 @dataclass(frozen=True, slots=True)
 class LoraDelta:
-    """What an adapter makes of one linear's output: row_scale * out + b @ (a @ x) + bias."""
+    """What an adapter adds to one linear: b @ (a @ x) + bias."""
 
     a: FloatArray  # [rank, in]
     b: FloatArray  # [out, rank], scale included
     bias: FloatArray | None = None  # [out]
-    row_scale: FloatArray | None = None  # [out], of DoRA; None: 1
 
 
 AdapterWeights = Mapping[str, LoraDelta]  # by the name of the linear's weight
@@ -124,8 +133,14 @@ class Ops(Protocol):
     def rope(self, x: Handle, num_heads: int, spec: RopeSpec) -> Handle:
         """Rotate the first rotary_dim of each head of x [T, num_heads * D] by the tokens' positions."""
 
-    def attention(self, layer: int, q: Handle, k: Handle, v: Handle, spec: AttentionSpec) -> Handle:
-        """Store k, v [T, K * D] in the layer's KV blocks, then attend q [T, H * D] to them. → [T, H * D]"""
+    def columns(self, x: Handle, start: int, count: int, scale: float = 1.0) -> Handle:
+        """scale * x[:, start : start + count]. → [T, count]"""
+
+    def attention(self, layer: int, q: Handle, k: Handle | None, v: Handle | None, spec: AttentionSpec) -> Handle:
+        """Store k, v [T, K * D] in the layer's KV blocks, then attend q [T, H * D] to them. → [T, H * D]
+
+        Without k and v, attend to what the pass has stored for `layer` before: layers may share keys and values.
+        """
 
     def gated(self, gate: Handle, up: Handle | None, activation: Activation) -> Handle:
         """activation(gate) * up, or activation(gate) alone where there is no up. → [T, F]"""
@@ -138,11 +153,13 @@ class Ops(Protocol):
         up: Sequence[RawTensor],
         down: Sequence[RawTensor],
         spec: ExpertsSpec,
+        scales: RawTensor | None = None,
     ) -> Handle:
         """Mixture of N experts: of each token the sum over its experts of weight * down(activation(gate(x)) * up(x)).
 
         x [T, E]; router [T, N] logits, whose softmax over all N gives the weights, of equals the lower index comes
-        first; gate and up: N matrices (F, E); down: N of (E, F). Summed in the order of the experts' indices. → [T, E]
+        first; gate and up: N matrices (F, E); down: N of (E, F). scales (N,): what an expert's weight is multiplied
+        with in the end. Summed in the order of the experts' indices. → [T, E]
         """
 
     def add(self, x: Handle, y: Handle) -> Handle:

@@ -31,6 +31,7 @@ class StageKind(str, Enum):
     ROWWISE = "rowwise"
     LINEAR = "linear"
     LORA_SHRINK = "lora_shrink"
+    LORA_EXPAND = "lora_expand"
     ROUTE = "route"
     COMBINE = "combine"
     ROPE_AND_STORE_KV = "rope_and_store_kv"
@@ -162,46 +163,41 @@ class Compiler:
         return to
 
     def _linears(self, node: fused.Linears) -> None:
-        """The products, which add what adapters make of their input; before them the stage that makes it.
-
-        Both may run at once, so the products' outputs get buffers before the input's is free.
-        """
+        """The products; before them what adapters make of their input, after them what these add."""
         weight, source = node.products[0].weight, node.source
+        sites = np.array([self._lora_site(product.weight) for product in node.products], np.int32)
         if weight.type in FLOAT_TYPES:
             assert isinstance(source, Node)  # float weights read through nothing
-            self._products(node, self.buffers[source], x=self.buffers[source])
-        elif isinstance(source, Node):
-            self._products(node, self.buffers[source], quantized=self._quantize(source, weight))
+            x = self.buffers[source]
+            self._add(StageKind.LORA_SHRINK, x=x, sites=sites)
+            self._add(StageKind.LINEAR, parts=self._parts(node.products), x=x)
+            self._read(source)
         else:
-            kept = self._take(weight.shape[1])
-            self._products(node, kept, quantized=self._quantize(source, weight, kept=kept))
-            self._give_back(kept, weight.shape[1])
-        self._read(source)
-
-    def _products(self, node: fused.Linears, floats: int, **fields: int) -> None:
-        sites = [self._lora_site(product.weight) for product in node.products]
-        parts = self._parts(node.products, sites)
-        residuals = [-1 if p.residual is None else self.buffers[p.out] for p in node.products]
-        self._add(
-            StageKind.LORA_SHRINK, x=floats, sites=np.array(sites, np.int32), residuals=np.array(residuals, np.int32)
-        )
-        self._add(StageKind.LINEAR, parts=parts, **fields)
+            kept = None if isinstance(source, Node) else self._take(weight.shape[1])
+            quantized = self._quantize(source, weight, kept=kept)
+            x = self.buffers[source] if isinstance(source, Node) else kept  # type: ignore[assignment]
+            self._add(StageKind.LORA_SHRINK, x=x, sites=sites)
+            self._read(source)
+            if kept is not None:
+                self._give_back(kept, weight.shape[1])
+            self._add(StageKind.LINEAR, quantized=quantized, parts=self._parts(node.products))
+        outs = np.array([self.buffers[product.out] for product in node.products], np.int32)
+        self._add(StageKind.LORA_EXPAND, sites=sites, outs=outs)
 
     def _lora_site(self, weight: RawTensor) -> int:
         site = self.program.add_lora_site(*weight.shape)
         self.lora_sites[weight.name] = (*self.lora_sites.get(weight.name, ()), site)
         return site
 
-    def _parts(self, products: Sequence[fused.Product], sites: Sequence[int]) -> list[_native.LinearPart]:
+    def _parts(self, products: Iterable[fused.Product]) -> list[_native.LinearPart]:
         return [
             _native.LinearPart(
                 [self.weights[product.weight]],
                 self._allocate(product.out, product.residual),
                 None if product.bias is None else self.weights.vector(product.bias),
                 accumulate=product.residual is not None,
-                site=site,
             )
-            for product, site in zip(products, sites, strict=True)
+            for product in products
         ]
 
     def _logits(self, node: fused.Logits) -> None:
@@ -230,17 +226,20 @@ class Compiler:
         self._add(
             StageKind.ROPE_AND_STORE_KV,
             q=q,
-            k=self.buffers[node.k],
-            v=self.buffers[node.v],
+            k=None if node.k is None else self.buffers[node.k],
+            v=None if node.v is None else self.buffers[node.v],
             layer=node.layer,
             heads=spec.num_heads,
             rope=None if node.rope is None else self._rope(node.rope),
             q_norm=None if node.q_norm is None else self.weights.vector(node.q_norm),
             k_norm=None if node.k_norm is None else self.weights.vector(node.k_norm),
             eps=node.eps,
+            growth=spec.growth.beta if spec.growth else 0.0,
+            growth_length=spec.growth.length if spec.growth else 1,
         )
         for value in (node.k, node.v):  # which lie in KV blocks now
-            self._read(value)
+            if value is not None:
+                self._read(value)
         self._add(
             StageKind.ATTEND,
             q=q,
@@ -269,6 +268,8 @@ class Compiler:
     def _field(self, argument: object) -> object:
         if isinstance(argument, Node):
             return self.buffers[argument]
+        if isinstance(argument, RopeSpec):
+            return self._rope(argument)
         if isinstance(argument, RawTensor):
             return self.weights.vector(argument) if len(argument.shape) == 1 else self.weights[argument]
         return argument
@@ -282,6 +283,7 @@ class Compiler:
         up: Sequence[RawTensor],
         down: Sequence[RawTensor],
         spec: ExpertsSpec,
+        scales: RawTensor | None,
     ) -> None:
         """A token gets a row for each of its experts. Rows of one expert stand together: a step reads its weights
         once."""
@@ -292,6 +294,7 @@ class Compiler:
             num_experts=len(gate),
             top_k=used,
             normalize=spec.normalize,
+            scales=None if scales is None else self.weights.vector(scales),
         )
         self._read(router)
         gates, ups, downs = self._take(ffn, used), self._take(ffn, used), self._take(hidden, used)

@@ -87,14 +87,14 @@ class Linears:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Normalize and rotate the heads of q and k, in place if the backend likes; store k and v; attend."""
+    """Normalize and rotate the heads of q and k, in place if the backend likes; store k and v, if any; attend."""
 
     out: Node
     layer: int
     spec: AttentionSpec
     q: Node
-    k: Node
-    v: Node
+    k: Node | None
+    v: Node | None
     q_norm: RawTensor | None
     k_norm: RawTensor | None
     eps: float  # of both norms

@@ -3,7 +3,8 @@
 - linears that read one value become one node, if the backend reads the value alike for all of them;
 - a norm or gated activation becomes part of the products that alone read it, where they quantize it on the way;
 - what is only added to the residual stream adds into it as it is made; or the sum is normalized as it is made;
-- norms of heads, rotation, storing of keys and values, and attention become one node.
+- norms of heads, rotation, storing of keys and values, and attention become one node; elsewhere heads are
+  normalized and turned apart.
 
 A sum takes the place of its first operand. What would write over a value that a folded norm or activation still waits
 for makes that one first, so whoever emits the nodes in order needs to know nothing of this. What no node can say is
@@ -66,6 +67,9 @@ class _Lowering:
         self.readers = Counter({node: len(node.users) for node in nodes})  # that are still to come
         self.made: set[Node] = set()  # values that are there
         self.done: set[Node] = set()  # ops that an earlier node took along
+        attentions = [node for node in nodes if node.op == "attention"]
+        self.chains = {node: qk_chains(node) for node in attentions}
+        self.folded = {op for chains in self.chains.values() for chain in chains for op in chain.ops}
         self.rules: dict[str, Callable[[Node], list[FusedNode]]] = {
             "embed": self._embed,
             "rms_norm": self._norm_or_gated,
@@ -73,8 +77,8 @@ class _Lowering:
             "gated": self._norm_or_gated,
             "add": self._add,
             "linear": self._linear,
-            "head_norm": self._head_norm,
-            "rope": self._rope,
+            "head_norm": self._head_op,
+            "rope": self._head_op,
             "attention": self._attention,
             "logits": self._logits,
             "hidden_states": self._hidden_states,
@@ -217,66 +221,76 @@ class _Lowering:
     # Attention
 
     def _attention(self, node: Node) -> list[FusedNode]:
-        (q, q_norm, q_rope), (k, k_norm, k_rope) = match_qk_chain(node["q"]), match_qk_chain(node["k"])
-        if not _same_rope(q_rope, k_rope) or (q_norm and k_norm and q_norm["eps"] != k_norm["eps"]):
-            raise UnsupportedError("queries and keys of one layer must be rotated and normalized alike")
-        norm = q_norm or k_norm
+        chains = self.chains[node]
+        q, k = chains[0], chains[1] if len(chains) > 1 else None
         self._make(node)
-        self._read_all((q, k, node["v"]))
+        self._read_all(chain.projection for chain in chains)
+        self._read_all([node["v"]] if k else [])
         return [
             Attention(
                 out=node,
                 layer=node["layer"],
                 spec=node["spec"],
-                q=q,
-                k=k,
+                q=q.projection,
+                k=None if k is None else k.projection,
                 v=node["v"],
-                q_norm=None if q_norm is None else q_norm["weight"],
-                k_norm=None if k_norm is None else k_norm["weight"],
-                eps=norm["eps"] if norm else 0.0,
-                rope=q_rope,
+                q_norm=None if q.norm is None else q.norm["weight"],
+                k_norm=None if k is None or k.norm is None else k.norm["weight"],
+                eps=next((chain.norm["eps"] for chain in chains if chain.norm), 0.0),
+                rope=q.rope,
             )
         ]
 
-    def _head_norm(self, node: Node) -> list[FusedNode]:
-        user = node.only_user
-        if user is None or user.op not in ("rope", "attention"):
-            raise UnsupportedError("head_norm: only heads of queries and keys of attention are normalized")
-        return []
-
-    def _rope(self, node: Node) -> list[FusedNode]:
-        user = node.only_user
-        if user is None or user.op != "attention":
-            raise UnsupportedError("rope: only queries and keys of attention are rotated")
-        return []
+    def _head_op(self, node: Node) -> list[FusedNode]:
+        """A norm of heads, or a rotation: done on the way into attention where it can be."""
+        return [] if node in self.folded else self._call(node)
 
 
-def match_qk_chain(node: Node) -> tuple[Node, Node | None, RopeSpec | None]:
-    """What queries or keys come from: projection → head norm → rope, the latter two where there are any.
+@dataclass(frozen=True, slots=True)
+class QkChain:
+    """What queries or keys come from: projection → head norm → rope, the latter two if attention does them itself."""
 
-    → (projection, head norm, rope). UnsupportedError where others read the projection, for it is changed in place.
-    """
+    projection: Node
+    norm: Node | None = None
+    rope: RopeSpec | None = None
+    ops: tuple[Node, ...] = ()  # those two
+
+
+def qk_chains(attention: Node) -> list[QkChain]:
+    """Of the queries and, where there are any, the keys. Attention treats both alike, or neither."""
+    ends = [attention[x] for x in ("q", "k") if attention[x] is not None]
+    chains = [_chain_of(end) for end in ends]
+    return chains if _alike(chains) else [QkChain(end) for end in ends]
+
+
+def _chain_of(node: Node) -> QkChain:
+    """Attention changes the projection in place: nothing else may read it, nor what lies between."""
+    ops: list[Node] = []
     rope, norm = None, None
-    if node.op == "rope":
-        rope, node = node["spec"], node["x"]
-    if node.op == "head_norm":
-        norm, node = node, node["x"]
-    if len(node.users) > 1 and (norm or rope):
-        raise UnsupportedError("queries and keys that something else reads before their rope")
-    return node, norm, rope
+    if node.op == "rope" and node.only_user and node["x"].only_user:
+        rope = node["spec"]
+        ops.append(node)
+        node = node["x"]
+    if node.op == "head_norm" and node.only_user and node["x"].only_user:
+        norm = node
+        ops.append(node)
+        node = node["x"]
+    return QkChain(node, norm, rope, tuple(ops))
 
 
-def _same_rope(a: RopeSpec | None, b: RopeSpec | None) -> bool:
-    return a is b or (a is not None and b is not None and a.key == b.key)
+def _alike(chains: list[QkChain]) -> bool:
+    ropes = {None if chain.rope is None else chain.rope.key for chain in chains}
+    return len(ropes) == 1 and len({chain.norm["eps"] for chain in chains if chain.norm}) <= 1
 
 
 def kv_layers(model: ForwardModel, nodes: Iterable[Node]) -> list[tuple[int, AttentionSpec]]:
-    """→ (KV group, attention) of each layer. UnsupportedError if it has not just one."""
-    attentions = [node for node in nodes if node.op == "attention"]
+    """→ (KV group, attention) of each layer of keys and values. UnsupportedError if not just one stores them."""
+    attentions = [node for node in nodes if node.op == "attention" and node["k"] is not None]
     causal = [node["layer"] for node in attentions if node["spec"].causal]
     others = {node["layer"] for node in attentions if not node["spec"].causal}
-    if sorted([*causal, *others]) != list(range(model.num_layers)):
+    num_layers = sum(len(group.layers) for group in model.kv_groups)
+    if sorted([*causal, *others]) != list(range(num_layers)):
         raise UnsupportedError("there must be one attention in each layer")
     specs = {node["layer"]: node["spec"] for node in attentions}
     groups = {layer: g for g, group in enumerate(model.kv_groups) for layer in group.layers}
-    return [(groups[layer], specs[layer]) for layer in range(model.num_layers)]
+    return [(groups[layer], specs[layer]) for layer in range(num_layers)]

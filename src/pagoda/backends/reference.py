@@ -22,6 +22,7 @@ from pagoda.backends.arithmetic import (
     expert_weights,
     fast_linear,
     gated,
+    grown,
     layer_norm,
     linear,
     rms_norm,
@@ -35,39 +36,43 @@ from pagoda.backends.base import (
     EmbedBy,
     ExpertsSpec,
     ForwardModel,
-    KVGroup,
     KVType,
     LoraType,
     RopeSpec,
     check_ends,
 )
+from pagoda.backends.lowering import kv_layers
 from pagoda.backends.trace import record
 from pagoda.formats.quantized import as_floats
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, RawTensor
 
 
 class PagedKV:
-    """K and V of one KV group in float32: [layers, blocks, BLOCK_SIZE, K, D] each."""
+    """K and V of one KV group in float32: of each layer [blocks, BLOCK_SIZE, K, D], by its own K and D."""
 
-    def __init__(self, group: KVGroup, num_blocks: int, num_kv_heads: int, head_dim: int) -> None:
+    def __init__(self, heads: Mapping[int, tuple[int, int]], num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self.index = {layer: i for i, layer in enumerate(group.layers)}
-        shape = (len(group.layers), num_blocks, BLOCK_SIZE, num_kv_heads, head_dim)
-        self.k: FloatArray = np.zeros(shape, dtype=np.float32)
-        self.v: FloatArray = np.zeros(shape, dtype=np.float32)
+        shapes = {layer: (num_blocks, BLOCK_SIZE, *heads_and_size) for layer, heads_and_size in heads.items()}
+        self.k = {layer: np.zeros(shape, dtype=np.float32) for layer, shape in shapes.items()}
+        self.v = {layer: np.zeros(shape, dtype=np.float32) for layer, shape in shapes.items()}
+
+    @property
+    def arrays(self) -> list[FloatArray]:
+        """All of them, keys first."""
+        return [*self.k.values(), *self.v.values()]
 
     def store(self, layer: int, table: Int32Array, positions: Int32Array, k: FloatArray, v: FloatArray) -> None:
         """Put k, v [T, K * D] of one sequence where its block table says."""
         blocks = self._blocks(table, positions // BLOCK_SIZE)
         for pool, values in ((self.k, k), (self.v, v)):
-            pool[self.index[layer], blocks, positions % BLOCK_SIZE] = values.reshape(-1, *pool.shape[-2:])
+            pool[layer][blocks, positions % BLOCK_SIZE] = values.reshape(-1, *pool[layer].shape[-2:])
 
     def load(self, layer: int, table: Int32Array, first: int, last: int) -> tuple[FloatArray, FloatArray]:
         """Keys and values of positions [first, last). → two of [last - first, K, D]"""
         start = first // BLOCK_SIZE
         blocks = self._blocks(table, np.arange(start, (last - 1) // BLOCK_SIZE + 1))
         rows = slice(first - start * BLOCK_SIZE, last - start * BLOCK_SIZE)
-        k, v = (pool[self.index[layer], blocks].reshape(-1, *pool.shape[-2:])[rows] for pool in (self.k, self.v))
+        k, v = (pool[layer][blocks].reshape(-1, *pool[layer].shape[-2:])[rows] for pool in (self.k, self.v))
         return k, v
 
     def _blocks(self, table: Int32Array, indices: npt.NDArray[np.integer]) -> Int32Array:
@@ -132,19 +137,24 @@ class ReferenceOps:
             adapter = None if which < 0 else self.batch.adapters[which]
             if isinstance(adapter, ReferenceAdapter) and name in adapter.weights:
                 delta = adapter.weights[name]
-                if delta.row_scale is not None:
-                    out[begin:end] *= delta.row_scale
                 out[begin:end] += self.product(self.product(x[begin:end], delta.a), delta.b, delta.bias)
 
     def rope(self, x: FloatArray, num_heads: int, spec: RopeSpec) -> FloatArray:
         return rope(x, self.batch.positions, num_heads, spec)
 
-    def attention(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray, spec: AttentionSpec) -> FloatArray:
+    def columns(self, x: FloatArray, start: int, count: int, scale: float = 1.0) -> FloatArray:
+        return x[:, start : start + count] * np.float32(scale)
+
+    def attention(
+        self, layer: int, q: FloatArray, k: FloatArray | None, v: FloatArray | None, spec: AttentionSpec
+    ) -> FloatArray:
         group, pool = self.kv[layer]
+        q = grown(q, self.batch.positions, spec.growth)
         out = np.empty_like(q)
         starts = self.batch.seq_starts
         for table, begin, end in zip(self.batch.block_tables[group], starts[:-1], starts[1:], strict=True):
-            pool.store(layer, table, self.batch.positions[begin:end], k[begin:end], v[begin:end])
+            if k is not None and v is not None:
+                pool.store(layer, table, self.batch.positions[begin:end], k[begin:end], v[begin:end])
             for t in range(begin, end):
                 last = int(self.batch.positions[t if spec.causal else end - 1]) + 1
                 first = 0 if spec.window is None else max(last - spec.window, 0)
@@ -162,8 +172,9 @@ class ReferenceOps:
         up: Sequence[RawTensor],
         down: Sequence[RawTensor],
         spec: ExpertsSpec,
+        scales: RawTensor | None = None,
     ) -> FloatArray:
-        chosen = expert_weights(router, spec)  # [T, N]
+        chosen = expert_weights(router, spec, None if scales is None else self.weights[scales])  # [T, N]
         out = np.zeros_like(x)
         for e in range(len(gate)):
             tokens = np.flatnonzero(chosen[:, e])
@@ -213,23 +224,22 @@ class ReferenceModel:
         self._results: dict[str, FloatArray] = {}  # of the launched step
         nodes = record(model)
         self._ends = {node.op for node in nodes}
+        heads = [(spec.num_kv_heads, spec.head_dim) for _, spec in kv_layers(model, nodes)]
+        self._heads = [{layer: heads[layer] for layer in group.layers} for group in model.kv_groups]
         shapes = {tensor.name: tensor.shape for node in nodes for tensor in node.tensors}
         self.weight_bytes = sum(4 * math.prod(shape) for shape in shapes.values())
         self.buffer_bytes = 4 * max_batch_seqs * model.vocab_size  # logits; the rest comes and goes
 
     def block_bytes(self, group: int) -> int:
-        model = self._model
-        return 2 * 4 * len(model.kv_groups[group].layers) * BLOCK_SIZE * model.num_kv_heads * model.head_dim
+        return sum(2 * 4 * BLOCK_SIZE * heads * size for heads, size in self._heads[group].values())
 
     def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> ReferenceAdapter:
         return ReferenceAdapter(weights)
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         assert not self.kv_pools, "the KV pool is allocated once"
-        model = self._model
-        groups = zip(model.kv_groups, num_blocks, strict=True)
-        self.kv_pools = tuple(PagedKV(group, n, model.num_kv_heads, model.head_dim) for group, n in groups)
-        self._layers = {layer: (g, pool) for g, pool in enumerate(self.kv_pools) for layer in pool.index}
+        self.kv_pools = tuple(PagedKV(heads, n) for heads, n in zip(self._heads, num_blocks, strict=True))
+        self._layers = {layer: (g, pool) for g, pool in enumerate(self.kv_pools) for layer in pool.k}
 
     def stage(self, batch: Batch) -> None:
         self._staged = batch
@@ -251,19 +261,19 @@ class ReferenceModel:
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         for source, destination in pairs:
-            for pool in (self.kv_pools[group].k, self.kv_pools[group].v):
-                pool[:, destination] = pool[:, source]
+            for pool in self.kv_pools[group].arrays:
+                pool[destination] = pool[source]
 
     def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
-        pool = self.kv_pools[group]
-        both = np.stack([pool.k[:, blocks], pool.v[:, blocks]])  # [2, layers, N, ...]
-        return np.ascontiguousarray(np.moveaxis(both, 2, 0)).reshape(len(blocks), -1).view(np.uint8)
+        parts = [pool[blocks].reshape(len(blocks), -1) for pool in self.kv_pools[group].arrays]
+        return np.ascontiguousarray(np.concatenate(parts, axis=1)).view(np.uint8)
 
     def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
-        pool = self.kv_pools[group]
-        shape = (len(blocks), 2, *pool.k[:, 0].shape)
-        both = np.moveaxis(np.ascontiguousarray(data).view(np.float32).reshape(shape), 0, 2)
-        pool.k[:, blocks], pool.v[:, blocks] = both
+        values, at = np.ascontiguousarray(data).view(np.float32).reshape(len(blocks), -1), 0
+        for pool in self.kv_pools[group].arrays:
+            count = pool[0].size
+            pool[blocks] = values[:, at : at + count].reshape(len(blocks), *pool.shape[1:])
+            at += count
 
     def close(self) -> None:
         self._weights.clear()

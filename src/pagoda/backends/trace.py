@@ -13,6 +13,7 @@ from pagoda.types import RawTensor
 # How wide an op's value is, by its arguments; of others it is as wide as their first input.
 COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
     "embed": lambda arguments: int(arguments["table"].shape[1]),
+    "columns": lambda arguments: int(arguments["count"]),
     "linear": lambda arguments: int(arguments["weight"].shape[0]),
     "logits": lambda arguments: int(arguments["weight"].shape[0]),
 }

@@ -21,7 +21,6 @@ from typing import Any
 from pagoda.config import limit_openmp_spinning
 from pagoda.errors import CapacityError, ConfigError, PagodaError
 from pagoda.finetune.clock import clock
-from pagoda.finetune.imports import without_unused
 from pagoda.finetune.predict import Prediction, measure_rates, predict
 from pagoda.finetune.prepare import Prepared, Progress
 from pagoda.models.registry import family_of
@@ -67,8 +66,7 @@ def finetune(
 
 def _train(prepared: Prepared, folder: Path, line: Say, say: Say, progress: Progress) -> dict[str, Any]:
     limit_openmp_spinning()
-    with without_unused():
-        from pagoda.finetune import session  # imports torch
+    from pagoda.finetune import session  # imports torch
 
     settings = prepared.settings
     with warnings.catch_warnings():

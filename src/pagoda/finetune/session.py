@@ -65,7 +65,6 @@ def start(
         rank=settings.rank,
         alpha=alpha,
         rslora=settings.rslora,
-        dora=settings.dora,
         dropout=settings.dropout,
         base_name=prepared.model.name,
         seed=settings.seed,

@@ -11,9 +11,9 @@ import numpy as np
 from pagoda.backends.base import Activation, AttentionSpec
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.quantized import as_floats
-from pagoda.models.encoder import Encoder, EncoderBlock, LayerNorm
+from pagoda.models.encoder import Encoder, EncoderBlock
 from pagoda.models.family import Family, ModelFile
-from pagoda.models.layers import Linear
+from pagoda.models.layers import LayerNorm, Linear
 from pagoda.models.source import Checkpoint
 from pagoda.types import FloatArray, RawTensor
 

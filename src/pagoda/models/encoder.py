@@ -10,22 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pagoda.backends.base import Activation, AttentionSpec, Handle, KVGroup, Ops
-from pagoda.models.layers import Linear
+from pagoda.models.layers import LayerNorm, Linear
 from pagoda.types import RawTensor
 
 KV_LAYER = 0  # keys and values are read within their own layer alone, so that all layers store them in one place
-
-
-@dataclass(frozen=True, slots=True)
-class LayerNorm:
-    """Layer norm with weight and bias (E,)."""
-
-    weight: RawTensor
-    bias: RawTensor
-    eps: float
-
-    def forward(self, ops: Ops, x: Handle) -> Handle:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pagoda.backends.base import RopeStyle
+from pagoda.backends.base import Activation, RopeStyle
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.gguf_writer import Value
@@ -39,29 +39,36 @@ class Family:
     gguf_defaults: Mapping[str, Any] = field(default_factory=dict)  # and metadata's, without the architecture
     usual_context: int = 2048  # where config.json states none, as the configuration class of transformers has it
     interleaved: bool = False  # GGUF's rows of q and k are reordered so that a rotary pair lies side by side
+    adjacent_pairs: bool = False  # a rotary pair lies side by side in either kind of file
     norm_offset: float = 0.0  # GGUF's norm weights are larger by this than Hugging Face's
     adapt_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None  # config.json in Llama's words
     extra_config: Callable[[Checkpoint, Decoder], dict[str, Any]] | None = None  # what its config.json says besides
     extra_values: Callable[[Settings, Decoder], dict[str, Value]] | None = None  # and its GGUF files' metadata
+    is_converted: bool = True  # from folders to GGUF files and back
     gguf_norm_topk: bool = True  # whether a token's weights are divided by their sum, where GGUF does not say it
     chat_template: str | None = None  # of models that bring none
 
     # Layers
     qkv_bias: bool = False
     output_bias: bool = False
+    layer_norm: bool = False  # norms take the mean out, too
     norm_bias: bool = False
     head_bias: bool = False
     qk_norm: bool = False  # of queries and keys, over each head
     whole_qk_norm: bool = False  # over all heads together
+    norms_last: bool = False  # queries and keys are normalized after they are turned
     pre_norms: bool = True  # before attention and before the feed-forward
     post_norms: bool = False  # after attention and after the feed-forward, too
     gated_queries: bool = False  # queries come with a gate of their own width
     gated_ffn: bool = True
+    activation: Activation = "silu"  # where files do not say
+    dense_beside: bool = False  # a feed-forward beside the experts
     expert_bias: bool = False  # of experts and of what picks them
     learned_positions: bool = False
     extra_tensors: Callable[[Settings], Iterable[tuple[str, tuple[int, ...]]]] | None = None  # GGUF names and shapes
     parallel: bool = False  # attention and feed-forward read the same norm
     fused: bool = False  # q, k and v are one matrix, gate and up another
+    fused_ffn: bool = False  # only gate and up are
     partial_rotary: bool = False  # whether config.json can say that only a part of each head is turned
     windows: bool = True  # whether a stated window is used, unless config.json says `use_sliding_window`
     window_pattern: int = 0  # of so many layers all but the last slide; 0: all slide, where files do not say
@@ -71,6 +78,13 @@ class Family:
         """Whether GGUF metadata of this architecture are of this family, not of another that shares it."""
         value = metadata.get(f"{self.gguf}.{self.gguf_key}")
         return not self.gguf_key or (value is not None and not (isinstance(value, (int, float)) and value == 0))
+
+    def check_converted(self) -> None:
+        """UnsupportedError for a family whose files are not turned into those of the other kind."""
+        if not self.is_converted:
+            raise UnsupportedError(
+                f"folders of {self.name} do not become GGUF files here, nor back; llama.cpp's converter makes them"
+            )
 
     def settings(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what its files may leave out."""
@@ -100,7 +114,8 @@ class ModelFile:
     @property
     def rope_style(self) -> RopeStyle:
         """How the rotary pairs of this file's q and k lie."""
-        return "interleaved" if self.is_gguf and self.family.interleaved else "neox"
+        side_by_side = self.family.adjacent_pairs or (self.is_gguf and self.family.interleaved)
+        return "interleaved" if side_by_side else "neox"
 
     def key(self, field: str) -> str:
         """The file's own key: of a field in FIELDS, or else of a GGUF key without its architecture."""
@@ -189,3 +204,19 @@ def shifted(raw: RawTensor, offset: float) -> RawTensor:
         return raw
     values = dequantize(raw.data, raw.type, raw.shape) + np.float32(offset)
     return RawTensor(raw.name, "F32", raw.shape, values.view(np.uint8).reshape(-1))
+
+
+def scaled(raw: RawTensor, factor: float) -> RawTensor:
+    """`raw` * factor, in float32."""
+    values = dequantize(raw.data, raw.type, raw.shape) * np.float32(factor)
+    return RawTensor(raw.name, "F32", raw.shape, values.view(np.uint8).reshape(-1))
+
+
+def ones(size: int) -> RawTensor:
+    """A vector that no file holds."""
+    return RawTensor(f"ones.{size}", "F32", (size,), np.ones(size, "<f4").view(np.uint8))
+
+
+def zeros(name: str, size: int) -> RawTensor:
+    """A vector that no file holds: of 0 for each of `size` columns."""
+    return RawTensor(name, "F32", (size,), np.zeros(4 * size, np.uint8))

@@ -16,9 +16,9 @@ from pagoda.models.reader import (
     LayerKind,
     Sizes,
     read_activation,
-    read_layer_types,
     read_sizes,
     read_window,
+    sliding_layers,
 )
 from pagoda.models.rope import read_rope
 from pagoda.models.source import Checkpoint
@@ -51,18 +51,6 @@ def reader(file: ModelFile, sizes: Sizes, layers_27b: int) -> DecoderReader:
         scalar = file.settings.number("query_pre_attn_scalar", float(sizes.head_dim), low=1e-3)
     activation = read_activation(file, "hidden_activation", "gelu_tanh")
     return DecoderReader(file, sizes, activation=activation, attention_scale=1 / sqrt(scalar))
-
-
-def sliding_layers(file: ModelFile, num_layers: int) -> list[bool]:
-    """Layer by layer where the file says so, else all but the last of each `pattern` layers."""
-    types = read_layer_types(file, num_layers)
-    if types is not None:
-        return types
-    key = file.key("window_pattern")
-    if file.settings.is_sequence(key):
-        return [bool(sliding) for sliding in file.settings.sequence(key, num_layers)]
-    pattern = file.integer("window_pattern", file.family.window_pattern, high=1 << 12)
-    return [bool((layer + 1) % pattern) for layer in range(num_layers)]
 
 
 def extra_config(checkpoint: Checkpoint, decoder: Decoder) -> dict[str, Any]:

@@ -7,14 +7,13 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from pagoda.backends.base import RopeSpec
 from pagoda.errors import UnsupportedError
 from pagoda.models import gemma2
 from pagoda.models.family import Family, ModelFile
 from pagoda.models.layers import Decoder
 from pagoda.models.names import TENSORS
-from pagoda.models.reader import LayerKind, Sizes, read_sizes, read_window
-from pagoda.models.rope import LEAST_THETA, plain_rope, read_rope
+from pagoda.models.reader import LayerKind, Sizes, read_sizes, read_window, sliding_layers
+from pagoda.models.rope import read_local_rope, read_rope
 from pagoda.models.source import Checkpoint
 
 LAYERS_27B = 62
@@ -39,16 +38,10 @@ def _layer_kinds(file: ModelFile, sizes: Sizes) -> list[LayerKind]:
     full = LayerKind(read_rope(file, sizes.head_dim))
     if file.is_gguf and not file.has_field("window"):
         return [full] * sizes.num_layers
-    local = LayerKind(_local_rope(file, sizes.head_dim), read_window(file, sizes.max_context))
-    return [local if sliding else full for sliding in gemma2.sliding_layers(file, sizes.num_layers)]
-
-
-def _local_rope(file: ModelFile, head_dim: int) -> RopeSpec:
-    """That of sliding layers: not stretched with the context. Older files state its theta apart, or not at all."""
-    if not file.is_gguf and file.settings.section("rope_parameters") is not None:
-        return read_rope(file, head_dim, kind="sliding_attention", theta=LOCAL_THETA)
-    key = file.key("rope.freq_base_swa") if file.is_gguf else "rope_local_base_freq"
-    return plain_rope(head_dim, file.settings.number(key, LOCAL_THETA, low=LEAST_THETA), "neox")
+    local = LayerKind(
+        read_local_rope(file, sizes.head_dim, "rope_local_base_freq", LOCAL_THETA), read_window(file, sizes.max_context)
+    )
+    return [local if sliding else full for sliding in sliding_layers(file, sizes.num_layers)]
 
 
 def _extra_config(checkpoint: Checkpoint, decoder: Decoder) -> dict[str, Any]:

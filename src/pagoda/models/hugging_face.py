@@ -39,6 +39,7 @@ class HuggingFaceView:
     def __init__(self, checkpoint: Checkpoint) -> None:
         decoder = load_model(checkpoint)
         self._family = family_of(checkpoint)
+        self._family.check_converted()
         self._checkpoint = checkpoint
         self._sources = {source.other: source for source in _sources(checkpoint, self._family)}
         self.architecture = self._family.name
@@ -56,7 +57,8 @@ class HuggingFaceView:
         raw = replace(raw if source.expert is None else raw.matrix(source.expert), name=name, part_of=None)
         if source.role in self._interleaved:
             return _half_split(raw, self._interleaved[source.role])
-        return shifted(raw, -self._family.norm_offset) if source.role.endswith("norm") else raw
+        is_weight = source.role.endswith("norm") and name.endswith(".weight")
+        return shifted(raw, -self._family.norm_offset) if is_weight else raw
 
 
 def _sources(checkpoint: Checkpoint, family: Family) -> Iterator[Named]:
@@ -116,7 +118,7 @@ def _config(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Config:
         "num_key_value_heads": attention.spec.num_kv_heads,
         "head_dim": attention.spec.head_dim,
         "max_position_embeddings": decoder.max_context,
-        "rms_norm_eps": float(metadata[f"{checkpoint.architecture}.attention.layer_norm_rms_epsilon"]),
+        **_eps(checkpoint, family),
         "vocab_size": decoder.vocab_size,
         "tie_word_embeddings": decoder.output.name == decoder.embedding.name,
         "attention_bias": attention.q.bias is not None,
@@ -130,10 +132,15 @@ def _config(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Config:
     return config | (family.extra_config(checkpoint, decoder) if family.extra_config else {})
 
 
+def _eps(checkpoint: Checkpoint, family: Family) -> Config:
+    kind, key = ("", "layer_norm_eps") if family.layer_norm else ("rms_", "rms_norm_eps")
+    return {key: float(checkpoint.metadata[f"{checkpoint.architecture}.attention.layer_norm_{kind}epsilon"])}
+
+
 def _ffn(checkpoint: Checkpoint, ffn: FeedForward | Experts) -> Config:
     config: Config = {"intermediate_size": int(checkpoint.metadata[f"{checkpoint.architecture}.feed_forward_length"])}
     if isinstance(ffn, FeedForward):
-        return {**config, "hidden_act": _activation(ffn.activation), "mlp_bias": ffn.gate.bias is not None}
+        return {**config, "hidden_act": _activation(ffn.activation), "mlp_bias": ffn.up.bias is not None}
     return {
         **config,
         "hidden_act": _activation(ffn.spec.activation),

@@ -1,7 +1,8 @@
 """A decoder as a forward pass: embed → N blocks → norm → logits. Families differ in which parts are there.
 
-Covered: grouped-query attention, rotary embedding, norms of each query and key head, biases, sliding windows, gated
-feed-forward, mixtures of experts, norms after both. Not covered: parallel blocks, cross attention.
+Covered: grouped-query attention, rotary embedding, norms of each query and key head, biases, sliding windows,
+feed-forward with a gate or without, mixtures of experts, norms after both, attention and feed-forward side by side.
+Not covered: cross attention.
 """
 
 from __future__ import annotations
@@ -39,43 +40,87 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Layer norm with weight and bias (E,)."""
+
+    weight: RawTensor
+    bias: RawTensor
+    eps: float
+
+    def forward(self, ops: Ops, x: Handle) -> Handle:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+AnyNorm = Norm | LayerNorm
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
-    """Causal self-attention over paged KV."""
+    """Causal self-attention over paged KV.
+
+    Without k it reads the keys and values of layer `kv_layer`; without v alone, values are keys before norm and rope.
+    """
 
     q: Linear
-    k: Linear
-    v: Linear
+    k: Linear | None
+    v: Linear | None
     output: Linear
     rope: RopeSpec | None  # None: this layer does not see positions
     spec: AttentionSpec
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     whole_norms: bool = False  # over all heads together, not over each
+    norms_last: bool = False  # after the rotary embedding, not before
+    v_norm: Norm | None = None  # over each head
+    kv_layer: int | None = None
+
+    @property
+    def linears(self) -> dict[str, Linear]:
+        named = {"q": self.q, "k": self.k, "v": self.v, "o": self.output}
+        return {name: linear for name, linear in named.items() if linear is not None}
 
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
         q = self._rotate(ops, self.q.forward(ops, x), self.q_norm, self.spec.num_heads)  # [T, H * D]
-        k = self._rotate(ops, self.k.forward(ops, x), self.k_norm, self.spec.num_kv_heads)  # [T, K * D]
-        v = self.v.forward(ops, x)  # [T, K * D]
-        return self.output.forward(ops, ops.attention(layer, q, k, v, self.spec))  # [T, E]
+        if self.k is None:
+            assert self.kv_layer is not None
+            attended = ops.attention(self.kv_layer, q, None, None, self.spec)
+        else:
+            raw = self.k.forward(ops, x)  # [T, K * D]
+            v = raw if self.v is None else self.v.forward(ops, x)
+            if self.v_norm is not None:
+                v = self.v_norm.forward_heads(ops, v, self.spec.num_kv_heads)
+            k = self._rotate(ops, raw, self.k_norm, self.spec.num_kv_heads)
+            attended = ops.attention(layer, q, k, v, self.spec)
+        return self.output.forward(ops, attended)  # [T, E]
 
     def _rotate(self, ops: Ops, x: Handle, norm: Norm | None, num_heads: int) -> Handle:
+        if self.norms_last and self.rope is not None:
+            x = ops.rope(x, num_heads, self.rope)
         if norm is not None:
             x = norm.forward(ops, x) if self.whole_norms else norm.forward_heads(ops, x, num_heads)
-        return x if self.rope is None else ops.rope(x, num_heads, self.rope)
+        return x if self.norms_last or self.rope is None else ops.rope(x, num_heads, self.rope)
 
 
 @dataclass(frozen=True, slots=True)
 class FeedForward:
-    """down(activation(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)); down(activation(up(x))) where there is no gate."""
 
-    gate: Linear
+    gate: Linear | None
     up: Linear
     down: Linear
     activation: Activation
 
+    @property
+    def linears(self) -> dict[str, Linear]:
+        named = {"gate": self.gate, "up": self.up, "down": self.down}
+        return {name: linear for name, linear in named.items() if linear is not None}
+
     def forward(self, ops: Ops, x: Handle) -> Handle:
-        gated = ops.gated(self.gate.forward(ops, x), self.up.forward(ops, x), self.activation)  # [T, F]
-        return self.down.forward(ops, gated)  # [T, E]
+        if self.gate is None:
+            hidden = ops.gated(self.up.forward(ops, x), None, self.activation)  # [T, F]
+        else:
+            hidden = ops.gated(self.gate.forward(ops, x), self.up.forward(ops, x), self.activation)
+        return self.down.forward(ops, hidden)  # [T, E]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +139,39 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """x += post(attention(norm(x))), then the same with the feed-forward."""
+    """x += post(attention(norm(x))), then the same with the feed-forward, which where it is `parallel` reads what
+    attention read."""
 
-    attn_norm: Norm | None
+    attn_norm: AnyNorm | None
     attention: Attention
-    ffn_norm: Norm | None
+    ffn_norm: AnyNorm | None
     ffn: FeedForward | Experts
-    attn_post_norm: Norm | None = None
-    ffn_post_norm: Norm | None = None
+    attn_post_norm: AnyNorm | None = None
+    ffn_post_norm: AnyNorm | None = None
+    parallel: bool = False
 
     @property
     def matrices(self) -> tuple[RawTensor, ...]:
         """What tokens are multiplied with, but for a router."""
-        a, f = self.attention, self.ffn
-        attention = (a.q.weight, a.k.weight, a.v.weight, a.output.weight)
-        if isinstance(f, Experts):
-            return (*attention, *f.gate, *f.up, *f.down)
-        return (*attention, f.gate.weight, f.up.weight, f.down.weight)
+        attention, ffn = (linear.weight for linear in self.attention.linears.values()), self.ffn
+        if isinstance(ffn, Experts):
+            return (*attention, *ffn.gate, *ffn.up, *ffn.down)
+        return (*attention, *(linear.weight for linear in ffn.linears.values()))
 
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
-        attended = self.attention.forward(ops, layer, _normed(ops, x, self.attn_norm))
+        h = _normed(ops, x, self.attn_norm)
+        attended = self.attention.forward(ops, layer, h)
+        if self.parallel:
+            return ops.add(x, ops.add(attended, self.ffn.forward(ops, h)))
         x = _add(ops, x, attended, self.attn_post_norm)
         return _add(ops, x, self.ffn.forward(ops, _normed(ops, x, self.ffn_norm)), self.ffn_post_norm)
 
 
-def _normed(ops: Ops, x: Handle, norm: Norm | None) -> Handle:
+def _normed(ops: Ops, x: Handle, norm: AnyNorm | None) -> Handle:
     return x if norm is None else norm.forward(ops, x)
 
 
-def _add(ops: Ops, x: Handle, y: Handle, norm: Norm | None) -> Handle:
+def _add(ops: Ops, x: Handle, y: Handle, norm: AnyNorm | None) -> Handle:
     return ops.add(x, _normed(ops, y, norm))
 
 
@@ -132,7 +181,7 @@ class Decoder:
 
     embedding: RawTensor  # (V, E)
     blocks: tuple[Block, ...]
-    output_norm: Norm
+    output_norm: AnyNorm
     output: RawTensor  # (V, E), the embedding itself where they are tied
     max_context: int
     embedding_scale: float = 1.0
@@ -157,15 +206,19 @@ class Decoder:
 
     @cached_property
     def rope(self) -> RopeSpec:
-        """Of the first layer that has a rotary embedding."""
-        return next(block.attention.rope for block in self.blocks if block.attention.rope is not None)
+        """Of the first layer that has a rotary embedding and sees everything, or else of the first that has one."""
+        turned = [block.attention for block in self.blocks if block.attention.rope is not None]
+        found = next((attention for attention in turned if attention.spec.window is None), turned[0]).rope
+        assert found is not None
+        return found
 
     @cached_property
     def kv_groups(self) -> tuple[KVGroup, ...]:
-        """One group a window, in the order in which layers first use them."""
+        """One group a window, in the order in which layers first use them; of layers with keys of their own."""
         layers: dict[int | None, list[int]] = {}
         for i, block in enumerate(self.blocks):
-            layers.setdefault(block.attention.spec.window, []).append(i)
+            if block.attention.k is not None:
+                layers.setdefault(block.attention.spec.window, []).append(i)
         return tuple(KVGroup(tuple(members), window) for window, members in layers.items())
 
     def forward(self, ops: Ops) -> None:

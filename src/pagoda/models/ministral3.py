@@ -1,5 +1,5 @@
-"""Ministral 3: Mistral with YaRN. From its original context on, queries are scaled by their position too, which is not
-done here: the context is served up to there.
+"""Ministral 3, and the text model of Mistral 3: Mistral with YaRN. From its original context on, queries are scaled by
+their position, too.
 """
 
 from __future__ import annotations
@@ -7,11 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pagoda.backends.base import QueryGrowth
 from pagoda.errors import UnsupportedError
 from pagoda.formats.gguf_writer import Value, f32
 from pagoda.models import mistral
 from pagoda.models.family import Family, ModelFile
-from pagoda.models.layers import Decoder
+from pagoda.models.layers import Block, Decoder
 from pagoda.models.rope import MAX_LENGTH
 from pagoda.models.source import Checkpoint, Settings
 from pagoda.text.builtin_templates import LLAMA2
@@ -23,9 +24,15 @@ GGUF_ORIGINAL = "rope.scaling.original_context_length"
 def build(file: ModelFile) -> Decoder:
     decoder = mistral.build(file)
     beta, original = _beta(file)
-    if not beta:
+    if not beta or (file.max_context or decoder.max_context) <= original:
         return decoder
-    return replace(decoder, max_context=min(decoder.max_context, original))
+    growth = QueryGrowth(beta, original)
+    return replace(decoder, blocks=tuple(_growing(block, growth) for block in decoder.blocks))
+
+
+def _growing(block: Block, growth: QueryGrowth) -> Block:
+    spec = replace(block.attention.spec, growth=growth)
+    return replace(block, attention=replace(block.attention, spec=spec))
 
 
 def _beta(file: ModelFile) -> tuple[float, int]:

@@ -19,13 +19,17 @@ FIELDS: dict[str, tuple[str, str]] = {
     "ffn_size": ("feed_forward_length", "intermediate_size"),
     "num_heads": ("attention.head_count", "num_attention_heads"),
     "num_kv_heads": ("attention.head_count_kv", "num_key_value_heads"),
+    "head_dims": ("", "head_dims"),  # layer by layer
     "head_dim": ("attention.key_length", "head_dim"),
     "max_context": ("context_length", "max_position_embeddings"),
     "layer_norm_eps": ("attention.layer_norm_epsilon", "layer_norm_eps"),
     "norm_eps": ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
     "window": ("attention.sliding_window", "sliding_window"),
     "window_pattern": ("attention.sliding_window_pattern", "sliding_window_pattern"),
+    "kv_shared": ("attention.shared_kv_layers", "num_kv_shared_layers"),
+    "inputs_size": ("embedding_length_per_layer_input", "hidden_size_per_layer_input"),
     "num_experts_used": ("expert_used_count", "num_experts_per_tok"),
+    "logit_scale": ("logit_scale", "logit_scale"),
     "logit_softcap": ("final_logit_softcapping", "final_logit_softcapping"),
     "attention_softcap": ("attn_logit_softcapping", "attn_logit_softcapping"),
 }

@@ -163,9 +163,6 @@ PLANNED: tuple[Family, ...] = (
     Family(name="deepseek_v2", gguf="deepseek2", hf_class="DeepseekV2ForCausalLM"),
     Family(name="deepseek_v3", gguf="deepseek2", hf_class="DeepseekV3ForCausalLM"),
     Family(
-        name="cohere2", gguf="cohere2", hf_class="Cohere2ForCausalLM", defaults=TIED, window_pattern=4, parallel=True
-    ),
-    Family(
         name="gpt_oss",
         gguf="gpt-oss",
         hf_class="GptOssForCausalLM",

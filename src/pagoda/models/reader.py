@@ -10,8 +10,8 @@ from math import sqrt
 from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.models.experts import read_experts, read_layer
-from pagoda.models.family import ModelFile
-from pagoda.models.layers import Attention, Block, Decoder, Experts, FeedForward, Linear, Norm
+from pagoda.models.family import ModelFile, zeros
+from pagoda.models.layers import AnyNorm, Attention, Block, Decoder, Experts, FeedForward, LayerNorm, Linear, Norm
 from pagoda.models.rope import MAX_LENGTH, context_limit
 from pagoda.types import RawTensor
 
@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "gelu": "gelu",
+    "relu2": "relu2",
 }
 
 
@@ -72,8 +73,14 @@ def read_sizes(file: ModelFile) -> Sizes:
         num_kv_heads=num_kv_heads,
         head_dim=_read_head_dim(file, hidden_size, num_heads),
         max_context=context_limit(file),
-        norm_eps=file.number("norm_eps", None if file.is_gguf else 1e-6, high=1.0),
+        norm_eps=read_norm_eps(file),
     )
+
+
+def read_norm_eps(file: ModelFile) -> float:
+    if file.family.layer_norm:
+        return file.number("layer_norm_eps", None if file.is_gguf else 1e-5, high=1.0)
+    return file.number("norm_eps", None if file.is_gguf else 1e-6, high=1.0)
 
 
 def _read_head_dim(file: ModelFile, hidden_size: int, num_heads: int) -> int:
@@ -104,6 +111,18 @@ def read_layer_types(file: ModelFile, num_layers: int) -> list[bool] | None:
     return [kind == "sliding_attention" for kind in types]
 
 
+def sliding_layers(file: ModelFile, num_layers: int) -> list[bool]:
+    """Layer by layer where the file says so, else all but the last of each `pattern` layers."""
+    types = read_layer_types(file, num_layers)
+    if types is not None:
+        return types
+    key = file.key("window_pattern")
+    if file.settings.is_sequence(key):
+        return [bool(sliding) for sliding in file.settings.sequence(key, num_layers)]
+    pattern = file.integer("window_pattern", file.family.window_pattern, high=1 << 12)
+    return [bool((layer + 1) % pattern) for layer in range(num_layers)]
+
+
 def read_activation(file: ModelFile, key: str, default: Activation) -> Activation:
     if file.is_gguf:
         return default
@@ -127,12 +146,14 @@ class DecoderReader:
         self.file = file
         self.family = file.family
         self.sizes = sizes
-        self.activation = activation or read_activation(file, "hidden_act", "silu")
+        self.activation = activation or read_activation(file, "hidden_act", file.family.activation)
         self.attention_scale = 1 / sqrt(sizes.head_dim) if attention_scale is None else attention_scale
         attention_bias = not file.is_gguf and file.settings.flag("attention_bias")
         self.qkv_bias = self.family.qkv_bias or attention_bias
         self.output_bias = self.family.output_bias or (attention_bias and not self.family.qkv_bias)
         self.experts = read_experts(file, sizes.num_layers, sizes.ffn_size)
+        self.parallel = self.family.parallel
+        self.fused_ffn = self.family.fused or self.family.fused_ffn
         self.ffn_bias = not file.is_gguf and file.settings.flag("mlp_bias")
 
     def decoder(self, kinds: Sequence[LayerKind], *, embedding_scale: float = 1.0, logit_scale: float = 1.0) -> Decoder:
@@ -156,10 +177,11 @@ class DecoderReader:
         return Block(
             attn_norm=self.norm("attn_norm", layer) if self.family.pre_norms else None,
             attention=self.attention(layer, kind),
-            ffn_norm=self.norm("ffn_norm", layer) if self.family.pre_norms else None,
+            ffn_norm=self.norm("ffn_norm", layer) if self.family.pre_norms and not self.parallel else None,
             ffn=self.ffn(layer),
             attn_post_norm=self.norm("attn_post_norm", layer) if self.family.post_norms else None,
             ffn_post_norm=self.norm("ffn_post_norm", layer) if self.family.post_norms else None,
+            parallel=self.parallel,
         )
 
     def attention(self, layer: int, kind: LayerKind) -> Attention:
@@ -182,12 +204,13 @@ class DecoderReader:
             q_norm=self.qk_norm("attn_q_norm", layer, s.q_size),
             k_norm=self.qk_norm("attn_k_norm", layer, s.kv_size),
             whole_norms=self.family.whole_qk_norm,
+            norms_last=self.family.norms_last,
         )
 
     def qk_norm(self, role: str, layer: int, size: int) -> Norm | None:
         if self.family.whole_qk_norm:
-            return self.norm(role, layer, size)
-        return self.norm(role, layer, self.sizes.head_dim) if self.family.qk_norm else None
+            return self.rms_norm(role, layer, size)
+        return self.rms_norm(role, layer, self.sizes.head_dim) if self.family.qk_norm else None
 
     def qkv(self, layer: int) -> tuple[Linear, Linear, Linear]:
         """Queries, keys and values: of three matrices, or of one that holds all their rows."""
@@ -206,10 +229,12 @@ class DecoderReader:
         if self.experts is not None and layer in self.experts.layers:
             return read_layer(self.file, layer, self.experts, self.sizes.hidden_size, self.activation)
         f, e, bias = self.sizes.ffn_size, self.sizes.hidden_size, self.ffn_bias
-        if self.family.fused:
+        gate: Linear | None
+        if self.fused_ffn:
             gate, up = self.split(self.linear("ffn_up", 2 * f, e, layer, bias=bias), (f, f))
         else:
-            gate, up = (self.linear(role, f, e, layer, bias=bias) for role in ("ffn_gate", "ffn_up"))
+            gate = self.linear("ffn_gate", f, e, layer, bias=bias) if self.family.gated_ffn else None
+            up = self.linear("ffn_up", f, e, layer, bias=bias)
         return FeedForward(gate, up, self.linear("ffn_down", e, f, layer, bias=bias), self.activation)
 
     def split(self, fused: Linear, rows: Sequence[int]) -> list[Linear]:
@@ -227,7 +252,17 @@ class DecoderReader:
             return Linear(weight, self.file.tensor(role, (rows,), layer, suffix="bias"))
         return Linear(weight)
 
-    def norm(self, role: str, layer: int | None = None, size: int | None = None) -> Norm:
+    def norm(self, role: str, layer: int | None = None) -> AnyNorm:
+        """Over a token's whole row, of the family's kind."""
+        if not self.family.layer_norm:
+            return self.rms_norm(role, layer)
+        size = self.sizes.hidden_size
+        weight = self.file.norm_weight(role, size, layer)
+        if self.family.norm_bias:
+            return LayerNorm(weight, self.file.tensor(role, (size,), layer, suffix="bias"), self.sizes.norm_eps)
+        return LayerNorm(weight, zeros(f"{weight.name}.no_bias", size), self.sizes.norm_eps)
+
+    def rms_norm(self, role: str, layer: int | None = None, size: int | None = None) -> Norm:
         return Norm(self.file.norm_weight(role, size or self.sizes.hidden_size, layer), self.sizes.norm_eps)
 
     def output(self, embedding: RawTensor) -> RawTensor:

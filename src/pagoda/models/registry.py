@@ -6,19 +6,27 @@ from collections.abc import Sequence
 
 from pagoda.errors import UnsupportedError
 from pagoda.models import (
+    cohere,
     gemma2,
     gemma3,
+    gemma4_reader,
+    glm4,
     granite,
+    hunyuan,
     llama,
     ministral3,
     mistral,
     mixtral,
+    nemotron,
     olmo2,
+    olmo3,
     phi3,
     qwen2,
     qwen3,
     qwen3_moe,
+    seed_oss,
     smollm3,
+    stablelm,
 )
 from pagoda.models.bert import is_encoder
 from pagoda.models.family import Family, ModelFile
@@ -36,11 +44,20 @@ FAMILIES: tuple[Family, ...] = (
     gemma2.FIRST,
     gemma2.FAMILY,
     gemma3.FAMILY,
+    gemma4_reader.FAMILY,
     phi3.FAMILY,
     ministral3.FAMILY,
+    olmo3.FAMILY,  # before OLMo 2, whose architecture its files state
     olmo2.FAMILY,
     smollm3.FAMILY,
     granite.FAMILY,
+    glm4.FAMILY,
+    seed_oss.FAMILY,
+    hunyuan.FAMILY,
+    cohere.FAMILY,
+    cohere.SECOND,
+    stablelm.FAMILY,
+    nemotron.FAMILY,
 )
 
 ENCODER_USES = "`pagoda serve` and `load_embedder` take it"

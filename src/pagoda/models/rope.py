@@ -28,12 +28,21 @@ MAX_LENGTH = 2**31 - 1  # tokens
 USUAL_THETA = 10_000.0
 LEAST_THETA = 1.001  # 1 would turn all pairs alike, and below it faster ones further back
 LEAST_FACTOR, MOST_FACTOR = 1e-3, 1e6
+STILL = float(np.float32(1e30))  # what a GGUF file divides the frequency of a pair by that is not turned
 
 
 def read_rope(file: ModelFile, head_dim: int, *, kind: str = "full_attention", theta: float | None = None) -> RopeSpec:
     """Rotary embedding of the file's layers; of those of `kind`, and by default of `theta`, where config.json tells
     kinds apart."""
     return _read_gguf(file, head_dim) if file.is_gguf else _read_config(file, head_dim, kind, theta)
+
+
+def read_local_rope(file: ModelFile, head_dim: int, key: str, theta: float) -> RopeSpec:
+    """That of sliding layers: not stretched with the context. Older config.json state its theta as `key`, or not."""
+    if not file.is_gguf and file.settings.section("rope_parameters") is not None:
+        return read_rope(file, head_dim, kind="sliding_attention", theta=theta)
+    key = file.key("rope.freq_base_swa") if file.is_gguf else key
+    return plain_rope(head_dim, file.settings.number(key, theta, low=LEAST_THETA), file.rope_style)
 
 
 def plain_rope(rotary_dim: int, theta: float, style: RopeStyle) -> RopeSpec:
@@ -97,7 +106,8 @@ def _read_gguf(file: ModelFile, head_dim: int) -> RopeSpec:
     style, theta = file.rope_style, file.number("rope.freq_base", USUAL_THETA, low=LEAST_THETA)
     base = frequencies(_rotary_dim(file, head_dim), theta)
     if file.has_tensor("rope_factors"):
-        base = base / _read_factors(file, "rope_factors", len(base))
+        factors = _read_factors(file, "rope_factors", len(base))
+        base = np.where(factors == STILL, 0.0, base / factors)
     if file.has_tensor("rope_factors_long") or file.has_tensor("rope_factors_short"):
         original = file.integer("rope.scaling.original_context_length", _max_context(file), high=MAX_LENGTH)
         long, short = (_read_factors(file, f"rope_factors_{which}", len(base)) for which in ("long", "short"))
@@ -174,7 +184,7 @@ def _read_factors(file: ModelFile, role: str, pairs: int) -> Frequencies:
 
 
 def _checked_factors(where: str, factors: Frequencies) -> Frequencies:
-    if not ((factors >= LEAST_FACTOR) & (factors <= MOST_FACTOR)).all():
+    if not ((factors >= LEAST_FACTOR) & ((factors <= MOST_FACTOR) | (factors == STILL))).all():
         raise FormatError(f"{where} holds factors outside {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
     return factors
 
@@ -186,6 +196,8 @@ def _read_config(file: ModelFile, head_dim: int, kind: str, theta: float | None)
     scaling = scaling.section(kind) or scaling
     theta = scaling.number("rope_theta", theta or config.number("rope_theta", USUAL_THETA), low=LEAST_THETA)
     share = scaling.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    if scaling.get("rope_type") == "proportional":
+        return _spec(file.rope_style, _proportional_frequencies(head_dim, theta, share) / _read_factor(scaling, 1.0))
     rotary_dim = int(head_dim * share)
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         raise FormatError(f"partial_rotary_factor is {share}, which turns {rotary_dim} of {head_dim} elements")
@@ -204,6 +216,8 @@ def _scaled(file: ModelFile, scaling: Settings, base: Frequencies, theta: float)
         return _spec(style, base / _read_factor(scaling))
     if method == "llama3":
         return _spec(style, _read_llama3(file, scaling, base))
+    if method == "dynamic" and scaling.get("alpha"):
+        return _spec(style, _alpha_frequencies(2 * len(base), theta, scaling.number("alpha")))
     if method == "dynamic":
         original = scaling.integer("original_max_position_embeddings", _max_context(file), high=MAX_LENGTH)
         served, factor = _served_context(file), _read_factor(scaling)
@@ -211,6 +225,17 @@ def _scaled(file: ModelFile, scaling: Settings, base: Frequencies, theta: float)
     if method == "yarn":
         return _read_yarn(file, scaling, base, theta)
     raise _unsupported(method)
+
+
+def _proportional_frequencies(head_dim: int, theta: float, share: float) -> Frequencies:
+    """Gemma 4's: only the fastest pairs are turned, a `share` of them all, as if all were."""
+    base = frequencies(head_dim, theta)
+    return np.where(np.arange(len(base)) < int(share * head_dim // 2), base, 0.0)
+
+
+def _alpha_frequencies(rotary_dim: int, theta: float, alpha: float) -> Frequencies:
+    """Hunyuan's: dynamic NTK for a length that is fixed beforehand."""
+    return frequencies(rotary_dim, theta * alpha ** (rotary_dim / (rotary_dim - 2)) if rotary_dim > 2 else theta)
 
 
 def _read_llama3(file: ModelFile, scaling: Settings, base: Frequencies) -> Frequencies:

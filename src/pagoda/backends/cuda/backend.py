@@ -16,7 +16,7 @@ from pagoda.backends.cuda.options import CudaOptions
 from pagoda.backends.cuda.program import ProgramCompiler, fusions
 from pagoda.backends.cuda.shard import WHOLE, Shard, cut
 from pagoda.backends.cuda.weights import WeightLoader, compute_type
-from pagoda.backends.lowering import kv_layers, lower
+from pagoda.backends.lowering import kv_layers, lower, qk_chains
 from pagoda.backends.trace import Node, record
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
@@ -75,7 +75,6 @@ class CudaBackend:
             graphs=graphs,
             weight_bytes=weights.num_bytes,
             ops=ops,
-            shard=self.shard,
         )
         if self.device.type == "cuda":
             activations, loaded.graph_bytes = measure_buffers(loaded, limits, graphs=graphs)
@@ -89,8 +88,10 @@ class CudaBackend:
     def _recorded(self, model: ForwardModel) -> tuple[list[Node], AttentionSpec]:
         """This device's part of the forward pass, and the shape of its attention."""
         nodes = record(model)
-        if any(node.op == "layer_norm" for node in nodes):
-            raise UnsupportedError("encoders are computed on CPUs alone; use --device cpu")
+        _check_ops(nodes)
+        layers = kv_layers(model, nodes)
+        if len({(spec.num_kv_heads, spec.head_dim) for _, spec in layers}) > 1:
+            raise UnsupportedError("layers with heads of several sizes are computed on CPUs alone; use --device cpu")
         cut(nodes, self.shard)
         return nodes, kv_layers(model, nodes)[0][1]
 
@@ -119,6 +120,21 @@ class CudaBackend:
             raise CapacityError(
                 f"the weights take {needed / 2**30:.1f} GiB, but the GPU has {free / 2**30:.1f} GiB free; "
                 f"{_what_fits(elements, free)}, and --tensor-parallel shares them among GPUs"
+            )
+
+
+def _check_ops(nodes: list[Node]) -> None:
+    """UnsupportedError names what only the CPU backend computes."""
+    attentions = [node for node in nodes if node.op == "attention"]
+    folded = {op for attention in attentions for chain in qk_chains(attention) for op in chain.ops}
+    for node in nodes:
+        apart = node.op in ("head_norm", "rope") and node not in folded
+        plain = node.op == "gated" and node["up"] is None
+        shared = node.op == "attention" and node["k"] is None
+        if apart or plain or shared or node.op in ("layer_norm", "columns"):
+            what = {"gated": "activations without a gate", "attention": "layers that share keys and values"}
+            raise UnsupportedError(
+                f"{what.get(node.op, node.op)}: computed on CPUs alone, as are all encoders; use --device cpu"
             )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pagoda.errors import FormatError
 from pagoda.models import llama
 from pagoda.models.registry import known_family
-from pagoda.plan.model.config_sizes import ConfigSizes
+from pagoda.plan.model.config_sizes import ConfigSizes, LayerSizes
 from pagoda.plan.model.config_tensors import tensor_shapes
 from pagoda.plan.model.shapes import AttentionShape, ModelShape
 
@@ -56,10 +56,16 @@ def _attention(sizes: ConfigSizes) -> tuple[AttentionShape, ...]:
     layers = [layer for layer in sizes.layers if layer.kind != "linear" and layer.kv_heads]
     if not layers:
         raise FormatError("no layer has attention")
-    kinds = Counter((layer.heads, layer.kv_heads, sizes.window_of(layer)) for layer in layers)
-    sharing = Counter((layer.heads, layer.kv_heads, sizes.window_of(layer)) for layer in layers if layer.shares_kv)
+    kinds = Counter(_kind(sizes, layer) for layer in layers)
+    sharing = Counter(_kind(sizes, layer) for layer in layers if layer.shares_kv)
     latent = sizes.rank + sizes.rotary if sizes.latent else None
     return tuple(
-        AttentionShape(count, *kind[:2], sizes.key_dim, sizes.value_dim, kind[2], latent, sharing[kind])
-        for kind, count in sorted(kinds.items(), key=lambda item: item[0][2] is not None)
+        AttentionShape(count, *kind, latent, sharing[kind])
+        for kind, count in sorted(kinds.items(), key=lambda item: item[0][-1] is not None)
     )
+
+
+def _kind(sizes: ConfigSizes, layer: LayerSizes) -> tuple[int, int, int, int, int | None]:
+    """→ (heads, KV heads, size of a key, of a value, window)"""
+    value_dim = sizes.value_dim if sizes.latent else layer.key_dim
+    return layer.heads, layer.kv_heads, layer.key_dim, value_dim, sizes.window_of(layer)

@@ -29,6 +29,7 @@ class LayerSizes:
     kind: AttentionKind
     heads: int
     kv_heads: int
+    key_dim: int
     ffn_size: int
     has_experts: bool
     shares_kv: bool  # with an earlier layer
@@ -75,12 +76,16 @@ class ConfigSizes:
     def layers(self) -> list[LayerSizes]:
         heads, ffn = self._each("num_attention_heads"), self._each("intermediate_size")
         kv_heads = self._each("num_key_value_heads", max(heads))
+        key_dims = (
+            self._each("head_dims") if self.settings.is_sequence("head_dims") else [self.key_dim] * self.num_layers
+        )
         keeping = self.num_layers - self.count("num_kv_shared_layers")
         return [
             LayerSizes(
                 kind=kind,
                 heads=heads[i],
                 kv_heads=kv_heads[i],
+                key_dim=key_dims[i],
                 ffn_size=ffn[i],
                 has_experts=self.experts > 0 and experts.has_experts(self.settings, i),
                 shares_kv=i >= keeping,

@@ -41,7 +41,10 @@ class _TensorList:
         if layer.ffn_size or layer.has_experts:
             if self.family.pre_norms and not self.family.parallel:
                 yield from self._norm(prefix + "ffn_norm", self.hidden)
-            yield from self._experts(prefix, layer) if layer.has_experts else self._ffn(prefix, layer.ffn_size)
+            if layer.has_experts:
+                yield from self._experts(prefix, layer)
+            if not layer.has_experts or self.family.dense_beside:
+                yield from self._ffn(prefix, layer.ffn_size)
         for name in ("post_attention_norm", "post_ffw_norm") if self.family.post_norms else ():
             yield from self._norm(prefix + name, self.hidden)
 
@@ -68,14 +71,15 @@ class _TensorList:
             yield from self._linear(prefix + "attn_output", self.hidden, self.hidden)
 
     def _plain_attention(self, prefix: str, layer: LayerSizes) -> Iterator[TensorShape]:
-        head_dim = self.sizes.key_dim
+        head_dim = layer.key_dim
         q, kv = layer.heads * head_dim, layer.kv_heads * head_dim
         bias = self.family.qkv_bias or self.settings.flag("attention_bias")
         if self.family.fused:
             yield from self._linear(prefix + "attn_qkv", q + 2 * kv, self.hidden, bias)
         else:
             yield from self._linear(prefix + "attn_q", q * (2 if self.family.gated_queries else 1), self.hidden, bias)
-            for role in () if layer.shares_kv else ("attn_k", "attn_v"):
+            keys_alone = layer.kind == "full" and self.settings.flag("attention_k_eq_v")
+            for role in () if layer.shares_kv else ("attn_k",) if keys_alone else ("attn_k", "attn_v"):
                 yield from self._linear(prefix + role, kv, self.hidden, bias)
         output_bias = self.family.output_bias or (bias and not self.family.qkv_bias)
         yield from self._linear(prefix + "attn_output", self.hidden, q, output_bias)
@@ -118,7 +122,7 @@ class _TensorList:
 
     def _ffn(self, prefix: str, size: int, suffix: str = "") -> Iterator[TensorShape]:
         bias = self.settings.flag("mlp_bias")
-        if self.family.fused and self.family.gated_ffn:
+        if (self.family.fused and self.family.gated_ffn) or self.family.fused_ffn:
             yield from self._linear(prefix + "ffn_up", 2 * size, self.hidden, bias)
         else:
             for role in ("ffn_gate", "ffn_up") if self.family.gated_ffn else ("ffn_up",):

@@ -5,6 +5,7 @@ token comes from the metadata, whose keys are the same for all, and from which l
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from pagoda.errors import FormatError
 from pagoda.formats.checkpoint import Checkpoint
@@ -96,19 +97,27 @@ class _GGUFReader:
             latent = self.integer("attention.kv_lora_rank") + self.integer("rope.dimension_count")
             key_dim = self.integer("attention.key_length_mla", key_dim)
             value_dim = self.integer("attention.value_length_mla", value_dim)
-        kinds: Counter[tuple[int, int, int | None]] = Counter()
-        sharing: Counter[tuple[int, int, int | None]] = Counter()
+        local_dims = (
+            self.integer("attention.key_length_swa", key_dim),
+            self.integer("attention.value_length_swa", value_dim),
+        )
+        kinds: Counter[tuple[int, int, int, int, int | None]] = Counter()
+        sharing: Counter[tuple[int, int, int, int, int | None]] = Counter()
         keeping = num_layers - self.integer("attention.shared_kv_layers", 0, low=0, high=num_layers)
         for layer, window in enumerate(self._windows(num_layers)):
             if heads[layer] and kv_heads[layer] and layer not in self._without_kv:  # 0: a layer without attention
-                kinds[heads[layer], kv_heads[layer], window] += 1
-                sharing[heads[layer], kv_heads[layer], window] += layer >= keeping
+                dims = local_dims if self._slides(layer, window) else (key_dim, value_dim)
+                kind = (heads[layer], kv_heads[layer], *dims, window)
+                kinds[kind] += 1
+                sharing[kind] += layer >= keeping
         if not kinds:
             raise FormatError(f"{self._key('attention.head_count')} says that no layer has attention")
-        return tuple(
-            AttentionShape(count, h, kv, key_dim, value_dim, window, latent, sharing[h, kv, window])
-            for (h, kv, window), count in kinds.items()
-        )
+        return tuple(AttentionShape(count, *kind, latent, sharing[kind]) for kind, count in kinds.items())
+
+    def _slides(self, layer: int, window: int | None) -> bool:
+        """Also where the window is so long that it never ends."""
+        stated = self._settings.get(self._key("attention.sliding_window_pattern"))
+        return window is not None or (isinstance(stated, Sequence) and layer < len(stated) and bool(stated[layer]))
 
     def state_elements(self) -> int:
         """Numbers of all recurrent layers: the state, and what their convolution looks back to."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pagoda.backends.arithmetic import gated, rms_norm, rope, softcapped
+from pagoda.backends.arithmetic import ACTIVATIONS, gated, layer_norm, rms_norm, rope, softcapped
 from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
 from pagoda.engine.device import torch_device
 from pagoda.quantize.arrays import Array, Doubles
@@ -35,6 +35,8 @@ class Arithmetic(Protocol):
     def rms_norm(self, x: Array, weight: Array, eps: float, num_heads: int = 1) -> Array:
         """Over each of num_heads parts of x [T, num_heads * D], with weight [D]."""
 
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array: ...
+
     def product(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """x @ weight.T + bias. → [T, out]"""
 
@@ -43,7 +45,7 @@ class Arithmetic(Protocol):
     def attend(self, q: Array, k: Array, v: Array, length: int, spec: AttentionSpec) -> Array:
         """Causal attention within each window. q [T, H * D], k and v [T, K * D] → [T, H * D]"""
 
-    def gated(self, gate: Array, up: Array, activation: Activation) -> Array: ...
+    def gated(self, gate: Array, up: Array | None, activation: Activation) -> Array: ...
 
     def softcapped(self, x: Array, cap: float | None) -> Array: ...
 
@@ -67,6 +69,9 @@ class NumpyArithmetic:
 
     def rms_norm(self, x: FloatArray, weight: FloatArray, eps: float, num_heads: int = 1) -> FloatArray:
         return rms_norm(x.reshape(len(x), num_heads, -1), weight, eps).reshape(x.shape)
+
+    def layer_norm(self, x: FloatArray, weight: FloatArray, bias: FloatArray, eps: float) -> FloatArray:
+        return layer_norm(x, weight, bias, eps)
 
     def product(self, x: FloatArray, weight: FloatArray, bias: FloatArray | None) -> FloatArray:
         out = x @ weight.T
@@ -97,11 +102,11 @@ class NumpyArithmetic:
                 target[first:last] = mixed.transpose(2, 0, 1, 3)
         return out
 
-    def gated(self, gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArray:
-        out = np.empty_like(up)
+    def gated(self, gate: FloatArray, up: FloatArray | None, activation: Activation) -> FloatArray:
+        out = np.empty_like(gate)
         for start in range(0, len(out), GATED_ROWS):
             rows = slice(start, start + GATED_ROWS)
-            out[rows] = gated(gate[rows], up[rows], activation)
+            out[rows] = ACTIVATIONS[activation](gate[rows]) if up is None else gated(gate[rows], up[rows], activation)
         return out
 
     def softcapped(self, x: FloatArray, cap: float | None) -> FloatArray:

@@ -152,7 +152,8 @@ class WindowOps:
         return SampleValue(self, lambda i: self.arithmetic.rms_norm(x.chunk(i), w, eps), dear=x.dear, origin=origin)
 
     def layer_norm(self, x: SampleValue, weight: RawTensor, bias: RawTensor, eps: float) -> SampleValue:
-        raise UnsupportedError(NO_ENCODERS)
+        w, b = self._placed(weight), self._placed(bias)
+        return SampleValue(self, lambda i: self.arithmetic.layer_norm(x.chunk(i), w, b, eps), dear=x.dear)
 
     def head_norm(self, x: SampleValue, weight: RawTensor, eps: float, num_heads: int) -> SampleValue:
         w = self._placed(weight)
@@ -184,23 +185,30 @@ class WindowOps:
     def rope(self, x: SampleValue, num_heads: int, spec: RopeSpec) -> SampleValue:
         return SampleValue(self, lambda i: self.arithmetic.rope(x.chunk(i), self.length, num_heads, spec), dear=x.dear)
 
-    def attention(self, layer: int, q: SampleValue, k: SampleValue, v: SampleValue, spec: AttentionSpec) -> SampleValue:
+    def columns(self, x: SampleValue, start: int, count: int, scale: float = 1.0) -> SampleValue:
+        return SampleValue(self, lambda i: x.chunk(i)[:, start : start + count] * scale, dear=x.dear)
+
+    def attention(
+        self, layer: int, q: SampleValue, k: SampleValue | None, v: SampleValue | None, spec: AttentionSpec
+    ) -> SampleValue:
+        if k is None or v is None:
+            raise UnsupportedError("layers that share keys and values are not calibrated")
+        if spec.growth is not None and self.length > spec.growth.length:
+            raise UnsupportedError(f"this model is calibrated on windows of at most {spec.growth.length} tokens")
+
         def compute(i: int) -> Array:
             return self.arithmetic.attend(q.chunk(i), k.chunk(i), v.chunk(i), self.length, spec)
 
-        assert v.origin is not None
-        group = spec.num_heads // spec.num_kv_heads
-        origin = Origin("linear", v.origin.weight, v.origin.bias, run=spec.head_dim, repeat=group)
+        origin, group = None, spec.num_heads // spec.num_kv_heads
+        if v.origin is not None:
+            origin = Origin("linear", v.origin.weight, v.origin.bias, run=spec.head_dim, repeat=group)
         return SampleValue(self, compute, dear=True, origin=origin)
 
     def gated(self, gate: SampleValue, up: SampleValue | None, activation: Activation) -> SampleValue:
-        if up is None:
-            raise UnsupportedError(NO_ENCODERS)
-
         def compute(i: int) -> Array:
-            return self.arithmetic.gated(gate.chunk(i), up.chunk(i), activation)
+            return self.arithmetic.gated(gate.chunk(i), None if up is None else up.chunk(i), activation)
 
-        return SampleValue(self, compute, dear=True, origin=up.origin)
+        return SampleValue(self, compute, dear=True, origin=None if up is None else up.origin)
 
     def experts(
         self,
@@ -210,12 +218,13 @@ class WindowOps:
         up: Sequence[RawTensor],
         down: Sequence[RawTensor],
         spec: ExpertsSpec,
+        scales: RawTensor | None = None,
     ) -> SampleValue:
         made: list[Array] = []
 
         def compute(i: int) -> Array:
             if not made:
-                made.extend(_mixture(self, x, router, list(zip(gate, up, down, strict=True)), spec))
+                made.extend(_mixture(self, x, router, list(zip(gate, up, down, strict=True)), spec, scales))
             return made[i]
 
         return SampleValue(self, compute, dear=True)
@@ -239,14 +248,20 @@ class WindowOps:
 
 
 def _mixture(
-    ops: WindowOps, x: SampleValue, router: SampleValue, experts: Sequence[ExpertMatrices], spec: ExpertsSpec
+    ops: WindowOps,
+    x: SampleValue,
+    router: SampleValue,
+    experts: Sequence[ExpertMatrices],
+    spec: ExpertsSpec,
+    scales: RawTensor | None,
 ) -> list[Array]:
     """A mixture's value of each chunk, [T, E]: one expert after the other, each on the tokens that its router sends
     there, so that what its linears read is what they are calibrated on, and one expert's weights are in memory.
 
     An expert that no token is sent to is calibrated on all of them, and adds nothing.
     """
-    weights = [expert_weights(ops.arithmetic.fetch(chunk), spec) for chunk in router.chunks()]  # of [T, N]
+    factors = None if scales is None else decoded(scales)
+    weights = [expert_weights(ops.arithmetic.fetch(chunk), spec, factors) for chunk in router.chunks()]  # of [T, N]
     inputs = x.keep()
     outputs = [0 * chunk for chunk in inputs]
     for e, matrices in enumerate(experts):

@@ -31,6 +31,9 @@ class TorchArithmetic:
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, num_heads: int = 1) -> torch.Tensor:
         return rms_norm(x.view(len(x), num_heads, -1), weight, eps).view(x.shape)
 
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
     def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return torch.nn.functional.linear(x, weight, bias)
 
@@ -50,8 +53,8 @@ class TorchArithmetic:
             out[rows] = attention(q[rows], keys, values, 0, 0, spec)
         return out
 
-    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
-        return activated(gate, activation) * up
+    def gated(self, gate: torch.Tensor, up: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+        return activated(gate, activation) if up is None else activated(gate, activation) * up
 
     def softcapped(self, x: torch.Tensor, cap: float | None) -> torch.Tensor:
         return x if cap is None else cap * torch.tanh(x / cap)

@@ -35,6 +35,7 @@ class FolderSource:
         decoder = load_model(checkpoint)  # checks every shape, and that nothing is left over
         self.checkpoint = checkpoint
         self._family = family_of(checkpoint)
+        self._family.check_converted()
         self._threads = threads
         self._decoded: RawTensor | None = None
         spec = decoder.blocks[0].attention.spec
@@ -80,7 +81,7 @@ class FolderSource:
             x = decode_rows(raws[0], 0, 1, 1)[:, order]
         else:
             x = decode_rows(self._plain(raws[0]), 0, raws[0].shape[0], self._threads)[order[start:stop]]
-        if self._family.norm_offset and self._roles[name].endswith("norm"):
+        if self._family.norm_offset and self._roles[name].endswith("norm") and name.endswith(".weight"):
             x = x + np.float32(self._family.norm_offset)
         return np.ascontiguousarray(x)
 

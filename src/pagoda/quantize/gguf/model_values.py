@@ -36,7 +36,7 @@ def model_values(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Va
         "attention.head_count_kv": u32(spec.num_kv_heads),
         "attention.key_length": u32(spec.head_dim),
         "attention.value_length": u32(spec.head_dim),
-        "attention.layer_norm_rms_epsilon": f32(settings.number("rms_norm_eps", 1e-6)),
+        **_eps(settings, family),
         "vocab_size": u32(decoder.vocab_size),
         "rope.dimension_count": u32(decoder.rope.rotary_dim),
         "rope.freq_base": f32(_theta(settings)),
@@ -52,6 +52,12 @@ def model_values(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Va
         "general.name": text(checkpoint.path.absolute().name),
     }
     return general | {f"{family.gguf}.{key}": value for key, value in values.items()}
+
+
+def _eps(settings: Settings, family: Family) -> Values:
+    if family.layer_norm:
+        return {"attention.layer_norm_epsilon": f32(settings.number("layer_norm_eps", 1e-5))}
+    return {"attention.layer_norm_rms_epsilon": f32(settings.number("rms_norm_eps", 1e-6))}
 
 
 def rope_tensors(config: Mapping[str, Any], decoder: Decoder, family: Family) -> dict[str, FloatArray]:

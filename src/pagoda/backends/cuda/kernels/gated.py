@@ -10,7 +10,7 @@ from pagoda.backends.base import Activation
 from pagoda.backends.cuda.kernels.common import load_parts
 
 BLOCK = 1024
-KINDS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+KINDS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu2": 3}
 
 
 @triton.jit
@@ -28,6 +28,8 @@ def _gated(
     elif KIND == 1:
         inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
         value = gate * tl.sigmoid(2.0 * inner)  # (1 + tanh(u)) / 2
+    elif KIND == 3:
+        value = tl.maximum(gate, 0.0) * tl.maximum(gate, 0.0)
     else:
         value = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
     value = value * up
