@@ -3,7 +3,8 @@
     python bench/adapters.py [--rounds 5] [--rank 16] [--swaps 1000] [--llama-server PATH]
 
 Paired: rounds of the model alone, of all streams with adapters (8 for 16 streams, each of rank 16 on all linears), and
-of adapters loaded but not asked for, one after the other; the medians of their ratios are printed. With --llama-server,
+of the model alone again, one after the other; the medians of their ratios are printed, and the ratios of the median and
+of the shortest step, which other load on the machine moves less. With --llama-server,
 both servers answer the same 16 streams over HTTP, with the adapters in rotation, and greedy answers are compared: of a
 model in F32, where both compute what the weights say (pagoda convert smollm2-135m --dtype f32 -o f32.gguf; --model
 f32.gguf --kv-type f32). On quantized weights llama.cpp rounds activations to 8 bits, and other tokens win.
@@ -77,8 +78,8 @@ def write_adapters(folder: Path, count: int, rank: int) -> None:
             write_gguf_adapter(folder / f"{i}.gguf", family.gguf, renamed)
 
 
-def decode(llm: LLM, streams: int, tokens: int, adapters: list[str | None]) -> float:
-    """Tokens a second of so many streams, from the first token on."""
+def decode(llm: LLM, streams: int, tokens: int, adapters: list[str | None]) -> list[float]:
+    """Seconds of each step in which all of so many streams get a token."""
     core = llm.loaded.core
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
     ids = llm.tokenize(PROMPT)
@@ -86,12 +87,13 @@ def decode(llm: LLM, streams: int, tokens: int, adapters: list[str | None]) -> f
         core.enter(llm._request([*ids, i], params, None, adapters[i % len(adapters)], frozenset()))
     while sum(seq.num_outputs > 0 for seq in core.scheduler.running) < streams:
         core.step()
-    before = sum(seq.num_outputs for seq in core.scheduler.running)
-    start, made = time.perf_counter(), 0
+    seconds = []
     while core.has_work:
-        made += core.step().num_generation_tokens
-    assert made <= streams * tokens - before
-    return made / (time.perf_counter() - start)
+        start = time.perf_counter()
+        if core.step().num_generation_tokens == streams:
+            seconds.append(time.perf_counter() - start)
+    assert seconds
+    return seconds
 
 
 def paired(folder: Path, streams: int, count: int, rounds: int, tokens: int) -> None:
@@ -100,15 +102,20 @@ def paired(folder: Path, streams: int, count: int, rounds: int, tokens: int) -> 
         MODEL, lora=tuple(f"{n}={folder / str(n)}" for n in names), speculation=("off",), prefix_caching=False
     ) as llm:
         decode(llm, streams, tokens, names)
-        ratios, bases = [], []
+        ratios: list[float] = []
+        alone: list[float] = []
+        beside: list[float] = []
         for _ in range(rounds):
             base, adapted = decode(llm, streams, tokens, [None]), decode(llm, streams, tokens, names)
-            again = decode(llm, streams, tokens, [None])
-            ratios.append(2 * adapted / (base + again))
-            bases.append((base + again) / 2)
+            base += decode(llm, streams, tokens, [None])
+            ratios.append(statistics.mean(base) / statistics.mean(adapted))
+            alone, beside = alone + base, beside + adapted
+    median, least = (f(alone) / f(beside) for f in (statistics.median, min))
+    rounds_said = ", ".join(f"{ratio:.3f}" for ratio in ratios)
     print(
         f"{streams} streams, {count} adapters: {statistics.median(ratios):.3f} of the base's "
-        f"{statistics.median(bases):,.0f} tokens/s (rounds: {', '.join(f'{ratio:.3f}' for ratio in ratios)})"
+        f"{streams / statistics.median(alone):,.0f} tokens/s (rounds: {rounds_said}); "
+        f"by the median step {median:.3f}, by the shortest {least:.3f}, of {len(beside)}"
     )
 
 
@@ -230,11 +237,12 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL, help="For --llama-server: the default model, or that in F32.")
     parser.add_argument("--kv-type", choices=("f16", "f32"), default="f16", help="Of both servers.")
     parser.add_argument("--only-llama", action="store_true")
+    parser.add_argument("--only-swaps", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         write_adapters(folder, 8, args.rank)
-        if not args.only_llama:
+        if not args.only_llama and not args.only_swaps:
             paired(folder, 16, 8, args.rounds, args.tokens)
             paired(folder, 1, 1, args.rounds, args.tokens)
         if args.swaps:

@@ -1,6 +1,7 @@
 #include "adapter.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 namespace pagoda {
@@ -47,10 +48,21 @@ void pack_b(LoraType type, const LoraFactors &f, int64_t rows, uint8_t *to, Adap
     }
 }
 
+std::vector<float> padded(const float *values, int64_t rows, float filler) {
+    std::vector<float> all(static_cast<size_t>(round_up(rows, kPanelRows)), filler);
+    std::copy_n(values, rows, all.begin());
+    return all;
+}
+
+uint64_t next_serial() {
+    static std::atomic<uint64_t> last{0};
+    return ++last;
+}
+
 }  // namespace
 
 Adapter::Adapter(const void *of, const std::vector<LoraSite> &sites, const std::vector<LoraFactors> &factors, LoraType kind)
-    : owner(of), type(kind), deltas(sites.size()) {
+    : owner(of), serial(next_serial()), type(kind), deltas(sites.size()) {
     const auto a_size = [&](const LoraFactors &f) {
         return round_up(f.rank * round_up(sites.at(f.site).columns, 16) * lora_element_bytes(type), kAlignment);
     };
@@ -72,10 +84,9 @@ Adapter::Adapter(const void *of, const std::vector<LoraSite> &sites, const std::
         pack_a(type, f, at.columns, next, d);
         pack_b(type, f, at.rows, next + a_size(f), d);
         next += a_size(f) + b_size(f);
-        if (f.bias) {
-            d.bias.assign(static_cast<size_t>(round_up(at.rows, kPanelRows)), 0.0f);
-            std::copy_n(f.bias, at.rows, d.bias.begin());
-        }
+        if (f.bias) d.bias = padded(f.bias, at.rows, 0.0f);
+        if (f.row_scale) d.row_scale = padded(f.row_scale, at.rows, 1.0f);
+        scales_rows |= f.row_scale != nullptr;
         rank = std::max(rank, f.rank);
     }
 }

@@ -1,4 +1,5 @@
-// A LoRA adapter beside the weights of a program: at some of its linears, `out += B (A x)` for the tokens that ask for it.
+// A LoRA adapter beside the weights of a program: at some of its linears, `out = row_scale * out + B (A x) + bias` for the
+// tokens that ask for it.
 #pragma once
 
 #include <memory>
@@ -12,13 +13,14 @@ namespace pagoda {
 // A linear of a program, as adapters see it.
 struct LoraSite {
     int64_t rows, columns;
+    int64_t before = 0;  // where StepAdapters::before has what its product is added to
 };
 
-// What an adapter adds to one site, as it is given: a [rank, columns], b [rows, rank], bias [rows] or null.
+// What an adapter does to one site, as it is given: a [rank, columns], b [rows, rank], bias and row_scale [rows] or null.
 struct LoraFactors {
     size_t site;
     int64_t rank;
-    const float *a, *b, *bias;
+    const float *a, *b, *bias, *row_scale;
 };
 
 class Adapter {
@@ -30,9 +32,9 @@ class Adapter {
         const uint8_t *a = nullptr;  // see LoraArgs; zero beyond the site's columns
         const uint8_t *b = nullptr;  // and beyond its rows
         std::vector<float> a_scales, b_scales;  // of bytes: [rank], [panels * 16]
-        std::vector<float> bias;                // [panels * 16], or empty
+        std::vector<float> bias, row_scale;     // [panels * 16], or empty
 
-        bool empty() const { return rank == 0 && bias.empty(); }
+        bool empty() const { return rank == 0 && bias.empty() && row_scale.empty(); }
     };
 
     // `owner` is the workspace that has the sites.
@@ -40,9 +42,11 @@ class Adapter {
     Adapter(const Adapter &) = delete;
 
     const void *owner;
+    const uint64_t serial;  // no other adapter has it
     const LoraType type;
     std::vector<Delta> deltas;  // a site each
     int64_t rank = 0;           // the largest
+    bool scales_rows = false;   // at any site
     int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }
     int64_t a_bytes(const Delta &d) const { return d.rank * d.columns * lora_element_bytes(type); }
     int64_t panel_bytes(const Delta &d) const { return d.rank * kPanelRows * lora_element_bytes(type); }  // of B
@@ -61,8 +65,11 @@ struct StepAdapters {
     std::vector<int32_t> tokens;  // of each group, ascending
     std::vector<uint8_t> asks;    // [T] whether the token has an adapter; empty: none has
     int64_t rank = 0;             // the largest of any
+    bool scales_rows = false;     // any does
     std::vector<float> hidden;    // [T][linears that read one value][rank]: A x
     int64_t hidden_stride = 0;
+    std::vector<float> before;    // [T][before_stride]: what products add to, where rows of the products are scaled
+    int64_t before_stride = 0;
 
     bool empty() const { return groups.empty(); }
     bool wants(int64_t token) const { return !asks.empty() && asks[static_cast<size_t>(token)]; }

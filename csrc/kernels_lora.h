@@ -28,11 +28,14 @@ struct LoraArgs {
     float *out;              // [T][out_stride]: what B adds to
     int64_t out_stride;
     const float *bias;       // [panels * 16] that is added, too; or null
+    const float *row_scale;  // [panels * 16] of what the product has made of out, or null
+    const float *before;     // [T][before_stride] what out was before the product was added to it; null: the product alone
+    int64_t before_stride;
 };
 
 struct LoraKernels {
     void (*shrink)(const LoraArgs &);  // hidden = A x
-    void (*expand)(const LoraArgs &);  // out += B hidden + bias
+    void (*expand)(const LoraArgs &);  // out = before + row_scale * (out - before) + B hidden + bias
 };
 
 // Of the instruction set called so, which this machine runs.

@@ -70,6 +70,17 @@ void lora_shrink(const LoraArgs &g) {
     else lora_shrink_as<S, LoraType::Int8>(g);
 }
 
+// 16 rows of the product, at the scales that their weight's rows get.
+template <class S>
+PAGODA_INLINE typename S::F lora_scaled(const LoraArgs &g, const float *out, int64_t token, int64_t row) {
+    const auto product = S::load(out);
+    if (!g.row_scale) return product;
+    const auto scale = S::load(g.row_scale + row);
+    if (!g.before) return S::mul(product, scale);
+    const auto before = S::load(g.before + token * g.before_stride + row);
+    return S::fma(S::sub(product, before), scale, before);
+}
+
 template <class S, LoraType Type>
 void lora_expand_as(const LoraArgs &g) {
     for_tiles<kLoraTokens>(0, g.count, [&](auto size, int64_t t) __attribute__((always_inline)) {
@@ -100,13 +111,13 @@ void lora_expand_as(const LoraArgs &g) {
                     auto sum = acc[i][n];
                     if constexpr (Type == LoraType::Int8) sum = S::mul(sum, S::load(g.scales + row));
                     if (g.bias) sum = S::add(sum, S::load(g.bias + row));
-                    S::store(to, S::add(S::load(to), sum));
+                    S::store(to, S::add(lora_scaled<S>(g, to, g.tokens[t + i], row), sum));
                 }
         });
     });
 }
 
-// out[token] += B hidden[token] + bias, for the panels [begin, end) of out.
+// See LoraKernels, for the panels [begin, end) of out.
 template <class S>
 void lora_expand(const LoraArgs &g) {
     if (g.type == LoraType::F32) lora_expand_as<S, LoraType::F32>(g);

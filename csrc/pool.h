@@ -38,6 +38,12 @@ class Pool {
         }
     }
 
+    // For use inside a job: waits until `ready()`, which other threads bring about.
+    template <class Ready>
+    void wait(Ready ready) {
+        for (int i = 0; !ready(); ++i) rest(i);
+    }
+
     // Splits [0, n) into `size()` stretches and calls job(begin, end) on each.
     void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)> &job);
 

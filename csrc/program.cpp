@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <chrono>
+#include <utility>
 
 namespace pagoda {
 
@@ -64,10 +65,8 @@ int64_t Program::items(size_t stage, const Step &step) const {
 void Program::count_items(const Step &step) {
     const auto threads = static_cast<size_t>(workspace.pool->size());
     if (!counters_) counters_ = std::make_unique<Counter[]>((stages_.size() + 1) * threads);
-    for (Stage &stage : stages_) {
-        if (auto *shrink = std::get_if<LoraShrinkStage>(&stage)) shrink->plan(workspace);
-        if (auto *expand = std::get_if<LoraExpandStage>(&stage)) expand->plan(workspace);
-    }
+    plan_adapters();
+    shrinks_done_.store(0, std::memory_order_relaxed);
     for (size_t i = 0; i <= stages_.size(); ++i) share_out(i, i < stages_.size() ? items(i, step) : step.tokens);
 }
 
@@ -89,14 +88,37 @@ void Program::count_routed(size_t route, const Step &step) {
     }
 }
 
-// What the stages of adapters read that come after the products of `stage`, up to the next products.
-Program::AdaptersAhead Program::adapters_after(size_t stage) const {
-    AdaptersAhead ahead{};
-    if (workspace.adapters.empty() || !std::holds_alternative<LinearStage>(stages_[stage])) return ahead;
-    for (++stage; stage < stages_.size() && !std::holds_alternative<LinearStage>(stages_[stage]); ++stage)
-        if (const auto *expand = std::get_if<LoraExpandStage>(&stages_[stage])) ahead.expand = &expand->reading;
-        else if (const auto *shrink = std::get_if<LoraShrinkStage>(&stages_[stage])) ahead.shrink = &shrink->reading;
-    return ahead;
+// Tells the stages which adapters' numbers they will read, where these are not those of the last step.
+void Program::plan_adapters() {
+    std::vector<uint64_t> serials;
+    for (const StepAdapters::Group &g : workspace.adapters.groups) serials.push_back(g.adapter->serial);
+    if (serials == planned_adapters_) return;
+    planned_adapters_ = std::move(serials);
+    shrink_after_.assign(stages_.size(), nullptr);
+    const LoraReading *next = nullptr;
+    for (size_t i = stages_.size(); i-- > 0;) {
+        if (auto *shrink = std::get_if<LoraShrinkStage>(&stages_[i])) {
+            shrink->plan(workspace);
+            next = &shrink->reading;
+        } else if (auto *linear = std::get_if<LinearStage>(&stages_[i])) {
+            if (linear->takes_adapters()) linear->plan_adapters(workspace);
+            shrink_after_[i] = std::exchange(next, nullptr);
+        }
+    }
+}
+
+// While products are computed: a part of the numbers that are added to them, and of those that the next products want.
+void Program::read_adapters_ahead(size_t stage, int64_t item) const {
+    const auto &linear = std::get<LinearStage>(stages_[stage]);
+    const int64_t parts = ceil_div(num_items(stage), kItemsAPart);
+    linear.reading.read_ahead(item / kItemsAPart, parts);
+    if (shrink_after_[stage]) shrink_after_[stage]->read_ahead(item / kItemsAPart, parts);
+}
+
+// Adds what adapters do to the products of the items that this thread has done.
+void Program::finish_products(const LinearStage &linear, const Step &step, int64_t shrinks, const std::vector<Range> &done) {
+    workspace.pool->wait([&] { return shrinks_done_.load(std::memory_order_acquire) >= shrinks * workspace.pool->size(); });
+    for (const Range &items : done) linear.finish(workspace, step, items.begin, items.end);
 }
 
 // What the threads will read first of the weights of the next linear stage after `stage`.
@@ -142,27 +164,36 @@ void Program::work(const Step &step, int thread) {
     };
     for_items(stages_.size(), [&](int64_t token) { workspace.rotate(step, token); });
     std::vector<Stretch> ahead;
+    std::vector<Range> done;  // of a linear stage, by this thread
+    int64_t shrinks = 0;      // stages so far
     double since = profiling && thread == 0 ? now() : 0.0;
     for (size_t i = 0; i < stages_.size(); ++i) {
-        if (counters_[(i + 1) * static_cast<size_t>(threads) - 1].end == 0) continue;  // no items, so nobody need wait
-        const AdaptersAhead adapters = adapters_after(i);
-        const int64_t num_items = counters_[(i + 1) * static_cast<size_t>(threads) - 1].end;
-        const int64_t parts = ceil_div(num_items, kItemsAPart);
+        if (num_items(i) == 0) continue;  // so nobody need wait
+        const auto *linear = workspace.adapters.empty() ? nullptr : std::get_if<LinearStage>(&stages_[i]);
+        if (linear && !linear->takes_adapters()) linear = nullptr;
+        done.clear();
         std::visit(
             [&]<class S>(const S &stage) {
                 for_items(i, [&](int64_t item) {
-                    if (item % kItemsAPart == 0) {
-                        if (adapters.expand) adapters.expand->read_ahead(item / kItemsAPart, parts);
-                        if (adapters.shrink) adapters.shrink->read_ahead(item / kItemsAPart, parts);
+                    if (linear) {
+                        if (item % kItemsAPart == 0) read_adapters_ahead(i, item);
+                        if (!done.empty() && done.back().end == item) ++done.back().end;
+                        else done.push_back({item, item + 1});
                     }
                     stage.run(workspace, step, item, scratch);
                     if constexpr (std::is_same_v<S, RouteStage>) count_routed(i, step);
                 });
             },
             stages_[i]);
+        if (linear) finish_products(*linear, step, shrinks, done);
+        const bool shrinks_here = std::holds_alternative<LoraShrinkStage>(stages_[i]);
+        if (shrinks_here) {
+            ++shrinks;
+            shrinks_done_.fetch_add(1, std::memory_order_release);
+        }
         bool planned = false;
         size_t reading = 0;
-        workspace.pool->barrier([&] {  // while others work, memory is read ahead
+        const auto read_ahead = [&] {  // while others work
             if (!planned) {
                 plan_reading(i, step, ahead);
                 planned = true;
@@ -171,7 +202,10 @@ void Program::work(const Step &step, int thread) {
             Stretch &s = ahead[reading];
             for (int line = 0; line < 4 && s.from < s.end; ++line, s.from += 64) __builtin_prefetch(s.from);
             if (s.from >= s.end) ++reading;
-        });
+        };
+        // The products after a shrink stage read the same value, so they need not wait for it, but where they add to
+        // what it still has to copy.
+        if (!shrinks_here || workspace.adapters.scales_rows) workspace.pool->barrier(read_ahead);
         if (profiling && thread == 0) {
             const double at = now();
             account(i, step, at - since);

@@ -42,15 +42,20 @@ class Program {
     struct Stretch {  // of memory
         const uint8_t *from, *end;
     };
+    struct Range {  // of a stage's items
+        int64_t begin, end;
+    };
 
     int64_t items(size_t stage, const Step &step) const;
+    int64_t num_items(size_t stage) const {  // as counted
+        return counters_[(stage + 1) * static_cast<size_t>(workspace.pool->size()) - 1].end;
+    }
     void count_items(const Step &step);
     void share_out(size_t stage, int64_t items);
     void count_routed(size_t route, const Step &step);
-    struct AdaptersAhead {
-        const LoraReading *expand = nullptr, *shrink = nullptr;
-    };
-    AdaptersAhead adapters_after(size_t stage) const;
+    void plan_adapters();
+    void read_adapters_ahead(size_t stage, int64_t item) const;
+    void finish_products(const LinearStage &linear, const Step &step, int64_t shrinks, const std::vector<Range> &done);
     void plan_reading(size_t stage, const Step &step, std::vector<Stretch> &to) const;
     void work(const Step &step, int thread);
     void account(size_t stage, const Step &step, double seconds);
@@ -62,6 +67,9 @@ class Program {
         int64_t end = 0;
     };
     std::unique_ptr<Counter[]> counters_;  // [stages, and one for rotary tables][threads]
+    std::vector<uint64_t> planned_adapters_;              // whose numbers' places the stages know
+    std::vector<const LoraReading *> shrink_after_;       // of each linear stage, what the next linears' adapters read first
+    alignas(64) std::atomic<int64_t> shrinks_done_{0};    // each thread's share of a shrink stage counts as one
     std::vector<Profile> profile_;
 };
 

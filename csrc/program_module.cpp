@@ -124,25 +124,29 @@ void forward(Program &program, const Ints &tokens, const Ints &positions, const 
     program.run(step);
 }
 
-// Of each delta: the site, a [rank, columns], b [rows, rank], bias [rows].
+// Of each delta: the site, a [rank, columns], b [rows, rank], bias [rows], row_scale [rows].
 std::shared_ptr<Adapter> make_adapter(
-    const Program &program, const std::vector<std::tuple<size_t, FloatTable, FloatTable, std::optional<Floats>>> &deltas,
+    const Program &program,
+    const std::vector<std::tuple<size_t, FloatTable, FloatTable, std::optional<Floats>, std::optional<Floats>>> &deltas,
     const std::string &type) {
     static constexpr const char *kNames[] = {"f32", "bf16", "int8"};
     const auto found = std::find(std::begin(kNames), std::end(kNames), type);
     if (found == std::end(kNames)) throw std::invalid_argument("no such type of adapters: " + type);
     const std::vector<LoraSite> &sites = program.workspace.lora_sites;
     std::vector<LoraFactors> factors;
-    for (const auto &[site, a, b, bias] : deltas) {
+    for (const auto &[site, a, b, bias, row_scale] : deltas) {
         const auto is = [](const FloatTable &m, int64_t rows, int64_t columns) {
             return static_cast<int64_t>(m.shape(0)) == rows && static_cast<int64_t>(m.shape(1)) == columns;
         };
+        const auto fits = [&, rows = site < sites.size() ? sites[site].rows : 0](const std::optional<Floats> &v) {
+            return !v || static_cast<int64_t>(v->shape(0)) == rows;
+        };
+        const auto data = [](const std::optional<Floats> &v) { return v ? v->data() : nullptr; };
         const auto rank = static_cast<int64_t>(a.shape(0));
         if (site >= sites.size()) throw std::invalid_argument("no such linear");
-        if (!is(a, rank, sites[site].columns) || !is(b, sites[site].rows, rank) ||
-            (bias && static_cast<int64_t>(bias->shape(0)) != sites[site].rows))
+        if (!is(a, rank, sites[site].columns) || !is(b, sites[site].rows, rank) || !fits(bias) || !fits(row_scale))
             throw std::invalid_argument("the factors are not of the linear's shape");
-        factors.push_back({site, rank, a.data(), b.data(), bias ? bias->data() : nullptr});
+        factors.push_back({site, rank, a.data(), b.data(), data(bias), data(row_scale)});
     }
     nb::gil_scoped_release unlocked;
     return std::make_shared<Adapter>(&program.workspace, sites, factors, static_cast<LoraType>(found - kNames));
@@ -193,12 +197,14 @@ void bind_program(nb::module_ &m) {
     nb::class_<LinearPart>(m, "LinearPart")
         .def("__init__",
              [](LinearPart *self, std::vector<std::shared_ptr<Weight>> weights, std::optional<int> out,
-                std::optional<Floats> bias, bool accumulate, float scale) {
+                std::optional<Floats> bias, bool accumulate, float scale, std::optional<int> site) {
                  if (weights.empty()) throw std::invalid_argument("a part of a linear stage needs a weight");
                  const auto padded = static_cast<size_t>(weights[0]->panels * kPanelRows);
-                 new (self) LinearPart{std::move(weights), out.value_or(kNone), to_vector(bias, padded), accumulate, scale};
+                 new (self) LinearPart{std::move(weights), out.value_or(kNone), to_vector(bias, padded), accumulate, scale,
+                                       site.value_or(kNone)};
              },
-             "weights"_a, "out"_a.none(), "bias"_a = nb::none(), "accumulate"_a = false, "scale"_a = 1.0f);
+             "weights"_a, "out"_a.none(), "bias"_a = nb::none(), "accumulate"_a = false, "scale"_a = 1.0f,
+             "site"_a = nb::none());
     nb::class_<Adapter>(m, "Adapter").def_prop_ro("bytes", &Adapter::bytes);
     nb::class_<Program>(m, "Program")
         .def("add_buffer", &Program::add_buffer, "columns"_a, "rows"_a = 1)

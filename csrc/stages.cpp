@@ -16,13 +16,6 @@ const float *reordered(const float *x, const std::vector<int32_t> &order, float 
     return to;
 }
 
-// Panels of a part that one item covers.
-int64_t panels_an_item(const LinearPart &p, int64_t rows) {
-    if (rows > kRowChunk / 2) return 2;
-    const int64_t panel_bytes = static_cast<int64_t>(p.weight().bytes()) / p.weight().panels;
-    return std::max<int64_t>(rows > kFewRows ? 2 : 1, kItemBytes / panel_bytes);
-}
-
 }  // namespace
 
 // ---- embed ----------------------------------------------------------------------------------------------------
@@ -113,6 +106,10 @@ void LinearStage::admit(Workspace &w) {
         for (const auto &other : p.weights)
             if (other->type != p.weight().type || other->rows != p.weight().rows || other->columns != p.weight().columns)
                 throw std::invalid_argument("experts must be of one type and shape");
+        if ((p.site != kNone) != takes_adapters() || (takes_adapters() && rows != Rows::Tokens))
+            throw std::invalid_argument("adapters add to all products of the tokens' rows, or to none");
+        if (p.site != kNone && w.lora_sites.at(static_cast<size_t>(p.site)).rows != p.weight().rows)
+            throw std::invalid_argument("adapters add to what their linears make");
         if (quantized != kNone)
             w.quantized.at(static_cast<size_t>(quantized)).open(w.takes_bytes(p.weight().type) ? 8 : 16);
     }
@@ -121,6 +118,12 @@ void LinearStage::admit(Workspace &w) {
         w.logits_stride = parts[0].weight().panels * kPanelRows;
         w.logits = LazyMemory(static_cast<size_t>(w.max_logit_rows * w.logits_stride) * 4);
     }
+}
+
+int64_t LinearStage::panels_an_item(const LinearPart &p, int64_t n) {
+    if (n > kRowChunk / 2) return 2;
+    const int64_t panel_bytes = static_cast<int64_t>(p.weight().bytes()) / p.weight().panels;
+    return std::max<int64_t>(n > kFewRows ? 2 : 1, kItemBytes / panel_bytes);
 }
 
 int64_t LinearStage::chunk_items(int64_t n) const {
@@ -205,6 +208,7 @@ Cost LinearStage::describe(const Workspace &w, const Step &step) const {
         if (rows != Rows::Logits) cost.label.append(" ").append(std::to_string(weight.rows)).append("x").append(std::to_string(weight.columns));
         cost.bytes += static_cast<double>(weight.bytes()) * static_cast<double>(experts);
         cost.operations += 2.0 * static_cast<double>(n * weight.rows * weight.columns);
+        if (p.site != kNone) add_adapters_cost(cost, w, p.site, false);
     }
     return cost;
 }

@@ -25,6 +25,9 @@ struct Cost {
     double bytes = 0, operations = 0;
 };
 
+// Adds what one factor, A or B, of the step's adapters costs at a site.
+void add_adapters_cost(Cost &cost, const Workspace &w, int32_t site, bool is_a);
+
 // Rows of a tensor as they lie in a file, which `owner` keeps open.
 struct FileRows {
     const uint8_t *data = nullptr;
@@ -105,7 +108,17 @@ struct LinearPart {
     std::vector<float> bias;  // padded to panels * 16, or empty
     bool accumulate = false;
     float scale = 1.0f;
+    int site = kNone;  // where adapters add to it
     const Weight &weight(int expert = 0) const { return *weights[static_cast<size_t>(expert)]; }
+};
+
+// What of adapters' numbers will be read, so that others read it ahead a part each.
+struct LoraReading {
+    std::vector<std::pair<const uint8_t *, int64_t>> pieces;  // where, and bytes
+    int64_t lines = 0;                                        // of 64 bytes, of all pieces
+    void clear();
+    void add(const uint8_t *from, int64_t bytes);
+    void read_ahead(int64_t part, int64_t parts) const;
 };
 
 // Products of one value with several weights; of a routed row, with those of its expert.
@@ -138,31 +151,34 @@ struct LinearStage {
     // Once the chunks of routed rows are known, before items are counted.
     void plan(const Workspace &w);
 
+    // Adapters: after a thread has done items [begin, end), and all threads what of the shrink stage is theirs, it adds
+    // B hidden + bias to what these items made.
+    bool takes_adapters() const { return parts[0].site != kNone; }
+    void finish(Workspace &w, const Step &step, int64_t begin, int64_t end) const;
+    void plan_adapters(const Workspace &w);  // what `finish` will read
+    LoraReading reading;
+
   private:
+    void add_adapters(Workspace &w, size_t part, const Item &at) const;
+    static int64_t panels_an_item(const LinearPart &p, int64_t rows);  // how many panels of a part one item covers
     int64_t chunk_items(int64_t rows) const;
     Item chunk_item(int64_t index, int expert, int64_t rows, int64_t row_begin, int64_t row_end) const;
     std::vector<int64_t> chunk_starts_;  // the first item of each chunk of routed rows, and their number
 };
 
-// What a stage of adapters will read of their numbers, so that others read it ahead a part each.
-struct LoraReading {
-    std::vector<std::pair<const uint8_t *, int64_t>> pieces;  // where, and bytes
-    int64_t lines = 0;                                        // of 64 bytes, of all pieces
-    void clear();
-    void add(const uint8_t *from, int64_t bytes);
-    void read_ahead(int64_t part, int64_t parts) const;
-};
-
-// hidden = A x, for the tokens with adapters and the linears at `sites`, which read x.
+// hidden = A x, for the tokens with adapters and the linears at `sites`, which read x. The linear stage that follows
+// reads the same value, so nobody waits between the two.
 struct LoraShrinkStage {
     static constexpr const char *kKind = "lora_shrink";
     int x;
     std::vector<int32_t> sites;
+    std::vector<int32_t> residuals;  // of each site, the buffer that its product is added to, or kNone
 
     template <class F>
     void fields(F &field) {
         field("x", x);
         field("sites", sites);
+        field("residuals", residuals);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &w, const Step &) const;
@@ -171,28 +187,6 @@ struct LoraShrinkStage {
     // Before the step runs.
     void plan(const Workspace &w);
     LoraReading reading;
-};
-
-// out += B hidden + bias, for the same tokens, sites and their outputs.
-struct LoraExpandStage {
-    static constexpr const char *kKind = "lora_expand";
-    std::vector<int32_t> sites, outs;
-
-    template <class F>
-    void fields(F &field) {
-        field("sites", sites);
-        field("outs", outs);
-    }
-    void admit(Workspace &w);
-    int64_t items(const Workspace &w, const Step &) const;
-    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
-    Cost describe(const Workspace &w, const Step &step) const;
-    void plan(const Workspace &w);
-    LoraReading reading;
-
-  private:
-    std::vector<int64_t> panels_;  // of each site
-    int64_t chunks_ = 0;           // of panels, of all sites
 };
 
 // Chooses the top_k experts of each token by their scores, equals by number, and weighs them by the softmax of all scores;
@@ -353,7 +347,7 @@ struct AttendStage {
     void look_ahead(AttendArgs &a, const Workspace &w, const Step &step, int64_t item) const;
 };
 
-using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, LoraExpandStage, RouteStage, CombineStage,
+using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, RouteStage, CombineStage,
                            RopeAndStoreKVStage, HeadNormStage, RopeStage, ColumnsStage, AttendStage>;
 
 }  // namespace pagoda

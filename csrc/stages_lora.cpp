@@ -9,9 +9,8 @@ namespace pagoda {
 namespace {
 
 constexpr int64_t kLoraItemTokens = 64;  // of an item at most
-constexpr int64_t kLoraItemPanels = 32;
 
-// The tokens of one adapter that an item works on.
+// Some tokens of one adapter.
 struct LoraTokens {
     const StepAdapters::Group *group;
     int64_t begin, count;
@@ -45,17 +44,11 @@ LoraArgs args_of(const StepAdapters &step, const LoraTokens &tokens, const Adapt
     return a;
 }
 
-Cost cost_of(const Workspace &w, const std::vector<int32_t> &sites, bool is_a) {
-    Cost cost{"adapters"};
-    for (const StepAdapters::Group &g : w.adapters.groups)
-        for (const int32_t site : sites) {
-            const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(site)];
-            const LoraSite &at = w.lora_sites[static_cast<size_t>(site)];
-            const int64_t width = is_a ? at.columns : at.rows;
-            cost.bytes += static_cast<double>(d.rank * width * lora_element_bytes(g.adapter->type));
-            cost.operations += 2.0 * static_cast<double>(d.rank * width * (g.end - g.begin));
-        }
-    return cost;
+// The tokens of a group in rows [begin, end) of the step.
+LoraTokens tokens_within(const StepAdapters &step, const StepAdapters::Group &group, int64_t begin, int64_t end) {
+    const int32_t *first = step.tokens.data() + group.begin, *last = step.tokens.data() + group.end;
+    const int32_t *from = std::lower_bound(first, last, begin), *to = std::lower_bound(from, last, end);
+    return {&group, group.begin + (from - first), to - from};
 }
 
 }  // namespace
@@ -95,13 +88,28 @@ const LoraKernels &lora_kernels(const char *isa) {
     return *lora_kernels_generic();
 }
 
+void add_adapters_cost(Cost &cost, const Workspace &w, int32_t site, bool is_a) {
+    for (const StepAdapters::Group &g : w.adapters.groups) {
+        const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(site)];
+        const LoraSite &at = w.lora_sites[static_cast<size_t>(site)];
+        const int64_t width = is_a ? at.columns : at.rows;
+        cost.bytes += static_cast<double>(d.rank * width * lora_element_bytes(g.adapter->type));
+        cost.operations += 2.0 * static_cast<double>(d.rank * width * (g.end - g.begin));
+    }
+}
+
 // ---- lora shrink ----------------------------------------------------------------------------------------------
 
 void LoraShrinkStage::admit(Workspace &w) {
-    for (const int32_t site : sites)
-        if (site < 0 || w.buffer(x).columns < w.lora_sites.at(static_cast<size_t>(site)).columns)
+    if (residuals.size() != sites.size()) throw std::invalid_argument("what each product is added to must be said");
+    int64_t before = 0;
+    for (size_t i = 0; i < sites.size(); ++i) {
+        if (sites[i] < 0 || w.buffer(x).columns < w.lora_sites.at(static_cast<size_t>(sites[i])).columns)
             throw std::invalid_argument("adapters read what their linears read");
+        if (residuals[i] != kNone) w.lora_sites[static_cast<size_t>(sites[i])].before = before, before += w.buffer(residuals[i]).stride;
+    }
     w.lora_together = std::max(w.lora_together, static_cast<int64_t>(sites.size()));
+    w.adapters.before_stride = std::max(w.adapters.before_stride, before);
 }
 
 void LoraShrinkStage::plan(const Workspace &w) {
@@ -122,9 +130,16 @@ void LoraShrinkStage::run(Workspace &w, const Step &, int64_t index, uint8_t *) 
     const int64_t pieces = ceil_div(w.adapters.rank, kLoraRanks), each = static_cast<int64_t>(sites.size()) * pieces;
     const LoraTokens tokens = chunk_at(w.adapters, index / each);
     const int64_t place = index % each / pieces, first = index % pieces * kLoraRanks;
-    const Adapter::Delta &d = delta_of(tokens, sites[static_cast<size_t>(place)]);
-    if (first >= d.rank) return;
+    const int32_t site = sites[static_cast<size_t>(place)], residual = residuals[static_cast<size_t>(place)];
+    const Adapter::Delta &d = delta_of(tokens, site);
     LoraArgs a = args_of(w.adapters, tokens, d);
+    if (first == 0 && residual != kNone && !d.row_scale.empty())
+        for (int64_t t = 0; t < tokens.count; ++t) {
+            const Buffer &buffer = w.buffer(residual);
+            float *to = w.adapters.before.data() + a.tokens[t] * w.adapters.before_stride;
+            std::copy_n(buffer.row(a.tokens[t]), buffer.stride, to + w.lora_sites[static_cast<size_t>(site)].before);
+        }
+    if (first >= d.rank) return;
     a.weights = d.a;
     a.scales = d.a_scales.data();
     a.begin = first;
@@ -135,53 +150,56 @@ void LoraShrinkStage::run(Workspace &w, const Step &, int64_t index, uint8_t *) 
     w.lora_kernels->shrink(a);
 }
 
-Cost LoraShrinkStage::describe(const Workspace &w, const Step &) const { return cost_of(w, sites, true); }
-
-// ---- lora expand ----------------------------------------------------------------------------------------------
-
-void LoraExpandStage::admit(Workspace &w) {
-    if (sites.size() != outs.size()) throw std::invalid_argument("an output for each linear that adapters add to is needed");
-    for (size_t i = 0; i < sites.size(); ++i) {
-        const LoraSite &at = w.lora_sites.at(static_cast<size_t>(sites[i]));
-        panels_.push_back(ceil_div(at.rows, kPanelRows));
-        chunks_ += ceil_div(panels_.back(), kLoraItemPanels);
-        if (w.buffer(outs[i]).stride < panels_.back() * kPanelRows)
-            throw std::invalid_argument("adapters add to what their linears make");
-    }
+Cost LoraShrinkStage::describe(const Workspace &w, const Step &) const {
+    Cost cost{"adapters"};
+    for (const int32_t site : sites) add_adapters_cost(cost, w, site, true);
+    return cost;
 }
 
-void LoraExpandStage::plan(const Workspace &w) {
+// ---- what linear stages do with adapters ----------------------------------------------------------------------
+
+void LinearStage::plan_adapters(const Workspace &w) {
     reading.clear();
     for (const StepAdapters::Group &g : w.adapters.groups)
-        for (size_t i = 0; i < sites.size(); ++i) {
-            const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(sites[i])];
-            reading.add(d.b, panels_[i] * g.adapter->panel_bytes(d));
+        for (const LinearPart &p : parts) {
+            const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(p.site)];
+            reading.add(d.b, p.weight().panels * g.adapter->panel_bytes(d));
         }
 }
 
-int64_t LoraExpandStage::items(const Workspace &w, const Step &) const { return num_chunks(w.adapters) * chunks_; }
-
-// Items go by adapter, then its tokens, then sites, then panels.
-void LoraExpandStage::run(Workspace &w, const Step &, int64_t index, uint8_t *) const {
-    const LoraTokens tokens = chunk_at(w.adapters, index / chunks_);
-    int64_t chunk = index % chunks_;
-    size_t place = 0;
-    for (int64_t here; chunk >= (here = ceil_div(panels_[place], kLoraItemPanels)); ++place) chunk -= here;
-    const Adapter::Delta &d = delta_of(tokens, sites[place]);
-    if (d.empty()) return;
-    const int64_t parts = ceil_div(panels_[place], kLoraItemPanels);
-    LoraArgs a = args_of(w.adapters, tokens, d);
-    a.weights = d.b;
-    a.scales = d.b_scales.data();
-    a.begin = panels_[place] * chunk / parts;
-    a.end = panels_[place] * (chunk + 1) / parts;
-    a.hidden = w.adapters.hidden.data() + static_cast<int64_t>(place) * w.adapters.rank;
-    a.out = w.buffer(outs[place]).row(0);
-    a.out_stride = w.buffer(outs[place]).stride;
-    a.bias = d.bias.empty() ? nullptr : d.bias.data();
-    w.lora_kernels->expand(a);
+void LinearStage::finish(Workspace &w, const Step &step, int64_t begin, int64_t end) const {
+    const int64_t n = w.num_rows(rows, step);
+    while (begin < end) {
+        Item at = item(w, step, begin);
+        const int64_t each = panels_an_item(*at.part, n);
+        at.panel_end = std::min(at.panel_begin + (end - begin) * each, at.weight->panels);
+        begin += ceil_div(at.panel_end - at.panel_begin, each);
+        add_adapters(w, static_cast<size_t>(at.part - parts.data()), at);
+    }
 }
 
-Cost LoraExpandStage::describe(const Workspace &w, const Step &) const { return cost_of(w, sites, false); }
+// To neighbouring panels of one part, for a chunk of the rows.
+void LinearStage::add_adapters(Workspace &w, size_t part, const Item &at) const {
+    const Buffer &out = w.buffer(at.part->out);
+    const int64_t before = w.lora_sites[static_cast<size_t>(at.part->site)].before;
+    for (const StepAdapters::Group &group : w.adapters.groups) {
+        const LoraTokens tokens = tokens_within(w.adapters, group, at.row_begin, at.row_end);
+        const Adapter::Delta &d = delta_of(tokens, at.part->site);
+        if (tokens.count == 0 || d.empty()) continue;
+        LoraArgs a = args_of(w.adapters, tokens, d);
+        a.weights = d.b;
+        a.scales = d.b_scales.data();
+        a.begin = at.panel_begin;
+        a.end = at.panel_end;
+        a.hidden = w.adapters.hidden.data() + static_cast<int64_t>(part) * w.adapters.rank;
+        a.out = out.row(0);
+        a.out_stride = out.stride;
+        a.bias = d.bias.empty() ? nullptr : d.bias.data();
+        a.row_scale = d.row_scale.empty() ? nullptr : d.row_scale.data();
+        a.before = at.part->accumulate ? w.adapters.before.data() + before : nullptr;
+        a.before_stride = w.adapters.before_stride;
+        w.lora_kernels->expand(a);
+    }
+}
 
 }  // namespace pagoda

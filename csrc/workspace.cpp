@@ -170,6 +170,7 @@ void Workspace::plan_adapters(const Step &step) {
     adapters.tokens.clear();
     adapters.asks.clear();
     adapters.rank = 0;
+    adapters.scales_rows = false;
     if (!step.adapter_of) return;
     for (size_t i = 0; i < step.adapters.size(); ++i) {
         const auto begin = static_cast<int64_t>(adapters.tokens.size());
@@ -180,6 +181,7 @@ void Workspace::plan_adapters(const Step &step) {
         if (begin == end) continue;
         adapters.groups.push_back({step.adapters[i], begin, end});
         adapters.rank = std::max(adapters.rank, step.adapters[i]->rank);
+        adapters.scales_rows |= step.adapters[i]->scales_rows;
     }
     if (adapters.empty()) return;
     adapters.asks.assign(static_cast<size_t>(step.tokens), 0);
@@ -187,6 +189,8 @@ void Workspace::plan_adapters(const Step &step) {
     adapters.hidden_stride = lora_together * adapters.rank;
     const auto floats = static_cast<size_t>(step.tokens * adapters.hidden_stride);
     if (adapters.hidden.size() < floats) adapters.hidden.resize(floats);
+    const auto kept = static_cast<size_t>(adapters.scales_rows ? step.tokens * adapters.before_stride : 0);
+    if (adapters.before.size() < kept) adapters.before.resize(kept);
 }
 
 int64_t Routing::num_busy() const {

@@ -28,7 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from pagoda.backends.base import AttentionSpec, KVType
+from pagoda.backends.base import AttentionSpec, KVType, LoraType
+from pagoda.backends.cuda.adapters import AdapterTables, CudaAdapter, Factors, Site, StepAdapters
 from pagoda.backends.cuda.fast import FastOps
 from pagoda.backends.cuda.kernels import grouped
 from pagoda.backends.cuda.kv import DTYPES, KVLayer
@@ -174,6 +175,18 @@ def gptq(rows: int = 4096, columns: int = 4096) -> PlaneWeight:
     return pack(Unpacked(codes, groups, groups), Scheme((4,), 128))
 
 
+def adapters(type: LoraType) -> tuple[tuple[Site, ...], StepAdapters]:
+    """q, k and v of a layer, and a step of 64 tokens with adapters of rank 16."""
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[type]
+    sites, factors = [], {}
+    for name, start, rows in (("q", 0, 4096), ("k", 4096, 1024), ("v", 5120, 1024)):
+        sites.append(Site(name, start, start + rows, 4096))
+        floats = meta(rows, dtype=torch.float32)
+        factors[name] = Factors(meta(16, 4096, dtype=dtype), meta(rows, 16, dtype=dtype), floats, floats, None, None)
+    tables = AdapterTables.of([CudaAdapter(type, factors)], torch.device("meta"))
+    return tuple(sites), StepAdapters(tables, (), ints(64), ints(4, 3))
+
+
 def launches() -> Iterator[Launch]:
     """Every kernel in every variant that differs in code."""
     half, brain = torch.float16, torch.bfloat16
@@ -211,6 +224,10 @@ def launches() -> Iterator[Launch]:
     for name in ("Q4_K", "Q6_K"):
         yield from caught(lambda: fast.linear(h256, weight(name), None, half), f"{name} many tokens")
         yield from caught(lambda: grouped.decode(weight(name), None, half), f"{name} decode")
+    for dtype, type in ((brain, "bf16"), (half, "int8"), (torch.float32, "f32")):
+        sites, adapted = adapters(type)  # type: ignore[arg-type]
+        x, out, places = meta(1, 64, 4096, dtype=dtype), meta(1, 64, 6144, dtype=dtype), ints(3, 2)
+        yield from caught(lambda: fast.add_adapters(x, out, sites, places, adapted), f"{type} adapters")
     logits = meta(64, 128256, dtype=torch.float32)
     yield from caught(lambda: fast.weights(logits, fast.likeliest(logits, 64)[2]), "sampling")
     tokens = ints(64)

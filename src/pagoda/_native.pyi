@@ -136,7 +136,7 @@ class Weight:
 class LinearPart:
     """One weight of a linear stage, or one for each expert: out = scale * (x @ weight.T) + bias, or added to out.
 
-    out: a buffer; None: the logits.
+    out: a buffer; None: the logits. site: where adapters add to it, see `add_lora_site`.
     """
 
     def __init__(
@@ -146,6 +146,7 @@ class LinearPart:
         bias: npt.NDArray[np.float32] | None = None,
         accumulate: bool = False,
         scale: float = 1.0,
+        site: int | None = None,
     ) -> None: ...
 
 class Adapter:
@@ -165,10 +166,21 @@ class Program:
         """A linear that adapters may add to, as the stages before and after it name it."""
     def make_adapter(
         self,
-        deltas: list[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]],
+        deltas: list[
+            tuple[
+                int,
+                npt.NDArray[np.float32],
+                npt.NDArray[np.float32],
+                npt.NDArray[np.float32] | None,
+                npt.NDArray[np.float32] | None,
+            ]
+        ],
         type: str,
     ) -> Adapter:
-        """Of each delta: the site, a [rank, columns], b [rows, rank], bias [rows]. Kept in "f32", "bf16" or "int8"."""
+        """Of each delta: the site, a [rank, columns], b [rows, rank], bias and row_scale [rows].
+
+        Factors are kept in "f32", "bf16" or "int8".
+        """
     def add_rope(self, inv_freq: npt.NDArray[np.float32], scale: float, neox: bool) -> int: ...
     def set_layers(self, layers: list[tuple[int, int, int]], groups: int) -> None:
         """(KV group, KV heads, head size) of each layer."""

@@ -115,6 +115,16 @@ class EngineSettings(KVSettings):
     max_cpu_loras: Annotated[
         int, Setting("Adapters kept in memory; those used longest ago are read from disk again.", minimum=1)
     ] = 64
+    lora_memory_bytes: Annotated[
+        int | None,
+        Setting(
+            "Memory for adapters, as 1GiB, which the KV cache leaves free: those used longest ago are read from disk "
+            "again. By default what those of --lora take, and no bound for others.",
+            "lora-memory",
+            1,
+            size=True,
+        ),
+    ] = None
     lora_type: Annotated[
         Literal["auto", "f32", "bf16", "int8"],
         Setting(

@@ -12,13 +12,15 @@ from cuda_cases import need_gpu
 need_gpu()
 
 from paged_run import PagedRun, chunk, error, reference_run, run_steps
-from pagoda.backends.base import KVType
+from pagoda.backends.base import KVType, LoraDelta, LoraType
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.options import CudaOptions
+from pagoda.backends.reference import ReferenceBackend
 from pagoda.engine.llm import LLM
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
-from pagoda.types import SamplingParams
+from pagoda.types import RawTensor, SamplingParams
+from tiny_blocks import noise
 from tiny_models import TINY, memory_checkpoint, write_gguf
 
 STEPS: list[dict[str, int]] = [{"a": 300}, {"a": 1, "b": 5}, {"c": 24, "a": 20, "b": 1}, {"b": 1, "a": 1, "c": 1}]
@@ -54,6 +56,29 @@ def test_bits_do_not_depend_on_the_batch_when_asked_for() -> None:
     for name, rows in together.items():
         alone = run_steps(gpu_run(model, invariant=True, graphs=False), [{name: len(rows)}])
         np.testing.assert_array_equal(alone[name], rows)
+
+
+@pytest.mark.parametrize("type", ["f32", "bf16", "int8"])
+def test_adapters_beside_each_other(type: LoraType) -> None:
+    """Two of other ranks, and a sequence without one; then decoding, which no graph with adapters serves."""
+    model = model_of("llama")
+    matrices = [matrix for block in model.blocks for matrix in block.matrices]
+
+    def delta(raw: RawTensor, rank: int) -> LoraDelta:
+        a = noise(f"{rank} a {raw.name}", (rank, raw.shape[1]), 0.1)
+        return LoraDelta(a, noise(f"{rank} b {raw.name}", (raw.shape[0], rank), 0.3))
+
+    weights = [{matrix.name: delta(matrix, rank) for matrix in matrices} for rank in (5, 20)]
+    found = []
+    for loaded in (
+        CudaBackend(CudaOptions("cuda", "fast")).load(model, max_batch_tokens=512, max_batch_seqs=64, kv_type="f32"),
+        ReferenceBackend().load(model, max_batch_tokens=512, max_batch_seqs=64, kv_type="f32"),
+    ):
+        placed = [loaded.place_adapter(w, type=type) for w in weights]
+        run, asked = PagedRun(model, loaded), dict(zip("ac", placed, strict=True))
+        steps = [run.step({n: chunk(n, at, count) for n in "abc"}, adapters=asked) for at, count in ((0, 40), (40, 1))]
+        found.append({n: np.concatenate([step[n] for step in steps]) for n in "abc"})
+    assert error(*found) < {"f32": 1e-4, "bf16": 0.02, "int8": 0.05}[type]
 
 
 @pytest.mark.parametrize("type", ["Q4_0", "Q4_K", "Q6_K", "Q8_0", "BF16"])

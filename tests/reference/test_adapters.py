@@ -22,7 +22,7 @@ from pagoda.types import FloatArray
 from tiny_adapters import ADAPTERS, golden, write_adapter
 from tiny_models import TINY, memory_checkpoint
 
-MERGED_ONLY = {"dora", "dora_biased", "whole_head", "whole_norms", "embedding"}
+MERGED_ONLY = {"whole_head", "whole_norms", "embedding"}
 SERVED = sorted(ADAPTERS.keys() - MERGED_ONLY)
 BACKENDS: dict[str, Callable[[], Backend]] = {"reference": ReferenceBackend, "cpu": lambda: CpuBackend(threads=2)}
 

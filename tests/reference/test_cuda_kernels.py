@@ -234,10 +234,10 @@ def test_bits_of_attention_do_not_depend_on_the_cut_or_the_batch() -> None:
 def test_kernels_compile_for_gpus() -> None:
     """To machine code, for an A100 and an H100, in a process where nothing is interpreted."""
     script = Path(__file__).parents[1] / "compile_kernels.py"
-    wanted = ["fp8 short", "Q4_K (one|few)"]
+    wanted = ["fp8 short", "Q4_K (one|few)", "(bf16|int8) adapters"]
     environment = {"PYTHONPATH": ":".join(path for path in sys.path if path), "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
     done = subprocess.run(
         [sys.executable, script, "80", "90", *wanted], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("sm_80") == done.stdout.count("sm_90") == 4
+    assert done.stdout.count("sm_80") == done.stdout.count("sm_90") == 8

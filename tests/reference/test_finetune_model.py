@@ -76,12 +76,12 @@ def loss_of_logits(model: Any, examples: list[Example]) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_losses_and_gradients(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "dora"), [*((name, False) for name in FAMILIES), ("llama", True), ("qwen2", True)])
+def test_losses_and_gradients(tmp_path: Path, name: str, dora: bool) -> None:
     """Ours over packed weights, all examples in one row; theirs over floats, an example at a time."""
     folder = write_safetensors(tmp_path / "base", TINY[name])
     model, family = built(folder)
-    ours = adapted(model, family)
+    ours = adapted(model, family, dora=dora)
     with_nonzero_product(ours)
     examples = some_examples()
     (micro,) = micro_batches(examples, 1000)

@@ -33,8 +33,10 @@ def model(name: str = "llama") -> Decoder:
     return load_model(checkpoint, max_context=256)
 
 
-def adapter(decoder: Decoder, seed: str, rank: int, targets: tuple[str, ...] = LINEARS) -> AdapterWeights:
-    """Random factors, of other ranks at other targets."""
+def adapter(
+    decoder: Decoder, seed: str, rank: int, targets: tuple[str, ...] = LINEARS, *, scaled: bool = False
+) -> AdapterWeights:
+    """Random factors, of other ranks at other targets; `scaled`: rows of the weights are, too."""
     weights: dict[str, LoraDelta] = {}
     for matrix in (matrix for block in decoder.blocks for matrix in block.matrices):
         role = matrix.name.split(".")[2]
@@ -44,7 +46,8 @@ def adapter(decoder: Decoder, seed: str, rank: int, targets: tuple[str, ...] = L
             a = noise(f"{seed} a {matrix.name}", (r, columns), columns**-0.5)
             b = noise(f"{seed} b {matrix.name}", (rows, r), 0.7 * r**-0.5)
             bias = noise(f"{seed} bias {matrix.name}", (rows,), 0.1) if role == "attn_q" else None
-            weights[matrix.name] = LoraDelta(a, b, bias)
+            scale = 1.2 + noise(f"{seed} scale {matrix.name}", (rows,), 0.2) if scaled else None
+            weights[matrix.name] = LoraDelta(a, b, bias, scale)
     return weights
 
 
@@ -52,9 +55,10 @@ def loaded(backend: Backend, decoder: Decoder) -> Any:
     return backend.load(decoder, max_batch_tokens=256, max_batch_seqs=256, kv_type="f32")
 
 
-def test_every_instruction_set_computes_what_the_reference_does() -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_every_instruction_set_computes_what_the_reference_does(scaled: bool) -> None:
     decoder = model()
-    weights = adapter(decoder, "x", 13)
+    weights = adapter(decoder, "x", 13, scaled=scaled)
     expected = with_adapter(ReferenceBackend(), decoder, weights)
     assert np.abs(expected - with_adapter(ReferenceBackend(), decoder, None)).max() > 0.5
     for isa in _native.available_isas():
@@ -110,6 +114,7 @@ def test_smaller_numbers_are_close_to_float32(type: Any, limit: float) -> None:
 
 
 RANKS = [(1, LINEARS), (4, ("attn_q", "attn_v")), (9, LINEARS), (16, LINEARS), (40, ("ffn_down", "ffn_up"))]
+SCALED = 3  # which of them scales rows of the weights
 mixes = st.lists(
     st.tuples(st.integers(-1, 4), st.integers(0, 60), st.sampled_from([1, 1, 1, 2, 3, 5, 16, 33])),
     min_size=1,
@@ -125,7 +130,9 @@ def test_a_row_of_a_mixed_batch_is_what_it_is_alone(mix: list[tuple[int, int, in
     together, alone = (loaded(backend, decoder) for _ in range(2))
     made = [
         [
-            m.place_adapter(adapter(decoder, str(i), r, targets), type=("f32", "bf16", "int8")[i % 3])
+            m.place_adapter(
+                adapter(decoder, str(i), r, targets, scaled=i == SCALED), type=("f32", "bf16", "int8")[i % 3]
+            )
             for i, (r, targets) in enumerate(RANKS)
         ]
         for m in (together, alone)

@@ -50,7 +50,7 @@ def test_what_merging_costs_is_measured_step_by_step(tmp_path: Path) -> None:
     output = merge(model, adapter, tmp_path / "merged.gguf", QuantizeSettings(to="q8_0", threads=1, verify=False))
     settings = MergeSettings(to="q8_0", text=str(text), windows=2, context=64, threads=1)
     (tmp_path / "work").mkdir()
-    report = measure(model, read_adapter(adapter), output, settings, tmp_path / "work")
+    report, left = measure(model, read_adapter(adapter), output, settings, tmp_path / "work")
     assert [row.name for row in report.rows] == ["base + adapter", "merged, bf16", "merged.gguf"]
     beside, rounded, quantized = report.rows
     assert beside.kld is None
@@ -60,11 +60,14 @@ def test_what_merging_costs_is_measured_step_by_step(tmp_path: Path) -> None:
     assert rounded.agreement is not None
     assert rounded.agreement > 0.9
     assert quantized.kld < 0.1
+    assert set(left) == {"merged, bf16", "merged.gguf"}
+    assert all(0.99 < found.kept < 1.01 for found in left.values())
+    assert 0 < left["merged, bf16"].noise < left["merged.gguf"].noise < 0.2
 
 
 def test_only_what_adds_to_linears_is_served_apart(tmp_path: Path) -> None:
     apart = {name for name in ADAPTERS if is_served_apart(read_adapter(write_adapter(tmp_path / name, name)))}
-    assert ADAPTERS.keys() - apart == {"dora", "dora_biased", "whole_head", "whole_norms", "embedding"}
+    assert ADAPTERS.keys() - apart == {"whole_head", "whole_norms", "embedding"}
 
 
 def test_outputs_and_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fake_engine import FakeLoaded, fake_adapter
 from pagoda.engine.adapters import AdapterStore
-from pagoda.errors import FormatError, ModelNotFoundError, RequestError
+from pagoda.errors import CapacityError, FormatError, ModelNotFoundError, RequestError
 from serving import Served, serving
 
 ADMIN = {"Authorization": "Bearer root"}
@@ -119,6 +119,19 @@ def test_versions_used_longest_ago_leave_memory_and_come_back(tmp_path: Path) ->
     assert store.num_in_memory == 2
     assert store.find("a").placed is not None  # it is pinned
     store.unpin(pinned)
+
+
+def test_memory_for_adapters_is_bounded(tmp_path: Path) -> None:
+    """Those used longest ago leave it; one that would never fit is refused, and the name stays free."""
+    store = AdapterStore(fake_adapter, max_in_memory=9, max_bytes=6)
+    for name in ("abc", "def", "g"):
+        store.add(name, Path(adapter(tmp_path, name, name)))
+    assert store.num_bytes == 4
+    assert store.reserved_bytes == 6
+    assert store.find("abc").placed is None
+    with pytest.raises(CapacityError, match=r"takes 7 bytes .* --lora-memory is 6; raise it"):
+        store.add("large", Path(adapter(tmp_path, "largest", "large")))
+    assert store.names == ("abc", "def", "g")
 
 
 def test_an_adapter_whose_files_have_changed_is_not_read_again(tmp_path: Path) -> None:

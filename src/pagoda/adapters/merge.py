@@ -49,6 +49,14 @@ class MergedView:
         self._check(names)
         self.tensors: Mapping[str, RawTensor] = _Merged(names, self._merged)
 
+    @property
+    def changed(self) -> list[str]:
+        """The matrices that the adapter changes."""
+        return [name for name in self.tensors if name.endswith(".weight") and self._changes(name)]
+
+    def _changes(self, name: str) -> bool:
+        return name.removesuffix(".weight") in self._deltas or name in self._whole
+
     def release(self, name: str) -> None:
         if name in self._view.tensors:
             self._view.release(name)

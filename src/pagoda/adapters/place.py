@@ -15,12 +15,13 @@ import numpy as np
 from pagoda.adapters.adapter import Adapter, Delta
 from pagoda.backends.base import AdapterWeights, LoraDelta
 from pagoda.errors import FormatError, UnsupportedError
-from pagoda.formats.blocks import dequantize
+from pagoda.formats.quantized import as_floats
 from pagoda.models.family import Family
 from pagoda.models.layers import Block, Decoder, Experts, Linear
 from pagoda.models.names import GGUF, HUGGING_FACE
 from pagoda.types import FloatArray
 
+ROWS_AT_ONCE = 1024  # of a weight whose rows' lengths are computed
 MERGE = "merge it into the model: pagoda merge"
 # Modules of models that wrap the decoder in another, with its own name in between.
 WRAPPINGS = ("language_model.", "text_model.")
@@ -132,9 +133,8 @@ def _placed(
     """The linears of one module, each with its rows of what the adapter adds."""
     role, layer = base.find(unwrapped(module), adapter.is_gguf)
     linears = base.linears(module, role, layer)
-    if delta is not None and (delta.magnitude is not None or delta.is_embedding):
-        what = "an embedding" if delta.is_embedding else "DoRA"
-        raise UnsupportedError(f"{adapter.path}: {module!r} is {what}, which cannot be served apart; {MERGE}")
+    if delta is not None and delta.is_embedding:
+        raise UnsupportedError(f"{adapter.path}: {module!r} is an embedding, which cannot be served apart; {MERGE}")
     rows, columns = sum(linear.weight.shape[0] for linear in linears), linears[0].weight.shape[1]
     _check_shapes(module, delta, bias, (rows, columns), adapter)
     reorder = base.reorder(role, adapter.is_gguf)
@@ -144,7 +144,9 @@ def _placed(
         start = part.stop
         a = np.zeros((0, columns), np.float32) if delta is None else delta.a
         b = np.zeros((rows, 0), np.float32) if delta is None else delta.b * np.float32(delta.scale)
-        yield linear, LoraDelta(a, reorder(b)[part], _bias(delta, bias, linear, reorder, part))
+        added = LoraDelta(a, reorder(b)[part], _bias(delta, bias, linear, reorder, part))
+        magnitude = None if delta is None else delta.magnitude
+        yield linear, added if magnitude is None else _scaled(added, reorder(magnitude)[part], linear)
 
 
 def _check_shapes(
@@ -157,6 +159,21 @@ def _check_shapes(
             "made for another base model",
             path=str(adapter.path),
         )
+
+
+def _scaled(delta: LoraDelta, magnitude: FloatArray, linear: Linear) -> LoraDelta:
+    """The delta with rows of W + B A at the lengths that DoRA's magnitudes say (arXiv 2402.09353).
+
+    The linear's own bias is not scaled with them, so what would be is added back.
+    """
+    weight, length = as_floats(linear.weight), np.empty(len(magnitude), np.float64)
+    for start in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        length[rows] = np.sqrt(np.square(weight[rows] + delta.b[rows] @ delta.a, dtype=np.float64).sum(-1))
+    scale = (magnitude / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
+    own = None if linear.bias is None else as_floats(linear.bias)
+    bias = delta.bias if own is None else (1 - scale) * own + (0 if delta.bias is None else delta.bias)
+    return LoraDelta(delta.a, scale[:, None] * delta.b, bias, scale)
 
 
 def _bias(
@@ -172,7 +189,7 @@ def _bias(
         own = linear.bias
         total = reorder(bias)[part]
         if own is not None:
-            total = total - dequantize(own.data, own.type, own.shape)
+            total = total - as_floats(own)
     if delta is not None and delta.bias is not None:
         scaled = reorder(delta.bias * np.float32(delta.scale))[part]
         total = scaled if total is None else total + scaled

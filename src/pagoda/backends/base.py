@@ -95,11 +95,12 @@ class KVGroup:
 
 @dataclass(frozen=True, slots=True)
 class LoraDelta:
-    """What an adapter adds to one linear: b @ (a @ x) + bias."""
+    """What an adapter makes of one linear's output: row_scale * out + b @ (a @ x) + bias."""
 
     a: FloatArray  # [rank, in]
     b: FloatArray  # [out, rank], scale included
     bias: FloatArray | None = None  # [out]
+    row_scale: FloatArray | None = None  # [out], of DoRA; None: 1
 
 
 AdapterWeights = Mapping[str, LoraDelta]  # by the name of the linear's weight

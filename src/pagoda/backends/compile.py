@@ -31,7 +31,6 @@ class StageKind(str, Enum):
     ROWWISE = "rowwise"
     LINEAR = "linear"
     LORA_SHRINK = "lora_shrink"
-    LORA_EXPAND = "lora_expand"
     ROUTE = "route"
     COMBINE = "combine"
     ROPE_AND_STORE_KV = "rope_and_store_kv"
@@ -163,41 +162,46 @@ class Compiler:
         return to
 
     def _linears(self, node: fused.Linears) -> None:
-        """The products; before them what adapters make of their input, after them what these add."""
+        """The products, which add what adapters make of their input; before them the stage that makes it.
+
+        Both may run at once, so the products' outputs get buffers before the input's is free.
+        """
         weight, source = node.products[0].weight, node.source
-        sites = np.array([self._lora_site(product.weight) for product in node.products], np.int32)
         if weight.type in FLOAT_TYPES:
             assert isinstance(source, Node)  # float weights read through nothing
-            x = self.buffers[source]
-            self._add(StageKind.LORA_SHRINK, x=x, sites=sites)
-            self._add(StageKind.LINEAR, parts=self._parts(node.products), x=x)
-            self._read(source)
+            self._products(node, self.buffers[source], x=self.buffers[source])
+        elif isinstance(source, Node):
+            self._products(node, self.buffers[source], quantized=self._quantize(source, weight))
         else:
-            kept = None if isinstance(source, Node) else self._take(weight.shape[1])
-            quantized = self._quantize(source, weight, kept=kept)
-            x = self.buffers[source] if isinstance(source, Node) else kept  # type: ignore[assignment]
-            self._add(StageKind.LORA_SHRINK, x=x, sites=sites)
-            self._read(source)
-            if kept is not None:
-                self._give_back(kept, weight.shape[1])
-            self._add(StageKind.LINEAR, quantized=quantized, parts=self._parts(node.products))
-        outs = np.array([self.buffers[product.out] for product in node.products], np.int32)
-        self._add(StageKind.LORA_EXPAND, sites=sites, outs=outs)
+            kept = self._take(weight.shape[1])
+            self._products(node, kept, quantized=self._quantize(source, weight, kept=kept))
+            self._give_back(kept, weight.shape[1])
+        self._read(source)
+
+    def _products(self, node: fused.Linears, floats: int, **fields: int) -> None:
+        sites = [self._lora_site(product.weight) for product in node.products]
+        parts = self._parts(node.products, sites)
+        residuals = [-1 if p.residual is None else self.buffers[p.out] for p in node.products]
+        self._add(
+            StageKind.LORA_SHRINK, x=floats, sites=np.array(sites, np.int32), residuals=np.array(residuals, np.int32)
+        )
+        self._add(StageKind.LINEAR, parts=parts, **fields)
 
     def _lora_site(self, weight: RawTensor) -> int:
         site = self.program.add_lora_site(*weight.shape)
         self.lora_sites[weight.name] = (*self.lora_sites.get(weight.name, ()), site)
         return site
 
-    def _parts(self, products: Iterable[fused.Product]) -> list[_native.LinearPart]:
+    def _parts(self, products: Sequence[fused.Product], sites: Sequence[int]) -> list[_native.LinearPart]:
         return [
             _native.LinearPart(
                 [self.weights[product.weight]],
                 self._allocate(product.out, product.residual),
                 None if product.bias is None else self.weights.vector(product.bias),
                 accumulate=product.residual is not None,
+                site=site,
             )
-            for product in products
+            for product, site in zip(products, sites, strict=True)
         ]
 
     def _logits(self, node: fused.Logits) -> None:

@@ -130,8 +130,9 @@ class CpuModel:
             if name not in self._lora_sites:
                 raise UnsupportedError(f"adapters of {name!r} cannot be served: merge it into the model (pagoda merge)")
             a, b = (np.ascontiguousarray(factor, np.float32) for factor in (delta.a, delta.b))
-            bias = None if delta.bias is None else np.ascontiguousarray(delta.bias, np.float32)
-            deltas += [(site, a, b, bias) for site in self._lora_sites[name]]
+            rows = (delta.bias, delta.row_scale)
+            bias, scale = (None if v is None else np.ascontiguousarray(v, np.float32) for v in rows)
+            deltas += [(site, a, b, bias, scale) for site in self._lora_sites[name]]
         return self.program.make_adapter(deltas, type)
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:

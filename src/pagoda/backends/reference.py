@@ -137,6 +137,8 @@ class ReferenceOps:
             adapter = None if which < 0 else self.batch.adapters[which]
             if isinstance(adapter, ReferenceAdapter) and name in adapter.weights:
                 delta = adapter.weights[name]
+                if delta.row_scale is not None:
+                    out[begin:end] *= delta.row_scale
                 out[begin:end] += self.product(self.product(x[begin:end], delta.a), delta.b, delta.bias)
 
     def rope(self, x: FloatArray, num_heads: int, spec: RopeSpec) -> FloatArray:

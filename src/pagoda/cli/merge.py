@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +20,7 @@ from pagoda.cli.progress import step_progress
 from pagoda.quantize.merge import merge as merge_models
 from pagoda.quantize.merge import write_merged
 from pagoda.quantize.settings import QuantizeSettings
+from pagoda.quantize.survival import Survival, survival
 from pagoda.scoring import report
 from pagoda.scoring.report import Progress, Report
 from pagoda.settings import Setting, Settings
@@ -55,7 +56,8 @@ def merge(
     """Merge a LoRA adapter into its model's weights: served without any overhead, and in any format.
 
     The weights, 16-bit or what quantized ones stand for, are changed in float32 and rounded to --dtype; --to then
-    quantizes. What each of these steps costs against the base with its adapter beside it is measured on a text.
+    quantizes. What each of these steps costs against the base with its adapter beside it is measured on a text, and
+    how much of the adapter's change is left in the weights.
 
     Example: pagoda merge smollm2-135m adapter/ -o merged.gguf --to q4_k_m
     """
@@ -68,11 +70,14 @@ def merge(
     typer.echo(f"{output}  {total_bytes(output) / 1e6:,.1f} MB")
     if merge.windows:
         with step_progress() as (steps, _), tempfile.TemporaryDirectory(dir=output.parent) as work:
-            measured = measure(found.path, read_adapter(adapter), output, merge, Path(work), progress=steps)
+            measured, left = measure(found.path, read_adapter(adapter), output, merge, Path(work), progress=steps)
         if merge.json:
-            typer.echo(json_format.dumps(measured.as_json(), indent=2))
+            survived = {name: asdict(survival) for name, survival in left.items()}
+            typer.echo(json_format.dumps({**measured.as_json(), "survival": survived}, indent=2))
         else:
             print_report(measured, Console())
+            for name, found_there in left.items():
+                typer.echo(f"{name}: {found_there}")
 
 
 def measure(
@@ -82,8 +87,9 @@ def measure(
     merge: MergeSettings,
     work: Path,
     progress: Progress = lambda what, done, total: None,
-) -> Report:
-    """What was made, and each step on the way there, against the model with the adapter beside it.
+) -> tuple[Report, dict[str, Survival]]:
+    """What was made, and each step on the way there, against the model with the adapter beside it; and, of each by its
+    name, how much of the adapter is left in the weights.
 
     An adapter that is not served apart is measured against what it gives when it is merged in float32.
     """
@@ -112,10 +118,12 @@ def measure(
         progress=progress,
     )
     named = tuple(replace(row, name=name) for row, name in zip(found.rows, rows.values(), strict=True))
-    return replace(found, original=named[0].name, rows=named)
+    left = {rows[path]: survival(model, adapter, Path(path)) for path in candidates}
+    known = {name: value for name, value in left.items() if value is not None}
+    return replace(found, original=named[0].name, rows=named), known
 
 
 def is_served_apart(adapter: Adapter) -> bool:
     """Whether a server takes it beside its model."""
-    plain = all(delta.magnitude is None and not delta.is_embedding for delta in adapter.deltas.values())
-    return plain and all(name.endswith(".bias") for name in adapter.whole)
+    linears = all(not delta.is_embedding for delta in adapter.deltas.values())
+    return linears and all(name.endswith(".bias") for name in adapter.whole)

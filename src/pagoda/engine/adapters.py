@@ -1,8 +1,8 @@
 """The adapters that a server has: which name stands for which version, and which versions are in memory.
 
 A version is one content of an adapter's files. Requests name a version through a name, and go on with it however the
-name moves meanwhile. As many versions as `max_in_memory` says stay in memory; those used longest ago are read from
-their files again when somebody asks for them. Safe to use from several threads; `load` waits for the disk.
+name moves meanwhile. As many versions as `max_in_memory` and `max_bytes` say stay in memory; those used longest ago are
+read from their files again when somebody asks for them. Safe to use from several threads; `load` waits for the disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pagoda.adapters.adapter import Adapter
 from pagoda.adapters.files import read_adapter
 from pagoda.adapters.place import Base, place
 from pagoda.backends.base import LoadedModel, LoraType, PlacedAdapter
-from pagoda.errors import FormatError, ModelNotFoundError, RequestError
+from pagoda.errors import CapacityError, FormatError, ModelNotFoundError, RequestError
 from pagoda.types import LoadedAdapter
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,12 @@ class AdapterStore:
     read: an adapter's path → its digest, and what the model made of it; raises what reading and placing raise.
     """
 
-    def __init__(self, read: Callable[[Path], tuple[str, PlacedAdapter]], *, max_in_memory: int) -> None:
-        self._read = read
+    def __init__(
+        self, read: Callable[[Path], tuple[str, PlacedAdapter]], *, max_in_memory: int, max_bytes: int | None = None
+    ) -> None:
+        self._read_file = read
         self._max_in_memory = max_in_memory
+        self._max_bytes = max_bytes
         self._versions: dict[str, AdapterVersion] = {}  # by name
         self._lock = threading.Lock()
 
@@ -63,11 +66,25 @@ class AdapterStore:
         return sum(version.num_bytes for version in self._all())
 
     @property
+    def reserved_bytes(self) -> int:
+        """What is to be left free for them."""
+        return self.num_bytes if self._max_bytes is None else self._max_bytes
+
+    @property
     def num_in_memory(self) -> int:
         return sum(version.placed is not None for version in self._all())
 
     def _all(self) -> set[AdapterVersion]:
         return set(self._versions.copy().values())
+
+    def _read(self, path: Path) -> tuple[str, PlacedAdapter]:
+        """CapacityError: it alone takes more than there is for adapters."""
+        digest, placed = self._read_file(path)
+        if self._max_bytes is not None and placed.bytes > self._max_bytes:
+            raise CapacityError(
+                f"{path} takes {placed.bytes:,} bytes of memory, but --lora-memory is {self._max_bytes:,}; raise it"
+            )
+        return digest, placed
 
     def add(self, name: str, path: Path, *, replace: bool = False) -> AdapterVersion:
         """Read an adapter, and call it `name`. RequestError: the name is taken, and not to be replaced."""
@@ -140,18 +157,24 @@ class AdapterStore:
         with self._lock:
             inside = [version for version in set(self._versions.values()) if version.placed is not None]
             idle = sorted((version for version in inside if not version.pins), key=lambda version: version.last_used)
-            for version in idle[: max(0, len(inside) - self._max_in_memory)]:
+            count, size = len(inside), sum(version.num_bytes for version in inside)
+            for version in idle:
+                if count <= self._max_in_memory and (self._max_bytes is None or size <= self._max_bytes):
+                    break
+                count, size = count - 1, size - version.num_bytes
                 version.placed = None
 
 
-def open_store(model: LoadedModel, base: Base, *, type: LoraType, max_in_memory: int) -> AdapterStore:
+def open_store(
+    model: LoadedModel, base: Base, *, type: LoraType, max_in_memory: int, max_bytes: int | None
+) -> AdapterStore:
     """A store of adapters for the loaded model."""
 
     def read(path: Path) -> tuple[str, PlacedAdapter]:
         adapter: Adapter = read_adapter(path)
         return adapter.digest, model.place_adapter(place(adapter, base), type=type)
 
-    return AdapterStore(read, max_in_memory=max_in_memory)
+    return AdapterStore(read, max_in_memory=max_in_memory, max_bytes=max_bytes)
 
 
 def parse_named(given: str) -> tuple[str, Path]:

@@ -192,7 +192,7 @@ def _load(
             draft = load_draft(settings, backend, tokenizer, progress)
         adapters = _adapters(settings, checkpoint, forward_model, model)
         kv_plan = plan_kv(
-            Footprint.of(forward_model, model, None if draft is None else draft.footprint, adapters.num_bytes),
+            Footprint.of(forward_model, model, None if draft is None else draft.footprint, adapters.reserved_bytes),
             settings,
             forward_model.max_context,
             available,
@@ -261,7 +261,9 @@ def _adapters(
     if type == "auto":
         types = {matrix.type for block in forward_model.blocks for matrix in block.matrices}
         type = "f32" if types == {"F32"} else "bf16" if types <= {"F32", "F16", "BF16"} else "int8"
-    store = open_store(model, base, type=type, max_in_memory=settings.max_cpu_loras)
+    store = open_store(
+        model, base, type=type, max_in_memory=settings.max_cpu_loras, max_bytes=settings.lora_memory_bytes
+    )
     for given in settings.lora:
         store.add(*parse_named(given))
     return store

@@ -38,7 +38,7 @@ class Footprint:
     block_bytes: tuple[int, ...]
     graph_bytes: int = 0  # of buffer_bytes, on a GPU
     draft: Footprint | None = None  # of a draft model beside it
-    adapter_bytes: int = 0  # of adapters that are there from the start
+    adapter_bytes: int = 0  # of adapters that are there from the start, or that room is kept for
 
     @classmethod
     def of(

@@ -4,7 +4,7 @@ Memory, with T tokens in the model at once, E hidden, F feed-forward, L layers, 
 
     libraries    torch, transformers and peft in the process, measured
     weights      packed as served; the embedding's rows are read from the file
-    adapters     16 bytes a parameter: weight, gradient, AdamW's two moments
+    adapters     16 bytes a parameter: weight, gradient, AdamW's two moments; with DoRA a parameter more for each row
     activations  T · 4 · (9 E + 4 F) a layer; with checkpointing of one layer, and T · 4 · E of the others
     head         logits of some rows: 10 bytes each, at most 2.5 pieces of `head_loss.PIECE_BYTES`
     allocator    what glibc holds between what lives on: measured, as activations of so many layers
@@ -100,7 +100,7 @@ def _memory(prepared: Prepared, decoder: Decoder) -> Memory:
     return Memory(
         libraries=LIBRARIES + (DATASETS if find_spec("datasets") else 0),
         weights=packed,
-        adapters=16 * sum(settings.rank * sum(m.shape) for m in adapted),
+        adapters=16 * sum(settings.rank * sum(m.shape) + settings.dora * m.shape[0] for m in adapted),
         activations=kept,
         head=round(min(learned * decoder.vocab_size * 10, HEAD_PIECE)),
         allocator=HOLES * layer if settings.checkpointing else 0,

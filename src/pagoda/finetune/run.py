@@ -21,6 +21,7 @@ from typing import Any
 from pagoda.config import limit_openmp_spinning
 from pagoda.errors import CapacityError, ConfigError, PagodaError
 from pagoda.finetune.clock import clock
+from pagoda.finetune.imports import without_unused
 from pagoda.finetune.predict import Prediction, measure_rates, predict
 from pagoda.finetune.prepare import Prepared, Progress
 from pagoda.models.registry import family_of
@@ -66,7 +67,8 @@ def finetune(
 
 def _train(prepared: Prepared, folder: Path, line: Say, say: Say, progress: Progress) -> dict[str, Any]:
     limit_openmp_spinning()
-    from pagoda.finetune import session  # imports torch
+    with without_unused():
+        from pagoda.finetune import session  # imports torch
 
     settings = prepared.settings
     with warnings.catch_warnings():

@@ -65,6 +65,7 @@ def start(
         rank=settings.rank,
         alpha=alpha,
         rslora=settings.rslora,
+        dora=settings.dora,
         dropout=settings.dropout,
         base_name=prepared.model.name,
         seed=settings.seed,

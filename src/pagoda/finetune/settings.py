@@ -27,6 +27,10 @@ class FinetuneSettings(Settings):
         "all",
     )
     rslora: Annotated[bool, Setting("Multiply by alpha / sqrt(rank) instead, which large ranks need.")] = False
+    dora: Annotated[
+        bool,
+        Setting("Train each row's length apart from its direction (DoRA): small ranks learn more, steps take longer."),
+    ] = False
     dropout: Annotated[float, Setting("Share of an adapter's inputs that is dropped.", minimum=0, maximum=0.9)] = 0.0
     epochs: Annotated[float, Setting("Times that each example is seen.", minimum=0.001)] = 3.0
     max_steps: Annotated[int | None, Setting("Steps in all, in place of epochs.", minimum=1)] = None

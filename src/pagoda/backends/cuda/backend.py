@@ -75,6 +75,7 @@ class CudaBackend:
             graphs=graphs,
             weight_bytes=weights.num_bytes,
             ops=ops,
+            shard=self.shard,
         )
         if self.device.type == "cuda":
             activations, loaded.graph_bytes = measure_buffers(loaded, limits, graphs=graphs)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from pagoda.backends.base import LOGIT_BLOCK, Activation, AttentionSpec, ExpertsSpec
+from pagoda.backends.base import LOGIT_BLOCK, Activation, AttentionSpec, ExpertsSpec, QueryGrowth
+from pagoda.backends.cuda.adapters import Factors, Site, StepAdapters
 from pagoda.backends.cuda.kv import E4M3, PLAIN, KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Step, TileSizes
@@ -59,12 +60,39 @@ class EagerOps:
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """x [1, T, C] → [S, T, N]; `dtype` is what is wanted of one part, several are float32"""
-        values, matrix = x[0].to(torch.float32), self._decode(weight)
-        if self.batch_invariant:
-            out = torch.stack([torch.mv(matrix, row) for row in values]) if len(values) else values @ matrix.t()
-        else:
-            out = values @ matrix.t()
+        out = self._product(x[0].to(torch.float32), self._decode(weight))
         return (out if bias is None else out + bias).to(dtype)[None]
+
+    def _product(self, x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        """x [T, C] @ matrix.T, in float32. → [T, N]"""
+        if self.batch_invariant and len(x):
+            return torch.stack([torch.mv(matrix, row) for row in x])
+        return x @ matrix.t()
+
+    def add_adapters(
+        self, x: torch.Tensor, out: torch.Tensor, sites: tuple[Site, ...], places: torch.Tensor, step: StepAdapters
+    ) -> None:
+        """out [S, T, N] of the product of x [1, T, C] gets what the step's adapters add at `sites`.
+
+        places [sites, 2] int32: the first of a site's columns of out, and how many.
+        """
+        for adapter, tokens in step.groups:
+            for site in sites:
+                factors = adapter.factors.get(site.name)
+                if factors is not None:
+                    self._add_adapter(x[0, tokens], out[:, :, site.start : site.end], tokens, factors)
+
+    def _add_adapter(self, x: torch.Tensor, out: torch.Tensor, tokens: torch.Tensor, factors: Factors) -> None:
+        a, b, a_scale, b_scale, bias, row_scale = (None if t is None else t.to(torch.float32) for t in factors.tensors)
+        assert a is not None
+        assert b is not None
+        hidden = self._product(x.to(torch.float32), a)
+        added = self._product(hidden if a_scale is None else hidden * a_scale, b)
+        added = added if b_scale is None else added * b_scale
+        rows = out[:, tokens].to(torch.float32)  # a copy
+        rows = rows if row_scale is None else rows * row_scale
+        rows[0] += added if bias is None else added + bias
+        out[:, tokens] = rows.to(out.dtype)
 
     def _decode(self, weight: Weight) -> torch.Tensor:
         if id(weight) not in self._decoded:
@@ -217,6 +245,12 @@ def expert_weights(router: torch.Tensor, spec: ExpertsSpec) -> torch.Tensor:
     if spec.normalize:
         chosen = chosen / chosen.sum(-1, keepdim=True)
     return torch.zeros_like(router).scatter(-1, picked, chosen)
+
+
+def grown(queries: torch.Tensor, positions: torch.Tensor, growth: QueryGrowth) -> torch.Tensor:
+    """queries [T, H * D], multiplied by what their positions make of them; padding, at -1, as at 0."""
+    periods = positions[: len(queries)].clamp_min(0).div(growth.length, rounding_mode="floor").to(torch.float32)
+    return (queries * (1 + growth.beta * torch.log1p(periods))[:, None]).to(queries.dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from pagoda.backends.base import Activation
+from pagoda.backends.cuda.adapters import Site, StepAdapters
 from pagoda.backends.cuda.eager import EagerOps
-from pagoda.backends.cuda.kernels import attend, dense, gated, grouped, likeliest, norm, rope_and_store_kv
+from pagoda.backends.cuda.kernels import attend, dense, gated, grouped, likeliest, lora, norm, rope_and_store_kv
 from pagoda.backends.cuda.kv import KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Step, TileSizes
@@ -77,6 +78,11 @@ class FastOps(EagerOps):
         if tokens <= GROUPED_TILED or dtype != x.dtype:
             return grouped.tiled(x, weight, bias, dtype, invariant=False)
         return F.linear(x, grouped.decode(weight, None, x.dtype), None if bias is None else bias.to(dtype))
+
+    def add_adapters(
+        self, x: torch.Tensor, out: torch.Tensor, sites: tuple[Site, ...], places: torch.Tensor, step: StepAdapters
+    ) -> None:
+        lora.add(x, out, sites, places, step)
 
     def rope_and_store_kv(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step

@@ -39,9 +39,9 @@ class DecodeGraphs:
         self._pool: Any = None
 
     def serves(self, batch: Batch) -> bool:
-        """Whether it is a token and a row of logits a sequence, and nothing else."""
+        """Whether it is a token and a row of logits a sequence, and nothing else: no graph has adapters in it."""
         seqs = len(batch.seq_starts) - 1
-        if len(batch.hidden_rows):
+        if len(batch.hidden_rows) or batch.adapter_of is not None:
             return False
         return seqs == len(batch.tokens) == len(batch.logit_rows) and seqs <= self.sizes[-1] and bool(self._graphs)
 

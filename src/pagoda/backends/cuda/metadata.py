@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pagoda.backends.cuda.adapters import StepAdapters
 from pagoda.types import BLOCK_SIZE, Batch, Int32Array
 
 HEADER = 16
@@ -65,6 +66,7 @@ class Step:
     long: torch.Tensor  # [m, 2]
     short_len: int  # tokens of the longest short tile
     angles: tuple[Angles, ...] = ()
+    adapters: StepAdapters | None = None  # None: no token asks for one
 
     def with_angles(self, angles: tuple[Angles, ...]) -> Step:
         return replace(self, angles=angles)
@@ -121,7 +123,7 @@ class StepBuffer:
         short_len = int(short[:, 1].max(initial=0))
         return Layout(host, end, num_tokens, num_rows, num_hidden, num_short, len(long), short_len)
 
-    def send(self, layout: Layout, tokens: Int32Array) -> Step:
+    def send(self, layout: Layout, tokens: Int32Array, adapters: StepAdapters | None = None) -> Step:
         """Put the tokens in, and copy all to the device."""
         host = self._hosts[layout.host]
         _put(self._arrays[layout.host], self._tokens, tokens, layout.num_tokens)
@@ -138,6 +140,7 @@ class StepBuffer:
             short=self._view(self._short, 2 * layout.num_short).view(-1, 2),
             long=self._view(self._long, 2 * layout.num_long).view(-1, 2),
             short_len=layout.short_len,
+            adapters=adapters,
         )
 
     def _put_tables(self, array: Int32Array, tables: tuple[Int32Array, ...]) -> int:
@@ -205,8 +208,16 @@ def check_batch(batch: Batch, limits: Limits, num_blocks: tuple[int, ...], windo
     _require(len(batch.hidden_rows) <= limits.tokens, f"{len(batch.hidden_rows)} rows; at most {limits.tokens}")
     for rows, what in ((batch.logit_rows, "logits"), (batch.hidden_rows, "hidden states")):
         _require(rows.size == 0 or (rows.min() >= 0 and rows.max() < count), f"a row of {what} is no token of the step")
+    if batch.adapter_of is not None:
+        _check_adapters(batch.adapter_of, len(starts) - 1, len(batch.adapters))
     _require(len(batch.block_tables) == len(num_blocks), f"block tables for {len(batch.block_tables)} KV groups")
     _check_tables(batch, limits, num_blocks, windows)
+
+
+def _check_adapters(adapter_of: Int32Array, seqs: int, adapters: int) -> None:
+    _require(len(adapter_of) == seqs, f"adapters of {len(adapter_of)} sequences in a step of {seqs}")
+    within = adapter_of.min(initial=0) >= -1 and adapter_of.max(initial=-1) < adapters
+    _require(within, f"a sequence's adapter is none of the step's {adapters}")
 
 
 def _check_tables(batch: Batch, limits: Limits, num_blocks: tuple[int, ...], windows: tuple[int | None, ...]) -> None:

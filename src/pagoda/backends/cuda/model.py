@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pagoda.backends.base import AdapterWeights, KVGroup, KVType, LoraType, PlacedAdapter, TopKBlocks, check_ends
+from pagoda.backends.base import AdapterWeights, KVGroup, KVType, LoraType, TopKBlocks, check_ends
+from pagoda.backends.cuda.adapters import AdapterTables, CudaAdapter, StepAdapters, place
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.graphs import DecodeGraphs
 from pagoda.backends.cuda.kv import KVLayer, KVPool, block_bytes
 from pagoda.backends.cuda.metadata import Layout, Limits, StepBuffer, TileSizes, check_batch, check_tokens
 from pagoda.backends.cuda.program import Program
-from pagoda.errors import CapacityError, EngineError, UnsupportedError
+from pagoda.backends.cuda.shard import Shard
+from pagoda.errors import CapacityError, EngineError
 from pagoda.types import Batch, FloatArray, Int32Array
 
 
@@ -26,6 +28,7 @@ class _Staged:
     num_tokens: int
     num_rows: int
     graph: int | None  # its size
+    adapters: StepAdapters | None
 
 
 class CudaModel:
@@ -48,6 +51,7 @@ class CudaModel:
         graphs: bool,
         weight_bytes: int,
         ops: EagerOps,
+        shard: Shard,
     ) -> None:
         self.weight_bytes = weight_bytes
         self.buffer_bytes = self.graph_bytes = 0
@@ -65,7 +69,8 @@ class CudaModel:
         self._no_logits = torch.empty((0, vocab_size), dtype=torch.float32, device=device)
         self.logits = self._no_logits  # of the launched step, [R, V]
         self._hidden_states: torch.Tensor | None = None  # of the launched step, [R2, E]; None: of no row
-        self._ops = ops
+        self._ops, self._shard = ops, shard
+        self._tables: AdapterTables | None = None  # of the step with adapters that was staged last
         self._host: dict[str, torch.Tensor] = {}  # pinned, by what comes to lie there
 
     @property
@@ -81,8 +86,16 @@ class CudaModel:
             raise ValueError(f"KV group {group}, but there are {len(self.groups)}")
         return block_bytes(self.groups[group], *self._kv_shape)
 
-    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
-        raise UnsupportedError("adapters are served on CPUs: take --device cpu, or merge them into the model")
+    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> CudaAdapter:
+        """This device's part of it. All adapters of a step must be kept in one type."""
+        return place(weights, self.program.sites, type, self._shard, self._device)
+
+    def _adapters(self, batch: Batch) -> StepAdapters | None:
+        if batch.adapter_of is None or batch.adapter_of.max(initial=-1) < 0:
+            return None
+        if self._tables is None or self._tables.adapters != batch.adapters:
+            self._tables = AdapterTables.of(batch.adapters, self._device)
+        return StepAdapters.of(batch, self._tables)
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         """The pools, and then the graphs, which hold on to their addresses."""
@@ -123,7 +136,7 @@ class CudaModel:
         tokens, rows = len(batch.tokens), len(batch.logit_rows)
         size = self._graphs.size_for(tokens) if self._graphs is not None and self._graphs.serves(batch) else None
         layout = self._buffer.lay_out(batch, size or tokens, size or rows)
-        self._staged = _Staged(layout, tokens, rows, size)
+        self._staged = _Staged(layout, tokens, rows, size, self._adapters(batch))
 
     def launch(self, tokens: Int32Array) -> None:
         """ValueError: nothing is staged, or no such tokens."""
@@ -132,7 +145,7 @@ class CudaModel:
             raise ValueError("a launch before a step was staged")
         check_tokens(tokens, staged.num_tokens, self.vocab_size)
         with torch.inference_mode():
-            step = self._buffer.send(staged.layout, tokens)
+            step = self._buffer.send(staged.layout, tokens, staged.adapters)
             if self._graphs is not None and staged.graph is not None:
                 self.logits = self._graphs.replay(staged.graph)[: staged.num_rows]
             else:
@@ -208,7 +221,7 @@ class CudaModel:
 
     def close(self) -> None:
         """Weights, buffers, graphs and KV go with the last reference."""
-        self._program, self._graphs, self._staged = None, None, None
+        self._program, self._graphs, self._staged, self._tables = None, None, None, None
         self.logits = torch.empty((0, self.vocab_size))
         self.free_pools()
         if self._device.type == "cuda":

@@ -11,7 +11,12 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
+import weakref
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,7 +25,8 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from pagoda.backends.base import AdapterWeights, ForwardModel, KVType, LoraType, PlacedAdapter
+from pagoda.backends.base import AdapterWeights, ForwardModel, KVType, LoraType
+from pagoda.backends.cuda.adapters import CudaAdapter
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.metadata import check_tokens
 from pagoda.backends.cuda.model import CudaModel
@@ -71,6 +77,18 @@ class ParallelBackend:
             raise
 
 
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class ParallelAdapter:
+    """A `PlacedAdapter` of which every process has its part; the others know it by its number."""
+
+    number: int
+    part: CudaAdapter  # of this process
+
+    @property
+    def bytes(self) -> int:
+        return self.part.bytes
+
+
 class ParallelModel:
     """A `LoadedModel`: what this process does, the others are told to do too."""
 
@@ -80,20 +98,33 @@ class ParallelModel:
         self._model, self._ranks = model, ranks
         self.weight_bytes, self.buffer_bytes = model.weight_bytes, model.buffer_bytes
         self.graph_bytes = model.graph_bytes
+        self._pipes = threading.Lock()  # adapters are placed while steps run
+        self._numbers = count()
+        self._dropped: deque[int] = deque()  # adapters that nobody refers to any more
 
     def block_bytes(self, group: int) -> int:
         return self._model.block_bytes(group)
 
-    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
-        return self._model.place_adapter(weights, type=type)
+    def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> ParallelAdapter:
+        part = self._model.place_adapter(weights, type=type)  # one that is refused must not reach the others
+        adapter = ParallelAdapter(next(self._numbers), part)
+        self._tell("place_adapter", adapter.number, weights, type)
+        weakref.finalize(adapter, self._dropped.append, adapter.number)
+        return adapter
 
     def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
         self._tell("allocate_kv", num_blocks)
         self._model.allocate_kv(num_blocks)
 
     def stage(self, batch: Batch) -> None:
-        self._model.stage(batch)  # a step that is refused must not reach the others
-        self._tell("stage", batch)
+        adapters = [adapter for adapter in batch.adapters if isinstance(adapter, ParallelAdapter)]
+        if len(adapters) < len(batch.adapters):
+            raise ValueError("a step's adapters are all of this model")
+        # a step that is refused must not reach the others
+        self._model.stage(replace(batch, adapters=tuple(adapter.part for adapter in adapters)))
+        while self._dropped:
+            self._tell("drop_adapter", self._dropped.popleft())
+        self._tell("stage", replace(batch, adapters=tuple(adapter.number for adapter in adapters)))
 
     def launch(self, tokens: Int32Array) -> None:
         check_tokens(tokens, len(tokens), self._model.vocab_size)
@@ -115,10 +146,13 @@ class ParallelModel:
         self._tell("copy_blocks", group, pairs)
 
     def _tell(self, method: str, *arguments: object) -> None:
-        for rank, (process, pipe) in enumerate(self._ranks, start=1):
-            if not process.is_alive():
-                raise EngineError(f"the process of GPU {rank} has ended with code {process.exitcode}; see its messages")
-            pipe.send((method, arguments))
+        with self._pipes:
+            for rank, (process, pipe) in enumerate(self._ranks, start=1):
+                if not process.is_alive():
+                    raise EngineError(
+                        f"the process of GPU {rank} has ended with code {process.exitcode}; see its messages"
+                    )
+                pipe.send((method, arguments))
 
     def close(self) -> None:
         self._model.close()
@@ -128,6 +162,26 @@ class ParallelModel:
             dist.destroy_process_group()
 
 
+class FollowingModel:
+    """What rank 0 tells another rank's model, where its adapters are numbers."""
+
+    def __init__(self, model: CudaModel) -> None:
+        self._model = model
+        self._adapters: dict[int, CudaAdapter] = {}
+        self.allocate_kv, self.launch, self.copy_blocks = model.allocate_kv, model.launch, model.copy_blocks
+        self.close = model.close
+
+    def place_adapter(self, number: int, weights: AdapterWeights, type: LoraType) -> None:
+        self._adapters[number] = self._model.place_adapter(weights, type=type)
+
+    def drop_adapter(self, number: int) -> None:
+        del self._adapters[number]
+
+    def stage(self, batch: Batch) -> None:
+        adapters = tuple(self._adapters[number] for number in batch.adapters if isinstance(number, int))
+        self._model.stage(replace(batch, adapters=adapters))
+
+
 def _follow(
     pipe: Connection, options: CudaOptions, shard: Shard, port: int, reopen: Reopen, arguments: dict[str, Any]
 ) -> None:
@@ -135,7 +189,7 @@ def _follow(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's to handle
     torch.set_num_threads(1)
     _join_group(options, shard, port)
-    model = CudaBackend(options, shard).load(reopen(), **arguments)
+    model = FollowingModel(CudaBackend(options, shard).load(reopen(), **arguments))
     while True:
         try:
             method, given = pipe.recv()

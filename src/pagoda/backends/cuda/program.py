@@ -13,8 +13,9 @@ import torch
 
 from pagoda.backends import fused_nodes as fused
 from pagoda.backends import lowering as low
-from pagoda.backends.base import ForwardModel, QueryGrowth, RopeSpec
-from pagoda.backends.cuda.eager import EagerOps
+from pagoda.backends.base import ForwardModel, RopeSpec
+from pagoda.backends.cuda.adapters import Site, places_of, sites_of
+from pagoda.backends.cuda.eager import EagerOps, grown
 from pagoda.backends.cuda.kv import KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Angles, Step
@@ -50,6 +51,7 @@ class Program:
     """What `ProgramCompiler` made: call it with a step.
 
     actions: each with the values that nobody reads after it. ends: by op, the values that are the results.
+    sites: what adapters may add to, by the weight's name.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class Program:
         actions: list[tuple[Action, list[Node]]],
         ropes: list[RopeSpec],
         ends: Mapping[str, Node],
+        sites: Mapping[str, Site],
         device: torch.device,
     ) -> None:
         self._actions = actions
         self.ends = ends
+        self.sites = sites
         self._ropes = [
             (torch.from_numpy(spec.inv_freq.astype(np.float64)).to(device), float(spec.scale)) for spec in ropes
         ]
@@ -106,6 +110,7 @@ class ProgramCompiler:
         self.computed: set[Node] = set()  # values that are whole, and of the type that products read
         self.cut: set[Node] = set()  # values of which each device has a part of the columns
         self.ends: dict[str, Node] = {}
+        self.sites: dict[str, Site] = {}
 
     def compile(self, nodes: Iterable[fused.FusedNode]) -> Program:
         last_read: dict[Node, int] = {}  # in which action
@@ -116,7 +121,7 @@ class ProgramCompiler:
         for value, action in last_read.items():
             unread[action].append(value)
         actions = list(zip(self.actions, unread, strict=True))
-        return Program(actions, self.ropes, self.ends, self.weights.device)
+        return Program(actions, self.ropes, self.ends, self.sites, self.weights.device)
 
     def _emit(self, node: fused.FusedNode) -> None:
         match node:
@@ -224,21 +229,23 @@ class ProgramCompiler:
         weight = self.weights.matrix(*(product.weight for product in products))
         biases: list[RawTensor] = [product.bias for product in products if product.bias is not None]
         bias = self.weights.vector(*biases) if biases else None
-        places, at = [], 0
-        for product in products:
-            places.append((product.out, at, at + product.out.columns))
-            at += product.out.columns
         read, ops, shard = self._reader(node.source), self.ops, self.shard
         partial = shard.size > 1 and node.source in self.cut
+        sites = sites_of((product.weight for product in products), cuts_columns=partial)
+        self.sites |= {site.name: site for site in sites}
+        places = places_of(sites, self.weights.device)
         if partial and shard.rank:
             bias = None  # once in the sum is enough
 
         def act(run: Run) -> None:
-            result = ops.linear(read(run), weight, bias, ops.dtype)
+            x = read(run)
+            result = ops.linear(x, weight, bias, ops.dtype)
+            if run.step.adapters is not None:
+                ops.add_adapters(x, result, sites, places, run.step.adapters)
             if partial:
                 result = shard.sum(whole(result)[None])
-            for out, start, end in places:
-                run.values[out] = result[:, :, start:end]
+            for product, site in zip(products, sites, strict=True):
+                run.values[product.out] = result[:, :, site.start : site.end]
 
         self.actions.append(act)
 
@@ -302,7 +309,7 @@ class ProgramCompiler:
             kv = run.kv[layer.layer]
             queries = ops.rope_and_store_kv(run.values[q], run.values[k], run.values[v], layer, kv, run.step)
             if growth is not None:
-                queries = _grown(queries, run.step.positions, growth)
+                queries = grown(queries, run.step.positions, growth)
             run.values[out] = ops.attend(queries, layer, kv, run.step)
 
         self.actions.append(act)
@@ -337,9 +344,3 @@ class ProgramCompiler:
         if not isinstance(argument, RawTensor):
             return argument
         return self.weights.vector(argument) if len(argument.shape) == 1 else self.weights.matrix(argument)
-
-
-def _grown(queries: torch.Tensor, positions: torch.Tensor, growth: QueryGrowth) -> torch.Tensor:
-    """queries [T, H * D], multiplied by what their positions make of them; padding, at -1, as at 0."""
-    periods = positions[: len(queries)].clamp_min(0).div(growth.length, rounding_mode="floor").to(torch.float32)
-    return (queries * (1 + growth.beta * torch.log1p(periods))[:, None]).to(queries.dtype)

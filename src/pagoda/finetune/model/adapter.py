@@ -45,6 +45,7 @@ def add_adapter(
     rank: int,
     alpha: float,
     rslora: bool,
+    dora: bool = False,
     dropout: float,
     base_name: str,
     seed: int,
@@ -65,6 +66,7 @@ def add_adapter(
         lora_alpha=alpha,
         lora_dropout=dropout,
         use_rslora=rslora,
+        use_dora=dora,
         target_modules=list(modules),
     )
     config._register_custom_module({FrozenLinear: AdaptedLinear})

@@ -30,7 +30,8 @@ class _Product(torch.autograd.Function):
 class FrozenLinear(nn.Linear):
     """x @ W^T + bias over a packed W. An `nn.Linear` by type, so that peft puts adapters on it.
 
-    Its `weight` is empty: peft only asks it for device and dtype.
+    Its `weight` is empty: peft only asks it for device and dtype. Where it needs the numbers, for DoRA, it has a layer
+    with a `W_q` dequantize itself.
     """
 
     def __init__(self, matrix: PackedMatrix, bias: FloatArray | None) -> None:
@@ -44,6 +45,14 @@ class FrozenLinear(nn.Linear):
         out: torch.Tensor = _Product.apply(x.reshape(-1, self.in_features), self.matrix)
         out = out.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
+
+    @property
+    def W_q(self) -> torch.Tensor:
+        return self.weight
+
+    def dequantize(self) -> torch.Tensor:
+        """W, [out, in] float32."""
+        return self.matrix.numbers()
 
 
 class FrozenEmbedding(nn.Module):

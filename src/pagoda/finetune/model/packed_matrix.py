@@ -65,6 +65,16 @@ class PackedMatrix:
         restored[:, self._order] = out
         return restored
 
+    def numbers(self) -> torch.Tensor:
+        """W as it stands for, [rows, columns] float32."""
+        tile = torch.empty(self.columns, -(-self.rows // PANEL) * PANEL)
+        self._runtime.unpack(self._packed, 0, tile.numpy())
+        if self._order is None:
+            return tile.T[: self.rows]
+        whole = torch.empty(self.rows, self.columns)
+        whole[:, self._order] = tile.T[: self.rows]
+        return whole
+
     def _unpacked(self, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) of W as numbers, columns in packed order; `start` is a multiple of 16. [rows, columns]"""
         padded = -(-(stop - start) // PANEL) * PANEL
