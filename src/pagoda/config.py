@@ -34,7 +34,7 @@ KEY_LIKE = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH|CREDENTIAL")
 TABLES = ("chat", "compare", "generate", "bench", "bench-serve", "bench-speculation", "quantize", "convert", "finetune",
           "plan", "eval-run", "eval-judge", "eval-gate", "gate", "cost", "cost-report", "top", "keys", "merge",
           "adapter", "gateway",)  # fmt: skip
-ROWS = ("upstreams",)  # tables of which there are several, [[NAME]]
+ROWS = ("upstreams", "models")  # tables of which there are several, [[NAME]]
 
 
 # Tokens of a step, sequences at once. A GPU needs thousands of tokens before arithmetic is what takes the time.
@@ -213,6 +213,15 @@ class ServerSettings(CacheSettings):
     max_connections: Annotated[
         int, Setting("Connections at once; for one more, who has waited longest for a request is closed.", minimum=1)
     ] = 1000
+    models_max: Annotated[
+        int | None, Setting("Of several models, those in memory at once; the least recently used make room.", minimum=1)
+    ] = None
+    idle_unload: Annotated[
+        float | None, Setting("Of several models, unload one that nobody used for so many seconds.", minimum=0.1)
+    ] = None
+    load_timeout: Annotated[
+        float, Setting("Of several models, seconds that a request waits for one to be loaded.", minimum=1)
+    ] = 600.0
     shutdown_timeout: Annotated[float, Setting("Seconds that running requests get after SIGTERM.", minimum=0)] = 30.0
     metrics_compat: Annotated[
         Literal["none", "vllm", "llamacpp"], Setting("Also expose /metrics under the names of vLLM or llama-server.")
@@ -308,6 +317,12 @@ def load_rows(
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{path}: {name} is not a list of tables: write [[{name}]] before each")
     return path, [with_hyphens(row) for row in rows]
+
+
+def child_environment(secrets: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that is told its settings by flags: without this one's, with `secrets`."""
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("PAGODA")}
+    return kept | {name: os.environ[name] for name in NOT_SETTINGS if name in os.environ} | dict(secrets)
 
 
 def secret_from(variable: str, where: str, environ: Mapping[str, str] | None = None) -> str:

@@ -50,7 +50,9 @@ def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     listed = [field for cls in classes.values() for field in fields(cls)]
     positional = [field for field in listed if field.about.positional]
     options = [_parameter(field) for field in listed] + [_hidden_flag(field) for field in positional]
-    _disguise(command, function, [*kept, *options, _config_parameter()])
+    first = [p for p in kept if not _takes_the_rest(p)]
+    last = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept if _takes_the_rest(p)]
+    _disguise(command, function, [*first, *options, *last, _config_parameter()])
     return command
 
 
@@ -70,6 +72,12 @@ def _parameter(field: Field) -> inspect.Parameter:
         flags = [f"--{name}" for name in (field.key, *about.also)]
         hint = Annotated[shape | None, typer.Option(*flags, **common)]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+
+
+def _takes_the_rest(parameter: inspect.Parameter) -> bool:
+    """Whether it is an argument of which there may be many, which comes after those that are settings."""
+    about = getattr(parameter.annotation, "__metadata__", ())
+    return any(isinstance(one, typer.models.ArgumentInfo) for one in about) and "list" in str(parameter.annotation)
 
 
 def _also(field: Field) -> str:

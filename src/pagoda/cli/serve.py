@@ -9,11 +9,17 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
+import typer
+
+from pagoda.backends.cores import usable_cores
 from pagoda.cli.fetching import fetch
 from pagoda.cli.options import with_settings
 from pagoda.config import EngineSettings, ServerSettings
+from pagoda.gateway.local.settings import LocalSettings, models_of, shared
+from pagoda.gateway.settings import GatewaySettings
 from pagoda.observe.cost import CostSettings
 from pagoda.server.listen import allow_connections, bind, url
 from pagoda.server.logs import set_up_logging
@@ -34,11 +40,26 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 @with_settings
-def serve(engine: EngineSettings, server: ServerSettings, cost: CostSettings) -> None:
+def serve(
+    engine: EngineSettings,
+    server: ServerSettings,
+    cost: CostSettings,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(help="Further models: each in a process of its own, in memory when it is asked for.",
+                       metavar="MODEL", show_default=False),
+    ] = None,
+    config: Path | None = None,
+) -> None:  # fmt: skip
     """Answer OpenAI API requests over HTTP: chat, completions, models, tokens, health and metrics.
 
     SIGTERM or Ctrl-C finishes what runs, within --shutdown-timeout; a second one stops at once.
+
+    pagoda serve A B C --models-max 2: three models, two in memory at once. A request names its model and waits until it
+    is there; the one used longest ago makes room. See docs/models-host.md.
     """
+    if models := models_of(engine, [engine.model, *more] if more else [], config):
+        return serve_models(models, server, cost)
     set_up_logging(server.log_format, server.log_level)
     allow_connections(server.max_connections)
     sock = bind(server.host, server.port)
@@ -62,6 +83,29 @@ def serve(engine: EngineSettings, server: ServerSettings, cost: CostSettings) ->
             if sys.stderr.isatty():
                 os.write(2, SHOW_CURSOR)  # which the bars of a download hide
             os._exit(0)
+
+
+def serve_models(models: tuple[LocalSettings, ...], server: ServerSettings, cost: CostSettings) -> None:
+    """Several models, each in a process of its own."""
+    set_up_logging(server.log_format, server.log_level)
+    allow_connections(2 * server.max_connections)
+    sock = bind(server.host, server.port)
+    from pagoda.gateway.app import create_gateway
+    from pagoda.gateway.service import GatewayParts
+    from pagoda.server.run import run_server, server_of
+
+    most = min(server.models_max or len(models), len(models))
+    loading: Future[GatewayParts] = Future()
+    loading.set_result(GatewayParts(GatewaySettings(), models=shared(models, most, usable_cores())))
+
+    def greet(_: object) -> None:
+        names = ", ".join(one.name for one in models)
+        logger.info("listening", extra={"facts": {"url": f"{url(sock)}/v1", "models": names, "in memory": most}})
+
+    try:
+        run_server(server_of(create_gateway(server, cost), server, loading, greet), sock, loading)
+    finally:
+        logging.shutdown()
 
 
 def in_thread(work: Callable[[], T]) -> Future[T]:

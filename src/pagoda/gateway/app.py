@@ -19,6 +19,8 @@ from pagoda.config import ServerSettings
 from pagoda.errors import ModelNotFoundError
 from pagoda.gateway.answers import Relayed, RelayedChat, RelayedCompletion, RelayedOther
 from pagoda.gateway.call import CHAT, COMPLETIONS, UpstreamCall, read_call
+from pagoda.gateway.local import routes as model_routes
+from pagoda.gateway.local.routes import all_series
 from pagoda.gateway.service import GatewayService, upstream_states
 from pagoda.observe.cost import CostSettings
 from pagoda.server import cache_routes
@@ -96,8 +98,11 @@ async def version(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus series."""
-    text, kind = service_of(request).model().metrics.exposition(request.headers.get("accept", ""))
+    """Prometheus series; of models of this machine, theirs too."""
+    gateway = service_of(request).model()
+    text, kind = gateway.metrics.exposition("" if gateway.pool else request.headers.get("accept", ""))
+    if gateway.pool is not None:
+        text = await all_series(text, gateway.pool.models)
     return Response(text, headers={"Content-Type": kind})
 
 
@@ -109,6 +114,7 @@ def create_gateway(settings: ServerSettings, cost: CostSettings) -> Starlette:
             *(Route(path, answer, methods=["POST"]) for path in (CHAT, COMPLETIONS, *PASSED_ON)),
             Route("/v1/models", list_models),
             Route("/v1/models/{model_id:name}", show_model),
+            *model_routes.ROUTES,
             *cache_routes.ROUTES,
             Route("/health", health),
             Route("/ready", ready),

@@ -16,6 +16,9 @@ from pagoda.cache.entry import Answer
 from pagoda.config import ServerSettings
 from pagoda.errors import OverloadedError, UnavailableError
 from pagoda.gateway.health import Health
+from pagoda.gateway.local.pool import ModelPool
+from pagoda.gateway.local.settings import LocalSettings
+from pagoda.gateway.local.upstream import LocalUpstream
 from pagoda.gateway.question import UpstreamAsking, UpstreamIdentity
 from pagoda.gateway.settings import GatewaySettings, UpstreamSettings
 from pagoda.gateway.streams import Upstreams, UpstreamStream
@@ -41,7 +44,8 @@ class GatewayParts:
     """What a gateway is made of, in the place of a loaded model."""
 
     settings: GatewaySettings
-    upstreams: tuple[UpstreamSettings, ...]
+    upstreams: tuple[UpstreamSettings, ...] = ()
+    models: tuple[LocalSettings, ...] = ()  # of this machine, each in a process of its own
 
     def changed(self) -> str | None:
         return None
@@ -66,12 +70,21 @@ class Gateway:
         self.ledger = TokenLedger(parse_prices(cost.token_prices))
         self.metrics = Metrics("gateway", 0, compat=settings.metrics_compat, ledger=self.ledger)
         self.accounts = Accounts(None, self.metrics, settings)
+        models = [
+            LocalUpstream(one, load_timeout=settings.load_timeout, timeout=told.timeout, is_default=not place)
+            for place, one in enumerate(parts.models)
+        ]
         upstreams = [
-            Upstream(one, connect_timeout=told.connect_timeout, timeout=told.timeout) for one in parts.upstreams
+            *models,
+            *(Upstream(one, connect_timeout=told.connect_timeout, timeout=told.timeout) for one in parts.upstreams),
         ]
         self.router = Router(upstreams, told.routing)
         self.upstreams = Upstreams(self.router, self.metrics.gateway, retries=told.retries, on_end=self._ended)
         self.health = Health(upstreams, told.health_interval, self.upstreams.move_from)
+        self.pool: ModelPool | None = None  # None: there are no models of our own
+        if models:
+            most = min(settings.models_max or len(models), len(models))
+            self.pool = ModelPool(models, most, idle_unload=settings.idle_unload, on_end=self.upstreams.move_from)
         self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens, PromptSpeed())
         self.budgets = None if key_store is None else Budgets(key_store, "", self.metrics)
         self.caching: Caching | None = None  # None: there is no semantic cache
@@ -153,14 +166,19 @@ class Gateway:
 
     def list_models(self) -> list[dict[str, Any]]:
         """As /v1/models shows them: all that some upstream is known to have."""
+        models = [] if self.pool is None else self.pool.models
+        states = {name: {"status": {"value": one.state}} for one in models for name in one.settings.models}
         return [
             {"id": name, "object": "model", "created": self.created, "owned_by": "pagoda-gateway"}
+            | states.get(name, {})
             for name in self.upstreams.models()
         ]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End what was started."""
         self.health.close()
+        if self.pool is not None:
+            await self.pool.close()
         if self.caching is not None:
             self.caching.close()
         for one in self.router.replicas:
@@ -187,6 +205,8 @@ class GatewayService:
 
     async def _start(self, gateway: Gateway) -> None:
         await gateway.health.start()
+        if gateway.pool is not None:
+            await gateway.pool.start()
         if self.phase == "starting":
             self.phase = "ready"
 
@@ -202,11 +222,11 @@ class GatewayService:
     def give_up(self, reason: str) -> None:
         self.cut_off(reason)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._starting is not None:
             self._starting.cancel()
         if self._gateway is not None:
-            self._gateway.close()
+            await self._gateway.close()
 
     def end(self) -> None:
         """The last answer is over: close the files that are written to."""

@@ -116,7 +116,8 @@ class UpstreamStream:
             choice = self._next()
             upstream, call = choice.replica, self.call
             self._upstreams.series.count_request(upstream.name, choice.why)
-            self._tried.add(upstream)
+            if not upstream.returns:
+                self._tried.add(upstream)
             self.choice, self.sent, self._relay = choice, time.monotonic(), Relay(call)
             upstream.take()
             upstream.prefixes.add(call.prefix)

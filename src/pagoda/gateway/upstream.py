@@ -33,6 +33,8 @@ class UpstreamFailure(Exception):
 class Upstream:
     """State of one upstream. Lives on the event loop."""
 
+    returns = False  # whether a call on which it failed may be tried on it again
+
     def __init__(
         self,
         settings: UpstreamSettings,

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import partial
 from types import FrameType
@@ -64,7 +64,8 @@ class Living(Protocol):
 
     def cut_off(self, reason: str) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> Awaitable[None] | None:
+        """End what was started, now or when what comes is awaited."""
 
     def end(self) -> None: ...
 
@@ -113,7 +114,8 @@ class PagodaServer(uvicorn.Server):
         except Exception as error:
             self.failure = error
         finally:
-            self._service.close()
+            if (closing := self._service.close()) is not None:
+                await closing
             self.should_exit = True
 
     async def _stop_asked_for(self) -> None:
