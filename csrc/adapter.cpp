@@ -8,7 +8,7 @@ namespace pagoda {
 
 namespace {
 
-constexpr int64_t kAlignment = 64;
+constexpr int64_t kAlignment = 64, kHugePage = int64_t{2} << 20;
 constexpr float kLargestByte = 127.0f;
 
 // The scale of `count` numbers as bytes; of others 1.
@@ -71,7 +71,8 @@ Adapter::Adapter(const void *of, const std::vector<LoraSite> &sites, const std::
     };
     int64_t total = 0;
     for (const LoraFactors &f : factors) total += a_size(f) + b_size(f);
-    memory_ = LazyMemory(static_cast<size_t>(total));
+    // In whole huge pages, where it is more than one: it is read line by line, once a step.
+    memory_ = LazyMemory(static_cast<size_t>(total > kHugePage ? round_up(total, kHugePage) : total));
     uint8_t *next = memory_.data();
     for (const LoraFactors &f : factors) {
         const LoraSite &at = sites[f.site];

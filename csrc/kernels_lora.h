@@ -12,6 +12,11 @@ constexpr int64_t lora_element_bytes(LoraType t) { return t == LoraType::F32 ? 4
 
 constexpr int64_t kLoraRanks = 8;  // ranks that lie together in A
 
+// Memory that is read ahead, a few lines at a time, while something else is computed.
+struct ReadAhead {
+    const uint8_t *at = nullptr, *end = nullptr;
+};
+
 struct LoraArgs {
     // A is [rank / 8][columns / 16][8][16], the last ranks fewer than 8; B is [panels][rank][16].
     const uint8_t *weights;
@@ -31,6 +36,7 @@ struct LoraArgs {
     const float *row_scale;  // [panels * 16] of what the product has made of out, or null
     const float *before;     // [T][before_stride] what out was before the product was added to it; null: the product alone
     int64_t before_stride;
+    ReadAhead *ahead;        // what is wanted after this product, read meanwhile while there is enough of it; or null
 };
 
 struct LoraKernels {

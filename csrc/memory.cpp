@@ -22,7 +22,7 @@ uint8_t *map(size_t bytes) {
 
 LazyMemory::LazyMemory(size_t bytes) {
     bytes_ = static_cast<size_t>(round_up(static_cast<int64_t>(bytes ? bytes : 1), 4096));
-    if (bytes_ < 4 * kHugePage) {
+    if (bytes_ < 2 * kHugePage) {
         data_ = map(bytes_);
         return;
     }

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kReadAheadTokens = 8;  // a step of more is bound by arithmetic
 constexpr int64_t kReadAheadItems = 6;   // of each thread's, while it waits
-constexpr int64_t kItemsAPart = 4;       // of a linear stage, after which a part of what adapters need is read ahead
+constexpr int64_t kItemsAPart = 8;       // of a linear stage, after which a part of what adapters need is read ahead
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -116,9 +116,24 @@ void Program::read_adapters_ahead(size_t stage, int64_t item) const {
 }
 
 // Adds what adapters do to the products of the items that this thread has done.
-void Program::finish_products(const LinearStage &linear, const Step &step, int64_t shrinks, const std::vector<Range> &done) {
+void Program::finish_products(const LinearStage &linear, const Step &step, int64_t shrinks, const std::vector<Range> &done,
+                              ReadAhead &ahead) {
     workspace.pool->wait([&] { return shrinks_done_.load(std::memory_order_acquire) >= shrinks * workspace.pool->size(); });
-    for (const Range &items : done) linear.finish(workspace, step, items.begin, items.end);
+    for (const Range &items : done) linear.finish(workspace, step, items.begin, items.end, ahead);
+}
+
+// The codes of the weights that the thread will multiply with first in the next linear stage after `stage`.
+ReadAhead Program::next_weights(size_t stage, const Step &step, int thread) const {
+    if (step.tokens > kReadAheadTokens) return {};
+    for (++stage; stage < stages_.size() && !std::holds_alternative<RouteStage>(stages_[stage]); ++stage) {
+        const auto *linear = std::get_if<LinearStage>(&stages_[stage]);
+        if (!linear) continue;
+        const int64_t items = num_items(stage);
+        if (items == 0) return {};
+        const LinearStage::Item first = linear->item(workspace, step, items * thread / workspace.pool->size());
+        return {first.weight->codes(first.panel_begin), first.weight->codes(first.weight->panels)};
+    }
+    return {};
 }
 
 // What the threads will read first of the weights of the next linear stage after `stage`.
@@ -166,6 +181,7 @@ void Program::work(const Step &step, int thread) {
     std::vector<Stretch> ahead;
     std::vector<Range> done;  // of a linear stage, by this thread
     int64_t shrinks = 0;      // stages so far
+    ReadAhead next;           // of weights, while adapters are computed
     double since = profiling && thread == 0 ? now() : 0.0;
     for (size_t i = 0; i < stages_.size(); ++i) {
         if (num_items(i) == 0) continue;  // so nobody need wait
@@ -180,12 +196,16 @@ void Program::work(const Step &step, int thread) {
                         if (!done.empty() && done.back().end == item) ++done.back().end;
                         else done.push_back({item, item + 1});
                     }
-                    stage.run(workspace, step, item, scratch);
+                    if constexpr (std::is_same_v<S, LoraShrinkStage>) stage.run(workspace, item, next);
+                    else stage.run(workspace, step, item, scratch);
                     if constexpr (std::is_same_v<S, RouteStage>) count_routed(i, step);
                 });
             },
             stages_[i]);
-        if (linear) finish_products(*linear, step, shrinks, done);
+        if (linear) {
+            next = next_weights(i, step, thread);
+            finish_products(*linear, step, shrinks, done, next);
+        }
         const bool shrinks_here = std::holds_alternative<LoraShrinkStage>(stages_[i]);
         if (shrinks_here) {
             ++shrinks;

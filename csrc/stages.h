@@ -154,12 +154,12 @@ struct LinearStage {
     // Adapters: after a thread has done items [begin, end), and all threads what of the shrink stage is theirs, it adds
     // B hidden + bias to what these items made.
     bool takes_adapters() const { return parts[0].site != kNone; }
-    void finish(Workspace &w, const Step &step, int64_t begin, int64_t end) const;
+    void finish(Workspace &w, const Step &step, int64_t begin, int64_t end, ReadAhead &ahead) const;
     void plan_adapters(const Workspace &w);  // what `finish` will read
     LoraReading reading;
 
   private:
-    void add_adapters(Workspace &w, size_t part, const Item &at) const;
+    void add_adapters(Workspace &w, size_t part, const Item &at, ReadAhead &ahead) const;
     static int64_t panels_an_item(const LinearPart &p, int64_t rows);  // how many panels of a part one item covers
     int64_t chunk_items(int64_t rows) const;
     Item chunk_item(int64_t index, int expert, int64_t rows, int64_t row_begin, int64_t row_end) const;
@@ -182,7 +182,7 @@ struct LoraShrinkStage {
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &w, const Step &) const;
-    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
+    void run(Workspace &w, int64_t item, ReadAhead &ahead) const;
     Cost describe(const Workspace &w, const Step &step) const;
     // Before the step runs.
     void plan(const Workspace &w);

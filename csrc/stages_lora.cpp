@@ -126,7 +126,7 @@ int64_t LoraShrinkStage::items(const Workspace &w, const Step &) const {
 }
 
 // Items go by adapter, then its tokens, then sites, then ranks.
-void LoraShrinkStage::run(Workspace &w, const Step &, int64_t index, uint8_t *) const {
+void LoraShrinkStage::run(Workspace &w, int64_t index, ReadAhead &ahead) const {
     const int64_t pieces = ceil_div(w.adapters.rank, kLoraRanks), each = static_cast<int64_t>(sites.size()) * pieces;
     const LoraTokens tokens = chunk_at(w.adapters, index / each);
     const int64_t place = index % each / pieces, first = index % pieces * kLoraRanks;
@@ -147,6 +147,7 @@ void LoraShrinkStage::run(Workspace &w, const Step &, int64_t index, uint8_t *) 
     a.x = w.buffer(x).row(0);
     a.x_stride = w.buffer(x).stride;
     a.hidden = w.adapters.hidden.data() + place * w.adapters.rank;
+    a.ahead = &ahead;
     w.lora_kernels->shrink(a);
 }
 
@@ -167,19 +168,19 @@ void LinearStage::plan_adapters(const Workspace &w) {
         }
 }
 
-void LinearStage::finish(Workspace &w, const Step &step, int64_t begin, int64_t end) const {
+void LinearStage::finish(Workspace &w, const Step &step, int64_t begin, int64_t end, ReadAhead &ahead) const {
     const int64_t n = w.num_rows(rows, step);
     while (begin < end) {
         Item at = item(w, step, begin);
         const int64_t each = panels_an_item(*at.part, n);
         at.panel_end = std::min(at.panel_begin + (end - begin) * each, at.weight->panels);
         begin += ceil_div(at.panel_end - at.panel_begin, each);
-        add_adapters(w, static_cast<size_t>(at.part - parts.data()), at);
+        add_adapters(w, static_cast<size_t>(at.part - parts.data()), at, ahead);
     }
 }
 
 // To neighbouring panels of one part, for a chunk of the rows.
-void LinearStage::add_adapters(Workspace &w, size_t part, const Item &at) const {
+void LinearStage::add_adapters(Workspace &w, size_t part, const Item &at, ReadAhead &ahead) const {
     const Buffer &out = w.buffer(at.part->out);
     const int64_t before = w.lora_sites[static_cast<size_t>(at.part->site)].before;
     for (const StepAdapters::Group &group : w.adapters.groups) {
@@ -198,6 +199,7 @@ void LinearStage::add_adapters(Workspace &w, size_t part, const Item &at) const 
         a.row_scale = d.row_scale.empty() ? nullptr : d.row_scale.data();
         a.before = at.part->accumulate ? w.adapters.before.data() + before : nullptr;
         a.before_stride = w.adapters.before_stride;
+        a.ahead = &ahead;
         w.lora_kernels->expand(a);
     }
 }

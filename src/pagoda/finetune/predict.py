@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,7 @@ from pagoda.models.registry import load_model
 from pagoda.plan.advice.finetuning import ALL
 from pagoda.types import RawTensor
 
-LIBRARIES = 500_000_000  # with a tokenizer, and what matrix products of torch set up
-DATASETS = 90_000_000  # which transformers imports where it is installed, with pyarrow and pandas
+LIBRARIES = 430_000_000  # with a tokenizer, and what matrix products of torch set up
 HOLES = 11  # layers whose activations fit in what glibc holds between what lives on
 SHARE = 0.55  # of a step's time that is products with the base's matrices
 PROBE_TOKENS, PROBE_SECONDS = 256, 0.3
@@ -98,7 +96,7 @@ def _memory(prepared: Prepared, decoder: Decoder) -> Memory:
     packed = sum(m.num_bytes for m in matrices) + decoder.output.num_bytes
     adapted = [m for block in decoder.blocks for m in _targets(block, settings.targets)]
     return Memory(
-        libraries=LIBRARIES + (DATASETS if find_spec("datasets") else 0),
+        libraries=LIBRARIES,
         weights=packed,
         adapters=16 * sum(settings.rank * sum(m.shape) + settings.dora * m.shape[0] for m in adapted),
         activations=kept,
