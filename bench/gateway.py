@@ -30,7 +30,7 @@ ROUNDS = 400
 IDLE, IDLE_S = 200, 5.0
 CONVERSATIONS, TURNS, CLIENTS, ANSWER = 8, 5, 2, 16
 WORDS = ["river", "stone", "lantern", "winter", "copper", "garden", "signal", "harbour", "pencil", "mirror", "velvet"]
-KV = "360MiB"  # of a replica: 46 KB a token of the default model, so 8,000 tokens
+KV = "330MiB"  # of a replica: 46 KB a token of the default model, so 7,500 tokens
 ANSWERED = json.dumps(
     {
         "id": "x",
@@ -145,7 +145,7 @@ async def ask(url: str, body: dict[str, Any]) -> tuple[float, dict[str, Any], st
 
 async def talk(url: str, run: str) -> tuple[list[float], int, int]:
     """All turns of all conversations. → TTFT of each request, prompt tokens, and those of them that were cached"""
-    chats = [conversation(f"{run}-{number}", 1100) for number in range(CONVERSATIONS)]
+    chats = [conversation(f"{run}-{number}", 1400) for number in range(CONVERSATIONS)]
     ttfts, tokens, cached = [], 0, 0
     waiting = [(turn, number) for turn in range(TURNS) for number in range(CONVERSATIONS)][::-1]
 

@@ -28,11 +28,20 @@ def plan(plan: PlanSettings) -> None:
 
     With --ttft and --tpot the answer is the largest concurrency that keeps them, and the flags of `pagoda serve`
     that give it. With --verify the engine runs here and its times stand beside the predicted ones.
+
+    With --fleet traffic.jsonl, a log that `pagoda serve --request-log` or `pagoda gateway` has written, the answer is
+    how many replicas keep them, what routing by prefix saves, what a failed replica costs, and whether prefill and
+    decode apart would pay.
     """
     if plan.verify:
         from pagoda.cli.plan_verify import verify_and_print
 
         verify_and_print(plan)
+        return
+    if plan.fleet is not None:
+        from pagoda.cli.plan_fleet import plan_fleet
+
+        plan_fleet(plan)
         return
     if plan.plot is not None:
         check_path(plan.plot)

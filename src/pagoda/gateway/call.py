@@ -42,6 +42,9 @@ class UpstreamCall(Call):
     session: str | None = None
     include_cost: bool = False
 
+    def prefix_hashes(self) -> tuple[int, ...]:
+        return self.prefix
+
     @property
     def model(self) -> str | None:
         """The model that is asked for."""

@@ -44,6 +44,7 @@ class RequestLine:
     draft_tokens: int = 0  # guessed ahead and checked
     accepted_draft_tokens: int = 0
     upstream: str = ""  # of a gateway: which one answered
+    prefix: tuple[int, ...] = ()  # hashes of how it begins, piece by piece; equal within one run of the server alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pagoda.errors import ConfigError
+from pagoda.routing.router import Routing
 from pagoda.settings import Setting, Settings
 
 MAX_TOKENS = 1 << 26
@@ -74,6 +75,19 @@ class PlanSettings(Settings):
     figures: Annotated[tuple[Figure, ...], Setting("With --verify: which figures.")] = FIGURES
     verify_seconds: Annotated[
         float | None, Setting("With --verify: begin no further round of timing after so long; six rounds by default.")
+    ] = None
+    fleet: Annotated[
+        Path | None,
+        Setting("Simulate a fleet of replicas under the traffic of a --request-log, within --ttft and --tpot at p95."),
+    ] = None
+    fleet_replicas: Annotated[
+        int | None, Setting("With --fleet: replicas that wrote the log; prints the simulation's error.", minimum=1)
+    ] = None
+    fleet_routing: Annotated[Routing, Setting("With --fleet: how requests are routed, as in `pagoda gateway`.")] = (
+        "affinity"
+    )
+    fleet_kv_tokens: Annotated[
+        int | None, Setting("With --fleet: tokens that a replica's KV cache holds.", minimum=1)
     ] = None
 
 

@@ -14,11 +14,14 @@ MAX_PIECES = 4096  # of one request: 1 MiB of text
 MAX_HELD = 65_536  # of one replica
 
 
-def prefix_hashes(parts: Iterable[bytes]) -> tuple[int, ...]:
-    """Of each whole piece of `parts`, one after the other. Equal within this process alone."""
+def prefix_hashes(parts: Iterable[bytes], salt: str = "") -> tuple[int, ...]:
+    """Of each whole piece of `parts`, one after the other. Equal within this process alone, and for equal salts.
+
+    Python hashes bytes with a secret of the process, so nobody can find out from a hash what was said.
+    """
     text = b"\0".join(parts)
     hashes: list[int] = []
-    before = 0
+    before = hash(salt)
     for end in range(PIECE_BYTES, min(len(text), PIECE_BYTES * MAX_PIECES) + 1, PIECE_BYTES):
         before = hash((before, text[end - PIECE_BYTES : end]))
         hashes.append(before)

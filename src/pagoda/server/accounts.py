@@ -24,6 +24,7 @@ from pagoda.server.record import RequestRecord
 
 BILL_EVERY_S = 60.0
 LATE_S = 2.0  # in which a step ends that a request was in when its client went away
+LOGGED_PIECES = 256  # of a prompt: 16,384 tokens
 
 
 def make_ledger(settings: CostSettings) -> CostLedger:
@@ -192,6 +193,7 @@ class Accounts:
             draft_tokens=facts.get("draft_tokens", 0),
             accepted_draft_tokens=facts.get("accepted_draft_tokens", 0),
             upstream=call.headers.get(UPSTREAM, ""),
+            prefix=tuple(one & 0xFFFFFFFF for one in call.prefix_hashes()[:LOGGED_PIECES]),
         )
 
 

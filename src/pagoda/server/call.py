@@ -10,8 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from pagoda.cache.policy import DEFAULT_OPTIONS, CacheOptions
 from pagoda.observe.tracing import Part
+from pagoda.routing.prefixes import prefix_hashes
 from pagoda.server.output_plan import OutputPlan
 from pagoda.types import Delta, Request
 
@@ -34,6 +37,12 @@ class Call:
     headers: dict[str, str] = field(default_factory=dict)  # of the response; layers add to them before they answer
     is_estimate: bool = False  # its prompts' lengths are; the last delta's usage tells them, of all that was asked
     parts: list[Part] = field(default_factory=list)  # what layers did for it, for its trace
+
+    def prefix_hashes(self) -> tuple[int, ...]:
+        """Of each 64 tokens of the first prompt and all before them. Tenants and adapters share none."""
+        request = self.requests[0]
+        ids = np.asarray(request.prompt_token_ids, np.int32).tobytes()
+        return prefix_hashes([ids], salt=f"{self.tenant} {self.adapter} {request.cache_salt}")
 
 
 class DeltaStream(Protocol):
