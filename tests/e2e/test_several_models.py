@@ -65,6 +65,12 @@ def test_three_models_in_room_for_two(models: list[Path], tmp_path: Path) -> Non
         assert states(server)[loaded[0]] == "unloaded"
         metrics = server.client.get("/metrics").text
         assert f'pagoda_kv_blocks_total{{model_name="{loaded[1]}"}}' in metrics
+        shown = server.client.get("/live/state", params={"model": loaded[1]}, headers=ADMIN).json()
+        assert shown["model"] == loaded[1]
+        assert [one["chosen"] for one in shown["models"]] == [name == loaded[1] for name in NAMES]
+        assert "sentence" in shown
+        assert "facts" not in server.client.get("/live/state", params={"model": loaded[0]}, headers=ADMIN).json()
+        assert server.client.get("/live/state").status_code == 403
         pids = children(server)
         server.popen.send_signal(signal.SIGTERM)
         assert server.wait_end() == 0

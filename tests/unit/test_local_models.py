@@ -17,6 +17,7 @@ from pagoda.gateway.local.routes import merge_series
 from pagoda.gateway.local.settings import LocalSettings, flags_of, models_of, shared
 from pagoda.gateway.local.upstream import LocalUpstream
 from pagoda.gateway.upstream import UpstreamFailure
+from pagoda.observe.cost import CostSettings
 
 
 class Fake(LocalUpstream):
@@ -211,8 +212,8 @@ def test_settings_become_flags_and_settings_again(tmp_path: Path) -> None:
     engine = EngineSettings(
         "m", kv_type="int8", kv_memory_bytes=1 << 30, prefix_caching=False, lora=("a=x", "b=y"), threads=2
     )
-    model, *flags = flags_of(engine)
-    parsed: dict[str, Any] = {"model": model, "lora": []}
+    flags = flags_of(engine)
+    parsed: dict[str, Any] = {"model": "m", "lora": []}
     while flags:
         flag = flags.pop(0)
         if flag.startswith("--no-"):
@@ -227,7 +228,8 @@ def test_settings_become_flags_and_settings_again(tmp_path: Path) -> None:
 
 def test_models_share_the_machine() -> None:
     given = models_of(EngineSettings(kv_offload="/kv:1GB"), ["a", "b", "c"], Path("/dev/null"))
-    first, *_ = shared(given, 2, 8)
+    first, *_ = shared(given, 2, 8, CostSettings(price=3.0))
+    assert flags_of(first.cost) == ["--price", "1.5"]
     assert first.engine.threads == 4
     assert first.engine.memory_utilization == pytest.approx(0.45)
     assert first.engine.kv_offload == "/kv/a:1000000000"

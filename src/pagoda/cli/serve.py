@@ -96,7 +96,7 @@ def serve_models(models: tuple[LocalSettings, ...], server: ServerSettings, cost
 
     most = min(server.models_max or len(models), len(models))
     loading: Future[GatewayParts] = Future()
-    loading.set_result(GatewayParts(GatewaySettings(), models=shared(models, most, usable_cores())))
+    loading.set_result(GatewayParts(GatewaySettings(), models=shared(models, most, usable_cores(), cost)))
 
     def greet(_: object) -> None:
         names = ", ".join(one.name for one in models)

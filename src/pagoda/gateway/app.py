@@ -19,6 +19,7 @@ from pagoda.config import ServerSettings
 from pagoda.errors import ModelNotFoundError
 from pagoda.gateway.answers import Relayed, RelayedChat, RelayedCompletion, RelayedOther
 from pagoda.gateway.call import CHAT, COMPLETIONS, UpstreamCall, read_call
+from pagoda.gateway.local import live_routes
 from pagoda.gateway.local import routes as model_routes
 from pagoda.gateway.local.routes import all_series
 from pagoda.gateway.service import GatewayService, upstream_states
@@ -115,6 +116,7 @@ def create_gateway(settings: ServerSettings, cost: CostSettings) -> Starlette:
             Route("/v1/models", list_models),
             Route("/v1/models/{model_id:name}", show_model),
             *model_routes.ROUTES,
+            *live_routes.ROUTES,
             *cache_routes.ROUTES,
             Route("/health", health),
             Route("/ready", ready),

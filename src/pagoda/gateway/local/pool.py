@@ -39,7 +39,7 @@ class ModelPool:
     ) -> None:
         self.models = tuple(models)
         self.most = most
-        self.unloads = 0
+        self.num_viewers = 0  # of the live page
         self._idle_unload = idle_unload
         self._on_end = on_end
         self._clock = clock
@@ -105,7 +105,6 @@ class ModelPool:
             self._calm.clear()
             await self._calm.wait()
         await model.stop()
-        self.unloads += 1
         logger.info("a model is unloaded", extra={"facts": {"model": model.name}})
 
     def idle(self) -> None:

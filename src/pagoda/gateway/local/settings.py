@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pagoda.config import EngineSettings, load_rows
 from pagoda.errors import ConfigError
 from pagoda.kv.block_files import parse_offload
+from pagoda.observe.cost import CostSettings
 from pagoda.settings import fields
 from pagoda.settings_file import refuse_unknown
 
@@ -35,6 +36,7 @@ class LocalSettings:
 
     engine: EngineSettings
     name: str
+    cost: CostSettings = field(default_factory=CostSettings)
     preload: bool = False
     pinned: bool = False
 
@@ -58,9 +60,13 @@ def models_of(engine: EngineSettings, names: Sequence[str], config: Path | None)
     return tuple(found)
 
 
-def shared(models: Sequence[LocalSettings], most: int, cores: int) -> tuple[LocalSettings, ...]:
-    """With what each gets of the machine when `most` of them are in memory: threads, memory, folders of its own."""
-    return tuple(replace(one, engine=_share(one.engine, one.name, most, cores)) for one in models)
+def shared(models: Sequence[LocalSettings], most: int, cores: int, cost: CostSettings) -> tuple[LocalSettings, ...]:
+    """With what each gets of the machine when `most` of them are in memory: threads, memory, price, own folders."""
+    price = None if cost.price is None else cost.price / most
+    return tuple(
+        replace(one, engine=_share(one.engine, one.name, most, cores), cost=replace(cost, price=price))
+        for one in models
+    )
 
 
 def _share(engine: EngineSettings, name: str, most: int, cores: int) -> EngineSettings:
@@ -72,23 +78,23 @@ def _share(engine: EngineSettings, name: str, most: int, cores: int) -> EngineSe
     )
 
 
-def flags_of(engine: EngineSettings) -> list[str]:
-    """The command line that means these settings; keys are not on it."""
-    flags = [engine.model]
-    for field in fields(EngineSettings):
-        value = getattr(engine, field.name)
-        if field.about.positional or field.about.secret or value is None or value == field.default:
+def flags_of(settings: EngineSettings | CostSettings) -> list[str]:
+    """The command line that means these settings; keys are not on it, nor is the model."""
+    flags: list[str] = []
+    for setting in fields(type(settings)):
+        value = getattr(settings, setting.name)
+        if setting.about.positional or setting.about.secret or value is None or value == setting.default:
             continue
         if isinstance(value, bool):
-            flags.append(f"--{field.key}" if value else f"--no-{field.key}")
+            flags.append(f"--{setting.key}" if value else f"--no-{setting.key}")
         else:
-            for one in value if field.many else (value,):
-                flags += [f"--{field.key}", str(one)]
+            for one in value if setting.many else (value,):
+                flags += [f"--{setting.key}", str(one)]
     return flags
 
 
 def _local(engine: EngineSettings, row: Mapping[str, Any], where: str) -> LocalSettings:
-    known = {field.key: field for field in fields(EngineSettings)}
+    known = {setting.key: setting for setting in fields(EngineSettings)}
     refuse_unknown(Path(where), "key", row, (*OWN_KEYS, *known))
     for key in ("model", "name"):
         if not isinstance(row.get(key, "x"), str) or not row.get(key, "x"):

@@ -143,11 +143,12 @@ class LocalUpstream(Upstream):
         self.state = "loading"
         self.starts += 1
         key = secrets.token_hex(16)
-        own = {"PAGODA_API_KEY": key}
+        own = {"PAGODA_API_KEY": key, "PAGODA_ADMIN_KEY": key}
         if self.local.engine.kv_offload_key is not None:
             own["PAGODA_KV_OFFLOAD_KEY"] = self.local.engine.kv_offload_key
+        flags = [self.local.engine.model, *flags_of(self.local.engine), *flags_of(self.local.cost)]
         try:
-            self.process = await ServeProcess.start(self.name, flags_of(self.local.engine), own)
+            self.process = await ServeProcess.start(self.name, flags, own)
             url = await self.process.url()
         except (EngineError, OSError) as error:
             self._fell()

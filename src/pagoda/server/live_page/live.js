@@ -6,6 +6,9 @@ const SVG = "http://www.w3.org/2000/svg";
 const MAP_HEIGHT = 150;
 let key = sessionStorage.getItem("pagoda-key") || "";
 let shown = null;
+let model = new URLSearchParams(location.hash.slice(1)).get("model"); // of several; null: the one used last
+let watching = new AbortController();
+const of = () => (model === null ? "" : `?model=${encodeURIComponent(model)}`);
 
 const headers = () => (key ? { Authorization: `Bearer ${key}` } : {});
 const count = (n) => Math.round(n).toLocaleString("en");
@@ -26,10 +29,12 @@ function link(text, state) {
 
 async function watch() {
   let response;
+  watching = new AbortController();
+  const { signal } = watching;
   try {
-    response = await fetch("live/events", { headers: headers() });
+    response = await fetch(`live/events${of()}`, { headers: headers(), signal });
   } catch {
-    return again();
+    return signal.aborted || again();
   }
   if (response.status === 401 || response.status === 403) {
     const body = await response.json().catch(() => null);
@@ -51,7 +56,14 @@ async function watch() {
       for (const event of events) if (event.startsWith("data: ")) draw(JSON.parse(event.slice(6)));
     }
   } catch { /* the connection broke: tried again below */ }
-  again();
+  if (!signal.aborted) again();
+}
+
+function choose(name) {
+  model = name;
+  location.hash = `model=${encodeURIComponent(name)}`;
+  watching.abort();
+  watch();
 }
 
 function again() {
@@ -77,6 +89,10 @@ $("ask").addEventListener("submit", (event) => {
 function draw(state) {
   shown = state;
   $("model").textContent = state.model;
+  drawModels(state.models || []);
+  $("page").hidden = !state.facts;
+  $("away").hidden = Boolean(state.facts);
+  if (!state.facts) return;
   $("situation").textContent = state.situation;
   $("sentence").textContent = state.sentence;
   $("alerts").replaceChildren(...state.alerts.map((text) => element("li", text)));
@@ -92,6 +108,17 @@ function element(name, text, className) {
   if (text !== undefined) made.textContent = text;
   if (className) made.className = className;
   return made;
+}
+
+function drawModels(models) {
+  $("models").hidden = !models.length;
+  $("models").replaceChildren(...models.map((one) => {
+    const button = element("button", one.name, one.state);
+    button.append(element("span", one.in_flight ? `${one.state}, ${one.in_flight} under way` : one.state));
+    button.setAttribute("aria-pressed", one.chosen);
+    button.addEventListener("click", () => choose(one.name));
+    return button;
+  }));
 }
 
 const TILES = [
@@ -159,7 +186,7 @@ function stopButton(id) {
   button.addEventListener("click", async () => {
     button.disabled = true;
     const body = JSON.stringify({ id });
-    await fetch("live/stop", { method: "POST", body, headers: { ...headers(), "X-Pagoda-Live": "1" } }).catch(() => null);
+    await fetch(`live/stop${of()}`, { method: "POST", body, headers: { ...headers(), "X-Pagoda-Live": "1" } }).catch(() => null);
   });
   return button;
 }
