@@ -36,9 +36,9 @@ class LocalSettings:
 
     engine: EngineSettings
     name: str
-    cost: CostSettings = field(default_factory=CostSettings)
     preload: bool = False
     pinned: bool = False
+    cost: CostSettings = field(default_factory=CostSettings)
 
 
 def models_of(engine: EngineSettings, names: Sequence[str], config: Path | None) -> tuple[LocalSettings, ...]:
