@@ -6,7 +6,8 @@
 `expect` writes a folder a model, what transformers goes on with greedily in float32 and its logits, and, where
 LLAMA_CPP names a source tree of llama.cpp, GGUF files of its converter, or, where that refuses, of the tests' own.
 `compare` runs Pagoda on the folders and, with LLAMA_CPP_BIN, beside llama-server on the files. Exits with 1 where a
-cosine of logits is below 0.9999, a greedy token differs, or fewer than 99 % of the likeliest tokens are llama-server's.
+cosine of logits is below 0.9999, a greedy token differs, or with float weights fewer than 99 % of the likeliest tokens
+are llama-server's.
 """
 
 from __future__ import annotations
@@ -167,11 +168,12 @@ class Server:
         body |= {"n_probs": 1, "return_tokens": True, "cache_prompt": False, "seed": 1}
         request = urllib.request.Request(f"{self.url}/completion", json.dumps(body).encode())
         answer = json.load(urllib.request.urlopen(request, timeout=120))
-        known = {i: (p["id"], p["logprob"]) for i, p in enumerate(answer.get("completion_probabilities", []))}
-        tokens = answer["tokens"]
-        if len(known) != len(tokens):  # tokens of parts of characters are left out
-            return [(token, float("nan")) for token in tokens]
-        return [known[i] for i in range(len(tokens))]
+        stated = list(answer.get("completion_probabilities", []))
+        found = []
+        for token in answer["tokens"]:  # of tokens that are parts of characters nothing is stated
+            is_stated = bool(stated) and stated[0]["id"] == token
+            found.append((token, stated.pop(0)["logprob"] if is_stated else float("nan")))
+        return found
 
     def stop(self) -> None:
         self.process.terminate()
@@ -220,7 +222,7 @@ def compare(root: Path, names: list[str]) -> bool:
                     line.append(f"{type}: {error}")
                     fine = False
                     continue
-                fine &= share >= 0.99
+                fine &= share >= 0.99 or type != "f32"  # llama.cpp rounds what meets quantized weights to bytes
                 line.append(f"llama-server {type}: top-1 {share:.4f} of {count}, log-probabilities within {most:.1e}")
         print(f"{name}: " + "; ".join(line), flush=True)
     return fine
