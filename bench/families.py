@@ -29,6 +29,7 @@ PROMPTS = [[(a * i * i + 7 * i + b) % VOCAB for i in range(n)] for a, b, n in ((
 CONTINUED = 64
 COMPARED = 170  # tokens after each prompt beside llama-server
 TYPES = ("f32", "q8_0")
+EOS = 257
 CONVERT = """
 import sys
 from pathlib import Path
@@ -162,22 +163,30 @@ class Server:
                 time.sleep(0.1)
         raise RuntimeError("llama-server does not get ready")
 
-    def continued(self, prompt: list[int], count: int) -> list[tuple[int, float]]:
-        """What it goes on with greedily: (token, log-probability)."""
-        body = {"prompt": prompt, "n_predict": count, "top_k": 1, "samplers": ["top_k"], "ignore_eos": True}
-        body |= {"n_probs": 1, "return_tokens": True, "cache_prompt": False, "seed": 1}
+    def continued(self, prompt: list[int], count: int) -> tuple[list[int], list[dict[str, Any]]]:
+        """→ what it goes on with greedily, and what it states of tokens: not of those that are parts of characters"""
+        body = {"prompt": prompt, "n_predict": count, "top_k": 1, "samplers": ["top_k"]}
+        body |= {"n_probs": 1, "return_tokens": True, "cache_prompt": False, "seed": 1, "ignore_eos": True}
         request = urllib.request.Request(f"{self.url}/completion", json.dumps(body).encode())
         answer = json.load(urllib.request.urlopen(request, timeout=120))
-        stated = list(answer.get("completion_probabilities", []))
-        found = []
-        for token in answer["tokens"]:  # of tokens that are parts of characters nothing is stated
-            is_stated = bool(stated) and stated[0]["id"] == token
-            found.append((token, stated.pop(0)["logprob"] if is_stated else float("nan")))
-        return found
+        return answer["tokens"], answer.get("completion_probabilities", [])
 
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait()
+
+
+def apart(tokens: list[int], ours: np.ndarray, stated: list[dict[str, Any]]) -> float:
+    """The largest difference of log-probabilities, `stated` being of some of the tokens: of those that fit best."""
+    least = np.full((len(tokens) + 1, len(stated) + 1), np.inf)
+    least[:, 0] = 0
+    for i, token in enumerate(tokens):
+        for j, one in enumerate(stated):
+            least[i + 1, j + 1] = least[i, j + 1]
+            if one["id"] == token:
+                difference = max(float(least[i, j]), abs(float(ours[i]) - one["logprob"]))
+                least[i + 1, j + 1] = min(least[i, j + 1], difference)
+    return float(least[-1, -1])
 
 
 def against_llama(path: Path) -> tuple[float, int, float]:
@@ -187,19 +196,14 @@ def against_llama(path: Path) -> tuple[float, int, float]:
     most = 0.0
     try:
         for prompt in PROMPTS:
-            theirs = server.continued(prompt, COMPARED)
-            ids = prompt + [token for token, _ in theirs]
-            rows = run.logits(ids[:-1], 7, 30)[len(prompt) - 1 :]
-            logprobs = (
-                rows
-                - np.log(np.exp(rows - rows.max(-1, keepdims=True)).sum(-1, keepdims=True))
-                - rows.max(-1, keepdims=True)
-            )
-            for (token, theirs_logprob), row in zip(theirs, logprobs, strict=True):
-                equal += int(row.argmax()) == token
-                total += 1
-                if not np.isnan(theirs_logprob):
-                    most = max(most, abs(float(row[token]) - theirs_logprob))
+            tokens, stated = server.continued(prompt, COMPARED)
+            rows = run.logits((prompt + tokens)[:-1], 7, 30)[len(prompt) - 1 :]
+            top = rows.max(-1, keepdims=True)
+            logprobs = rows - top - np.log(np.exp(rows - top).sum(-1, keepdims=True))
+            most = max(most, apart(tokens, logprobs[np.arange(len(tokens)), tokens], stated))
+            logprobs[:, EOS] = -np.inf  # which it was told to ignore
+            equal += int((logprobs.argmax(-1) == tokens).sum())
+            total += len(tokens)
     finally:
         server.stop()
     return equal / total, total, most
