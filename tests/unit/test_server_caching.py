@@ -22,6 +22,7 @@ from pagoda.cache.question_log import read_question_log
 from pagoda.cache.rules import Rules
 from pagoda.cache.store import Selector, StoreError
 from pagoda.cache.stores.memory import MemoryStore
+from pagoda.observe.cost import CostSettings
 from pagoda.server.call import Call
 from pagoda.server.question import Bypass
 from pagoda.types import FloatArray, Request, SamplingParams
@@ -93,6 +94,15 @@ def test_a_repeat_is_a_hit_and_costs_nothing(served: Served) -> None:
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (0, 0, 0)
     assert usage["cached"] is True
     assert "cached" not in first.json()["usage"]
+
+
+def test_a_hit_says_that_it_cost_nothing() -> None:
+    options: dict[str, Any] = {"cache_store": "memory", "cache_embedder": "none", "cache_budget": 5}
+    with serving(FakeLoaded(FakeEngine(0.001)), cost=CostSettings(price=3600), **options) as served:
+        first, second = (chat(served, include_cost=True) for _ in range(2))
+    assert first.json()["usage"]["cost_usd"] > 0
+    assert second.json()["usage"]["cost_usd"] == 0
+    assert float(second.headers["x-cost-usd"]) == 0
 
 
 def test_a_stream_has_the_same_events_from_the_cache(served: Served) -> None:

@@ -137,8 +137,10 @@ class Answer:
 
     def usage(self) -> dict[str, Any]:
         """Prompts are counted once, however many choices continue them; answers from the cache cost nothing."""
+        shown = self.cost_usd if self.options.include_cost else None
+        cost = {} if shown is None else {"cost_usd": round(shown(), 10)}
         if any(choice.usage and choice.usage.cached for choice in self.choices):
-            return dict(CACHED_USAGE)
+            return {**CACHED_USAGE, **cost}
         firsts = self.choices[:: self.options.n]
         prompt_tokens = sum(len(choice.prompt.ids) for choice in firsts)
         completion_tokens = sum(choice.completion_tokens for choice in self.choices)
@@ -148,9 +150,8 @@ class Answer:
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached_tokens},
+            **cost,
         }
-        if self.options.include_cost and self.cost_usd is not None:
-            usage["cost_usd"] = round(self.cost_usd(), 10)
         details = self._completion_details()
         return usage | {"completion_tokens_details": details} if details else usage
 
