@@ -338,6 +338,10 @@ def test_a_store_that_is_away_or_slow_makes_misses(monkeypatch: pytest.MonkeyPat
             assert response.status_code == 200
             whys.append(response.headers[HEADER])
         assert whys == [f"miss; {'too slow' if seconds else 'store failed'}"] * 3 + ["miss; store away"]
+        assert served.client.get("/live/state").json()["situation"] == "cache away"
+        caching = served.server._service.model().caching
+        caching._health.answered()
+        assert not caching.is_away
 
 
 class FakeJudge:

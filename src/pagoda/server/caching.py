@@ -38,6 +38,7 @@ THREADS = 4
 MAX_WRITES = 1000  # answers that wait to be kept; more are not kept
 REST_S = 1.0  # that a store is left alone after it has failed or was slow several times
 FAILURES = 3
+AWAY_S = 30.0  # that it is called away after that
 COUNTED_S = 30.0  # that a count of entries is shown before they are counted anew
 
 T = TypeVar("T")
@@ -53,11 +54,21 @@ class Health:
 
     failures: int = 0
     rests_until: float = 0.0
+    away_until: float = 0.0  # so long it is thought away, unless it answers
 
     def failed(self) -> None:
         self.failures += 1
+        now = time.monotonic()
         if self.failures >= FAILURES:
-            self.failures, self.rests_until = 0, time.monotonic() + REST_S
+            self.failures, self.rests_until = 0, now + REST_S
+            self.away_until = now + AWAY_S
+
+    def answered(self) -> None:
+        self.failures, self.away_until = 0, 0.0
+
+    @property
+    def is_away(self) -> bool:
+        return time.monotonic() < self.away_until
 
     @property
     def rests(self) -> bool:
@@ -103,8 +114,8 @@ class Caching:
 
     @property
     def is_away(self) -> bool:
-        """Whether the store has failed so often that it is not asked for some seconds."""
-        return self._health.rests
+        """Whether the store has failed again and again of late, and not answered since."""
+        return self._health.is_away
 
     async def __call__(self, call: Call, serve: Serve) -> DeltaStream:
         try:
@@ -146,7 +157,7 @@ class Caching:
                 if vector is not None:
                     here = vector
                     found = await self._run(self._lookups, lambda: self.cache.find_alike(question, here), self._budget)
-            self._health.failures = 0
+            self._health.answered()
             return found, vector
         except SlowError:
             self._health.failed()
@@ -224,7 +235,7 @@ class Caching:
             vector = self.cache.embed(question.text)
         try:
             self.cache.keep(question, answer, vector)
-            self._writing.failures = 0
+            self._writing.answered()
             self.series.writes.value += 1
         except StoreError as error:
             self._writing.failed()
