@@ -71,6 +71,28 @@ def test_filled_at_once_and_changed_afterwards(approximate: bool, monkeypatch: p
     assert len(indexes._indexes["p", "s"]) == 101
 
 
+def test_bytes_find_what_is_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after rows were removed, written anew, and moved into a larger matrix."""
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(index_module, "BYTES_FROM", 64)
+    index, rng = VectorIndex(), np.random.default_rng(7)
+    rows = rng.normal(size=(500, 96)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    for place in range(400):
+        index.put(f"k{place}", rows[place])
+    for place in range(0, 100, 2):
+        index.remove(f"k{place}")
+    for place in range(400, 500):
+        index.put(f"k{place}", rows[place])
+    assert index._codes is not None
+    kept = [place for place in range(500) if place >= 100 or place % 2]
+    for query in rows[::25]:
+        expected = sorted(((float(rows[place] @ query), f"k{place}") for place in kept), reverse=True)[:5]
+        found = index.nearest(query, 5)
+        assert [key for _, key in found] == [key for _, key in expected]
+        assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-6)
+
+
 def test_vectors_of_another_width_find_nothing() -> None:
     index = VectorIndex()
     index.put("a", unit_rows(1, 1)[0])

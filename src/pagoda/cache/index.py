@@ -1,6 +1,7 @@
-"""Vectors of one partition in memory, searched exactly; past 50,000 through HNSW where `usearch` is installed.
+"""Vectors of one partition in memory: a few are searched exactly, more than 50,000 through HNSW if `usearch` is there.
 
-The graph is built on a thread of its own, from a copy, while searches go on exactly.
+Between, bytes are searched, a quarter of what memory has to give, and what is nearest by them is compared exactly. The
+graph is built on a thread of its own, from a copy, while searches go on without it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,22 @@ from pagoda.types import FloatArray
 Rows = npt.NDArray[np.int64]
 
 try:
-    from usearch.index import Index
+    from usearch.index import Index, MetricKind, search
 except ImportError:
     Index = None
 
 EXACT_UP_TO = 50_000
+BYTES_FROM = 8_192  # rows
+MORE_BY_BYTES = 32  # candidates by bytes, beyond those that are wanted
 BUILD_ROWS = 256  # taken into a graph at once while it is built
 CONNECTIVITY, EXPANSION = 24, 128  # of HNSW: recall over 0.99 of the ten nearest among 100,000 questions
+
+
+def in_bytes(vectors: FloatArray) -> npt.NDArray[np.int8]:
+    """Unit vectors [..., d] in bytes of one scale: their elements are seldom above 4 / sqrt(d)."""
+    scale = np.float32(127 / min(1.0, 4 / np.sqrt(vectors.shape[-1])))
+    codes: npt.NDArray[np.int8] = np.rint(np.clip(vectors * scale, -127, 127)).astype(np.int8)
+    return codes
 
 
 class VectorIndex:
@@ -35,6 +45,7 @@ class VectorIndex:
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         self._matrix: FloatArray = np.empty((0, 0), np.float32)
+        self._codes: npt.NDArray[np.int8] | None = None  # the matrix in bytes; None: few rows, or no usearch
         self._graph: Any = None
         self._changed: set[int] | None = None  # rows written since a graph began to be built; None: none is
 
@@ -51,6 +62,8 @@ class VectorIndex:
             self._grow(len(vector), 2 * len(self._keys))  # many partitions are conversations of one question
         row = self._free.pop()
         self._matrix[row], self._keys[row], self._rows[key] = vector, key, row
+        if self._codes is not None:
+            self._codes[row] = in_bytes(vector)
         if self._graph is not None:
             self._graph.add(row, vector)
         elif self._changed is not None:
@@ -63,6 +76,8 @@ class VectorIndex:
         self._grow(vectors.shape[1], len(keys))
         count = len(keys)
         self._matrix[:count], self._keys[:count] = vectors, keys
+        if self._codes is not None:
+            self._codes[:count] = in_bytes(vectors)
         self._rows = {key: row for row, key in enumerate(keys)}
         self._free = list(range(len(self._keys) - 1, count - 1, -1))
         self._build_when_large()
@@ -80,6 +95,8 @@ class VectorIndex:
             return
         self._keys[row] = None
         self._matrix[row] = 0
+        if self._codes is not None:
+            self._codes[row] = 0
         if self._graph is not None:
             self._graph.remove(row)
         elif self._changed is not None:
@@ -92,6 +109,11 @@ class VectorIndex:
             return []
         if self._graph is not None:
             rows = self._graph.search(vector, count + 8).keys.astype(np.int64)
+            scores = self._matrix[rows] @ vector
+        elif self._codes is not None:
+            wanted = min(count + MORE_BY_BYTES, len(self._keys))
+            near = search(self._codes, in_bytes(vector), wanted, MetricKind.IP, exact=True, threads=1)
+            rows = near.keys.astype(np.int64)
             scores = self._matrix[rows] @ vector
         else:
             scores = self._matrix @ vector
@@ -125,7 +147,7 @@ class VectorIndex:
                     graph.remove(row)
             rows = changed[[self._keys[row] is not None for row in changed]] if len(changed) else changed
             if not len(rows):
-                self._graph, self._changed = graph, None
+                self._graph, self._changed, self._codes = graph, None, None
             return rows, self._matrix[rows]
 
     def _grow(self, width: int, size: int) -> None:
@@ -136,6 +158,8 @@ class VectorIndex:
         if old:
             matrix[:old] = self._matrix
         self._matrix = matrix
+        if size >= BYTES_FROM and Index is not None and self._graph is None:
+            self._codes = in_bytes(matrix)
         self._keys += [None] * (size - old)
         self._free = list(range(size - 1, old - 1, -1))
 
