@@ -12,7 +12,9 @@ groups apart. FAISS gives squared Euclidean distances d = 2 - 2 cos of these vec
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -37,8 +39,9 @@ def main() -> None:
     apart = {frozenset(pair) for pair in json.loads(str(given["apart"]))}
     print(f"{'threshold':>9} {'saved':>8} {'wrong of hits':>14} {'unknown':>8} {'ms a question':>14}")
     for threshold in map(float, args.thresholds.split(",")):
-        with tempfile.TemporaryDirectory() as folder:
-            run(asked, vectors, apart, threshold, Path(folder))
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder)  # after GPTCache's own, which writes its index there
+        run(asked, vectors, apart, threshold, folder)
 
 
 def run(
