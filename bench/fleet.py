@@ -22,7 +22,7 @@ from gateway import WORDS, gateway_command
 from pagoda.client import HttpClient
 from servers import pagoda_command, serving
 
-KV_TOKENS, KV = 16_384, "720MiB"  # 46,080 bytes a token of the default model
+KV_TOKENS, KV = 16_384, "360MiB"  # 23,040 bytes a token of the default model
 BAR = 0.15
 
 

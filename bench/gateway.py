@@ -30,7 +30,7 @@ ROUNDS = 400
 IDLE, IDLE_S = 200, 5.0
 CONVERSATIONS, TURNS, CLIENTS, ANSWER = 8, 5, 2, 16
 WORDS = ["river", "stone", "lantern", "winter", "copper", "garden", "signal", "harbour", "pencil", "mirror", "velvet"]
-KV = "330MiB"  # of a replica: 46 KB a token of the default model, so 7,500 tokens
+KV = "165MiB"  # of a replica: 23 KB a token of the default model, so 7,500 tokens
 ANSWERED = json.dumps(
     {
         "id": "x",

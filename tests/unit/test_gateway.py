@@ -285,6 +285,23 @@ def test_models_are_mapped_by_name() -> None:
         assert "The upstreams have small" in unknown.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("base", "there"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/v1/", "/v1/chat/completions"),
+        ("/openai/v1", "/openai/v1/chat/completions"),
+        ("/v1beta/openai", "/v1beta/openai/chat/completions"),
+    ],
+)
+def test_a_url_with_a_path_is_the_base(base: str, there: str) -> None:
+    upstream = answering()
+    with gating(UpstreamSettings(upstream.url + base, "a")) as gated:
+        assert gated.chat().status_code == 200
+    assert upstream.heads[0].startswith(f"POST {there} HTTP/1.1")
+    assert "User-Agent: pagoda/" in upstream.heads[0]
+
+
 def test_a_model_goes_to_who_lists_it() -> None:
     a, b = (
         Scripted(lambda sock, body: respond(sock, whole("a")), ("one",)),

@@ -90,9 +90,14 @@ def read_call(data: bytes, path: str, *, tenant: str, prefix: str, session: str 
         body=body,
         streams=streams,
         prefix=prefix_hashes(_beginning(body)),
-        session=session or _of_type(body, "prompt_cache_key", str),
+        session=_session(tenant, session or _of_type(body, "prompt_cache_key", str)),
         include_cost=bool(_of_type(parsed, "include_cost", bool)),
     )
+
+
+def _session(tenant: str, name: str | None) -> str | None:
+    """Sessions of two tenants are never the same."""
+    return None if name is None else f"{tenant} {name[:256]}"
 
 
 def num_prompts(body: Mapping[str, Any]) -> int:

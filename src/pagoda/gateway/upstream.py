@@ -7,9 +7,11 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from urllib.parse import urlsplit
 
 import orjson
 
+import pagoda
 from pagoda.client import Head, HttpClient, HttpError, status_error
 from pagoda.gateway.settings import UpstreamSettings
 from pagoda.routing.prefixes import PrefixIndex
@@ -17,6 +19,7 @@ from pagoda.routing.prefixes import PrefixIndex
 RECENT_S = 60.0  # over which what an upstream was sent fades
 MAX_IDLE = 256  # connections kept for later
 MAX_REST_S = 10.0  # that an upstream which asked for time is left alone at most
+AGENT = {"User-Agent": f"pagoda/{pagoda.__version__}"}  # providers behind some proxies refuse requests without one
 LATE_LOOKS = 2  # one may be due to much work
 MODELS_BYTES = 4 * 1024 * 1024
 
@@ -52,6 +55,9 @@ class Upstream:
         self.in_flight = 0  # requests that are being answered
         self.prefixes = PrefixIndex()
         self.timeout = timeout  # seconds of silence after which an answer counts as failed
+        parts = urlsplit(settings.url)
+        self._root = f"{parts.scheme}://{parts.netloc}"
+        self._base = parts.path.rstrip("/") or "/v1"  # of the API, as OpenAI's clients take it
         self._connect_timeout = connect_timeout
         self._clock = clock
         self._idle: list[HttpClient] = []
@@ -114,6 +120,12 @@ class Upstream:
         self.healthy, self.why, self._late_looks = True, "", 0
         self.fallen.clear()
 
+    def path_of(self, path: str) -> str:
+        """Where it has what is at `path` here."""
+        if path.startswith("/v1/"):
+            return self._base + path.removeprefix("/v1")
+        return self._base.removesuffix("/v1") + path
+
     def name_of(self, model: str | None) -> str | None:
         """What it calls the model; None: it does not have it, as far as is known. No name: it has one of its own."""
         if model is None:
@@ -146,7 +158,7 @@ class Upstream:
         self.listed = self.listed if names is None else names
 
     async def _models(self, client: HttpClient) -> tuple[Head, bytes]:
-        head, pieces = await client.begin("GET", "/v1/models")
+        head, pieces = await client.begin("GET", self.path_of("/v1/models"), headers=AGENT)
         async with aclosing(pieces):
             body = b""
             async for piece in pieces:
@@ -170,7 +182,9 @@ class Upstream:
             self.failed(f"no connection: {_reason(error)}")
             raise UpstreamFailure(self, f"no connection to {self.settings.url} ({_reason(error)})") from None
         try:
-            head, pieces = await asyncio.wait_for(client.begin("POST", path, body, headers), self.timeout)
+            head, pieces = await asyncio.wait_for(
+                client.begin("POST", self.path_of(path), body, {**AGENT, **headers}), self.timeout
+            )
         except asyncio.TimeoutError:
             raise UpstreamFailure(self, f"nothing came for {self.timeout:g} s") from None
         except (OSError, HttpError, asyncio.IncompleteReadError) as error:
@@ -198,7 +212,7 @@ class Upstream:
             if client.is_open:
                 return client
             client.close()
-        return HttpClient(self.settings.url, self.settings.key)
+        return HttpClient(self._root, self.settings.key)
 
     def keep(self, client: HttpClient) -> None:
         """A connection that is free again."""
