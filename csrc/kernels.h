@@ -7,7 +7,7 @@
 
 namespace pagoda {
 
-enum class Activation : int { Silu, GeluTanh, Gelu, Relu2 };
+enum class Activation : int { Silu, GeluTanh, Gelu, Relu2, Sigmoid };
 enum class KVType : int { F32, F16, BF16, Int8 };
 
 // Activations of a number of tokens as codes, whose products are exact integers, so that no order of theirs shows.

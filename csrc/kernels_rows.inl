@@ -152,6 +152,7 @@ void layer_norm(const float *x, const float *weight, const float *bias, float ep
 template <class S>
 PAGODA_INLINE typename S::F activate(typename S::F x, Activation kind) {
     if (kind == Activation::Silu) return S::mul(x, sigmoid<S>(x));
+    if (kind == Activation::Sigmoid) return sigmoid<S>(x);
     if (kind == Activation::GeluTanh) {  // x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
         const auto cube = S::mul(S::mul(x, x), x);
         const auto inner = S::fma(S::set1(0.044715f), cube, x);

@@ -90,7 +90,8 @@ KVType kv_type_from_name(const std::string &name) {
 void forward(Program &program, const Ints &tokens, const Ints &positions, const Ints &seq_starts,
              const std::vector<IntTable> &tables, const Ints &logit_rows, const Ints &hidden_rows,
              const std::optional<Ints> &token_types, const std::vector<std::shared_ptr<Adapter>> &adapters,
-             const std::optional<Ints> &adapter_of) {
+             const std::optional<Ints> &adapter_of, const std::optional<Ints> &state_starts,
+             const std::optional<Ints> &state_saves) {
     Step step{};
     step.tokens = static_cast<int64_t>(tokens.shape(0));
     step.sequences = static_cast<int64_t>(seq_starts.shape(0)) - 1;
@@ -111,6 +112,12 @@ void forward(Program &program, const Ints &tokens, const Ints &positions, const 
         if (static_cast<int64_t>(adapter_of->shape(0)) != step.sequences)
             throw std::invalid_argument("for each sequence it must be known which adapter it has");
         step.adapter_of = adapter_of->data();
+    }
+    if (state_starts && state_saves) {
+        if (static_cast<int64_t>(state_starts->shape(0)) != step.sequences || state_saves->shape(0) != tokens.shape(0))
+            throw std::invalid_argument("a state for each sequence and each token is needed, or none");
+        step.state_starts = state_starts->data();
+        step.state_saves = state_saves->data();
     }
     if (positions.shape(0) != tokens.shape(0)) throw std::invalid_argument("a position for each token is needed");
     if (step.sequences < 1) throw std::invalid_argument("a step needs a sequence");
@@ -227,8 +234,10 @@ void bind_program(nb::module_ &m) {
              "kind"_a, "fields"_a)
         .def("block_bytes", [](const Program &p, int group) { return p.workspace.group_bytes.at(static_cast<size_t>(group)); },
              "group"_a)
-        .def("allocate_kv", [](Program &p, const std::vector<int64_t> &blocks) { p.workspace.allocate_kv(blocks); },
-             "num_blocks"_a)
+        .def_prop_ro("state_bytes", [](const Program &p) { return 4 * p.workspace.state_floats; })
+        .def("allocate_kv",
+             [](Program &p, const std::vector<int64_t> &blocks, int64_t states) { p.workspace.allocate_kv(blocks, states); },
+             "num_blocks"_a, "num_states"_a = 0)
         .def("copy_blocks",
              [](Program &p, int group, nb::ndarray<const int32_t, nb::shape<-1, 2>, nb::c_contig> pairs) {
                  p.workspace.copy_blocks(group, pairs.data(), static_cast<int64_t>(pairs.shape(0)));
@@ -250,7 +259,7 @@ void bind_program(nb::module_ &m) {
              "group"_a, "blocks"_a, "data"_a)
         .def("forward", &forward, "tokens"_a, "positions"_a, "seq_starts"_a, "block_tables"_a, "logit_rows"_a,
              "hidden_rows"_a, "token_types"_a = nb::none(), "adapters"_a = std::vector<std::shared_ptr<Adapter>>{},
-             "adapter_of"_a = nb::none())
+             "adapter_of"_a = nb::none(), "state_starts"_a = nb::none(), "state_saves"_a = nb::none())
         .def("buffer",
              [](Program &p, int index) {
                  const Buffer &b = p.workspace.buffer(index);

@@ -38,6 +38,7 @@ Activation activation_from_name(const std::string &name) {
     if (name == "gelu_tanh") return Activation::GeluTanh;
     if (name == "gelu") return Activation::Gelu;
     if (name == "relu2") return Activation::Relu2;
+    if (name == "sigmoid") return Activation::Sigmoid;
     throw std::invalid_argument("no such activation: " + name);
 }
 

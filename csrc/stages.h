@@ -12,6 +12,7 @@
 #include <string>
 #include <variant>
 
+#include "stages_recurrent.h"
 #include "workspace.h"
 
 namespace pagoda {
@@ -348,6 +349,7 @@ struct AttendStage {
 };
 
 using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, RouteStage, CombineStage,
-                           RopeAndStoreKVStage, HeadNormStage, RopeStage, ColumnsStage, AttendStage>;
+                           RopeAndStoreKVStage, HeadNormStage, RopeStage, ColumnsStage, AttendStage, ShortConvStage,
+                           DeltaRuleStage, ScaleRowsStage>;
 
 }  // namespace pagoda

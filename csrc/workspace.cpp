@@ -43,11 +43,19 @@ void Workspace::set_layers(std::vector<LayerKV> given, int groups) {
     }
 }
 
-void Workspace::allocate_kv(const std::vector<int64_t> &blocks) {
+int64_t Workspace::add_state(int64_t floats) {
+    const int64_t at = state_floats;
+    state_floats += round_up(floats, 16);
+    return at;
+}
+
+void Workspace::allocate_kv(const std::vector<int64_t> &blocks, int64_t count) {
     if (blocks.size() != group_bytes.size()) throw std::invalid_argument("a block count for each KV group is needed");
     kv.clear();
     for (size_t g = 0; g < blocks.size(); ++g) kv.emplace_back(static_cast<size_t>(blocks[g] * group_bytes[g]));
     num_blocks = blocks;
+    states = LazyMemory(static_cast<size_t>(count * state_floats) * 4);
+    num_states = count;
 }
 
 void Workspace::copy_blocks(int group, const int32_t *pairs, int64_t n) {
@@ -129,6 +137,13 @@ void Workspace::check(const Step &s) const {
         require(adapter->owner == this && adapter->deltas.size() == lora_sites.size(), "an adapter of another program");
     for (int64_t b = 0; s.adapter_of && b < s.sequences; ++b)
         require(s.adapter_of[b] >= kNone && s.adapter_of[b] < static_cast<int64_t>(s.adapters.size()), "no such adapter");
+    if (state_floats > 0) {
+        require(s.state_starts && s.state_saves, "a model with states needs to know where they are");
+        for (int64_t b = 0; b < s.sequences; ++b)
+            require(s.state_starts[b] >= kNone && s.state_starts[b] < num_states, "no such state");
+        for (int64_t t = 0; t < s.tokens; ++t)
+            require(s.state_saves[t] >= kNone && s.state_saves[t] < num_states, "no such state");
+    }
     for (int64_t b = 0; b < s.sequences; ++b) {
         const int64_t begin = s.seq_starts[b], end = s.seq_starts[b + 1];
         require(begin < end && end <= s.tokens, "every sequence needs a token, and sequences must cover the tokens");

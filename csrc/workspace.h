@@ -8,6 +8,7 @@
 #include "adapter.h"
 #include "kernels.h"
 #include "kernels_lora.h"
+#include "kernels_recurrent.h"
 #include "pool.h"
 
 namespace pagoda {
@@ -25,6 +26,8 @@ struct Step {
     };
     std::vector<Table> tables;  // a KV group each
     std::vector<const Adapter *> adapters;
+    const int32_t *state_starts = nullptr;  // [sequences] the state that each begins at, kNone: zeros; null: no states
+    const int32_t *state_saves = nullptr;   // [tokens] where the state after a token is saved, kNone: nowhere
     const int32_t *adapter_of = nullptr;  // [sequences] which of them, kNone: none; null: no sequence has one
 };
 
@@ -118,6 +121,7 @@ struct Workspace {
     std::shared_ptr<Pool> pool;
     const Kernels *kernels;
     const LoraKernels *lora_kernels;
+    const RecurrentKernels *recurrent_kernels;
     int64_t max_tokens, max_logit_rows;
     KVType kv_type;
     int activation_bits;
@@ -136,6 +140,9 @@ struct Workspace {
     std::vector<int64_t> num_blocks;
     std::vector<LazyMemory> kv;
 
+    int64_t state_floats = 0, num_states = 0;  // of one state, what ops keep of a sequence besides KV; and how many
+    LazyMemory states;
+
     std::vector<LoraSite> lora_sites;
     int64_t lora_together = 0;  // linears that read one value, at most
     StepAdapters adapters;      // of the step at hand
@@ -151,7 +158,9 @@ struct Workspace {
     bool takes_bytes(Type type) const { return activation_bits == 8 && kernels->gemm8[static_cast<int>(type)]; }
 
     void set_layers(std::vector<LayerKV> layers, int groups);
-    void allocate_kv(const std::vector<int64_t> &blocks);
+    void allocate_kv(const std::vector<int64_t> &blocks, int64_t states);
+    int64_t add_state(int64_t floats);  // → where a stage's part of a state begins
+    float *state(int32_t index) const { return states.as<float>() + index * state_floats; }
     void copy_blocks(int group, const int32_t *pairs, int64_t n);
     // The whole of KV blocks of a group, one after the other, out of the pool and into it.
     void read_blocks(int group, const int32_t *blocks, int64_t n, uint8_t *out) const;

@@ -4,7 +4,8 @@ Two 'layers' of sums over hashed tokens stand in for attention: layer 1 sums wha
 that a token sees, layer 2 sums what layer 1 made of them. A token computed with a wrong block, a stale slot, a
 missing copy or beside another context thus spoils all that comes after it, in its own sequence and wherever its
 block is shared. What no correct engine does fails at once: a slot written twice in a step, a read of a given-back
-block, a block number outside of the pool.
+block, a block number outside of the pool. With `RECURRENT` among the windows a third layer hashes all tokens into a
+state.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ UInt64Array = npt.NDArray[np.uint64]
 
 VOCAB_SIZE = 40
 EOS_ID = 0
+RECURRENT = 0  # in place of a window: a layer with a state, in no KV group
+
+
+def kv_windows(windows: Sequence[int | None]) -> tuple[int | None, ...]:
+    """The KV groups'."""
+    return tuple(window for window in windows if window != RECURRENT)
 
 
 def mix(a: UInt64Array, b: UInt64Array) -> UInt64Array:
@@ -48,13 +55,15 @@ class FakeModel:
     ranker: FakeRankingDevice | None = None
 
     def __init__(self, windows: Sequence[int | None], *, fail_at_step: int | None = None) -> None:
-        self.windows = tuple(windows)
+        self.windows = kv_windows(windows)
+        self.state_bytes = 64 if RECURRENT in windows else 0
         self.batches: list[tuple[int, ...]] = []  # tokens of each sequence, a step each
         self.num_copies = 0
         self.closed = False
         self._fail_at_step = fail_at_step
         self._staged: Batch | None = None
-        self._layer_groups = [layer % len(windows) for layer in range(max(2, len(windows)))]
+        count = len(self.windows)
+        self._layer_groups = [layer % count for layer in range(max(2, count))]
 
     def block_bytes(self, group: int) -> int:
         return 8 * BLOCK_SIZE * (1 + self._layer_groups.count(group))
@@ -62,10 +71,12 @@ class FakeModel:
     def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
         raise AssertionError("nothing here has an adapter")
 
-    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
+    def allocate_kv(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None:
         shapes = [(n, BLOCK_SIZE) for n in num_blocks]
         self._positions = [np.full(shape, -1, np.int64) for shape in shapes]
         self._values = [np.zeros(shapes[group], np.uint64) for group in self._layer_groups]
+        self._states = np.zeros(num_states, np.uint64)
+        self._state_lengths = np.full(num_states, -1, np.int64)  # tokens that are in each
 
     def stage(self, batch: Batch) -> None:
         self._staged = batch
@@ -88,6 +99,8 @@ class FakeModel:
         x = mix(batch.tokens.astype(np.uint64), np.uint64(7) + np.zeros(len(batch.tokens), np.uint64))
         for layer, group in enumerate(self._layer_groups):
             x = self._layer(layer, group, batch, x)
+        if self.state_bytes:
+            x = self._recurrent_layer(batch, x)
         rows = x[batch.logit_rows]
         noise = mix(rows[:, None], np.arange(VOCAB_SIZE, dtype=np.uint64)[None, :])
         return ((noise >> np.uint64(44)).astype(np.float32) / np.float32(2**20) * np.float32(6)).copy()
@@ -124,6 +137,24 @@ class FakeModel:
             assert (positions[blocks, seen % BLOCK_SIZE] == seen).all(), f"one of {own} reads other tokens"
             sums = np.cumsum(np.append(np.uint64(0), values[blocks, seen % BLOCK_SIZE]))  # wraps around
             out[start:end] = sums[own + 1 - first[0]] - sums[first - first[0]]
+        return out
+
+    def _recurrent_layer(self, batch: Batch, x: UInt64Array) -> UInt64Array:
+        starts, saves = batch.state_starts, batch.state_saves
+        assert starts is not None
+        assert saves is not None
+        used = saves[saves >= 0].tolist()
+        assert len(set(used)) == len(used), "two states are saved in one place"
+        first = batch.positions[batch.seq_starts[:-1]]
+        assert (np.where(starts >= 0, self._state_lengths[starts], 0) == first).all(), "a state of other tokens"
+        begun = [self._states[start : start + 1].copy() if start >= 0 else np.zeros(1, np.uint64) for start in starts]
+        out = np.empty_like(x)
+        for b, state in enumerate(begun):
+            for t in range(batch.seq_starts[b], batch.seq_starts[b + 1]):
+                state = mix(state, x[t : t + 1])
+                out[t] = (x[t : t + 1] + state)[0]
+                if saves[t] >= 0:
+                    self._states[saves[t]], self._state_lengths[saves[t]] = state[0], batch.positions[t] + 1
         return out
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
@@ -280,16 +311,24 @@ def fake_engine(
     max_rows: int = 0,
     max_loras: int = 8,
     offload: KVOffload | None = None,
+    num_states: int | None = None,
+    state_interval: int = 32,
 ) -> Engine:
-    """An engine over a FakeModel; by default with blocks for all."""
+    """An engine over a FakeModel; by default with blocks and states for all."""
+    model = model or FakeModel(windows)
+    windows = kv_windows(windows)
+    if num_states is None:
+        num_states = 2 * max_num_seqs if model.state_bytes else 0
     blocks = max_num_seqs * -(-max_context // BLOCK_SIZE)
     return Engine(
-        model or FakeModel(windows),
+        model,
         FakeTokenizer(),
         sampler or ReferenceSampler(),
         vocab_size=VOCAB_SIZE,
         windows=windows,
         num_blocks=[blocks] * len(windows) if num_blocks is None else num_blocks,
+        num_states=num_states,
+        state_interval=state_interval,
         max_context=max_context,
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,

@@ -23,7 +23,9 @@ class PagedRun:
     def __init__(self, model: ForwardModel, loaded: LoadedModel, *, num_blocks: int = 64, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self.model, self.loaded = model, loaded
-        loaded.allocate_kv((num_blocks,) * len(model.kv_groups))
+        loaded.allocate_kv((num_blocks,) * len(model.kv_groups), num_blocks if loaded.state_bytes else 0)
+        self.free_states = [int(s) for s in rng.permutation(num_blocks)]
+        self.states: dict[str, int] = {}
         self.free = [[int(b) for b in rng.permutation(num_blocks)] for _ in model.kv_groups]
         self.lengths: dict[str, int] = {}
         self.tables: dict[str, list[list[int]]] = {}
@@ -41,7 +43,7 @@ class PagedRun:
         """
         for name, tokens in chunks.items():
             self._grow(name, len(tokens))
-        batch = self._batch(chunks, hidden_rows)
+        batch = self._with_states(self._batch(chunks, hidden_rows), list(chunks))
         logits = run_batch(self.loaded, _with_adapters(batch, list(chunks), adapters or {})).copy()
         if len(hidden_rows):
             self.hidden = self.loaded.hidden_states().copy()
@@ -49,6 +51,17 @@ class PagedRun:
             self._give_back(name)
         ends = np.cumsum([len(tokens) for tokens in chunks.values()])
         return dict(zip(chunks, np.split(logits, ends[:-1]), strict=True))
+
+    def _with_states(self, batch: Batch, names: Sequence[str]) -> Batch:
+        """Each sequence's state after its last token goes to another place than that before its first."""
+        if not self.loaded.state_bytes:
+            return batch
+        starts = [self.states.pop(name, -1) for name in names]
+        self.states |= {name: self.free_states.pop() for name in names}
+        self.free_states[:0] = [start for start in starts if start >= 0]
+        saves = np.full(len(batch.tokens), -1, np.int32)
+        saves[batch.seq_starts[1:] - 1] = [self.states[name] for name in names]
+        return replace(batch, state_starts=np.array(starts, np.int32), state_saves=saves)
 
     def _grow(self, name: str, count: int) -> None:
         self.lengths[name] = self.lengths.get(name, 0) + count
@@ -116,6 +129,8 @@ def reference_run(model: ForwardModel, *, num_blocks: int = 64, seed: int = 0) -
     for pool in loaded.kv_pools:
         for values in pool.arrays:
             values.fill(np.nan)
+    for state in loaded.states.values():
+        state.fill(np.nan)
     return run
 
 

@@ -23,8 +23,10 @@ import gguf
 import numpy as np
 
 import tiny_gemma4
+import tiny_hybrid
 from pagoda.types import RawTensor
 from tiny_blocks import FloatArray, encode, noise
+from tiny_hybrid import HYBRIDS
 from tiny_specs import GEMMAS, INTERLEAVED, LAYER_NORMS, TinyModel
 from tiny_specs import MIXTURES as MIXTURES
 from tiny_specs import TINY as TINY
@@ -42,9 +44,12 @@ def weights(spec: TinyModel) -> dict[str, FloatArray]:
 
 def _weight(spec: TinyModel, name: str, shape: tuple[int, ...]) -> FloatArray:
     if ("norm" in name and name.endswith("weight")) or name.endswith(("scale", "scalar")):
-        return noise(name, shape, 0.2) + np.float32(0 if spec.architecture in GEMMAS else 1)
+        added = spec.architecture in GEMMAS or (spec.architecture in HYBRIDS and "linear_attn" not in name)
+        return noise(name, shape, 0.2) + np.float32(0 if added else 1)
     if name.endswith("bias"):
         return noise(name, shape, 0.3)
+    if name.endswith("A_log"):
+        return noise(name, shape, 1.5)
     if "embed" in name:
         return noise(name, shape, shape[1] ** -0.5 if spec.config["tie_word_embeddings"] else 1.0)
     return noise(name, shape, 1.5 * shape[-1] ** -0.5)
@@ -71,6 +76,8 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
     c, arch = spec.config, spec.architecture
     if arch == "gemma4":
         return tiny_gemma4.layer_shapes(c, layer)
+    if arch in HYBRIDS:
+        return tiny_hybrid.layer_shapes(c, layer)
     e, f, d = c["hidden_size"], c["intermediate_size"], c["head_dim"]
     q, kv = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
     matrices = {"self_attn.o_proj": (e, q), "mlp.down_proj": (e, f)}
@@ -179,6 +186,9 @@ HF_CLASSES = {
     "cohere2": "Cohere2ForCausalLM",
     "stablelm": "StableLmForCausalLM",
     "nemotron": "NemotronForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
 }
 
 
@@ -236,7 +246,7 @@ def write_gguf(path: Path, spec: TinyModel, *, type: str = "F32", types: Mapping
 
 def is_matrix(name: str, values: FloatArray) -> bool:
     """Whether llama.cpp would quantize it: vectors and routers stay F32."""
-    return values.ndim > 1 and "ffn_gate_inp" not in name
+    return values.ndim > 1 and "ffn_gate_inp" not in name and "conv1d" not in name
 
 
 def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
@@ -280,6 +290,7 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
         sizes["expert_feed_forward_length"] = c["moe_intermediate_size"]
     sizes |= {key: c[name] for name, key in SAME_IN_GGUF.items() if name in c}
     sizes |= tiny_gemma4.metadata(c) if arch == "gemma4" else {}
+    sizes |= tiny_hybrid.gguf_sizes(c) if arch in HYBRIDS else {}
     if "logit_scale" in c:
         sizes["logit_scale"] = c["logit_scale"]
     scaling = c.get("rope_parameters") or c.get("rope_scaling") or {}
@@ -316,6 +327,8 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
 def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
     """All tensors by their GGUF names, float32: q and k permuted for Llama, norms 1 + w for Gemma."""
     held = weights(spec)
+    if spec.architecture in HYBRIDS:
+        return _hybrid_weights(spec, held)
     out = {_gguf_name(spec, name): _gguf_values(spec, name, held[name]) for name in held if not _is_expert(name)}
     out |= _stacked_experts(spec, held)
     if spec.architecture == "gemma4":
@@ -331,6 +344,19 @@ def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
 def _is_expert(name: str) -> bool:
     """Whether it is one expert's alone."""
     return ".experts." in name and name.endswith(".weight")
+
+
+def _hybrid_weights(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    out: dict[str, FloatArray] = {}
+    for name, values in held.items():
+        if not name.startswith("model.layers."):
+            out[_gguf_name(spec, name)] = values + 1 if name.endswith("norm.weight") else values
+            continue
+        _, _, layer, part = name.split(".", 3)
+        for found, changed in tiny_hybrid.gguf_tensors(spec.config, part, values).items():
+            stem, _, suffix = found.rpartition(".")
+            out[f"blk.{layer}.{HF_TO_GGUF.get(stem, stem)}.{suffix}" if stem else f"blk.{layer}.{found}"] = changed
+    return out
 
 
 def _stacked_experts(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

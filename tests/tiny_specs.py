@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tiny_gemma4
+import tiny_hybrid
 from tiny_tokenizer import TOKENS
 
 VOCAB = len(TOKENS)
@@ -153,6 +154,9 @@ TINY: dict[str, TinyModel] = {
     "gemma4": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.SMALL, vocab_size_per_layer_input=VOCAB),
     "gemma4_dense": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.DENSE),
     "gemma4_experts": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.EXPERTS),
+    "qwen35": _tiny("qwen35", "qwen3_5_text", **tiny_hybrid.CONFIG),
+    "qwen35moe": _tiny("qwen35moe", "qwen3_5_moe_text", **tiny_hybrid.CONFIG, **tiny_hybrid.MIXTURE),
+    "qwen3next": _tiny("qwen3next", "qwen3_next", **tiny_hybrid.CONFIG, **tiny_hybrid.MIXTURE, **tiny_hybrid.NEXT),
     # Shapes of real models: SmolLM2-135M's heads and widths; and one whose every matrix k-quants can pack.
     "smollm2": _tiny(
         "llama",
@@ -181,6 +185,7 @@ TINY: dict[str, TinyModel] = {
 }
 
 
+HYBRIDS = [name for name, spec in TINY.items() if spec.architecture in tiny_hybrid.HYBRIDS]
 MIXTURES = [name for name, spec in TINY.items() if "num_local_experts" in spec.config]
 GEMMAS = ("gemma", "gemma2", "gemma3", "nemotron")  # architectures whose norms multiply by 1 + w
 LAYER_NORMS = ("command-r", "cohere2", "stablelm", "nemotron")

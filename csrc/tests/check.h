@@ -9,6 +9,7 @@
 
 #include "../kernels.h"
 #include "../kernels_lora.h"
+#include "../kernels_recurrent.h"
 
 namespace pagoda::check {
 
@@ -67,6 +68,7 @@ int check_rows(const Kernels &k);
 int check_gemm(const Kernels &k);
 int check_attend(const Kernels &k);
 int check_lora(const LoraKernels &k);
+int check_recurrent(const RecurrentKernels &k);
 
 // The 16-bit codes of a row, and the scale that goes with them.
 inline std::vector<int> quantized_codes(const float *x, int64_t n, float &scale) {

@@ -190,7 +190,9 @@ class Program:
         TypeError: a field is missing, unknown or of a wrong type. ValueError: the kernels do not take it.
         """
     def block_bytes(self, group: int) -> int: ...
-    def allocate_kv(self, num_blocks: list[int]) -> None: ...
+    @property
+    def state_bytes(self) -> int: ...
+    def allocate_kv(self, num_blocks: list[int], num_states: int = 0) -> None: ...
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None: ...
     def read_blocks(self, group: int, blocks: npt.NDArray[np.int32], out: npt.NDArray[np.uint8]) -> None:
         """Blocks of a KV group into out [len(blocks), block_bytes]."""
@@ -206,8 +208,10 @@ class Program:
         token_types: npt.NDArray[np.int32] | None = None,
         adapters: list[Adapter] = [],
         adapter_of: npt.NDArray[np.int32] | None = None,
+        state_starts: npt.NDArray[np.int32] | None = None,
+        state_saves: npt.NDArray[np.int32] | None = None,
     ) -> None:
-        """adapter_of: for each sequence which of `adapters`, -1: none."""
+        """adapter_of: for each sequence which of `adapters`, -1: none. States: see `Batch`."""
     def buffer(self, index: int) -> npt.NDArray[np.float32]:
         """A view of a buffer, [rows, columns]."""
     def logits(self) -> npt.NDArray[np.float32]:

@@ -26,6 +26,10 @@ class KVSettings(Settings):
         ),
     ] = None
     prefix_caching: Annotated[bool, Setting("Reuse the KV of prompts that begin alike.")] = True
+    state_interval: Annotated[
+        int,
+        Setting("Of models with recurrent layers: tokens between snapshots of the state, for prefixes.", minimum=16),
+    ] = 512
     kv_offload: Annotated[
         str | None,
         Setting(

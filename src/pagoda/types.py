@@ -170,6 +170,9 @@ class Batch:
     Sequence b owns tokens [seq_starts[b], seq_starts[b+1]), which stand at consecutive positions; after the step
     its KV holds context_lens[b] tokens. Position p of sequence b lives in block block_tables[g][b, p // 16], slot
     p % 16, of KV group g. Entries of blocks that a sliding window has given back are -1.
+
+    Where the model has a state beside KV: sequence b begins at state state_starts[b], -1 where it has no tokens yet;
+    after token t its state is saved as state_saves[t], unless that is -1. It may be saved over the one it began at.
     """
 
     tokens: Int32Array  # [T]
@@ -182,6 +185,8 @@ class Batch:
     token_types: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))  # [T] or [0]: all of type 0
     adapters: tuple[object, ...] = ()  # that the step's sequences use, as `LoadedModel.place_adapter` gave them
     adapter_of: Int32Array | None = None  # [B] which of them, -1: none; None: no sequence uses any
+    state_starts: Int32Array | None = None  # [B]; None: the model has no state
+    state_saves: Int32Array | None = None  # [T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +342,12 @@ class RawTensor:
         """Rows [start, stop) of a matrix as a tensor of its own, a view."""
         data = self.data.reshape(self.shape[0], -1)[start:stop].reshape(-1)
         name, shape = f"{self.name}[{start}:{stop}]", (stop - start, *self.shape[1:])
+        return replace(self, name=name, shape=shape, data=data, part_of=self.part_of or self.name)
+
+    def run(self, i: int, of: int, groups: int) -> RawTensor:
+        """Of a matrix whose rows are so many `groups` of `of` runs each, run i of each group, a view."""
+        data = self.data.reshape(groups, of, -1)[:, i]
+        name, shape = f"{self.name}[{i} of {of}]", (self.shape[0] // of, *self.shape[1:])
         return replace(self, name=name, shape=shape, data=data, part_of=self.part_of or self.name)
 
     def matrix(self, i: int) -> RawTensor:

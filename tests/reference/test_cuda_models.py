@@ -25,6 +25,7 @@ from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
 from pagoda.types import Batch, FloatArray, SamplingParams
 from tiny_models import TINY, VOCAB, memory_checkpoint, write_gguf, write_safetensors
+from tiny_specs import HYBRIDS
 
 STEPS: list[dict[str, int]] = [{"a": 37}, {"a": 1, "b": 5}, {"c": 24, "a": 20, "b": 1}, {"b": 1, "a": 1, "c": 1}]
 TOTALS = {name: sum(step.get(name, 0) for step in STEPS) for name in "abc"}
@@ -50,6 +51,7 @@ def loaded(model: Decoder, kv_type: KVType = "f32", *, batch_invariant: bool = F
 CPU_ALONE = [
     *("hunyuan", "cohere", "cohere2", "stablelm", "stablelm_parallel", "nemotron"),
     *("gemma4", "gemma4_dense", "gemma4_experts"),
+    *HYBRIDS,
 ]
 
 

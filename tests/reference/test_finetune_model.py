@@ -23,8 +23,9 @@ from pagoda.finetune.model.loss import mean_loss, micro_loss
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.registry import family_of
 from tiny_models import MIXTURES, TINY, VOCAB, write_gguf, write_safetensors
+from tiny_specs import HYBRIDS
 
-FAMILIES = [name for name in TINY if name not in MIXTURES]
+FAMILIES = [name for name in TINY if name not in (*MIXTURES, *HYBRIDS)]
 LENGTHS = (7, 12, 20)  # the last is longer than the windows of families that slide
 LOSS, GRADIENT = 2e-4, 5e-3  # relative: 16-bit codes of activations
 

@@ -94,7 +94,7 @@ def assert_same_bits(got: Mapping[str, FloatArray], expected: Mapping[str, Float
 def test_float_logits_are_those_of_the_reference(name: str, isa: str) -> None:
     got = run_steps(native_run(model_of(name), on=backend(isa)), steps_on(isa))
     for sequence, logits in got.items():
-        np.testing.assert_allclose(logits, reference_logits(name)[sequence][: len(logits)], atol=2e-4)
+        np.testing.assert_allclose(logits, reference_logits(name)[sequence][: len(logits)], atol=4e-4)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine_answers import MAX_CONTEXT, Choice, alone, gather
-from fake_backend import VOCAB_SIZE, FakeDevice, FakeModel, FakeRankingDevice, fake_engine
+from fake_backend import RECURRENT, VOCAB_SIZE, FakeDevice, FakeModel, FakeRankingDevice, fake_engine, kv_windows
 from fake_constraint import FakeGrammar
 from fake_drafters import FakeDrafter
 from pagoda.engine.offload import KVOffload
@@ -64,7 +64,10 @@ class EngineMachine(RuleBasedStateMachine):
     """Random arrivals, cancellations and steps, on an engine of random and often too small dimensions."""
 
     @initialize(
-        windows=st.sampled_from([(None,), (None,), (20,), (None, 5), (40, None), (3, 33)]),
+        windows=st.sampled_from(
+            [(None,), (20,), (None, 5), (40, None), (3, 33), (None, RECURRENT), (20, RECURRENT, None)]
+        ),
+        spare_states=st.integers(0, 8),
         max_batch_tokens=st.integers(1, 40),
         max_num_seqs=st.integers(1, 6),
         spare=st.integers(0, 8),
@@ -79,6 +82,7 @@ class EngineMachine(RuleBasedStateMachine):
         windows: tuple[int | None, ...],
         max_batch_tokens: int,
         max_num_seqs: int,
+        spare_states: int,
         spare: int,
         spare_rows: int,
         prefix_caching: bool,
@@ -94,7 +98,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.sampler = Sampler(VOCAB_SIZE) if device is FakeRankingDevice else ReferenceSampler()
         self.engine = fake_engine(
             windows,
-            [peak_blocks(MAX_CONTEXT, window, max_batch_tokens) + spare for window in windows],
+            [peak_blocks(MAX_CONTEXT, window, max_batch_tokens) + spare for window in kv_windows(windows)],
+            num_states=1 + spare_states if RECURRENT in windows else 0,
             model=self.model,
             max_context=MAX_CONTEXT,
             max_batch_tokens=max_batch_tokens,

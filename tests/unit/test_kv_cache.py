@@ -202,9 +202,9 @@ def test_what_others_will_need_is_not_given_away() -> None:
     keys: list[bytes] = []
     num_cached = cache.kv.match(ROOT, keys, array("i", [1] * 64), 64)
     assert num_cached == 2
-    assert cache.kv.can_open(keys, num_cached, 64, 64, [0])  # two kept ones come back to life, two are taken
-    assert not cache.kv.can_open(keys, num_cached, 64, 64, [1])
-    assert cache.kv.can_open(keys, num_cached, 48, 64, [1])
+    assert cache.kv.can_open(keys, num_cached, 64, 64, [0, 0])  # two kept ones come back to life, two are taken
+    assert not cache.kv.can_open(keys, num_cached, 64, 64, [1, 0])
+    assert cache.kv.can_open(keys, num_cached, 48, 64, [1, 0])
 
 
 @given(st.integers(1, 128), st.sampled_from([None, 1, 5, 16, 17, 40]), st.integers(1, 50))
@@ -289,13 +289,15 @@ class KVMachine(RuleBasedStateMachine):
         windows=st.sampled_from([(None,), (20,), (None, 5), (33, None)]),
         num_blocks=st.integers(6, 16),
         prefix_caching=st.booleans(),
+        num_states=st.integers(0, 9),
     )
-    def start(self, windows: tuple[int | None, ...], num_blocks: int, prefix_caching: bool) -> None:
+    def start(self, windows: tuple[int | None, ...], num_blocks: int, prefix_caching: bool, num_states: int) -> None:
         self.windows = windows
         self.kv = KVCache(
             windows, [num_blocks] * len(windows), max_seqs=4, max_context=112, copy=self.copy,
-            prefix_caching=prefix_caching,
+            prefix_caching=prefix_caching, num_states=num_states, state_interval=32,
         )  # fmt: skip
+        self.states: dict[int, int] = {}  # of each slot the text whose state was saved there
         self.slots: list[dict[tuple[int, int], int]] = [{} for _ in windows]
         self.live: list[tuple[BlockTable, array[int]]] = []
 
@@ -310,9 +312,9 @@ class KVMachine(RuleBasedStateMachine):
         keys: list[bytes] = []
         tokens = array("i", text)
         num_cached = self.kv.match(ROOT, keys, tokens, len(tokens))
-        if self.kv.can_open(keys, num_cached, len(tokens), 112, [0] * len(self.windows)):
+        if self.kv.can_open(keys, num_cached, len(tokens), 112, [0] * self.kv.num_pools):
             del keys[num_cached:]  # it goes on with other tokens
-            self.live.append((self.kv.open(ROOT, keys, num_cached), tokens[: num_cached * 16]))
+            self.live.append((self.kv.open(ROOT, keys, num_cached, len(tokens)), tokens[: num_cached * 16]))
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), certain=texts, drafts=texts, num_accepted=st.integers(0, 3))
@@ -326,8 +328,12 @@ class KVMachine(RuleBasedStateMachine):
         end = len(tokens) + len(certain) + len(drafts)
         if not self.kv.can_grow(table, end):
             return
-        self.kv.grow(table, end)
+        self.kv.grow(table, end - len(drafts))
+        drafts = drafts[: self.kv.states.num_rewindable(len(drafts))]
+        end = len(tokens) + len(certain) + len(drafts)
+        self.kv.grow(table, end, num_drafts=len(drafts))
         written = chain([*tokens, *certain, *drafts])
+        self.states |= {slot: written[length - 1] for length, slot in table.states.saves.items()}
         for g in range(len(self.windows)):
             for p in range(table.num_tokens, end):
                 self.slots[g][self.slot(g, table, p)] = written[p]
@@ -370,6 +376,8 @@ class KVMachine(RuleBasedStateMachine):
         for table, tokens in self.live:
             assert table.num_tokens == len(tokens)
             right = chain(tokens)
+            if table.states.start is not None:
+                assert self.states[table.states.start] == right[-1]
             for g, window in enumerate(self.windows):
                 first = 0 if window is None else max(0, len(tokens) - window + 1)
                 row = self.kv.rows([table])[g][0].tolist()

@@ -175,4 +175,4 @@ def test_each_layer_has_one_attention(layers: list[int]) -> None:
 
     with pytest.raises(UnsupportedError, match="one attention in each layer"):
         kv_layers(graph, attentions(layers))
-    assert kv_layers(graph, attentions([1, 0])) == [(0, SPEC)] * 2
+    assert kv_layers(graph, attentions([1, 0])) == {0: (0, SPEC), 1: (0, SPEC)}

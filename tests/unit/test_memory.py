@@ -174,3 +174,16 @@ def test_in_a_container_the_limit_stands_at_the_root(machine: tuple[Path, Path])
 
 def test_this_machine_has_some() -> None:
     assert 0 < available_memory() < 2**50
+
+
+def test_states_of_recurrent_layers_are_part_of_the_sum() -> None:
+    """Two a sequence, which share with its blocks what there is."""
+    footprint = Footprint(0, 0, (None,), (MIB,), state_bytes=8 * MIB)
+    settings = EngineSettings(max_context=64, max_num_seqs=4, memory_utilization=1.0)
+    plan = plan_kv(footprint, settings, 64, 1000 * MIB)
+    assert (plan.num_blocks, plan.num_states, plan.kv_bytes) == ((16,), 8, 80 * MIB)
+    assert "KV blocks 16 MiB (16 of 16 tokens) + 8 states 64 MiB" in str(plan)
+    half = plan_kv(footprint, settings, 64, 40 * MIB)
+    assert (half.num_blocks, half.num_states, half.num_seqs) == ((8,), 4, 2.0)
+    with pytest.raises(CapacityError, match="one sequence of 64 tokens needs 20 MiB"):
+        plan_kv(footprint, settings, 64, 19 * MIB)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from engine_answers import MAX_CONTEXT, Choice, alone, gather
-from fake_backend import VOCAB_SIZE, FakeModel, fake_engine, mix
+from fake_backend import RECURRENT, VOCAB_SIZE, FakeModel, fake_engine, kv_windows, mix
 from fake_constraint import FakeGrammar
 from fake_drafters import FakeDrafter
 from pagoda.engine.drafters import Drafter
@@ -51,12 +51,13 @@ class Case:
 
     def __init__(self, number: int) -> None:
         self.rng = rng = random.Random(number)
-        self.windows = rng.choice(WINDOWS)
+        self.windows = rng.choice([*WINDOWS, (None, RECURRENT), (20, RECURRENT)])
         chunk, seqs = rng.randint(1, 40), rng.randint(1, 6)
         self.drafters = self._drafters(chunk, seqs)
         self.engine = fake_engine(
             self.windows,
-            [peak_blocks(MAX_CONTEXT, window, chunk) + rng.randint(0, 8) for window in self.windows],
+            [peak_blocks(MAX_CONTEXT, window, chunk) + rng.randint(0, 8) for window in kv_windows(self.windows)],
+            num_states=rng.randint(1, 12) if RECURRENT in self.windows else 0,
             max_context=MAX_CONTEXT,
             max_batch_tokens=chunk,
             max_num_seqs=seqs,

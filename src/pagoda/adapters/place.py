@@ -17,7 +17,7 @@ from pagoda.backends.base import AdapterWeights, LoraDelta
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.quantized import as_floats
 from pagoda.models.family import Family
-from pagoda.models.layers import Block, Decoder, Experts, Linear
+from pagoda.models.layers import Block, Decoder, DeltaNet, Experts, Linear
 from pagoda.models.names import GGUF, HUGGING_FACE
 from pagoda.types import FloatArray
 
@@ -66,6 +66,8 @@ class Base:
             raise UnsupportedError(f"adapters of {module!r} cannot be served; {MERGE}")
         block = self.block(module, layer)
         ffn = block.ffn
+        if isinstance(block.attention, DeltaNet) or self.decoder.is_hybrid:
+            raise UnsupportedError(f"adapters of models with recurrent layers, as of {module!r}, cannot be served")
         roles = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
         found: dict[str, tuple[Linear, ...]] = {
             roles[name]: (linear,) for name, linear in block.attention.linears.items()
@@ -83,7 +85,7 @@ class Base:
 
     def reorder(self, role: str, from_gguf: bool) -> Callable[[FloatArray], FloatArray]:
         """Brings rows [out, …] of a module from the order of a file of that kind into this model's."""
-        spec = self.decoder.blocks[0].attention.spec
+        spec = self.decoder.attention.spec
         heads = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads}.get(role)
         if heads is None or not self.family.interleaved or from_gguf == self.is_gguf:
             return lambda rows: rows

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pagoda.backends.base import Activation, AttentionSpec, ExpertsSpec, QueryGrowth, RopeSpec
+from pagoda.backends.base import Activation, AttentionSpec, DeltaSpec, ExpertsSpec, QueryGrowth, RopeSpec
 from pagoda.types import FloatArray, Int32Array
 
 
@@ -115,11 +115,17 @@ def relu2(x: FloatArray) -> FloatArray:
     return np.asarray(np.square(np.maximum(x, 0)), dtype=np.float32)
 
 
+def sigmoid(x: FloatArray) -> FloatArray:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)), dtype=np.float32)
+
+
 ACTIVATIONS: dict[Activation, Callable[[FloatArray], FloatArray]] = {
     "silu": silu,
     "gelu_tanh": gelu_tanh,
     "gelu": gelu,
     "relu2": relu2,
+    "sigmoid": sigmoid,
 }
 
 
@@ -127,3 +133,67 @@ def gated(gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArra
     """activation(gate) * up."""
     product: FloatArray = ACTIVATIONS[activation](gate) * up
     return product
+
+
+def short_conv(x: FloatArray, before: FloatArray, weight: FloatArray) -> FloatArray:
+    """Each column of x [T, C] convolved with its row of weight [C, N], then SiLU; `before` are the N - 1 rows that come
+    before x. → [T, C]"""
+    rows = np.concatenate([before, x])
+    out = np.zeros_like(x)
+    for i in range(weight.shape[1]):
+        out += rows[i : i + len(x)] * weight[:, i]
+    return silu(out)
+
+
+def delta_decay(alpha: FloatArray, decay: FloatArray, dt_bias: FloatArray) -> FloatArray:
+    """What of a state is left, exp(decay * softplus(alpha + dt_bias)). [T, H]"""
+    return np.asarray(np.exp(decay * np.logaddexp(alpha + dt_bias, np.float32(0))), np.float32)
+
+
+def delta_heads(qkv: FloatArray, spec: DeltaSpec) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """q and k of length 1, q times k_dim^-0.5, a key head for each value head; and v. → [T, H, dim] each
+
+    1e-6 is added to the sum of squares that they are divided by the root of.
+    """
+    keys = spec.num_k_heads * spec.k_dim
+    parts = np.split(qkv, [keys, 2 * keys], axis=1)
+    sizes = (spec.k_dim, spec.k_dim, spec.v_dim)
+    q, k, v = (part.reshape(len(qkv), -1, size) for part, size in zip(parts, sizes, strict=True))
+    heads = [spec.k_head(j) for j in range(spec.num_v_heads)]
+    q, k = (x[:, heads] / np.sqrt(np.square(x[:, heads]).sum(-1, keepdims=True) + np.float32(1e-6)) for x in (q, k))
+    return np.asarray(q * np.float32(spec.k_dim**-0.5), np.float32), np.asarray(k, np.float32), v
+
+
+def delta_step(
+    state: FloatArray, q: FloatArray, k: FloatArray, v: FloatArray, left: FloatArray, beta: FloatArray
+) -> FloatArray:
+    """One token of all heads: state [H, k_dim, v_dim] is changed; left and beta [H]. → [H, v_dim]"""
+    state *= left[:, None, None]
+    missing = beta[:, None] * (v - (k[:, None] @ state)[:, 0])
+    state += k[:, :, None] * missing[:, None]
+    return np.asarray((q[:, None] @ state)[:, 0])
+
+
+def delta_rule(
+    qkv: FloatArray,
+    alpha: FloatArray,
+    beta: FloatArray,
+    *,
+    numbers: tuple[FloatArray, FloatArray],
+    spec: DeltaSpec,
+    state: FloatArray | None = None,
+    saves: Mapping[int, FloatArray] | None = None,
+) -> FloatArray:
+    """The gated delta rule over a sequence's tokens; numbers: decay and dt_bias. → [T, H * v_dim]
+
+    state [H, k_dim, v_dim]: to begin with, changed; zero where there is none. saves: by token, where it is left.
+    """
+    left, betas = delta_decay(alpha, *numbers), sigmoid(beta)
+    q, k, v = delta_heads(qkv, spec)
+    state = np.zeros((spec.num_v_heads, spec.k_dim, spec.v_dim), np.float32) if state is None else state
+    out = np.empty((len(qkv), spec.num_v_heads, spec.v_dim), np.float32)
+    for t in range(len(qkv)):
+        out[t] = delta_step(state, q[t], k[t], v[t], left[t], betas[t])
+        if saves and t in saves:
+            saves[t][:] = state
+    return out.reshape(len(qkv), -1)

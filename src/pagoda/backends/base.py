@@ -16,12 +16,13 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from pagoda.backends.delta import DeltaSpec as DeltaSpec
 from pagoda.types import Batch, FloatArray, Int32Array
 from pagoda.types import RawTensor as RawTensor  # part of this interface
 
 Handle = Any  # numpy array in the reference backend, a buffer id in recorded programs
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]  # relu2: max(x, 0)²
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "sigmoid"]  # relu2: max(x, 0)²
 EmbedBy = Literal["tokens", "positions", "types"]  # which number of a token picks the row of an embedding table
 RopeStyle = Literal["interleaved", "neox"]  # pairs (2i, 2i+1), or (i, i + D/2)
 LoraType = Literal["f32", "bf16", "int8"]  # of an adapter's numbers in memory
@@ -87,7 +88,7 @@ class ExpertsSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
-    """Layers that share block tables: same window. One block of the group holds 16 tokens of all its layers."""
+    """Layers of attention that share block tables: same window. One block of the group holds 16 tokens of them all."""
 
     layers: tuple[int, ...]
     window: int | None
@@ -161,6 +162,38 @@ class Ops(Protocol):
         x [T, E]; router [T, N] logits, whose softmax over all N gives the weights, of equals the lower index comes
         first; gate and up: N matrices (F, E); down: N of (E, F). scales (N,): what an expert's weight is multiplied
         with in the end. Summed in the order of the experts' indices. → [T, E]
+        """
+
+    def scale_rows(self, x: Handle, gate: Handle, activation: Activation) -> Handle:
+        """Each row of x [T, E] times activation(gate) of the row's one number, gate [T, 1]. → [T, E]"""
+
+    # Ops with a state: what they keep of a sequence's tokens has a fixed size and is part of the sequence's state.
+
+    def short_conv(self, layer: int, x: Handle, weight: RawTensor) -> Handle:
+        """Causal convolution of each column of x [T, C] by itself, then SiLU. weight (C, N), the newest token last.
+
+        The state is the last N - 1 rows of x, zeros before the first token. → [T, C]
+        """
+
+    def delta_rule(
+        self,
+        layer: int,
+        qkv: Handle,
+        alpha: Handle,
+        beta: Handle,
+        decay: RawTensor,
+        dt_bias: RawTensor,
+        spec: DeltaSpec,
+    ) -> Handle:
+        """Gated delta rule (arXiv 2412.06464), for each value head by itself, over the sequence's tokens.
+
+        qkv [T, 2 * num_k_heads * k_dim + num_v_heads * v_dim]; alpha, beta [T, num_v_heads]; decay, dt_bias
+        (num_v_heads,). With q and k of length 1 (1e-6 is added to the sum of their squares), q / sqrt(k_dim),
+        g = exp(decay * softplus(alpha + dt_bias)) and b = sigmoid(beta):
+
+            S = g S;  S = S + k (b (v - S^T k))^T;  out = S^T q
+
+        The state is S, [num_v_heads, k_dim, v_dim] float32, zero before the first token. → [T, num_v_heads * v_dim]
         """
 
     def add(self, x: Handle, y: Handle) -> Handle:
@@ -241,6 +274,10 @@ class LoadedModel(Protocol):
     def block_bytes(self, group: int) -> int:
         """Bytes of one block of KV group `group`, all its layers, K and V."""
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one state: what ops with a state keep of one sequence, in all layers. 0: there are none."""
+
     def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
         """Make an adapter that batches of this model may name; it goes with the last reference to it.
 
@@ -250,8 +287,9 @@ class LoadedModel(Protocol):
         UnsupportedError names a linear that takes no adapter.
         """
 
-    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
-        """Allocate the KV pool, a count per group. Blocks are numbered from 0. Called once, before the first step."""
+    def allocate_kv(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None:
+        """Allocate the KV pool, a count per group, and states. Both are numbered from 0. Called once, before the first
+        step."""
 
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         """Copy KV blocks: pairs [N, 2] of (source, destination)."""

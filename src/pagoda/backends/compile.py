@@ -8,7 +8,7 @@ order. Buffers are reused once their last reader has run.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -19,6 +19,7 @@ from pagoda.backends import fused_nodes as fused
 from pagoda.backends import lowering as low
 from pagoda.backends.base import ExpertsSpec, RopeSpec
 from pagoda.backends.packed_weights import FLOAT_TYPES, PackedWeights
+from pagoda.backends.states import stage_arguments
 from pagoda.backends.trace import Node
 from pagoda.errors import UnsupportedError
 from pagoda.types import RawTensor
@@ -58,8 +59,16 @@ def fusions(weights: PackedWeights) -> low.Fusions:
 class Compiler:
     """Emits one forward pass into `program`. Use once: `compile()`."""
 
-    def __init__(self, program: _native.Program, weights: PackedWeights, nodes: Iterable[fused.FusedNode]) -> None:
+    def __init__(
+        self,
+        program: _native.Program,
+        weights: PackedWeights,
+        nodes: Iterable[fused.FusedNode],
+        kv_layers: Mapping[int, int],
+    ) -> None:
+        """kv_layers: of each layer with attention, its place among those of `program`."""
         self.program = program
+        self.kv_layers = kv_layers
         self.weights = weights
         self.nodes = list(nodes)
         self.buffers: dict[Node, int] = {}
@@ -226,13 +235,13 @@ class Compiler:
         self._read(node.source)
 
     def _attention(self, node: fused.Attention) -> None:
-        spec, q = node.spec, self.buffers[node.q]
+        spec, q, layer = node.spec, self.buffers[node.q], self.kv_layers[node.layer]
         self._add(
             StageKind.ROPE_AND_STORE_KV,
             q=q,
             k=None if node.k is None else self.buffers[node.k],
             v=None if node.v is None else self.buffers[node.v],
-            layer=node.layer,
+            layer=layer,
             heads=spec.num_heads,
             rope=None if node.rope is None else self._rope(node.rope),
             q_norm=None if node.q_norm is None else self.weights.vector(node.q_norm),
@@ -248,7 +257,7 @@ class Compiler:
             StageKind.ATTEND,
             q=q,
             out=self._allocate(node.out),
-            layer=node.layer,
+            layer=layer,
             heads=spec.num_heads,
             scale=spec.scale,
             softcap=spec.softcap or 0.0,
@@ -264,7 +273,7 @@ class Compiler:
         if node.op == "experts":
             self._experts(node, **node.arguments)
             return
-        fields = {name: self._field(value) for name, value in node.arguments.items()}
+        fields = {name: self._field(value) for name, value in stage_arguments(node.op, node.arguments).items()}
         self._add(node.op, **fields, out=self._allocate(node.out))
         for value in fused.values_read(node):
             self._read(value)

@@ -74,10 +74,13 @@ class CpuBackend:
         nodes = record(model)
         max_rows = max(min(max_batch_seqs, max_batch_tokens), 1)  # no token's logits are wanted twice
         program = self.runtime.program(max_batch_tokens, max_rows, kv_type)
-        layers = [(group, spec.num_kv_heads, spec.head_dim) for group, spec in kv_layers(model, nodes)]
-        program.set_layers(layers, len(model.kv_groups))
+        layers = kv_layers(model, nodes)
+        program.set_layers(
+            [(group, spec.num_kv_heads, spec.head_dim) for group, spec in layers.values()], len(model.kv_groups)
+        )
         try:
-            compiler = Compiler(program, weights, lower(nodes, fusions(weights)))
+            places = {layer: place for place, layer in enumerate(layers)}
+            compiler = Compiler(program, weights, lower(nodes, fusions(weights)), places)
             compiler.compile()
         except MemoryError as error:
             raise CapacityError("not enough memory for the weights; take a smaller model or format") from error
@@ -135,9 +138,13 @@ class CpuModel:
             deltas += [(site, a, b, bias, scale) for site in self._lora_sites[name]]
         return self.program.make_adapter(deltas, type)
 
-    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
+    @property
+    def state_bytes(self) -> int:
+        return self.program.state_bytes
+
+    def allocate_kv(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None:
         try:
-            self.program.allocate_kv(list(num_blocks))
+            self.program.allocate_kv(list(num_blocks), num_states)
         except MemoryError as error:
             raise CapacityError("not enough memory for the KV cache; lower --kv-memory or --max-context") from error
 
@@ -154,7 +161,7 @@ class CpuModel:
         tables, rows = list(batch.block_tables), (batch.logit_rows, batch.hidden_rows)
         adapters = [adapter for adapter in batch.adapters if isinstance(adapter, _native.Adapter)]
         step = (tokens, batch.positions, batch.seq_starts, tables, *rows, batch.token_types)
-        program.forward(*step, adapters, batch.adapter_of)
+        program.forward(*step, adapters, batch.adapter_of, batch.state_starts, batch.state_saves)
         self._num_rows = {"logits": len(batch.logit_rows), "hidden_states": len(batch.hidden_rows)}
 
     def wait(self, rows: Int32Array | None = None) -> FloatArray:

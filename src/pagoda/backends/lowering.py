@@ -283,14 +283,13 @@ def _alike(chains: list[QkChain]) -> bool:
     return len(ropes) == 1 and len({chain.norm["eps"] for chain in chains if chain.norm}) <= 1
 
 
-def kv_layers(model: ForwardModel, nodes: Iterable[Node]) -> list[tuple[int, AttentionSpec]]:
-    """→ (KV group, attention) of each layer of keys and values. UnsupportedError if not just one stores them."""
+def kv_layers(model: ForwardModel, nodes: Iterable[Node]) -> dict[int, tuple[int, AttentionSpec]]:
+    """→ (KV group, attention) of each layer in a KV group. UnsupportedError if not just one stores what it keeps."""
+    groups = {layer: g for g, group in enumerate(model.kv_groups) for layer in group.layers}
     attentions = [node for node in nodes if node.op == "attention" and node["k"] is not None]
     causal = [node["layer"] for node in attentions if node["spec"].causal]
     others = {node["layer"] for node in attentions if not node["spec"].causal}
-    num_layers = sum(len(group.layers) for group in model.kv_groups)
-    if sorted([*causal, *others]) != list(range(num_layers)):
-        raise UnsupportedError("there must be one attention in each layer")
+    if sorted([*causal, *others]) != sorted(groups):
+        raise UnsupportedError("there must be one attention in each layer that has keys and values")
     specs = {node["layer"]: node["spec"] for node in attentions}
-    groups = {layer: g for g, group in enumerate(model.kv_groups) for layer in group.layers}
-    return [(groups[layer], specs[layer]) for layer in range(num_layers)]
+    return {layer: (groups[layer], specs[layer]) for layer in sorted(groups)}

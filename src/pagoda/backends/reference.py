@@ -10,7 +10,7 @@ What each op computes stands in `arithmetic.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pagoda.backends.arithmetic import (
     ACTIVATIONS,
     attend,
+    delta_rule,
     expert_weights,
     fast_linear,
     gated,
@@ -27,12 +28,14 @@ from pagoda.backends.arithmetic import (
     linear,
     rms_norm,
     rope,
+    short_conv,
     softcapped,
 )
 from pagoda.backends.base import (
     Activation,
     AdapterWeights,
     AttentionSpec,
+    DeltaSpec,
     EmbedBy,
     ExpertsSpec,
     ForwardModel,
@@ -42,6 +45,7 @@ from pagoda.backends.base import (
     check_ends,
 )
 from pagoda.backends.lowering import kv_layers
+from pagoda.backends.states import Key, state_shapes
 from pagoda.backends.trace import record
 from pagoda.formats.quantized import as_floats
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, RawTensor
@@ -100,11 +104,18 @@ class ReferenceOps:
     """`Ops` that compute at once; handles are arrays."""
 
     def __init__(
-        self, weights: Weights, batch: Batch, kv: Mapping[int, tuple[int, PagedKV]], *, batch_invariant: bool = True
+        self,
+        weights: Weights,
+        batch: Batch,
+        kv: Mapping[int, tuple[int, PagedKV]],
+        states: Mapping[Key, FloatArray],
+        *,
+        batch_invariant: bool = True,
     ) -> None:
         self.weights = weights
         self.batch = batch
         self.kv = kv  # layer → its group's number and pool
+        self.states = states  # [states, …] of each op that has one
         self.product = linear if batch_invariant else fast_linear
         self.results: dict[str, FloatArray] = {}  # what the pass ends in, by op
 
@@ -185,6 +196,47 @@ class ReferenceOps:
                 out[tokens] += chosen[tokens, e, None] * self.linear(hidden, down[e])
         return out
 
+    def scale_rows(self, x: FloatArray, gate: FloatArray, activation: Activation) -> FloatArray:
+        return x * ACTIVATIONS[activation](gate)
+
+    def short_conv(self, layer: int, x: FloatArray, weight: RawTensor) -> FloatArray:
+        out, taps = np.empty_like(x), self.weights[weight]
+        for begin, end, state, saves in self._sequences(self.states["short_conv", layer]):
+            out[begin:end] = short_conv(x[begin:end], state, taps)
+            rows = np.concatenate([state, x[begin:end]])
+            for t, save in saves:
+                save[:] = rows[t + 1 : t + 1 + len(state)]
+        return out
+
+    def delta_rule(
+        self,
+        layer: int,
+        qkv: FloatArray,
+        alpha: FloatArray,
+        beta: FloatArray,
+        decay: RawTensor,
+        dt_bias: RawTensor,
+        spec: DeltaSpec,
+    ) -> FloatArray:
+        numbers = self.weights[decay], self.weights[dt_bias]
+        out = np.empty((len(qkv), spec.num_v_heads * spec.v_dim), np.float32)
+        for begin, end, state, saves in self._sequences(self.states["delta_rule", layer]):
+            tokens = slice(begin, end)
+            out[tokens] = delta_rule(
+                qkv[tokens], alpha[tokens], beta[tokens], numbers=numbers, spec=spec, state=state, saves=dict(saves)
+            )
+        return out
+
+    def _sequences(self, pool: FloatArray) -> Iterator[tuple[int, int, FloatArray, list[tuple[int, FloatArray]]]]:
+        """Of each sequence its first token and the one after its last, a copy of the state that it begins at, and the
+        places where its state is saved, by token from its first."""
+        starts, saves, bounds = self.batch.state_starts, self.batch.state_saves, self.batch.seq_starts
+        assert starts is not None
+        assert saves is not None
+        for start, begin, end in zip(starts, bounds[:-1], bounds[1:], strict=True):
+            state = np.zeros_like(pool[0]) if start < 0 else pool[start].copy()
+            yield begin, end, state, [(t, pool[save]) for t, save in enumerate(saves[begin:end]) if save >= 0]
+
     def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return x + y
 
@@ -222,12 +274,15 @@ class ReferenceModel:
         self._weights = Weights()
         self.kv_pools: tuple[PagedKV, ...] = ()
         self._layers: dict[int, tuple[int, PagedKV]] = {}
+        self.states: dict[Key, FloatArray] = {}
         self._staged: Batch | None = None
         self._results: dict[str, FloatArray] = {}  # of the launched step
         nodes = record(model)
         self._ends = {node.op for node in nodes}
-        heads = [(spec.num_kv_heads, spec.head_dim) for _, spec in kv_layers(model, nodes)]
+        heads = {layer: (spec.num_kv_heads, spec.head_dim) for layer, (_, spec) in kv_layers(model, nodes).items()}
         self._heads = [{layer: heads[layer] for layer in group.layers} for group in model.kv_groups]
+        self._state_shapes = state_shapes(nodes)
+        self.state_bytes = sum(4 * math.prod(shape) for shape in self._state_shapes.values())
         shapes = {tensor.name: tensor.shape for node in nodes for tensor in node.tensors}
         self.weight_bytes = sum(4 * math.prod(shape) for shape in shapes.values())
         self.buffer_bytes = 4 * max_batch_seqs * model.vocab_size  # logits; the rest comes and goes
@@ -238,8 +293,9 @@ class ReferenceModel:
     def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> ReferenceAdapter:
         return ReferenceAdapter(weights)
 
-    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
+    def allocate_kv(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None:
         assert not self.kv_pools, "the KV pool is allocated once"
+        self.states = {key: np.zeros((num_states, *shape), np.float32) for key, shape in self._state_shapes.items()}
         self.kv_pools = tuple(PagedKV(heads, n) for heads, n in zip(self._heads, num_blocks, strict=True))
         self._layers = {layer: (g, pool) for g, pool in enumerate(self.kv_pools) for layer in pool.k}
 
@@ -250,7 +306,8 @@ class ReferenceModel:
         assert self._staged is not None, "a launch before a step was staged"
         batch, self._staged = replace(self._staged, tokens=tokens), None
         check_ends(batch, self._ends)
-        ops = ReferenceOps(self._weights, batch, self._layers, batch_invariant=self._batch_invariant)
+        invariant = self._batch_invariant
+        ops = ReferenceOps(self._weights, batch, self._layers, self.states, batch_invariant=invariant)
         self._model.forward(ops)
         self._results = ops.results
 
@@ -279,7 +336,7 @@ class ReferenceModel:
 
     def close(self) -> None:
         self._weights.clear()
-        self.kv_pools, self._layers = (), {}
+        self.kv_pools, self._layers, self.states = (), {}, {}
 
 
 class ReferenceBackend:

@@ -16,6 +16,7 @@ COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
     "columns": lambda arguments: int(arguments["count"]),
     "linear": lambda arguments: int(arguments["weight"].shape[0]),
     "logits": lambda arguments: int(arguments["weight"].shape[0]),
+    "delta_rule": lambda arguments: int(arguments["spec"].num_v_heads * arguments["spec"].v_dim),
 }
 
 

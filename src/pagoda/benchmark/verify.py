@@ -181,11 +181,15 @@ class Skipping:
     def block_bytes(self, group: int) -> int:
         return self._model.block_bytes(group)
 
+    @property
+    def state_bytes(self) -> int:
+        return self._model.state_bytes
+
     def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
         return self._model.place_adapter(weights, type=type)
 
-    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
-        self._model.allocate_kv(num_blocks)
+    def allocate_kv(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None:
+        self._model.allocate_kv(num_blocks, num_states)
 
     def copy_blocks(self, group: int, pairs: Any) -> None:
         self._model.copy_blocks(group, pairs)
@@ -212,6 +216,7 @@ class Runner:
             vocab_size=shape.vocab_size,
             windows=[group.window for group in model.kv_groups],
             num_blocks=[blocks] * len(model.kv_groups),
+            num_states=rows if loaded.state_bytes else 0,
             max_context=min(shape.max_context, max([prompt, *(context for _, context in decodes)]) + SPARE),
             max_batch_tokens=CHUNK,
             max_num_seqs=max(batch for batch, _ in decodes),

@@ -14,7 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pagoda.cli.progress import download_progress
+from pagoda.errors import PagodaError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
+from pagoda.models.layers import DeltaNet
+from pagoda.models.registry import family_of, load_model
 from pagoda.sources import resolve
 from pagoda.types import RawTensor
 
@@ -58,11 +61,34 @@ def describe(checkpoint: Checkpoint, *, full: bool) -> dict[str, Any]:
         "file_bytes": checkpoint.file_bytes,
         "bits_per_weight": _bits_per_weight(totals.values()),
         "types": {name: asdict(total) for name, total in totals.items()},
+        **layers_of(checkpoint),
         "metadata": {key: _plain(value, full) for key, value in checkpoint.metadata.items()},
         "tensors": [
             {"name": tensor.name, "type": tensor.type, "shape": tensor.shape, "bytes": tensor.num_bytes}
             for tensor in checkpoint.tensors.values()
         ],
+    }
+
+
+def layers_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How many layers have attention and how many a state, the bytes of one, and what of the file is not served.
+
+    Empty where the family is not known, or the file is not one that it could be.
+    """
+    try:
+        family = family_of(checkpoint)
+        model = load_model(checkpoint)
+    except PagodaError:
+        return {}
+    recurrent = [block.attention for block in model.blocks if isinstance(block.attention, DeltaNet)]
+    left_out = [what for start, what in family.left_out.items() if any(n.startswith(start) for n in checkpoint.tensors)]
+    if any(".nextn." in name for name in checkpoint.tensors):
+        left_out.append(family.left_out.get("mtp.", "nextn"))
+    return {
+        "attention_layers": len(model.attentions),
+        "recurrent_layers": len(recurrent),
+        "state_bytes": 4 * sum(net.state_elements for net in recurrent),
+        "left_out": left_out,
     }
 
 
@@ -118,6 +144,12 @@ def _summary_table(checkpoint: Checkpoint, totals: dict[str, TypeTotal]) -> Tabl
     table.add_row("parameters", f"{parameters:,} ({parameters / 1e6:,.1f} M)")
     table.add_row("size", f"{checkpoint.file_bytes:,} bytes ({checkpoint.file_bytes / 1e6:,.1f} MB)")
     table.add_row("bits per weight", f"{_bits_per_weight(totals.values()):.2f}")
+    layers = layers_of(checkpoint)
+    if layers.get("recurrent_layers"):
+        kinds = f"{layers['attention_layers']} with attention, {layers['recurrent_layers']} recurrent"
+        table.add_row("layers", f"{kinds}, whose state takes {layers['state_bytes'] / 1e6:,.1f} MB a sequence")
+    if layers.get("left_out"):
+        table.add_row("not served", ", ".join(layers["left_out"]))
     return table
 
 

@@ -43,7 +43,7 @@ from pagoda.models.pooling import DEFAULT_POOLING, Pooling
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.params import MAX_LOGPROBS
 from pagoda.sampling.reference import NOT_FINITE
-from pagoda.types import Delta, Fault, FinishReason, Request, StepResult
+from pagoda.types import BLOCK_SIZE, Delta, Fault, FinishReason, Request, StepResult
 
 
 class Engine:
@@ -58,6 +58,8 @@ class Engine:
         vocab_size: int,
         windows: Seq[int | None],
         num_blocks: Seq[int],
+        num_states: int = 0,
+        state_interval: int = BLOCK_SIZE,
         max_context: int,
         max_batch_tokens: int = 512,
         max_num_seqs: int = 64,
@@ -73,13 +75,14 @@ class Engine:
         offload: KVOffload | None = None,
     ) -> None:
         """`windows` and `num_blocks` describe the KV groups; one sequence of max_context tokens must fit in them.
+        num_states: of models with recurrent layers, at least one; a snapshot is kept every state_interval tokens.
 
         max_rows: rows of logits that the model can give in one step, at least max_num_seqs; more are good for drafts
         and prompt logprobs. overlap: plan the next step while an asynchronous model computes. drafters: who proposes
         tokens; of each sequence the first that has a guess. pooling: how a pooled request's prompt becomes a vector.
         offload: where KV of idle prefixes goes.
         """
-        model.allocate_kv(tuple(num_blocks))
+        model.allocate_kv(tuple(num_blocks), num_states)
         self.vocab_size, self.max_context, self.pooling = vocab_size, max_context, pooling
         self._max_logprobs = max_logprobs
         self._plans_ahead = overlap and model.asynchronous
@@ -93,6 +96,8 @@ class Engine:
             copy=model.copy_blocks,
             prefix_caching=prefix_caching,
             outside=offload,
+            num_states=num_states,
+            state_interval=state_interval,
         )
         self.offload = offload
         self._restoring = Restoring(self.kv, offload)

@@ -25,6 +25,7 @@ from pagoda.engine.speculation.choose import check_speculation, choose_drafters,
 from pagoda.engine.speculation.draft_load import LoadedDraft, load_draft
 from pagoda.engine.speculation.pacing import Pacer
 from pagoda.engine.thread import EngineThread
+from pagoda.errors import ConfigError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.kv.block_files import BlockFiles
 from pagoda.models.bert import is_encoder
@@ -139,6 +140,8 @@ def load_engine(
     """
     start = time.perf_counter()
     check_speculation(settings)
+    if settings.state_interval % BLOCK_SIZE:
+        raise ConfigError(f"--state-interval {settings.state_interval} must be a multiple of {BLOCK_SIZE}")
     backend = make_backend(settings)
     settings = settings.with_limits(gpu=backend.available_memory() is not None)
     source = source or resolve(settings.model, progress=progress)
@@ -300,6 +303,8 @@ def _engine(
         vocab_size=forward_model.vocab_size,
         windows=kv_plan.footprint.windows,
         num_blocks=kv_plan.num_blocks,
+        num_states=kv_plan.num_states,
+        state_interval=settings.state_interval,
         max_context=kv_plan.max_context,
         max_batch_tokens=settings.batch_tokens,
         max_num_seqs=settings.num_seqs,

@@ -6,7 +6,8 @@
 The usual length is max_context where the user named it or the KV bytes, else USUAL_TOKENS: the pool fills up with
 cached prefixes sooner or later, and a model of long context should not for that take all memory there is.
 
-With several KV groups, all get the same share of what they could use; those of a draft model are among them. `plan_kv`
+With several KV groups, all get the same share of what they could use; those of a draft model are among them, and so are
+the states of recurrent layers, two a sequence: one that it stands on, one that is kept for its prefix. `plan_kv`
 is pure; `available_memory` reads the machine.
 """
 
@@ -26,6 +27,7 @@ from pagoda.kv.table import peak_blocks
 from pagoda.types import BLOCK_SIZE
 
 USUAL_TOKENS = 2048  # prompt and output of a sequence, where nobody says
+SEQUENCE_STATES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Footprint:
     graph_bytes: int = 0  # of buffer_bytes, on a GPU
     draft: Footprint | None = None  # of a draft model beside it
     adapter_bytes: int = 0  # of adapters that are there from the start, or that room is kept for
+    state_bytes: int = 0  # of one state of recurrent layers
 
     @classmethod
     def of(
@@ -53,6 +56,7 @@ class Footprint:
             model.graph_bytes,
             draft,
             adapter_bytes,
+            model.state_bytes,
         )
 
     @property
@@ -67,6 +71,7 @@ class Footprint:
             self.block_bytes + self.draft.block_bytes,
             self.graph_bytes + self.draft.graph_bytes,
             adapter_bytes=self.adapter_bytes,
+            state_bytes=self.state_bytes,
         )
 
 
@@ -79,11 +84,12 @@ class KVPlan:
     max_context: int
     num_seqs: float  # how many sequences of max_context tokens fit at once
     draft_blocks: tuple[int, ...] = ()  # of the draft model's groups
+    num_states: int = 0
 
     @property
     def kv_bytes(self) -> int:
-        """Of both models."""
-        return _bytes(self.footprint.together, (*self.num_blocks, *self.draft_blocks))
+        """Of both models, states included."""
+        return _bytes(self.footprint.together, (*self.num_blocks, *self.draft_blocks, self.num_states))
 
     def __str__(self) -> str:
         taken = f"weights {_mib(self.footprint.weight_bytes)} + {self._buffers()}"
@@ -92,10 +98,17 @@ class KVPlan:
         if self.footprint.adapter_bytes:
             taken += f" + adapters {_mib(self.footprint.adapter_bytes)}"
         return (
-            f"memory: {taken} + KV blocks {_mib(self.kv_bytes)} "
-            f"({' + '.join(map(str, (*self.num_blocks, *self.draft_blocks)))} of {BLOCK_SIZE} tokens) "
+            f"memory: {taken} + KV blocks {_mib(self.kv_bytes - self._state_bytes)} "
+            f"({' + '.join(map(str, (*self.num_blocks, *self.draft_blocks)))} of {BLOCK_SIZE} tokens) {self._states()}"
             f"= {self.num_seqs:.1f} sequences of {self.max_context} tokens"
         )
+
+    def _states(self) -> str:
+        return f"+ {self.num_states} states {_mib(self._state_bytes)} " if self.num_states else ""
+
+    @property
+    def _state_bytes(self) -> int:
+        return self.num_states * self.footprint.state_bytes
 
     def _buffers(self) -> str:
         buffers, graphs = self.footprint.buffer_bytes, self.footprint.graph_bytes
@@ -135,9 +148,9 @@ def plan_kv(
     wanted = [max(n, few * num_seqs) for n, few in zip(one, usual, strict=True)]
     share = min(1.0, budget / _bytes(footprint, wanted))
     num_blocks = tuple(max(n, int(many * share)) for n, many in zip(one, wanted, strict=True))
-    num_seqs_whole = min(m / n for m, n in zip(num_blocks, one, strict=True))
+    num_seqs_whole = min(m / n for m, n in zip(num_blocks, one, strict=True) if n)
     own = len(target.windows)
-    return KVPlan(target, num_blocks[:own], max_context, num_seqs_whole, num_blocks[own:])
+    return KVPlan(target, num_blocks[:own], max_context, num_seqs_whole, num_blocks[own:-1], num_blocks[-1])
 
 
 def _usual_tokens(settings: EngineSettings, max_context: int) -> int:
@@ -180,11 +193,14 @@ def _largest(limit: int, fits: Callable[[int], bool]) -> int:
 
 
 def _blocks_of_one(footprint: Footprint, settings: EngineSettings, num_tokens: int) -> list[int]:
-    return [peak_blocks(num_tokens, window, settings.batch_tokens) for window in footprint.windows]
+    """Blocks of each group, then states."""
+    blocks = [peak_blocks(num_tokens, window, settings.batch_tokens) for window in footprint.windows]
+    return [*blocks, SEQUENCE_STATES if footprint.state_bytes else 0]
 
 
-def _bytes(footprint: Footprint, num_blocks: Sequence[int]) -> int:
-    return sum(n * size for n, size in zip(num_blocks, footprint.block_bytes, strict=True))
+def _bytes(footprint: Footprint, counts: Sequence[int]) -> int:
+    """Of so many blocks of each group, and states."""
+    return sum(n * size for n, size in zip(counts, (*footprint.block_bytes, footprint.state_bytes), strict=True))
 
 
 def _mib(num_bytes: int) -> str:

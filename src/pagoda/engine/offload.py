@@ -149,6 +149,8 @@ def open_offload(settings: EngineSettings, model: LoadedModel, identity: str) ->
     folder, max_bytes = parse_offload(settings.kv_offload)
     secret = settings.kv_offload_key
     cipher = None if secret is None else Cipher(secret, "PAGODA_KV_OFFLOAD_KEY")
+    if model.state_bytes:
+        raise UnsupportedError("--kv-offload: states of recurrent layers are not kept in files; leave it out")
     if not isinstance(model, MovableBlocks):
         raise UnsupportedError("--kv-offload: the KV of a model on several GPUs cannot be kept; leave it out")
     return KVOffload(model, BlockFiles(folder, max_bytes, identity, cipher))

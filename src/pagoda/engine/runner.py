@@ -169,16 +169,21 @@ class Runner:
     def _batch(self, plan: StepPlan, num_tokens: int, rows: list[int], hidden_rows: list[int]) -> Batch:
         num_seqs = len(plan.counts)
         adapters, adapter_of = _adapters(plan)
+        tables = [seq.table for seq in plan.counts if seq.table is not None]
+        held = [(table.states, table.num_tokens) for table in tables]
+        states = self._kv.states.rows(held, self._starts[: num_seqs + 1])
         return Batch(
             tokens=self._tokens[:num_tokens],
             positions=self._positions[:num_tokens],
             seq_starts=self._starts[: num_seqs + 1],
             context_lens=self._context_lens[:num_seqs],
-            block_tables=self._kv.rows([seq.table for seq in plan.counts if seq.table is not None]),
+            block_tables=self._kv.rows(tables),
             logit_rows=np.array(rows, np.int32),
             adapters=adapters,
             adapter_of=adapter_of,
             hidden_rows=np.array(hidden_rows, np.int32),
+            state_starts=None if states is None else states[0],
+            state_saves=None if states is None else states[1],
         )
 
     def _prompt_rows(self, plan: StepPlan, rows: list[int]) -> list[PromptRows]:

@@ -218,7 +218,7 @@ class Scheduler:
 
     def _reserved_blocks(self, seqs: list[Sequence]) -> list[int]:
         """Blocks of each group that these sequences will still need for all they owe and one token more."""
-        reserved = [0] * len(self.kv.windows)
+        reserved = [0] * self.kv.num_pools
         for seq in seqs:
             assert seq.table is not None
             missing = self.kv.num_missing(seq.table, seq.num_tokens + 1, self.max_batch_tokens)
@@ -250,9 +250,10 @@ class Scheduler:
     def _grow_for_draft(self, seq: Sequence, num_tokens: int, count: int) -> int:
         """Take blocks for `count` draft tokens after num_tokens, from nobody. → for how many there is room"""
         assert seq.table is not None
+        count = self.kv.states.num_rewindable(count)
         if not self.kv.can_grow(seq.table, num_tokens + count):
-            return min(count, seq.table.num_blocks * BLOCK_SIZE - num_tokens)
-        self.kv.grow(seq.table, num_tokens + count)
+            count = min(count, seq.table.num_blocks * BLOCK_SIZE - num_tokens)
+        self.kv.grow(seq.table, num_tokens + count, num_drafts=count)
         return count
 
     def _match(self, seq: Sequence) -> int:
@@ -273,7 +274,7 @@ class Scheduler:
 
     def _open(self, plan: StepPlan, seq: Sequence, num_cached: int, now: float) -> None:
         self.waiting.remove(seq)
-        seq.table = self.kv.open(seq.prefix_root, seq.keys, num_cached)
+        seq.table = self.kv.open(seq.prefix_root, seq.keys, num_cached, len(seq.tokens))
         seq.status, seq.num_computed = Status.RUNNING, num_cached * BLOCK_SIZE
         insort(self.running, seq, key=_rank)
         if seq.first_scheduled is None:

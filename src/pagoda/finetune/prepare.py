@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pagoda.errors import ConfigError
+from pagoda.errors import ConfigError, UnsupportedError
 from pagoda.finetune.data.dataset import DataSet, load_data
 from pagoda.finetune.data.render import Renderer
 from pagoda.finetune.schedule import Schedule, make_schedule
@@ -43,7 +43,10 @@ def prepare(
     checkpoint = open_checkpoint(model.path)
     tokenizer = load_tokenizer(checkpoint)
     template, why = chat_template_or_reason(checkpoint, tokenizer, fallback_template(checkpoint))
-    context = load_model(checkpoint).max_context
+    decoder = load_model(checkpoint)
+    if decoder.is_hybrid:
+        raise UnsupportedError(f"{model.name} has recurrent layers, which are not trained here")
+    context = decoder.max_context
     max_length = settings.max_length or min(USUAL_LENGTH, context)
     if max_length > context:
         raise ConfigError(f"--max-length {max_length}: the model's context is {context} tokens")

@@ -43,6 +43,9 @@ class QuantizedTensor(RawTensor):
             self.cut(slice(start, stop)), name=f"{self.name}[{start}:{stop}]", part_of=self.part_of or self.name
         )
 
+    def run(self, i: int, of: int, groups: int) -> QuantizedTensor:
+        raise UnsupportedError(f"{self.name!r} holds rows of several matrices by turns, which {self.type} cannot here")
+
     def cut(self, rows: slice = slice(None), columns: slice = slice(None)) -> QuantizedTensor:
         """Some rows and columns under the same name; the layer is unpacked whole, and cut then."""
         whole = self.unpacker

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pagoda.kv.group import GIVEN_BACK, KVGroupBlocks, Outside
 from pagoda.kv.prefix import extend_keys, first_needed_block, longest_match
+from pagoda.kv.states import NoStates, StatePool
 from pagoda.kv.table import BlockTable, blocks_for, peak_blocks
 from pagoda.types import BLOCK_SIZE, Int32Array
 
@@ -31,7 +32,8 @@ CopyBlocks = Callable[[int, Int32Array], None]  # (group, pairs [N, 2] of source
 class KVCache:
     """Block tables of up to `max_seqs` sequences of up to `max_context` tokens.
 
-    windows[g] and num_blocks[g] describe the groups; `copy` is `LoadedModel.copy_blocks`.
+    windows[g] and num_blocks[g] describe the groups; `copy` is `LoadedModel.copy_blocks`. num_states: of recurrent
+    layers, with a snapshot every so many tokens; 0 where there are none of these.
     """
 
     def __init__(
@@ -44,16 +46,21 @@ class KVCache:
         copy: CopyBlocks,
         prefix_caching: bool = True,
         outside: Outside | None = None,
+        num_states: int = 0,
+        state_interval: int = BLOCK_SIZE,
     ) -> None:
         self.windows = tuple(windows)
         self.num_blocks = tuple(num_blocks)
         self.max_blocks = blocks_for(max_context)
+        self.num_pools = len(self.windows) + 1  # what others reserve of: KV groups, then states
         self.prefix_caching = prefix_caching
         self._outside = outside
         self._groups = [
             KVGroupBlocks(g, window, count, max_seqs, self.max_blocks, outside)
             for g, (window, count) in enumerate(zip(windows, num_blocks, strict=True))
         ]
+        interval = state_interval if prefix_caching else None
+        self.states = StatePool(num_states, interval) if num_states else NoStates()
         self._copy = copy
         self._free_rows = list(range(max_seqs - 1, -1, -1))
         self._tables: dict[int, BlockTable] = {}  # by row
@@ -96,7 +103,8 @@ class KVCache:
         if not self.prefix_caching:
             return 0
         extend_keys(keys, prefix_root, tokens, num_tokens)
-        return longest_match([group.prefix for group in self._groups], keys[: (num_tokens - 1) // BLOCK_SIZE])
+        prefixes = [*(group.prefix for group in self._groups), *self.states.prefixes]
+        return longest_match(prefixes, keys[: (num_tokens - 1) // BLOCK_SIZE])
 
     def elsewhere(
         self, prefix_root: bytes, keys: list[bytes], tokens: array[int], num_tokens: int
@@ -143,25 +151,26 @@ class KVCache:
     ) -> bool:
         """Whether a new sequence can get to num_tokens without taking blocks from the running ones.
 
-        `reserved` is how many blocks of each group are left to others.
+        `reserved` is how many blocks of each group, and states, are left to others.
         """
-        if not self._free_rows:
+        if not self._free_rows or not self.states.can_open(reserved[-1]):
             return False
-        for group, num_reserved in zip(self._groups, reserved, strict=True):
+        for group, num_reserved in zip(self._groups, reserved[:-1], strict=True):
             first = first_needed_block(num_cached * BLOCK_SIZE, group.window)
             revived = sum(group.pool.refs(block) == 0 for block in self._cached(group, keys, first, num_cached))
             held = num_cached - first
-            needed = max(0, min(blocks_for(num_tokens) - first, self._peak(group, num_tokens, chunk)) - held)
+            needed = max(0, min(blocks_for(num_tokens) - first, peak_blocks(num_tokens, group.window, chunk)) - held)
             if group.pool.num_free - revived - num_reserved < needed:
                 return False
         return True
 
-    def open(self, prefix_root: bytes, keys: list[bytes], num_cached: int) -> BlockTable:
+    def open(self, prefix_root: bytes, keys: list[bytes], num_cached: int, prompt_len: int = 0) -> BlockTable:
         """A table whose first num_cached blocks come from the prefix cache."""
         table = BlockTable(self._free_rows.pop(), len(self._groups), prefix_root, keys)
         self._tables[table.row] = table
         table.num_blocks = table.num_published = num_cached
         table.num_tokens = num_cached * BLOCK_SIZE
+        table.states = self.states.open(keys, num_cached, prompt_len)
         for g, group in enumerate(self._groups):
             first = table.first[g] = first_needed_block(num_cached * BLOCK_SIZE, group.window)
             shared = self._cached(group, keys, first, num_cached)
@@ -175,18 +184,19 @@ class KVCache:
     # Growing: num_missing / can_grow / grow, then commit
 
     def num_missing(self, table: BlockTable, num_tokens: int, chunk: int) -> list[int]:
-        """Blocks a group that the table still has to take to get to num_tokens."""
-        missing = blocks_for(num_tokens) - table.num_blocks
-        copied = int(self._must_copy(table))
-        if missing <= 0 and not copied:
-            return [0] * len(self._groups)
-        return [
-            max(0, min(missing, self._peak(group, num_tokens, chunk) - (table.num_blocks - table.first[g]))) + copied
+        """Blocks a group, and states, that the table still has to take to get to num_tokens."""
+        missing, copied = blocks_for(num_tokens) - table.num_blocks, int(self._must_copy(table))
+        blocks = [
+            max(0, min(missing, peak_blocks(num_tokens, group.window, chunk) - (table.num_blocks - table.first[g])))
+            + copied
             for g, group in enumerate(self._groups)
         ]
+        return [*blocks, self.states.num_missing(table.states)]
 
     def can_grow(self, table: BlockTable, num_tokens: int) -> bool:
         """Whether the next step can write up to token num_tokens."""
+        if not self.states.can_grow(table.states):
+            return False
         needed = blocks_for(num_tokens) - table.num_blocks
         if needed <= 0 and not table.tail_shared:
             return True
@@ -196,8 +206,12 @@ class KVCache:
                 return False
         return True
 
-    def grow(self, table: BlockTable, num_tokens: int) -> None:
-        """Take the blocks that `can_grow` promised; a last block shared with a fork is copied."""
+    def grow(self, table: BlockTable, num_tokens: int, *, num_drafts: int = 0) -> None:
+        """Take the blocks that `can_grow` promised; a last block shared with a fork is copied.
+
+        num_drafts: of the tokens, the last ones, as many as `states.num_rewindable` allows.
+        """
+        self.states.grow(table.states, table.num_tokens, num_tokens, num_drafts)
         needed = blocks_for(num_tokens) - table.num_blocks
         if table.tail_shared:
             self._own_tail(table)
@@ -215,6 +229,7 @@ class KVCache:
         table.num_tokens = num_computed
         if self.prefix_caching and num_computed // BLOCK_SIZE > table.num_published:
             self._publish(table, tokens, num_computed)
+        self.states.commit(table.states, table.keys, num_computed)
         for g, group in enumerate(self._groups):
             if group.window is not None:
                 self._give_back(g, table, first_needed_block(num_computed, group.window))
@@ -223,6 +238,8 @@ class KVCache:
 
     def can_truncate(self, table: BlockTable, num_tokens: int) -> bool:
         """Whether the table still holds all that tokens from position num_tokens on can see."""
+        if not self.states.can_truncate(num_tokens, table.num_tokens):
+            return False
         return all(
             table.first[g] <= first_needed_block(num_tokens, group.window) for g, group in enumerate(self._groups)
         )
@@ -243,6 +260,7 @@ class KVCache:
             table.num_blocks = num_blocks
             table.tail_shared = False
         if num_tokens < table.num_tokens:
+            self.states.restart(table.states)
             table.num_tokens = num_tokens
             table.num_published = min(table.num_published, num_full)
             del table.keys[num_full:]
@@ -261,6 +279,7 @@ class KVCache:
             table.num_published,
             table.num_tokens,
         )
+        child.states = self.states.fork(table.states)
         child.first = list(table.first)
         child.blocks = [list(blocks) for blocks in table.blocks]
         for g, group in enumerate(self._groups):
@@ -274,13 +293,11 @@ class KVCache:
         """Release the row and all blocks; of a prefix, the tail is to be evicted first."""
         for g, group in enumerate(self._groups):
             group.release(reversed(table.blocks[g]))
+        self.states.free(table.states)
         del self._tables[table.row]
         self._free_rows.append(table.row)
 
     # Inside
-
-    def _peak(self, group: KVGroupBlocks, num_tokens: int, chunk: int) -> int:
-        return peak_blocks(num_tokens, group.window, chunk)
 
     def _cached(self, group: KVGroupBlocks, keys: Sequence[bytes], first: int, end: int) -> list[int]:
         return [group.prefix.block(key) for key in keys[first:end]]
@@ -326,16 +343,7 @@ class KVCache:
         """`tables` are all there are, reference counts are exactly their entries, rows say what they say, and no block
         that may be written is published."""
         assert {table.row: table for table in tables} == self._tables
+        self.states.check([table.states for table in tables])
         assert sorted([*self._free_rows, *self._tables]) == list(range(len(self._free_rows) + len(self._tables)))
-        for g, group in enumerate(self._groups):
-            group.pool.check()
-            group.prefix.check(group.pool.num_blocks)
-            refs = [0] * group.pool.num_blocks
-            for row, table in self._tables.items():
-                first, blocks = table.first[g], table.blocks[g]
-                assert group.rows[row, : table.num_blocks].tolist() == [GIVEN_BACK] * first + blocks
-                for i, block in enumerate(blocks, start=first):
-                    refs[block] += 1
-                    if table.num_published <= i and not (i == table.num_blocks - 1 and table.tail_shared):
-                        assert block not in group.prefix, "a block that may be written is published"
-            assert refs == [group.pool.refs(block) for block in range(group.pool.num_blocks)]
+        for group in self._groups:
+            group.check(self._tables)

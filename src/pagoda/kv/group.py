@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
 
 from pagoda.kv.blocks import BlockPool
 from pagoda.kv.prefix import PrefixCache
+from pagoda.kv.table import BlockTable
 from pagoda.types import Int32Array
 
 GIVEN_BACK = -1  # in the int32 rows that backends read, for a block that a window has passed
@@ -58,3 +59,18 @@ class KVGroupBlocks:
             pool.release(block, keep=is_published)
             if is_published and self.outside is not None and not pool.refs(block):
                 self.outside.idle(self.index, prefix.key(block), block)
+
+    def check(self, tables: Mapping[int, BlockTable]) -> None:
+        """`tables`, by row, are all there are: reference counts are exactly their entries, rows say what they say, and
+        no block that may be written is published."""
+        self.pool.check()
+        self.prefix.check(self.pool.num_blocks)
+        refs = [0] * self.pool.num_blocks
+        for row, table in tables.items():
+            first, blocks = table.first[self.index], table.blocks[self.index]
+            assert self.rows[row, : table.num_blocks].tolist() == [GIVEN_BACK] * first + blocks
+            for i, block in enumerate(blocks, start=first):
+                refs[block] += 1
+                if table.num_published <= i and not (i == table.num_blocks - 1 and table.tail_shared):
+                    assert block not in self.prefix, "a block that may be written is published"
+        assert refs == [self.pool.refs(block) for block in range(self.pool.num_blocks)]

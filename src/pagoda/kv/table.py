@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pagoda.kv.states import HeldStates
 from pagoda.types import BLOCK_SIZE
 
 
@@ -29,12 +30,14 @@ class BlockTable:
         "num_tokens",
         "prefix_root",
         "row",
+        "states",
         "tail_shared",
     )
 
     def __init__(self, row: int, num_groups: int, prefix_root: bytes, keys: list[bytes]) -> None:
         self.row = row
         self.prefix_root = prefix_root
+        self.states = HeldStates(0)  # no slots, of models that have no states
         self.keys = keys  # of the full blocks, as far as they were asked for
         self.blocks: list[list[int]] = [[] for _ in range(num_groups)]  # of each group, blocks [first, num_blocks)
         self.num_blocks = 0

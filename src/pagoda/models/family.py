@@ -21,6 +21,8 @@ from pagoda.models.names import FIELDS, REDUNDANT_SUFFIXES, TENSORS
 from pagoda.models.source import Checkpoint, Settings
 from pagoda.types import RawTensor
 
+NESTED = "text_config"  # config.json's language part, of models that see or hear, too
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -47,6 +49,9 @@ class Family:
     is_converted: bool = True  # from folders to GGUF files and back
     gguf_norm_topk: bool = True  # whether a token's weights are divided by their sum, where GGUF does not say it
     chat_template: str | None = None  # of models that bring none
+    left_out: Mapping[str, str] = field(
+        default_factory=dict
+    )  # how names of tensors begin that are not served, and what
 
     # Layers
     qkv_bias: bool = False
@@ -60,6 +65,7 @@ class Family:
     pre_norms: bool = True  # before attention and before the feed-forward
     post_norms: bool = False  # after attention and after the feed-forward, too
     gated_queries: bool = False  # queries come with a gate of their own width
+    tiled_heads: bool = False  # of delta nets in GGUF files, see `DeltaSpec`
     gated_ffn: bool = True
     activation: Activation = "silu"  # where files do not say
     dense_beside: bool = False  # a feed-forward beside the experts
@@ -88,7 +94,8 @@ class Family:
 
     def settings(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what its files may leave out."""
-        whole = {**self.defaults, **config}
+        text = config.get(NESTED) if self.left_out else None  # the language part of one that sees, too
+        whole = {**self.defaults, **config, **(text if isinstance(text, Mapping) else {})}
         said = whole if self.adapt_config is None else self.adapt_config(whole)
         return Settings({"max_position_embeddings": self.usual_context, **said})
 
@@ -108,7 +115,7 @@ class ModelFile:
         usual = {f"{self._prefix}{key}": value for key, value in family.gguf_defaults.items()}
         metadata = {**usual, **checkpoint.metadata} if usual else checkpoint.metadata
         self.settings = Settings(metadata) if self.is_gguf else family.settings(checkpoint.metadata)
-        self._tensors = checkpoint.tensors
+        self._tensors = checkpoint.tensors if self.is_gguf else _text_tensors(checkpoint.tensors, family)
         self._read: set[str] = set()
 
     @property
@@ -187,6 +194,11 @@ class ModelFile:
         """Count a tensor as read although it is not needed."""
         self._read.add(name)
 
+    def skip_layers(self, first: int) -> None:
+        """Count GGUF's blocks from `first` on as read."""
+        blocks = ((name, name.split(".")) for name in self._tensors if name.startswith("blk."))
+        self._read.update(name for name, parts in blocks if parts[1].isdecimal() and int(parts[1]) >= first)
+
     def check_all_read(self) -> None:
         """UnsupportedError that names the tensors which nothing asked for."""
         unread = [n for n in self._tensors if n not in self._read and not n.endswith(REDUNDANT_SUFFIXES)]
@@ -196,6 +208,18 @@ class ModelFile:
                 f"the file holds tensors that {self.family.name} does not use here, so answers would be wrong: "
                 f"{', '.join(sorted(unread)[:5])}{more}"
             )
+
+
+def _text_tensors(tensors: Mapping[str, RawTensor], family: Family) -> Mapping[str, RawTensor]:
+    """The language part's by the names that they have where there is no other part."""
+    if not family.left_out:
+        return tensors
+    outer, inner = "model.language_model.", "model."
+    return {
+        inner + name.removeprefix(outer) if name.startswith(outer) else name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(tuple(family.left_out))
+    }
 
 
 def shifted(raw: RawTensor, offset: float) -> RawTensor:

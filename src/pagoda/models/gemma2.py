@@ -54,7 +54,7 @@ def reader(file: ModelFile, sizes: Sizes, layers_27b: int) -> DecoderReader:
 
 
 def extra_config(checkpoint: Checkpoint, decoder: Decoder) -> dict[str, Any]:
-    spec = decoder.blocks[0].attention.spec
+    spec = decoder.attention.spec
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": round(spec.scale**-2),

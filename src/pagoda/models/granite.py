@@ -44,7 +44,7 @@ def _scale(file: ModelFile, key: str) -> float:
 
 def _extra_config(checkpoint: Checkpoint, decoder: Decoder) -> dict[str, Any]:
     scales = {key: checkpoint.metadata.get(f"granite.{name}", 1.0) for key, name in SCALES.items()}
-    return {**scales, "attention_multiplier": decoder.blocks[0].attention.spec.scale}
+    return {**scales, "attention_multiplier": decoder.attention.spec.scale}
 
 
 def _extra_values(settings: Settings, decoder: Decoder) -> dict[str, Value]:

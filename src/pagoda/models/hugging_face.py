@@ -44,7 +44,9 @@ class HuggingFaceView:
         self._sources = {source.other: source for source in _sources(checkpoint, self._family)}
         self.architecture = self._family.name
         self.metadata: Mapping[str, Any] = _config(checkpoint, decoder, self._family)
-        spec = decoder.blocks[0].attention.spec
+        if decoder.is_hybrid:
+            raise UnsupportedError("models with recurrent layers are not converted: take llama.cpp's converter")
+        spec = decoder.attention.spec
         self._interleaved = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads} if self._family.interleaved else {}
         self.tensors: Mapping[str, RawTensor] = _LazyTensors(self._sources, self._tensor)
 
@@ -107,7 +109,7 @@ def as_hugging_face(checkpoint: Checkpoint) -> Checkpoint | HuggingFaceView:
 
 def _config(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Config:
     block = decoder.blocks[0]
-    attention = block.attention
+    attention = decoder.attention
     metadata = checkpoint.metadata
     config: Config = {
         "architectures": [family.hf_class],
@@ -158,7 +160,7 @@ def _activation(name: Activation) -> str:
 def _windows(decoder: Decoder, family: Family) -> Config:
     if not family.windows:
         return {}
-    windows = [block.attention.spec.window for block in decoder.blocks]
+    windows = [attention.spec.window for attention in decoder.attentions.values()]
     window = next((window for window in windows if window), None)
     if not family.window_pattern:
         return {"sliding_window": window}

@@ -1,8 +1,8 @@
 """A decoder as a forward pass: embed → N blocks → norm → logits. Families differ in which parts are there.
 
-Covered: grouped-query attention, rotary embedding, norms of each query and key head, biases, sliding windows,
-feed-forward with a gate or without, mixtures of experts, norms after both, attention and feed-forward side by side.
-Not covered: cross attention.
+Covered: grouped-query attention, rotary embedding, norms of each query and key head, biases, sliding windows, gated
+attention, gated delta nets in place of attention, feed-forward with a gate or without, mixtures of experts, also beside
+a shared one, norms after both, attention and feed-forward side by side. Not covered: cross attention.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from pagoda.backends.base import Activation, AttentionSpec, ExpertsSpec, Handle, KVGroup, Ops, RopeSpec
+from pagoda.backends.base import Activation, AttentionSpec, DeltaSpec, ExpertsSpec, Handle, KVGroup, Ops, RopeSpec
 from pagoda.types import RawTensor
 
 
@@ -73,10 +73,11 @@ class Attention:
     norms_last: bool = False  # after the rotary embedding, not before
     v_norm: Norm | None = None  # over each head
     kv_layer: int | None = None
+    gate: Linear | None = None  # of what attention gives, through a sigmoid
 
     @property
     def linears(self) -> dict[str, Linear]:
-        named = {"q": self.q, "k": self.k, "v": self.v, "o": self.output}
+        named = {"q": self.q, "k": self.k, "v": self.v, "o": self.output, "gate": self.gate}
         return {name: linear for name, linear in named.items() if linear is not None}
 
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
@@ -91,6 +92,8 @@ class Attention:
                 v = self.v_norm.forward_heads(ops, v, self.spec.num_kv_heads)
             k = self._rotate(ops, raw, self.k_norm, self.spec.num_kv_heads)
             attended = ops.attention(layer, q, k, v, self.spec)
+        if self.gate is not None:
+            attended = ops.gated(self.gate.forward(ops, x), attended, "sigmoid")
         return self.output.forward(ops, attended)  # [T, E]
 
     def _rotate(self, ops: Ops, x: Handle, norm: Norm | None, num_heads: int) -> Handle:
@@ -99,6 +102,40 @@ class Attention:
         if norm is not None:
             x = norm.forward(ops, x) if self.whole_norms else norm.forward_heads(ops, x, num_heads)
         return x if self.norms_last or self.rope is None else ops.rope(x, num_heads, self.rope)
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Gated delta net (arXiv 2412.06464), in place of attention: a state of fixed size instead of keys and values."""
+
+    qkv: Linear
+    gate: Linear  # of what it gives, through SiLU
+    alpha: Linear
+    beta: Linear
+    output: Linear
+    conv: RawTensor  # (C, taps) over q, k and v
+    decay: RawTensor  # (H,)
+    dt_bias: RawTensor  # (H,)
+    norm: Norm  # over each head
+    spec: DeltaSpec
+
+    def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
+        qkv = ops.short_conv(layer, self.qkv.forward(ops, x), self.conv)
+        alpha, beta = self.alpha.forward(ops, x), self.beta.forward(ops, x)  # [T, H]
+        out = ops.delta_rule(layer, qkv, alpha, beta, self.decay, self.dt_bias, self.spec)  # [T, H * v_dim]
+        normed = self.norm.forward_heads(ops, out, self.spec.num_v_heads)
+        return self.output.forward(ops, ops.gated(self.gate.forward(ops, x), normed, "silu"))  # [T, E]
+
+    @property
+    def state_elements(self) -> int:
+        """Numbers that are kept of a sequence."""
+        spec, (columns, taps) = self.spec, self.conv.shape
+        return spec.num_v_heads * spec.k_dim * spec.v_dim + (taps - 1) * columns
+
+    @property
+    def linears(self) -> dict[str, Linear]:
+        named = {"qkv": self.qkv, "gate": self.gate, "alpha": self.alpha, "beta": self.beta}
+        return {**named, "o": self.output}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +162,27 @@ class FeedForward:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A mixture of experts, each a feed-forward of its own; a router picks some for each token."""
+    """A mixture of experts, each a feed-forward of its own; a router picks some for each token.
+
+    A shared one, if any, works for every token; shared_gate (1, E) says through a sigmoid how much it counts.
+    """
 
     router: Linear  # (N, E)
     gate: tuple[RawTensor, ...]  # of N experts (F, E)
     up: tuple[RawTensor, ...]  # (F, E)
     down: tuple[RawTensor, ...]  # (E, F)
     spec: ExpertsSpec
+    shared: FeedForward | None = None
+    shared_gate: Linear | None = None
 
     def forward(self, ops: Ops, x: Handle) -> Handle:
-        return ops.experts(x, self.router.forward(ops, x), self.gate, self.up, self.down, self.spec)  # [T, E]
+        out = ops.experts(x, self.router.forward(ops, x), self.gate, self.up, self.down, self.spec)  # [T, E]
+        if self.shared is None:
+            return out
+        shared = self.shared.forward(ops, x)
+        if self.shared_gate is not None:
+            shared = ops.scale_rows(shared, self.shared_gate.forward(ops, x), "sigmoid")
+        return ops.add(out, shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +191,7 @@ class Block:
     attention read."""
 
     attn_norm: AnyNorm | None
-    attention: Attention
+    attention: Attention | DeltaNet
     ffn_norm: AnyNorm | None
     ffn: FeedForward | Experts
     attn_post_norm: AnyNorm | None = None
@@ -154,9 +202,10 @@ class Block:
     def matrices(self) -> tuple[RawTensor, ...]:
         """What tokens are multiplied with, but for a router."""
         attention, ffn = (linear.weight for linear in self.attention.linears.values()), self.ffn
-        if isinstance(ffn, Experts):
-            return (*attention, *ffn.gate, *ffn.up, *ffn.down)
-        return (*attention, *(linear.weight for linear in ffn.linears.values()))
+        if not isinstance(ffn, Experts):
+            return (*attention, *(linear.weight for linear in ffn.linears.values()))
+        shared = {} if ffn.shared is None else ffn.shared.linears
+        return (*attention, *ffn.gate, *ffn.up, *ffn.down, *(linear.weight for linear in shared.values()))
 
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
         h = _normed(ops, x, self.attn_norm)
@@ -198,16 +247,32 @@ class Decoder:
 
     @property
     def num_kv_heads(self) -> int:
-        return self.blocks[0].attention.spec.num_kv_heads
+        return self.attention.spec.num_kv_heads
 
     @property
     def head_dim(self) -> int:
-        return self.blocks[0].attention.spec.head_dim
+        return self.attention.spec.head_dim
+
+    @cached_property
+    def attentions(self) -> dict[int, Attention]:
+        """Of the layers that have attention."""
+        found = ((layer, block.attention) for layer, block in enumerate(self.blocks))
+        return {layer: attention for layer, attention in found if isinstance(attention, Attention)}
+
+    @property
+    def attention(self) -> Attention:
+        """Of the first of those layers."""
+        return next(iter(self.attentions.values()))
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether some layers keep a state instead of keys and values."""
+        return len(self.attentions) < self.num_layers
 
     @cached_property
     def rope(self) -> RopeSpec:
         """Of the first layer that has a rotary embedding and sees everything, or else of the first that has one."""
-        turned = [block.attention for block in self.blocks if block.attention.rope is not None]
+        turned = [attention for attention in self.attentions.values() if attention.rope is not None]
         found = next((attention for attention in turned if attention.spec.window is None), turned[0]).rope
         assert found is not None
         return found
@@ -216,9 +281,9 @@ class Decoder:
     def kv_groups(self) -> tuple[KVGroup, ...]:
         """One group a window, in the order in which layers first use them; of layers with keys of their own."""
         layers: dict[int | None, list[int]] = {}
-        for i, block in enumerate(self.blocks):
-            if block.attention.k is not None:
-                layers.setdefault(block.attention.spec.window, []).append(i)
+        for layer, attention in self.attentions.items():
+            if attention.k is not None:
+                layers.setdefault(attention.spec.window, []).append(layer)
         return tuple(KVGroup(tuple(members), window) for window, members in layers.items())
 
     def forward(self, ops: Ops) -> None:

@@ -12,7 +12,7 @@ from pagoda.errors import UnsupportedError
 from pagoda.formats.gguf_writer import Value, f32
 from pagoda.models import mistral
 from pagoda.models.family import Family, ModelFile
-from pagoda.models.layers import Block, Decoder
+from pagoda.models.layers import Attention, Block, Decoder
 from pagoda.models.rope import MAX_LENGTH
 from pagoda.models.source import Checkpoint, Settings
 from pagoda.text.builtin_templates import LLAMA2
@@ -31,8 +31,9 @@ def build(file: ModelFile) -> Decoder:
 
 
 def _growing(block: Block, growth: QueryGrowth) -> Block:
-    spec = replace(block.attention.spec, growth=growth)
-    return replace(block, attention=replace(block.attention, spec=spec))
+    attention = block.attention
+    assert isinstance(attention, Attention)
+    return replace(block, attention=replace(attention, spec=replace(attention.spec, growth=growth)))
 
 
 def _beta(file: ModelFile) -> tuple[float, int]:

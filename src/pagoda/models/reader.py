@@ -11,7 +11,18 @@ from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.models.experts import read_experts, read_layer
 from pagoda.models.family import ModelFile, zeros
-from pagoda.models.layers import AnyNorm, Attention, Block, Decoder, Experts, FeedForward, LayerNorm, Linear, Norm
+from pagoda.models.layers import (
+    AnyNorm,
+    Attention,
+    Block,
+    Decoder,
+    DeltaNet,
+    Experts,
+    FeedForward,
+    LayerNorm,
+    Linear,
+    Norm,
+)
 from pagoda.models.rope import MAX_LENGTH, context_limit
 from pagoda.types import RawTensor
 
@@ -184,7 +195,7 @@ class DecoderReader:
             parallel=self.parallel,
         )
 
-    def attention(self, layer: int, kind: LayerKind) -> Attention:
+    def attention(self, layer: int, kind: LayerKind) -> Attention | DeltaNet:
         s = self.sizes
         q, k, v = self.qkv(layer)
         return Attention(
@@ -205,7 +216,12 @@ class DecoderReader:
             k_norm=self.qk_norm("attn_k_norm", layer, s.kv_size),
             whole_norms=self.family.whole_qk_norm,
             norms_last=self.family.norms_last,
+            gate=self.gate(layer),
         )
+
+    def gate(self, layer: int) -> Linear | None:
+        """Of what attention gives."""
+        return None
 
     def qk_norm(self, role: str, layer: int, size: int) -> Norm | None:
         if self.family.whole_qk_norm:

@@ -35,12 +35,12 @@ def _turned(file: ModelFile, num_layers: int) -> list[bool]:
 
 
 def _extra_config(checkpoint: Checkpoint, decoder: Decoder) -> dict[str, Any]:
-    turned = [int(block.attention.rope is not None) for block in decoder.blocks]
+    turned = [int(attention.rope is not None) for attention in decoder.attentions.values()]
     return {"no_rope_layers": turned, "use_sliding_window": False, "sliding_window": None}
 
 
 def _extra_values(settings: Settings, decoder: Decoder) -> dict[str, Value]:
-    if any((block.attention.rope is None) != ((i + 1) % INTERVAL == 0) for i, block in enumerate(decoder.blocks)):
+    if any((attention.rope is None) != ((i + 1) % INTERVAL == 0) for i, attention in decoder.attentions.items()):
         raise UnsupportedError("GGUF files of SmolLM3 have every fourth layer without positions; this one has others")
     return {}
 

@@ -27,7 +27,7 @@ def _extra_config(checkpoint: Checkpoint, decoder: Decoder) -> dict[str, Any]:
     block = decoder.blocks[0]
     return {
         "attention_bias": False,  # which would have one in the output, too
-        "use_qkv_bias": block.attention.q.bias is not None,
+        "use_qkv_bias": decoder.attention.q.bias is not None,
         "use_parallel_residual": block.parallel,
     }
 

@@ -88,6 +88,8 @@ def _batch(engine: LoadedEngine, tokens: Int32Array, first: int, rows: Int32Arra
         logit_rows=rows,
         adapters=(engine.adapters.find(ADAPTER).placed,) if has_adapter else (),
         adapter_of=np.zeros(1, np.int32) if has_adapter else None,
+        state_starts=np.array([0 if first else -1], np.int32),
+        state_saves=np.append(np.full(len(tokens) - 1, -1, np.int32), np.int32(0)),
     )
 
 

@@ -28,6 +28,10 @@ _DEEPSEEK3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
+_QWEN35 = (  # marks are parts of words
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _TEKKEN = (
@@ -64,6 +68,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "chatglm-bpe": PreTokenizer((_LLAMA3,)), "glm4": GLM4, "glm5": GLM4,
     "seed-coder": PreTokenizer((_SEED,)),
     "hunyuan-dense": PreTokenizer((r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK3)),
+    "qwen35": PreTokenizer((_QWEN35,)),
     "tekken": TEKKEN,
     "falcon": FALCON,
 }  # fmt: skip

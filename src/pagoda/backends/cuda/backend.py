@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from pagoda.backends import states
 from pagoda.backends.base import AttentionSpec, ForwardModel, KVType
 from pagoda.backends.cuda.eager import WAITING, EagerOps
 from pagoda.backends.cuda.kv import DTYPES
@@ -90,11 +91,11 @@ class CudaBackend:
         """This device's part of the forward pass, and the shape of its attention."""
         nodes = record(model)
         _check_ops(nodes)
-        layers = kv_layers(model, nodes)
+        layers = list(kv_layers(model, nodes).values())
         if len({(spec.num_kv_heads, spec.head_dim) for _, spec in layers}) > 1:
             raise UnsupportedError("layers with heads of several sizes are computed on CPUs alone; use --device cpu")
         cut(nodes, self.shard)
-        return nodes, kv_layers(model, nodes)[0][1]
+        return nodes, next(iter(kv_layers(model, nodes).values()))[1]
 
     @property
     def _graphs(self) -> bool:
@@ -128,6 +129,8 @@ def _check_ops(nodes: list[Node]) -> None:
     """UnsupportedError names what only the CPU backend computes."""
     attentions = [node for node in nodes if node.op == "attention"]
     folded = {op for attention in attentions for chain in qk_chains(attention) for op in chain.ops}
+    if any(node.op in states.OPS for node in nodes):
+        raise UnsupportedError("models with recurrent layers are computed on CPUs alone; use --device cpu")
     for node in nodes:
         apart = node.op in ("head_norm", "rope") and node not in folded
         plain = node.op == "gated" and node["up"] is None

@@ -235,6 +235,8 @@ def activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
         return F.silu(x)
     if activation == "relu2":
         return F.relu(x).square()
+    if activation == "sigmoid":
+        return x.sigmoid()
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 

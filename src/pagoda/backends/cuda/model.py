@@ -35,6 +35,7 @@ class CudaModel:
     """A `LoadedModel`, and its own `TokenRanker`. Steps of one token a sequence may run as captured graphs."""
 
     asynchronous = True
+    state_bytes = 0  # models with a state are refused
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class CudaModel:
             self._tables = AdapterTables.of(batch.adapters, self._device)
         return StepAdapters.of(batch, self._tables)
 
-    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
+    def allocate_kv(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None:
         """The pools, and then the graphs, which hold on to their addresses."""
         self.allocate_pools(num_blocks)
         if self._graphs is not None:

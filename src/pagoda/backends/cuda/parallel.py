@@ -93,6 +93,7 @@ class ParallelModel:
     """A `LoadedModel`: what this process does, the others are told to do too."""
 
     asynchronous = True
+    state_bytes = 0  # models with a state are refused
 
     def __init__(self, model: CudaModel, ranks: list[tuple[Any, Connection]]) -> None:
         self._model, self._ranks = model, ranks
@@ -112,7 +113,7 @@ class ParallelModel:
         weakref.finalize(adapter, self._dropped.append, adapter.number)
         return adapter
 
-    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None:
+    def allocate_kv(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None:
         self._tell("allocate_kv", num_blocks)
         self._model.allocate_kv(num_blocks)
 

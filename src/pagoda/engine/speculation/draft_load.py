@@ -14,7 +14,7 @@ from pagoda.backends.cores import usable_cores
 from pagoda.config import EngineSettings
 from pagoda.engine.memory import Footprint, KVPlan
 from pagoda.engine.speculation.draft_model import DraftModelDrafter
-from pagoda.errors import ConfigError
+from pagoda.errors import ConfigError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.formats.quantized import QuantizedTensor
@@ -80,6 +80,11 @@ def load_draft(
             max_batch_seqs=settings.num_seqs,
             kv_type=settings.kv_type,
         )
+        if model.state_bytes:
+            raise UnsupportedError(
+                f"--draft-model {source.name} has recurrent layers, whose state does not go back when a draft is "
+                "rejected; take one without"
+            )
         for name in checkpoint.tensors:
             checkpoint.release(name)
     except BaseException:

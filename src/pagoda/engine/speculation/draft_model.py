@@ -174,7 +174,7 @@ class DraftModelDrafter:
         """Begin to follow a sequence, from what is cached of its prompt. None: there is no room even without others."""
         root = prefix_root(query.request.cache_salt, None, query.request.tenant)  # the draft runs without adapters
         keys: list[bytes] = []
-        none_reserved = [0] * len(self.kv.windows)
+        none_reserved = [0] * self.kv.num_pools
         while True:
             num_cached = self.kv.match(root, keys, query.tokens, len(query.tokens))
             if self.kv.can_open(keys, num_cached, len(query.tokens), self._max_batch_tokens, none_reserved):

@@ -24,6 +24,7 @@ class _NoModel:
     weight_bytes = buffer_bytes = graph_bytes = 0
     asynchronous = False
     ranker = None
+    state_bytes = 0
 
     def __init__(self, vocab_size: int, rows: int) -> None:
         self._made: FloatArray = np.random.default_rng(0).standard_normal((rows, vocab_size), np.float32)
@@ -37,7 +38,7 @@ class _NoModel:
     def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> PlacedAdapter:
         raise AssertionError("nothing here has an adapter")
 
-    def allocate_kv(self, num_blocks: tuple[int, ...]) -> None: ...
+    def allocate_kv(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None: ...
 
     def stage(self, batch: Batch) -> None: ...
 

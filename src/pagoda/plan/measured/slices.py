@@ -68,7 +68,8 @@ def attention_only(model: Decoder) -> Decoder:
     """The model with one layer and a tiny vocabulary, so that a step is mostly attention."""
     rows = min(TINY_VOCAB, model.embedding.shape[0])
     embedding = _first_rows(model.embedding, rows)
-    return replace(model, blocks=(_unwindowed(model.blocks[0]),), embedding=embedding, output=embedding)
+    block = next(block for block in model.blocks if isinstance(block.attention, Attention))
+    return replace(model, blocks=(_unwindowed(block),), embedding=embedding, output=embedding)
 
 
 def _spread(members: Sequence[int], share: float) -> list[int]:
@@ -81,8 +82,10 @@ def _bytes(block: Block) -> int:
 
 
 def _unwindowed(block: Block) -> Block:
-    attention: Attention = replace(block.attention, spec=replace(block.attention.spec, window=None))
-    return replace(block, attention=attention)
+    attention = block.attention
+    if not isinstance(attention, Attention):
+        return block
+    return replace(block, attention=replace(attention, spec=replace(attention.spec, window=None)))
 
 
 def _first_rows(tensor: RawTensor, rows: int) -> RawTensor:
@@ -98,7 +101,8 @@ def random_model(shape: ModelShape, weights: ModelWeights, least_bytes: int) -> 
     """A few layers of such a model, at least `least_bytes` of matrices, and how many layers of each signature the
     whole model has. UnsupportedError if the engine has no such family or format."""
     family = known_family(shape.architecture)
-    if family is None or family.build is None or weights.types is None or shape.num_experts:
+    special = shape.num_experts or shape.state_elements  # what `gguf_metadata` does not say
+    if family is None or family.build is None or weights.types is None or special:
         what = weights.format if weights.types is None else shape.architecture
         raise UnsupportedError(f"the engine here does not run {what!r}")
     if unread := set(weights.types.values()) - set(BLOCK_TYPES):

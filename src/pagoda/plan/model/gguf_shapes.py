@@ -104,7 +104,8 @@ class _GGUFReader:
         kinds: Counter[tuple[int, int, int, int, int | None]] = Counter()
         sharing: Counter[tuple[int, int, int, int, int | None]] = Counter()
         keeping = num_layers - self.integer("attention.shared_kv_layers", 0, low=0, high=num_layers)
-        for layer, window in enumerate(self._windows(num_layers)):
+        served = num_layers - self.integer("nextn_predict_layers", 0, low=0, high=num_layers - 1)
+        for layer, window in enumerate(self._windows(num_layers)[:served]):
             if heads[layer] and kv_heads[layer] and layer not in self._without_kv:  # 0: a layer without attention
                 dims = local_dims if self._slides(layer, window) else (key_dim, value_dim)
                 kind = (heads[layer], kv_heads[layer], *dims, window)

@@ -19,8 +19,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.backends.arithmetic import expert_weights
-from pagoda.backends.base import Activation, AttentionSpec, EmbedBy, ExpertsSpec, RopeSpec
+from pagoda.backends.arithmetic import ACTIVATIONS, delta_rule, expert_weights, short_conv
+from pagoda.backends.base import Activation, AttentionSpec, DeltaSpec, EmbedBy, ExpertsSpec, RopeSpec
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.quantized import QuantizedTensor
@@ -228,6 +228,45 @@ class WindowOps:
             return made[i]
 
         return SampleValue(self, compute, dear=True)
+
+    def scale_rows(self, x: SampleValue, gate: SampleValue, activation: Activation) -> SampleValue:
+        return self._in_numpy(lambda x, gate: x * ACTIVATIONS[activation](gate), x, gate)
+
+    def short_conv(self, layer: int, x: SampleValue, weight: RawTensor) -> SampleValue:
+        taps = decoded(weight)
+
+        def convolved(x: FloatArray) -> FloatArray:
+            return short_conv(x, np.zeros((taps.shape[1] - 1, x.shape[1]), np.float32), taps)
+
+        return self._in_numpy(self._each_window(convolved), x)
+
+    def delta_rule(
+        self,
+        layer: int,
+        qkv: SampleValue,
+        alpha: SampleValue,
+        beta: SampleValue,
+        decay: RawTensor,
+        dt_bias: RawTensor,
+        spec: DeltaSpec,
+    ) -> SampleValue:
+        numbers = decoded(decay), decoded(dt_bias)
+        return self._in_numpy(self._each_window(partial(delta_rule, numbers=numbers, spec=spec)), qkv, alpha, beta)
+
+    def _each_window(self, compute: Callable[..., FloatArray]) -> Callable[..., FloatArray]:
+        """`compute` over the tokens of one window after the other."""
+
+        def windows(*values: FloatArray) -> FloatArray:
+            starts = range(0, len(values[0]), self.length)
+            return np.concatenate([compute(*(value[i : i + self.length] for value in values)) for i in starts])
+
+        return windows
+
+    def _in_numpy(self, compute: Callable[..., FloatArray], *values: SampleValue) -> SampleValue:
+        def chunk(i: int) -> Array:
+            return self.arithmetic.place(compute(*(self.arithmetic.fetch(value.chunk(i)) for value in values)))
+
+        return SampleValue(self, chunk, dear=True)
 
     def add(self, x: SampleValue, y: SampleValue) -> SampleValue:
         for i, chunk in enumerate(x.keep()):

@@ -38,7 +38,9 @@ class FolderSource:
         self._family.check_converted()
         self._threads = threads
         self._decoded: RawTensor | None = None
-        spec = decoder.blocks[0].attention.spec
+        if decoder.is_hybrid:
+            raise UnsupportedError("models with recurrent layers are not converted: take llama.cpp's converter")
+        spec = decoder.attention.spec
         self._heads = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads} if self._family.interleaved else {}
         found = _gguf_names(checkpoint, self._family, tied=decoder.output.name == decoder.embedding.name)
         self._roles = {name: tensors[0].role for name, tensors in found.items()}

@@ -24,8 +24,7 @@ Values = dict[str, Value]
 
 def model_values(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Values:
     """The metadata of the file, without the tokenizer's."""
-    block = decoder.blocks[0]
-    spec = block.attention.spec
+    spec = decoder.attention.spec
     settings = family.settings(checkpoint.metadata)
     values = {
         "block_count": u32(decoder.num_layers),
@@ -147,7 +146,7 @@ def _experts(blocks: tuple[Block, ...], family: Family) -> Values:
 
 
 def _windows(decoder: Decoder, family: Family) -> Values:
-    windows = [block.attention.spec.window for block in decoder.blocks]
+    windows = [attention.spec.window for attention in decoder.attentions.values()]
     size = next((window for window in windows if window), None)
     if size is None:
         return {"attention.sliding_window": u32(0)} if family.windows and not family.gguf_key else {}
@@ -160,7 +159,7 @@ def _windows(decoder: Decoder, family: Family) -> Values:
 
 def _softcaps(decoder: Decoder, family: Family) -> Values:
     """Of attention for families whose files have it, of logits wherever there is one."""
-    caps = {"attn_logit_softcapping": decoder.blocks[0].attention.spec.softcap}
+    caps = {"attn_logit_softcapping": decoder.attention.spec.softcap}
     if caps["attn_logit_softcapping"] and "attn_logit_softcapping" not in family.gguf_defaults:
         raise UnsupportedError("GGUF files of this family have no soft cap of attention")
     caps["final_logit_softcapping"] = decoder.logit_softcap
