@@ -1,7 +1,7 @@
 """The semantic cache: how long a lookup takes in each store, and what it saves on a stream of questions.
 
     python bench/cache.py latency --store memory,sqlite,redis,postgres [--entries 100000] [--lookups 300]
-    python bench/cache.py stream PAIRS.jsonl.gz [--shuffles 20] [--verifier V] [--max-wrong 0.01,0.02,0.05]
+    python bench/cache.py stream PAIRS.jsonl.gz [--shuffles 20] [--verifier V] [--max-wrong 0.01,0.02] [--store …]
 
 latency: entries with random vectors in one partition; p50 and p99 of finding the same question, and of finding those
 of its meaning (search and verifier), without the embedding, whose time stands apart. redis
@@ -35,7 +35,7 @@ from pagoda.cache.cache import SemanticCache
 from pagoda.cache.entry import Answer, Entry, digest, entry_id
 from pagoda.cache.pairs import Pair, read_pairs
 from pagoda.cache.policy import Policy, Question
-from pagoda.cache.replay import Asked, Truth, replay_at
+from pagoda.cache.replay import Asked, Outcome, Truth, replay_at
 from pagoda.cache.rules import Rules
 from pagoda.cache.store import Selector, Store
 from pagoda.cache.stores import open_store
@@ -209,9 +209,9 @@ def write_stream(
 
 def streams(
     pairs: Sequence[Pair], verifier: Verifier, embedder: Embedder, limits: Sequence[float], shuffles: int,
-    written: Path | None,
+    stores: Sequence[str], written: Path | None,
 ) -> None:  # fmt: skip
-    """A table of what each setting saves, and how often it is wrong."""
+    """A table of what each store and setting saves, and how often it is wrong."""
     made = [make_stream(pairs, seed) for seed in range(shuffles)]
     apart = told_apart(pairs, groups_of(pairs))
     texts = list(dict.fromkeys(asked.text for stream in made for asked in stream))
@@ -220,29 +220,35 @@ def streams(
     if written is not None:
         write_stream(written, made[0], vectors, apart)
     print(
-        f"{'max wrong':>9} {'saved':>8} {'wrong of hits':>14} {'by meaning':>11} {'wrong of these':>15} {'above in':>9}"
-        f" {'unknown':>8}"
+        f"{'store':>9} {'max wrong':>9} {'saved':>8} {'wrong of hits':>14} {'by meaning':>11} {'wrong of these':>15} "
+        f"{'above in':>9} {'unknown':>8}"
     )
-    for limit in limits:
-        outcomes = []
-        for seed, stream in enumerate(made):
-            asked = [Asked(one.text, vectors[one.text]) for one in stream]
-            truth = truth_of(stream, apart)
-            policy = Policy(Rules())
-            outcomes.append(replay_at(asked, embedder, verifier, policy, truth, limit, shadow=SHADOW, seed=seed))
-        saved = np.mean([(one.hits - one.checks) / NUM_QUESTIONS for one in outcomes])
-        wrong = np.mean([one.wrong / max(one.hits, 1) for one in outcomes])
-        meaning = np.mean([one.by_meaning for one in outcomes])
-        of_these = sum(one.wrong_by_meaning for one in outcomes) / max(sum(one.by_meaning for one in outcomes), 1)
-        unknown = np.mean([one.unknown for one in outcomes])
-        above = sum(one.wrong > limit * one.hits for one in outcomes)
-        print(
-            f"{limit:>9.2f} {saved:>8.2%} {wrong:>14.2%} {meaning:>11.0f} {of_these:>15.1%} "
-            f"{above:>5}/{shuffles} {unknown:>10.0f}",
-            flush=True,
-        )
+    asked = [[Asked(one.text, vectors[one.text]) for one in stream] for stream in made]
+    truths = [truth_of(stream, apart) for stream in made]
+    for name in stores:
+        with opened(name) as store:
+            for limit in limits:
+                outcomes = [
+                    replay_at(stream, embedder, verifier, Policy(Rules()), truth, limit, shadow=SHADOW, seed=seed,
+                              store=store)
+                    for seed, (stream, truth) in enumerate(zip(asked, truths, strict=True))
+                ]  # fmt: skip
+                print(f"{name:>9} {limit:>9.2f} {summary(outcomes, limit)}", flush=True)
     bypassed = np.mean([one.bypassed for one in outcomes]) / NUM_QUESTIONS
     print(f"{bypassed:.1%} of the questions are not for a cache, by the rules")
+
+
+def summary(outcomes: Sequence[Outcome], limit: float) -> str:
+    """Means over the shuffles."""
+    saved = np.mean([(one.hits - one.checks) / NUM_QUESTIONS for one in outcomes])
+    wrong = np.mean([one.wrong / max(one.hits, 1) for one in outcomes])
+    meaning = np.mean([one.by_meaning for one in outcomes])
+    of_these = sum(one.wrong_by_meaning for one in outcomes) / max(sum(one.by_meaning for one in outcomes), 1)
+    unknown = np.mean([one.unknown for one in outcomes])
+    above = sum(one.wrong > limit * one.hits for one in outcomes)
+    return (
+        f"{saved:>8.2%} {wrong:>14.2%} {meaning:>11.0f} {of_these:>15.1%} {above:>6}/{len(outcomes):<2} {unknown:>8.0f}"
+    )
 
 
 def main() -> None:
@@ -257,18 +263,27 @@ def main() -> None:
     replaying.add_argument("--verifier", type=Path)
     replaying.add_argument("--max-wrong", default="0.01,0.02,0.05,0.1")
     replaying.add_argument("--shuffles", type=int, default=20)
+    replaying.add_argument("--store", default="memory")
     replaying.add_argument("--write", type=Path, help="Write the first stream here, for bench/peer_gptcache.py.")
     args = parser.parse_args()
     embedder = load_embedder(threads=1, weights="q8_0")
     if args.verb == "stream":
         limits = [float(text) for text in args.max_wrong.split(",")]
         verifier = load_verifier(args.verifier)
-        return streams(read_pairs(args.pairs), verifier, embedder, limits, args.shuffles, args.write)
+        stores = args.store.split(",")
+        return streams(read_pairs(args.pairs), verifier, embedder, limits, args.shuffles, stores, args.write)
     for name in args.store.split(","):
-        with tempfile.TemporaryDirectory() as folder, server(name, Path(folder)) as address:
-            store = open_store(address, Path(folder))
+        with opened(name) as store:
             latency(store, name, args.entries, args.lookups, embedder, load_verifier())
-            store.close()
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Store]:
+    """An empty store."""
+    with tempfile.TemporaryDirectory() as folder, server(name, Path(folder)) as address:
+        store = open_store(address, Path(folder))
+        yield store
+        store.close()
 
 
 @contextmanager

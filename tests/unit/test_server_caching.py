@@ -388,16 +388,18 @@ def test_shadow_checks_answer_hits_afresh(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("odds", "verdict", "wrong"),
-    [(-3.0, "different", 1), (3.0, "same", 0), (0.5, "unsure", 0), (OSError("away"), "failed", 0)],
+    ("odds", "verdict", "checked", "wrong"),
+    [(-3.0, "different", 1, 1), (3.0, "same", 1, 0), (0.1, "unsure", 0, 0), (OSError("away"), "failed", 1, 0)],
 )
-def test_a_judge_has_the_last_word_where_it_is_sure(
-    monkeypatch: pytest.MonkeyPatch, odds: float | Exception, verdict: str, wrong: int
+def test_a_judge_has_the_last_word(
+    monkeypatch: pytest.MonkeyPatch, odds: float | Exception, verdict: str, checked: int, wrong: int
 ) -> None:
-    """The embeddings say that both answers are the same: their words are."""
+    """The embeddings say that both answers are the same: their words are. Without the judge they are believed."""
     judge = FakeJudge(odds)
     with shadowed(monkeypatch, judge) as (served, cache):
-        wait_for(lambda: cache.evidence.state().num_checked == 1)
+        series = served.server._service.model().caching.series
+        wait_for(lambda: series.judged.values[(verdict,)] == 1)
+        wait_for(lambda: cache.evidence.state().num_checked == checked)
         assert cache.evidence.state().num_checked_wrong == wrong
         text = served.client.get("/metrics").text
     assert f'pagoda_cache_judged_hits_total{{model_name="fake",verdict="{verdict}"}} 1.0' in text

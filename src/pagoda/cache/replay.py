@@ -16,6 +16,7 @@ from pagoda.cache.index import Indexes
 from pagoda.cache.normalize import normal_form
 from pagoda.cache.policy import DEFAULT_OPTIONS, Policy, Question
 from pagoda.cache.question_log import Logged
+from pagoda.cache.store import Selector, Store
 from pagoda.cache.stores.memory import MemoryStore
 from pagoda.cache.verifier import Verifier
 from pagoda.types import FloatArray
@@ -85,10 +86,12 @@ def replay(stream: Sequence[Asked], cache: SemanticCache, truth: Truth, *, shado
 
 def replay_at(
     stream: Sequence[Asked], embedder: Embedder, verifier: Verifier, policy: Policy, truth: Truth, max_wrong: float,
-    *, shadow: float, seed: int = 0,
+    *, shadow: float, seed: int = 0, store: Store | None = None,
 ) -> Outcome:  # fmt: skip
-    """The same with an empty cache at this setting."""
-    cache = SemanticCache(MemoryStore(), embedder, verifier, policy, max_wrong=max_wrong)
+    """The same at this setting, with a cache in `store`, which is emptied first; in memory without one."""
+    store = store or MemoryStore()
+    store.delete(Selector())
+    cache = SemanticCache(store, embedder, verifier, policy, max_wrong=max_wrong)
     return replay(stream, cache, truth, shadow=shadow, seed=seed)
 
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pagoda.cache.cache import Candidate, SemanticCache
 from pagoda.observe.cache_series import CacheSeries
@@ -18,9 +18,11 @@ from pagoda.server.replay import answer_of
 
 logger = logging.getLogger("pagoda.cache")
 
-SURE = 1.0  # log odds from which on a judge's verdict counts
+SURE = 0.3  # log odds from which on a judge's verdict counts
 JUDGE_S = 60.0  # that a judge may take
 LATER = 1000  # by so much less urgent than what clients wait for
+
+Verdict = Literal["same", "different", "unsure"]
 
 
 class Judge(Protocol):
@@ -50,7 +52,10 @@ class Shadow:
             fresh = await _answer(call, serve)
             if fresh is None:
                 return
-            verdict = await self._verdict(question, candidate.entry.answer.text, fresh)
+            said = await self._verdict(question, candidate.entry.answer.text, fresh)
+            if said == "unsure":  # whom embeddings would only contradict by chance
+                return
+            verdict = None if said is None else said == "same"
             await asyncio.to_thread(self._cache.compare, candidate, fresh, hit=True, verdict=verdict)
         except Exception as error:  # overloaded, stopped
             logger.info("a hit was not checked", extra={"facts": {"why": repr(error)[:300]}})
@@ -59,8 +64,8 @@ class Shadow:
         if self._judge is not None:
             self._judge.close()
 
-    async def _verdict(self, question: str, kept: str, fresh: str) -> bool | None:
-        """What the judge says; None: there is none, it is not sure, or it does not answer."""
+    async def _verdict(self, question: str, kept: str, fresh: str) -> Verdict | None:
+        """What the judge says; None: there is none, it need not be asked, or it does not answer."""
         if self._open_judge is None or kept.strip() == fresh.strip():
             return None
         try:
@@ -70,8 +75,9 @@ class Shadow:
             self._series.judged.add("failed")
             logger.warning("the judge did not compare two answers", extra={"facts": {"why": repr(error)[:300]}})
             return None
-        self._series.judged.add("unsure" if abs(odds) < SURE else "same" if odds > 0 else "different")
-        return None if abs(odds) < SURE else odds > 0
+        verdict: Verdict = "unsure" if abs(odds) < SURE else "same" if odds > 0 else "different"
+        self._series.judged.add(verdict)
+        return verdict
 
 
 async def _answer(call: Call, serve: Serve) -> str | None:
