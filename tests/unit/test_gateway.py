@@ -219,6 +219,22 @@ def test_an_answer_that_stops_without_an_end_is_an_error() -> None:
     assert "ended before its time" in text
 
 
+def test_an_answer_ends_where_it_says_so() -> None:
+    """An upstream that leaves its response open afterwards does not keep the client waiting."""
+
+    def behave(sock: socket.socket, body: bytes) -> None:
+        begin_stream(sock)
+        send_event(sock, said("One"))
+        send_event(sock, said(finish="stop"))
+        send_event(sock, b"data: [DONE]\n\n")
+        time.sleep(5)
+
+    with gating(Scripted(behave).url) as gated:
+        start = time.monotonic()
+        assert len(events(gated.chat(stream=True))) == 2
+        assert time.monotonic() - start < 4
+
+
 def test_nobody_answers() -> None:
     a, b = dead(), dead()
     with gating(UpstreamSettings(a, "a"), UpstreamSettings(b, "b")) as gated:

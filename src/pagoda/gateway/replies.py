@@ -41,7 +41,7 @@ class Relay:
         self._ended: dict[int, str] = {}  # choice → why
         self._plain = True  # all that was said is text
         self._num_texts = 0
-        self._done = False
+        self.done = False  # the stream has said so
 
     def push(self, piece: bytes) -> list[UpstreamDelta]:
         """The deltas of more bytes of a stream. Raises BadAnswerError."""
@@ -87,7 +87,7 @@ class Relay:
         if not data:
             return None
         if data == b"[DONE]":
-            self._done = True
+            self.done = True
             return None
         body, raw = _object(data), event.lstrip(b"\n") + b"\n\n"
         if body is None:

@@ -9,6 +9,7 @@ upstream would give (other 4xx) is passed on. After the first token a failure en
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from pagoda.server.call import UPSTREAM, Call, DeltaStream
 from pagoda.server.failures import DescribedError, error_body
 from pagoda.types import Delta, Usage
 
-RETRY_S = 2.0  # after which an upstream that is away may be back
+FINISH_S = 0.5  # that a response may take to end after its answer has
 
 
 class OnEnd(Protocol):
@@ -172,10 +173,11 @@ class UpstreamStream:
                 kind = reply.head.headers.get("content-type", "no type")
                 raise BadAnswerError(f"it answered {kind} where a stream was asked for")
             else:
-                while (piece := await reply.piece()) is not None:
+                while not relay.done and (piece := await reply.piece()) is not None:
                     if found := relay.push(piece):
                         yield found
                 deltas = [relay.end()]
+                await self._finish(reply)
         except BadAnswerError as error:
             if error.body is not None and self.first_token is not None:
                 raise DescribedError(502, _error_of(error.body, str(error)), {}) from None
@@ -183,6 +185,11 @@ class UpstreamStream:
         self.is_whole = True
         self._tell_end(deltas[-1].usage or relay.estimate())
         yield deltas
+
+    async def _finish(self, reply: Reply) -> None:
+        """The answer has been told to its end: read that of the response, so that the connection can be used again."""
+        with contextlib.suppress(asyncio.TimeoutError, UpstreamFailure):
+            await asyncio.wait_for(reply.rest(), FINISH_S)
 
     def _next(self) -> Choice[Upstream]:
         """The next upstream to ask. Raises what is to be told when there is none."""
