@@ -165,6 +165,20 @@ def test_finds_all_neighbours_after_the_nearest_were_removed(opened: Open) -> No
     assert sorted(score for score, _ in near) == pytest.approx(best, abs=0.05)
 
 
+def test_thousands_are_deleted_in_pieces(opened: Open) -> None:
+    """No call to a server behind a socket takes so long that others, or itself, give it up."""
+    store, rng = opened(), np.random.default_rng(4)
+    for place in range(1200):
+        vector = unit(*rng.normal(size=WIDTH)) if place < 300 else None
+        store.put(entry(f"q{place}", vector=vector, tags=("odd",) if place % 2 else ()))
+    assert store.delete(Selector(tag="odd")) == 600
+    assert store.count(Selector()) == 600
+    assert all(one.question[-1] in "02468" for _, one in store.nearest("p", "s", unit(1), 50))
+    assert store.delete(Selector()) == 600
+    assert store.nearest("p", "s", unit(1), 50) == []
+    assert list(store.entries(Selector())) == []
+
+
 def test_many_threads_write_and_nothing_acknowledged_is_lost(opened: Open) -> None:
     store, errors = opened(), []
 

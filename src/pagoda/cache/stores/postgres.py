@@ -20,6 +20,7 @@ from pagoda.errors import ConfigError
 from pagoda.types import FloatArray
 
 WHOLE_UP_TO = 1000  # entries of a partition
+DELETED_AT_ONCE = 500  # by one statement, whose time is bounded
 VACUUM_AFTER = 1000  # vectors removed
 TIMEOUT_S = 2
 COUNTS_KEPT = 4096  # partitions whose size is remembered
@@ -126,18 +127,26 @@ class PostgresStore:
     def delete(self, selector: Selector) -> int:
         where, values = where_of(selector, SQL)
         with self._errors():
-            db = self._db()
-            removed = db.execute(f"DELETE FROM pagoda_entries {where} RETURNING partition, space", values).fetchall()
-            for place in removed:
-                self._counts.pop(place, None)
-            self._removed += len(removed)
+            db, removed = self._db(), 0
+            some = f"SELECT key FROM pagoda_entries {where} LIMIT {DELETED_AT_ONCE}"
+            while True:
+                rows = db.execute(
+                    f"DELETE FROM pagoda_entries WHERE key IN ({some}) RETURNING partition, space", values
+                )
+                places = rows.fetchall()
+                for place in places:
+                    self._counts.pop(place, None)
+                removed += len(places)
+                if len(places) < DELETED_AT_ONCE:
+                    break
+            self._removed += removed
             if self._removed >= VACUUM_AFTER:
                 self._removed = 0
                 for table in list(self._made):
                     db.execute("SET statement_timeout = 0")
                     db.execute(f"VACUUM {table}")
                     db.execute(f"SET statement_timeout = {TIMEOUT_S * 1000}")
-        return len(removed)
+        return removed
 
     def close(self) -> None:
         for connection in self._connections:

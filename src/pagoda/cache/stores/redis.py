@@ -25,6 +25,7 @@ from pagoda.types import FloatArray
 
 PREFIX = "pagoda"
 PAGE = 256
+DELETED_AT_ONCE = 16  # a vector set is slow to let go of an element, and nobody else is served meanwhile
 TIMEOUT_S = 1.0
 # KEYS: entry, expires · ARGV: key, its end. → whether the entry was there
 RENEW = """
@@ -98,18 +99,36 @@ class RedisStore:
         return sorted(near, key=lambda pair: -pair[0])
 
     def delete(self, selector: Selector) -> int:
-        found = [entry for keys in self._pages(selector) for _, entry in self._read(keys) if entry is not None]
-        found = [entry for entry in found if selector.matches(entry)]
-        with self._errors(), self._redis.pipeline(transaction=True) as pipe:
-            for entry in found:
-                self._remove(pipe, entry)
-            pipe.execute()
-        return len(found)
+        if selector == Selector():
+            return self._delete_all()
+        removed = 0
+        for keys in self._pages(selector, DELETED_AT_ONCE):
+            found = [entry for _, entry in self._read(keys) if entry is not None and selector.matches(entry)]
+            with self._errors(), self._redis.pipeline(transaction=True) as pipe:
+                for entry in found:
+                    self._remove(pipe, entry)
+                pipe.execute()
+            removed += len(found)
+        return removed
+
+    def _delete_all(self) -> int:
+        """Vector sets go as wholes: an element that leaves one has its neighbours joined to others."""
+        with self._errors():
+            count = int(self._redis.zcard(f"{PREFIX}:created"))
+            names: list[bytes] = []
+            for name in self._redis.scan_iter(f"{PREFIX}:*", count=PAGE):
+                names.append(name)
+                if len(names) == PAGE:
+                    self._redis.unlink(*names)
+                    names.clear()
+            if names:
+                self._redis.unlink(*names)
+        return count
 
     def close(self) -> None:
         self._redis.close()
 
-    def _pages(self, selector: Selector) -> Iterator[list[str]]:
+    def _pages(self, selector: Selector, size: int = PAGE) -> Iterator[list[str]]:
         """Keys of the entries among which those of the selector are, newest first."""
         with self._errors():
             if selector.key is not None:
@@ -125,8 +144,8 @@ class RedisStore:
                 keys = [key for _, key in sorted(zip(created, keys, strict=True), reverse=True)]
             else:
                 keys = self._redis.zrevrange(f"{PREFIX}:created", selector.all_but or 0, -1)
-        for start in range(0, len(keys), PAGE):
-            yield [key.decode() for key in keys[start : start + PAGE]]
+        for start in range(0, len(keys), size):
+            yield [key.decode() for key in keys[start : start + size]]
 
     def _read(self, keys: list[str]) -> list[tuple[str, Entry | None]]:
         """The entries of these keys. What is damaged is removed."""
