@@ -2,6 +2,9 @@
 // Layouts in files are those of ggml's block structs.
 #pragma once
 
+#include <bit>
+
+#include "grids.h"
 #include "panels.h"
 
 namespace pagoda::blocks {
@@ -173,7 +176,7 @@ constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 
 struct IQ4_NL {
     static constexpr TypeInfo kInfo{"IQ4_NL", 32, 18, 0, -1};
     static constexpr const int8_t *kTable = kIq4Values;
-    using Codes = TableCodes;
+    using Codes = TableCodes<4>;
     using Scales = HalfScale;
     static void unpack(const uint8_t *block, int, Block32 &o) {
         o.d = load_u16(block);
@@ -184,7 +187,7 @@ struct IQ4_NL {
 struct IQ4_XS {
     static constexpr TypeInfo kInfo{"IQ4_XS", 256, 136, 0, -1};
     static constexpr const int8_t *kTable = kIq4Values;
-    using Codes = TableCodes;
+    using Codes = TableCodes<4>;
     using Scales = SuperSigned<1>;
     static void unpack(const uint8_t *block, int part, Block32 &o) {
         unpack_nibbles(block + 8 + 16 * part, o.q);
@@ -192,6 +195,185 @@ struct IQ4_XS {
         const int high = load_u16(block + 2) >> (2 * part) & 3;
         set_both(o.scale, (low | high << 4) - 32);
         o.d = load_u16(block);
+    }
+};
+
+// E2M1: 0, 1/2, 1, 3/2, 2, 3, 4 and 6 with a sign, times two.
+constexpr int8_t kE2M1Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+struct MXFP4 {
+    static constexpr TypeInfo kInfo{"MXFP4", 32, 17, -1, -1};
+    static constexpr const int8_t *kTable = kE2M1Values;
+    using Codes = TableCodes<4>;
+    using Scales = PowerOfTwo;
+    static void unpack(const uint8_t *block, int, Block32 &o) {
+        set_both(o.scale, block[0]);
+        unpack_nibbles(block + 1, o.q);
+    }
+};
+
+// Ternary: -d, 0 or d.
+struct TQ1_0 : NoTable {
+    static constexpr TypeInfo kInfo{"TQ1_0", 256, 54, 52, -1};
+    using Codes = UnsignedCodes<2, 1>;
+    using Scales = SuperHalf;
+    // Digit `n` of the five of base 3 that a byte holds as a fraction of 256.
+    static uint8_t digit(uint8_t byte, int n) {
+        constexpr uint8_t kPowers[] = {1, 3, 9, 27, 81};
+        return static_cast<uint8_t>(static_cast<uint8_t>(byte * kPowers[n]) * 3 >> 8);
+    }
+    // 32 bytes hold digits of weights i, i + 32 …, 16 more those of weights 160 + i, 176 + i …, the last four four each.
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        o.d = load_u16(block + 52);
+        for (int i = 0; i < 32; ++i) {
+            const int at = 32 * part + i;
+            if (at < 160) o.q[i] = digit(block[at % 32], at / 32);
+            else if (at < 240) o.q[i] = digit(block[32 + (at - 160) % 16], (at - 160) / 16);
+            else o.q[i] = digit(block[48 + (at - 240) % 4], (at - 240) / 4);
+        }
+    }
+};
+
+struct TQ2_0 : NoTable {
+    static constexpr TypeInfo kInfo{"TQ2_0", 256, 66, 64, -1};
+    using Codes = UnsignedCodes<2, 1>;
+    using Scales = SuperHalf;
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        o.d = load_u16(block + 64);
+        for (int i = 0; i < 32; ++i) o.q[i] = block[32 * (part / 4) + i] >> (2 * (part % 4)) & 3;
+    }
+};
+
+// The IQ1 to IQ3 types take their weights, eight or four at a time, from the points of a grid. A code in a panel is a
+// coordinate's number with a sign above it, so that no grid is needed to multiply.
+
+// Writes 8 weights: coordinates of 2 bits, bit i of `signs` the sign of weight i.
+inline void put_point(uint16_t point, int signs, uint8_t *q) {
+    for (int i = 0; i < 8; ++i) q[i] = static_cast<uint8_t>((point >> (2 * i) & 3) | (signs >> i & 1) << 2);
+}
+// The same of 3 bits, with two points of four weights.
+inline void put_points(uint16_t first, uint16_t second, int signs, uint8_t *q) {
+    for (int i = 0; i < 8; ++i)
+        q[i] = static_cast<uint8_t>(((i < 4 ? first : second) >> (3 * (i % 4)) & 7) | (signs >> i & 1) << 3);
+}
+// Seven signs, and an eighth that makes the number of minuses even.
+inline int even_signs(uint32_t seven) { return static_cast<int>(seven | (std::popcount(seven) & 1) << 7); }
+inline int odd(int scale) { return 2 * scale + 1; }
+
+constexpr int8_t kIq2Values[16] = {8, 25, 43, 0, -8, -25, -43};
+constexpr int8_t kIq1Values[16] = {-7, 1, 9, 0, -9, -1, 7};  // eighths: -1, 0 or 1, an eighth more or less
+constexpr int8_t kIq3XxsValues[16] = {8, 24, 40, 56, 72, 88, 104, 124, -8, -24, -40, -56, -72, -88, -104, -124};
+constexpr int8_t kIq3Values[16] = {1, 3, 5, 7, 9, 11, 13, 15, -1, -3, -5, -7, -9, -11, -13, -15};
+
+struct IQ2_XXS {
+    static constexpr TypeInfo kInfo{"IQ2_XXS", 256, 66, 0, -1};
+    static constexpr const int8_t *kTable = kIq2Values;
+    using Codes = TableCodes<3>;
+    using Scales = SuperSigned<1, 3>;
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        const uint8_t *points = block + 2 + 8 * part;
+        const uint32_t rest = load_u32(points + 4);
+        o.d = load_u16(block);
+        set_both(o.scale, odd(static_cast<int>(rest >> 28)));
+        for (int i = 0; i < 4; ++i) put_point(kGridIQ2_XXS[points[i]], even_signs(rest >> (7 * i) & 127), o.q + 8 * i);
+    }
+};
+
+// The scales of two halves in the nibbles of a byte.
+inline void set_odd_scales(Block32 &o, uint8_t nibbles) {
+    o.scale[0] = static_cast<uint8_t>(odd(nibbles & 15));
+    o.scale[1] = static_cast<uint8_t>(odd(nibbles >> 4));
+}
+
+struct IQ2_XS {
+    static constexpr TypeInfo kInfo{"IQ2_XS", 256, 74, 0, -1};
+    static constexpr const int8_t *kTable = kIq2Values;
+    using Codes = TableCodes<3>;
+    using Scales = SuperSigned<2, 3>;
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        o.d = load_u16(block);
+        set_odd_scales(o, block[66 + part]);
+        for (int i = 0; i < 4; ++i) {
+            const uint16_t point = load_u16(block + 2 + 8 * part + 2 * i);
+            put_point(kGridIQ2_XS[point & 511], even_signs(point >> 9), o.q + 8 * i);
+        }
+    }
+};
+
+struct IQ2_S {
+    static constexpr TypeInfo kInfo{"IQ2_S", 256, 82, 0, -1};
+    static constexpr const int8_t *kTable = kIq2Values;
+    using Codes = TableCodes<3>;
+    using Scales = SuperSigned<2, 3>;
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        const uint8_t *low = block + 2 + 4 * part, *signs = low + 32;
+        const int high = block[66 + part];
+        o.d = load_u16(block);
+        set_odd_scales(o, block[74 + part]);
+        for (int i = 0; i < 4; ++i) put_point(kGridIQ2_S[low[i] | (high >> (2 * i) & 3) << 8], signs[i], o.q + 8 * i);
+    }
+};
+
+struct IQ3_XXS {
+    static constexpr TypeInfo kInfo{"IQ3_XXS", 256, 98, 0, -1};
+    static constexpr const int8_t *kTable = kIq3XxsValues;
+    using Codes = TableCodes<4>;
+    using Scales = SuperSigned<1, 3>;
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        const uint8_t *points = block + 2 + 8 * part;
+        const uint32_t rest = load_u32(block + 66 + 4 * part);
+        o.d = load_u16(block);
+        set_both(o.scale, odd(static_cast<int>(rest >> 28)));
+        for (int i = 0; i < 4; ++i)
+            put_points(kGridIQ3_XXS[points[2 * i]], kGridIQ3_XXS[points[2 * i + 1]], even_signs(rest >> (7 * i) & 127),
+                       o.q + 8 * i);
+    }
+};
+
+struct IQ3_S {
+    static constexpr TypeInfo kInfo{"IQ3_S", 256, 110, 0, -1};
+    static constexpr const int8_t *kTable = kIq3Values;
+    using Codes = TableCodes<4>;
+    using Scales = SuperSigned<1>;
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        const uint8_t *low = block + 2 + 8 * part, *signs = block + 74 + 4 * part;
+        const int high = block[66 + part];
+        const auto point = [&](int i) { return kGridIQ3_S[low[i] | (high >> i & 1) << 8]; };
+        o.d = load_u16(block);
+        set_both(o.scale, odd(block[106 + part / 2] >> (4 * (part % 2)) & 15));
+        for (int i = 0; i < 4; ++i) put_points(point(2 * i), point(2 * i + 1), signs[i], o.q + 8 * i);
+    }
+};
+
+struct IQ1_S {
+    static constexpr TypeInfo kInfo{"IQ1_S", 256, 50, 0, -1};
+    static constexpr const int8_t *kTable = kIq1Values;
+    using Codes = TableCodes<3>;
+    using Scales = SuperSigned<1, 3>;
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        const uint8_t *low = block + 2 + 4 * part;
+        const int high = load_u16(block + 34 + 2 * part);
+        o.d = load_u16(block);
+        set_both(o.scale, odd(high >> 12 & 7));
+        for (int i = 0; i < 4; ++i) put_point(kGridIQ1[low[i] | (high >> (3 * i) & 7) << 8], high >> 15 ? 255 : 0, o.q + 8 * i);
+    }
+};
+
+struct IQ1_M {  // its f16 d stands in the top bits of four words of scales
+    static constexpr TypeInfo kInfo{"IQ1_M", 256, 56, -1, -1};
+    static constexpr const int8_t *kTable = kIq1Values;
+    using Codes = TableCodes<3>;
+    using Scales = SuperSigned<2, 3>;
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        const uint8_t *low = block + 4 * part, *high = block + 32 + 2 * part, *scales = block + 48;
+        o.d = 0;
+        for (int i = 0; i < 4; ++i) o.d = static_cast<uint16_t>(o.d | (load_u16(scales + 2 * i) >> 12) << (4 * i));
+        for (int h = 0; h < 2; ++h)
+            o.scale[h] = static_cast<uint8_t>(odd(load_u16(scales + 2 * (part / 2)) >> (6 * (part % 2) + 3 * h) & 7));
+        for (int i = 0; i < 4; ++i) {
+            const int nibble = high[i / 2] >> (4 * (i % 2)) & 15;
+            put_point(kGridIQ1[low[i] | (nibble & 7) << 8], nibble >> 3 ? 255 : 0, o.q + 8 * i);
+        }
     }
 };
 
@@ -220,5 +402,25 @@ struct Codebook4 : NoTable {
     using Codes = CodebookCodes;
     using Scales = GroupFloats<false>;
 };
+struct Fp4Halves {
+    static constexpr TypeInfo kInfo{"fp4_halves", 32, 0, -1, -1};
+    static constexpr const int8_t *kTable = kE2M1Values;
+    using Codes = TableCodes<4>;
+    using Scales = GroupHalves;
+};
+struct GroupedFp8 : NoTable {
+    static constexpr TypeInfo kInfo{"grouped_fp8", 1, 0, -1, -1};
+    using Codes = E4M3Codes;
+    using Scales = GroupFloats<false>;
+};
+
+// A type as kernels see it: those of equal layouts share theirs.
+template <class C, class S>
+struct Panel {
+    using Codes = C;
+    using Scales = S;
+};
+template <class B>
+using PanelOf = Panel<typename B::Codes, typename B::Scales>;
 
 }  // namespace pagoda::blocks

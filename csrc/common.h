@@ -74,6 +74,12 @@ PAGODA_INLINE uint32_t load_u32(const uint8_t *p) {
     return v;
 }
 
+// 2^(e - 128), e a byte: 0 and 1 give subnormal numbers.
+PAGODA_INLINE float power_of_two(uint8_t e) {
+    const uint32_t x = e;
+    return bits_to_float((x < 2 ? x + 1 : 4 * x - 4) << 21);
+}
+
 // Zeroed, page-aligned memory that costs nothing until it is touched.
 class LazyMemory {
   public:

@@ -27,8 +27,9 @@ void decode(const Block32 &b, float *out) {
 template <class B>
 constexpr TypeTraits block_traits() {
     using Scales = typename B::Scales;
-    TypeTraits t{B::kInfo, {64 * B::Codes::kBits, Scales::kBytes, Scales::kSuperBytes}, Scales::kMin, B::Codes::kBits,
-                 nullptr, nullptr, nullptr};
+    TypeTraits t{B::kInfo, {64 * B::Codes::kBits, Scales::kBytes, Scales::kSuperBytes}, Scales::kMin, Scales::kHalves,
+                 B::Codes::kBits,
+                 B::kTable, nullptr, nullptr, nullptr};
     if constexpr (B::kInfo.bytes > 0) {
         t.unpack = unpack<B>;
         t.decode = decode<B>;
@@ -38,13 +39,14 @@ constexpr TypeTraits block_traits() {
 }
 
 constexpr TypeTraits float_traits(const char *name, int bytes) {
-    return {{name, 1, bytes, -1, -1}, {bytes * kActBlock * kPanelRows, 0, 0}, false, 8 * bytes, nullptr, nullptr, nullptr};
+    return {{name, 1, bytes, -1, -1}, {bytes * kActBlock * kPanelRows, 0, 0}, false, 1, 8 * bytes, nullptr, nullptr, nullptr,
+            nullptr};
 }
 
 constexpr TypeTraits kTraits[] = {
     float_traits("F32", 4), float_traits("F16", 2), float_traits("BF16", 2),
 #define PAGODA_TYPE(name) block_traits<blocks::name>(),
-    PAGODA_BLOCK_TYPES(PAGODA_TYPE)
+    PAGODA_BLOCK_TYPES(PAGODA_TYPE) PAGODA_DECODED_TYPES(PAGODA_TYPE)
 #undef PAGODA_TYPE
 };
 

@@ -9,15 +9,18 @@ namespace pagoda {
 // Types of GGUF files: numbers as they are, and blocks, which lie as ggml's block structs do.
 #define PAGODA_FLOAT_TYPES(X) X(F32) X(F16) X(BF16)
 #define PAGODA_FILE_BLOCK_TYPES(X) \
-    X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS)
+    X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4) X(TQ1_0) \
+    X(TQ2_0) X(IQ1_S) X(IQ1_M) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S)
 // Grouped types lie in no file: their weights come as codes and float32 scales (and minima) for groups of columns; see
 // weights.h.
-#define PAGODA_GROUPED_TYPES(X) X(Grouped4) X(Grouped4Min) X(Grouped8) X(Grouped8Min) X(Codebook4)
+#define PAGODA_GROUPED_TYPES(X) X(Grouped4) X(Grouped4Min) X(Grouped8) X(Grouped8Min) X(Codebook4) X(Fp4Halves)
 #define PAGODA_BLOCK_TYPES(X) PAGODA_FILE_BLOCK_TYPES(X) PAGODA_GROUPED_TYPES(X)
+// Grouped types whose codes are floats: they are decoded, and multiplied with activations as they are.
+#define PAGODA_DECODED_TYPES(X) X(GroupedFp8)
 
 enum class Type : int {
 #define PAGODA_TYPE(name) name,
-    PAGODA_FLOAT_TYPES(PAGODA_TYPE) PAGODA_BLOCK_TYPES(PAGODA_TYPE)
+    PAGODA_FLOAT_TYPES(PAGODA_TYPE) PAGODA_BLOCK_TYPES(PAGODA_TYPE) PAGODA_DECODED_TYPES(PAGODA_TYPE)
 #undef PAGODA_TYPE
     Count
 };
@@ -26,7 +29,7 @@ struct TypeInfo {
     const char *name;
     int elements;           // in one block
     int bytes;              // of one block; 0: in no file
-    int scale_at, min_at;   // where a block keeps its f16 scale and its f16 min; -1: it has none
+    int scale_at, min_at;   // where a block keeps its f16 scale and its f16 min; -1: it has none of that kind
 };
 
 // Of 16 rows; see weights.h.
@@ -49,7 +52,9 @@ struct TypeTraits {
     TypeInfo info;
     PanelShape shape;
     bool has_mins;
+    int halves;  // of 32 columns that have scales of their own
     int code_bits;
+    const int8_t *table;  // what 16 codes stand for; null: the codes are numbers
     // Unpacks block `index` (of 32 weights) of the row at `row`. Null for types without blocks in files, as are the others.
     void (*unpack)(const uint8_t *row, int64_t index, Block32 &out);
     void (*decode)(const Block32 &block, float *out);  // 32 weights

@@ -7,7 +7,8 @@
 
 namespace pagoda {
 
-enum class Activation : int { Silu, GeluTanh, Gelu, Relu2, Sigmoid };
+// ClampedSwiglu: of gate and up, see kernels_rows.inl.
+enum class Activation : int { Silu, GeluTanh, Gelu, Relu2, Sigmoid, ClampedSwiglu };
 enum class KVType : int { F32, F16, BF16, Int8 };
 
 // Activations of a number of tokens as codes, whose products are exact integers, so that no order of theirs shows.
@@ -69,6 +70,7 @@ struct AttendArgs {
     int64_t out_stride;
     int tokens, position, group, head_dim;
     float scale, softcap;  // softcap 0: none
+    const float *sinks;    // [group]: a score of each head's own that counts in its softmax and has no value; null: none
     int window;            // 0: none
     int keys;              // that are looked at: from position 0, for all tokens together
     bool causal;           // each token sees those up to its own position alone

@@ -232,7 +232,8 @@ PAGODA_INLINE Partial no_keys(float *memory, int rows, int64_t padded) {
 PAGODA_INLINE void write_rows(const AttendArgs &a, const Partial &total, int64_t padded) {
     for (int r = 0; r < a.tokens * a.group; ++r) {
         float *to = a.out + r / a.group * a.out_stride + r % a.group * a.head_dim;
-        const float inverse = 1.0f / total.sums[r];
+        const float sink = a.sinks ? std::exp(a.sinks[r % a.group] - total.tops[r]) : 0.0f;
+        const float inverse = 1.0f / (total.sums[r] + sink);
         for (int d = 0; d < a.head_dim; ++d) to[d] = total.out[r * padded + d] * inverse;
     }
 }

@@ -31,7 +31,7 @@ struct Tables {
 };
 template <class S, class B>
 Tables tables_of(const Weight &w) {
-    if constexpr (B::Codes::kTables < 2) return {B::kTable, nullptr};
+    if constexpr (B::Codes::kTables < 2) return {w.table(), nullptr};
     else if constexpr (S::kWide) return {w.codebook.high, w.codebook.low};
     else return {w.codebook.coarse, w.codebook.fine};
 }
@@ -433,7 +433,7 @@ void set_gemms(Kernels &k) {
     k.gemm[static_cast<int>(Type::F32)] = gemm_float<S, ReadF32>;
     k.gemm[static_cast<int>(Type::F16)] = gemm_float<S, ReadF16>;
     k.gemm[static_cast<int>(Type::BF16)] = gemm_float<S, ReadBF16>;
-#define PAGODA_TYPE(name) k.gemm[static_cast<int>(Type::name)] = gemm_block<S, blocks::name>;
+#define PAGODA_TYPE(name) k.gemm[static_cast<int>(Type::name)] = gemm_block<S, blocks::PanelOf<blocks::name>>;
     PAGODA_BLOCK_TYPES(PAGODA_TYPE)
 #undef PAGODA_TYPE
 }
@@ -442,7 +442,8 @@ void set_gemms(Kernels &k) {
 template <class S>
 void set_byte_gemms(Kernels &k) {
 #define PAGODA_TYPE(name) \
-    if constexpr (S::takes(blocks::name::Codes::kMax)) k.gemm8[static_cast<int>(Type::name)] = gemm_block<S, blocks::name>;
+    if constexpr (S::takes(blocks::name::Codes::kMax)) \
+        k.gemm8[static_cast<int>(Type::name)] = gemm_block<S, blocks::PanelOf<blocks::name>>;
     PAGODA_BLOCK_TYPES(PAGODA_TYPE)
 #undef PAGODA_TYPE
 }

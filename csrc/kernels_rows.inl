@@ -149,10 +149,16 @@ void layer_norm(const float *x, const float *weight, const float *bias, float ep
     for (; i < n; ++i) out[i] = (x[i] - mean) * factor * weight[i] + bias[i];
 }
 
+constexpr float kSwigluLimit = 7.0f, kSwigluAlpha = 1.702f;  // gpt-oss's
+
 template <class S>
 PAGODA_INLINE typename S::F activate(typename S::F x, Activation kind) {
     if (kind == Activation::Silu) return S::mul(x, sigmoid<S>(x));
     if (kind == Activation::Sigmoid) return sigmoid<S>(x);
+    if (kind == Activation::ClampedSwiglu) {  // with y = min(x, 7): y * sigmoid(1.702 y)
+        const auto y = S::min(S::set1(kSwigluLimit), x);
+        return S::mul(y, sigmoid<S>(S::mul(S::set1(kSwigluAlpha), y)));
+    }
     if (kind == Activation::GeluTanh) {  // x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
         const auto cube = S::mul(S::mul(x, x), x);
         const auto inner = S::fma(S::set1(0.044715f), cube, x);
@@ -185,15 +191,23 @@ void activated(const float *x, Activation kind, int64_t n, float *out) {
     }
 }
 
+// What the activated gate is multiplied by: up itself, or, clamped to [-7, 7], one more.
+template <class S>
+PAGODA_INLINE typename S::F beside_gate(typename S::F up, Activation kind) {
+    if (kind != Activation::ClampedSwiglu) return up;
+    return S::add(S::max(S::set1(-kSwigluLimit), S::min(S::set1(kSwigluLimit), up)), S::set1(1.0f));
+}
+
 template <class S>
 void gated(const float *gate, const float *up, Activation kind, int64_t n, float *out) {
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) S::store(out + i, S::mul(activate<S>(S::load(gate + i), kind), S::load(up + i)));
+    for (; i + 16 <= n; i += 16)
+        S::store(out + i, S::mul(activate<S>(S::load(gate + i), kind), beside_gate<S>(S::load(up + i), kind)));
     if (i < n) {
         float g[16] = {}, u[16] = {}, o[16];
         std::memcpy(g, gate + i, static_cast<size_t>(n - i) * 4);
         std::memcpy(u, up + i, static_cast<size_t>(n - i) * 4);
-        S::store(o, S::mul(activate<S>(S::load(g), kind), S::load(u)));
+        S::store(o, S::mul(activate<S>(S::load(g), kind), beside_gate<S>(S::load(u), kind)));
         std::memcpy(out + i, o, static_cast<size_t>(n - i) * 4);
     }
 }

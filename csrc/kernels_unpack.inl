@@ -14,7 +14,11 @@ typedef uint16_t Lanes16 __attribute__((vector_size(32)));
 template <class Codes>
 PAGODA_INLINE void code_lanes(const Lanes32 &quads, const Weight &w, FloatLanes &out) {
     const Lanes32 code = quads & 255u;
-    if constexpr (Codes::kTables == 2) {
+    if constexpr (requires { Codes::kFloats; }) {  // bits of a float32, but for the exponent's bias
+        const Lanes32 bits = (code & 127u) << 20 | (code & 128u) << 24;
+        std::memcpy(&out, &bits, 64);
+        out *= 0x1p120f;
+    } else if constexpr (Codes::kTables == 2) {
         for (int r = 0; r < 16; ++r) out[r] = static_cast<float>(w.codebook.at(static_cast<int>(code[r])));
     } else if constexpr (Codes::kMax < 0) {
         const SignedLanes32 high = reinterpret_cast<const SignedLanes32 &>(code) << 24;
@@ -24,25 +28,26 @@ PAGODA_INLINE void code_lanes(const Lanes32 &quads, const Weight &w, FloatLanes 
     }
 }
 
+// Blocks [begin, end) of a panel.
 template <class S, class B>
-void unpack_block_panel(const Weight &w, int64_t panel, float *out) {
+void unpack_blocks(const Weight &w, int64_t panel, int64_t begin, int64_t end, float *out) {
     using Codes = typename B::Codes;
     using Scales = typename B::Scales;
     constexpr int kQuads = 8 / Scales::kHalves;
     alignas(64) float scales[2 * 16], mins[2 * 16];
-    for (int64_t b = 0; b < w.blocks; ++b) {
+    for (int64_t b = begin; b < end; ++b) {
         const uint8_t *codes = w.codes(panel) + b * w.shape().codes;
         read_scales<S, Scales>(w, panel, b, b + 1, {scales, mins});
         unroll<8>([&](auto j) __attribute__((always_inline)) {
             constexpr int J = j, H = J / kQuads;
             auto q = quad<S, Codes::kBits, J>(codes);
-            if constexpr (Codes::kTables == 1) q = S::lookup(B::kTable, q);
+            if constexpr (Codes::kTables == 1) q = S::lookup(w.table(), q);
             Lanes32 quads;
             S::store_b(&quads, q);
             FloatLanes scale, min;
             std::memcpy(&scale, scales + 16 * H, 64);
             if constexpr (Scales::kMin) std::memcpy(&min, mins + 16 * H, 64);
-            float *to = out + 16 * (32 * b + 4 * J);
+            float *to = out + 16 * (32 * (b - begin) + 4 * J);
             for (int c = 0; c < 4; ++c, quads >>= 8, to += 16) {
                 FloatLanes x;
                 code_lanes<Codes>(quads, w, x);
@@ -52,6 +57,39 @@ void unpack_block_panel(const Weight &w, int64_t panel, float *out) {
             }
         });
     }
+}
+
+template <class S, class B>
+void unpack_block_panel(const Weight &w, int64_t panel, float *out) {
+    unpack_blocks<S, B>(w, panel, 0, w.blocks, out);
+}
+
+// The product of weights that no kernel multiplies as they are: a stretch of a panel is decoded, and meets all tokens.
+template <class S, class B>
+void gemm_decoded(const GemmArgs &g) {
+    constexpr int64_t kBlocks = 8;
+    const Weight &w = *g.weight;
+    float *weights = reinterpret_cast<float *>(g.scratch), *kept = weights + kBlocks * 32 * 16;  // [tokens][16]
+    for (int64_t p = g.panel_begin; p < g.panel_end; ++p)
+        for (int64_t begin = 0; begin < w.blocks; begin += kBlocks) {
+            const int64_t end = std::min(begin + kBlocks, w.blocks), columns = 32 * (end - begin);
+            unpack_blocks<S, B>(w, p, begin, end, weights);
+            for_tiles<S::kFloatTile>(g.token_begin, g.token_end, [&](auto size, int64_t t) __attribute__((always_inline)) {
+                constexpr int T = size;
+                typename S::F acc[T];
+                const float *x = g.x + t * g.x_stride + 32 * begin;
+                float *sums = kept + 16 * (t - g.token_begin);
+                UNROLL for (int i = 0; i < T; ++i) acc[i] = begin == 0 ? S::zero() : S::load(sums + 16 * i);
+                for (int64_t k = 0; k < columns; ++k) {
+                    const auto row = S::load(weights + 16 * k);
+                    UNROLL for (int i = 0; i < T; ++i) acc[i] = S::fma(row, S::set1(x[i * g.x_stride + k]), acc[i]);
+                }
+                UNROLL for (int i = 0; i < T; ++i) {
+                    if (end == w.blocks) finish<S>(g, p, t + i, acc[i]);
+                    else S::store(sums + 16 * i, acc[i]);
+                }
+            });
+        }
 }
 
 template <class S, class R>
@@ -77,7 +115,10 @@ void set_unpackers(Kernels &k) {
     k.unpack[static_cast<int>(Type::F32)] = unpack_float_panel<S, ReadF32>;
     k.unpack[static_cast<int>(Type::F16)] = unpack_float_panel<S, ReadF16>;
     k.unpack[static_cast<int>(Type::BF16)] = unpack_float_panel<S, ReadBF16>;
-#define PAGODA_TYPE(name) k.unpack[static_cast<int>(Type::name)] = unpack_block_panel<S, blocks::name>;
-    PAGODA_BLOCK_TYPES(PAGODA_TYPE)
+#define PAGODA_TYPE(name) k.unpack[static_cast<int>(Type::name)] = unpack_block_panel<S, blocks::PanelOf<blocks::name>>;
+    PAGODA_BLOCK_TYPES(PAGODA_TYPE) PAGODA_DECODED_TYPES(PAGODA_TYPE)
+#undef PAGODA_TYPE
+#define PAGODA_TYPE(name) k.gemm[static_cast<int>(Type::name)] = gemm_decoded<S, blocks::PanelOf<blocks::name>>;
+    PAGODA_DECODED_TYPES(PAGODA_TYPE)
 #undef PAGODA_TYPE
 }

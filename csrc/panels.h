@@ -17,13 +17,19 @@ struct SignedBytes {
     static constexpr int kBits = 8, kMax = -1, kOffset = 0, kTables = 0;
     static int value(uint8_t code, const int8_t *) { return static_cast<int8_t>(code); }
 };
+template <int Bits>
 struct TableCodes {  // of 16 bytes
-    static constexpr int kBits = 4, kMax = -1, kOffset = 0, kTables = 1;
+    static constexpr int kBits = Bits, kMax = -1, kOffset = 0, kTables = 1;
     static int value(uint8_t code, const int8_t *table) { return table[code]; }
 };
 struct CodebookCodes {  // 12-bit values in two tables of the weight's own: 16 times the one and the other
     static constexpr int kBits = 4, kMax = -1, kOffset = 0, kTables = 2;
     static int value(uint8_t, const int8_t *) { return 0; }
+};
+
+struct E4M3Codes {  // floats of four bits of exponent and three of mantissa, without infinities
+    static constexpr int kBits = 8, kMax = -1, kOffset = 0, kTables = 0;
+    static constexpr bool kFloats = true;
 };
 
 inline void put_u16(uint8_t *to, int r, uint16_t v) { std::memcpy(to + 2 * r, &v, 2); }
@@ -95,9 +101,10 @@ struct SuperNibblesMin {
     }
 };
 
-// d * scale, with f16 d of 256 columns and a signed byte for each 32 or, with two halves, each 16.
-template <int Halves>
+// d * scale / 2^Shift, with f16 d of 256 columns and a signed byte for each 32 or, with two halves, each 16.
+template <int Halves, int Shift = 0>
 struct SuperSigned {
+    static constexpr float kUnit = 1.0f / (1 << Shift);
     static constexpr int kBytes = 16 * Halves, kSuperBytes = 32, kHalves = Halves;
     static constexpr bool kMin = false, kGroups = false;
     static void pack(const Block32 &b, int r, uint8_t *scales, uint8_t *super) {
@@ -105,12 +112,32 @@ struct SuperSigned {
         put_u16(super, r, b.d);
     }
     static float scale(const Block32 &b, int half) {
-        return half_to_float(b.d) * static_cast<float>(static_cast<int8_t>(b.scale[half]));
+        return half_to_float(b.d) * static_cast<float>(static_cast<int8_t>(b.scale[half])) * kUnit;
     }
     template <class S>
     PAGODA_INLINE static typename S::F scale(const uint8_t *scales, const uint8_t *super, int half) {
-        return S::mul(S::load_half(super), S::load_i8(scales + 16 * half));
+        const auto scale = S::mul(S::load_half(super), S::load_i8(scales + 16 * half));
+        if constexpr (Shift == 0) return scale;
+        else return S::mul(scale, S::set1(kUnit));
     }
+};
+
+struct SuperHalf {  // f16 d of 256 columns
+    static constexpr int kBytes = 0, kSuperBytes = 32, kHalves = 1;
+    static constexpr bool kMin = false, kGroups = false;
+    static void pack(const Block32 &b, int r, uint8_t *, uint8_t *super) { put_u16(super, r, b.d); }
+    static float scale(const Block32 &b, int) { return half_to_float(b.d); }
+    template <class S>
+    PAGODA_INLINE static typename S::F scale(const uint8_t *, const uint8_t *super, int) { return S::load_half(super); }
+};
+
+struct PowerOfTwo {  // 2^(e - 128), e a byte
+    static constexpr int kBytes = 16, kSuperBytes = 0, kHalves = 1;
+    static constexpr bool kMin = false, kGroups = false;
+    static void pack(const Block32 &b, int r, uint8_t *scales, uint8_t *) { scales[r] = b.scale[0]; }
+    static float scale(const Block32 &b, int) { return power_of_two(b.scale[0]); }
+    template <class S>
+    PAGODA_INLINE static typename S::F scale(const uint8_t *scales, const uint8_t *, int) { return S::load_power(scales); }
 };
 
 template <bool Min>
@@ -124,6 +151,15 @@ struct GroupFloats {
     template <class S>
     PAGODA_INLINE static typename S::F min(const uint8_t *scales, const uint8_t *, int) {
         return S::load(reinterpret_cast<const float *>(scales) + 16);
+    }
+};
+
+struct GroupHalves {  // two scales a group, which is a block: of its first 16 columns and of the others
+    static constexpr int kBytes = 128, kSuperBytes = 0, kHalves = 2;
+    static constexpr bool kMin = false, kGroups = true;
+    template <class S>
+    PAGODA_INLINE static typename S::F scale(const uint8_t *scales, const uint8_t *, int half) {
+        return S::load(reinterpret_cast<const float *>(scales) + 16 * half);
     }
 };
 

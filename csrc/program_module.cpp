@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "grids.h"
 #include "runtime.h"
 #include "stage_fields.h"
 
@@ -61,7 +62,7 @@ std::shared_ptr<Weight> pack_grouped(const Runtime &runtime, const std::string &
     if (!is_grouped(t) || group_shift < 0 || group_shift > 40) throw std::invalid_argument("not a grouped type");
     auto weight = std::make_shared<Weight>(t, rows, columns, group_shift);
     const auto fits = [&](const FloatTable &a) {
-        return static_cast<int64_t>(a.shape(0)) == rows && static_cast<int64_t>(a.shape(1)) == weight->groups;
+        return static_cast<int64_t>(a.shape(0)) == rows && static_cast<int64_t>(a.shape(1)) == weight->num_scales();
     };
     if (!fits(scales) || mins.has_value() != traits(t).has_mins || (mins && !fits(*mins)) ||
         codebook.has_value() != (t == Type::Codebook4))
@@ -77,6 +78,17 @@ std::shared_ptr<Weight> pack_grouped(const Runtime &runtime, const std::string &
     runtime.pool->parallel_for(weight->panels,
                                [&](int64_t begin, int64_t end) { weight->pack_panels(from, begin, end); });
     return weight;
+}
+
+// The biases [weights][rows] of a part, each padded to whole panels; empty where there are none.
+std::vector<float> padded_biases(const std::optional<Floats> &given, const std::vector<std::shared_ptr<Weight>> &weights) {
+    std::vector<float> v;
+    if (!given) return v;
+    const size_t rows = static_cast<size_t>(weights[0]->rows), padded = static_cast<size_t>(weights[0]->panels * kPanelRows);
+    if (given->shape(0) != rows * weights.size()) throw std::invalid_argument("a bias for each row of each weight is needed");
+    v.resize(padded * weights.size(), 0.0f);
+    for (size_t i = 0; i < weights.size(); ++i) std::copy_n(given->data() + i * rows, rows, v.begin() + static_cast<int64_t>(i * padded));
+    return v;
 }
 
 KVType kv_type_from_name(const std::string &name) {
@@ -179,6 +191,7 @@ void bind_program(nb::module_ &m) {
         nb::gil_scoped_release release;
         for (int64_t r = 0; r < rows; ++r) dequantize_row(t, from + r * row_bytes(t, columns), columns, to + r * columns);
     });
+    m.def("grid", &grid_points, "name"_a);
     nb::class_<Weight>(m, "Weight")
         .def_ro("rows", &Weight::rows)
         .def_ro("columns", &Weight::columns)
@@ -206,8 +219,8 @@ void bind_program(nb::module_ &m) {
              [](LinearPart *self, std::vector<std::shared_ptr<Weight>> weights, std::optional<int> out,
                 std::optional<Floats> bias, bool accumulate, float scale, std::optional<int> site) {
                  if (weights.empty()) throw std::invalid_argument("a part of a linear stage needs a weight");
-                 const auto padded = static_cast<size_t>(weights[0]->panels * kPanelRows);
-                 new (self) LinearPart{std::move(weights), out.value_or(kNone), to_vector(bias, padded), accumulate, scale,
+                 std::vector<float> biases = padded_biases(bias, weights);
+                 new (self) LinearPart{std::move(weights), out.value_or(kNone), std::move(biases), accumulate, scale,
                                        site.value_or(kNone)};
              },
              "weights"_a, "out"_a.none(), "bias"_a = nb::none(), "accumulate"_a = false, "scale"_a = 1.0f,

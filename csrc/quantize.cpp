@@ -56,6 +56,8 @@ using Out = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 int64_t quantize(const Rows &x, const std::string &type_name, const Out &out, const std::optional<Column> &importance,
                  int threads, const std::optional<std::string> &isa) {
     const Type type = type_from_name(type_name.c_str());
+    if (type > Type::IQ4_XS)  // those after it are read, and not written
+        throw std::invalid_argument("no tensor is written as " + type_name);
     const int64_t rows = static_cast<int64_t>(x.shape(0)), columns = static_cast<int64_t>(x.shape(1));
     if (columns % info(type).elements || static_cast<int64_t>(out.shape(0)) != rows ||
         static_cast<int64_t>(out.shape(1)) != row_bytes(type, columns))

@@ -48,6 +48,16 @@ struct Avx2 {
         return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)))};
     }
+    PAGODA_INLINE static __m256 powers(const __m128i &bytes) {
+        const __m256i e = _mm256_cvtepu8_epi32(bytes);
+        const __m256i low = _mm256_add_epi32(e, _mm256_set1_epi32(1));
+        const __m256i high = _mm256_sub_epi32(_mm256_slli_epi32(e, 2), _mm256_set1_epi32(4));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_max_epi32(low, high), 21));
+    }
+    PAGODA_INLINE static F load_power(const void *p) {  // see power_of_two
+        const __m128i x = _mm_loadu_si128(static_cast<const __m128i *>(p));
+        return {powers(x), powers(_mm_unpackhi_epi64(x, x))};
+    }
     PAGODA_INLINE static F load_u4(const void *p, int shift) {
         __m128i x = _mm_loadu_si128(static_cast<const __m128i *>(p));
         x = _mm_and_si128(_mm_srli_epi16(x, shift), _mm_set1_epi8(15));

@@ -40,6 +40,12 @@ struct Avx512 {
         const __m128i x = _mm_loadu_si128(static_cast<const __m128i *>(p));
         return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))};
     }
+    PAGODA_INLINE static F load_power(const void *p) {  // see power_of_two
+        const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
+        const __m512i low = _mm512_add_epi32(e, _mm512_set1_epi32(1));
+        const __m512i high = _mm512_sub_epi32(_mm512_slli_epi32(e, 2), _mm512_set1_epi32(4));
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_max_epi32(low, high), 21))};
+    }
     PAGODA_INLINE static F load_u4(const void *p, int shift) {
         __m128i x = _mm_loadu_si128(static_cast<const __m128i *>(p));
         x = _mm_and_si128(_mm_srli_epi16(x, shift), _mm_set1_epi8(15));

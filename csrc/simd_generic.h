@@ -47,6 +47,10 @@ struct Generic {
         const int8_t *u = static_cast<const int8_t *>(p);
         return map([=](int i) { return static_cast<float>(u[i]); });
     }
+    PAGODA_INLINE static F load_power(const void *p) {  // 2^(byte - 128)
+        const uint8_t *u = static_cast<const uint8_t *>(p);
+        return map([=](int i) { return power_of_two(u[i]); });
+    }
     PAGODA_INLINE static F load_u4(const void *p, int shift) {  // 16 nibbles, one a byte
         const uint8_t *u = static_cast<const uint8_t *>(p);
         return map([=](int i) { return static_cast<float>(u[i] >> shift & 15); });

@@ -58,6 +58,16 @@ struct Neon {
                 vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))};
     }
     PAGODA_INLINE static F load_i8(const void *p) { return widen_i8(vld1q_s8(static_cast<const int8_t *>(p))); }
+    PAGODA_INLINE static float32x4_t powers(const uint16x4_t &bytes) {
+        const int32x4_t e = vreinterpretq_s32_u32(vmovl_u16(bytes));
+        const int32x4_t bits = vmaxq_s32(vaddq_s32(e, vdupq_n_s32(1)), vsubq_s32(vshlq_n_s32(e, 2), vdupq_n_s32(4)));
+        return vreinterpretq_f32_s32(vshlq_n_s32(bits, 21));
+    }
+    PAGODA_INLINE static F load_power(const void *p) {  // see power_of_two
+        const uint8x16_t x = vld1q_u8(static_cast<const uint8_t *>(p));
+        const uint16x8_t low = vmovl_u8(vget_low_u8(x)), high = vmovl_u8(vget_high_u8(x));
+        return {powers(vget_low_u16(low)), powers(vget_high_u16(low)), powers(vget_low_u16(high)), powers(vget_high_u16(high))};
+    }
     PAGODA_INLINE static F load_u4(const void *p, int shift) {
         const uint8x16_t x = vshlq_u8(vld1q_u8(static_cast<const uint8_t *>(p)), vdupq_n_s8(static_cast<int8_t>(-shift)));
         return widen_i8(vreinterpretq_s8_u8(vandq_u8(x, vdupq_n_u8(15))));

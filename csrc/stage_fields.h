@@ -25,11 +25,9 @@ using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::devic
 using Codes = nb::ndarray<const int16_t, nb::shape<16>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-std::vector<float> to_vector(const std::optional<Floats> &a, size_t padded = 0) {
+std::vector<float> to_vector(const std::optional<Floats> &a) {
     std::vector<float> v;
-    if (!a) return v;
-    v.assign(a->data(), a->data() + a->shape(0));
-    if (padded > v.size()) v.resize(padded, 0.0f);
+    if (a) v.assign(a->data(), a->data() + a->shape(0));
     return v;
 }
 
@@ -39,6 +37,7 @@ Activation activation_from_name(const std::string &name) {
     if (name == "gelu") return Activation::Gelu;
     if (name == "relu2") return Activation::Relu2;
     if (name == "sigmoid") return Activation::Sigmoid;
+    if (name == "clamped_swiglu") return Activation::ClampedSwiglu;
     throw std::invalid_argument("no such activation: " + name);
 }
 

@@ -159,7 +159,8 @@ LinearStage::Item LinearStage::chunk_item(int64_t index, int expert, int64_t n, 
     for (const LinearPart &p : parts) {
         const Weight &weight = p.weight(expert);
         const int64_t each = panels_an_item(p, n), here = ceil_div(weight.panels, each);
-        if (index < here) return {&p, &weight, index * each, std::min((index + 1) * each, weight.panels), begin, end};
+        if (index < here)
+            return {&p, &weight, p.bias_of(expert), index * each, std::min((index + 1) * each, weight.panels), begin, end};
         index -= here;
     }
     return {};
@@ -186,7 +187,7 @@ void LinearStage::run(Workspace &w, const Step &step, int64_t index, uint8_t *sc
     const bool logits = rows == Rows::Logits;
     g.out = logits ? w.logits.as<float>() : w.buffer(p.out).row(0);
     g.out_stride = logits ? w.logits_stride : w.buffer(p.out).stride;
-    g.bias = p.bias.empty() ? nullptr : p.bias.data();
+    g.bias = at.bias;
     g.accumulate = p.accumulate;
     g.scale = p.scale;
     g.scratch = scratch;

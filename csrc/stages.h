@@ -106,11 +106,12 @@ struct RowwiseStage {
 struct LinearPart {
     std::vector<std::shared_ptr<Weight>> weights;
     int out;
-    std::vector<float> bias;  // padded to panels * 16, or empty
+    std::vector<float> bias;  // of each weight, padded to panels * 16; or empty
     bool accumulate = false;
     float scale = 1.0f;
     int site = kNone;  // where adapters add to it
     const Weight &weight(int expert = 0) const { return *weights[static_cast<size_t>(expert)]; }
+    const float *bias_of(int expert) const { return bias.empty() ? nullptr : bias.data() + expert * weight().panels * kPanelRows; }
 };
 
 // What of adapters' numbers will be read, so that others read it ahead a part each.
@@ -146,6 +147,7 @@ struct LinearStage {
     struct Item {  // panels of one part's weight, for a chunk of the rows
         const LinearPart *part;
         const Weight *weight;
+        const float *bias;
         int64_t panel_begin, panel_end, row_begin, row_end;
     };
     Item item(const Workspace &w, const Step &step, int64_t index) const;
@@ -327,6 +329,7 @@ struct AttendStage {
     float softcap = 0;   // 0: none
     int window = 0;      // 0: none
     bool causal = true;  // false: queries see all keys of their sequence
+    std::vector<float> sinks;  // of each head; empty: none
 
     template <class F>
     void fields(F &field) {
@@ -338,6 +341,7 @@ struct AttendStage {
         field("softcap", softcap, kOptional);
         field("window", window, kOptional);
         field("causal", causal, kOptional);
+        field("sinks", sinks, kOptional);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &w, const Step &step) const;

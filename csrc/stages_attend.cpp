@@ -95,6 +95,7 @@ void AttendStage::admit(Workspace &w) {
         throw std::invalid_argument("too many query heads share a KV head, or the head is too large");
     AttentionPlan &plan = w.attention;
     if (plan.causal.value_or(causal) != causal) throw std::invalid_argument("layers that attend to the past next to layers that attend to all");
+    if (!sinks.empty() && sinks.size() != static_cast<size_t>(heads)) throw std::invalid_argument("there must be a sink for each head");
     if (!causal && window) throw std::invalid_argument("a window of attention to all tokens");
     plan.causal = causal;
     plan.kv_heads = std::max<int64_t>(plan.kv_heads, l.kv_heads);
@@ -148,6 +149,7 @@ void AttendStage::run(Workspace &w, const Step &step, int64_t item, uint8_t *scr
     a.position = step.positions[tile.token];
     a.scale = scale;
     a.softcap = softcap;
+    a.sinks = sinks.empty() ? nullptr : sinks.data() + head * a.group;
     a.window = window;
     a.causal = causal;
     a.keys = plan.num_keys(step, tile);

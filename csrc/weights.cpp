@@ -91,13 +91,14 @@ void Weight::pack_grouped_row(const GroupedSource &from, int64_t panel, int64_t 
     for (int64_t b = 0; b < blocks; ++b) {
         for (int64_t i = 0; i < kActBlock; ++i) {
             const int64_t c = b * kActBlock + i;
-            q[i] = row_codes[from.order ? from.order[c] : c];
+            q[i] = c < columns ? row_codes[from.order ? from.order[c] : c] : uint8_t{0};
         }
         scatter_codes(bits, q, r, codes_to + b * shape_.codes);
     }
+    const int halves = traits(type).halves;
     for (int64_t g = 0; g < groups; ++g) {
         uint8_t *to = scales_to + g * shape_.scales + 4 * r;
-        std::memcpy(to, from.scales + row * groups + g, 4);
+        for (int h = 0; h < halves; ++h) std::memcpy(to + 64 * h, from.scales + row * num_scales() + g * halves + h, 4);
         if (from.mins) std::memcpy(to + 64, from.mins + row * groups + g, 4);
     }
 }

@@ -9,7 +9,8 @@
 //   super   16 rows side by side, f16.
 //
 // Grouped types have float32 scales (then minima, added) of 16 rows for each 2^group_shift blocks: weight = scale * (code
-// - 8) or scale * code + min of 4 bits, the same of signed bytes, or scale * codebook[code], of 12-bit values.
+// - 8) or scale * code + min of 4 bits, the same of signed bytes, scale * codebook[code], of 12-bit values, or scale * code of
+// 8-bit floats. Fp4Halves has two scales for each block.
 //
 // Float types keep, for each column, 16 rows side by side.
 #pragma once
@@ -23,7 +24,7 @@ namespace pagoda {
 // A weight of a grouped type as it comes. Column c of the panel is column order[c] here.
 struct GroupedSource {
     const uint8_t *codes;   // [rows][columns]; bytes of 8-bit types are signed
-    const float *scales;    // [rows][groups], of the columns in the panel's order
+    const float *scales;    // [rows][groups * halves], of the columns in the panel's order
     const float *mins;      // as scales, or null
     const int32_t *order;   // [columns], or null: as they are
 };
@@ -70,8 +71,10 @@ class Weight {
     const uint8_t *super(int64_t panel) const {
         return memory_.data() + super_at_ + panel * (blocks / 8) * shape_.super;
     }
+    int64_t num_scales() const { return groups * traits(type).halves; }  // of a row
     size_t bytes() const { return memory_.bytes(); }
     const PanelShape &shape() const { return shape_; }
+    const int8_t *table() const { return traits(type).table; }  // see TypeTraits
 
   private:
     void pack_float_block(const uint8_t *data, int64_t panel, int64_t block);

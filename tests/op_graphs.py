@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from paged_run import PagedRun, reference_run
 from pagoda.backends.base import (
+    Activation,
     AttentionSpec,
     Backend,
     ExpertsSpec,
@@ -135,7 +136,7 @@ class Graph:
         self.live.append((ops.rope(x, width // HEAD_DIM, ROPE), width))
 
     def _experts(self, ops: Ops, name: str, step: Step) -> None:
-        """`flag`: the router picks all of them."""
+        """`flag`: the router picks all of them. `pick` also says whether there are biases, and the activation."""
         x, width = self._pick(step.pick[0])
         router = ops.linear(x, weight(f"{name}r", EXPERTS, width))
         up, down = (32, width), (width, 32)
@@ -143,9 +144,13 @@ class Graph:
             tuple(weight(f"{name}{role}{e}", *shape, step.type) for e in range(EXPERTS))
             for role, shape in (("g", up), ("u", up), ("d", down))
         )
-        spec = ExpertsSpec(EXPERTS if step.flag else 2, normalize=not step.flag, activation="silu")
+        activation: Activation = "clamped_swiglu" if step.pick[2] % 2 else "silu"
+        spec = ExpertsSpec(EXPERTS if step.flag else 2, normalize=not step.flag, activation=activation)
         scales = vector(f"{name}s", EXPERTS) if step.flag else None
-        self.live.append((ops.experts(x, router, gates, ups, downs, spec, scales), width))
+        sizes = {"gb": up[0], "ub": up[0], "db": down[0]}
+        of_gate, of_up, of_down = (weight(f"{name}{role}", EXPERTS, size) for role, size in sizes.items())
+        biases = (of_gate, of_up, of_down) if step.pick[1] % 2 else None
+        self.live.append((ops.experts(x, router, gates, ups, downs, spec, scales, biases), width))
 
     def _attention(self, ops: Ops, name: str, step: Step, layer: int) -> None:
         q, _ = self._project(ops, f"{name}q", step, step.pick[0], HEADS * HEAD_DIM)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from float_kinds import FP8, compressed_config, fp8, fp8_config, nvfp4
 from pagoda.formats.nf4 import DoubleQuantized, pack_nf4
 from pagoda.formats.packed import (
     NF4_VALUES,
@@ -32,7 +34,7 @@ from tiny_tokenizer import tokenizer_json
 
 Arrays = dict[str, np.ndarray]
 DTYPES = {"float32": "F32", "float16": "F16", "int32": "I32", "int64": "I64", "int8": "I8", "uint8": "U8"}
-ST_NAMES = {np.dtype(numpy): name for numpy, name in DTYPES.items()}
+ST_NAMES = {np.dtype(numpy): name for numpy, name in DTYPES.items()} | {FP8: "F8_E4M3"}
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,10 @@ def _llm_int8() -> Kind:
     return Kind({"quant_method": "bitsandbytes", "load_in_8bit": True}, quantize, lambda parts: parts)
 
 
+def _floats(config: Mapping[str, Any], make: Callable[..., Arrays], *arguments: str) -> Kind:
+    return Kind(config, lambda name, values: make(values, *arguments), lambda parts: parts)
+
+
 def _dotted(parts: Arrays) -> Arrays:
     return {f".{part}": array for part, array in parts.items()}
 
@@ -162,7 +168,20 @@ KINDS: dict[str, Kind] = {
     "nf4": _nf4(double=False),
     "nf4-double": _nf4(double=True),
     "llm-int8": _llm_int8(),
-}
+    "fp8-blocks": _floats(fp8_config(32), fp8, ".weight_scale_inv", "block"),
+    "fp8-tensor": _floats(fp8_config(None), fp8, ".weight_scale", "tensor"),
+    "fp8-modelopt": _floats({"quant_method": "modelopt", "quant_algo": "FP8"}, fp8, ".weight_scale", "tensor"),
+    "fp8-rows": _floats(
+        compressed_config("float-quantized", num_bits=8, strategy="channel"), fp8, ".weight_scale", "row"
+    ),
+    "nvfp4": _floats(
+        compressed_config("nvfp4-pack-quantized", num_bits=4, strategy="tensor_group", group_size=16),
+        partial(nvfp4, divided=True), ".weight_packed", ".weight_global_scale",
+    ),
+    "nvfp4-modelopt": _floats(
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"}, partial(nvfp4, divided=False), ".weight", ".weight_scale_2"
+    ),
+}  # fmt: skip
 
 
 def is_quantized(name: str, values: FloatArray) -> bool:

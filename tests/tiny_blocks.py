@@ -37,6 +37,13 @@ RANDOM_BLOCKS: dict[str, tuple[int, int, dict[int, float], float]] = {
     "Q6_K": (256, 210, {208: 1.0}, 1380.0),
     "IQ4_NL": (32, 18, {0: 1.0}, 68.1),
     "IQ4_XS": (256, 136, {0: 1.0}, 1270.0),
+    "IQ2_XXS": (256, 66, {0: 1.0}, 53.2),
+    "IQ2_XS": (256, 74, {0: 1.0}, 55.6),
+    "IQ2_S": (256, 82, {0: 1.0}, 56.2),
+    "IQ3_XXS": (256, 98, {0: 1.0}, 141.9),
+    "IQ3_S": (256, 110, {0: 1.0}, 140.1),
+    "IQ1_S": (256, 50, {0: 1.0}, 7.24),
+    "IQ1_M": (256, 56, {}, 7.21),  # its scale is in nibbles
 }
 
 
@@ -49,13 +56,22 @@ def encode(values: FloatArray, type: str, name: str = "") -> npt.NDArray[Any]:
     return np.ascontiguousarray(gguf.quants.quantize(values, gguf.GGMLQuantizationType[type])).view(np.uint8)
 
 
+def put_nibbles(blocks: npt.NDArray[np.uint8], scales: npt.NDArray[np.float16]) -> None:
+    """IQ1_M's f16 scales [N] into the top nibbles of the four words from byte 48 on."""
+    for i in range(4):
+        nibble = (scales.view("<u2") >> (4 * i) & 15).astype(np.uint8)
+        blocks[:, 49 + 2 * i] = blocks[:, 49 + 2 * i] & 15 | nibble << 4
+
+
 def random_blocks(type: str, shape: tuple[int, ...], name: str, scale: float = 0.05) -> npt.NDArray[np.uint8]:
     """Blocks of random bits whose values have about standard deviation `scale`. → [rows…, bytes]"""
     elements, size, scales, spread = RANDOM_BLOCKS[type]
     count = int(np.prod(shape)) // elements
     bits = noise(f"{type} {name}", (count, size)).view(np.uint32) >> np.uint32(3)
     blocks = bits.astype(np.uint8)
-    factors = scale / spread * (1 + 0.2 * noise(f"scales of {name}", (count, len(scales))))
+    factors = scale / spread * (1 + 0.2 * noise(f"scales of {name}", (count, max(len(scales), 1))))
+    if type == "IQ1_M":
+        put_nibbles(blocks, factors[:, 0].astype("<f2"))
     for i, (at, ratio) in enumerate(scales.items()):
         blocks[:, at : at + 2] = (ratio * factors[:, i : i + 1]).astype("<f2").view(np.uint8)
     return blocks.reshape(*shape[:-1], -1)

@@ -50,6 +50,8 @@ def _weight(spec: TinyModel, name: str, shape: tuple[int, ...]) -> FloatArray:
         return noise(name, shape, 0.3)
     if name.endswith("A_log"):
         return noise(name, shape, 1.5)
+    if name.endswith("sinks"):
+        return noise(name, shape)
     if "embed" in name:
         return noise(name, shape, shape[1] ** -0.5 if spec.config["tie_word_embeddings"] else 1.0)
     return noise(name, shape, 1.5 * shape[-1] ** -0.5)
@@ -78,6 +80,8 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
         return tiny_gemma4.layer_shapes(c, layer)
     if arch in HYBRIDS:
         return tiny_hybrid.layer_shapes(c, layer)
+    if arch == "gpt-oss":
+        return gpt_oss_shapes(spec)
     e, f, d = c["hidden_size"], c["intermediate_size"], c["head_dim"]
     q, kv = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
     matrices = {"self_attn.o_proj": (e, q), "mlp.down_proj": (e, f)}
@@ -121,6 +125,24 @@ def _expert_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
     return {f"{block}.gate": (count, e)} | {
         f"{block}.experts.{i}.{name}": shape for i in range(count) for name, shape in each.items()
     }
+
+
+def gpt_oss_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
+    """Of a layer: biases on everything, stacks of experts transposed, and gates beside ups."""
+    c = spec.config
+    e, f, d, n = c["hidden_size"], c["intermediate_size"], c["head_dim"], c["num_local_experts"]
+    q, kv = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
+    linears = {"q_proj": (q, e), "k_proj": (kv, e), "v_proj": (kv, e), "o_proj": (e, q)}
+    linears = {f"self_attn.{name}": shape for name, shape in linears.items()} | {"mlp.router": (n, e)}
+    stacks = {"gate_up_proj": (n, e, 2 * f), "down_proj": (n, f, e)}
+    return (
+        {f"{name}.weight": shape for name, shape in linears.items()}
+        | {f"{name}.bias": shape[:1] for name, shape in linears.items()}
+        | {f"mlp.experts.{name}": shape for name, shape in stacks.items()}
+        | {f"mlp.experts.{name}_bias": (n, shape[2]) for name, shape in stacks.items()}
+        | {"self_attn.sinks": (c["num_attention_heads"],)}
+        | {f"{name}_layernorm.weight": (e,) for name in ("input", "post_attention")}
+    )
 
 
 EXPERT_NAMES = {  # of the block, and of an expert's gate, up and down
@@ -189,6 +211,7 @@ HF_CLASSES = {
     "qwen3_5_text": "Qwen3_5ForCausalLM",
     "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "qwen3_next": "Qwen3NextForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
 }
 
 
@@ -213,6 +236,7 @@ HF_TO_GGUF = {
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
     "block_sparse_moe.gate": "ffn_gate_inp",
+    "mlp.router": "ffn_gate_inp",
 }
 HF_TO_GGUF |= {
     "self_attn.query_layernorm": "attn_q_norm",
@@ -246,7 +270,8 @@ def write_gguf(path: Path, spec: TinyModel, *, type: str = "F32", types: Mapping
 
 def is_matrix(name: str, values: FloatArray) -> bool:
     """Whether llama.cpp would quantize it: vectors and routers stay F32."""
-    return values.ndim > 1 and "ffn_gate_inp" not in name and "conv1d" not in name
+    left = "ffn_gate_inp" in name or "conv1d" in name or name.endswith("bias")
+    return values.ndim > 1 and not left
 
 
 def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
@@ -329,8 +354,8 @@ def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
     held = weights(spec)
     if spec.architecture in HYBRIDS:
         return _hybrid_weights(spec, held)
-    out = {_gguf_name(spec, name): _gguf_values(spec, name, held[name]) for name in held if not _is_expert(name)}
-    out |= _stacked_experts(spec, held)
+    out = {_gguf_name(spec, name): _gguf_values(spec, name, held[name]) for name in held if not _is_apart(spec, name)}
+    out |= _gpt_oss_experts(held) if spec.architecture == "gpt-oss" else _stacked_experts(spec, held)
     if spec.architecture == "gemma4":
         out["rope_freqs.weight"] = tiny_gemma4.rope_factors(spec.config)
     scaling = spec.config.get("rope_scaling") or {}
@@ -339,6 +364,11 @@ def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
     if scaling.get("rope_type") == "longrope":
         out |= {f"rope_factors_{way}.weight": np.array(scaling[f"{way}_factor"], "<f4") for way in ("long", "short")}
     return out
+
+
+def _is_apart(spec: TinyModel, name: str) -> bool:
+    """Whether a GGUF file stacks or divides it."""
+    return _is_expert(name) or (spec.architecture == "gpt-oss" and ".experts." in name)
 
 
 def _is_expert(name: str) -> bool:
@@ -369,11 +399,28 @@ def _stacked_experts(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[st
     return {name: np.stack(matrices) for name, matrices in stacks.items()}
 
 
+def _gpt_oss_experts(held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """The matrices upright, gates apart from ups."""
+    out: dict[str, FloatArray] = {}
+    for name, values in held.items():
+        if ".experts." in name:
+            _, _, layer, _, _, part = name.split(".")
+            suffix = "bias" if part.endswith("_bias") else "weight"
+            upright = values if suffix == "bias" else values.swapaxes(1, 2)
+            pieces = {"gate": upright[:, ::2], "up": upright[:, 1::2]} if "gate_up" in part else {"down": upright}
+            out |= {f"blk.{layer}.ffn_{role}_exps.{suffix}": np.ascontiguousarray(v) for role, v in pieces.items()}
+    return out
+
+
 def _gguf_name(spec: TinyModel, name: str) -> str:
     if spec.architecture == "gemma4" and (special := tiny_gemma4.gguf_name(name)):
         return special
+    if name.endswith(".self_attn.sinks"):
+        return f"blk.{name.split('.')[2]}.attn_sinks.weight"
     stem, suffix = name.rsplit(".", 1)
     table = HF_TO_GGUF_POST_NORMS if spec.architecture in POST_NORMS else HF_TO_GGUF
+    if spec.architecture == "gpt-oss":
+        table = table | {"post_attention_layernorm": "post_attention_norm"}
     if stem.startswith("model.layers."):
         _, _, layer, part = stem.split(".", 3)
         return f"blk.{layer}.{table[part]}.{suffix}"

@@ -157,6 +157,16 @@ TINY: dict[str, TinyModel] = {
     "qwen35": _tiny("qwen35", "qwen3_5_text", **tiny_hybrid.CONFIG),
     "qwen35moe": _tiny("qwen35moe", "qwen3_5_moe_text", **tiny_hybrid.CONFIG, **tiny_hybrid.MIXTURE),
     "qwen3next": _tiny("qwen3next", "qwen3_next", **tiny_hybrid.CONFIG, **tiny_hybrid.MIXTURE, **tiny_hybrid.NEXT),
+    "gpt_oss": _tiny(
+        "gpt-oss",
+        "gpt_oss",
+        **EXPERTS,
+        num_hidden_layers=3,
+        attention_bias=True,
+        sliding_window=20,
+        rope_scaling={**YARN_SCALING, "truncate": False},
+        pad_token_id=0,
+    ),
     # Shapes of real models: SmolLM2-135M's heads and widths; and one whose every matrix k-quants can pack.
     "smollm2": _tiny(
         "llama",

@@ -119,6 +119,7 @@ struct Setting {
     int window;
     float softcap;
     bool all = false;  // each token sees all keys
+    float sink = NAN;  // the first head's, the others' each one less
 };
 
 constexpr Setting kSettings[] = {
@@ -127,6 +128,7 @@ constexpr Setting kSettings[] = {
     {511, 2, 12, 64, 0, 30.0f}, {600, 6, 3, 64, 0, 0.0f},    {40, 6, 2, 64, 1, 0.0f},   {40, 6, 3, 64, 17, 0.0f},
     {300, 6, 3, 64, 44, 0.0f},  {300, 6, 3, 64, 45, 20.0f},  {300, 6, 3, 64, 46, 0.0f}, {770, 8, 3, 32, 256, 0.0f},
     {770, 8, 3, 32, 300, 0.0f}, {509, 6, 1, 256, 252, 0.0f}, {3, 1, 1, 512, 0, 0.0f},   {20, 4, 2, 64, 1000, 0.0f},
+    {20, 6, 4, 64, 0, 0.0f, false, 1.5f}, {300, 6, 3, 64, 45, 0.0f, false, 90.0f}, {300, 6, 3, 64, 0, 0.0f, false, -90.0f},
     {0, 1, 1, 32, 0, 0.0f, true}, {0, 17, 1, 32, 0, 0.0f, true}, {250, 24, 1, 64, 0, 0.0f, true},
 };
 
@@ -136,6 +138,7 @@ struct Attention {
     std::vector<float> q;  // [tokens][group][head_dim]
     std::vector<uint8_t> scratch;
     AttendArgs args{};
+    std::vector<float> sinks;
 };
 
 // Blocks that the window has left behind are given back.
@@ -147,7 +150,8 @@ void free_old_blocks(Attention &a) {
 
 Attention make_attention(const Kernels &k, const Setting &s, KVType type) {
     Random random;
-    Attention a{s, Cache(type, s.head_dim, s.position + s.tokens), {}, std::vector<uint8_t>(kAttendScratch + 64), {}};
+    Attention a{s, Cache(type, s.head_dim, s.position + s.tokens), {}, std::vector<uint8_t>(kAttendScratch + 64), {}, {}};
+    for (int h = 0; h < s.group && !std::isnan(s.sink); ++h) a.sinks.push_back(s.sink - static_cast<float>(h));
     const size_t dim = static_cast<size_t>(s.head_dim);
     for (int t = 0; t < a.cache.tokens; ++t) a.cache.store(k, t, random.normals(dim).data(), random.normals(dim).data());
     free_old_blocks(a);
@@ -177,6 +181,7 @@ void run(const Kernels &k, Attention &a, int token, int tokens, int head, int he
     args.keys = a.s.all ? a.cache.tokens : args.position + tokens;
     args.causal = !a.s.all;
     args.group = heads;
+    args.sinks = a.sinks.empty() ? nullptr : a.sinks.data() + head;
     args.kv = a.cache.start();
     args.table = a.cache.table.data();
     args.scratch = a.scratch.data() + (64 - reinterpret_cast<uintptr_t>(a.scratch.data()) % 64);
@@ -193,6 +198,7 @@ void run_by_chunks(const Kernels &k, Attention &a, std::vector<float> &out) {
     args.keys = a.cache.tokens;
     args.causal = !a.s.all;
     args.group = a.s.group;
+    args.sinks = a.sinks.empty() ? nullptr : a.sinks.data();
     args.kv = a.cache.start();
     args.table = a.cache.table.data();
     args.scratch = a.scratch.data() + (64 - reinterpret_cast<uintptr_t>(a.scratch.data()) % 64);
@@ -215,10 +221,13 @@ std::vector<double> row_weights(Attention &a, int row, int first, int position) 
         s *= a.args.scale;
         scores.push_back(a.s.softcap > 0.0f ? a.s.softcap * std::tanh(s / a.s.softcap) : s);
     }
+    const bool sinks = !a.sinks.empty();
+    if (sinks) scores.push_back(a.sinks[static_cast<size_t>(row % a.s.group)]);
     const double top = *std::max_element(scores.begin(), scores.end());
     double sum = 0.0;
     for (double &s : scores) sum += s = std::exp(s - top);
     for (double &s : scores) s /= sum;
+    if (sinks) scores.pop_back();
     return scores;
 }
 

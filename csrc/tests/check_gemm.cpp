@@ -35,6 +35,17 @@ void put_half(uint8_t *to, float x) {
     std::memcpy(to, &h, 2);
 }
 
+// Gives a block a scale of a usual size, wherever its type keeps it.
+void put_scale(Type type, uint8_t *block, Random &random) {
+    if (info(type).scale_at >= 0) return put_half(block + info(type).scale_at, 0.01f * random.normal());
+    if (type == Type::MXFP4) {
+        block[0] = static_cast<uint8_t>(118 + random.below(8));
+        return;
+    }
+    const uint16_t h = float_to_half(0.01f * random.normal());  // of IQ1_M, a nibble in each of four words
+    for (int i = 0; i < 4; ++i) block[49 + 2 * i] = static_cast<uint8_t>((block[49 + 2 * i] & 15) | (h >> (4 * i) & 15) << 4);
+}
+
 // Rows of random codes, or (every other row of an extreme problem) of one byte alone.
 std::vector<uint8_t> random_file(Type type, int64_t rows, int64_t columns, bool extreme, Random &random) {
     const int64_t stride = row_bytes(type, columns), size = info(type).bytes;
@@ -49,13 +60,13 @@ std::vector<uint8_t> random_file(Type type, int64_t rows, int64_t columns, bool 
         return data;
     }
     constexpr uint8_t kExtremes[] = {0x00, 0x7f, 0x80, 0xff};
-    const int scale_at = info(type).scale_at, min_at = info(type).min_at;
+    const int min_at = info(type).min_at;
     for (int64_t r = 0; r < rows; ++r) {
         uint8_t *row = data.data() + r * stride;
         const uint8_t same = kExtremes[random.below(4)];
         for (int64_t i = 0; i < stride; ++i) row[i] = extreme && r % 2 ? same : static_cast<uint8_t>(random.engine());
         for (int64_t b = 0; b < stride / size; ++b) {
-            put_half(row + b * size + scale_at, 0.01f * random.normal());
+            put_scale(type, row + b * size, random);
             if (min_at >= 0) put_half(row + b * size + min_at, 0.05f * random.normal());
         }
     }
@@ -83,16 +94,25 @@ void fill_from_file(Problem &p, bool extreme, Random &random) {
                        &p.decoded[static_cast<size_t>(r * p.columns)]);
 }
 
-// Random codes, scales and minima of groups of 64 columns, and the columns in reverse.
+// A float of four bits of exponent and three of mantissa.
+double e4m3(uint8_t code) {
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    const double size = exponent ? std::ldexp(8 + mantissa, exponent - 10) : std::ldexp(mantissa, -9);
+    return code & 128 ? -size : size;
+}
+
+// Random codes, scales and minima of groups of 64 columns (or of 16), and the columns in reverse.
 void fill_grouped(Problem &p, bool extreme, Random &random) {
-    const bool bytes = p.type == Type::Grouped8 || p.type == Type::Grouped8Min;
-    p.weight = Weight(p.type, p.rows, p.columns, 1);
+    const bool floats = p.type == Type::GroupedFp8, halves = p.type == Type::Fp4Halves;
+    const bool bytes = floats || p.type == Type::Grouped8 || p.type == Type::Grouped8Min;
+    p.weight = Weight(p.type, p.rows, p.columns, halves ? 0 : 1);
     std::vector<uint8_t> codes(static_cast<size_t>(p.rows * p.columns));
     for (size_t i = 0; i < codes.size(); ++i) {
         const bool last = extreme && i / static_cast<size_t>(p.columns) % 2;
-        codes[i] = static_cast<uint8_t>(last ? (bytes ? 127 : 15) : random.below(bytes ? 256 : 16));
+        codes[i] = static_cast<uint8_t>(last ? (floats ? 126 : bytes ? 127 : 15) : random.below(bytes ? 256 : 16));
+        if (floats && (codes[i] & 127) == 127) codes[i] = 0;  // no number
     }
-    const std::vector<float> scales = random.normals(static_cast<size_t>(p.rows * p.weight.groups));
+    const std::vector<float> scales = random.normals(static_cast<size_t>(p.rows * p.weight.num_scales()));
     const std::vector<float> mins = random.normals(scales.size());
     std::vector<int32_t> order;
     for (int64_t c = p.columns; c-- > 0;) order.push_back(static_cast<int32_t>(c));
@@ -103,9 +123,11 @@ void fill_grouped(Problem &p, bool extreme, Random &random) {
     for (int64_t r = 0; r < p.rows; ++r)
         for (int64_t c = 0; c < p.columns; ++c) {
             const uint8_t code = codes[static_cast<size_t>(r * p.columns + p.columns - 1 - c)];
-            const auto group = static_cast<size_t>(r * p.weight.groups + c / 64);
+            const auto group = static_cast<size_t>(r * p.weight.num_scales() + c / (halves ? 16 : 64));
             float value = static_cast<float>(code);
             if (bytes) value = static_cast<float>(static_cast<int8_t>(code));
+            if (floats) value = static_cast<float>(e4m3(code));
+            if (halves) value = static_cast<float>(p.weight.table()[code]);
             if (p.type == Type::Grouped4) value -= 8.0f;
             if (p.type == Type::Codebook4) value = static_cast<float>(p.weight.codebook.at(code));
             p.decoded[static_cast<size_t>(r * p.columns + c)] = scales[group] * value + (lows ? mins[group] : 0.0f);

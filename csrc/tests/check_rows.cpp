@@ -116,22 +116,28 @@ double activated(double x, Activation kind) {
         case Activation::Silu: return x / (1.0 + std::exp(-x));
         case Activation::GeluTanh: return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
         case Activation::Relu2: return x > 0.0 ? x * x : 0.0;
-        default: return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+        case Activation::Gelu: return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+        default: return std::fmin(x, 7.0) / (1.0 + std::exp(-1.702 * std::fmin(x, 7.0)));
     }
+}
+
+double beside(double up, Activation kind) {
+    return kind == Activation::ClampedSwiglu ? std::fmax(std::fmin(up, 7.0), -7.0) + 1.0 : up;
 }
 
 int check_gated(const Kernels &k) {
     Report report("gated");
     Random random;
-    for (const Activation kind : {Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu2})
+    for (const Activation kind : {Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu2, Activation::ClampedSwiglu})
         for (const size_t n : {1u, 16u, 31u, 1536u}) {
             std::vector<float> gate = random.normals(n), up = random.normals(n), out(n + 1, 7.0f);
             constexpr float kFar[] = {0.0f, -0.0f, 5.0f, -5.0f, 88.5f, -88.5f, 1000.0f, -1000.0f, 1e-20f, -1e-20f};
             for (size_t i = 3; i < n; ++i) gate[i] = i < 13 ? kFar[i - 3] : 4.0f * gate[i];
+            for (size_t i = 13; i < n; ++i) up[i] *= 8.0f;
             k.gated(gate.data(), up.data(), kind, static_cast<int64_t>(n), out.data());
             for (size_t i = 0; i < n; ++i)
-                report.close(out[i], activated(gate[i], kind) * up[i],
-                             1e-6 * std::fabs(static_cast<double>(gate[i]) * up[i]), "value");
+                report.close(out[i], activated(gate[i], kind) * beside(up[i], kind),
+                             1e-6 * std::fabs(static_cast<double>(gate[i])) * (std::fabs(static_cast<double>(up[i])) + 1.0), "value");
             report.expect(out[n] == 7.0f, "wrote past the end");
             k.activated(gate.data(), kind, static_cast<int64_t>(n), out.data());
             for (size_t i = 0; i < n; ++i)

@@ -121,6 +121,9 @@ def available_isas() -> list[str]:
 def dequantize(data: npt.NDArray[np.uint8], type: str, columns: int, out: npt.NDArray[np.float32]) -> None:
     """Decode rows of `columns` weights into out [rows, columns]."""
 
+def grid(name: str) -> list[int]:
+    """The points of the grid of an IQ type, "IQ1" of both of that kind (csrc/grids.cpp). ValueError for others."""
+
 class Weight:
     """A matrix packed for the kernels."""
 

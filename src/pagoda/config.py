@@ -163,7 +163,7 @@ class EngineSettings(KVSettings):
 # The rows of `pagoda.text.tools.table` and `pagoda.text.reasoning`.
 ToolCallFormat = Literal[
     "auto", "gemma4", "qwen3_coder", "hermes", "mistral_v11", "mistral", "phi4_mini", "granite", "nemotron",
-    "cohere", "seed_oss", "lfm2", "pythonic", "llama3_json", "generic",
+    "cohere", "seed_oss", "lfm2", "pythonic", "llama3_json", "harmony", "generic",
 ]  # fmt: skip
 ReasoningFormat = Literal[
     "auto", "none", "gemma4", "harmony", "mistral", "cohere", "seed_oss", "minimax", "apriel", "think"

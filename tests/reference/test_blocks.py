@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from tiny_blocks import put_nibbles
 
 SCALES_AT = {  # byte offsets of the f16 scales in a block
     "Q4_0": (0,),
@@ -21,6 +22,16 @@ SCALES_AT = {  # byte offsets of the f16 scales in a block
     "Q6_K": (208,),
     "IQ4_NL": (0,),
     "IQ4_XS": (0,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+    "IQ1_S": (0,),
+    "IQ1_M": (),
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
+    "MXFP4": (),
 }
 
 
@@ -30,6 +41,10 @@ def random_blocks(type: str, count: int, seed: int) -> np.ndarray:
     blocks = rng.integers(0, 256, (count, BLOCK_TYPES[type].bytes), dtype=np.uint8)
     for at in SCALES_AT[type]:
         blocks[:, at : at + 2] = rng.standard_normal((count, 1)).astype("<f2").view(np.uint8)
+    if type == "IQ1_M":
+        put_nibbles(blocks, rng.standard_normal(count).astype("<f2"))
+    if type == "MXFP4":
+        blocks[:, 0] = np.arange(count) % 250  # larger ones overflow
     return blocks
 
 

@@ -29,8 +29,17 @@ def raw(type: str, shape: tuple[int, int], name: str = "w") -> RawTensor:
     return RawTensor(name, type, shape, data)
 
 
-def test_there_is_a_kind_for_every_block_type() -> None:
-    assert set(KINDS) == {type for type, block in blocks.BLOCK_TYPES.items() if block.elements > 1}
+def test_there_is_a_kind_for_every_block_type_that_is_written() -> None:
+    packed = {type for type, block in blocks.BLOCK_TYPES.items() if block.elements > 1}
+    assert set(KINDS) == packed - blocks.READ_ONLY
+
+
+@pytest.mark.parametrize("type", blocks.READ_ONLY)
+def test_other_types_are_decoded(type: str) -> None:
+    tensor, loader = raw(type, (24, 512)), WeightLoader(torch.float32, CPU)
+    assert loader.layout(tensor) == "floats"
+    expected = blocks.dequantize(tensor.data, type, (24, 512))
+    np.testing.assert_array_equal(loader.matrix(tensor).numpy(), expected)
 
 
 @pytest.mark.parametrize("type", KINDS)

@@ -198,8 +198,8 @@ def test_small_and_large_activations_scale(type: str, factor: float, isa: str) -
 
 # Codes at their extremes: activations of one magnitude are exact, and so then is the whole product.
 
-SCALES_AT = {type: tuple(scales) for type, (_, _, scales, _) in RANDOM_BLOCKS.items()} | {
-    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
+SCALES_AT = {type: tuple(scales) for type, (_, _, scales, _) in RANDOM_BLOCKS.items() if scales} | {
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "TQ1_0": (52,), "TQ2_0": (64,),
 }  # fmt: skip
 
 

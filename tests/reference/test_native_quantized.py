@@ -16,10 +16,11 @@ from pagoda.backends.grouped import integer_codebook, pack, panel_groups
 from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.packed import NF4_VALUES, even_groups
+from pagoda.formats.quant_methods import fold
 from pagoda.formats.quantized import QuantizedTensor, as_floats
 from pagoda.models.registry import load_model
 from pagoda.types import FloatArray, RawTensor
-from quantized_models import KINDS, quantized_arrays, rounded, write_folder, write_quantized
+from quantized_models import KINDS, ST_NAMES, quantized_arrays, rounded, write_folder, write_quantized
 from tiny_blocks import noise
 from tiny_models import TINY, VOCAB, hf_config
 
@@ -110,6 +111,31 @@ def test_nf4_values_as_integers_lose_little() -> None:
     assert np.abs(grid * unit - NF4_VALUES).max() < 0.0003
     exact, unit = integer_codebook(np.arange(-8, 8, dtype=np.float32))
     np.testing.assert_allclose(exact * unit, np.arange(-8, 8), atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("kind", "most"), [("fp8-blocks", 1e-6), ("fp8-rows", 1e-6), ("nvfp4", 1e-4), ("nvfp4-modelopt", 1e-4)]
+)
+def test_products_of_codes_that_are_floats(kind: str, most: float, isa: str) -> None:
+    """Activations meet FP8 as floats, and FP4 in 16 bits: its codes and scales are exact."""
+    values, x = noise("grouped", (ROWS, COLUMNS)), noise("x", (33, COLUMNS))
+    parts = {"w" + part: array for part, array in KINDS[kind].pack(KINDS[kind].quantize("w", values)).items()}
+    raws = {name: raw_of(name, array) for name, array in parts.items()}
+    tensor = fold(raws, KINDS[kind].config)["w.weight"]
+    assert isinstance(tensor, QuantizedTensor)
+    weight, out = pack(runtime(isa), tensor), np.empty((33, ROWS), np.float32)
+    runtime(isa).matmul(weight, x, out)
+    expected = x.astype(np.float64) @ as_floats(tensor).T.astype(np.float64)
+    assert np.linalg.norm(out - expected) < most * np.linalg.norm(expected)
+    alone = np.empty((1, ROWS), np.float32)
+    for t in (0, 7, 32):
+        runtime(isa).matmul(weight, x[t : t + 1], alone)
+        np.testing.assert_array_equal(alone[0], out[t])
+
+
+def raw_of(name: str, array: np.ndarray) -> RawTensor:
+    return RawTensor(name, ST_NAMES[array.dtype], array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 # Models

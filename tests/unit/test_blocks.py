@@ -107,6 +107,22 @@ def test_iq4_xs_scales() -> None:
     assert decode("IQ4_XS", block) == expected
 
 
+def test_mxfp4_places_and_powers() -> None:
+    # Byte j holds element j in its low nibble and element j + 16 in its high one; 128 stands for 2 to the 0.
+    values = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+    codes = bytes(i | (15 - i) << 4 for i in range(16))
+    assert decode("MXFP4", bytes([128]) + codes) == [*values, *values[::-1]]
+    for exponent in (0, 1, 2, 100, 250):
+        assert decode("MXFP4", bytes([exponent]) + b"\x01" * 16)[0] == 2.0 ** (exponent - 128)
+
+
+def test_tq2_0_is_ternary() -> None:
+    assert (
+        decode("TQ2_0", bytes([0b11_10_01_00]) * 64 + f16(0.5))
+        == ([-0.5] * 32 + [0.0] * 32 + [0.5] * 32 + [1.0] * 32) * 2
+    )
+
+
 def test_tensor_bytes() -> None:
     assert tensor_bytes("Q4_K", (3, 512)) == 3 * 2 * 144
     assert tensor_bytes("F32", ()) == 4

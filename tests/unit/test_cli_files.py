@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from gguf_files import ARRAY, F32, GGUF, STRING, U32, Field, Tensor, model_metad
 from pagoda.cli import pull as pull_module
 from pagoda.cli.main import main
 from pagoda.sources import LocalModel
+from tiny_models import TINY, gguf_metadata, gguf_weights
 
 
 @pytest.fixture
@@ -93,6 +95,56 @@ def test_inspect_prints_json(pagoda: Any, model: Path) -> None:
     told = json.loads(out)
     assert len(told["metadata"]["tokens"]) == 1000
     assert told["metadata"]["text"] == "long " * 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "obstacles"),
+    [
+        ({}, []),
+        ({"architecture": "mamba"}, ["architecture 'mamba' is not supported"]),
+        ({"architecture": "llama4"}, ["'llama4' is not supported; `pagoda plan` knows its shape"]),
+        ({"type": "Q1_0"}, ["1 tensors of type Q1_0, such as 'blk.0.ffn_up.weight', which is not supported"]),
+        ({"without": "blk.1.attn_k.weight"}, ["tensor 'blk.1.attn_k.weight' is missing"]),
+        ({"pre": "afmoe"}, ["tokenizer.ggml.pre is 'afmoe'"]),
+    ],
+)
+def test_inspect_says_whether_it_can_be_served(
+    change: dict[str, str], obstacles: list[str], pagoda: Any, tmp_path: Path
+) -> None:
+    path = write_changed(tmp_path / "model.gguf", **change)
+    _, out, _ = pagoda("inspect", "--json", str(path))
+    found = json.loads(out)["obstacles"]
+    assert len(found) >= len(obstacles)
+    assert bool(found) == bool(obstacles)
+    assert all(any(wanted in one for one in found) for wanted in obstacles), found
+    _, out, _ = pagoda("inspect", str(path))
+    shown = next(line.split() for line in out.splitlines() if "can be served" in line)
+    assert shown[3] == ("no:" if obstacles else "yes")
+
+
+def write_changed(
+    path: Path, *, architecture: str = "llama", type: str = "", without: str = "", pre: str = "gpt-2"
+) -> Path:
+    """A tiny Llama, with one thing that is not as it should be."""
+    metadata = {**gguf_metadata(TINY["llama"]), "general.architecture": architecture, "tokenizer.ggml.pre": pre}
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif key != "general.architecture":
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+            add[value.__class__](key, value)
+    for name, values in gguf_weights(TINY["llama"]).items():
+        if type and name == "blk.0.ffn_up.weight":
+            kind = gguf.GGMLQuantizationType[type]
+            writer.add_tensor(name, np.zeros((values.shape[0], 18), np.uint8), raw_dtype=kind)
+        elif name != without:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def test_inspect_refuses_damaged_and_absent_files(pagoda: Any, model: Path) -> None:

@@ -17,8 +17,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 
 from pagoda.errors import UnsupportedError
+from pagoda.text.bpe import pre_tokenizer
 from pagoda.text.to_json import pipeline_of
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
 from pagoda.text.vocabulary import TokenType
@@ -174,3 +177,27 @@ def test_tokens_of_phi3_take_the_white_space_behind_them(name: str) -> None:
     assert pieces("</s>  \n") == ["</s>", *behind("  \n")]
     assert pieces("<|endoftext|>\n") == ["<|endoftext|>", *pieces("\n")]
     assert pieces("<s>\n") == ["<s>", *pieces("\n")]
+
+
+O200K = (  # as gpt-oss's tokenizer.json writes it
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello WORLD'S don't I'LL 12345 a/b//\n\n  c",
+        "Ünïcödé é̀ हिन्दी 中文abc ABCdef",
+        "x=1;\r\n\ty != 'z'",
+        "HTTPServer iPhone",
+    ],
+)
+def test_the_pre_tokenizer_of_gpt_oss_cuts_as_its_own_file_does(text: str) -> None:
+    def pieces(pattern: str) -> list[str]:
+        return [piece for piece, _ in Split(Regex(pattern), "isolated").pre_tokenize_str(text)]
+
+    (pattern,) = pre_tokenizer("gpt-4o").patterns
+    assert pieces(pattern) == pieces(O200K)

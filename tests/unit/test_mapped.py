@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pagoda.formats.mapped import MappedFile
+from pagoda.formats.mapped import MappedFile, release_pages
 
 PAGE = 4096
 
@@ -79,3 +80,28 @@ def test_pages_that_are_gone_read_as_zeros(path: Path) -> None:
     later.guard()
     assert later.changed() is None  # it lost nothing itself
     later.close()
+
+
+def resident(path: Path) -> int:
+    """Kilobytes of the file's mapping that are in memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.endswith(str(path)))
+    return next(int(line.split()[1]) for line in lines[at:] if line.startswith("Rss:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="Linux tells what is resident")
+def test_pages_of_views_are_given_back(path: Path) -> None:
+    """Whole pages alone, and what is no view of a file stays."""
+    file = MappedFile(path)
+    whole = file.view(0, 8 * PAGE)
+    assert whole.sum() == 7 * 8 * PAGE
+    before = resident(path)
+    release_pages(file.view(PAGE // 2, 4 * PAGE))
+    assert before - resident(path) == 3 * PAGE // 1024
+    rows = whole.reshape(8, -1)[1:6:2]  # from the second to the sixth
+    release_pages(rows)
+    assert whole.sum() == 7 * 8 * PAGE
+    own = np.full(4 * PAGE, 7, np.uint8)
+    release_pages(own[::2])
+    assert own.sum() == 7 * own.size
+    file.close()

@@ -158,7 +158,13 @@ def test_a_comma_may_stand_in_an_override() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("attn_v", "REGEX=TYPE"), ("a(=q8_0", "regular expression"), ("a=q9", "no type 'q9'")]
+    ("text", "message"),
+    [
+        ("attn_v", "REGEX=TYPE"),
+        ("a(=q8_0", "regular expression"),
+        ("a=q9", "written as 'q9'"),
+        ("a=iq2_s", "written as 'iq2_s'"),
+    ],
 )
 def test_wrong_overrides_are_named(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -100,6 +100,7 @@ TEMPLATES = {
     "pythonic": "{{ 'in the format of [func_name1(params_name1=params_value1), func_name2(params)]' }}",
     "lfm2": "{{ '<|tool_call_start|>' + calls + '<|tool_call_end|>' }}",
     "gemma4": "{{ '<|tool_call>call:' + call.name + '{' }}",
+    "harmony": "{{ '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' }}",
     "generic": "{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' }}",
 }
 

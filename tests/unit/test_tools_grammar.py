@@ -50,7 +50,7 @@ SCHEMAS: dict[str, Any] = {
 }
 ASKED = [Function(name, schema) for name, schema in SCHEMAS.items()]
 PREPARED = [Function(name, prepare_schema(schema)) for name, schema in SCHEMAS.items()]  # type: ignore[arg-type]
-SINGLE = {"llama3_json"}  # its templates know one call an answer
+SINGLE = {"llama3_json", "harmony"}  # whose templates know one call an answer
 BEGINNINGS = {
     "gemma4": "<|tool_call>",
     "mistral": "[TOOL_CALLS]",
@@ -61,6 +61,7 @@ BEGINNINGS = {
     "cohere": "<|START_ACTION|>",
     "seed_oss": "<seed:tool_call>",
     "lfm2": "<|tool_call_start|>",
+    "harmony": "<|channel|>commentary to=functions.",
     "pythonic": "[stop(",
     "llama3_json": '{"name": "stop", "parameters": ',
 }

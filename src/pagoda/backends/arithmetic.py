@@ -10,6 +10,8 @@ import numpy as np
 from pagoda.backends.base import Activation, AttentionSpec, DeltaSpec, ExpertsSpec, QueryGrowth, RopeSpec
 from pagoda.types import FloatArray, Int32Array
 
+SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # of clamped_swiglu
+
 
 def rms_norm(x: FloatArray, weight: FloatArray, eps: float) -> FloatArray:
     """x / sqrt(mean(x²) + eps) * weight over the last dimension."""
@@ -89,11 +91,17 @@ def softcapped(x: FloatArray, cap: float | None) -> FloatArray:
     return x if cap is None else np.asarray(np.tanh(x / np.float32(cap)) * np.float32(cap), dtype=np.float32)
 
 
-def attend(q: FloatArray, k: FloatArray, v: FloatArray, spec: AttentionSpec) -> FloatArray:
-    """One query token q [H * D] over the keys and values that it sees, [N, K, D]. → [H * D]"""
+def attend(
+    q: FloatArray, k: FloatArray, v: FloatArray, spec: AttentionSpec, sinks: FloatArray | None = None
+) -> FloatArray:
+    """One query token q [H * D] over the keys and values that it sees, [N, K, D]; sinks [H]. → [H * D]"""
     heads = q.reshape(spec.num_kv_heads, -1, spec.head_dim)  # [K, H / K, D]
     scores = heads @ k.transpose(1, 2, 0) * np.float32(spec.scale)  # [K, H / K, N]
-    return (softmax(softcapped(scores, spec.softcap)) @ v.transpose(1, 0, 2)).reshape(-1)
+    scores = softcapped(scores, spec.softcap)
+    if sinks is None:
+        return (softmax(scores) @ v.transpose(1, 0, 2)).reshape(-1)
+    weights = softmax(np.concatenate([scores, sinks.reshape(*scores.shape[:2], 1)], axis=-1))
+    return (weights[..., :-1] @ v.transpose(1, 0, 2)).reshape(-1)
 
 
 def silu(x: FloatArray) -> FloatArray:
@@ -120,17 +128,27 @@ def sigmoid(x: FloatArray) -> FloatArray:
         return np.asarray(1 / (1 + np.exp(-x)), dtype=np.float32)
 
 
+def clamped_gate(x: FloatArray) -> FloatArray:
+    """The gate's part of clamped_swiglu."""
+    x = np.minimum(x, np.float32(SWIGLU_LIMIT))
+    with np.errstate(over="ignore"):
+        return np.asarray(x / (1 + np.exp(np.float32(-SWIGLU_ALPHA) * x)), dtype=np.float32)
+
+
 ACTIVATIONS: dict[Activation, Callable[[FloatArray], FloatArray]] = {
     "silu": silu,
     "gelu_tanh": gelu_tanh,
     "gelu": gelu,
     "relu2": relu2,
     "sigmoid": sigmoid,
+    "clamped_swiglu": clamped_gate,
 }
 
 
 def gated(gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArray:
     """activation(gate) * up."""
+    if activation == "clamped_swiglu":
+        up = np.clip(up, np.float32(-SWIGLU_LIMIT), np.float32(SWIGLU_LIMIT)) + np.float32(1)
     product: FloatArray = ACTIVATIONS[activation](gate) * up
     return product
 

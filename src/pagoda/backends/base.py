@@ -22,7 +22,9 @@ from pagoda.types import RawTensor as RawTensor  # part of this interface
 
 Handle = Any  # numpy array in the reference backend, a buffer id in recorded programs
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "sigmoid"]  # relu2: max(x, 0)²
+# relu2: max(x, 0)². clamped_swiglu, of gpt-oss, is not a function of the gate alone: (u + 1) * g * sigmoid(1.702 g),
+# g = min(gate, 7), u = up within -7 and 7.
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "sigmoid", "clamped_swiglu"]
 EmbedBy = Literal["tokens", "positions", "types"]  # which number of a token picks the row of an embedding table
 RopeStyle = Literal["interleaved", "neox"]  # pairs (2i, 2i+1), or (i, i + D/2)
 LoraType = Literal["f32", "bf16", "int8"]  # of an adapter's numbers in memory
@@ -86,6 +88,9 @@ class ExpertsSpec:
     activation: Activation
 
 
+ExpertBiases = tuple[RawTensor, RawTensor, RawTensor]  # of gate and up (N, F), of down (N, E)
+
+
 @dataclass(frozen=True, slots=True)
 class KVGroup:
     """Layers of attention that share block tables: same window. One block of the group holds 16 tokens of them all."""
@@ -138,10 +143,19 @@ class Ops(Protocol):
     def columns(self, x: Handle, start: int, count: int, scale: float = 1.0) -> Handle:
         """scale * x[:, start : start + count]. → [T, count]"""
 
-    def attention(self, layer: int, q: Handle, k: Handle | None, v: Handle | None, spec: AttentionSpec) -> Handle:
+    def attention(
+        self,
+        layer: int,
+        q: Handle,
+        k: Handle | None,
+        v: Handle | None,
+        spec: AttentionSpec,
+        sinks: RawTensor | None = None,
+    ) -> Handle:
         """Store k, v [T, K * D] in the layer's KV blocks, then attend q [T, H * D] to them. → [T, H * D]
 
         Without k and v, attend to what the pass has stored for `layer` before: layers may share keys and values.
+        sinks (H,): a score of each head's own that takes its part of the softmax, and adds nothing.
         """
 
     def gated(self, gate: Handle, up: Handle | None, activation: Activation) -> Handle:
@@ -156,12 +170,13 @@ class Ops(Protocol):
         down: Sequence[RawTensor],
         spec: ExpertsSpec,
         scales: RawTensor | None = None,
+        biases: ExpertBiases | None = None,
     ) -> Handle:
         """Mixture of N experts: of each token the sum over its experts of weight * down(activation(gate(x)) * up(x)).
 
         x [T, E]; router [T, N] logits, whose softmax over all N gives the weights, of equals the lower index comes
-        first; gate and up: N matrices (F, E); down: N of (E, F). scales (N,): what an expert's weight is multiplied
-        with in the end. Summed in the order of the experts' indices. → [T, E]
+        first; gate and up: N matrices (F, E); down: N of (E, F); each product may have a bias. scales (N,): what an
+        expert's weight is multiplied with in the end. Summed in the order of the experts' indices. → [T, E]
         """
 
     def scale_rows(self, x: Handle, gate: Handle, activation: Activation) -> Handle:

@@ -17,12 +17,12 @@ import numpy as np
 from pagoda import _native
 from pagoda.backends import fused_nodes as fused
 from pagoda.backends import lowering as low
-from pagoda.backends.base import ExpertsSpec, RopeSpec
+from pagoda.backends.base import ExpertBiases, ExpertsSpec, RopeSpec
 from pagoda.backends.packed_weights import FLOAT_TYPES, PackedWeights
 from pagoda.backends.states import stage_arguments
 from pagoda.backends.trace import Node
 from pagoda.errors import UnsupportedError
-from pagoda.types import RawTensor
+from pagoda.types import FloatArray, RawTensor
 
 
 class StageKind(str, Enum):
@@ -263,6 +263,7 @@ class Compiler:
             softcap=spec.softcap or 0.0,
             window=spec.window or 0,
             causal=spec.causal,
+            sinks=None if node.sinks is None else self.weights.vector(node.sinks),
         )
         self._read(node.q)
 
@@ -297,6 +298,7 @@ class Compiler:
         down: Sequence[RawTensor],
         spec: ExpertsSpec,
         scales: RawTensor | None,
+        biases: ExpertBiases | None,
     ) -> None:
         """A token gets a row for each of its experts. Rows of one expert stand together: a step reads its weights
         once."""
@@ -311,23 +313,32 @@ class Compiler:
         )
         self._read(router)
         gates, ups, downs = self._take(ffn, used), self._take(ffn, used), self._take(hidden, used)
-        self._routed_products({"x": self.buffers[x]}, "to_routed", [(gate, gates), (up, ups)], used)
+        of_gate, of_up, of_down = (self.weights.vector(bias) for bias in biases) if biases else (None, None, None)
+        both = [(gate, gates, of_gate), (up, ups, of_up)]
+        self._routed_products({"x": self.buffers[x]}, "to_routed", both, used)
         self._read(x)
         gated = {"x": ups, "gate": gates, "activation": spec.activation}
-        self._routed_products(gated, "routed", [(down, downs)], used)
+        self._routed_products(gated, "routed", [(down, downs, of_down)], used)
         self._add(StageKind.COMBINE, x=downs, out=self._allocate(node.out))
         for buffer, columns in ((gates, ffn), (ups, ffn), (downs, hidden)):
             self._give_back(buffer, columns, used)
 
     def _routed_products(
-        self, source: dict[str, Any], rows: str, weights: list[tuple[Sequence[RawTensor], int]], used: int
+        self,
+        source: dict[str, Any],
+        rows: str,
+        weights: list[tuple[Sequence[RawTensor], int, FloatArray | None]],
+        used: int,
     ) -> None:
-        """Products of what a rowwise stage makes with `weights` of the experts, each into its buffer."""
-        tensors = [tensor for experts, _ in weights for tensor in experts]
+        """Products of what a rowwise stage makes with `weights` of the experts, each into its buffer, biases added."""
+        tensors = [tensor for experts, _, _ in weights for tensor in experts]
         columns, is_float = tensors[0].shape[1], tensors[0].type in FLOAT_TYPES
         if any((t.type in FLOAT_TYPES) != is_float or self.weights.order(t) is not None for t in tensors):
             raise UnsupportedError(f"experts that read their input in ways of their own, as {tensors[0].name!r} does")
-        parts = [_native.LinearPart([self.weights[tensor] for tensor in experts], out) for experts, out in weights]
+        parts = [
+            _native.LinearPart([self.weights[tensor] for tensor in experts], out, bias)
+            for experts, out, bias in weights
+        ]
         if is_float:
             made = self._take(columns, used)
             self._add(StageKind.ROWWISE, **source, out=made, rows=rows)

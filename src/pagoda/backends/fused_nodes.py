@@ -99,6 +99,7 @@ class Attention:
     k_norm: RawTensor | None
     eps: float  # of both norms
     rope: RopeSpec | None
+    sinks: RawTensor | None
 
 
 @dataclass(frozen=True, slots=True)

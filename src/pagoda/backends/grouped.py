@@ -6,6 +6,8 @@
     ≤ 8     all 128                  grouped8        scale * (code - 128)
     ≤ 8     any                      grouped8_min    scale * (code - 128) + min, min = scale * (128 - zero)
     4       a codebook               codebook4       scale * value[code], values rounded to 12 bits
+    4       E2M1, groups of 16       fp4_halves      scale * value[code]
+    8       E4M3                     grouped_fp8     scale * value[code], activations as floats
 
 Columns are sorted by group (act-order), and the activations with them. The panels' scales are float32, so that nothing
 is lost but in a codebook: NF4's values on the best grid of 12 bits are off by 0.02 % of the weights' root mean square,
@@ -19,7 +21,8 @@ import numpy.typing as npt
 
 from pagoda import _native
 from pagoda.errors import UnsupportedError
-from pagoda.formats.packed import Ints
+from pagoda.formats.blocks import E2M1_VALUES
+from pagoda.formats.packed import GroupedWeight, Ints, even_groups
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.types import FloatArray
 
@@ -34,10 +37,14 @@ def pack(runtime: _native.Runtime, tensor: QuantizedTensor) -> _native.Weight:
     """
     weight, order = tensor.unpack(), tensor.column_order()
     groups = weight.groups if order is None else weight.groups[order]
+    if weight.bits == 4 and weight.codebook is not None and np.array_equal(weight.codebook, E2M1_VALUES):
+        return _pack_fp4(runtime, tensor.name, weight)
     kept, shift = panel_groups(tensor.name, groups)
     scales = weight.scales[:, kept]
     type, codes, mins, codebook = f"grouped{4 if weight.bits <= 4 else 8}", weight.codes, None, None
-    if weight.codebook is not None:
+    if weight.codebook is not None and weight.bits == 8:
+        type = "grouped_fp8"
+    elif weight.codebook is not None:
         type = "codebook4"
         codebook, unit = integer_codebook(weight.codebook)
         scales = scales * np.float32(unit)
@@ -52,6 +59,17 @@ def pack(runtime: _native.Runtime, tensor: QuantizedTensor) -> _native.Weight:
     return runtime.pack_grouped(
         type, np.ascontiguousarray(codes), np.ascontiguousarray(scales), mins, shift, order, codebook
     )
+
+
+def _pack_fp4(runtime: _native.Runtime, name: str, weight: GroupedWeight) -> _native.Weight:
+    """Codes of E2M1, with a scale for each 16 columns in order, as NVFP4 has them."""
+    columns = weight.codes.shape[1]
+    if columns % BLOCK or not np.array_equal(weight.groups, even_groups(columns, BLOCK // 2)):
+        raise UnsupportedError(
+            f"tensor {name!r} has {columns} columns, or groups of them, that are no multiple of {BLOCK}"
+        )
+    codes, scales = np.ascontiguousarray(weight.codes), np.ascontiguousarray(weight.scales, np.float32)
+    return runtime.pack_grouped("fp4_halves", codes, scales, None, 0)
 
 
 def panel_groups(name: str, groups: Ints) -> tuple[Ints, int]:

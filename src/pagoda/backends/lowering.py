@@ -238,6 +238,7 @@ class _Lowering:
                 k_norm=None if k is None or k.norm is None else k.norm["weight"],
                 eps=next((chain.norm["eps"] for chain in chains if chain.norm), 0.0),
                 rope=q.rope,
+                sinks=node["sinks"],
             )
         ]
 

@@ -8,11 +8,13 @@ from pagoda import _native
 from pagoda.backends import grouped
 from pagoda.errors import UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize, tensor_bytes
+from pagoda.formats.mapped import release_pages
+from pagoda.formats.mxfp4 import Mxfp4Tensor
 from pagoda.formats.packed import Ints
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.types import FloatArray, RawTensor
 
-FLOAT_TYPES = ("F32", "F16", "BF16")
+FLOAT_TYPES = ("F32", "F16", "BF16", "F8_E4M3")  # that meet activations as they are
 
 
 def check_blocks(tensor: RawTensor) -> None:
@@ -39,12 +41,16 @@ class PackedWeights:
     def __getitem__(self, tensor: RawTensor) -> _native.Weight:
         if tensor.name not in self._packed:
             self._packed[tensor.name] = self._pack(tensor)
+            for part in tensor.parts.values() if isinstance(tensor, QuantizedTensor) else (tensor,):
+                release_pages(part.data)  # so that no model is in memory twice
         return self._packed[tensor.name]
 
     def _pack(self, tensor: RawTensor) -> _native.Weight:
+        rows, columns = tensor.shape
+        if isinstance(tensor, Mxfp4Tensor):
+            return self.runtime.pack(tensor.file_blocks().reshape(-1), tensor.type, rows, columns)
         if isinstance(tensor, QuantizedTensor):
             return grouped.pack(self.runtime, tensor)
-        rows, columns = tensor.shape
         return self.runtime.pack(self.table(tensor), tensor.type, rows, columns)
 
     def table(self, tensor: RawTensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

@@ -37,6 +37,7 @@ from pagoda.backends.base import (
     AttentionSpec,
     DeltaSpec,
     EmbedBy,
+    ExpertBiases,
     ExpertsSpec,
     ForwardModel,
     KVType,
@@ -159,11 +160,18 @@ class ReferenceOps:
         return x[:, start : start + count] * np.float32(scale)
 
     def attention(
-        self, layer: int, q: FloatArray, k: FloatArray | None, v: FloatArray | None, spec: AttentionSpec
+        self,
+        layer: int,
+        q: FloatArray,
+        k: FloatArray | None,
+        v: FloatArray | None,
+        spec: AttentionSpec,
+        sinks: RawTensor | None = None,
     ) -> FloatArray:
         group, pool = self.kv[layer]
         q = grown(q, self.batch.positions, spec.growth)
         out = np.empty_like(q)
+        scores_of_sinks = None if sinks is None else self.weights[sinks]
         starts = self.batch.seq_starts
         for table, begin, end in zip(self.batch.block_tables[group], starts[:-1], starts[1:], strict=True):
             if k is not None and v is not None:
@@ -171,7 +179,7 @@ class ReferenceOps:
             for t in range(begin, end):
                 last = int(self.batch.positions[t if spec.causal else end - 1]) + 1
                 first = 0 if spec.window is None else max(last - spec.window, 0)
-                out[t] = attend(q[t], *pool.load(layer, table, first, last), spec)
+                out[t] = attend(q[t], *pool.load(layer, table, first, last), spec, scores_of_sinks)
         return out
 
     def gated(self, gate: FloatArray, up: FloatArray | None, activation: Activation) -> FloatArray:
@@ -186,14 +194,19 @@ class ReferenceOps:
         down: Sequence[RawTensor],
         spec: ExpertsSpec,
         scales: RawTensor | None = None,
+        biases: ExpertBiases | None = None,
     ) -> FloatArray:
         chosen = expert_weights(router, spec, None if scales is None else self.weights[scales])  # [T, N]
         out = np.zeros_like(x)
+        of_gate, of_up, of_down = (
+            (self.weights[b] for b in biases) if biases else (np.zeros((len(gate), 1), np.float32),) * 3
+        )
         for e in range(len(gate)):
             tokens = np.flatnonzero(chosen[:, e])
             if tokens.size:
-                hidden = gated(self.linear(x[tokens], gate[e]), self.linear(x[tokens], up[e]), spec.activation)
-                out[tokens] += chosen[tokens, e, None] * self.linear(hidden, down[e])
+                gates, ups = self.linear(x[tokens], gate[e]) + of_gate[e], self.linear(x[tokens], up[e]) + of_up[e]
+                result = self.linear(gated(gates, ups, spec.activation), down[e]) + of_down[e]
+                out[tokens] += chosen[tokens, e, None] * result
         return out
 
     def scale_rows(self, x: FloatArray, gate: FloatArray, activation: Activation) -> FloatArray:

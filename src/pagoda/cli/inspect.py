@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pagoda.cli.progress import download_progress
+from pagoda.cli.servable import obstacles
 from pagoda.errors import PagodaError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.models.layers import DeltaNet
@@ -40,10 +41,13 @@ def inspect(
     full: Annotated[bool, typer.Option("--full", help="Do not cut long metadata.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, tensors included.")] = False,
 ) -> None:
-    """Show a model's architecture, size, block formats, metadata and tensors. Reads headers only."""
+    """Show a model's architecture, size, block formats, metadata and tensors, and whether it can be served.
+
+    Reads headers only.
+    """
     with download_progress() as progress:
         path = resolve(file, progress=progress).path
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, any_type=True) as checkpoint:
         if as_json:
             typer.echo(json.dumps(describe(checkpoint, full=full), indent=2, ensure_ascii=False, allow_nan=False))
         else:
@@ -57,6 +61,7 @@ def describe(checkpoint: Checkpoint, *, full: bool) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "format": checkpoint.kind,
         "architecture": checkpoint.architecture,
+        "obstacles": obstacles(checkpoint),  # to serving it
         "parameters": sum(total.parameters for total in totals.values()),
         "file_bytes": checkpoint.file_bytes,
         "bits_per_weight": _bits_per_weight(totals.values()),
@@ -150,6 +155,8 @@ def _summary_table(checkpoint: Checkpoint, totals: dict[str, TypeTotal]) -> Tabl
         table.add_row("layers", f"{kinds}, whose state takes {layers['state_bytes'] / 1e6:,.1f} MB a sequence")
     if layers.get("left_out"):
         table.add_row("not served", ", ".join(layers["left_out"]))
+    found = obstacles(checkpoint)
+    table.add_row("can be served", _text("yes" if not found else "no: " + "; ".join(found)))
     return table
 
 

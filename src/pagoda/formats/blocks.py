@@ -10,6 +10,7 @@ All fields are little-endian. Scales are f16. Formats as in ggml's `ggml-common.
       Q5_1  d, m, q1[32], q4[32]     d * q + m
       Q8_0  d, q8[32]                d * q
       IQ4_NL  d, q4[32]              d * IQ4_VALUES[q]
+      MXFP4   e8, q4[32]             2^(e - 128) * E2M1_VALUES[q]
     k-quants, 256 elements in groups that have integer scales of their own
       Q2_K  16 x 16   d * s4 * q - dmin * m4
       Q3_K  16 x 16   d * (s6 - 32) * (q - 4)
@@ -17,6 +18,8 @@ All fields are little-endian. Scales are f16. Formats as in ggml's `ggml-common.
       Q5_K   8 x 32   d * s6 * q - dmin * m6
       Q6_K  16 x 16   d * s8 * (q - 32)
       IQ4_XS 8 x 32   d * (s6 - 32) * IQ4_VALUES[q]
+
+Those of one to three bits are in `grid_blocks.py`.
 
 Products are taken in float32 from left to right, as ggml takes them, so that results agree bit for bit.
 """
@@ -28,12 +31,11 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-import numpy.typing as npt
 
 from pagoda.errors import FormatError, UnsupportedError
+from pagoda.formats import grid_blocks
+from pagoda.formats.block_parts import Bytes, crumbs, f16, nibbles
 from pagoda.types import FloatArray
-
-Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,34 +64,42 @@ BLOCK_TYPES: dict[str, BlockType] = {
     "Q4_K": BlockType(256, 144, 12),
     "Q5_K": BlockType(256, 176, 13),
     "Q6_K": BlockType(256, 210, 14),
-    "IQ4_NL": BlockType(32, 18, 20),
-    "IQ4_XS": BlockType(256, 136, 23),
-    "BF16": BlockType(1, 2, 30),
-}
-
-# ggml's other types: their size is known, and nothing more.
-UNREAD_TYPES: dict[str, BlockType] = {
-    "Q8_1": BlockType(32, 36, 9),
-    "Q8_K": BlockType(256, 292, 15),
     "IQ2_XXS": BlockType(256, 66, 16),
     "IQ2_XS": BlockType(256, 74, 17),
     "IQ3_XXS": BlockType(256, 98, 18),
     "IQ1_S": BlockType(256, 50, 19),
+    "IQ4_NL": BlockType(32, 18, 20),
     "IQ3_S": BlockType(256, 110, 21),
     "IQ2_S": BlockType(256, 82, 22),
-    "I8": BlockType(1, 1, 24),
-    "I16": BlockType(1, 2, 25),
-    "I32": BlockType(1, 4, 26),
-    "I64": BlockType(1, 8, 27),
-    "F64": BlockType(1, 8, 28),
+    "IQ4_XS": BlockType(256, 136, 23),
     "IQ1_M": BlockType(256, 56, 29),
+    "BF16": BlockType(1, 2, 30),
     "TQ1_0": BlockType(256, 54, 34),
     "TQ2_0": BlockType(256, 66, 35),
     "MXFP4": BlockType(32, 17, 39),
 }
 
+# Types that are read, and not written.
+READ_ONLY = frozenset({"MXFP4", *grid_blocks.DECODERS})
+
+# ggml's other types: their size is known, and nothing more.
+UNREAD_TYPES: dict[str, BlockType] = {
+    "Q8_1": BlockType(32, 36, 9),
+    "Q8_K": BlockType(256, 292, 15),
+    "I8": BlockType(1, 1, 24),
+    "I16": BlockType(1, 2, 25),
+    "I32": BlockType(1, 4, 26),
+    "I64": BlockType(1, 8, 27),
+    "F64": BlockType(1, 8, 28),
+    "NVFP4": BlockType(64, 36, 40),
+    "Q1_0": BlockType(128, 18, 41),
+}
+
 # The 16 levels of the non-linear 4-bit formats, denser around zero.
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8)
+
+# Twice what the codes of E2M1 stand for, numbers of two bits of exponent and one of mantissa.
+E2M1_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.int8)
 
 
 def tensor_bytes(type: str, shape: tuple[int, ...]) -> int:
@@ -123,21 +133,6 @@ def _block_type(type: str) -> BlockType:
 # Decoders take blocks [N, bytes] and give float32 [N, elements].
 
 
-def _f16(b: Bytes, at: int) -> FloatArray:
-    """The f16 at byte `at` of each block. → [N, 1]"""
-    return np.ascontiguousarray(b[:, at : at + 2]).view("<f2").astype(np.float32)
-
-
-def _nibbles(q: Bytes) -> Bytes:
-    """[..., n] bytes → [..., 2, n]: low nibbles, then high ones."""
-    return np.stack([q & 15, q >> 4], axis=-2)
-
-
-def _crumbs(q: Bytes) -> Bytes:
-    """[..., n] bytes → [..., 4, n]: bits 0-1, 2-3, 4-5, 6-7."""
-    return np.stack([(q >> s) & 3 for s in (0, 2, 4, 6)], axis=-2)
-
-
 def _f32_block(b: Bytes) -> FloatArray:
     return b.view("<f4").astype(np.float32)
 
@@ -151,56 +146,66 @@ def _bf16_block(b: Bytes) -> FloatArray:
 
 
 def _q4_0(b: Bytes) -> FloatArray:
-    q = _nibbles(b[:, 2:]).reshape(-1, 32).astype(np.float32) - 8
-    return _f16(b, 0) * q
+    q = nibbles(b[:, 2:]).reshape(-1, 32).astype(np.float32) - 8
+    return f16(b, 0) * q
 
 
 def _q4_1(b: Bytes) -> FloatArray:
-    q = _nibbles(b[:, 4:]).reshape(-1, 32).astype(np.float32)
-    return _f16(b, 0) * q + _f16(b, 2)
+    q = nibbles(b[:, 4:]).reshape(-1, 32).astype(np.float32)
+    return f16(b, 0) * q + f16(b, 2)
 
 
 def _five_bits(high: Bytes, low: Bytes) -> FloatArray:
     """high [N, 4]: bit i is the fifth bit of element i; low [N, 16]: nibbles. → [N, 32] in 0..31"""
     fifth = np.unpackbits(high, axis=1, bitorder="little")
-    return (_nibbles(low).reshape(-1, 32) | (fifth << 4)).astype(np.float32)
+    return (nibbles(low).reshape(-1, 32) | (fifth << 4)).astype(np.float32)
 
 
 def _q5_0(b: Bytes) -> FloatArray:
-    return _f16(b, 0) * (_five_bits(b[:, 2:6], b[:, 6:]) - 16)
+    return f16(b, 0) * (_five_bits(b[:, 2:6], b[:, 6:]) - 16)
 
 
 def _q5_1(b: Bytes) -> FloatArray:
-    return _f16(b, 0) * _five_bits(b[:, 4:8], b[:, 8:]) + _f16(b, 2)
+    return f16(b, 0) * _five_bits(b[:, 4:8], b[:, 8:]) + f16(b, 2)
 
 
 def _q8_0(b: Bytes) -> FloatArray:
-    return _f16(b, 0) * b[:, 2:].view(np.int8).astype(np.float32)
+    return f16(b, 0) * b[:, 2:].view(np.int8).astype(np.float32)
 
 
 def _iq4_nl(b: Bytes) -> FloatArray:
-    return _f16(b, 0) * IQ4_VALUES[_nibbles(b[:, 2:]).reshape(-1, 32)].astype(np.float32)
+    return f16(b, 0) * IQ4_VALUES[nibbles(b[:, 2:]).reshape(-1, 32)].astype(np.float32)
+
+
+def powers_of_two(exponents: Bytes) -> FloatArray:
+    """2^(e - 128) of each byte; 255, which stands for no number, is taken as one like the others."""
+    e = exponents.astype(np.uint32)
+    return (np.where(e < 2, e + 1, 4 * e - 4) << 21).astype(np.uint32).view(np.float32)
+
+
+def _mxfp4(b: Bytes) -> FloatArray:
+    return powers_of_two(b[:, :1]) * E2M1_VALUES[nibbles(b[:, 1:]).reshape(-1, 32)].astype(np.float32)
 
 
 def _q2_k(b: Bytes) -> FloatArray:
-    scales, q, d, dmin = b[:, :16], b[:, 16:80], _f16(b, 80), _f16(b, 82)
+    scales, q, d, dmin = b[:, :16], b[:, 16:80], f16(b, 80), f16(b, 82)
     scale = d * (scales & 15).astype(np.float32)  # [N, 16]
     minimum = dmin * (scales >> 4).astype(np.float32)
-    values = _crumbs(q.reshape(-1, 2, 32)).reshape(-1, 16, 16).astype(np.float32)
+    values = crumbs(q.reshape(-1, 2, 32)).reshape(-1, 16, 16).astype(np.float32)
     return (scale[:, :, None] * values - minimum[:, :, None]).reshape(-1, 256)
 
 
 def _q3_k_scales(packed: Bytes) -> FloatArray:
     """[N, 12] → [N, 16] in -32..31: 8 bytes hold the low four bits, 4 bytes the high two."""
-    low = _nibbles(packed[:, :8]).reshape(-1, 16)
-    high = _crumbs(packed[:, 8:]).reshape(-1, 16)
+    low = nibbles(packed[:, :8]).reshape(-1, 16)
+    high = crumbs(packed[:, 8:]).reshape(-1, 16)
     return (low | (high << 4)).astype(np.float32) - 32
 
 
 def _q3_k(b: Bytes) -> FloatArray:
-    high_mask, q, packed, d = b[:, :32], b[:, 32:96], b[:, 96:108], _f16(b, 108)
+    high_mask, q, packed, d = b[:, :32], b[:, 32:96], b[:, 96:108], f16(b, 108)
     scale = d * _q3_k_scales(packed)  # [N, 16]
-    low = _crumbs(q.reshape(-1, 2, 32)).reshape(-1, 8, 32)
+    low = crumbs(q.reshape(-1, 2, 32)).reshape(-1, 8, 32)
     third = np.stack([(high_mask >> s) & 1 for s in range(8)], axis=1)  # [N, 8, 32]
     values = (low | (third << 2)).astype(np.float32).reshape(-1, 16, 16) - 4
     return (scale[:, :, None] * values).reshape(-1, 256)
@@ -221,25 +226,25 @@ def _k4_scales(packed: Bytes) -> tuple[FloatArray, FloatArray]:
 def _scaled_k4(b: Bytes, values: Bytes) -> FloatArray:
     """values [N, 8, 32] with the header d, dmin, scales[12] that Q4_K and Q5_K share."""
     scales, minima = _k4_scales(b[:, 4:16])
-    scale, minimum = _f16(b, 0) * scales, _f16(b, 2) * minima
+    scale, minimum = f16(b, 0) * scales, f16(b, 2) * minima
     return (scale[:, :, None] * values.astype(np.float32) - minimum[:, :, None]).reshape(-1, 256)
 
 
 def _q4_k(b: Bytes) -> FloatArray:
-    return _scaled_k4(b, _nibbles(b[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32))
+    return _scaled_k4(b, nibbles(b[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32))
 
 
 def _q5_k(b: Bytes) -> FloatArray:
-    low = _nibbles(b[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    low = nibbles(b[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
     fifth = np.stack([(b[:, 16:48] >> s) & 1 for s in range(8)], axis=1)
     return _scaled_k4(b, low | (fifth << np.uint8(4)))
 
 
 def _q6_k(b: Bytes) -> FloatArray:
-    low, high, d = b[:, :128], b[:, 128:192], _f16(b, 208)
+    low, high, d = b[:, :128], b[:, 128:192], f16(b, 208)
     scale = d * b[:, 192:208].view(np.int8).astype(np.float32)  # [N, 16]
     # Within a half of 128 elements: 64 low nibbles, then 64 high ones; crumbs in four runs of 32.
-    q = _nibbles(low.reshape(-1, 2, 64)).reshape(-1, 256) | (_crumbs(high.reshape(-1, 2, 32)).reshape(-1, 256) << 4)
+    q = nibbles(low.reshape(-1, 2, 64)).reshape(-1, 256) | (crumbs(high.reshape(-1, 2, 32)).reshape(-1, 256) << 4)
     values = q.astype(np.float32).reshape(-1, 16, 16) - 32
     return (scale[:, :, None] * values).reshape(-1, 256)
 
@@ -247,8 +252,8 @@ def _q6_k(b: Bytes) -> FloatArray:
 def _iq4_xs(b: Bytes) -> FloatArray:
     low = np.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], axis=-1).reshape(-1, 8)
     high = np.stack([(b[:, 2:4] >> s) & 3 for s in (0, 2, 4, 6)], axis=-1).reshape(-1, 8)
-    scale: FloatArray = _f16(b, 0) * ((low | (high << 4)).astype(np.float32) - 32)  # [N, 8]
-    values = IQ4_VALUES[_nibbles(b[:, 8:].reshape(-1, 8, 16)).reshape(-1, 8, 32)].astype(np.float32)
+    scale: FloatArray = f16(b, 0) * ((low | (high << 4)).astype(np.float32) - 32)  # [N, 8]
+    values = IQ4_VALUES[nibbles(b[:, 8:].reshape(-1, 8, 16)).reshape(-1, 8, 32)].astype(np.float32)
     return (scale[:, :, None] * values).reshape(-1, 256)
 
 
@@ -268,4 +273,6 @@ _DECODERS: dict[str, Callable[[Bytes], FloatArray]] = {
     "Q6_K": _q6_k,
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
+    "MXFP4": _mxfp4,
+    **grid_blocks.DECODERS,
 }

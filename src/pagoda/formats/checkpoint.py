@@ -26,6 +26,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 QUANTIZE_CONFIG = "quantize_config.json"  # where AutoGPTQ put what config.json holds today
+MODELOPT_CONFIG = "hf_quant_config.json"  # where ModelOpt puts it
 TEXT_FILES = (  # of a folder: what its tokenizer and its chat template are made of
     *(CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("generation_config.json", "chat_template.json", "chat_template.jinja"),
@@ -244,6 +245,8 @@ def _quantization(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
     found = config.get("quantization_config") or config.get("compression_config") or {}
     if not found and (path / QUANTIZE_CONFIG).is_file():
         found = read_json(path / QUANTIZE_CONFIG)
+    if not found and (path / MODELOPT_CONFIG).is_file():
+        found = {"quant_method": "modelopt", **(read_json(path / MODELOPT_CONFIG).get("quantization") or {})}
     if not isinstance(found, Mapping):
         raise FormatError("quantization_config must be an object", path=str(path / CONFIG))
     return found

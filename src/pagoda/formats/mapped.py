@@ -56,6 +56,25 @@ class Version:
         return cls((stat.st_dev, stat.st_ino), stat.st_size, stat.st_mtime_ns)
 
 
+def release_pages(data: npt.NDArray[np.uint8]) -> None:
+    """Let the OS take back the pages of a mapped file that hold nothing but `data`, a view of some of its bytes.
+
+    They are read again from disk if touched. Of arrays that are no such views nothing happens.
+    """
+    base: object = data
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    low = data.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    high = low + sum((n - 1) * stride for n, stride in zip(data.shape, data.strides, strict=True)) + data.itemsize
+    first, last = -(-low // mmap.PAGESIZE) * mmap.PAGESIZE, high // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        with suppress(OSError, ValueError):  # only advice
+            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
 class MappedFile:
     """`buffer` for parsers, `view` for tensors. The mapping lives until the last view of it is gone.
 

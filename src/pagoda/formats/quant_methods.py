@@ -2,8 +2,11 @@
 
     gptq                 2, 3, 4, 8 bits; groups, act-order; zeros of either version   AutoGPTQ, GPTQModel, Pagoda
     awq                  4 bits, version gemm                                           AutoAWQ, GPTQModel, Pagoda
-    compressed-tensors   pack-quantized 2 … 8 bits, int-quantized 8 bits                llm-compressor
+    compressed-tensors   pack-quantized 2 … 8 bits, int-quantized 8 bits, FP8, NVFP4    llm-compressor
     bitsandbytes         4 bits (NF4, FP4), double or plain; 8 bits                     transformers, Pagoda
+    mxfp4                4 bits, stacks of experts                                      OpenAI's gpt-oss
+    fp8, fbgemm_fp8      FP8 with scales for blocks, rows or all                        DeepSeek, Qwen, Llama
+    modelopt             FP8, NVFP4                                                     NVIDIA's ModelOpt
 
 A layer is quantized if its parts are there, so layers that a method left alone (`modules_to_not_convert`, `ignore`,
 `lm_head`) need no list. What shapes alone can tell is checked here, before anything is decoded.
@@ -13,41 +16,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from pagoda.errors import FormatError, UnsupportedError
+from pagoda.formats import quant_floats
 from pagoda.formats.nf4 import STATE, read_state, state_shape, unpack_nf4
 from pagoda.formats.packed import Arrays, GroupedWeight, unpack_awq, unpack_compressed, unpack_gptq, unpack_int8
-from pagoda.formats.quantized import QuantizedTensor, as_array
+from pagoda.formats.quant_layout import Config, Layout, Parts, Stored, matrix_shape
+from pagoda.formats.quantized import FLOAT_TYPES, as_array
 from pagoda.types import RawTensor
-
-FLOAT_TYPES = ("F32", "F16", "BF16")
-Parts = Mapping[str, RawTensor]
-Config = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What a layer is: its weight's shape, a name for its type, and how its parts unpack."""
-
-    shape: tuple[int, int]
-    type: str
-    unpacker: Callable[[Arrays], GroupedWeight]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Parts of a layer by what follows its name. A layer is one where the part `mark` is."""
-
-    mark: str
-    needed: tuple[str, ...]  # without the mark
-    optional: tuple[str, ...]
-    codes: str
-    read: Callable[[str, Parts], Stored]
-    groups: str | None = None
-    unused: tuple[str, ...] = ()  # may be there and changes nothing
 
 
 def fold(tensors: Mapping[str, RawTensor], config: Config) -> dict[str, RawTensor]:
@@ -80,8 +58,8 @@ def _fold_layer(tensors: dict[str, RawTensor], layout: Layout, layer: str) -> No
     stored = layout.read(layer, parts)
     for suffix in (*suffixes, *layout.unused):
         tensors.pop(layer + suffix, None)
-    name, data = f"{layer}.weight", parts[layout.codes].data
-    tensors[name] = QuantizedTensor(name, stored.type, stored.shape, data, parts, stored.unpacker, layout.groups)
+    name, data = f"{layer}{layout.weight}", parts[layout.codes].data
+    tensors[name] = layout.tensor(name, stored.type, stored.shape, data, parts, stored.unpacker, layout.groups)
 
 
 # GPTQ and AWQ
@@ -106,7 +84,7 @@ def _gptq(config: Config) -> list[Layout]:
 
 
 def _read_gptq(bits: int, size: int | None, version: int, dynamic: bool, layer: str, parts: Parts) -> Stored:
-    words, rows = _matrix(layer, ".qweight", parts)
+    words, rows = matrix_shape(layer, ".qweight", parts)
     if dynamic and ".g_idx" in parts:
         bits = words * 32 // max(parts[".g_idx"].shape[0], 1)
     columns = words * 32 // bits if bits else 0
@@ -130,14 +108,15 @@ def _awq(config: Config) -> list[Layout]:
 
 
 def _read_awq(size: int, layer: str, parts: Parts) -> Stored:
-    columns, words = _matrix(layer, ".qweight", parts)
+    columns, words = matrix_shape(layer, ".qweight", parts)
     _check_groups(layer, ".scales", parts, columns, size, words * 8)
     return Stored((words * 8, columns), "AWQ-4", partial(_unpack, unpack_awq, {"group_size": size, "name": layer}))
 
 
 # compressed-tensors
 
-_SCHEMES = "pack-quantized and int-quantized weights by group, channel or tensor"
+_SCHEMES = "pack-quantized and int-quantized weights by group, channel or tensor, and FP8 and NVFP4 ones"
+_FLOAT_FORMATS = ("float-quantized", "nvfp4-pack-quantized")
 
 
 def _compressed(config: Config) -> list[Layout]:
@@ -169,7 +148,15 @@ def _compressed(config: Config) -> list[Layout]:
         unused=(*unused, ".weight_shape"),
     )
     formats = {str(group.get("format") or config.get("format")) for group in groups.values()}
-    return [packed if format == "pack-quantized" else plain for format in sorted(formats, reverse=True)]
+    blocks = [group["weights"].get("block_structure") for group in groups.values()]
+    layouts = {
+        "nvfp4-pack-quantized": quant_floats.nvfp4_layout(".weight_packed", ".weight_global_scale", divided=True),
+        "pack-quantized": packed,
+        "float-quantized": quant_floats.fp8_layout(
+            ".weight_scale", next((quant_floats.block_size(block) for block in blocks if block), None)
+        ),
+    }
+    return [layouts.get(format, plain) for format in sorted(formats, key=[*layouts, *formats].index)]
 
 
 def _check_scheme(group: Config, format: str) -> None:
@@ -178,6 +165,12 @@ def _check_scheme(group: Config, format: str) -> None:
     fits = {"pack-quantized": range(2, 9), "int-quantized": (8,), "naive-quantized": (8,)}.get(format, ())
     kinds = (weights.get("type", "int"), inputs.get("type", "int"))
     strategy = weights.get("strategy") or "tensor"
+    if (
+        format in _FLOAT_FORMATS
+        and weights.get("type") == "float"
+        and bits == (8 if format == "float-quantized" else 4)
+    ):
+        return
     if bits not in fits or kinds != ("int", "int") or strategy not in ("group", "channel", "tensor"):
         raise UnsupportedError(
             f"compressed-tensors weights of {bits} bits ({kinds[0]}, {strategy}) in the format {format!r} are not "
@@ -201,7 +194,7 @@ def _targets(target: str, layer: str) -> bool:
 
 def _read_compressed(scheme: Callable[[str], tuple[int, int | None]], layer: str, parts: Parts) -> Stored:
     bits, size = scheme(layer)
-    rows, words = _matrix(layer, ".weight_packed", parts)
+    rows, words = matrix_shape(layer, ".weight_packed", parts)
     shape = [int(n) for n in as_array(parts[".weight_shape"]).reshape(-1)]
     if len(shape) != 2 or shape[0] != rows or shape[1] < 1 or -(-shape[1] * bits // 32) != words:
         raise FormatError(f"layer {layer!r} has {rows} x {words} words, which do not hold {shape} of {bits} bits")
@@ -212,7 +205,7 @@ def _read_compressed(scheme: Callable[[str], tuple[int, int | None]], layer: str
 
 def _read_int8(scheme: Callable[[str], tuple[int, int | None]], layer: str, parts: Parts) -> Stored:
     _, size = scheme(layer)
-    rows, columns = _matrix(layer, ".weight", parts)
+    rows, columns = matrix_shape(layer, ".weight", parts)
     if parts[".weight"].type != "I8":
         raise FormatError(f"layer {layer!r} has scales, but a weight of type {parts['.weight'].type}, not I8")
     _check_groups(layer, ".weight_scale", parts, columns, size)
@@ -244,7 +237,7 @@ def _nf4_arrays(parts: Arrays) -> Arrays:
 
 
 def _read_llm_int8(layer: str, parts: Parts) -> Stored:
-    shape = _matrix(layer, ".weight", parts)
+    shape = matrix_shape(layer, ".weight", parts)
     if parts[".weight"].type != "I8" or parts[".SCB"].shape != (shape[0],):
         raise FormatError(
             f"layer {layer!r} has weights {shape} of {parts['.weight'].type} and {parts['.SCB'].shape} scales"
@@ -263,6 +256,11 @@ METHODS: dict[str, Callable[[Config], list[Layout]]] = {
     "awq": _awq,
     "compressed-tensors": _compressed,
     "bitsandbytes": _bitsandbytes,
+    "mxfp4": quant_floats.mxfp4,
+    "fp8": quant_floats.fp8,
+    "fbgemm_fp8": quant_floats.fp8,
+    "modelopt": quant_floats.modelopt,
+    "modelopt_fp4": quant_floats.modelopt,
 }
 
 
@@ -285,13 +283,6 @@ def _group_size(config: Config) -> int:
     if type(size) is not int or not (size == -1 or 0 < size <= 1 << 20):
         raise FormatError(f"quantization_config.group_size is {size!r}, must be a size, or -1 for whole rows")
     return size
-
-
-def _matrix(layer: str, suffix: str, parts: Parts) -> tuple[int, int]:
-    shape = parts[suffix].shape
-    if len(shape) != 2 or not all(shape):
-        raise FormatError(f"layer {layer!r} has a {suffix[1:]} of shape {shape}, must be a matrix")
-    return shape[0], shape[1]
 
 
 def _check_groups(

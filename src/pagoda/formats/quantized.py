@@ -18,7 +18,8 @@ from pagoda.formats.blocks import dequantize
 from pagoda.formats.packed import GroupedWeight, Ints
 from pagoda.types import FloatArray, RawTensor
 
-_NUMPY = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
+FLOAT_TYPES = ("F32", "F16", "BF16")  # of tensors that are no blocks
+_NUMPY = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1", "F8_E4M3": "u1"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,11 +47,16 @@ class Family:
     extra_config: Callable[[Checkpoint, Decoder], dict[str, Any]] | None = None  # what its config.json says besides
     extra_values: Callable[[Settings, Decoder], dict[str, Value]] | None = None  # and its GGUF files' metadata
     is_converted: bool = True  # from folders to GGUF files and back
+    gguf_whole_yarn: bool = True  # whether YaRN's blend begins and ends at whole pairs, where GGUF does not say it
     gguf_norm_topk: bool = True  # whether a token's weights are divided by their sum, where GGUF does not say it
     chat_template: str | None = None  # of models that bring none
     left_out: Mapping[str, str] = field(
         default_factory=dict
     )  # how names of tensors begin that are not served, and what
+
+    # For docs/models.md
+    compared: tuple[str, ...] = ()  # with what, besides the goldens of transformers
+    not_covered: str = ""  # of what its published models have
 
     # Layers
     qkv_bias: bool = False

@@ -87,6 +87,7 @@ FAMILY = Family(
     extra_config=extra_config,
     post_norms=True,
     window_pattern=2,
+    compared=("llama.cpp 0.3.36: greedy tokens",),
 )
 
 FIRST = Family(
@@ -98,4 +99,5 @@ FIRST = Family(
     usual_context=8192,
     norm_offset=1.0,
     windows=False,
+    compared=("llama.cpp 0.3.36: greedy tokens",),
 )

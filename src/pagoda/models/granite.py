@@ -61,4 +61,5 @@ FAMILY = Family(
     extra_config=_extra_config,
     extra_values=_extra_values,
     windows=False,
+    compared=("llama.cpp 0.3.36: greedy tokens",),
 )

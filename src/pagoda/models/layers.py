@@ -10,7 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from pagoda.backends.base import Activation, AttentionSpec, DeltaSpec, ExpertsSpec, Handle, KVGroup, Ops, RopeSpec
+from pagoda.backends.base import (
+    Activation,
+    AttentionSpec,
+    DeltaSpec,
+    ExpertBiases,
+    ExpertsSpec,
+    Handle,
+    KVGroup,
+    Ops,
+    RopeSpec,
+)
 from pagoda.types import RawTensor
 
 
@@ -74,6 +84,7 @@ class Attention:
     v_norm: Norm | None = None  # over each head
     kv_layer: int | None = None
     gate: Linear | None = None  # of what attention gives, through a sigmoid
+    sinks: RawTensor | None = None  # (H,)
 
     @property
     def linears(self) -> dict[str, Linear]:
@@ -84,14 +95,14 @@ class Attention:
         q = self._rotate(ops, self.q.forward(ops, x), self.q_norm, self.spec.num_heads)  # [T, H * D]
         if self.k is None:
             assert self.kv_layer is not None
-            attended = ops.attention(self.kv_layer, q, None, None, self.spec)
+            attended = ops.attention(self.kv_layer, q, None, None, self.spec, self.sinks)
         else:
             raw = self.k.forward(ops, x)  # [T, K * D]
             v = raw if self.v is None else self.v.forward(ops, x)
             if self.v_norm is not None:
                 v = self.v_norm.forward_heads(ops, v, self.spec.num_kv_heads)
             k = self._rotate(ops, raw, self.k_norm, self.spec.num_kv_heads)
-            attended = ops.attention(layer, q, k, v, self.spec)
+            attended = ops.attention(layer, q, k, v, self.spec, self.sinks)
         if self.gate is not None:
             attended = ops.gated(self.gate.forward(ops, x), attended, "sigmoid")
         return self.output.forward(ops, attended)  # [T, E]
@@ -174,9 +185,11 @@ class Experts:
     spec: ExpertsSpec
     shared: FeedForward | None = None
     shared_gate: Linear | None = None
+    biases: ExpertBiases | None = None
 
     def forward(self, ops: Ops, x: Handle) -> Handle:
-        out = ops.experts(x, self.router.forward(ops, x), self.gate, self.up, self.down, self.spec)  # [T, E]
+        router = self.router.forward(ops, x)  # [T, N]
+        out = ops.experts(x, router, self.gate, self.up, self.down, self.spec, biases=self.biases)  # [T, E]
         if self.shared is None:
             return out
         shared = self.shared.forward(ops, x)

@@ -26,4 +26,5 @@ FAMILY = Family(
     defaults={"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1_000_000.0},
     interleaved=True,
     chat_template=LLAMA2,
+    compared=("llama.cpp 0.3.36: greedy tokens",),
 )

@@ -23,4 +23,5 @@ FAMILY = Family(
     post_norms=True,
     whole_qk_norm=True,
     windows=False,
+    compared=("llama.cpp 0.3.36: greedy tokens",),
 )

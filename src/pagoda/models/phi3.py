@@ -22,4 +22,5 @@ FAMILY = Family(
     chat_template=PHI3,
     fused=True,
     partial_rotary=True,
+    compared=("llama.cpp 0.3.36: greedy tokens",),
 )

@@ -142,18 +142,6 @@ PLANNED: tuple[Family, ...] = (
     Family(name="deepseek_v2", gguf="deepseek2", hf_class="DeepseekV2ForCausalLM"),
     Family(name="deepseek_v3", gguf="deepseek2", hf_class="DeepseekV3ForCausalLM"),
     Family(
-        name="gpt_oss",
-        gguf="gpt-oss",
-        hf_class="GptOssForCausalLM",
-        defaults={"num_local_experts": 128, "num_experts_per_tok": 4, "head_dim": 64, "attention_bias": True},
-        extra_tensors=lambda settings: (
-            (f"blk.{layer}.attn_sinks.weight", (settings.integer("num_attention_heads", high=1 << 12),))
-            for layer in range(settings.integer("num_hidden_layers", high=1 << 12))
-        ),
-        window_pattern=2,
-        expert_bias=True,
-    ),
-    Family(
         name="llama4",
         gguf="llama4",
         hf_class="Llama4ForCausalLM",

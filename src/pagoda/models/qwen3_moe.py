@@ -19,4 +19,5 @@ FAMILY = Family(
     },
     qk_norm=True,
     windows=False,
+    compared=("llama.cpp 0.3.36: greedy tokens",),
 )

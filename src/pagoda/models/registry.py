@@ -11,6 +11,7 @@ from pagoda.models import (
     gemma3,
     gemma4_reader,
     glm4,
+    gpt_oss,
     granite,
     hunyuan,
     llama,
@@ -62,6 +63,7 @@ FAMILIES: tuple[Family, ...] = (
     cohere.SECOND,
     stablelm.FAMILY,
     nemotron.FAMILY,
+    gpt_oss.FAMILY,
 )
 
 ENCODER_USES = "`pagoda serve` and `load_embedder` take it"

@@ -127,7 +127,8 @@ def _read_gguf(file: ModelFile, head_dim: int) -> RopeSpec:
         fast, slow = file.number("rope.scaling.yarn_beta_fast", 32.0), file.number("rope.scaling.yarn_beta_slow", 1.0)
         scale = file.number("rope.scaling.attn_factor", 1.0) * yarn_attention_factor(factor)
         scale /= yarn_attention_factor(factor, file.optional_number("rope.scaling.yarn_log_multiplier") or 0.0)
-        return _spec(style, yarn_frequencies(base, theta, factor, original, fast, slow), scale)
+        whole = file.family.gguf_whole_yarn
+        return _spec(style, yarn_frequencies(base, theta, factor, original, fast, slow, whole=whole), scale)
     raise _unsupported(method)
 
 

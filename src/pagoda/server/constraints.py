@@ -50,6 +50,7 @@ class Constraints:
 
     async def _of(self, plan: OutputPlan) -> CompiledConstraint | None:
         thinks = plan.reasoning is not None and (plan.grammar is not None or plan.thinking_budget is not None)
+        thinks = thinks and not plan.grammar_thinks
         if plan.grammar is None and not thinks:
             return None
         answer: CompiledConstraint | None = None if plan.grammar is None else self._compiler.find(plan.grammar)

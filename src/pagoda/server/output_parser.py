@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pagoda.server.output_plan import OutputPlan
+from pagoda.text.harmony import HarmonyParser, ThoughtPiece
 from pagoda.text.reasoning import FORMATS as REASONING_FORMATS
 from pagoda.text.reasoning import ReasoningParser
 from pagoda.text.tools.base import ArgumentsPiece, CallStart, Event, TextPiece
 from pagoda.text.tools.table import FORMATS as TOOL_FORMATS
+
+HARMONY = "harmony"  # whose thinking and calls are messages of one kind
 
 
 @dataclass(slots=True)
@@ -44,6 +47,10 @@ class OutputParser:
         if plan.reasoning is not None:
             self._reasoning = ReasoningParser(REASONING_FORMATS[plan.reasoning], opened=plan.thinking_open)
         self._format = None if plan.tool_format is None else TOOL_FORMATS[plan.tool_format]
+        self._messages: HarmonyParser | None = None  # in place of both
+        if HARMONY in (plan.reasoning, plan.tool_format) and plan.tool_format in (None, HARMONY):
+            names = frozenset(function.name for function in plan.functions)
+            self._messages = HarmonyParser(names, thinking=plan.thinking_open)
         self._tools = None if self._format is None else self._format.parser(plan.functions)
         self.num_calls = 0
         self.num_thoughts = 0  # tokens of thinking, its marks among them
@@ -58,6 +65,8 @@ class OutputParser:
 
     def push(self, text: str, num_tokens: int, *, last: bool) -> Parsed:
         """What `num_tokens` further tokens have brought, whose text is `text`."""
+        if self._messages is not None:
+            return self._push_messages(self._messages, text, num_tokens, last=last)
         thought, answer = "", text
         if self._reasoning is not None:
             was_thinking = self._reasoning.thinking
@@ -80,6 +89,17 @@ class OutputParser:
         if parsed.calls:
             self.first_call, self.last_call = self.first_call or start, end
         return parsed
+
+    def _push_messages(self, parser: HarmonyParser, text: str, num_tokens: int, *, last: bool) -> Parsed:
+        was_thinking = parser.thinking
+        pieces = parser.push(text) + (parser.finish() if last else [])
+        if was_thinking or parser.thinking:
+            self.num_thoughts += num_tokens
+        if self._plan.reasoning is None:  # it is not told apart
+            pieces = [TextPiece(piece.text) if isinstance(piece, ThoughtPiece) else piece for piece in pieces]
+        thought = "".join(piece.text for piece in pieces if isinstance(piece, ThoughtPiece))
+        events = [piece for piece in pieces if not isinstance(piece, ThoughtPiece)]
+        return self._parsed(events, thought if self._plan.shows_reasoning else "")
 
     def _parsed(self, events: Sequence[Event], thought: str) -> Parsed:
         content: list[str] = []

@@ -43,6 +43,7 @@ class OutputPlan:
     grammar: GrammarSource | None = None  # of the answer, once any thinking is over
     grammar_param: str | None = None  # the field that asks for it
     grammar_needed: bool = True  # False: it only makes calls surer, and is left out where it does not compile
+    grammar_thinks: bool = False  # whether the grammar holds the thinking, too
     reasoning: str | None = None  # None: the answer holds no thinking
     thinking_open: bool = False  # the prompt has opened it
     thinking_budget: int | None = None  # tokens
@@ -83,6 +84,8 @@ class OutputPlanner:
         row = self.reasoning
         if row is None and body.thinking_token_budget is not None:
             raise RequestError("this model does not think before it answers", param="thinking_token_budget")
+        if plan.grammar_thinks and body.thinking_token_budget is not None:
+            raise RequestError("a budget of thinking and tools exclude each other here", param="thinking_token_budget")
         tail = "" if row is None else self._tokenizer.decode(prompt_ids[-TAIL_TOKENS:], skip_special=False)
         if row is None or row.is_closed(tail):
             return plan
@@ -116,6 +119,7 @@ class OutputPlanner:
             grammar=GrammarSource("built", text),
             grammar_param="tools" if asked is None else asked.param,
             grammar_needed=whole or any(function.strict for function in functions),
+            grammar_thinks=self.tools.name == "harmony",
             tool_format=self.tools.name,
             functions=tuple(Function(tool.function.name, tool.function.parameters or {}) for tool in tools),
             shown_ids=control_ids(self._tokenizer, self.tools.markers),

@@ -38,6 +38,10 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ LLAMA3 = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 QWEN2 = PreTokenizer((_QWEN2,))
 GLM4 = PreTokenizer((_LLAMA3,), ignore_merges=True)
 TEKKEN = PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True)
+O200K = PreTokenizer((_O200K,))
 FALCON = PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"))
 DEFAULT = PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))
 
@@ -70,6 +75,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "hunyuan-dense": PreTokenizer((r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK3)),
     "qwen35": PreTokenizer((_QWEN35,)),
     "tekken": TEKKEN,
+    "gpt-4o": O200K, "llama4": O200K,
     "falcon": FALCON,
 }  # fmt: skip
 

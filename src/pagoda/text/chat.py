@@ -20,6 +20,7 @@ from pagoda.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
+_HARMONY = "<|channel|>analysis<|message|>"  # of templates that call reasoning_content `thinking`
 _END_MARK = "\ue000end of the last message\ue001"  # private-use characters: nothing trims or escapes them
 
 
@@ -102,6 +103,8 @@ class ChatTemplate:
         else:
             texts = content if isinstance(content, str) else [_text_of(part) for part in content]
             prepared["content"] = self._shape(name, prepared.get("role")).of(texts)
+        if prepared.get("reasoning_content") and _HARMONY in self._sources[name]:
+            prepared |= _as_thinking(prepared)
         if prepared.get("tool_calls"):
             written = _as_json if self._wants_json(name) else _as_object
             prepared["tool_calls"] = [_with_arguments(call, written) for call in prepared["tool_calls"]]
@@ -182,6 +185,14 @@ def _text_of(part: Any) -> str:
     if not isinstance(text, str):
         raise RequestError(f"a content part of type {kind!r}: this model takes text only", param="messages")
     return text
+
+
+def _as_thinking(message: Message) -> dict[str, Any]:
+    """Beside a call the template takes either thoughts or content, so that both become thoughts."""
+    thought, content = message["reasoning_content"], message["content"]
+    if message.get("tool_calls") and isinstance(content, str) and content:
+        return {"thinking": f"{thought}\n\n{content}", "content": ""}
+    return {"thinking": thought}
 
 
 def _with_arguments(call: Mapping[str, Any], written: Callable[[Any], Any]) -> dict[str, Any]:

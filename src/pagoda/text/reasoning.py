@@ -38,13 +38,13 @@ class ReasoningFormat:
         return prompt.rstrip().endswith(self.close.strip())
 
 
-_HARMONY_FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
+_HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>"
 
 FORMATS: dict[str, ReasoningFormat] = {
     row.name: row
     for row in (
         ReasoningFormat("gemma4", "<|channel>thought\n", "<channel|>", after=""),
-        ReasoningFormat("harmony", "<|channel|>analysis<|message|>", _HARMONY_FINAL, after=""),
+        ReasoningFormat("harmony", "<|channel|>analysis<|message|>", "<|end|>", after=_HARMONY_FINAL),
         ReasoningFormat("mistral", "[THINK]", "[/THINK]", after=""),
         ReasoningFormat("cohere", "<|START_THINKING|>", "<|END_THINKING|>", after=""),
         ReasoningFormat("seed_oss", "<seed:think>", "</seed:think>"),
@@ -68,7 +68,7 @@ class ReasoningParser:
 
     def __init__(self, row: ReasoningFormat, *, opened: bool) -> None:
         """`opened`: the prompt has opened the thinking already."""
-        self._open, self._close = row.open.strip(), row.close
+        self._open, self._close, self._after = row.open.strip(), row.close, row.after.strip()
         self._held = ""
         self._read = self._begin_thinking if opened else self._before
         self.thinking = opened
@@ -113,6 +113,9 @@ class ReasoningParser:
 
     def _begin_answer(self) -> tuple[str, str]:
         self._held = self._held.lstrip()
+        if self._held == self._after[: len(self._held)] and self._held != self._after:
+            return "", ""
+        self._held = self._held.removeprefix(self._after).lstrip()
         return self._then(self._answer) if self._held else ("", "")
 
     def _answer(self) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from pagoda.backends.arithmetic import SWIGLU_ALPHA, SWIGLU_LIMIT
 from pagoda.backends.base import LOGIT_BLOCK, Activation, AttentionSpec, ExpertsSpec, QueryGrowth
 from pagoda.backends.cuda.adapters import Factors, Site, StepAdapters
 from pagoda.backends.cuda.kv import E4M3, PLAIN, KVLayer
@@ -31,6 +32,8 @@ class EagerOps:
 
     `FastOps` (`fast.py`) overrides what it has kernels for; an op without one runs as it is here.
     """
+
+    takes_sinks = True  # whether attention does
 
     def __init__(self, dtype: torch.dtype, *, batch_invariant: bool = False) -> None:
         self.dtype = dtype
@@ -149,11 +152,11 @@ class EagerOps:
             .flatten(0, 1)[skip : skip + end - low]
             for pool, scales in ((kv.k, kv.k_scale), (kv.v, kv.v_scale))
         )  # [N, K, D]
-        return attention(q.to(torch.float32), k, v, start, low, layer.spec).to(q.dtype)
+        return attention(q.to(torch.float32), k, v, start, low, layer.spec, layer.sinks).to(q.dtype)
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """activation(Σ gate [S, T, F]) * Σ up [S, T, F]. → [1, T, F]"""
-        out = activated(whole(gate), activation) * whole(up)
+        out = activated(whole(gate), activation) * beside_gate(whole(up), activation)
         if self.dtype == torch.float16:
             out = out.clamp(-65504.0, 65504.0)
         return out.to(self.dtype)[None]
@@ -166,7 +169,8 @@ class EagerOps:
         up: Sequence[Weight],
         down: Sequence[Weight],
         spec: ExpertsSpec,
-        scales: torch.Tensor | None,
+        scales: torch.Tensor | None = None,
+        biases: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """See `base.Ops`. x [S, T, E], router [S, T, N]. One expert after the other, with its tokens. → [1, T, E]"""
         values, weights = whole(x).to(self.dtype), expert_weights(whole(router), spec)  # [T, E], [T, N]
@@ -178,8 +182,9 @@ class EagerOps:
                 continue
             tokens, end = token[end : end + count], end + count
             rows = values[tokens][None]
-            gates, ups = (self.linear(rows, weights_of[e], None, self.dtype) for weights_of in (gate, up))
-            result = self.linear(self.gated(gates, ups, spec.activation), down[e], None, self.dtype)
+            of_gate, of_up, of_down = (None, None, None) if biases is None else (bias[e] for bias in biases)
+            gates, ups = self.linear(rows, gate[e], of_gate, self.dtype), self.linear(rows, up[e], of_up, self.dtype)
+            result = self.linear(self.gated(gates, ups, spec.activation), down[e], of_down, self.dtype)
             out[tokens] += weights[tokens, e, None] * whole(result)
         return out.to(self.dtype)[None]
 
@@ -237,7 +242,15 @@ def activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
         return F.relu(x).square()
     if activation == "sigmoid":
         return x.sigmoid()
+    if activation == "clamped_swiglu":
+        x = x.clamp(max=SWIGLU_LIMIT)
+        return x * torch.sigmoid(SWIGLU_ALPHA * x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def beside_gate(up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """What the activated gate is multiplied by."""
+    return up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT) + 1 if activation == "clamped_swiglu" else up
 
 
 def expert_weights(router: torch.Tensor, spec: ExpertsSpec) -> torch.Tensor:
@@ -271,7 +284,13 @@ def rotate(
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int, low: int, spec: AttentionSpec
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    start: int,
+    low: int,
+    spec: AttentionSpec,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Queries [T, H * D] at positions from `start` on over keys [N, K, D] at positions from `low` on. → [T, H * D]"""
     heads = q.view(len(q), spec.num_kv_heads, -1, spec.head_dim)
@@ -281,7 +300,10 @@ def attention(
     key = low + torch.arange(len(k), device=q.device)
     position = start + torch.arange(len(q), device=q.device)[:, None]
     seen = (key <= position) & (key > position - (spec.window or 1 << 30))
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:  # a column that takes its part of the softmax, and has no value
+        scores = torch.cat([scores, sinks.view(*scores.shape[:2], 1, 1).expand(-1, -1, len(q), 1)], dim=-1)
+    weights = scores.softmax(-1)[..., : len(k)]
     return torch.einsum("kgtn,nkd->tkgd", weights, v).reshape(len(q), -1)
 
 

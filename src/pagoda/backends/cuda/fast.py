@@ -31,6 +31,8 @@ INVARIANT_ROWS = 256  # tokens whose chunks are kept at once
 class FastOps(EagerOps):
     """`EagerOps` by kernels."""
 
+    takes_sinks = False
+
     def __init__(self, dtype: torch.dtype, *, batch_invariant: bool = False, max_context: int, max_seqs: int) -> None:
         super().__init__(dtype, batch_invariant=batch_invariant)
         self._max_context = max_context
@@ -113,6 +115,8 @@ class FastOps(EagerOps):
         return self._scratch
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        if activation == "clamped_swiglu":
+            return super().gated(gate, up, activation)
         return gated.gated(gate, up, activation, self.dtype)
 
     def likeliest(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

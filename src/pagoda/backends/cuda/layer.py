@@ -20,3 +20,4 @@ class AttentionLayer:
     q_norm: torch.Tensor | None = None  # [D] f32
     k_norm: torch.Tensor | None = None
     eps: float = 0.0  # of both norms
+    sinks: torch.Tensor | None = None  # [H] f32

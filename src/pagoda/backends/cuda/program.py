@@ -300,6 +300,7 @@ class ProgramCompiler:
             q_norm,
             k_norm,
             node.eps,
+            self._sinks(node),
         )
         q, k, v, out, ops, growth = node.q, node.k, node.v, node.out, self.ops, node.spec.growth
         self.computed.add(out)
@@ -313,6 +314,13 @@ class ProgramCompiler:
             run.values[out] = ops.attend(queries, layer, kv, run.step)
 
         self.actions.append(act)
+
+    def _sinks(self, node: fused.Attention) -> torch.Tensor | None:
+        if node.sinks is None:
+            return None
+        if not self.ops.takes_sinks:
+            raise UnsupportedError("the GPU kernels' attention takes no sinks yet; serve this model with --device cpu")
+        return self.weights.vector(node.sinks)
 
     def _rope_index(self, spec: RopeSpec | None) -> int:
         if spec is None:

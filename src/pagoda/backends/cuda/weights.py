@@ -52,7 +52,7 @@ class WeightLoader:
     def layout(self, raw: RawTensor) -> Hashable:
         """Equal for weights that one product can serve, if they read the same value."""
         if not isinstance(raw, QuantizedTensor):
-            return "floats" if raw.type in FLOATS else raw.type
+            return raw.type if raw.type in KINDS else "floats"
         part = self._part(raw)
         return "floats" if isinstance(part, torch.Tensor) else part.layout or raw.name
 
@@ -95,7 +95,9 @@ class WeightLoader:
             return self._load_floats(raw)
         if raw.type in KINDS:
             return self._load_blocks(raw)
-        known = ", ".join([*FLOATS, *KINDS])
+        if raw.type in BLOCK_TYPES:
+            return self._load_decoded(raw)
+        known = ", ".join([*FLOATS, *BLOCK_TYPES])
         raise UnsupportedError(
             f"tensor {raw.name!r} has type {raw.type!r}, which the CUDA backend does not compute with; types: {known}"
         )
@@ -108,6 +110,15 @@ class WeightLoader:
         for i, at in enumerate(range(0, flat.size, step)):
             part = torch.from_numpy(flat[at : at + step].copy()).to(self.device).view(FLOATS[raw.type])
             out[i * rows : (i + 1) * rows] = part.view(-1, raw.shape[1])
+        return out
+
+    def _load_decoded(self, raw: RawTensor) -> torch.Tensor:
+        """Of types without planes: what they stand for, in the type that activations are computed in."""
+        out = torch.empty(raw.shape, dtype=self.dtype, device=self.device)
+        step = max(1, self._chunk // raw.shape[1])
+        for at in range(0, raw.shape[0], step):
+            part = raw.part(at, min(at + step, raw.shape[0]))
+            out[at : at + step] = torch.from_numpy(dequantize(part.data, raw.type, part.shape)).to(self.device)
         return out
 
     def _load_blocks(self, raw: RawTensor) -> PlaneWeight:

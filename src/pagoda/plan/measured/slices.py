@@ -27,7 +27,9 @@ TINY_VOCAB = 64
 # Where a block's f16 scales, and its minima, stand: random bytes there would be infinities.
 SCALES: dict[str, tuple[int, ...]] = {
     **{"Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,), "Q3_K": (108,), "Q6_K": (208,)},
-    **{"Q4_1": (0,), "Q5_1": (0,), "Q2_K": (80,), "Q4_K": (0,), "Q5_K": (0,)},
+    **{"Q4_1": (0,), "Q5_1": (0,), "Q2_K": (80,), "Q4_K": (0,), "Q5_K": (0,), "TQ1_0": (52,), "TQ2_0": (64,)},
+    **{"IQ1_S": (0,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,)},
+    **{"MXFP4": (), "IQ1_M": ()},
 }
 MINIMA: dict[str, tuple[int, float]] = {"Q4_1": (2, -7.5), "Q5_1": (2, -15.5)}
 K_MINIMA = {"Q2_K": 82, "Q4_K": 2, "Q5_K": 2}
@@ -155,6 +157,10 @@ def _random(rng: np.random.Generator, name: str, type: str, shape: tuple[int, ..
         return RawTensor(name, type, shape, raw.reshape(-1).view(np.uint8))
     data = rng.integers(0, 256, size, np.uint8)
     blocks = data.reshape(-1, BLOCK_TYPES[type].bytes)
+    if type == "MXFP4":
+        blocks[:, 0] = 119  # 2 to the -9
+    if type == "IQ1_M":
+        blocks[:, 55] &= 0x0F  # the top of a scale in nibbles: small, and a number
     for at in SCALES[type]:
         _put_f16(blocks, at, SCALE)
     if type in MINIMA:

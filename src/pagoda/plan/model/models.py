@@ -69,12 +69,23 @@ def builtin_names() -> tuple[str, ...]:
     return tuple(_builtin())
 
 
-@functools.cache
-def builtin_shape(name: str) -> ModelShape:
-    """The shape of a row of models.toml."""
+def builtin_model_types() -> dict[str, str]:
+    """The model_type of each built-in name, without the suffix `_text`."""
+    return {name: str(_row(name)["model_type"]).removesuffix("_text") for name in _builtin()}
+
+
+def _row(name: str) -> Mapping[str, Any]:
+    """A row of models.toml with what it says is like another one."""
     row = _builtin()[name]
     while "like" in row:
         row = {**_builtin()[row["like"]], **{key: value for key, value in row.items() if key != "like"}}
+    return row
+
+
+@functools.cache
+def builtin_shape(name: str) -> ModelShape:
+    """The shape of a row of models.toml."""
+    row = _row(name)
     return replace(shape_from_config(row, name), hub=row["hub"])
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda.backends.arithmetic import ACTIVATIONS, delta_rule, expert_weights, short_conv
-from pagoda.backends.base import Activation, AttentionSpec, DeltaSpec, EmbedBy, ExpertsSpec, RopeSpec
+from pagoda.backends.base import Activation, AttentionSpec, DeltaSpec, EmbedBy, ExpertBiases, ExpertsSpec, RopeSpec
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.quantized import QuantizedTensor
@@ -189,12 +189,20 @@ class WindowOps:
         return SampleValue(self, lambda i: x.chunk(i)[:, start : start + count] * scale, dear=x.dear)
 
     def attention(
-        self, layer: int, q: SampleValue, k: SampleValue | None, v: SampleValue | None, spec: AttentionSpec
+        self,
+        layer: int,
+        q: SampleValue,
+        k: SampleValue | None,
+        v: SampleValue | None,
+        spec: AttentionSpec,
+        sinks: RawTensor | None = None,
     ) -> SampleValue:
         if k is None or v is None:
             raise UnsupportedError("layers that share keys and values are not calibrated")
         if spec.growth is not None and self.length > spec.growth.length:
             raise UnsupportedError(f"this model is calibrated on windows of at most {spec.growth.length} tokens")
+        if sinks is not None:
+            raise UnsupportedError("models with attention sinks are not calibrated; take a method without a sample")
 
         def compute(i: int) -> Array:
             return self.arithmetic.attend(q.chunk(i), k.chunk(i), v.chunk(i), self.length, spec)
@@ -219,7 +227,10 @@ class WindowOps:
         down: Sequence[RawTensor],
         spec: ExpertsSpec,
         scales: RawTensor | None = None,
+        biases: ExpertBiases | None = None,
     ) -> SampleValue:
+        if biases is not None:
+            raise UnsupportedError("experts with biases are not calibrated; take a method without a sample")
         made: list[Array] = []
 
         def compute(i: int) -> Array:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pagoda.errors import ConfigError
-from pagoda.formats.blocks import BLOCK_TYPES
+from pagoda.formats.blocks import BLOCK_TYPES, READ_ONLY
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
@@ -214,8 +214,9 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _type_named(text: str) -> str:
     type = text.strip().upper()
-    if type not in BLOCK_TYPES:
-        raise ConfigError(f"--tensor-type: there is no type {text!r}; there are {', '.join(BLOCK_TYPES).lower()}")
+    written = [name for name in BLOCK_TYPES if name not in READ_ONLY]
+    if type not in written:
+        raise ConfigError(f"--tensor-type: no tensor is written as {text!r}; types are {', '.join(written).lower()}")
     return type
 
 

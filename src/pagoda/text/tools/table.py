@@ -5,6 +5,7 @@ from __future__ import annotations
 from pagoda.text.tools.base import ToolFormat
 from pagoda.text.tools.gemma import Gemma
 from pagoda.text.tools.generic import Generic
+from pagoda.text.tools.harmony import Harmony
 from pagoda.text.tools.hermes import Hermes
 from pagoda.text.tools.json_list import COHERE, GRANITE, NEMOTRON, PHI
 from pagoda.text.tools.llama3 import Llama3
@@ -18,6 +19,7 @@ FORMATS: dict[str, ToolFormat] = {
     for row in (
         Gemma(),
         Qwen3Coder("seed_oss", "<seed:tool_call>", "</seed:tool_call>", apart=""),
+        Harmony(),
         Qwen3Coder(),
         Hermes(),
         Mistral("mistral_v11", named=True),
