@@ -42,8 +42,11 @@ void pack_b(LoraType type, const LoraFactors &f, int64_t rows, uint8_t *to, Adap
     if (type == LoraType::Int8) d.b_scales.assign(static_cast<size_t>(round_up(rows, kPanelRows)), 1.0f);
     for (int64_t row = 0; row < rows; ++row) {
         const float *from = f.b + row * f.rank, scale = scale_of(type, from, f.rank);
-        for (int64_t j = 0; j < f.rank; ++j)
-            store(type, to, (row / kPanelRows * f.rank + j) * kPanelRows + row % kPanelRows, from[j], scale);
+        const int64_t panel = row / kPanelRows * lora_b_ranks(type, f.rank), lane = row % kPanelRows;
+        for (int64_t j = 0; j < f.rank; ++j) {
+            const int64_t pair = (panel + j / 2 * 2) * kPanelRows + 2 * lane + j % 2;
+            store(type, to, type == LoraType::Int8 ? pair : (panel + j) * kPanelRows + lane, from[j], scale);
+        }
         if (type == LoraType::Int8) d.b_scales[static_cast<size_t>(row)] = scale;
     }
 }
@@ -67,7 +70,8 @@ Adapter::Adapter(const void *of, const std::vector<LoraSite> &sites, const std::
         return round_up(f.rank * round_up(sites.at(f.site).columns, 16) * lora_element_bytes(type), kAlignment);
     };
     const auto b_size = [&](const LoraFactors &f) {
-        return round_up(round_up(sites.at(f.site).rows, kPanelRows) * f.rank * lora_element_bytes(type), kAlignment);
+        const int64_t rows = round_up(sites.at(f.site).rows, kPanelRows);
+        return round_up(rows * lora_b_ranks(type, f.rank) * lora_element_bytes(type), kAlignment);
     };
     int64_t total = 0;
     for (const LoraFactors &f : factors) total += a_size(f) + b_size(f);

@@ -49,7 +49,9 @@ class Adapter {
     bool scales_rows = false;   // at any site
     int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }
     int64_t a_bytes(const Delta &d) const { return d.rank * d.columns * lora_element_bytes(type); }
-    int64_t panel_bytes(const Delta &d) const { return d.rank * kPanelRows * lora_element_bytes(type); }  // of B
+    int64_t panel_bytes(const Delta &d) const {  // of B
+        return lora_b_ranks(type, d.rank) * kPanelRows * lora_element_bytes(type);
+    }
 
   private:
     LazyMemory memory_;

@@ -11,6 +11,8 @@ enum class LoraType : int { F32, BF16, Int8 };
 constexpr int64_t lora_element_bytes(LoraType t) { return t == LoraType::F32 ? 4 : t == LoraType::BF16 ? 2 : 1; }
 
 constexpr int64_t kLoraRanks = 8;  // ranks that lie together in A
+// Ranks of B as they lie in memory: bytes are multiplied two ranks at a time.
+constexpr int64_t lora_b_ranks(LoraType t, int64_t rank) { return t == LoraType::Int8 ? (rank + 1) / 2 * 2 : rank; }
 
 // Memory that is read ahead, a few lines at a time, while something else is computed.
 struct ReadAhead {
@@ -18,7 +20,8 @@ struct ReadAhead {
 };
 
 struct LoraArgs {
-    // A is [rank / 8][columns / 16][8][16], the last ranks fewer than 8; B is [panels][rank][16].
+    // A is [rank / 8][columns / 16][8][16], the last ranks fewer than 8; B is [panels][rank][16], and of bytes
+    // [panels][rank / 2][16][2].
     const uint8_t *weights;
     const float *scales;     // of bytes: [rank], or [panels * 16]
     LoraType type;

@@ -93,6 +93,15 @@ PAGODA_INLINE typename S::F lora_scaled(const LoraArgs &g, const float *out, int
     return S::fma(S::sub(product, before), scale, before);
 }
 
+// 16 rows of what B makes, added to the token's out.
+template <class S>
+PAGODA_INLINE void lora_add(const LoraArgs &g, int64_t token, int64_t row, typename S::F sum) {
+    float *to = g.out + token * g.out_stride + row;
+    if (g.bias) sum = S::add(sum, S::load(g.bias + row));
+    S::store(to, S::add(lora_scaled<S>(g, to, token, row), sum));
+}
+
+// Of floats.
 template <class S, LoraType Type>
 void lora_expand_as(const LoraArgs &g) {
     for_tiles<kLoraTokens>(0, g.count, [&](auto size, int64_t t) __attribute__((always_inline)) {
@@ -102,12 +111,9 @@ void lora_expand_as(const LoraArgs &g) {
             constexpr int N = panels;
             typename S::F acc[T][N];
             constexpr int kLines = N * kPanelRows * static_cast<int>(lora_element_bytes(Type)) / 64;
-            const bool reads = kLines > 0 && lora_reads(g.ahead, g.rank * kLines);
-            const int64_t bytes = N * g.rank * kPanelRows * lora_element_bytes(Type);
-            for (int64_t line = 0; line < bytes && !reads; line += 64)  // of the panels that come next
-                __builtin_prefetch(g.weights + (p + N) * g.rank * kPanelRows * lora_element_bytes(Type) + line);
-            if constexpr (Type == LoraType::Int8)
-                UNROLL for (int n = 0; n < N; ++n) __builtin_prefetch(g.scales + (p + N + n) * kPanelRows);
+            const bool reads = lora_reads(g.ahead, g.rank * kLines);
+            for (int64_t line = 0; line < g.rank * kLines && !reads; ++line)  // of the panels that come next
+                __builtin_prefetch(g.weights + (p + N) * g.rank * kPanelRows * lora_element_bytes(Type) + 64 * line);
             const float *hidden[T];
             UNROLL for (int i = 0; i < T; ++i) {
                 hidden[i] = g.hidden + g.tokens[t + i] * g.hidden_stride;
@@ -121,29 +127,81 @@ void lora_expand_as(const LoraArgs &g) {
                 }
             }
             UNROLL for (int i = 0; i < T; ++i)
-                UNROLL for (int n = 0; n < N; ++n) {
-                    const int64_t row = (p + n) * kPanelRows;
-                    float *to = g.out + g.tokens[t + i] * g.out_stride + row;
-                    auto sum = acc[i][n];
-                    if constexpr (Type == LoraType::Int8) sum = S::mul(sum, S::load(g.scales + row));
-                    if (g.bias) sum = S::add(sum, S::load(g.bias + row));
-                    S::store(to, S::add(lora_scaled<S>(g, to, g.tokens[t + i], row), sum));
-                }
+                UNROLL for (int n = 0; n < N; ++n) lora_add<S>(g, g.tokens[t + i], (p + n) * kPanelRows, acc[i][n]);
         });
     });
 }
 
-// See LoraKernels, for the panels [begin, end) of out.
-template <class S>
+constexpr int64_t kLoraPairs = 128;    // of ranks, whose products with bytes fit in 32 bits
+constexpr float kLargestCode = 32767;  // of what A makes, in 16 bits
+
+// Codes of hidden[begin, end), two to a number, and their scale.
+inline float lora_codes(const float *hidden, int64_t begin, int64_t end, int32_t *codes) {
+    float top = 0.0f;
+    for (int64_t j = begin; j < end; ++j) top = std::max(top, std::fabs(hidden[j]));
+    const float inverse = top > 0.0f ? kLargestCode / top : 0.0f;
+    const auto code = [&](int64_t j) {
+        return static_cast<uint32_t>(static_cast<uint16_t>(j < end ? static_cast<int16_t>(std::nearbyint(hidden[j] * inverse)) : 0));
+    };
+    for (int64_t j = begin; j < end; j += 2) codes[(j - begin) / 2] = static_cast<int32_t>(code(j) | code(j + 1) << 16);
+    return top / kLargestCode;
+}
+
+// Of bytes, which meet codes of what A makes: products of two ranks at once.
+template <class S, class Pairs>
+void lora_expand_bytes(const LoraArgs &g) {
+    const int64_t all = lora_b_ranks(LoraType::Int8, g.rank) / 2;
+    for_tiles<kLoraTokens>(0, g.count, [&](auto size, int64_t t) __attribute__((always_inline)) {
+        constexpr int T = size;
+        constexpr int P = S::kFloatTile < 12 ? 2 : T <= 2 ? 8 : 4;
+        LoraArgs part = g;
+        for (int64_t first = 0; first < all || first == 0; first += kLoraPairs) {
+            int32_t codes[T][kLoraPairs];
+            float scales[T];
+            const int64_t pairs = std::min(kLoraPairs, all - first);
+            UNROLL for (int i = 0; i < T; ++i)
+                scales[i] = lora_codes(g.hidden + g.tokens[t + i] * g.hidden_stride, 2 * first,
+                                       std::min(g.rank, 2 * (first + kLoraPairs)), codes[i]);
+            for_tiles<P>(g.begin, g.end, [&](auto panels, int64_t p) __attribute__((always_inline)) {
+                constexpr int N = panels;
+                constexpr int kLines = (N + 1) / 2;  // of 64 bytes
+                typename S::I acc[T][N];
+                UNROLL for (int i = 0; i < T; ++i) UNROLL for (int n = 0; n < N; ++n) acc[i][n] = Pairs::zero();
+                const uint8_t *weights = g.weights + (p * all + first) * 32;
+                const bool reads = lora_reads(g.ahead, pairs * kLines);
+                for (int64_t line = 0; line < N * all / 2 && !reads; ++line)  // of the panels that come next
+                    __builtin_prefetch(g.weights + (p + N) * all * 32 + 64 * line);
+                UNROLL for (int n = 0; n < N; ++n) __builtin_prefetch(g.scales + (p + N + n) * kPanelRows);
+                for (int64_t j = 0; j < pairs; ++j) {
+                    if (reads) lora_read<kLines>(g.ahead);
+                    UNROLL for (int n = 0; n < N; ++n) {
+                        const auto row = Pairs::load(weights + (n * all + j) * 32);
+                        UNROLL for (int i = 0; i < T; ++i) acc[i][n] = Pairs::add(acc[i][n], row, Pairs::set(codes[i][j]));
+                    }
+                }
+                UNROLL for (int i = 0; i < T; ++i)
+                    UNROLL for (int n = 0; n < N; ++n) {
+                        const int64_t row = (p + n) * kPanelRows;
+                        const auto scale = S::mul(S::load(g.scales + row), S::set1(scales[i]));
+                        lora_add<S>(part, g.tokens[t + i], row, S::mul(S::to_float(acc[i][n]), scale));
+                    }
+            });
+            part.bias = part.row_scale = nullptr;  // once is enough
+        }
+    });
+}
+
+// See LoraKernels, for the panels [begin, end) of out. Pairs: 16 lanes of two 16-bit numbers, see kernels_lora_*.cpp.
+template <class S, class Pairs>
 void lora_expand(const LoraArgs &g) {
     if (g.type == LoraType::F32) lora_expand_as<S, LoraType::F32>(g);
     else if (g.type == LoraType::BF16) lora_expand_as<S, LoraType::BF16>(g);
-    else lora_expand_as<S, LoraType::Int8>(g);
+    else lora_expand_bytes<S, Pairs>(g);
 }
 
-template <class S>
+template <class S, class Pairs>
 const LoraKernels *make_lora_kernels() {
-    static constexpr LoraKernels kTable{lora_shrink<S>, lora_expand<S>};
+    static constexpr LoraKernels kTable{lora_shrink<S>, lora_expand<S, Pairs>};
     return &kTable;
 }
 
