@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kReadAheadTokens = 8;  // a step of more is bound by arithmetic
 constexpr int64_t kReadAheadItems = 6;   // of each thread's, while it waits
-constexpr int64_t kItemsAPart = 8;       // of a linear stage, after which a part of what adapters need is read ahead
+constexpr int64_t kItemsAStep = 4;       // of a linear stage, before which a few lines of adapters are read ahead
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -108,14 +108,6 @@ void Program::plan_adapters() {
     }
 }
 
-// While products are computed: a part of the numbers that are added to them, and of those that the next products want.
-void Program::read_adapters_ahead(size_t stage, int64_t item) const {
-    const auto &linear = std::get<LinearStage>(stages_[stage]);
-    const int64_t parts = ceil_div(num_items(stage), kItemsAPart);
-    linear.reading.read_ahead(item / kItemsAPart, parts);
-    if (shrink_after_[stage]) shrink_after_[stage]->read_ahead(item / kItemsAPart, parts);
-}
-
 // Adds what adapters do to the products of the items that this thread has done.
 void Program::finish_products(const LinearStage &linear, const Step &step, int64_t shrinks, const std::vector<Range> &done,
                               ReadAhead &ahead) {
@@ -189,13 +181,26 @@ void Program::work(const Step &step, int thread) {
         const auto *linear = workspace.adapters.empty() ? nullptr : std::get_if<LinearStage>(&stages_[i]);
         if (linear && !linear->takes_adapters()) linear = nullptr;
         done.clear();
+        Range here{0, 0};
+        LoraReader own, others;  // what is added to these products, and what the next ones' adapters read first
+        if (linear) {
+            const int64_t steps = ceil_div(num_items(i), threads * kItemsAStep);
+            own = {linear->reading, thread, threads, steps};
+            if (shrink_after_[i]) others = {*shrink_after_[i], thread, threads, steps};
+        }
         std::visit(
             [&]<class S>(const S &stage) {
                 for_items(i, [&](int64_t item) {
                     if (linear) {
-                        if (item % kItemsAPart == 0) read_adapters_ahead(i, item);
-                        if (!done.empty() && done.back().end == item) ++done.back().end;
-                        else done.push_back({item, item + 1});
+                        if (item % kItemsAStep == 0) {
+                            own.step();
+                            others.step();
+                        }
+                        if (item == here.end) ++here.end;
+                        else {
+                            if (here.begin < here.end) done.push_back(here);
+                            here = {item, item + 1};
+                        }
                     }
                     if constexpr (std::is_same_v<S, LoraShrinkStage>) stage.run(workspace, item, next);
                     else stage.run(workspace, step, item, scratch);
@@ -204,6 +209,7 @@ void Program::work(const Step &step, int thread) {
             },
             stages_[i]);
         if (linear) {
+            if (here.begin < here.end) done.push_back(here);
             next = next_weights(i, step, thread);
             finish_products(*linear, step, shrinks, done, next);
         }

@@ -54,7 +54,6 @@ class Program {
     void share_out(size_t stage, int64_t items);
     void count_routed(size_t route, const Step &step);
     void plan_adapters();
-    void read_adapters_ahead(size_t stage, int64_t item) const;
     void finish_products(const LinearStage &linear, const Step &step, int64_t shrinks, const std::vector<Range> &done,
                          ReadAhead &ahead);
     ReadAhead next_weights(size_t stage, const Step &step, int thread) const;

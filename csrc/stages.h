@@ -114,13 +114,29 @@ struct LinearPart {
     const float *bias_of(int expert) const { return bias.empty() ? nullptr : bias.data() + expert * weight().panels * kPanelRows; }
 };
 
-// What of adapters' numbers will be read, so that others read it ahead a part each.
+// What of adapters' numbers will be read, in lines of 64 bytes.
 struct LoraReading {
-    std::vector<std::pair<const uint8_t *, int64_t>> pieces;  // where, and bytes
-    int64_t lines = 0;                                        // of 64 bytes, of all pieces
+    struct Piece {
+        const uint8_t *from;
+        int64_t lines;
+    };
+    std::vector<Piece> pieces;
+    int64_t lines = 0;  // of all
     void clear();
     void add(const uint8_t *from, int64_t bytes);
-    void read_ahead(int64_t part, int64_t parts) const;
+};
+
+// One of `parts` of it, which a thread reads ahead in as many steps as it has items: a few lines at a time, so that what it
+// reads besides is not held up.
+class LoraReader {
+  public:
+    LoraReader() = default;
+    LoraReader(const LoraReading &reading, int64_t part, int64_t parts, int64_t steps);
+    void step();
+
+  private:
+    const LoraReading::Piece *piece_ = nullptr;
+    int64_t line_ = 0, left_ = 0, a_step_ = 0;  // line_ of the piece; left_ of the part
 };
 
 // Products of one value with several weights; of a routed row, with those of its expert.

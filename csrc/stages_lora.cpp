@@ -60,19 +60,23 @@ void LoraReading::clear() {
 
 void LoraReading::add(const uint8_t *from, int64_t bytes) {
     if (bytes == 0) return;
-    pieces.emplace_back(from, bytes);
-    lines += ceil_div(bytes, 64);
+    pieces.push_back({from, ceil_div(bytes, 64)});
+    lines += pieces.back().lines;
 }
 
-void LoraReading::read_ahead(int64_t part, int64_t parts) const {
-    int64_t begin = lines * part / parts;
-    const int64_t end = lines * (part + 1) / parts;
-    int64_t at = 0;
-    for (size_t i = 0; begin < end && i < pieces.size(); ++i) {
-        const auto &[from, bytes] = pieces[i];
-        const int64_t here = ceil_div(bytes, 64);
-        for (; begin < std::min(end, at + here); ++begin) __builtin_prefetch(from + (begin - at) * 64, 0, 2);
-        at += here;
+LoraReader::LoraReader(const LoraReading &reading, int64_t part, int64_t parts, int64_t steps) {
+    line_ = reading.lines * part / parts;
+    left_ = reading.lines * (part + 1) / parts - line_;
+    a_step_ = ceil_div(left_, std::max<int64_t>(steps, 1));
+    for (piece_ = reading.pieces.data(); left_ > 0 && line_ >= piece_->lines; ++piece_) line_ -= piece_->lines;
+}
+
+void LoraReader::step() {
+    const int64_t count = std::min(a_step_, left_);
+    left_ -= count;
+    for (int64_t i = 0; i < count; ++i) {
+        __builtin_prefetch(piece_->from + 64 * line_, 0, 2);
+        if (++line_ == piece_->lines && (left_ > 0 || i + 1 < count)) ++piece_, line_ = 0;
     }
 }
 
