@@ -1,7 +1,7 @@
-"""Importing what training needs, without what its libraries import wherever it happens to be installed.
+"""Training without what its libraries import wherever it happens to be installed.
 
-Beside the packages that training is made of, peft imports bitsandbytes and transformers' Trainer datasets, with pyarrow
-and pandas: 200 MB of memory that a run here never uses.
+Beside the packages that training is made of, peft imports bitsandbytes, some of it late, and transformers' Trainer
+datasets, with pyarrow and pandas: 200 MB of memory that a run here never uses.
 """
 
 from __future__ import annotations

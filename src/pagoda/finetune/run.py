@@ -67,11 +67,10 @@ def finetune(
 
 def _train(prepared: Prepared, folder: Path, line: Say, say: Say, progress: Progress) -> dict[str, Any]:
     limit_openmp_spinning()
-    with without_unused():
+    settings = prepared.settings
+    with without_unused(), warnings.catch_warnings():
         from pagoda.finetune import session  # imports torch
 
-    settings = prepared.settings
-    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torch|transformers|accelerate|peft")
         predicted = predict(prepared, measure_rates(prepared))
         made = session.start(prepared, folder, line=line, say=say, progress=progress)
