@@ -9,7 +9,7 @@ namespace pagoda {
 
 // ClampedSwiglu: of gate and up, see kernels_rows.inl.
 enum class Activation : int { Silu, GeluTanh, Gelu, Relu2, Sigmoid, ClampedSwiglu };
-enum class KVType : int { F32, F16, BF16, Int8 };
+enum class KVType : int { F32, F16, BF16, Int16, Int8 };
 
 // Activations of a number of tokens as codes, whose products are exact integers, so that no order of theirs shows.
 // Of 16 bits: value = scale * code. Of 8 bits: value = scale * factor * code, with a whole factor for 32 columns; half the
@@ -79,7 +79,7 @@ struct AttendArgs {
     const int32_t *table;
     int64_t block_stride;
     int64_t k_offset, v_offset;            // of this layer and head in a block
-    int64_t k_scale_offset, v_scale_offset;  // int8 only
+    int64_t k_scale_offset, v_scale_offset;  // of types with scales
     KVType type;
     uint8_t *scratch;      // kAttendScratch bytes, 64-byte aligned
     // Where `part` is set, only the keys of this chunk are looked at, and what they add goes there.
@@ -98,7 +98,7 @@ constexpr int64_t attend_part_floats(int64_t rows, int64_t head_dim) { return ro
 constexpr int kAttendRows = 24;     // query rows (tokens * group) of one call at most
 constexpr int kMaxHeadDim = 512;
 constexpr size_t kAttendScratch =
-    sizeof(float) * kAttendRows * (kMaxHeadDim * 3 + kAttendChunk + 64) + 4096;
+    sizeof(float) * (kAttendRows * (kMaxHeadDim * 3 + kAttendChunk * 3 / 2 + 64) + 2 * kAttendChunk) + 4096;
 
 struct Kernels {
     const char *name;
@@ -133,6 +133,8 @@ struct Kernels {
     int64_t fp32_operations;
     // Reads `bytes`, a multiple of 256, with the widest loads.
     uint64_t (*read_burst)(const uint8_t *data, size_t bytes);
+    // As gemm, of floats rounded to bfloat16 with 16-bit float weights; null where that is no faster.
+    void (*gemm_bf16[static_cast<int>(Type::Count)])(const GemmArgs &);
 };
 constexpr int64_t kBurstOperations = 4 * 8 * 64 * 2;  // 4 tokens, 8 quads of 16 rows, multiply and add
 

@@ -13,6 +13,7 @@ namespace {
 
 #include "tiles.inl"
 #include "kernels_rows.inl"
+#include "kernels_store.inl"
 #include "kernels_bursts.inl"
 #include "kernels_attend.inl"
 

@@ -120,10 +120,10 @@ PAGODA_INLINE void softmax_row(float *s, int width, float &top, float &sum) {
 }
 
 // Whether the calls of `fn`, for R of `rows` rows, read ahead: all but the full tiles of many rows.
-template <class S, int R, class Fn>
+template <class S, int R, int Full = S::kRows, class Fn>
 PAGODA_INLINE void with_ahead(int rows, Fn &&fn) {
-    if (R < S::kRows || rows <= kStreamedRows) return fn(std::true_type{});
-    if constexpr (R == S::kRows) fn(std::false_type{});
+    if (R < Full || rows <= kStreamedRows) return fn(std::true_type{});
+    if constexpr (R == Full) fn(std::false_type{});
 }
 
 template <class S, KVType Type>
@@ -253,52 +253,71 @@ PAGODA_INLINE Upcoming upcoming(const AttendArgs &a, int chunk) {
     return {a.kv + a.k_offset, a.table + first, a.block_stride, all - first < kBlocks ? all - first : kBlocks};
 }
 
-template <class S, KVType Type>
-PAGODA_INLINE void attend_keys(const AttendArgs &a, int chunk, const float *q, float *scores, Partial &to) {
-    const int rows = a.tokens * a.group;
-    const int64_t padded = round_up(a.head_dim, 16);
-    const int first_key = chunk * kAttendChunk, block_begin = first_key / kBlockTokens;
-    const int keys = a.keys - first_key < kAttendChunk ? a.keys - first_key : kAttendChunk;
-    const int block_end = block_begin + static_cast<int>(ceil_div(keys, kBlockTokens));
-    const int width = (block_end - block_begin) * kBlockTokens;
-    score_chunk<S, Type>(a, q, rows, block_begin, block_end, scores);
-    for (int r = 0; r < rows; ++r) {
-        mask_row<S>(a, a.position + r / a.group, first_key, width, scores + r * kAttendChunk);
-        softmax_row<S>(scores + r * kAttendChunk, width, to.tops[r], to.sums[r]);
+// Where a chunk's keys lie.
+struct ChunkOfKeys {
+    int first_key, block_begin, block_end, width;
+    ChunkOfKeys(const AttendArgs &a, int chunk) : first_key(chunk * kAttendChunk), block_begin(first_key / kBlockTokens) {
+        const int keys = a.keys - first_key < kAttendChunk ? a.keys - first_key : kAttendChunk;
+        block_end = block_begin + static_cast<int>(ceil_div(keys, kBlockTokens));
+        width = (block_end - block_begin) * kBlockTokens;
     }
-    scale_by_values<S, Type>(a, block_begin, block_end, rows, scores);
-    const Upcoming next = upcoming(a, chunk);
-    for (int64_t at = 0; at < padded; at += 32)  // of the values so many columns stay in the first-level cache
-        for_tiles<S::kRows>(0, rows, [&](auto size, int64_t r) __attribute__((always_inline)) {
-            constexpr int R = size;
-            with_ahead<S, R>(rows, [&](auto ahead) __attribute__((always_inline)) {
-                const auto weigh = [&](auto beside, int64_t column) __attribute__((always_inline)) {
-                    weigh_values<S, Type, R, beside, ahead>(a, block_begin, block_end, padded, column,
-                                                            scores + r * kAttendChunk, next, to.out + r * padded);
-                };
-                if (kBeside<S, R> == 2 && at + 32 <= padded) return weigh(std::integral_constant<int, kBeside<S, R>>{}, at);
-                for (int64_t c = at; c < at + 32 && c < padded; c += 16) weigh(std::integral_constant<int, 1>{}, c);
-            });
-        });
-}
+};
 
+// A call's rows as floats, in its scratch.
 template <class S, KVType Type>
-void attend_as(const AttendArgs &a) {
-    const int rows = a.tokens * a.group;
-    const int64_t padded = round_up(a.head_dim, 16);
-    float *q = reinterpret_cast<float *>(a.scratch);
-    float *scores = q + round_up(rows * a.head_dim, 16), *memory = scores + rows * kAttendChunk;
-    scale_queries(a, q);
+struct FloatRows {
+    int rows;
+    int64_t padded;
+    float *q, *scores, *end;  // end: what is left of the scratch
+
+    explicit FloatRows(const AttendArgs &a) : rows(a.tokens * a.group), padded(round_up(a.head_dim, 16)) {
+        q = reinterpret_cast<float *>(a.scratch);
+        scores = q + round_up(rows * a.head_dim, 16);
+        end = scores + rows * kAttendChunk;
+        scale_queries(a, q);
+    }
+
+    void attend_keys(const AttendArgs &a, int chunk, Partial &to) {
+        const ChunkOfKeys c(a, chunk);
+        score_chunk<S, Type>(a, q, rows, c.block_begin, c.block_end, scores);
+        for (int r = 0; r < rows; ++r) {
+            mask_row<S>(a, a.position + r / a.group, c.first_key, c.width, scores + r * kAttendChunk);
+            softmax_row<S>(scores + r * kAttendChunk, c.width, to.tops[r], to.sums[r]);
+        }
+        scale_by_values<S, Type>(a, c.block_begin, c.block_end, rows, scores);
+        const Upcoming next = upcoming(a, chunk);
+        for (int64_t at = 0; at < padded; at += 32)  // of the values so many columns stay in the first-level cache
+            for_tiles<S::kRows>(0, rows, [&](auto size, int64_t r) __attribute__((always_inline)) {
+                constexpr int R = size;
+                with_ahead<S, R>(rows, [&](auto ahead) __attribute__((always_inline)) {
+                    const auto weigh = [&](auto beside, int64_t column) __attribute__((always_inline)) {
+                        weigh_values<S, Type, R, beside, ahead>(a, c.block_begin, c.block_end, padded, column,
+                                                                scores + r * kAttendChunk, next, to.out + r * padded);
+                    };
+                    if (kBeside<S, R> == 2 && at + 32 <= padded) return weigh(std::integral_constant<int, kBeside<S, R>>{}, at);
+                    for (int64_t column = at; column < at + 32 && column < padded; column += 16)
+                        weigh(std::integral_constant<int, 1>{}, column);
+                });
+            });
+    }
+};
+
+#include "kernels_attend_codes.inl"
+
+template <class S, class Rows>
+void attend_with(const AttendArgs &a) {
+    Rows rows(a);
     if (a.part) {
-        Partial part(a.part, rows, padded);
-        return attend_keys<S, Type>(a, a.chunk, q, scores, part);
+        Partial part(a.part, rows.rows, rows.padded);
+        return rows.attend_keys(a, a.chunk, part);
     }
-    Partial part(memory, rows, padded), total = no_keys(memory + attend_part_floats(rows, a.head_dim), rows, padded);
+    Partial part(rows.end, rows.rows, rows.padded);
+    Partial total = no_keys(rows.end + attend_part_floats(rows.rows, a.head_dim), rows.rows, rows.padded);
     for (int chunk = a.first_chunk(); chunk <= a.last_chunk(); ++chunk) {
-        attend_keys<S, Type>(a, chunk, q, scores, part);
-        merge<S>(total, part, rows, padded);
+        rows.attend_keys(a, chunk, part);
+        merge<S>(total, part, rows.rows, rows.padded);
     }
-    write_rows(a, total, padded);
+    write_rows(a, total, rows.padded);
 }
 
 template <class S>
@@ -316,9 +335,10 @@ void merge_attended(const AttendArgs &a, const float *parts) {
 template <class S>
 void attend(const AttendArgs &a) {
     switch (a.type) {
-        case KVType::F32: attend_as<S, KVType::F32>(a); break;
-        case KVType::F16: attend_as<S, KVType::F16>(a); break;
-        case KVType::BF16: attend_as<S, KVType::BF16>(a); break;
-        case KVType::Int8: attend_as<S, KVType::Int8>(a); break;
+        case KVType::F32: attend_with<S, FloatRows<S, KVType::F32>>(a); break;
+        case KVType::F16: attend_with<S, FloatRows<S, KVType::F16>>(a); break;
+        case KVType::BF16: attend_with<S, FloatRows<S, KVType::BF16>>(a); break;
+        case KVType::Int16: attend_with<S, CodeRows<S>>(a); break;
+        case KVType::Int8: attend_with<S, FloatRows<S, KVType::Int8>>(a); break;
     }
 }

@@ -1,11 +1,11 @@
-// Kernels that work on one row at a time: quantize, norms, activations, rope, KV store. Included by kernels.inl.
-// Included by kernels.inl.
+// Kernels that work on one row at a time: quantize, norms, activations, rope. Included by kernels.inl.
 
-// exp(x) to about 1 ulp in [-87, 88], 0 below: Cody-Waite reduction and a degree-6 polynomial.
+// exp(x) to about 1 ulp in [-87, 88], 0 far below: Cody-Waite reduction and a degree-6 polynomial.
 template <class S>
 PAGODA_INLINE typename S::F exp(typename S::F x) {
     using F = typename S::F;
-    const F low = S::set1(-87.0f);
+    constexpr bool kScales = requires { S::times_pow2(x, x); };  // which makes 0 of what is too small
+    const F low = S::set1(kScales ? -104.0f : -87.0f);
     const F clamped = S::max(S::min(x, S::set1(88.0f)), low);
     const F n = S::round(S::mul(clamped, S::set1(1.44269504088896341f)));
     F r = S::fma(n, S::set1(-0.693359375f), clamped);
@@ -17,13 +17,15 @@ PAGODA_INLINE typename S::F exp(typename S::F x) {
     p = S::fma(p, r, S::set1(1.6666665459e-1f));
     p = S::fma(p, r, S::set1(5.0000001201e-1f));
     p = S::fma(p, S::mul(r, r), S::add(r, S::set1(1.0f)));
-    return S::below(x, low, S::zero(), S::mul(p, S::pow2(n)));
+    if constexpr (kScales) return S::times_pow2(p, n);
+    else return S::below(x, low, S::zero(), S::mul(p, S::pow2(n)));
 }
 
 template <class S>
 PAGODA_INLINE typename S::F sigmoid(typename S::F x) {
-    const auto one = S::set1(1.0f);
-    return S::div(one, S::add(one, exp<S>(S::sub(S::zero(), x))));
+    const auto one = S::set1(1.0f), below = S::add(one, exp<S>(S::sub(S::zero(), x)));
+    if constexpr (requires { S::reciprocal(x); }) return S::reciprocal(below);
+    else return S::div(one, below);
 }
 
 template <class S>
@@ -65,14 +67,61 @@ PAGODA_INLINE float row_top(const float *x, int64_t n) {
     return lanes_max<S>(largest) + lanes_sum<S>(nothing);
 }
 
-// The sums of block `at` from those of its halves' codes.
-PAGODA_INLINE void store_sums(const Quantized &to, int64_t at, int32_t s0, int32_t s1, int factor) {
-    to.sum32[at] = s0 + s1;
-    to.sum16[2 * at] = s0;
-    to.sum16[2 * at + 1] = s1;
-    to.float32[at] = static_cast<float>(factor * (s0 + s1));
-    to.float16[2 * at] = static_cast<float>(factor * s0);
-    to.float16[2 * at + 1] = static_cast<float>(factor * s1);
+// The largest lane of each of 16 vectors, side by side; and the sum of each one's lanes.
+template <class S>
+PAGODA_INLINE typename S::F largest_of_each(const typename S::F (&x)[16]) {
+    if constexpr (requires { S::largest_of_each(x); }) return S::largest_of_each(x);
+    float largest[16];
+    for (int i = 0; i < 16; ++i) largest[i] = lanes_max<S>(x[i]);
+    return S::load(largest);
+}
+template <class S>
+PAGODA_INLINE typename S::I sum_of_each(const typename S::I (&x)[16]) {
+    if constexpr (requires { S::sum_of_each(x); }) return S::sum_of_each(x);
+    int32_t sums[16];
+    typename S::I all;
+    for (int i = 0; i < 16; ++i) sums[i] = S::sum_int(x[i]);
+    static_assert(sizeof all == sizeof sums);
+    std::memcpy(&all, sums, sizeof all);
+    return all;
+}
+
+constexpr int64_t kHalves = 16;  // of blocks, that quantizers work on at a time: sums and scales of 256 columns are a vector
+
+// The sums of blocks from `at` on: those of the codes of `halves` halves of blocks, and what they are to be multiplied by.
+template <class S, class Halves>
+PAGODA_INLINE void store_sums(const Quantized &to, int64_t at, Halves halves, const typename S::I (&codes)[kHalves],
+                              const typename S::F &factors) {
+    const auto sums = sum_of_each<S>(codes);
+    const auto floats = S::to_float(sums);  // exact: below 2^24
+    if constexpr (requires { S::store_even_lanes(to.sum32, sums); } && !std::is_same_v<Halves, int64_t>) {
+        const auto both = S::add(floats, S::swap_pairs(floats));
+        std::memcpy(to.sum16 + 2 * at, &sums, sizeof sums);
+        S::store(to.float16 + 2 * at, S::mul(floats, factors));
+        S::store_even_lanes(to.sum32 + at, S::round_int(both));
+        S::store_even_lanes(to.float32 + at, S::mul(both, factors));
+        return;
+    }
+    int32_t s[kHalves];
+    float factor[kHalves];
+    std::memcpy(s, &sums, sizeof s);
+    S::store(factor, factors);
+    for (int64_t i = 0; i < halves; ++i) {
+        to.sum16[2 * at + i] = s[i];
+        to.float16[2 * at + i] = static_cast<float>(s[i]) * factor[i];
+    }
+    for (int64_t i = 0; i < halves / 2; ++i) {
+        to.sum32[at + i] = s[2 * i] + s[2 * i + 1];
+        to.float32[at + i] = static_cast<float>(to.sum32[at + i]) * factor[2 * i];
+    }
+}
+
+// Calls fn(first half, number of halves) for stretches of a row of n columns; the number is a constant but at the end.
+template <class Fn>
+PAGODA_INLINE void for_stretches(int64_t n, Fn &&fn) {
+    int64_t i = 0;
+    for (; i + 16 * kHalves <= n; i += 16 * kHalves) fn(i, std::integral_constant<int64_t, kHalves>{});
+    if (i < n) fn(i, (n - i) / 16);
 }
 
 // code = round(x / scale), scale = max|x| / kLargestCode. A row that is not finite gets a scale of NaN, and so do its
@@ -84,12 +133,16 @@ void quantize(const float *x, int64_t n, const Quantized &to, int64_t token) {
     to.scale[token] = finite ? top / kLargestCode : NAN;
     const auto inverse = S::set1(finite && top > 1e-30f ? kLargestCode / top : 0.0f);
     uint8_t *q = to.q + token * 2 * n;
-    for (int64_t i = 0; i < n; i += 32) {
-        const auto c0 = S::round_int(S::mul(S::load(x + i), inverse)), c1 = S::round_int(S::mul(S::load(x + i + 16), inverse));
-        S::store_quads(q + 2 * i, c0);
-        S::store_quads(q + 2 * i + 32, c1);
-        store_sums(to, token * (n / 32) + i / 32, S::sum_int(c0), S::sum_int(c1), 1);
-    }
+    for_stretches(n, [&](int64_t i, auto halves) __attribute__((always_inline)) {
+        typename S::I codes[kHalves];
+        UNROLL for (int64_t h = 0; h < kHalves; ++h) {
+            codes[h] = S::zero_int();
+            if (h >= halves) continue;
+            codes[h] = S::round_int(S::mul(S::load(x + i + 16 * h), inverse));
+            S::store_quads(q + 2 * (i + 16 * h), codes[h]);
+        }
+        store_sums<S>(to, token * (n / 32) + i / 32, halves, codes, S::set1(1.0f));
+    });
 }
 
 // code = round(x / (scale * factor)), scale = max|x| / (127 * 16383), and the least factor that keeps 32 codes in a byte.
@@ -100,18 +153,29 @@ void quantize8(const float *x, int64_t n, const Quantized &to, int64_t token) {
     to.scale[token] = finite ? top / (kLargestByte * kLargestFactor) : NAN;
     const float steps = usable ? kLargestFactor / top : 0.0f;
     uint8_t *q = to.q + token * n;
-    for (int64_t i = 0; i < n; i += 32) {
-        const auto x0 = S::load(x + i), x1 = S::load(x + i + 16);
-        const float most = usable ? lanes_max<S>(S::max(S::abs(x0), S::abs(x1))) : 0.0f;
-        const int factor = std::max(static_cast<int>(std::ceil(most * steps)), 1);
-        const auto inverse = S::set1(steps * kLargestByte / static_cast<float>(factor));
-        const auto c0 = S::round(S::mul(x0, inverse)), c1 = S::round(S::mul(x1, inverse));
-        S::store_i8(reinterpret_cast<int8_t *>(q + i), c0);
-        S::store_i8(reinterpret_cast<int8_t *>(q + i + 16), c1);
+    for_stretches(n, [&](int64_t i, auto halves) __attribute__((always_inline)) {
         const int64_t at = token * (n / 32) + i / 32;
-        store_sums(to, at, S::sum_int(S::round_int(c0)), S::sum_int(S::round_int(c1)), factor);
-        to.factor[at] = S::factor(factor);
-    }
+        typename S::F size[kHalves];
+        UNROLL for (int64_t h = 0; h < kHalves; ++h)
+            size[h] = h < halves && usable ? S::abs(S::load(x + i + 16 * h)) : S::zero();
+        const auto of_halves = largest_of_each<S>(size);
+        const auto most = S::mul(S::max(of_halves, S::swap_pairs(of_halves)), S::set1(steps));
+        const auto near = S::round(most), one = S::set1(1.0f);
+        const auto factors = S::max(S::below(near, most, S::add(near, one), near), one);  // most, rounded up
+        float factor[kHalves], inverse[kHalves];
+        S::store(factor, factors);
+        S::store(inverse, S::div(S::set1(steps * kLargestByte), factors));
+        typename S::I codes[kHalves];
+        UNROLL for (int64_t h = 0; h < kHalves; ++h) {
+            codes[h] = S::zero_int();
+            if (h >= halves) continue;
+            const auto code = S::round(S::mul(S::load(x + i + 16 * h), S::set1(inverse[h])));
+            S::store_i8(reinterpret_cast<int8_t *>(q + i + 16 * h), code);
+            codes[h] = S::round_int(code);
+        }
+        for (int64_t b = 0; b < halves / 2; ++b) to.factor[at + b] = S::factor(static_cast<int>(factor[2 * b]));
+        store_sums<S>(to, at, halves, codes, factors);
+    });
 }
 
 template <class S>
@@ -250,74 +314,5 @@ void rope(float *x, const float *turn, int rotary_dim, bool neox) {
         const float a = x[i], b = x[i + 1];
         x[i] = a * c[i] + b * s[i];
         x[i + 1] = b * c[i + 1] + a * s[i + 1];
-    }
-}
-
-// What is stored stays finite: a later reader multiplies masked slots by zero, and zero times infinity is NaN.
-PAGODA_INLINE float finite(float x, float limit) { return x < limit ? (x > -limit ? x : -limit) : limit; }
-
-template <class Store>
-PAGODA_INLINE void store_kv_as(const float *k, const float *v, int head_dim, int slot, uint8_t *k_to, uint8_t *v_to,
-                               float limit, Store convert) {
-    using E = decltype(convert(0.0f));
-    E *kt = reinterpret_cast<E *>(k_to), *vt = reinterpret_cast<E *>(v_to);
-    const int64_t padded = round_up(head_dim, 16);
-    for (int d = 0; d < head_dim; ++d) kt[d * kBlockTokens + slot] = convert(finite(k[d], limit));
-    for (int d = 0; d < head_dim; ++d) vt[slot * padded + d] = convert(finite(v[d], limit));
-}
-
-template <class S>
-PAGODA_INLINE void store_kv_half(const float *k, const float *v, int head_dim, int slot, uint8_t *k_to, uint8_t *v_to) {
-    uint16_t *kt = reinterpret_cast<uint16_t *>(k_to), *vt = reinterpret_cast<uint16_t *>(v_to) + slot * round_up(head_dim, 16);
-    const auto top = S::set1(65504.0f), bottom = S::set1(-65504.0f);
-    const auto halves = [&](const float *x, uint16_t *to) __attribute__((always_inline)) {
-        const auto v = S::load(x);
-        S::store_half(to, S::max(S::below(v, top, v, top), bottom));  // NaN becomes the largest, too
-    };
-    int d = 0;
-    for (; d + 16 <= head_dim; d += 16) {
-        uint16_t column[16];
-        halves(k + d, column);
-        for (int i = 0; i < 16; ++i) kt[(d + i) * kBlockTokens + slot] = column[i];
-        halves(v + d, vt + d);
-    }
-    for (; d < head_dim; ++d) {
-        kt[d * kBlockTokens + slot] = float_to_half(finite(k[d], 65504.0f));
-        vt[d] = float_to_half(finite(v[d], 65504.0f));
-    }
-}
-
-PAGODA_INLINE float largest_magnitude(const float *x, int n) {
-    float m = 0.0f;
-    for (int i = 0; i < n; ++i) m = std::fabs(x[i]) > m ? std::fabs(x[i]) : m;
-    return finite(m, 1e30f);
-}
-
-// A block keeps K as [head_dim][16 tokens] and V as [16 tokens][head_dim padded to 16].
-template <class S>
-void store_kv(const float *k, const float *v, int head_dim, int slot, KVType type, uint8_t *k_to, uint8_t *v_to,
-              float *k_scale, float *v_scale) {
-    switch (type) {
-        case KVType::F32:
-            store_kv_as(k, v, head_dim, slot, k_to, v_to, 3e38f, [](float x) { return x; });
-            break;
-        case KVType::F16:
-            store_kv_half<S>(k, v, head_dim, slot, k_to, v_to);
-            break;
-        case KVType::BF16:
-            store_kv_as(k, v, head_dim, slot, k_to, v_to, 3e38f, [](float x) { return float_to_bfloat(x); });
-            break;
-        case KVType::Int8: {
-            const float ks = largest_magnitude(k, head_dim) / 127.0f, vs = largest_magnitude(v, head_dim) / 127.0f;
-            const float ki = ks > 0.0f ? 1.0f / ks : 0.0f, vi = vs > 0.0f ? 1.0f / vs : 0.0f;
-            int8_t *kt = reinterpret_cast<int8_t *>(k_to), *vt = reinterpret_cast<int8_t *>(v_to);
-            const int64_t padded = round_up(head_dim, 16);
-            const auto code = [](float x) { return static_cast<int8_t>(std::nearbyint(finite(x, 127.0f))); };
-            for (int d = 0; d < head_dim; ++d) kt[d * kBlockTokens + slot] = code(k[d] * ki);
-            for (int d = 0; d < head_dim; ++d) vt[slot * padded + d] = code(v[d] * vi);
-            k_scale[slot] = ks;
-            v_scale[slot] = vs;
-            break;
-        }
     }
 }

@@ -43,7 +43,8 @@ void multiply(const Runtime &runtime, GemmArgs whole, int bits) {
         mine.panel_begin = begin * kPanelsTogether;
         mine.panel_end = std::min(end * kPanelsTogether, panels);
         mine.scratch = scratch.data();
-        (bits == 8 ? kernels.gemm8 : kernels.gemm)[type](mine);
+        const bool bf16 = runtime.bf16_products && kernels.gemm_bf16[type];
+        (bits == 8 ? kernels.gemm8 : bf16 ? kernels.gemm_bf16 : kernels.gemm)[type](mine);
     });
 }
 

@@ -18,7 +18,7 @@ double now() {
 }  // namespace
 
 Program::Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max_tokens, int64_t max_logit_rows,
-                 KVType kv_type, int activation_bits) {
+                 KVType kv_type, int activation_bits, bool bf16_products) {
     workspace.pool = std::move(pool);
     workspace.kernels = kernels;
     workspace.lora_kernels = &lora_kernels(kernels->name);
@@ -27,6 +27,7 @@ Program::Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max
     workspace.max_logit_rows = max_logit_rows;
     workspace.kv_type = kv_type;
     workspace.activation_bits = activation_bits;
+    workspace.bf16_products = bf16_products;
     for (int t = 0; t < workspace.pool->size(); ++t) scratch_.emplace_back(kScratch);
 }
 

@@ -9,7 +9,7 @@ namespace pagoda {
 class Program {
   public:
     Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max_tokens, int64_t max_logit_rows,
-            KVType kv_type, int activation_bits);
+            KVType kv_type, int activation_bits, bool bf16_products);
 
     // Buffers of so many rows a token.
     int add_buffer(int64_t columns, int64_t rows = 1);

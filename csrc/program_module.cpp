@@ -95,6 +95,7 @@ KVType kv_type_from_name(const std::string &name) {
     if (name == "f32") return KVType::F32;
     if (name == "f16") return KVType::F16;
     if (name == "bf16") return KVType::BF16;
+    if (name == "int16") return KVType::Int16;
     if (name == "int8") return KVType::Int8;
     throw std::invalid_argument("no such KV type: " + name);
 }
@@ -199,10 +200,11 @@ void bind_program(nb::module_ &m) {
         .def_prop_ro("is_float", [](const Weight &w) { return is_float(w.type); });
     nb::class_<Runtime> runtime(m, "Runtime");
     bind_products(runtime);
-    runtime.def(nb::init<int, std::optional<std::string>, int>(), "threads"_a, "isa"_a = nb::none(),
-             "activation_bits"_a = 16)
+    runtime.def(nb::init<int, std::optional<std::string>, int, bool>(), "threads"_a, "isa"_a = nb::none(),
+             "activation_bits"_a = 16, "bf16_products"_a = false)
         .def_prop_ro("threads", [](const Runtime &r) { return r.pool->size(); })
         .def_ro("activation_bits", &Runtime::activation_bits)
+        .def_ro("bf16_products", &Runtime::bf16_products)
         .def_prop_ro("isa", [](const Runtime &r) { return std::string(r.kernels->name); })
         .def("pack", &pack, "data"_a, "type"_a, "rows"_a, "columns"_a)
         .def("empty_weight", &empty_weight, "type"_a, "rows"_a, "columns"_a)
@@ -211,7 +213,7 @@ void bind_program(nb::module_ &m) {
         .def("program",
              [](const Runtime &r, int64_t max_tokens, int64_t max_logit_rows, const std::string &kv_type) {
                  return std::make_unique<Program>(r.pool, r.kernels, max_tokens, max_logit_rows,
-                                                  kv_type_from_name(kv_type), r.activation_bits);
+                                                  kv_type_from_name(kv_type), r.activation_bits, r.bf16_products);
              },
              "max_tokens"_a, "max_logit_rows"_a, "kv_type"_a);
     nb::class_<LinearPart>(m, "LinearPart")

@@ -16,8 +16,10 @@ struct Runtime {
     std::shared_ptr<Pool> pool;
     const Kernels *kernels;
     int activation_bits;
+    bool bf16_products;
 
-    Runtime(int threads, const std::optional<std::string> &isa, int bits) : kernels(nullptr), activation_bits(bits) {
+    Runtime(int threads, const std::optional<std::string> &isa, int bits, bool bf16)
+        : kernels(nullptr), activation_bits(bits), bf16_products(bf16) {
         if (threads < 1) throw std::invalid_argument("at least one thread is needed");
         if (bits != 8 && bits != 16) throw std::invalid_argument("activations have 8 or 16 bits");
         for (const Kernels *k : available_kernels())

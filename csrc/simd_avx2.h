@@ -14,6 +14,8 @@ struct Avx2 {
     static constexpr int kPanels = 1;
     static constexpr int kFloatTile = 6;
     static constexpr int kRows = 6;
+    static constexpr int kCodeRows = 6;
+    static constexpr int kCodeSums = 6;
     static constexpr int kUnpackTokens = 12;
     static constexpr bool kSigned = true;
     static constexpr int kParts = 2;  // even columns, odd columns
@@ -107,6 +109,23 @@ struct Avx2 {
             _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
         const __m128i r = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p), r);
+    }
+    PAGODA_INLINE static void store_i16(int16_t *p, const I &x) {
+        const __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), w);
+    }
+    PAGODA_INLINE static void store_every_other(int16_t *p, const I &x) {
+        int16_t codes[16];
+        store_i16(codes, x);
+        for (int i = 0; i < 16; ++i) p[2 * i] = codes[i];
+    }
+    PAGODA_INLINE static I zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    PAGODA_INLINE static B pair(const int16_t *p) {
+        const __m256i x = broadcast4(p);
+        return {x, x};
+    }
+    PAGODA_INLINE static I add_pairs(const I &sum, const B &a, const B &b) {
+        return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(a.a, b.a)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(a.b, b.b))};
     }
     PAGODA_INLINE static uint32_t factor(int x) { return static_cast<uint32_t>(x) * 0x10001u; }  // twice, in 16 bits
     PAGODA_INLINE static I round_int(const F &x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }

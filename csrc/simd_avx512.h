@@ -14,6 +14,8 @@ struct Avx512 {
     static constexpr int kPanels = 2;  // a broadcast of activations takes as long as a product
     static constexpr int kFloatTile = 12;
     static constexpr int kRows = 12;
+    static constexpr int kCodeRows = 6;
+    static constexpr int kCodeSums = 12;
     static constexpr int kUnpackTokens = 24;
     static constexpr bool kSigned = false;
     static constexpr int kParts = 1;
@@ -77,6 +79,17 @@ struct Avx512 {
     PAGODA_INLINE static void store_i8(int8_t *p, const F &x) {
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
     }
+    PAGODA_INLINE static void store_i16(int16_t *p, const I &x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16(x.v));
+    }
+    PAGODA_INLINE static void store_even_lanes(void *p, const I &x) {
+        _mm256_storeu_si256(static_cast<__m256i *>(p), _mm512_cvtepi64_epi32(x.v));
+    }
+    PAGODA_INLINE static void store_even_lanes(void *p, const F &x) { store_even_lanes(p, I{_mm512_castps_si512(x.v)}); }
+    PAGODA_INLINE static void store_every_other(int16_t *p, const I &x) { _mm512_mask_storeu_epi16(p, 0x55555555, x.v); }
+    PAGODA_INLINE static I zero_int() { return {_mm512_setzero_si512()}; }
+    PAGODA_INLINE static B pair(const int16_t *p) { return {broadcast4(p)}; }
+    PAGODA_INLINE static I add_pairs(const I &sum, const B &a, const B &b) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
     PAGODA_INLINE static uint32_t factor(int x) { return float_to_bits(static_cast<float>(x)); }
     PAGODA_INLINE static I round_int(const F &x) { return {_mm512_cvtps_epi32(x.v)}; }
     // A quad's low bytes (signed), then its high ones.
@@ -87,6 +100,54 @@ struct Avx512 {
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p + 16), _mm_unpackhi_epi32(low, high));
     }
     PAGODA_INLINE static int32_t sum_int(const I &x) { return _mm512_reduce_add_epi32(x.v); }
+    // 1 / x to about 1 ulp, for normal x whose inverse is normal; 0 where it is not.
+    PAGODA_INLINE static F reciprocal(const F &x) {
+        const __m512 near = _mm512_rcp14_ps(x.v);
+        return {_mm512_fmadd_ps(_mm512_fnmadd_ps(x.v, near, _mm512_set1_ps(1.0f)), near, near)};
+    }
+    PAGODA_INLINE static F times_pow2(const F &x, const F &n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+    // fn of the lanes of each of 16 vectors, side by side.
+    template <class Fn>
+    PAGODA_INLINE static __m512 fold_each(const __m512 (&x)[16], Fn fn) {
+        const auto halves = [&](int i, int j) {
+            return fn(_mm512_shuffle_f32x4(x[i], x[j], 0x44), _mm512_shuffle_f32x4(x[i], x[j], 0xee));
+        };
+        __m512 quarters[4], pairs[2];
+        for (int i = 0; i < 4; ++i) {
+            const __m512 low = halves(i, i + 4), high = halves(i + 8, i + 12);
+            quarters[i] = fn(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+        }
+        for (int i = 0; i < 2; ++i)
+            pairs[i] = fn(_mm512_unpacklo_ps(quarters[2 * i], quarters[2 * i + 1]),
+                          _mm512_unpackhi_ps(quarters[2 * i], quarters[2 * i + 1]));
+        const __m512d first = _mm512_castps_pd(pairs[0]), second = _mm512_castps_pd(pairs[1]);
+        return fn(_mm512_castpd_ps(_mm512_unpacklo_pd(first, second)), _mm512_castpd_ps(_mm512_unpackhi_pd(first, second)));
+    }
+    PAGODA_INLINE static F largest_of_each(const F (&x)[16]) {
+        __m512 v[16];
+        for (int i = 0; i < 16; ++i) v[i] = x[i].v;
+        return {fold_each(v, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); })};
+    }
+    PAGODA_INLINE static I sum_of_each(const I (&x)[16]) {
+        __m512 v[16];
+        for (int i = 0; i < 16; ++i) v[i] = _mm512_castsi512_ps(x[i].v);
+        return {_mm512_castps_si512(fold_each(v, [](__m512 a, __m512 b) {
+            return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+        }))};
+    }
+    // Lanes i and i + 8, then i and i + 4, …: the same tree as over plain lanes.
+    PAGODA_INLINE static float reduce_add(const F &x) {
+        const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+        const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+        const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+        return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+    }
+    PAGODA_INLINE static float reduce_max(const F &x) {
+        const __m256 s8 = _mm256_max_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+        const __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+        const __m128 s2 = _mm_max_ps(s4, _mm_movehl_ps(s4, s4));
+        return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
+    }
     PAGODA_INLINE static F to_float(const I &x) { return {_mm512_cvtepi32_ps(x.v)}; }
     PAGODA_INLINE static I sub_shifted(const I &x, const int32_t *y, int shift) {
         return {_mm512_sub_epi32(x.v, _mm512_slli_epi32(_mm512_set1_epi32(*y), static_cast<unsigned>(shift)))};

@@ -14,6 +14,8 @@ struct Generic {
     static constexpr int kPanels = 1;      // of one integer tile, from unpacked weights
     static constexpr int kFloatTile = 1;  // tokens of one float tile
     static constexpr int kRows = 1;       // query rows of one attention tile
+    static constexpr int kCodeRows = 1;   // and of one whose keys are codes
+    static constexpr int kCodeSums = 1;   // of that
     static constexpr int kUnpackTokens = 0;  // from so many on unpacking panels first pays; 0: never
     static constexpr bool kSigned = true;   // whether W holds signed codes (else signed ones are raised by 128)
     static constexpr int kParts = 1;        // W to a B
@@ -96,6 +98,25 @@ struct Generic {
             p[8 * (i / 4) + i % 4] = static_cast<uint8_t>(low);
             p[8 * (i / 4) + i % 4 + 4] = static_cast<uint8_t>((x.v[i] - low) >> 8);
         }
+    }
+    PAGODA_INLINE static void store_i16(int16_t *p, const I &x) {  // x in [-32768, 32767]
+        for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(x.v[i]);
+    }
+    PAGODA_INLINE static void store_every_other(int16_t *p, const I &x) {  // p[2 i] = x[i], and nothing else is written
+        for (int i = 0; i < 16; ++i) p[2 * i] = static_cast<int16_t>(x.v[i]);
+    }
+    PAGODA_INLINE static I zero_int() { return {}; }
+    PAGODA_INLINE static B pair(const int16_t *p) {  // p[0] and p[1], 16 times
+        B r;
+        for (int i = 0; i < 16; ++i) std::memcpy(r.v + 4 * i, p, 4);
+        return r;
+    }
+    PAGODA_INLINE static I add_pairs(I sum, const B &a, const B &b) {  // of 16-bit codes: sum[i] += a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]
+        int16_t x[32], y[32];
+        std::memcpy(x, a.v, 64);
+        std::memcpy(y, b.v, 64);
+        for (int i = 0; i < 16; ++i) sum.v[i] += x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+        return sum;
     }
     PAGODA_INLINE static uint32_t factor(int x) { return float_to_bits(static_cast<float>(x)); }
     PAGODA_INLINE static int32_t sum_int(const I &x) {

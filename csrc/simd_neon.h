@@ -16,6 +16,8 @@ struct Neon {
     static constexpr int kPanels = 1;
     static constexpr int kFloatTile = 6;
     static constexpr int kRows = 6;
+    static constexpr int kCodeRows = 6;
+    static constexpr int kCodeSums = 6;
     static constexpr int kUnpackTokens = 8;
     static constexpr bool kSigned = true;
     static constexpr int kParts = 1;
@@ -128,6 +130,30 @@ struct Neon {
             return vcombine_s16(vqmovn_s32(vcvtq_s32_f32(u)), vqmovn_s32(vcvtq_s32_f32(v)));
         };
         vst1q_s8(p, vcombine_s8(vqmovn_s16(narrow(x.a, x.b)), vqmovn_s16(narrow(x.c, x.d))));
+    }
+    PAGODA_INLINE static void store_i16(int16_t *p, const I &x) {
+        vst1q_s16(p, vcombine_s16(vmovn_s32(x.a), vmovn_s32(x.b)));
+        vst1q_s16(p + 8, vcombine_s16(vmovn_s32(x.c), vmovn_s32(x.d)));
+    }
+    PAGODA_INLINE static void store_every_other(int16_t *p, const I &x) {
+        int16_t codes[16];
+        store_i16(codes, x);
+        for (int i = 0; i < 16; ++i) p[2 * i] = codes[i];
+    }
+    PAGODA_INLINE static B pair(const int16_t *p) {
+        int32_t both;
+        std::memcpy(&both, p, 4);
+        const uint8x16_t x = vreinterpretq_u8_s32(vdupq_n_s32(both));
+        return {x, x, x, x};
+    }
+    PAGODA_INLINE static I add_pairs(const I &sum, const B &x, const B &y) {
+        return each<I>(
+            [](auto s, auto u, auto v) {
+                const int16x8_t p = vreinterpretq_s16_u8(u), q = vreinterpretq_s16_u8(v);
+                const int32x4_t low = vmull_s16(vget_low_s16(p), vget_low_s16(q));
+                return vaddq_s32(s, vpaddq_s32(low, vmull_high_s16(p, q)));
+            },
+            sum, x, y);
     }
     PAGODA_INLINE static uint32_t factor(int x) { return float_to_bits(static_cast<float>(x)); }
     PAGODA_INLINE static I zero_int() {

@@ -121,7 +121,7 @@ void LinearStage::admit(Workspace &w) {
 }
 
 int64_t LinearStage::panels_an_item(const LinearPart &p, int64_t n) {
-    if (n > kRowChunk / 2) return 2;
+    if (n > kRowChunk / 2) return is_float(p.weight().type) ? 8 : 2;  // rows of floats may be rounded once an item
     const int64_t panel_bytes = static_cast<int64_t>(p.weight().bytes()) / p.weight().panels;
     return std::max<int64_t>(n > kFewRows ? 2 : 1, kItemBytes / panel_bytes);
 }
@@ -191,7 +191,7 @@ void LinearStage::run(Workspace &w, const Step &step, int64_t index, uint8_t *sc
     g.accumulate = p.accumulate;
     g.scale = p.scale;
     g.scratch = scratch;
-    (bytes ? w.kernels->gemm8 : w.kernels->gemm)[type](g);
+    (bytes ? w.kernels->gemm8 : w.takes_bf16(at.weight->type) ? w.kernels->gemm_bf16 : w.kernels->gemm)[type](g);
     if (softcap <= 0) return;
     for (int64_t t = g.token_begin; t < g.token_end; ++t)
         for (int64_t i = g.panel_begin * kPanelRows; i < g.panel_end * kPanelRows; ++i) {

@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kAttendItems = 8;  // fewer attention tiles a thread are split by keys
 
 int64_t element_bytes(KVType t) { return t == KVType::F32 ? 4 : t == KVType::Int8 ? 1 : 2; }
+bool has_scales(KVType t) { return t == KVType::Int16 || t == KVType::Int8; }
 
 void require(bool ok, const char *what) {
     if (!ok) throw std::invalid_argument(what);
@@ -19,9 +20,9 @@ void require(bool ok, const char *what) {
 }  // namespace
 
 HeadLayout::HeadLayout(const LayerKV &l, KVType t)
-    : k(l.head_dim * kBlockTokens * element_bytes(t)),
+    : k(round_up(l.head_dim, 2) * kBlockTokens * element_bytes(t)),
       v(round_up(l.head_dim, 16) * kBlockTokens * element_bytes(t)),
-      scale(t == KVType::Int8 ? kBlockTokens * 4 : 0) {}
+      scale(has_scales(t) ? kBlockTokens * 4 : 0) {}
 
 void QuantizedBuffer::open(int bits) {
     Quantized &codes = bits == 8 ? codes8 : codes16;

@@ -125,6 +125,7 @@ struct Workspace {
     int64_t max_tokens, max_logit_rows;
     KVType kv_type;
     int activation_bits;
+    bool bf16_products;  // with 16-bit float weights, where the kernels have them
 
     std::vector<Buffer> buffers;
     std::vector<QuantizedBuffer> quantized;
@@ -156,6 +157,7 @@ struct Workspace {
     const Buffer &buffer(int index) const { return buffers.at(static_cast<size_t>(index)); }
     const LayerKV &layer(int index) const { return layers.at(static_cast<size_t>(index)); }
     bool takes_bytes(Type type) const { return activation_bits == 8 && kernels->gemm8[static_cast<int>(type)]; }
+    bool takes_bf16(Type type) const { return bf16_products && kernels->gemm_bf16[static_cast<int>(type)]; }
 
     void set_layers(std::vector<LayerKV> layers, int groups);
     void allocate_kv(const std::vector<int64_t> &blocks, int64_t states);

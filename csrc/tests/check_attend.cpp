@@ -7,8 +7,10 @@
 namespace pagoda::check {
 namespace {
 
-constexpr const char *kNames[] = {"f32", "f16", "bf16", "int8"};
-constexpr KVType kKinds[] = {KVType::F32, KVType::F16, KVType::BF16, KVType::Int8};
+constexpr const char *kNames[] = {"f32", "f16", "bf16", "int16", "int8"};
+constexpr KVType kKinds[] = {KVType::F32, KVType::F16, KVType::BF16, KVType::Int16, KVType::Int8};
+
+constexpr double kLongestKey = 46300.0, kLargestValueCode = 16383.0;  // of codes of 16 bits
 
 int element_bytes(KVType type) { return type == KVType::F32 ? 4 : type == KVType::Int8 ? 1 : 2; }
 
@@ -17,6 +19,7 @@ double element(const uint8_t *base, int64_t i, KVType type) {
         case KVType::F32: return bits_to_float(load_u32(base + 4 * i));
         case KVType::F16: return half_to_float(load_u16(base + 2 * i));
         case KVType::BF16: return bfloat_to_float(load_u16(base + 2 * i));
+        case KVType::Int16: return static_cast<int16_t>(load_u16(base + 2 * i));
         default: return static_cast<int8_t>(base[i]);
     }
 }
@@ -35,14 +38,18 @@ struct Cache {
     uint8_t *start() { return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64); }
     uint8_t *block(int token) { return start() + table[static_cast<size_t>(token / kBlockTokens)] * stride; }
     float scale(int token, int which) {
-        if (type != KVType::Int8) return 1.0f;
+        if (type != KVType::Int8 && type != KVType::Int16) return 1.0f;
         return reinterpret_cast<const float *>(block(token) + scales_at + 64 * which)[token % kBlockTokens];
     }
     double key(int token, int d) {
-        return element(block(token), d * kBlockTokens + token % kBlockTokens, type) * scale(token, 0);
+        const int slot = token % kBlockTokens;
+        const int at = type == KVType::Int16 ? (d / 2 * kBlockTokens + slot) * 2 + d % 2 : d * kBlockTokens + slot;
+        return element(block(token), at, type) * scale(token, 0);
     }
     double value(int token, int d) {
-        return element(block(token) + v_at, token % kBlockTokens * padded + d, type) * scale(token, 1);
+        const int slot = token % kBlockTokens;
+        const int64_t at = type == KVType::Int16 ? (slot / 2 * padded + d) * 2 + slot % 2 : slot * padded + d;
+        return element(block(token) + v_at, at, type) * scale(token, 1);
     }
     void store(const Kernels &k, int token, const float *key, const float *value) {
         uint8_t *b = block(token);
@@ -62,6 +69,7 @@ double allowed(KVType type, double x, double largest) {
         case KVType::F32: return 0.0;
         case KVType::F16: return 0x1p-11 * std::fabs(x) + 0x1p-25;
         case KVType::BF16: return 0x1p-8 * std::fabs(x);
+        case KVType::Int16: return 0.5001 / kLargestValueCode * largest + 1e-30;
         default: return 0.5001 / 127 * largest + 1e-30;
     }
 }
@@ -78,6 +86,10 @@ void check_stored(const Kernels &k, KVType type, int head_dim, Report &report) {
         largest[0] = std::fmax(largest[0], std::fabs(static_cast<double>(key[d])));
         largest[1] = std::fmax(largest[1], std::fabs(static_cast<double>(value[d])));
     }
+    if (type == KVType::Int16) {  // a key's scale goes by its length, where that is more than its largest number allows
+        const double length = std::sqrt(std::inner_product(key.begin(), key.end(), key.begin(), 0.0));
+        largest[0] = std::fmax(largest[0], length * kLargestValueCode / kLongestKey);
+    }
     cache.store(k, token, key.data(), value.data());
     const char *name = kNames[static_cast<int>(type)];
     for (int d = 0; d < head_dim; ++d) {
@@ -87,7 +99,7 @@ void check_stored(const Kernels &k, KVType type, int head_dim, Report &report) {
     }
     size_t changed = 0;
     for (size_t i = 0; i < untouched.size(); ++i) changed += untouched[i] != cache.memory[i];
-    const size_t may = static_cast<size_t>(2 * head_dim * element_bytes(type) + (type == KVType::Int8 ? 8 : 0));
+    const size_t may = static_cast<size_t>(2 * head_dim * element_bytes(type) + (type == KVType::Int8 || type == KVType::Int16 ? 8 : 0));
     report.expect(changed <= may, "%s: wrote beyond its slot", name);
 }
 
@@ -243,7 +255,8 @@ void check_values(Attention &a, const std::vector<float> &out, Report &report) {
                 want += part;
                 bound += std::fabs(part);
             }
-            report.close(out[static_cast<size_t>(row * a.s.head_dim + d)], want, 1e-5 * bound,
+            const double share = a.cache.type == KVType::Int16 ? 2e-3 : 1e-5;  // queries and weights are codes, too
+            report.close(out[static_cast<size_t>(row * a.s.head_dim + d)], want, share * bound,
                          kNames[static_cast<int>(a.cache.type)]);
         }
     }
@@ -266,6 +279,22 @@ void check_setting(const Kernels &k, const Setting &s, KVType type, Report &repo
     report.expect(together == by_token, "%s at %d: tokens differ alone", name, s.position);
 }
 
+// Sums of products as large as codes let them become: queries that point where the keys do, values that are all alike.
+void check_largest(const Kernels &k, int head_dim, bool one, Report &report) {
+    Attention a = make_attention(k, {511, 1, 1, head_dim, 0, 0.0f}, KVType::Int16);
+    std::vector<float> key(static_cast<size_t>(head_dim), one ? 0.0f : 3.0f);
+    key[5] = 3.0f;
+    const std::vector<float> value(key.size(), -7.0f);
+    for (int t = 0; t < a.cache.tokens; ++t) a.cache.store(k, t, key.data(), value.data());
+    a.q = key;
+    std::vector<float> out(key.size());
+    run(k, a, 0, 1, 0, 1, out);
+    for (const float x : out) report.close(x, -7.0, 1e-3, "the largest sums");
+    a.cache.store(k, 300, std::vector<float>(key.size(), -3.0f).data(), std::vector<float>(key.size(), 1e6f).data());
+    run(k, a, 0, 1, 0, 1, out);  // the least score there can be: a key that is not looked at, whatever its value
+    if (!one) for (const float x : out) report.close(x, -7.0, 1e-3, "the least score");
+}
+
 }  // namespace
 
 int check_attend(const Kernels &k) {
@@ -273,6 +302,8 @@ int check_attend(const Kernels &k) {
     Report report("attend");
     for (const KVType type : kKinds)
         for (const Setting &s : kSettings) check_setting(k, s, type, report);
+    for (const int head_dim : {32, 64, 128, 512})
+        for (const bool one : {false, true}) check_largest(k, head_dim, one, report);
     return failed + report.finish();
 }
 

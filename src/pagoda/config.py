@@ -70,6 +70,13 @@ class EngineSettings(KVSettings):
             "llama.cpp: small models then change one next token in thirty."
         ),
     ] = "int16"
+    bf16_products: Annotated[
+        bool,
+        Setting(
+            "On CPUs with AVX512-BF16, multiply 16-bit float weights by activations rounded to bfloat16; else both are "
+            "float32, half as fast."
+        ),
+    ] = True
     encoder_weights: Annotated[
         EncoderWeights,
         Setting("Of models that make embeddings: as in the file, or rounded to 8 bits, half as fast again."),
@@ -152,11 +159,16 @@ class EngineSettings(KVSettings):
         """max_num_seqs, or a CPU's."""
         return self.max_num_seqs or CPU_LIMITS[1]
 
-    def with_limits(self, *, gpu: bool) -> EngineSettings:
-        """With the limits that the device likes, where nobody said them."""
+    def for_device(
+        self, *, gpu: bool, kv_type: Literal["f16", "bf16", "f32", "int16", "int8", "fp8"]
+    ) -> EngineSettings:
+        """With the limits that the device likes, and its type of KV, where nobody said them."""
         tokens, seqs = GPU_LIMITS if gpu else CPU_LIMITS
         return dataclasses.replace(
-            self, max_batch_tokens=self.max_batch_tokens or tokens, max_num_seqs=self.max_num_seqs or seqs
+            self,
+            max_batch_tokens=self.max_batch_tokens or tokens,
+            max_num_seqs=self.max_num_seqs or seqs,
+            kv_type=kv_type if self.kv_type == "auto" else self.kv_type,
         )
 
 

@@ -13,8 +13,12 @@ class KVSettings(Settings):
     """How keys and values are kept, and where those of idle prefixes go."""
 
     kv_type: Annotated[
-        Literal["f16", "bf16", "f32", "int8", "fp8"], Setting("Number type of the KV cache; fp8 on GPUs alone.")
-    ] = "f16"
+        Literal["auto", "f16", "bf16", "f32", "int16", "int8", "fp8"],
+        Setting(
+            "Number type of the KV cache. int16: codes with a scale for each token, on CPUs alone; fp8 on GPUs alone. "
+            "auto: int16 where a CPU multiplies such codes fastest (AVX-512), f16 elsewhere."
+        ),
+    ] = "auto"
     kv_memory_bytes: Annotated[
         int | None,
         Setting(

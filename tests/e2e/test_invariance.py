@@ -74,9 +74,9 @@ arrivals = st.builds(
 )
 
 
-@pytest.fixture(scope="module", params=["f16", "int8"])
+@pytest.fixture(scope="module", params=["f16", "int16", "int8"])
 def loaded(request: pytest.FixtureRequest, default_model: Path) -> Iterator[LoadedEngine]:
-    kv_type: Literal["f16", "int8"] = request.param
+    kv_type: Literal["f16", "int16", "int8"] = request.param
     wide = {"max_num_seqs": 6, "max_context": MAX_CONTEXT, "max_batch_tokens": MAX_BATCH_TOKENS}
     probe = load_engine(EngineSettings(model=str(default_model), kv_type=kv_type, **wide))
     block_bytes = probe.kv_plan.footprint.block_bytes[0]

@@ -35,7 +35,7 @@ from serving import process
 SMALL = {"TOKENS": (1, 2, 64), "ROWS": (1, 2), "BATCHES": (1, 2), "CONTEXTS": (16, 64), "CHUNKS": ((64, 64), (64, 128))}
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "int8", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "int16", "int8", "f32"])
 def test_bytes_are_the_engines_own(default_model: Path, kv_type: Any) -> None:
     shape = shape_of_file(default_model)
     weights = weights_in(shape, STORED)

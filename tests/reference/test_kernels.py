@@ -7,6 +7,7 @@ are judged against what that rounding must cost: a step's uniform error is step 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,35 @@ def test_in_bytes_products_err_by_the_rounding_of_bytes(type: str, columns: int,
     assert np.sqrt(np.square(errors).mean()) < 1.15
     for tokens in TOKENS:
         np.testing.assert_array_equal(matmul(isa, type, data, x[:tokens], bits=8), together[:tokens])
+
+
+def as_bfloat16(x: FloatArray) -> FloatArray:
+    """Rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+@each_isa
+@pytest.mark.parametrize("columns", COLUMNS + FLOAT_COLUMNS)
+@pytest.mark.parametrize("type", ["F16", "BF16"])
+def test_bfloat16_products_are_those_of_rounded_numbers(type: str, columns: int, isa: str) -> None:
+    """Where the instructions are missing, products stay those of float32."""
+    asked = _native.Runtime(1, isa, 16, bf16_products=True)
+    x, data = activations(columns, 150), blocks_of(type, columns)
+    weight = dequantize(data, type, (ROWS, columns))
+    packed, out = asked.pack(data, type, ROWS, columns), np.full((len(x), ROWS), np.nan, np.float32)
+    asked.matmul(packed, x, out)
+    plain = matmul(isa, type, data, x)
+    if np.array_equal(out, plain):
+        assert isa != "avx512" or "avx512_bf16" not in Path("/proc/cpuinfo").read_text()
+        return
+    rounded_x, rounded_weight = as_bfloat16(x).astype(np.float64), as_bfloat16(weight).astype(np.float64)
+    most = 1e-6 * np.sqrt(columns) * np.sqrt(np.square(rounded_x) @ np.square(rounded_weight.T)) + 1e-30
+    assert (np.abs(out - rounded_x @ rounded_weight.T) <= 6 * most).all()
+    for tokens in TOKENS:
+        few = np.full((tokens, ROWS), np.nan, np.float32)
+        asked.matmul(packed, np.ascontiguousarray(x[:tokens]), few)
+        np.testing.assert_array_equal(few, out[:tokens])
 
 
 @each_isa

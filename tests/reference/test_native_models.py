@@ -167,7 +167,8 @@ def test_types_may_differ_from_tensor_to_tensor() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
-    ("kv_type", "least", "most"), [("f16", 1e-6, 1e-3), ("bf16", 1e-5, 8e-3), ("int8", 1e-5, 0.02)]
+    ("kv_type", "least", "most"),
+    [("f16", 1e-6, 1e-3), ("bf16", 1e-5, 8e-3), ("int16", 1e-7, 1e-3), ("int8", 1e-5, 0.02)],
 )
 @pytest.mark.parametrize("name", ["llama", "qwen3_256", "gemma3"])
 def test_kv_types_round_and_no_more(name: str, kv_type: KVType, least: float, most: float, isa: str) -> None:
@@ -317,11 +318,11 @@ def test_a_group_that_is_none_is_refused() -> None:
 def test_a_block_takes_what_its_tokens_need(name: str) -> None:
     """16 tokens of K and V in every layer; scales and alignment add an eighth at most."""
     model = model_of(name)
-    for kv_type, size in [("f32", 4), ("f16", 2), ("bf16", 2), ("int8", 1)]:
+    for kv_type, size in [("f32", 4), ("f16", 2), ("bf16", 2), ("int16", 2), ("int8", 1)]:
         loaded = backend().load(model, max_batch_tokens=8, max_batch_seqs=1, kv_type=kv_type)
         for g, group in enumerate(model.kv_groups):
             bare = 2 * 16 * model.num_kv_heads * model.head_dim * size * len(group.layers)
-            scales = 2 * 16 * model.num_kv_heads * 4 * len(group.layers) if kv_type == "int8" else 0
+            scales = 2 * 16 * model.num_kv_heads * 4 * len(group.layers) if "int" in kv_type else 0
             assert bare + scales <= loaded.block_bytes(g) <= (bare + scales) * 1.125
 
 

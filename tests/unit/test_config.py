@@ -89,7 +89,7 @@ def test_hyphens_and_underscores_are_the_same_in_files(empty_folder: Path) -> No
         ("memory-utilization = 1.5", "memory-utilization: 1.5 is out of range, must be between 0.01 and 1"),
         ("memory-utilization = nan", "memory-utilization: nan is not a number"),
         ("kv-memory = '4 gallons'", "kv-memory: '4 gallons' is not a size such as 4GiB"),
-        ("kv-type = 'f8'", "kv-type: 'f8' is not one of f16, bf16, f32, int8"),
+        ("kv-type = 'f8'", "kv-type: 'f8' is not one of auto, f16, bf16, f32, int16, int8, fp8"),
         ("prefix-caching = 'perhaps'", "prefix-caching: 'perhaps' is not true or false"),
         ("model = 3", "model: 3 is not text"),
         ("model = [", "is not TOML"),
@@ -111,7 +111,7 @@ def test_unknown_keys_of_a_verbs_table(empty_folder: Path) -> None:
 def test_wrong_flags_and_variables_are_named() -> None:
     with pytest.raises(ConfigError, match=r"^--max-num-seqs: 'x' is not a whole number"):
         load_settings(EngineSettings, {"max_num_seqs": "x"}, environ={})
-    with pytest.raises(ConfigError, match=r"^PAGODA_KV_TYPE: 'f8' is not one of f16"):
+    with pytest.raises(ConfigError, match=r"^PAGODA_KV_TYPE: 'f8' is not one of auto"):
         load_settings(EngineSettings, environ={"PAGODA_KV_TYPE": "f8"})
 
 

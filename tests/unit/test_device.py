@@ -20,3 +20,8 @@ def test_what_a_device_cannot_do_is_refused() -> None:
         make_backend(EngineSettings(backend="reference", activation_type="int8"))
     with pytest.raises(ConfigError, match="--tensor-parallel needs --device cuda"):
         make_backend(EngineSettings(backend="cpu", tensor_parallel=2))
+
+
+def test_16_bit_codes_of_keys_and_values_are_for_cpus() -> None:
+    with pytest.raises(ConfigError, match="--kv-type int16 needs --device cpu"):
+        make_backend(EngineSettings(backend="reference", kv_type="int16"))

@@ -65,10 +65,15 @@ def test_the_log_line_tells_graphs_from_activations() -> None:
 
 def test_limits_go_by_the_device_where_nobody_says_them() -> None:
     said = EngineSettings(max_num_seqs=3)
-    cpu, gpu = said.with_limits(gpu=False), said.with_limits(gpu=True)
+    cpu, gpu = said.for_device(gpu=False, kv_type="f16"), said.for_device(gpu=True, kv_type="f16")
     assert (cpu.max_batch_tokens, cpu.max_num_seqs) == (512, 3) == (said.batch_tokens, said.num_seqs)
     assert (gpu.max_batch_tokens, gpu.max_num_seqs) == (4096, 3)
-    assert EngineSettings().with_limits(gpu=True).max_num_seqs == 256
+    assert EngineSettings().for_device(gpu=True, kv_type="f16").max_num_seqs == 256
+
+
+def test_the_kv_type_is_the_devices_where_nobody_says_one() -> None:
+    assert EngineSettings().for_device(gpu=False, kv_type="int16").kv_type == "int16"
+    assert EngineSettings(kv_type="f32").for_device(gpu=False, kv_type="int16").kv_type == "f32"
 
 
 def test_the_context_shrinks_to_what_fits() -> None:

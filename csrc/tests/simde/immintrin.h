@@ -59,6 +59,32 @@ inline __m256i cvtps_ph(const __m512 &x) {
     return to;
 }
 
+// Two 128-bit lanes of either.
+inline __m512 shuffle_f32x4(const __m512 &x, const __m512 &y, unsigned order) {
+    float in[32], out[16];
+    std::memcpy(in, &x, 64);
+    std::memcpy(in + 16, &y, 64);
+    for (unsigned i = 0; i < 16; ++i) out[i] = in[i / 8 * 16 + (order >> i / 4 * 2 & 3) * 4 + i % 4];
+    __m512 to;
+    std::memcpy(&to, out, sizeof to);
+    return to;
+}
+
+inline __m256 upper_half(const __m512 &x) {
+    float in[16];
+    std::memcpy(in, &x, sizeof in);
+    __m256 to;
+    std::memcpy(&to, in + 8, sizeof to);
+    return to;
+}
+
+inline void mask_store_epi16(void *to, uint32_t mask, const __m512i &x) {
+    int16_t lanes[32];
+    std::memcpy(lanes, &x, sizeof lanes);
+    for (int i = 0; i < 32; ++i)
+        if (mask >> i & 1) std::memcpy(static_cast<int16_t *>(to) + i, lanes + i, 2);
+}
+
 inline __m512 permute_ps(const __m512 &x, unsigned order) {  // within each four lanes
     float in[16], out[16];
     std::memcpy(in, &x, sizeof in);
@@ -106,4 +132,20 @@ inline __m512 permute_ps(const __m512 &x, unsigned order) {  // within each four
 #endif
 #ifndef _mm512_reduce_add_epi32
 #define _mm512_reduce_add_epi32(x) simde_fallback::reduce_add(x)
+#endif
+#ifndef _mm512_cvtepi32_epi16
+#define _mm512_cvtepi32_epi16(x) \
+    simde_fallback::convert<__m256i, int16_t, int32_t>(x, [](int32_t lane) { return static_cast<int16_t>(lane); })
+#endif
+#ifndef _mm512_mask_storeu_epi16
+#define _mm512_mask_storeu_epi16 simde_fallback::mask_store_epi16
+#endif
+#ifndef _mm512_rcp14_ps
+#define _mm512_rcp14_ps(x) simde_fallback::convert<__m512, float, float>(x, [](float lane) { return 1.0f / lane; })
+#endif
+#ifndef _mm512_shuffle_f32x4
+#define _mm512_shuffle_f32x4 simde_fallback::shuffle_f32x4
+#endif
+#ifndef _mm512_extractf32x8_ps
+#define _mm512_extractf32x8_ps(x, half) simde_fallback::upper_half(x)  // half 1
 #endif

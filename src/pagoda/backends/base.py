@@ -28,7 +28,7 @@ Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "sigmoid", "clamped_s
 EmbedBy = Literal["tokens", "positions", "types"]  # which number of a token picks the row of an embedding table
 RopeStyle = Literal["interleaved", "neox"]  # pairs (2i, 2i+1), or (i, i + D/2)
 LoraType = Literal["f32", "bf16", "int8"]  # of an adapter's numbers in memory
-KVType = Literal["f16", "bf16", "f32", "int8", "fp8"]  # fp8 (e4m3): on CUDA alone
+KVType = Literal["f16", "bf16", "f32", "int16", "int8", "fp8"]  # int16: on CPUs alone; fp8 (e4m3): on CUDA alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +359,10 @@ class Backend(Protocol):
     """A device kind that loads models."""
 
     name: str
+
+    @property
+    def kv_type(self) -> KVType:
+        """The type of 16 bits that attention computes with fastest."""
 
     def available_memory(self) -> int | None:
         """Bytes of the device's own memory that are free now; None: it computes in the host's."""

@@ -23,16 +23,19 @@ NO_ROWS: FloatArray = np.empty((0, 0), np.float32)  # of what a model does not e
 class CpuBackend:
     """Threads and kernels. `isa` forces an instruction set; ConfigError where the machine lacks it.
 
-    `activation_bits`, 16 or 8: of the codes in which activations meet block-quantized weights.
+    `activation_bits`, 16 or 8: of the codes in which activations meet block-quantized weights. `bf16_products`: next to
+    16-bit float weights they are rounded to bfloat16, where the CPU has instructions for that.
     """
 
     name = "cpu"
 
-    def __init__(self, *, threads: int = 0, isa: str | None = None, activation_bits: int = 16) -> None:
+    def __init__(
+        self, *, threads: int = 0, isa: str | None = None, activation_bits: int = 16, bf16_products: bool = False
+    ) -> None:
         available = _native.available_isas()
         if isa is not None and isa not in available:
             raise ConfigError(f"isa {isa!r} is not available on this machine; available: {', '.join(available)}")
-        self.runtime = _native.Runtime(threads or usable_cores(), isa, activation_bits)
+        self.runtime = _native.Runtime(threads or usable_cores(), isa, activation_bits, bf16_products)
 
     @property
     def threads(self) -> int:
@@ -41,6 +44,10 @@ class CpuBackend:
     @property
     def isa(self) -> str:
         return self.runtime.isa
+
+    @property
+    def kv_type(self) -> KVType:
+        return "int16" if self.isa == "avx512" else "f16"
 
     def available_memory(self) -> int | None:
         return None

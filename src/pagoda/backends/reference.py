@@ -356,6 +356,7 @@ class ReferenceBackend:
     """`Backend` in numpy."""
 
     name = "reference"
+    kv_type: KVType = "f16"
 
     def __init__(self, *, batch_invariant: bool = True) -> None:
         self._batch_invariant = batch_invariant

@@ -34,6 +34,8 @@ def make_backend(settings: EngineSettings) -> Backend:
         raise ConfigError("--tensor-parallel needs --device cuda")
     if chosen != "cpu" and settings.activation_type == "int8":
         raise ConfigError("--activation-type int8 needs --device cpu: elsewhere activations are floats")
+    if chosen != "cpu" and settings.kv_type == "int16":
+        raise ConfigError("--kv-type int16 needs --device cpu: elsewhere f16 takes as little")
     return BACKENDS[chosen](settings)
 
 
@@ -73,7 +75,12 @@ def torch_device(backend: str) -> str | None:
 def _cpu(settings: EngineSettings) -> Backend:
     from pagoda.backends.cpu import CpuBackend  # imports the extension
 
-    return CpuBackend(threads=settings.threads, isa=settings.isa, activation_bits=int(settings.activation_type[3:]))
+    return CpuBackend(
+        threads=settings.threads,
+        isa=settings.isa,
+        activation_bits=int(settings.activation_type[3:]),
+        bf16_products=settings.bf16_products,
+    )
 
 
 def _reference(settings: EngineSettings) -> Backend:

@@ -143,7 +143,7 @@ def load_engine(
     if settings.state_interval % BLOCK_SIZE:
         raise ConfigError(f"--state-interval {settings.state_interval} must be a multiple of {BLOCK_SIZE}")
     backend = make_backend(settings)
-    settings = settings.with_limits(gpu=backend.available_memory() is not None)
+    settings = settings.for_device(gpu=backend.available_memory() is not None, kv_type=backend.kv_type)
     source = source or resolve(settings.model, progress=progress)
     checkpoint = checkpoint or open_checkpoint(source.path)
     checkpoint.guard()
@@ -237,6 +237,7 @@ def _place(
     settings: EngineSettings, backend: Backend, forward_model: ForwardModel, checkpoint: Checkpoint
 ) -> tuple[LoadedModel, Future[Tokenizer]]:
     """The model with its weights in place, and what came of building the tokenizer meanwhile."""
+    assert settings.kv_type != "auto"
     with ThreadPoolExecutor(1) as pool:
         tokenizer_job = pool.submit(load_tokenizer, checkpoint)
         sandbox.start()  # for the chat template
@@ -322,7 +323,8 @@ def _engine(
 
 def _kv_identity(settings: EngineSettings, backend: Backend, checkpoint: Checkpoint) -> str:
     """What keys and values depend on besides tokens and adapters: equal where one process can use another's."""
-    computed = (backend.name, getattr(backend, "isa", None), settings.activation_type, settings.batch_invariant)
+    products = settings.activation_type, settings.bf16_products
+    computed = (backend.name, getattr(backend, "isa", None), *products, settings.batch_invariant)
     parts = (
         pagoda.__version__,
         checkpoint.content_digest(),

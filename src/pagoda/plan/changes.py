@@ -98,7 +98,7 @@ def _shorter_context(target: Target) -> Iterator[Change]:
 
 def _smaller_kv(target: Target) -> Iterator[Change]:
     kv_type = target.settings.kv_type
-    if kv_type in ("f16", "bf16", "f32"):
+    if kv_type in ("f16", "bf16", "f32", "int16"):
         smaller = "fp8" if target.device.kind == "gpu" else "int8"
         if target.with_settings(kv_type=smaller).meets:
             yield Change(f"--kv-type {smaller} instead of {kv_type}", 1.0 if kv_type != "f32" else 2.0)

@@ -47,7 +47,9 @@ class PlanSettings(Settings):
     gpus: Annotated[int, Setting("Devices together; split by tensors where heads allow it.", minimum=1)] = 1
     tp: Annotated[int | None, Setting("Devices that share every layer (tensor parallel).", minimum=1)] = None
     pp: Annotated[int | None, Setting("Stages of layers (pipeline parallel).", minimum=1)] = None
-    kv_type: Annotated[Literal["f16", "bf16", "f32", "fp8", "int8"], Setting("Number type of the KV cache.")] = "f16"
+    kv_type: Annotated[
+        Literal["f16", "bf16", "f32", "fp8", "int16", "int8"], Setting("Number type of the KV cache.")
+    ] = "f16"
     activation_type: Annotated[
         Literal["int16", "int8"],
         Setting("Codes of activations, as in `pagoda serve`; this machine is measured with them."),

@@ -49,6 +49,7 @@ def _report(loaded: FromFiles, options: dict[str, str]) -> dict[str, Any]:
         if name not in known:
             raise ConfigError(f"unknown parameter {name!r}; known are {', '.join(known)}")
     engine = loaded.settings
+    assert engine.kv_type != "auto"
     values = {name: known[name].parse(value, name) for name, value in options.items()}
     settings = PlanSettings(
         model=str(loaded.source.path),

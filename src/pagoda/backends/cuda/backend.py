@@ -30,6 +30,7 @@ class CudaBackend:
     """See `pagoda.backends.base.Backend`. `shard` says which part of the model this process holds."""
 
     name = "cuda"
+    kv_type: KVType = "f16"
 
     def __init__(self, options: CudaOptions, shard: Shard = WHOLE) -> None:
         self.options, self.shard = options, shard

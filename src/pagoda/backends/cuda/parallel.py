@@ -42,6 +42,7 @@ class ParallelBackend:
     """A `Backend` over `size` devices."""
 
     name = "cuda"
+    kv_type: KVType = "f16"
 
     def __init__(self, options: CudaOptions, size: int, reopen: Reopen) -> None:
         if options.device == "cuda" and torch.cuda.device_count() < size:

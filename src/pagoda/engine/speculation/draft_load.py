@@ -67,6 +67,7 @@ def load_draft(
     Raises what loading a model raises, and ConfigError where the vocabularies differ.
     """
     assert settings.draft_model is not None
+    assert settings.kv_type != "auto"
     source = resolve(settings.draft_model, progress=progress)
     checkpoint = open_checkpoint(source.path)
     checkpoint.guard()

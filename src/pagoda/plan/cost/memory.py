@@ -15,8 +15,8 @@ from pagoda.kv.table import blocks_for, peak_blocks
 from pagoda.plan.model.shapes import AttentionShape, ModelShape
 from pagoda.types import BLOCK_SIZE
 
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0}
-INT8_SCALES = 4.0  # bytes of the scale that int8 keeps for K, and for V, of a token and head
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "int16": 2.0, "fp8": 1.0, "int8": 1.0}
+KV_SCALES = {"int16": 4.0, "int8": 4.0}  # bytes of the scale that these keep for K, and for V, of a token and head
 
 # What a process on a GPU holds beside its tensors: CUDA context and loaded kernels (about 0.5 GB), library workspaces
 # and the graphs of decode (about 0.5 GB).
@@ -80,7 +80,7 @@ STATE_BYTES = 4.0  # of each number that a recurrent layer keeps
 
 def kv_layer_bytes(kind: AttentionShape, kv_type: str) -> float:
     """Bytes of KV that one token keeps in one layer of this kind."""
-    scales = INT8_SCALES * (1 if kind.latent_dim else 2 * kind.num_kv_heads) if kv_type == "int8" else 0.0
+    scales = KV_SCALES.get(kv_type, 0.0) * (1 if kind.latent_dim else 2 * kind.num_kv_heads)
     return kind.layer_kv_elements * KV_BYTES[kv_type] + scales
 
 
