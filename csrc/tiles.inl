@@ -16,14 +16,21 @@ PAGODA_INLINE void unroll(Fn &&fn) {
 }
 
 // Calls fn(tile size as a constant, first token) over [begin, end): tiles of Tile, then smaller ones, down to Least. With
-// tiles of eight there are seven and five as well: each piece of a rest would unpack codes anew.
+// tiles of eight there are seven and five as well, since each piece of a rest unpacks codes anew; and the last tokens, if
+// they are more than a tile, are halved: one token alone costs half as much as eight.
 template <int Tile, int Least = 1, class Fn>
 PAGODA_INLINE void for_tiles(int64_t begin, int64_t end, Fn &&fn) {
+    constexpr bool kEvery = Tile == 8 && Least == 1;
     int64_t t = begin;
-    for (; t + Tile <= end; t += Tile) fn(std::integral_constant<int, Tile>{}, t);
+    for (; t + (kEvery ? 2 * Tile : Tile) <= end; t += Tile) fn(std::integral_constant<int, Tile>{}, t);
+    int64_t until = kEvery && end - t > Tile ? t + (end - t + 1) / 2 : end;  // where a tile has to end
     const auto rest = [&](auto size) __attribute__((always_inline)) {
-        if constexpr (Least <= size && size < Tile)
-            for (; t + size <= end; t += size) fn(size, t);
+        if constexpr ((Least <= size && size < Tile) || (kEvery && size == Tile))
+            while (t + size <= until) {
+                fn(size, t);
+                t += size;
+                if (t == until) until = end;
+            }
     };
     rest(std::integral_constant<int, 8>{});
     if constexpr (Tile == 8 && Least == 1) rest(std::integral_constant<int, 7>{});
