@@ -42,18 +42,29 @@ struct F16 {
     }
 };
 
-// Columns [0, 2 * pairs) of a panel: of each row both columns of a pair side by side.
+// Panels as they are packed: of each row both columns of a pair are brought side by side on the way into the product.
 template <class Read>
-void unpack(const uint8_t *from, int64_t pairs, uint8_t *to) {
-    alignas(64) static constexpr auto kOrder = [] {
-        struct { uint16_t v[32]; } order{};
-        for (uint16_t r = 0; r < 16; ++r) order.v[2 * r] = r, order.v[2 * r + 1] = static_cast<uint16_t>(16 + r);
-        return order;
-    }();
-    const __m512i order = _mm512_load_si512(&kOrder);
-    for (int64_t i = 0; i < pairs; ++i)
-        _mm512_store_si512(to + 64 * i, _mm512_permutexvar_epi16(order, Read::two_columns(from + 64 * i)));
-}
+struct Packed {
+    const uint8_t *from[kPanels];
+    __m512i order;
+    Packed() {
+        alignas(64) uint16_t places[32];
+        for (uint16_t r = 0; r < 16; ++r) places[2 * r] = r, places[2 * r + 1] = static_cast<uint16_t>(16 + r);
+        order = _mm512_load_si512(places);
+    }
+    PAGODA_INLINE __m512i pair(int n, int64_t i) const {
+        __builtin_prefetch(from[n] + 64 * i + kAhead, 0, 2);
+        return _mm512_permutexvar_epi16(order, Read::two_columns(from[n] + 64 * i));
+    }
+    static constexpr int64_t kAhead = 2048;  // bytes
+};
+
+// Or as they lie in the scratch.
+struct Unpacked {
+    uint8_t *weights;
+    PAGODA_INLINE __m512i pair(int n, int64_t i) const { return _mm512_load_si512(weights + n * kWeightBytes + 64 * i); }
+};
+constexpr int64_t kFewTokens = 4;  // for which panels are not unpacked first
 
 // Columns [begin, begin + 2 * pairs) of the tokens' rows; pairs is a multiple of 16.
 void round_rows(const GemmArgs &g, int64_t token, int64_t tokens, int64_t begin, int64_t pairs, uint8_t *to) {
@@ -80,16 +91,15 @@ inline void finish(const GemmArgs &g, int64_t panel, int64_t t, __m512 sum) {
 }
 
 // One stretch of N panels from `panel` on times T tokens.
-template <int N, int T>
-PAGODA_NOINLINE void multiply(const GemmArgs &g, const Scratch &s, int64_t panel, int64_t token, const uint8_t *x, int64_t pairs,
+template <int N, int T, class Weights>
+PAGODA_NOINLINE void multiply(const GemmArgs &g, const Weights &weights, int64_t panel, int64_t token, const uint8_t *x, int64_t pairs,
                               float *kept, int64_t kept_stride, bool first, bool last) {
     __m512 acc[N][T];
     UNROLL for (int n = 0; n < N; ++n) UNROLL for (int t = 0; t < T; ++t)
         acc[n][t] = first ? _mm512_setzero_ps() : _mm512_load_ps(kept + n * kept_stride + 16 * t);
     for (int64_t i = 0; i < pairs; ++i, x += 4) {
         __m512bh w[N];
-        UNROLL for (int n = 0; n < N; ++n)
-            w[n] = reinterpret_cast<__m512bh>(_mm512_load_si512(s.weights + n * kWeightBytes + 64 * i));
+        UNROLL for (int n = 0; n < N; ++n) w[n] = reinterpret_cast<__m512bh>(weights.pair(n, i));
         UNROLL for (int t = 0; t < T; ++t) {
             const __m512bh pair = broadcast(x + 4 * t * pairs);
             UNROLL for (int n = 0; n < N; ++n) acc[n][t] = _mm512_dpbf16_ps(acc[n][t], w[n], pair);
@@ -105,6 +115,7 @@ PAGODA_NOINLINE void multiply(const GemmArgs &g, const Scratch &s, int64_t panel
 template <class Read>
 void multiply_panels(const GemmArgs &g, int64_t begin, int64_t end, int64_t token, int64_t tokens) {
     const Scratch s(g.scratch);
+    Packed<Read> packed;
     const int64_t columns = g.weight->blocks * kActBlock;
     for (int64_t k = 0; k < columns; k += kColumns) {
         const int64_t pairs = std::min(kColumns, columns - k) / 2;
@@ -112,12 +123,17 @@ void multiply_panels(const GemmArgs &g, int64_t begin, int64_t end, int64_t toke
         round_rows(g, token, tokens, k, pairs, s.x);
         const auto panels = [&](auto count, int64_t p) {
             constexpr int N = count;
-            for (int n = 0; n < N; ++n)
-                unpack<Read>(g.weight->codes(p + n) + k * kPanelRows * 2, pairs, s.weights + n * kWeightBytes);
+            for (int n = 0; n < N; ++n) packed.from[n] = g.weight->codes(p + n) + k * kPanelRows * 2;
             float *kept = s.kept + (p - begin) * tokens * 16;
-            for_tiles<kTokens>(0, tokens, [&](auto size, int64_t t) {
-                multiply<N, size>(g, s, p, token + t, s.x + 4 * t * pairs, pairs, kept + 16 * t, tokens * 16, first, last);
-            });
+            const auto tile = [&](auto size, int64_t t, const auto &weights) {
+                multiply<N, size>(g, weights, p, token + t, s.x + 4 * t * pairs, pairs, kept + 16 * t, tokens * 16, first, last);
+            };
+            if (tokens <= kFewTokens)
+                return for_tiles<kFewTokens>(0, tokens, [&](auto size, int64_t t) { tile(size, t, packed); });
+            for (int n = 0; n < N; ++n)
+                for (int64_t i = 0; i < pairs; ++i)
+                    _mm512_store_si512(s.weights + n * kWeightBytes + 64 * i, packed.pair(n, i));
+            for_tiles<kTokens>(0, tokens, [&](auto size, int64_t t) { tile(size, t, Unpacked{s.weights}); });
         };
         int64_t p = begin;
         for (; p + 2 <= end; p += 2) panels(std::integral_constant<int, 2>{}, p);
