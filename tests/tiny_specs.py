@@ -87,6 +87,7 @@ OLMO3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 20_000.0},
 }
 OLMO3 = {"num_hidden_layers": 5, "rope_parameters": OLMO3_ROPE, "sliding_window": 20}
+NO_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0}  # else transformers drops some while it trains
 COHERE = {"layer_norm_eps": 1e-5, "logit_scale": 0.5, "tie_word_embeddings": True, "pad_token_id": 0}
 STABLELM = {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25, "num_key_value_heads": 4}
 EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2}
@@ -144,7 +145,7 @@ TINY: dict[str, TinyModel] = {
         "olmo2", "olmo3", num_hidden_layers=5, rope_parameters=OLMO3_ROPE, sliding_window=20, pad_token_id=0
     ),
     "glm4": _tiny("glm4", partial_rotary_factor=0.5, attention_bias=True, pad_token_id=0),
-    "seed_oss": _tiny("seed_oss", attention_bias=True, head_dim=32, pad_token_id=0),
+    "seed_oss": _tiny("seed_oss", attention_bias=True, head_dim=32, pad_token_id=0, **NO_DROPOUT),
     "hunyuan": _tiny("hunyuan-dense", "hunyuan_v1_dense", rope_scaling=HUNYUAN_ROPE, tie_word_embeddings=True),
     "cohere": _tiny("command-r", "cohere", **COHERE),
     "cohere2": _tiny("cohere2", **COHERE, num_hidden_layers=5, sliding_window=20),

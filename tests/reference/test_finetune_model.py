@@ -25,7 +25,8 @@ from pagoda.models.registry import family_of
 from tiny_models import MIXTURES, TINY, VOCAB, write_gguf, write_safetensors
 from tiny_specs import HYBRIDS
 
-FAMILIES = [name for name in TINY if name not in (*MIXTURES, *HYBRIDS)]
+UNTRAINED = [name for name in TINY if name.startswith(("stablelm", "nemotron", "gemma4"))]
+FAMILIES = [name for name in TINY if name not in (*MIXTURES, *HYBRIDS, *UNTRAINED)]
 LENGTHS = (7, 12, 20)  # the last is longer than the windows of families that slide
 LOSS, GRADIENT = 2e-4, 5e-3  # relative: 16-bit codes of activations
 
@@ -136,6 +137,12 @@ def test_mixtures_are_refused(tmp_path: Path) -> None:
     folder = write_safetensors(tmp_path / "base", TINY[next(iter(MIXTURES))])
     with pytest.raises(UnsupportedError, match="mixture of experts"):
         built(folder)
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+def test_families_that_are_not_trained_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="not trained"):
+        built(write_safetensors(tmp_path / "base", TINY[name]))
 
 
 def test_an_adapter_that_is_switched_off_leaves_the_base(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ class Family:
     extra_values: Callable[[Settings, Decoder], dict[str, Value]] | None = None  # and its GGUF files' metadata
     is_converted: bool = True  # from folders to GGUF files and back
     gguf_whole_yarn: bool = True  # whether YaRN's blend begins and ends at whole pairs, where GGUF does not say it
+    is_trained: bool = True  # whether adapters are trained
     gguf_norm_topk: bool = True  # whether a token's weights are divided by their sum, where GGUF does not say it
     chat_template: str | None = None  # of models that bring none
     left_out: Mapping[str, str] = field(

@@ -332,6 +332,7 @@ FAMILY = Family(
         "tie_word_embeddings": True,
     },
     is_converted=False,
+    is_trained=False,
     extra_tensors=_extra_tensors,
     dense_beside=True,
     qk_norm=True,

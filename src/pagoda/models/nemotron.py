@@ -32,6 +32,7 @@ FAMILY = Family(
     norm_offset=1.0,
     extra_config=_extra_config,
     layer_norm=True,
+    is_trained=False,
     norm_bias=True,
     gated_ffn=False,
     activation="relu2",

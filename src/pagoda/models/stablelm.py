@@ -46,6 +46,7 @@ FAMILY = Family(
     extra_config=_extra_config,
     extra_values=_extra_values,
     layer_norm=True,
+    is_trained=False,
     norm_bias=True,
     partial_rotary=True,
     windows=False,

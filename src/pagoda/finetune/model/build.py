@@ -27,7 +27,7 @@ from pagoda.formats.checkpoint import Checkpoint
 from pagoda.formats.quantized import as_floats
 from pagoda.models.hugging_face import HuggingFaceView, as_hugging_face
 from pagoda.models.layers import Decoder
-from pagoda.models.registry import load_model
+from pagoda.models.registry import family_of, load_model
 from pagoda.types import FloatArray
 
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # transformers would act on them
@@ -53,8 +53,11 @@ def build_model(
 ) -> FrozenModel:
     """The checkpoint's model, ready for adapters. `progress` is told of each linear that is packed.
 
-    UnsupportedError for families whose layers are not plain linears in transformers (mixtures of experts).
+    UnsupportedError for families that are not trained, as those whose layers are not plain linears in transformers.
     """
+    family = family_of(checkpoint)
+    if not family.is_trained:
+        raise UnsupportedError(f"{family.name} models are served, but not trained here yet")
     view = as_hugging_face(checkpoint)
     decoder = load_model(view)
     causal = _empty_model(dict(view.metadata))
