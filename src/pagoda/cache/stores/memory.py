@@ -32,7 +32,7 @@ class MemoryStore:
         return iter(self._selected(selector))
 
     def count(self, selector: Selector) -> int:
-        return len(self._selected(selector))
+        return len(self._entries) if selector == Selector() else len(self._selected(selector))
 
     def nearest(self, partition: str, space: str, vector: FloatArray, count: int) -> list[tuple[float, Entry]]:
         with self._lock:
@@ -59,5 +59,9 @@ class MemoryStore:
             if selector.key is not None:
                 entry = self._entries.get(selector.key)
                 return [entry] if entry is not None and selector.matches(entry) else []
-            found = [entry for entry in self._entries.values() if selector.matches(entry)]
+            end = selector.expired_at
+            if end is not None and selector == Selector(expired_at=end):  # a sweep, which others wait for
+                found = [entry for entry in self._entries.values() if entry.expires <= end]
+            else:
+                found = [entry for entry in self._entries.values() if selector.matches(entry)]
         return sorted(found, key=lambda entry: -entry.created)
