@@ -102,7 +102,7 @@ def read(http: httpx.Client, path: str, body: dict[str, Any], over: threading.Ev
 def never_read(served: Served, over: threading.Event) -> None:
     """A client that asks for a long answer and reads none of it."""
     address = urlsplit(served.url)
-    body = {"prompt": TEXT, "max_tokens": 4000, "ignore_eos": True, "stream": True, "logprobs": 20, "n": 16}
+    body = {"prompt": TEXT, "max_tokens": 4000, "ignore_eos": True, "stream": True, "logprobs": 5, "n": 4}
     data = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
     sock = socket.socket()

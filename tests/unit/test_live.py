@@ -20,6 +20,7 @@ from pagoda.observe.history import History
 from pagoda.observe.readings import CpuTimes
 from pagoda.observe.roofline import Roofline
 from pagoda.types import Request, SamplingParams, SequenceWork, StepResult
+from raw_http import connected, post
 from serving import serving, wait_for
 
 
@@ -126,6 +127,16 @@ def test_a_request_is_stopped_by_the_page_alone() -> None:
         assert served.client.post("/live/stop", content=b"{", headers=ours).status_code == 400
         assert served.client.post("/live/stop", json={"id": "x"}, headers=ours).json() == {"stopped": "x"}
         wait_for(lambda: served.loaded.engine.aborted == ["x"])
+
+
+def test_a_client_that_reads_nothing_is_seen_before_megabytes_wait_for_it() -> None:
+    """The operating system would take some megabytes of an answer, more than most answers have."""
+    asked = post("/v1/completions", prompt="abc", max_tokens=200, n=32, ignore_eos=True, stream=True)
+    with serving(FakeLoaded(engine=FakeEngine(0.001))) as served, connected(served.url) as sock:
+        sock.sendall(asked)
+        bridge = served.server._service.model().bridge
+        wait_for(lambda: bridge.num_slow_streams == 1)
+        assert served.client.get("/live/state").json()["situation"] == "slow client"
 
 
 def test_events_come_every_second_and_end_with_the_server() -> None:

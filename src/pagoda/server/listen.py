@@ -9,6 +9,9 @@ import socket
 from pagoda.errors import ConfigError
 
 OTHER_FILES = 256  # than connections that a server opens
+UNSENT_BYTES = (
+    32 * 1024
+)  # of an answer that the operating system takes beyond what is under way: who reads slowly shows
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -21,6 +24,8 @@ def bind(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise ConfigError(f"--host {host}: {error.strerror}") from None
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # connections inherit it
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     try:
         sock.bind(address)
     except OSError as error:
