@@ -91,6 +91,7 @@ class EngineMachine(RuleBasedStateMachine):
         offloads: bool,
     ) -> None:
         self.folder = TemporaryDirectory()
+        offloads = offloads and RECURRENT not in windows  # whose states are not kept in files
         files = BlockFiles(Path(self.folder.name), 40_000, "fake") if offloads else None
         self.windows = windows
         self.model = device(windows)

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pagoda.adapters.place import Base
+from pagoda.cli.inspect import layers_of
 from pagoda.errors import FormatError, PagodaError, UnsupportedError
+from pagoda.models import qwen35
 from pagoda.models.layers import Attention, Decoder, DeltaNet, Experts
 from pagoda.models.registry import load_model
 from pagoda.types import RawTensor
@@ -108,3 +111,19 @@ def test_in_gguf_blocks_that_predict_several_tokens_are_left_out() -> None:
 def test_what_cannot_be_is_refused(checkpoint: MemoryCheckpoint, error: type[PagodaError], match: str) -> None:
     with pytest.raises(error, match=match):
         load_model(checkpoint)
+
+
+def test_inspect_says_which_layers_have_a_state_and_what_is_left_out() -> None:
+    layers = [True, True, True, False, True, False]
+    checkpoint = changed(block_count=6, nextn_predict_layers=1, attention__recurrent_layers=layers)
+    found = layers_of(with_tensors(checkpoint, "blk.5.nextn.eh_proj.weight"))  # type: ignore[arg-type]
+    assert (found["attention_layers"], found["recurrent_layers"]) == (1, 4)
+    assert found["state_bytes"] == 4 * 4 * (6 * 16 * 16 + 3 * (2 * 2 * 16 + 6 * 16))
+    assert found["left_out"] == ["the head that predicts several tokens (MTP)"]
+
+
+def test_adapters_of_such_models_are_refused_by_name() -> None:
+    model = load_model(memory_checkpoint(TINY["qwen35"]))
+    base = Base(model, qwen35.DENSE, False, "qwen35")
+    with pytest.raises(UnsupportedError, match=r"recurrent layers, as of 'model\.layers\.3\.self_attn\.q_proj'"):
+        base.linears("model.layers.3.self_attn.q_proj", "attn_q", 3)

@@ -188,7 +188,7 @@ def test_linear_attention_keeps_a_state_and_no_kv() -> None:
     assert shape.state_elements == 36 * (32 * 128 * 128 + 3 * (2 * 16 * 128 + 32 * 128))
     assert shape.num_layers == 48
     short, long = (kv_request_bytes(shape, "f16", tokens, 512) for tokens in (16, 16_000))
-    assert short == 16 * 2 * shape.kv_elements + 4 * shape.state_elements
+    assert short == 16 * 2 * shape.kv_elements + 2 * 4 * shape.state_elements
     assert long - short == (16_000 - 16) * 2 * shape.kv_elements
     explicit = {**config, "layer_types": ["linear_attention"] * 47 + ["full_attention"]}
     assert shape_from_config({"model_type": "qwen3_next", **explicit}, "x").kv_elements == 2 * (256 + 256)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pagoda.engine.memory import SEQUENCE_STATES
 from pagoda.kv.table import blocks_for, peak_blocks
 from pagoda.plan.model.shapes import AttentionShape, ModelShape
 from pagoda.types import BLOCK_SIZE
@@ -90,12 +91,13 @@ def kv_token_bytes(kind: AttentionShape, kv_type: str) -> float:
 
 
 def kv_request_bytes(shape: ModelShape, kv_type: str, num_tokens: int, chunk: int) -> int:
-    """Bytes of KV of a request of `num_tokens` tokens, in whole blocks, prefilled `chunk` at a time; and its states."""
+    """Bytes of KV of a request of `num_tokens` tokens, in whole blocks, prefilled `chunk` at a time; and its states, of
+    which the engine keeps one for the prefix."""
     blocks = sum(
         peak_blocks(num_tokens, kind.window, chunk) * BLOCK_SIZE * kv_token_bytes(kind, kv_type)
         for kind in shape.attention
     )
-    return round(blocks + STATE_BYTES * shape.state_elements)
+    return round(blocks + SEQUENCE_STATES * STATE_BYTES * shape.state_elements)
 
 
 def buffer_bytes(shape: ModelShape, batch_tokens: int, rows: int, element_bytes: int = 2) -> int:
