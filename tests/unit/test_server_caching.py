@@ -22,7 +22,10 @@ from pagoda.cache.question_log import read_question_log
 from pagoda.cache.rules import Rules
 from pagoda.cache.store import Selector, StoreError
 from pagoda.cache.stores.memory import MemoryStore
+from pagoda.cache_settings import CacheSettings
+from pagoda.errors import ConfigError
 from pagoda.observe.cost import CostSettings
+from pagoda.server.cache_parts import load_cache
 from pagoda.server.call import Call
 from pagoda.server.question import Bypass
 from pagoda.types import FloatArray, Request, SamplingParams
@@ -406,6 +409,11 @@ def test_a_judge_has_the_last_word(
     ((question, kept, fresh),) = judge.asked
     assert question == "iron oxide is rust ?"
     assert kept != fresh
+
+
+def test_a_judge_without_an_address_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--cache-judge 'gpt-4o' is no address, such as http"):
+        load_cache(CacheSettings(cache_store="memory", cache_embedder="none", cache_judge="gpt-4o"))
 
 
 def test_wrong_hits_are_told_by_tenant(monkeypatch: pytest.MonkeyPatch) -> None:

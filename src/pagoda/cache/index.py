@@ -159,7 +159,10 @@ class VectorIndex:
             matrix[:old] = self._matrix
         self._matrix = matrix
         if size >= BYTES_FROM and Index is not None and self._graph is None:
-            self._codes = in_bytes(matrix)
+            codes = np.zeros((size, width), np.int8)
+            if old:
+                codes[:old] = in_bytes(matrix[:old]) if self._codes is None else self._codes
+            self._codes = codes
         self._keys += [None] * (size - old)
         self._free = list(range(size - 1, old - 1, -1))
 

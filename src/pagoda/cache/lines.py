@@ -16,8 +16,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:  # gzip's own errors are OSErrors
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pagoda.cache.cache import SemanticCache
 from pagoda.cache.embedder import Embedder
@@ -81,6 +82,8 @@ def load_cache(settings: CacheSettings) -> SemanticCache | None:
     """The cache, with its embedder; None: the settings want none. Takes a second. Raises what loading raises."""
     if settings.cache_store is None:
         return None
+    if settings.cache_judge is not None and not urlsplit(settings.cache_judge).hostname:
+        raise ConfigError(f"--cache-judge {settings.cache_judge!r} is no address, such as http://127.0.0.1:8001")
     embedder = None if settings.cache_embedder == "none" else load_cache_embedder(settings.cache_embedder)
     return open_cache(settings, embedder)
 
