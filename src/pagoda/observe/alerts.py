@@ -7,6 +7,7 @@ does not answer and one that starts again and again.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from bisect import bisect_right
@@ -17,7 +18,10 @@ from dataclasses import dataclass
 from pagoda.observe.metrics import Metrics
 from pagoda.observe.series import Histogram
 
+logger = logging.getLogger("pagoda.server")
+
 EVERY_S = 15.0  # the rules' interval
+STOP_S = 1.0
 MINUTE, HOUR = 60.0, 3600.0
 KEPT = int(6 * HOUR / EVERY_S) + 2  # samples: the longest window
 TTFT_S, TPOT_S = 1.0, 0.1  # objectives: 95 % of first and of further tokens come within
@@ -210,8 +214,10 @@ class Alerts:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread. Idempotent, and also before `start`."""
+        """End the thread, and wait a moment for what it reads. Idempotent, and also before `start`."""
         self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_S)
 
     def look(self) -> None:
         """Read the series once, and hold all rules against them."""
@@ -240,7 +246,10 @@ class Alerts:
 
     def _watch(self) -> None:
         while not self._over.wait(EVERY_S):
-            self.look()
+            try:
+                self.look()
+            except Exception:  # a figure that cannot be read now may be read the next time
+                logger.exception("the alerts' figures were not read")
 
 
 def read(metrics: Metrics, at: float) -> Sample:
