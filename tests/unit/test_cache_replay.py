@@ -79,9 +79,18 @@ def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert is_question_log(path)
 
 
+def test_a_full_disk_loses_lines_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    log = QuestionLog(Path("/dev/full"))
+    log.write(LINES[0])
+    log.close()
+    assert "a question was not logged" in caplog.text
+
+
 def test_chats_are_questions_after_their_earlier_turns(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    turns = '{"role": "system", "content": "Be kind."}, ' * 1
+    turns = '{"role": "system", "content": "Be kind."}, '
     path.write_text(
         f'{{"messages": [{turns}{{"role": "user", "content": "q"}}], "answer": "a"}}\n'
         '{"messages": [{"role": "user", "content": "q"}], "answer": "a", "group": 7}\n'

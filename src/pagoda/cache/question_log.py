@@ -9,6 +9,7 @@ alike the answers are tells it. `pagoda serve --cache-log` writes such lines.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ import orjson
 from pagoda.cache.entry import digest
 from pagoda.cache.lines import read_json_lines
 from pagoda.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,12 @@ class QuestionLog:
             raise ConfigError(f"--cache-log {path}: cannot be written: {error.strerror}") from None
 
     def write(self, line: Logged) -> None:
-        """One call of the operating system, so that lines of several threads do not mix."""
+        """One call of the operating system, so that lines of several threads do not mix. A full disk loses the line."""
         shape = {"time": round(time.time(), 3), "partition": line.partition}
-        self._file.write(orjson.dumps(shape | {"question": line.question, "answer": line.answer}) + b"\n")
+        try:
+            self._file.write(orjson.dumps(shape | {"question": line.question, "answer": line.answer}) + b"\n")
+        except OSError as error:
+            log.warning("a question was not logged: %s", error)
 
     def close(self) -> None:
         self._file.close()
