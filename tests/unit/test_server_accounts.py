@@ -84,6 +84,14 @@ def test_without_a_price_nothing_is_priced(log: Path) -> None:
     assert next(read_lines(log)).cost_usd is None
 
 
+def test_a_full_disk_loses_lines_and_no_request() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with priced(Path("/dev/full")) as served:
+        for stream in (False, True):
+            assert served.post("/v1/completions", prompt="abc", max_tokens=5, stream=stream).status_code == 200
+
+
 def test_a_client_that_leaves_pays_for_what_it_used(log: Path) -> None:
     with priced(log) as served:
         with served.client.stream(

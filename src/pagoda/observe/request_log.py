@@ -10,6 +10,7 @@ Between them stand bills, about one a minute while requests come and one at the 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,6 +20,8 @@ from typing import Any
 import orjson
 
 from pagoda.errors import ConfigError
+
+logger = logging.getLogger("pagoda.server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +80,14 @@ class RequestLog:
             raise ConfigError(f"--request-log {path}: cannot be written: {error.strerror}") from None
 
     def write(self, line: RequestLine | BillLine) -> None:
-        """One call of the operating system, so that lines of several servers do not mix."""
+        """One call of the operating system, so that lines of several servers do not mix. A full disk loses the line."""
         when = line.arrival if isinstance(line, RequestLine) else line.until
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
         stamp = {"time": f"{moment}.{int(when % 1 * 1000):03d}Z"}
-        self._file.write(orjson.dumps(stamp | asdict(line)) + b"\n")
+        try:
+            self._file.write(orjson.dumps(stamp | asdict(line)) + b"\n")
+        except OSError as error:
+            logger.warning("the request log was not written: %s", error)
 
     def close(self) -> None:
         self._file.close()
