@@ -70,6 +70,7 @@ def test_every_row_reads_what_it_marks(name: str) -> None:
 
 def test_a_template_without_marks_has_no_thinking() -> None:
     assert reasoning_of("{{ message.content }}") is None
+    assert reasoning_of("{{ '<|user|>' + message.content + '<|end|>' }}") is None  # Phi's end of a turn
 
 
 def test_what_a_prompt_says_of_the_thinking() -> None:

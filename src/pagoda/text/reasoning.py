@@ -25,6 +25,10 @@ class ReasoningFormat:
         """Texts that are control tokens in some vocabularies, and that the parser has to see."""
         return (self.open.strip(), self.close)
 
+    def is_of(self, template: str) -> bool:
+        """Whether a chat template knows the format: by one of its marks, and all that follows the closing one."""
+        return self.open.strip() in template or self.close + self.after.strip() in template
+
     def is_open(self, prompt: str, *, within: bool = False) -> bool:
         """Whether a prompt, or the end of one, leaves the model thinking: the mark is the last that it says.
 
@@ -57,7 +61,7 @@ FORMATS: dict[str, ReasoningFormat] = {
 
 def reasoning_of(template: str) -> ReasoningFormat | None:
     """The format that a chat template knows; None: its model does not think aloud."""
-    return next((row for row in FORMATS.values() if row.open.strip() in template or row.close in template), None)
+    return next((row for row in FORMATS.values() if row.is_of(template)), None)
 
 
 class ReasoningParser:
