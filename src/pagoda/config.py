@@ -33,7 +33,7 @@ KEY_LIKE = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH|CREDENTIAL")
 # Verbs with settings of their own.
 TABLES = ("chat", "compare", "generate", "bench", "bench-serve", "bench-speculation", "quantize", "convert", "finetune",
           "plan", "eval-run", "eval-judge", "eval-gate", "gate", "cost", "cost-report", "top", "keys", "merge",
-          "adapter", "gateway",)  # fmt: skip
+          "adapter", "gateway", "ray",)  # fmt: skip
 ROWS = ("upstreams", "models")  # tables of which there are several, [[NAME]]
 
 

@@ -19,7 +19,7 @@ FLOORS: dict[str, float] = {
     "kv": 3, "sampling": 3, "models": 3, "grammar": 3, "adapters": 3.1,
     "engine": 4, "scoring": 4.5, "plan": 5.5,
     "observe": 5, "quantize": 5, "evals": 5, "cache": 5, "finetune": 5.8,
-    "server": 6, "gateway": 6.2, "benchmark": 6.5,
+    "server": 6, "gateway": 6.2, "deploy": 6.4, "benchmark": 6.5,
     "cli": 7,
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -455,3 +456,28 @@ def test_tenants_have_answers_and_budgets_of_their_own(tmp_path: Path) -> None:
         budgets = gated.gateway.budgets
         assert budgets is not None
         assert budgets.store.used("a", "day", time.time()).tokens == 12
+
+
+def test_upstreams_come_and_go() -> None:
+    """As a cluster's replicas do; a request under way at one that goes is finished."""
+    told = threading.Event()
+
+    def behave(sock: socket.socket, body: bytes) -> None:
+        assert told.wait(10)
+        respond(sock, whole())
+
+    old, new = Scripted(behave), answering("New.")
+    with gating(UpstreamSettings(old.url, "old")) as gated:
+        gateway, loop = gated.gateway, gated.server._loop
+        assert loop is not None
+        responses: list[Any] = []
+        thread = threading.Thread(target=lambda: responses.append(gated.chat()))
+        thread.start()
+        wait_for(lambda: old.bodies)
+        rows = [UpstreamSettings(new.url, "new")]
+        asyncio.run_coroutine_threadsafe(gateway.set_upstreams(rows), loop).result(10)
+        assert [one.name for one in gateway.router.replicas] == ["new"]
+        assert gated.chat().headers[UPSTREAM] == "new"
+        told.set()
+        thread.join(10)
+        assert responses[0].headers[UPSTREAM] == "old"

@@ -46,6 +46,11 @@ VERBS = {
         "Put cache, keys, budgets, routing and metrics before other servers.",
         "pagoda gateway --upstream http://127.0.0.1:8001 --cache sqlite",
     ),
+    "deploy ray": Verb(
+        "pagoda.cli.deploy_ray:deploy_ray",
+        "Run engines on a Ray cluster, with gateways before them.",
+        "pagoda deploy ray smollm2-135m --replicas 2",
+    ),
     "chat": Verb("pagoda.cli.chat:chat", "Talk to a model in the terminal.", "pagoda chat smollm2-135m"),
     "generate": Verb(
         "pagoda.cli.generate:generate",

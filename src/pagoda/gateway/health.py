@@ -27,15 +27,26 @@ class Health:
         self._upstreams = upstreams
         self._interval = interval
         self._on_down = on_down
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Upstream, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Look at all of them once, then go on looking."""
         await asyncio.gather(*(self._look(one) for one in self._upstreams))
-        self._tasks = [asyncio.create_task(self._watch(one)) for one in self._upstreams]
+        for one in self._upstreams:
+            self._tasks[one] = asyncio.create_task(self._watch(one))
+
+    async def add(self, upstream: Upstream) -> None:
+        """Look at one more from now on."""
+        await self._look(upstream)
+        self._tasks[upstream] = asyncio.create_task(self._watch(upstream))
+
+    def drop(self, upstream: Upstream) -> None:
+        """Look at it no more."""
+        if upstream in self._tasks:
+            self._tasks.pop(upstream).cancel()
 
     def close(self) -> None:
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
 
     async def _watch(self, upstream: Upstream) -> None:

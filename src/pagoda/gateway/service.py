@@ -65,7 +65,7 @@ class Gateway:
         key_store: KeyStore | None,
         cache: SemanticCache | None,
     ) -> None:
-        told = parts.settings
+        self._told = told = parts.settings
         self.created = int(time.time())
         self.ledger = TokenLedger(parse_prices(cost.token_prices))
         self.metrics = Metrics("gateway", 0, compat=settings.metrics_compat, ledger=self.ledger)
@@ -100,6 +100,23 @@ class Gateway:
             self.admission,
         ]
         self.serve: Serve = fold(layers, self.upstreams.open)
+
+    async def set_upstreams(self, rows: Sequence[UpstreamSettings]) -> None:
+        """Answer by these from now on, told apart by name: new ones once they have been looked at; those that go finish
+        what they have."""
+        told = self._told
+        here = {one.name: one for one in self.router.replicas}
+        for row in rows:
+            if row.name not in here:
+                upstream = Upstream(row, connect_timeout=told.connect_timeout, timeout=told.timeout)
+                await self.health.add(upstream)
+                self.router.replicas = (*self.router.replicas, upstream)
+        names = {row.name for row in rows}
+        for name, upstream in here.items():
+            if name not in names:
+                self.router.replicas = tuple(one for one in self.router.replicas if one is not upstream)
+                self.health.drop(upstream)
+                upstream.retire()
 
     async def _counted(self, call: Call, serve: Serve) -> DeltaStream:
         """Layer: metrics of what is asked for, and of what is turned away."""

@@ -61,6 +61,7 @@ class Upstream:
         self._connect_timeout = connect_timeout
         self._clock = clock
         self._idle: list[HttpClient] = []
+        self._retired = False
         self._late_looks = 0  # since it last answered one
         self._rests_until = 0.0
         self._recent = 0.0  # requests, fading
@@ -216,10 +217,15 @@ class Upstream:
 
     def keep(self, client: HttpClient) -> None:
         """A connection that is free again."""
-        if client.is_open and len(self._idle) < MAX_IDLE:
+        if client.is_open and len(self._idle) < MAX_IDLE and not self._retired:
             self._idle.append(client)
         else:
             client.close()
+
+    def retire(self) -> None:
+        """It gets no more requests: close each connection once nobody uses it."""
+        self._retired = True
+        self.close()
 
     def close(self) -> None:
         """Let go of the connections that nobody uses."""

@@ -1,0 +1,1 @@
+"""Pagoda under other engines of distribution."""
