@@ -246,6 +246,13 @@ def test_nobody_answers() -> None:
         assert f"b: no connection to {b}" in error["message"]
 
 
+def test_nobody_is_there() -> None:
+    with gating() as gated:
+        response = gated.chat()
+        assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+        assert response.json()["error"]["code"] == "no_upstream"
+
+
 def test_all_are_busy() -> None:
     with gating(*first(refusing(429, "Retry-After: 7"), refusing(503, "Retry-After: 3"))) as gated:
         response = gated.chat()

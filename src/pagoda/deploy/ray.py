@@ -155,8 +155,7 @@ def front(cluster: Cluster) -> Starlette:
         finally:
             following.cancel()
             service.drain()
-            if (closing := service.close()) is not None:
-                await closing
+            await service.close()
             service.end()
 
     application.router.lifespan_context = lifespan

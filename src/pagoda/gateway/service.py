@@ -176,10 +176,9 @@ class Gateway:
         self.metrics.engine.record(step)
 
     def _update_series(self) -> None:
-        series = self.metrics.gateway
-        for one in self.router.replicas:
-            series.in_flight.values[one.name] = one.in_flight
-            series.healthy.values[one.name] = float(one.healthy)
+        series, upstreams = self.metrics.gateway, self.router.replicas
+        series.in_flight.values = {one.name: one.in_flight for one in upstreams}
+        series.healthy.values = {one.name: float(one.healthy) for one in upstreams}
 
     def list_models(self) -> list[dict[str, Any]]:
         """As /v1/models shows them: all that some upstream is known to have."""

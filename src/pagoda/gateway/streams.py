@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import orjson
 
 from pagoda.client import HttpError
-from pagoda.errors import DeadlineError, ModelNotFoundError, UpstreamError
+from pagoda.errors import DeadlineError, ModelNotFoundError, PagodaError, UpstreamError
 from pagoda.gateway.call import CHAT, COMPLETIONS, UpstreamCall, UpstreamDelta, with_model
 from pagoda.gateway.replies import BadAnswerError, Relay
 from pagoda.gateway.upstream import Reply, Upstream, UpstreamFailure
@@ -27,6 +27,7 @@ from pagoda.server.call import UPSTREAM, Call, DeltaStream
 from pagoda.server.failures import DescribedError, error_body
 from pagoda.types import Delta, Usage
 
+RETRY_S = 2.0  # after which there may be an upstream again
 FINISH_S = 0.5  # that a response may take to end after its answer has
 
 
@@ -62,8 +63,10 @@ class Upstreams:
         """Names that clients can ask for, as far as they are known."""
         return sorted({name for one in self.router.replicas for name in one.settings.models or one.listed or ()})
 
-    def unknown(self, model: str | None) -> ModelNotFoundError:
-        """Nobody has the model."""
+    def unknown(self, model: str | None) -> PagodaError:
+        """Nobody has the model, or nobody is there."""
+        if not self.router.replicas:
+            return UpstreamError("there is no upstream at the moment: see that one is started", retry_after=RETRY_S)
         known = self.models()
         names = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
         has = names or "none that is known yet"
