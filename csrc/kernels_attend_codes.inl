@@ -5,6 +5,19 @@
 // times the length of the key (Cauchy and Schwarz), whose codes are at most kLongest long; values are codes of at most
 // kLargestValue, weighed by the softmax's numerators, whose codes add up to at most kLargestSum in a chunk.
 
+// What is added to numerators before they are rounded, evenly spread over (-1/2, 1/2): many that are alike, or less than half a
+// code, would all be rounded alike. Zero stays zero.
+struct Dither {
+    alignas(64) float at[kAttendChunk];
+    constexpr Dither() : at() {
+        for (int i = 0; i < kAttendChunk; ++i) {
+            const double turns = 0.6180339887498949 * (i + 1);  // by the golden ratio
+            at[i] = static_cast<float>(0.998 * (turns - static_cast<int>(turns) - 0.5));
+        }
+    }
+};
+constexpr Dither kDither;
+
 // How many vectors of codes are worked on side by side for R rows.
 template <class S, int R>
 constexpr int kCodesBeside = 2 * R <= S::kCodeSums ? 2 : 1;
@@ -113,8 +126,7 @@ struct CodeRows {
         }
     }
 
-    // The numerators of row r, times the scales of their values, as codes, whose scale keeps the sum: many that are alike are
-    // all rounded alike.
+    // The numerators of row r, times the scales of their values, as codes.
     PAGODA_INLINE void weights_as_codes(int r, int width) {
         float *s = scores + r * kAttendChunk;
         auto largest = S::zero(), total = S::zero();
@@ -124,16 +136,12 @@ struct CodeRows {
             largest = S::max(largest, w);
             total = S::add(total, w);
         }
-        const float sum = lanes_sum<S>(total), by_sum = sum / kLargestSum, by_size = lanes_max<S>(largest) / kLargest16;
+        const float by_sum = lanes_sum<S>(total) / kLargestSum, by_size = lanes_max<S>(largest) / kLargest16;
         const CodeScale scale(by_sum < by_size ? by_size : by_sum);
-        auto sums = S::zero();  // exact: below 2^24
-        for (int i = 0; i < width; i += 16) {
-            const auto codes = codes_of<S>(S::load(s + i), scale);
-            S::store_i16(p + r * kAttendChunk + i, codes);
-            sums = S::add(sums, S::to_float(codes));
-        }
-        const float all = lanes_sum<S>(sums);
-        p_scales[r] = all > 0.0f ? sum / all : scale.scale;
+        const auto inverse = S::set1(scale.inverse);
+        for (int i = 0; i < width; i += 16)
+            S::store_i16(p + r * kAttendChunk + i, S::round_int(S::fma(S::load(s + i), inverse, S::load(kDither.at + i))));
+        p_scales[r] = scale.scale;
     }
 
     // to[r][at … at + 16 N) of R rows from `row` on; with Ahead the keys of `next` are read meanwhile.
