@@ -26,7 +26,7 @@ def test_nodes_stand_in_order_and_know_their_readers(name: str) -> None:
 
 
 def test_ops_of_one_layer() -> None:
-    attention = ["rms_norm", "linear", "rope", "linear", "rope", "linear", "attention", "linear", "add"]
+    attention = ["rms_norm", "linear", "rope", "linear", "linear", "rope", "attention", "linear", "add"]
     feed_forward = ["rms_norm", "linear", "linear", "gated", "linear", "add"]
     ops = [node.op for node in nodes_of("llama")]
     assert ops == ["embed", *2 * (attention + feed_forward), "rms_norm", "logits", "hidden_states"]
