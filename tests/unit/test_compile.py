@@ -109,7 +109,7 @@ def notes_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Notes]:
     def compile(forward: Callable[[Any], Any]) -> Notes:
         trace, notes, weights = Trace(), Notes(), PackedWeights(runtime)
         forward(trace)
-        Compiler(notes, weights, lower(trace.nodes, fusions(weights)), dict.fromkeys(range(8), 0)).compile()  # type: ignore[arg-type]
+        Compiler(notes, weights, lower(trace.nodes, fusions(weights)), dict.fromkeys(range(9), 0)).compile()  # type: ignore[arg-type]
         return notes
 
     return compile
