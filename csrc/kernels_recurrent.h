@@ -10,12 +10,13 @@ namespace pagoda {
 constexpr int64_t kConvTaps = 8;       // of a convolution at most
 constexpr int64_t kDeltaColumns = 32;  // of a state that lie together, and are worked on at a time
 
-// Some columns of one token: out = silu(sum of rows[i] * taps[i]).
+// Some columns of one token: out = the sum of rows[i] * taps[i], or, with `silu`, that of it.
 struct ConvArgs {
     const float *rows[kConvTaps];  // the token's row last, before it those of earlier tokens
     const float *taps;             // [count][taps_stride]
     int64_t count, taps_stride;
     int64_t columns;               // a multiple of 16
+    bool silu;
     float *out;
 };
 

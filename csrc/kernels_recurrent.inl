@@ -19,7 +19,7 @@ void short_conv(const ConvArgs &a) {
         auto sum = S::mul(S::load(a.rows[0] + c), S::load(a.taps + c));
         for (int64_t i = 1; i < a.count; ++i)
             sum = S::fma(S::load(a.rows[i] + c), S::load(a.taps + i * a.taps_stride + c), sum);
-        S::store(a.out + c, activate<S>(sum, Activation::Silu));
+        S::store(a.out + c, a.silu ? activate<S>(sum, Activation::Silu) : sum);
     }
 }
 

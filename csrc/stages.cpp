@@ -84,6 +84,20 @@ void RowwiseStage::run(Workspace &w, const Step &step, int64_t row, uint8_t *mem
         std::memcpy(to, value, static_cast<size_t>(n) * 4);
 }
 
+// ---- multiply -------------------------------------------------------------------------------------------------
+
+void MultiplyStage::admit(Workspace &w) {
+    const int64_t columns = w.buffer(x).columns;
+    if (w.buffer(y).columns != columns || w.buffer(out).columns != columns)
+        throw std::invalid_argument("values of another width are multiplied");
+}
+
+void MultiplyStage::run(Workspace &w, const Step &, int64_t token, uint8_t *) const {
+    const float *a = w.buffer(x).row(token), *b = w.buffer(y).row(token);
+    float *to = w.buffer(out).row(token);
+    for (int64_t i = 0; i < w.buffer(x).columns; ++i) to[i] = a[i] * b[i];
+}
+
 // ---- columns --------------------------------------------------------------------------------------------------
 
 void ColumnsStage::admit(Workspace &w) {

@@ -317,6 +317,23 @@ struct RopeStage {
     Cost describe(const Workspace &, const Step &) const { return {"rope"}; }
 };
 
+// out = x * y, number by number.
+struct MultiplyStage {
+    static constexpr const char *kKind = "multiply";
+    int x, y, out;
+
+    template <class F>
+    void fields(F &field) {
+        field("x", x);
+        field("y", y);
+        field("out", out);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
+    void run(Workspace &w, const Step &step, int64_t token, uint8_t *scratch) const;
+    Cost describe(const Workspace &, const Step &) const { return {"multiply"}; }
+};
+
 // out = scale * columns [start, start + count) of x.
 struct ColumnsStage {
     static constexpr const char *kKind = "columns";
@@ -369,7 +386,7 @@ struct AttendStage {
 };
 
 using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, RouteStage, CombineStage,
-                           RopeAndStoreKVStage, HeadNormStage, RopeStage, ColumnsStage, AttendStage, ShortConvStage,
+                           RopeAndStoreKVStage, HeadNormStage, RopeStage, ColumnsStage, MultiplyStage, AttendStage, ShortConvStage,
                            DeltaRuleStage, ScaleRowsStage>;
 
 }  // namespace pagoda

@@ -64,6 +64,7 @@ void ShortConvStage::run(Workspace &w, const Step &step, int64_t item, uint8_t *
     a.count = taps;
     a.taps_stride = columns_;
     a.columns = width;
+    a.silu = silu;
     for (int64_t t = begin; t < end; ++t) {
         for (int64_t i = 0; i < taps; ++i) a.rows[i] = row(t - before + i);
         a.out = to.row(t) + column;

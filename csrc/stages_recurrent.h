@@ -11,10 +11,11 @@ namespace pagoda {
 
 struct Cost;
 
-// out = silu(causal convolution of each column of x by itself); the state is the last rows of x.
+// out = causal convolution of each column of x by itself, through SiLU where it says so; the state is the last rows of x.
 struct ShortConvStage {
     static constexpr const char *kKind = "short_conv";
     int x, out, taps;
+    bool silu;
     std::vector<float> weight;  // [columns][taps]; once admitted, [taps][columns]
 
     template <class F>
@@ -22,6 +23,7 @@ struct ShortConvStage {
         field("x", x);
         field("out", out);
         field("taps", taps);
+        field("silu", silu);
         field("weight", weight);
     }
     void admit(Workspace &w);

@@ -24,6 +24,7 @@ import numpy as np
 
 import tiny_gemma4
 import tiny_hybrid
+import tiny_lfm2
 from pagoda.types import RawTensor
 from tiny_blocks import FloatArray, encode, noise
 from tiny_hybrid import HYBRIDS
@@ -61,7 +62,7 @@ def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
     c = spec.config
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (c["vocab_size"], c["hidden_size"]),
-        "model.norm.weight": (c["hidden_size"],),
+        "model.embedding_norm.weight" if spec.architecture == "lfm2" else "model.norm.weight": (c["hidden_size"],),
     }
     if spec.architecture in ("stablelm", "nemotron"):
         shapes["model.norm.bias"] = (c["hidden_size"],)
@@ -78,6 +79,8 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
     c, arch = spec.config, spec.architecture
     if arch == "gemma4":
         return tiny_gemma4.layer_shapes(c, layer)
+    if arch == "lfm2":
+        return tiny_lfm2.layer_shapes(c, layer)
     if arch in HYBRIDS:
         return tiny_hybrid.layer_shapes(c, layer)
     if arch == "gpt-oss":
@@ -201,6 +204,7 @@ HF_CLASSES = {
     "ministral3": "Ministral3ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "gemma4_text": "Gemma4ForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
@@ -238,7 +242,7 @@ HF_TO_GGUF = {
     "block_sparse_moe.gate": "ffn_gate_inp",
     "mlp.router": "ffn_gate_inp",
 }
-HF_TO_GGUF |= {
+HF_TO_GGUF |= tiny_lfm2.NAMES | {
     "self_attn.query_layernorm": "attn_q_norm",
     "self_attn.key_layernorm": "attn_k_norm",
     "post_self_attn_layernorm": "post_attention_norm",
@@ -270,7 +274,7 @@ def write_gguf(path: Path, spec: TinyModel, *, type: str = "F32", types: Mapping
 
 def is_matrix(name: str, values: FloatArray) -> bool:
     """Whether llama.cpp would quantize it: vectors and routers stay F32."""
-    left = "ffn_gate_inp" in name or "conv1d" in name or name.endswith("bias")
+    left = "ffn_gate_inp" in name or name.endswith(("conv1d.weight", "conv.conv.weight", "bias"))
     return values.ndim > 1 and not left
 
 
@@ -315,6 +319,7 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
         sizes["expert_feed_forward_length"] = c["moe_intermediate_size"]
     sizes |= {key: c[name] for name, key in SAME_IN_GGUF.items() if name in c}
     sizes |= tiny_gemma4.metadata(c) if arch == "gemma4" else {}
+    sizes |= tiny_lfm2.metadata(c) if arch == "lfm2" else {}
     sizes |= tiny_hybrid.gguf_sizes(c) if arch in HYBRIDS else {}
     if "logit_scale" in c:
         sizes["logit_scale"] = c["logit_scale"]
@@ -430,6 +435,8 @@ def _gguf_name(spec: TinyModel, name: str) -> str:
 def _gguf_values(spec: TinyModel, name: str, values: FloatArray) -> FloatArray:
     if spec.architecture in GEMMAS and name.endswith("norm.weight"):
         return values + 1
+    if name.endswith("conv.conv.weight"):
+        return values[:, 0]
     if spec.architecture in INTERLEAVED and ("q_proj" in name or "k_proj" in name):
         heads = spec.config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
         return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)

@@ -8,6 +8,7 @@ from typing import Any
 
 import tiny_gemma4
 import tiny_hybrid
+import tiny_lfm2
 from tiny_tokenizer import TOKENS
 
 VOCAB = len(TOKENS)
@@ -168,6 +169,7 @@ TINY: dict[str, TinyModel] = {
         rope_scaling={**YARN_SCALING, "truncate": False},
         pad_token_id=0,
     ),
+    "lfm2": _tiny("lfm2", **tiny_lfm2.CONFIG),
     # Shapes of real models: SmolLM2-135M's heads and widths; and one whose every matrix k-quants can pack.
     "smollm2": _tiny(
         "llama",
@@ -196,7 +198,7 @@ TINY: dict[str, TinyModel] = {
 }
 
 
-HYBRIDS = [name for name, spec in TINY.items() if spec.architecture in tiny_hybrid.HYBRIDS]
+HYBRIDS = [name for name, spec in TINY.items() if spec.architecture in (*tiny_hybrid.HYBRIDS, "lfm2")]
 MIXTURES = [name for name, spec in TINY.items() if "num_local_experts" in spec.config]
 GEMMAS = ("gemma", "gemma2", "gemma3", "nemotron")  # architectures whose norms multiply by 1 + w
 LAYER_NORMS = ("command-r", "cohere2", "stablelm", "nemotron")

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kTokens = 7, kDim = 48;
 
-void check_conv(const RecurrentKernels &k, int64_t taps, Random &random, Report &report) {
+void check_conv(const RecurrentKernels &k, int64_t taps, bool silu, Random &random, Report &report) {
     constexpr int64_t columns = 48;
     const std::vector<float> weight = random.normals(static_cast<size_t>(taps * columns));
     const std::vector<float> rows = random.normals(static_cast<size_t>(taps * columns));
@@ -17,13 +17,14 @@ void check_conv(const RecurrentKernels &k, int64_t taps, Random &random, Report 
     a.taps = weight.data();
     a.count = taps;
     a.taps_stride = a.columns = columns;
+    a.silu = silu;
     a.out = out.data();
     k.short_conv(a);
     for (int64_t c = 0; c < columns; ++c) {
         double sum = 0.0;
         for (int64_t i = 0; i < taps; ++i)
             sum += static_cast<double>(weight[static_cast<size_t>(i * columns + c)]) * rows[static_cast<size_t>(i * columns + c)];
-        report.close(out[static_cast<size_t>(c)], sum / (1 + std::exp(-sum)), 1e-5 * (1 + std::fabs(sum)), "convolution");
+        report.close(out[static_cast<size_t>(c)], silu ? sum / (1 + std::exp(-sum)) : sum, 1e-5 * (1 + std::fabs(sum)), "convolution");
     }
 }
 
@@ -102,7 +103,8 @@ void check_delta(const RecurrentKernels &kernels, int64_t columns, Random &rando
 int check_recurrent(const RecurrentKernels &k) {
     Report report("recurrent");
     Random random;
-    for (const int64_t taps : {2, 4, 8}) check_conv(k, taps, random, report);
+    for (const bool silu : {true, false})
+        for (const int64_t taps : {2, 4, 8}) check_conv(k, taps, silu, random, report);
     for (const int64_t columns : {16, 32}) check_delta(k, columns, random, report);
     return report.finish();
 }

@@ -91,6 +91,7 @@ WITHOUT: dict[str, TinyModel] = {
     "cohere2": TINY["cohere2"].with_config(sliding_window_pattern=1),
     "stablelm": TINY["stablelm"].with_config(partial_rotary_factor=0.5),
     "nemotron": TINY["nemotron"].with_config(hidden_act="gelu"),
+    "lfm2": TINY["lfm2"].with_config(rope_theta=100.0),
     "gemma4": TINY["gemma4"].with_config(final_logit_softcapping=None),
     "gemma4_dense": TINY["gemma4_dense"].with_config(sliding_window=256),
     "gemma4_experts": TINY["gemma4_experts"].with_config(top_k_experts=1),

@@ -153,14 +153,14 @@ def gated(gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArra
     return product
 
 
-def short_conv(x: FloatArray, before: FloatArray, weight: FloatArray) -> FloatArray:
-    """Each column of x [T, C] convolved with its row of weight [C, N], then SiLU; `before` are the N - 1 rows that come
-    before x. → [T, C]"""
+def short_conv(x: FloatArray, before: FloatArray, weight: FloatArray, *, with_silu: bool) -> FloatArray:
+    """Each column of x [T, C] convolved with its row of weight [C, N]; `before` are the N - 1 rows that come before x.
+    → [T, C]"""
     rows = np.concatenate([before, x])
     out = np.zeros_like(x)
     for i in range(weight.shape[1]):
         out += rows[i : i + len(x)] * weight[:, i]
-    return silu(out)
+    return silu(out) if with_silu else out
 
 
 def delta_decay(alpha: FloatArray, decay: FloatArray, dt_bias: FloatArray) -> FloatArray:

@@ -140,6 +140,9 @@ class Ops(Protocol):
     def rope(self, x: Handle, num_heads: int, spec: RopeSpec) -> Handle:
         """Rotate the first rotary_dim of each head of x [T, num_heads * D] by the tokens' positions."""
 
+    def multiply(self, x: Handle, y: Handle) -> Handle:
+        """x * y, number by number."""
+
     def columns(self, x: Handle, start: int, count: int, scale: float = 1.0) -> Handle:
         """scale * x[:, start : start + count]. → [T, count]"""
 
@@ -184,8 +187,8 @@ class Ops(Protocol):
 
     # Ops with a state: what they keep of a sequence's tokens has a fixed size and is part of the sequence's state.
 
-    def short_conv(self, layer: int, x: Handle, weight: RawTensor) -> Handle:
-        """Causal convolution of each column of x [T, C] by itself, then SiLU. weight (C, N), the newest token last.
+    def short_conv(self, layer: int, x: Handle, weight: RawTensor, *, silu: bool) -> Handle:
+        """Causal convolution of each column of x [T, C] by itself, then SiLU if so. weight (C, N), the newest last.
 
         The state is the last N - 1 rows of x, zeros before the first token. → [T, C]
         """

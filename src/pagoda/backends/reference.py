@@ -212,10 +212,13 @@ class ReferenceOps:
     def scale_rows(self, x: FloatArray, gate: FloatArray, activation: Activation) -> FloatArray:
         return x * ACTIVATIONS[activation](gate)
 
-    def short_conv(self, layer: int, x: FloatArray, weight: RawTensor) -> FloatArray:
+    def multiply(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        return x * y
+
+    def short_conv(self, layer: int, x: FloatArray, weight: RawTensor, *, silu: bool) -> FloatArray:
         out, taps = np.empty_like(x), self.weights[weight]
         for begin, end, state, saves in self._sequences(self.states["short_conv", layer]):
-            out[begin:end] = short_conv(x[begin:end], state, taps)
+            out[begin:end] = short_conv(x[begin:end], state, taps, with_silu=silu)
             rows = np.concatenate([state, x[begin:end]])
             for t, save in saves:
                 save[:] = rows[t + 1 : t + 1 + len(state)]

@@ -17,7 +17,7 @@ from pagoda.models.gemma2 import POST_NORMS
 from pagoda.models.gemma4 import Beside, Gemma4, Gemma4Block, PerLayer, PerLayerInputs
 from pagoda.models.layers import Attention, Decoder, FeedForward, Linear, Norm
 from pagoda.models.names import TENSORS
-from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_activation, read_norm_eps, read_window
+from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_activation, read_each, read_norm_eps, read_window
 from pagoda.models.rope import context_limit, read_local_rope, read_rope
 from pagoda.models.source import Settings
 from pagoda.types import RawTensor
@@ -82,8 +82,8 @@ def read_layers(file: ModelFile, num_layers: int) -> list[Layer]:
     slides = _slides(file, num_layers)
     shared = file.integer("kv_shared", 0, low=0, high=num_layers)
     first = num_layers - shared
-    head_dims, kv_heads = _head_dims(file, slides), _each(file, "num_kv_heads", num_layers)
-    widths = _each(file, "ffn_size", num_layers)
+    head_dims, kv_heads = _head_dims(file, slides), read_each(file, "num_kv_heads", num_layers)
+    widths = read_each(file, "ffn_size", num_layers)
     window = read_window(file, context_limit(file))
     ropes = _ropes(file, dict(zip(slides, head_dims, strict=True)))
     layers = []
@@ -104,17 +104,9 @@ def _slides(file: ModelFile, num_layers: int) -> list[bool]:
 
 def _head_dims(file: ModelFile, slides: list[bool]) -> list[int]:
     if not file.is_gguf:
-        return _each(file, "head_dims", len(slides))
+        return read_each(file, "head_dims", len(slides))
     local, full = (file.integer(key, low=2, high=1 << 12) for key in ("attention.key_length_swa", "head_dim"))
     return [local if sliding else full for sliding in slides]
-
-
-def _each(file: ModelFile, field: str, num_layers: int) -> list[int]:
-    """One number a layer; files may state a single one for all."""
-    key = file.key(field)
-    if not file.settings.is_sequence(key):
-        return [file.integer(field, high=1 << 22)] * num_layers
-    return [Settings({key: n}).integer(key, high=1 << 22) for n in file.settings.sequence(key, num_layers)]
 
 
 def _ropes(file: ModelFile, head_dims: Mapping[bool, int]) -> dict[bool, RopeSpec]:

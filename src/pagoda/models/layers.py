@@ -131,7 +131,7 @@ class DeltaNet:
     spec: DeltaSpec
 
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
-        qkv = ops.short_conv(layer, self.qkv.forward(ops, x), self.conv)
+        qkv = ops.short_conv(layer, self.qkv.forward(ops, x), self.conv, silu=True)
         alpha, beta = self.alpha.forward(ops, x), self.beta.forward(ops, x)  # [T, H]
         out = ops.delta_rule(layer, qkv, alpha, beta, self.decay, self.dt_bias, self.spec)  # [T, H * v_dim]
         normed = self.norm.forward_heads(ops, out, self.spec.num_v_heads)
@@ -147,6 +147,32 @@ class DeltaNet:
     def linears(self) -> dict[str, Linear]:
         named = {"qkv": self.qkv, "gate": self.gate, "alpha": self.alpha, "beta": self.beta}
         return {**named, "o": self.output}
+
+
+@dataclass(frozen=True, slots=True)
+class ShortConv:
+    """A gated short convolution, in place of attention: output(c * convolved(b * x)), of three linears of the input."""
+
+    b: Linear
+    c: Linear
+    x: Linear
+    output: Linear
+    conv: RawTensor  # (C, taps)
+
+    def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
+        gated = ops.multiply(self.b.forward(ops, x), self.x.forward(ops, x))  # [T, C]
+        convolved = ops.short_conv(layer, gated, self.conv, silu=False)
+        return self.output.forward(ops, ops.multiply(self.c.forward(ops, x), convolved))  # [T, E]
+
+    @property
+    def state_elements(self) -> int:
+        """Numbers that are kept of a sequence."""
+        columns, taps = self.conv.shape
+        return (taps - 1) * columns
+
+    @property
+    def linears(self) -> dict[str, Linear]:
+        return {"b": self.b, "c": self.c, "x": self.x, "o": self.output}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +230,7 @@ class Block:
     attention read."""
 
     attn_norm: AnyNorm | None
-    attention: Attention | DeltaNet
+    attention: Attention | DeltaNet | ShortConv
     ffn_norm: AnyNorm | None
     ffn: FeedForward | Experts
     attn_post_norm: AnyNorm | None = None

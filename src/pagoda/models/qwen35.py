@@ -16,7 +16,7 @@ from pagoda.backends.base import DeltaSpec
 from pagoda.errors import FormatError
 from pagoda.formats.blocks import dequantize
 from pagoda.models.family import Family, ModelFile
-from pagoda.models.layers import Attention, Decoder, DeltaNet, Experts, FeedForward, Linear, Norm
+from pagoda.models.layers import Attention, Decoder, DeltaNet, Experts, FeedForward, Linear, Norm, ShortConv
 from pagoda.models.names import TENSORS
 from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_sizes
 from pagoda.models.rope import read_rope
@@ -110,7 +110,7 @@ class HybridReader(DecoderReader):
         self.recurrent = recurrent
         self.taps = file.integer("ssm.conv_kernel" if file.is_gguf else "linear_conv_kernel_dim", low=2, high=64)
 
-    def attention(self, layer: int, kind: LayerKind) -> Attention | DeltaNet:
+    def attention(self, layer: int, kind: LayerKind) -> Attention | DeltaNet | ShortConv:
         if self.recurrent[layer]:
             return self.delta_net(layer)
         return super().attention(layer, kind)

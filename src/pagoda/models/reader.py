@@ -22,8 +22,10 @@ from pagoda.models.layers import (
     LayerNorm,
     Linear,
     Norm,
+    ShortConv,
 )
 from pagoda.models.rope import MAX_LENGTH, context_limit
+from pagoda.models.source import Settings
 from pagoda.types import RawTensor
 
 MAX_VOCAB = 1 << 24
@@ -86,6 +88,14 @@ def read_sizes(file: ModelFile) -> Sizes:
         max_context=context_limit(file),
         norm_eps=read_norm_eps(file),
     )
+
+
+def read_each(file: ModelFile, field: str, num_layers: int, *, low: int = 1) -> list[int]:
+    """One number a layer; files may state a single one for all."""
+    key = file.key(field)
+    if not file.settings.is_sequence(key):
+        return [file.integer(field, low=low, high=1 << 22)] * num_layers
+    return [Settings({key: n}).integer(key, low=low, high=1 << 22) for n in file.settings.sequence(key, num_layers)]
 
 
 def read_norm_eps(file: ModelFile) -> float:
@@ -195,7 +205,7 @@ class DecoderReader:
             parallel=self.parallel,
         )
 
-    def attention(self, layer: int, kind: LayerKind) -> Attention | DeltaNet:
+    def attention(self, layer: int, kind: LayerKind) -> Attention | DeltaNet | ShortConv:
         s = self.sizes
         q, k, v = self.qkv(layer)
         return Attention(

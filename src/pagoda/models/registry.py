@@ -14,6 +14,7 @@ from pagoda.models import (
     gpt_oss,
     granite,
     hunyuan,
+    lfm2,
     llama,
     ministral3,
     mistral,
@@ -64,6 +65,7 @@ FAMILIES: tuple[Family, ...] = (
     stablelm.FAMILY,
     nemotron.FAMILY,
     gpt_oss.FAMILY,
+    lfm2.FAMILY,
 )
 
 ENCODER_USES = "`pagoda serve` and `load_embedder` take it"

@@ -136,7 +136,7 @@ def _check_ops(nodes: list[Node]) -> None:
         apart = node.op in ("head_norm", "rope") and node not in folded
         plain = node.op == "gated" and node["up"] is None
         shared = node.op == "attention" and node["k"] is None
-        if apart or plain or shared or node.op in ("layer_norm", "columns"):
+        if apart or plain or shared or node.op in ("layer_norm", "columns", "multiply"):
             what = {"gated": "activations without a gate", "attention": "layers that share keys and values"}
             raise UnsupportedError(
                 f"{what.get(node.op, node.op)}: computed on CPUs alone, as are all encoders; use --device cpu"

@@ -118,6 +118,13 @@ class ConfigSizes:
         return ["sliding" if i >= first else "full" for i in range(self.num_layers)]
 
     @property
+    def conv_state(self) -> int:
+        """Numbers that layers of short convolutions keep of a sequence, all together."""
+        if self.settings.get("conv_L_cache") is None:
+            return 0
+        return sum(not layer.kv_heads for layer in self.layers) * (self.size("conv_L_cache") - 1) * self.hidden
+
+    @property
     def state(self) -> int:
         """Numbers that a linear attention layer keeps of a sequence: its state, and the convolution's past."""
         key_heads, value_heads = self.size("linear_num_key_heads"), self.size("linear_num_value_heads")

@@ -69,6 +69,7 @@ class _GGUFReader:
         names = {name.split(".")[1] + "." + name.split(".")[2] for name in checkpoint.tensors if name.count(".") > 2}
         layers = {name.split(".")[0] for name in names}
         self._recurrent = {int(layer) for layer in layers if layer.isdecimal() and f"{layer}.ssm_conv1d" in names}
+        self._convolved = sum(f"{layer}.shortconv" in names for layer in layers)  # layers of short convolutions
         self._without_kv = {layer for layer in self._recurrent if f"{layer}.attn_k" not in names}
 
     def _key(self, key: str) -> str:
@@ -122,6 +123,8 @@ class _GGUFReader:
 
     def state_elements(self) -> int:
         """Numbers of all recurrent layers: the state, and what their convolution looks back to."""
+        if self._convolved:
+            return self._convolved * (self.integer("shortconv.l_cache") - 1) * self.integer("embedding_length")
         if not self._recurrent:
             return 0
         inner, size = self.integer("ssm.inner_size"), self.integer("ssm.state_size")

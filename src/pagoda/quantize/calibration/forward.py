@@ -243,11 +243,14 @@ class WindowOps:
     def scale_rows(self, x: SampleValue, gate: SampleValue, activation: Activation) -> SampleValue:
         return self._in_numpy(lambda x, gate: x * ACTIVATIONS[activation](gate), x, gate)
 
-    def short_conv(self, layer: int, x: SampleValue, weight: RawTensor) -> SampleValue:
+    def multiply(self, x: SampleValue, y: SampleValue) -> SampleValue:
+        return SampleValue(self, lambda i: x.chunk(i) * y.chunk(i), dear=True)
+
+    def short_conv(self, layer: int, x: SampleValue, weight: RawTensor, *, silu: bool) -> SampleValue:
         taps = decoded(weight)
 
         def convolved(x: FloatArray) -> FloatArray:
-            return short_conv(x, np.zeros((taps.shape[1] - 1, x.shape[1]), np.float32), taps)
+            return short_conv(x, np.zeros((taps.shape[1] - 1, x.shape[1]), np.float32), taps, with_silu=silu)
 
         return self._in_numpy(self._each_window(convolved), x)
 
