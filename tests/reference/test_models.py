@@ -13,7 +13,7 @@ from paged_run import reference_run
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.registry import load_model
 from pagoda.types import FloatArray
-from tiny_models import TINY, TinyModel, memory_checkpoint, write_gguf, write_safetensors
+from tiny_models import TINY, MemoryCheckpoint, TinyModel, memory_checkpoint, raw, write_gguf, write_safetensors
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -135,3 +135,23 @@ def test_configs_of_transformers_5_say_the_same(name: str) -> None:
     expected = golden(name)
     checkpoint = memory_checkpoint(TINY[name].with_config(**SPELLED_ANEW[name]))
     np.testing.assert_allclose(logits_of(checkpoint, expected), expected["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "outer"),
+    [
+        ("gemma3", "gemma3", "language_model."),
+        ("gemma4", "gemma4", "model.language_model."),
+        ("ministral3", "mistral3", "language_model."),
+    ],
+)
+def test_the_language_part_of_a_model_that_sees_is_served(name: str, model_type: str, outer: str) -> None:
+    text = memory_checkpoint(TINY[name])
+    config = {"model_type": model_type, "text_config": text.metadata, "vision_config": {"hidden_size": 8}}
+    tower = {tensor: raw(tensor, np.ones((8, 8), np.float32)) for tensor in ("vision_tower.a.weight",)}
+    renamed = {
+        outer + (tensor.removeprefix("model.") if outer.startswith("model.") else tensor): held
+        for tensor, held in text.tensors.items()
+    }
+    seeing = MemoryCheckpoint("safetensors", model_type, config, renamed | tower)
+    np.testing.assert_allclose(logits_of(seeing, golden(name)), golden(name)["logits"], atol=1e-4)

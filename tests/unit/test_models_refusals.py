@@ -186,7 +186,6 @@ def test_hostile_configs(metadata: dict[str, Any], message: str) -> None:
             {"layer_types": ["full_attention", "linear_attention"]},
             "'linear_attention'",
         ),
-        ("gemma3", "safetensors", {"text_config": {}}, "vision"),
         ("gemma3", "safetensors", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
 )

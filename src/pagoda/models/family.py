@@ -22,6 +22,14 @@ from pagoda.models.source import Checkpoint, Settings
 from pagoda.types import RawTensor
 
 NESTED = "text_config"  # config.json's language part, of models that see or hear, too
+OUTER = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
+SENSES = {  # how names of tensors begin of what else such models have
+    **{f"{model}vision_tower.": "the vision model" for model in ("", "model.")},
+    **{f"{model}multi_modal_projector.": "the vision model's projector" for model in ("", "model.")},
+    "model.embed_vision.": "the vision model's projector",
+    "model.audio_tower.": "the audio model",
+    "model.embed_audio.": "the audio model's projector",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +228,14 @@ def _text_tensors(tensors: Mapping[str, RawTensor], family: Family) -> Mapping[s
     """The language part's by the names that they have where there is no other part."""
     if not family.left_out:
         return tensors
-    outer, inner = "model.language_model.", "model."
     return {
-        inner + name.removeprefix(outer) if name.startswith(outer) else name: tensor
-        for name, tensor in tensors.items()
-        if not name.startswith(tuple(family.left_out))
+        _inner_name(name): tensor for name, tensor in tensors.items() if not name.startswith(tuple(family.left_out))
     }
+
+
+def _inner_name(name: str) -> str:
+    outer = next((start for start in OUTER if name.startswith(start)), None)
+    return name if outer is None else OUTER[outer] + name.removeprefix(outer)
 
 
 def shifted(raw: RawTensor, offset: float) -> RawTensor:

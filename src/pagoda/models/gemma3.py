@@ -9,7 +9,7 @@ from typing import Any
 
 from pagoda.errors import UnsupportedError
 from pagoda.models import gemma2
-from pagoda.models.family import Family, ModelFile
+from pagoda.models.family import SENSES, Family, ModelFile
 from pagoda.models.layers import Decoder
 from pagoda.models.names import TENSORS
 from pagoda.models.reader import LayerKind, Sizes, read_sizes, read_window, sliding_layers
@@ -28,8 +28,6 @@ def build(file: ModelFile) -> Decoder:
 
 
 def _refuse(file: ModelFile) -> None:
-    if file.settings.get("text_config") is not None:
-        raise UnsupportedError("this Gemma 3 folder holds a vision model too; Pagoda serves the text-only one")
     if file.settings.get("use_bidirectional_attention"):
         raise UnsupportedError("use_bidirectional_attention: embedding models are not supported")
 
@@ -69,6 +67,7 @@ FAMILY = Family(
     },
     norm_offset=1.0,
     extra_config=_extra_config,
+    left_out=SENSES,
     qk_norm=True,
     post_norms=True,
     window_pattern=6,

@@ -12,7 +12,7 @@ import numpy as np
 from pagoda.backends.base import AttentionSpec, ExpertsSpec, RopeSpec
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.models.experts import read_layer
-from pagoda.models.family import Family, ModelFile, ones, scaled
+from pagoda.models.family import SENSES, Family, ModelFile, ones, scaled
 from pagoda.models.gemma2 import POST_NORMS
 from pagoda.models.gemma4 import Beside, Gemma4, Gemma4Block, PerLayer, PerLayerInputs
 from pagoda.models.layers import Attention, Decoder, FeedForward, Linear, Norm
@@ -325,6 +325,7 @@ FAMILY = Family(
     },
     is_converted=False,
     is_trained=False,
+    left_out=SENSES,
     extra_tensors=_extra_tensors,
     dense_beside=True,
     qk_norm=True,

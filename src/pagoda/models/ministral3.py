@@ -11,7 +11,7 @@ from pagoda.backends.base import QueryGrowth
 from pagoda.errors import UnsupportedError
 from pagoda.formats.gguf_writer import Value, f32
 from pagoda.models import mistral
-from pagoda.models.family import Family, ModelFile
+from pagoda.models.family import SENSES, Family, ModelFile
 from pagoda.models.layers import Attention, Block, Decoder
 from pagoda.models.rope import MAX_LENGTH
 from pagoda.models.source import Checkpoint, Settings
@@ -65,6 +65,7 @@ FAMILY = Family(
     defaults={"rms_norm_eps": 1e-5},
     usual_context=262_144,
     interleaved=True,
+    left_out=SENSES,
     extra_config=_extra_config,
     extra_values=_extra_values,
     chat_template=LLAMA2,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pagoda.models.family import Family, ModelFile
+from pagoda.models.family import SENSES, Family, ModelFile
 from pagoda.models.layers import Decoder
 from pagoda.models.reader import DecoderReader, LayerKind, read_sizes, read_window
 from pagoda.models.rope import read_rope
@@ -24,5 +24,6 @@ FAMILY = Family(
     usual_context=131_072,
     defaults={"sliding_window": 4096},  # one that says null has none
     interleaved=True,
+    left_out=SENSES,
     chat_template=LLAMA2,
 )

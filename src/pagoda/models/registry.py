@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pagoda.errors import UnsupportedError
 from pagoda.models import (
@@ -32,7 +32,7 @@ from pagoda.models import (
     stablelm,
 )
 from pagoda.models.bert import is_encoder
-from pagoda.models.family import Family, ModelFile
+from pagoda.models.family import NESTED, Family, ModelFile
 from pagoda.models.layers import Decoder
 from pagoda.models.planned import PLANNED
 from pagoda.models.source import Checkpoint
@@ -98,9 +98,13 @@ def family_of(checkpoint: Checkpoint) -> Family:
 
 
 def find_family(checkpoint: Checkpoint, families: Sequence[Family] = FAMILIES) -> Family | None:
-    """By config.json's model_type; or by GGUF's architecture and, of those that share it, by the key that tells."""
+    """By config.json's model_type, that of the language part where there are others; or by GGUF's architecture and, of
+    those that share it, by the key that tells."""
     if checkpoint.kind != "gguf":
-        return next((family for family in families if family.name == checkpoint.architecture), None)
+        text = checkpoint.metadata.get(NESTED)
+        stated = text.get("model_type") if isinstance(text, Mapping) else None
+        name = stated.removesuffix("_text") if isinstance(stated, str) else checkpoint.architecture
+        return next((family for family in families if family.name == name), None)
     sharing = (family for family in families if family.gguf == checkpoint.architecture)
     return next((family for family in sharing if family.is_stated(checkpoint.metadata)), None)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import Checkpoint
 from pagoda.formats.quantized import QuantizedTensor, as_floats
-from pagoda.models.family import Family
+from pagoda.models.family import NESTED, Family
 from pagoda.models.names import HUGGING_FACE, Named, translate
 from pagoda.models.registry import family_of, load_model
 from pagoda.quantize.gguf.model_values import model_values, rope_tensors
@@ -36,6 +36,8 @@ class FolderSource:
         self.checkpoint = checkpoint
         self._family = family_of(checkpoint)
         self._family.check_converted()
+        if checkpoint.metadata.get(NESTED) is not None:
+            raise UnsupportedError("a folder that holds a model of images, too, is left to llama.cpp's converter")
         self._threads = threads
         self._decoded: RawTensor | None = None
         if decoder.is_hybrid:
