@@ -68,7 +68,7 @@ def _family(family: Family) -> str:
     known = [name for name, model_type in builtin_model_types().items() if model_type == family.name]
     sources = sorted(set(_goldens(family)))
     compared = "; ".join([*sources, *family.compared])
-    left = [text for text in (*family.left_out.values(), family.not_covered) if text]
+    left = [text for text in dict.fromkeys((*family.left_out.values(), family.not_covered)) if text]
     names = f"`{family.model_type or family.name}` | `{family.gguf}`"
     return f"| {names} | {', '.join(known) or '–'} | {compared} | {'; '.join(left) or '–'} |"
 

@@ -72,5 +72,4 @@ FAMILY = Family(
     post_norms=True,
     window_pattern=6,
     rope_tables=2,
-    not_covered="vision",
 )

@@ -13,6 +13,7 @@ FAMILY = Family(
     gguf="glm4",
     hf_class="Glm4ForCausalLM",
     build=llama.build,
+    compared=("llama.cpp 0.3.36: greedy tokens",),
     tensors=TENSORS
     | {
         "ffn_up": ("blk.{i}.ffn_up", "model.layers.{i}.mlp.gate_up_proj"),

@@ -70,5 +70,4 @@ FAMILY = Family(
     extra_values=_extra_values,
     chat_template=LLAMA2,
     compared=("llama.cpp 0.3.36: greedy tokens",),
-    not_covered="vision",
 )

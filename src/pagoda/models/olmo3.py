@@ -37,6 +37,7 @@ FAMILY = Family(
     gguf_key="attention.sliding_window",
     hf_class="Olmo3ForCausalLM",
     build=build,
+    compared=("llama.cpp 0.3.36: greedy tokens",),
     tensors=olmo2.FAMILY.tensors,
     defaults={"rms_norm_eps": 1e-5, "rope_theta": THETA, "sliding_window": 4096},
     extra_values=_extra_values,
