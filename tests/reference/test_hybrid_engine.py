@@ -12,7 +12,7 @@ from pagoda import LLM, SamplingParams
 from pagoda.engine.load import LoadedEngine
 from tiny_models import TINY, VOCAB, write_safetensors
 
-NAMES = ["qwen35", "qwen35moe"]
+NAMES = ["qwen35", "qwen35moe", "lfm2"]
 SHARED = [(41 * i + 5) % VOCAB for i in range(90)]
 PROMPTS = [SHARED + [(37 * i + 11 + 7 * j) % VOCAB for i in range(20 + 17 * j)] for j in range(3)]
 REPEATING = [[(3 * i + j) % 9 + 40 for i in range(70)] for j in range(3)]  # so that n-grams are found

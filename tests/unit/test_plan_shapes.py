@@ -325,6 +325,15 @@ def test_a_config_gives_the_shapes_that_its_gguf_file_has(name: str, tmp_path: P
     assert elements(planned) == elements(held)
 
 
+def test_short_convolutions_keep_no_kv_but_a_state(tmp_path: Path) -> None:
+    """Two layers of five attend, 2 heads of 16 numbers; the others keep two rows of 64."""
+    planned = shape_from_config(hf_config(TINY["lfm2"]), "lfm2")
+    held = find_shape(str(write_gguf(tmp_path / "model.gguf", TINY["lfm2"])))
+    assert planned.kv_elements == held.kv_elements == 2 * 2 * 2 * 16
+    assert planned.state_elements == held.state_elements == 3 * 2 * 64
+    assert planned.parameters == held.parameters
+
+
 def test_an_unknown_architecture_says_what_was_assumed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     shape = find_shape(str(tmp_path))
