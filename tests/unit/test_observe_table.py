@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from fake_engine import FakeLoaded
 from pagoda.observe import table
 from pagoda.observe.metrics import Metrics
+from pagoda.observe.readings import Gpus
 from pagoda.types import SequenceWork, StepResult
 from serving import serving
 
@@ -119,3 +120,17 @@ def test_gpus_are_read_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> N
     assert shown["pagoda_gpu_memory_used_bytes", "0"] == 10**9
     assert shown["pagoda_gpu_utilization_ratio", "0"] == 0.45
     assert ("pagoda_gpu_power_watts", "0") not in shown
+
+
+def test_nvidias_package_without_a_driver_shows_no_gpu() -> None:
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    for name in ("Init", "DeviceGetCount", "DeviceGetHandleByIndex", "DeviceGetMemoryInfo", "DeviceGetUtilizationRates",
+                 "DeviceGetPowerUsage"):  # fmt: skip
+        assert callable(getattr(pynvml, f"nvml{name}"))
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        assert list(Gpus()) == []
+    else:
+        figures = dict(Gpus())
+        assert all(0 < one["gpu_memory_used"] <= one["gpu_memory"] for one in figures.values())
