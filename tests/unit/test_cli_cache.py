@@ -54,10 +54,10 @@ def test_stats_search_show_and_delete(store: list[str]) -> None:
     assert first[0] == "1.000"
     shown = json.loads(run("show", first[1], *store).output)
     assert (shown["question"], shown["answer"], shown["tags"]) == ("What is rust?", "An answer.", ["docs"])
-    assert run("delete", "--tag", "docs", *store).output == "1 entries removed\n"
+    assert run("delete", "--tag", "docs", *store).output == "1 entry removed\n"
     assert run("delete", *store).exit_code != 0
     assert run("delete", "--older-than", "3600", *store).output == "0 entries removed\n"
-    assert run("delete", "--all", *store).output == "1 entries removed\n"
+    assert run("delete", "--all", *store).output == "1 entry removed\n"
     assert "there is no entry" in str(run("show", first[1], *store).exception)
 
 

@@ -59,7 +59,7 @@ def stats(
     if as_json:
         typer.echo(json.dumps(shape))
         return
-    typer.echo(f"{shape['entries']} entries, {expired} of them expired; {tokens} tokens of answers")
+    typer.echo(f"{_entries(models.total())}, {expired} of them expired; {tokens} tokens of answers")
     for what, counts in (("model", models), ("tenant", tenants)):
         for name, count in counts.most_common():
             typer.echo(f"  {what} {name or '(none)'}: {count}")
@@ -114,8 +114,12 @@ def delete(
     if selector == Selector() and not all_entries:
         raise ConfigError("say which entries: --id, --tag, --of-model, --tenant, --older-than or --all")
     store = opened(settings)
-    typer.echo(f"{store.delete(selector)} entries removed")
+    typer.echo(f"{_entries(store.delete(selector))} removed")
     store.close()
+
+
+def _entries(count: int) -> str:
+    return f"{count} {'entry' if count == 1 else 'entries'}"
 
 
 def _short(text: str) -> str:
