@@ -392,6 +392,30 @@ def test_a_stream_is_kept_too(cached: tuple[Gated, Scripted]) -> None:
     assert len(upstream.bodies) == 1
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_completions_are_kept_too(streams: bool) -> None:
+    said_there = {"index": 0, "text": "Yes.", "finish_reason": "stop", "logprobs": None}
+    usage = {"prompt_tokens": 4, "completion_tokens": 2}
+
+    def behave(sock: socket.socket, body: bytes) -> None:
+        if not streams:
+            return respond(sock, {"object": "text_completion", "choices": [said_there], "usage": usage})
+        begin_stream(sock)
+        send_event(sock, {"choices": [said_there]})
+        end_stream(sock)
+
+    upstream = Scripted(behave)
+    asked = {"prompt": "What is rust?", "temperature": 0, "max_tokens": 8, "stream": streams}
+    with gating(upstream.url, cache_store="memory", cache_embedder="none", cache_budget=5) as gated:
+        for outcome in ("miss", "hit"):
+            response = gated.client.post("/v1/completions", json=asked)
+            assert response.headers[CACHE].startswith(outcome)
+            gated.kept()
+            bodies = events(response) if streams else [response.json()]
+            assert "".join(body["choices"][0]["text"] for body in bodies) == "Yes."
+    assert len(upstream.bodies) == 1
+
+
 @pytest.mark.parametrize(
     "other",
     [
