@@ -10,6 +10,7 @@ import pytest
 
 from pagoda import LLM, SamplingParams
 from pagoda.engine.load import LoadedEngine
+from pagoda.errors import ConfigError, PagodaError, UnsupportedError
 from tiny_models import TINY, VOCAB, write_safetensors
 
 NAMES = ["qwen35", "qwen35moe", "lfm2"]
@@ -89,3 +90,20 @@ def test_rejected_drafts_leave_no_trace(folder: Path) -> None:
     assert answers(llm, REPEATING) == alone(folder, REPEATING)
     usages = [output.outputs[0].usage for output in llm.generate(REPEATING, GREEDY)]
     assert sum(usage.draft_tokens for usage in usages) > sum(usage.accepted_draft_tokens for usage in usages)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [
+        ({"kv_offload": "{tmp}:1MB"}, UnsupportedError, "states of recurrent layers are not kept in files"),
+        ({"speculation": ("draft",), "draft_model": "{folder}"}, UnsupportedError, "has recurrent layers"),
+        ({"state_interval": 100}, ConfigError, "--state-interval 100 must be a multiple of 16"),
+    ],
+)
+def test_what_does_not_go_with_states_is_refused(
+    settings: dict[str, Any], error: type[PagodaError], match: str, folder: Path, tmp_path: Path
+) -> None:
+    places = {"tmp": tmp_path, "folder": folder}
+    given = {key: value.format(**places) if isinstance(value, str) else value for key, value in settings.items()}
+    with pytest.raises(error, match=match):
+        opened(folder, **given)
