@@ -82,9 +82,11 @@ def _blocks(kind: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """In MB."""
+    """In MB; and seconds of CPU time, user's and system's, of all threads."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return {field: int(lines[field].split()[0]) / 1e3 for field in FIELDS}
+    times = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    cpu = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+    return {"CPU": cpu} | {field: int(lines[field].split()[0]) / 1e3 for field in FIELDS}
 
 
 PAGODA = """
