@@ -1,6 +1,9 @@
 #include "weights.h"
 
+#include <algorithm>
 #include <stdexcept>
+
+#include "block_types.h"
 
 namespace pagoda {
 
@@ -17,7 +20,7 @@ Weight::Weight(Type t, int64_t r, int64_t c, int shift)
 namespace {
 
 // Writes the codes of one row's 32 columns into the panel's codes; `to` points at the block, `r` is the row in it.
-void scatter_codes(int bits, const uint8_t *q, int r, uint8_t *to) {
+PAGODA_INLINE void scatter_codes(int bits, const uint8_t *q, int r, uint8_t *to) {
     uint32_t quad[8];
     std::memcpy(quad, q, 32);
     const auto put = [&](int vec, uint32_t v) { std::memcpy(to + 64 * vec + 4 * r, &v, 4); };
@@ -51,22 +54,40 @@ void scatter_codes(int bits, const uint8_t *q, int r, uint8_t *to) {
     }
 }
 
+// Block `index` of up to 16 rows, the first at `data`, into a panel. A function a type: loading a model is this.
+using PackRows = void (*)(const uint8_t *data, int64_t stride, int64_t index, int rows, uint8_t *codes, uint8_t *scales,
+                          uint8_t *super);
+template <class B>
+void pack_rows(const uint8_t *data, int64_t stride, int64_t index, int rows, uint8_t *codes, uint8_t *scales, uint8_t *super) {
+    constexpr int kPer = B::kInfo.elements / kActBlock;
+    const uint8_t *from = data + index / kPer * B::kInfo.bytes;
+    const int part = static_cast<int>(index % kPer);
+    Block32 b{};
+    for (int r = 0; r < rows; ++r, from += stride) {
+        B::unpack(from, part, b);
+        scatter_codes(B::Codes::kBits, b.q, r, codes);
+        B::Scales::pack(b, r, scales, super);
+    }
+}
+
+PackRows packer(Type type) {
+    switch (type) {
+#define PAGODA_TYPE(name) case Type::name: return pack_rows<blocks::name>;
+        PAGODA_FILE_BLOCK_TYPES(PAGODA_TYPE)
+#undef PAGODA_TYPE
+        default: return nullptr;
+    }
+}
+
 }  // namespace
 
 void Weight::pack_block(const uint8_t *data, int64_t panel, int64_t block) {
     uint8_t *codes_to = const_cast<uint8_t *>(codes(panel)) + block * shape_.codes;
     uint8_t *scales_to = const_cast<uint8_t *>(scales_of(panel, block));
     uint8_t *super_to = const_cast<uint8_t *>(super_of(panel, block));
-    const int64_t stride = row_bytes(type, columns);
-    const TypeTraits &t = traits(type);
-    Block32 b{};
-    for (int r = 0; r < kPanelRows; ++r) {
-        const int64_t row = panel * kPanelRows + r;
-        if (row >= rows) break;
-        t.unpack(data + row * stride, block, b);
-        scatter_codes(t.code_bits, b.q, r, codes_to);
-        t.pack_scales(b, r, scales_to, super_to);
-    }
+    const int64_t stride = row_bytes(type, columns), first = panel * kPanelRows;
+    const int count = static_cast<int>(std::min<int64_t>(kPanelRows, rows - first));
+    packer(type)(data + first * stride, stride, block, count, codes_to, scales_to, super_to);
 }
 
 void Weight::pack_float_block(const uint8_t *data, int64_t panel, int64_t block) {
