@@ -13,6 +13,7 @@ from pagoda.grammar.compiler import GrammarCompiler
 from pagoda.server.output_parser import OutputParser
 from pagoda.server.output_plan import OutputPlan, OutputPlanner
 from pagoda.server.schema import ChatRequest
+from pagoda.text.chat import ChatTemplate
 from pagoda.text.harmony import MARKERS
 from pagoda.text.tokenizer import load_tokenizer
 from tokenizer_files import CONTROL, VocabularyFile, bpe_metadata
@@ -114,3 +115,20 @@ def test_a_budget_of_thinking_excludes_tools() -> None:
     with pytest.raises(RequestError, match="exclude each other"):
         plan(tools=[ADD], thinking_token_budget=10)
     assert plan(thinking_token_budget=10).thinking_budget == 10
+
+
+def test_messages_reach_the_template_in_its_words() -> None:
+    """Thoughts are `thinking` there, beside a call what was said too; and tools have a description, be it empty."""
+    source = (
+        "{%- for tool in tools or [] %}{{ '// ' + tool.function.description }}{% endfor %}"
+        "{%- for message in messages %}{% if message.thinking %}"
+        "{{- '<|channel|>analysis<|message|>' + message.thinking + '|' + message.content }}"
+        "{%- endif %}{% endfor %}"
+    )
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    thought = {"role": "assistant", "content": "I add.", "reasoning_content": "So."}
+    template = ChatTemplate({"default": source}, TOKENIZER)
+    assert template.render([{**thought, "tool_calls": [call]}], tools=[ADD]) == (
+        "// <|channel|>analysis<|message|>So.\n\nI add.|"
+    )
+    assert template.render([thought]) == "<|channel|>analysis<|message|>So.|I add."

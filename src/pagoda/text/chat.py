@@ -69,7 +69,7 @@ class ChatTemplate:
             {
                 **variables,
                 "messages": prepared,
-                "tools": tools or None,
+                "tools": self._described(name, tools) or None,
                 "documents": documents or None,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
             },
@@ -109,6 +109,12 @@ class ChatTemplate:
             written = _as_json if self._wants_json(name) else _as_object
             prepared["tool_calls"] = [_with_arguments(call, written) for call in prepared["tool_calls"]]
         return prepared
+
+    def _described(self, name: str, tools: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]] | None:
+        """The tools; each with a description, be it empty, for a template that fails without one."""
+        if not tools or _HARMONY not in self._sources[name]:
+            return tools
+        return [{**tool, "function": {"description": "", **tool.get("function", {})}} for tool in tools]
 
     def _wants_json(self, name: str) -> bool:
         """Whether the template called `name` reads arguments as JSON; tried out once."""
