@@ -3,8 +3,8 @@
     python bench/kv_types.py [MODEL] [--kv-type f16 int16] [--activation-type int8] [--rounds 7]
 
 Steps: prefills of whole prompts, and decoding of sequences side by side behind a context. Each time is the least of its
-rounds; the last column is the median over rounds of the ratio of the first type's time to the last's. With one thread it
-is the thread's CPU time.
+rounds; the last column is the median over rounds of the ratio of the first type's time to the last's. With one thread
+it is the thread's CPU time.
 """
 
 from __future__ import annotations
