@@ -140,7 +140,7 @@ def read_documents(source: str) -> Iterator[Document]:
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         yield text
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _document(line, f"{path}:{number}")
 
