@@ -137,7 +137,8 @@ int check_gated(const Kernels &k) {
             k.gated(gate.data(), up.data(), kind, static_cast<int64_t>(n), out.data());
             for (size_t i = 0; i < n; ++i)
                 report.close(out[i], activated(gate[i], kind) * beside(up[i], kind),
-                             1e-6 * std::fabs(static_cast<double>(gate[i])) * (std::fabs(static_cast<double>(up[i])) + 1.0), "value");
+                             1e-6 * std::fmax(std::fabs(activated(gate[i], kind)), std::fabs(static_cast<double>(gate[i]))) *
+                                 (std::fabs(static_cast<double>(up[i])) + 1.0), "value");
             report.expect(out[n] == 7.0f, "wrote past the end");
             k.activated(gate.data(), kind, static_cast<int64_t>(n), out.data());
             for (size_t i = 0; i < n; ++i)
