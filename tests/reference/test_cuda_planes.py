@@ -123,8 +123,8 @@ def test_what_is_computed_in() -> None:
 
 
 def test_types_without_a_kernel_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match="'w' has type 'IQ1_S'"):
-        WeightLoader(torch.float16, CPU).matrix(RawTensor("w", "IQ1_S", (4, 256), np.zeros(9, np.uint8)))
+    with pytest.raises(UnsupportedError, match="'w' has type 'Q4_2'"):
+        WeightLoader(torch.float16, CPU).matrix(RawTensor("w", "Q4_2", (4, 256), np.zeros(9, np.uint8)))
 
 
 def test_codes_use_every_bit_of_a_lane() -> None:
