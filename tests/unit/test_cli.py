@@ -112,7 +112,8 @@ def test_help_shows_flags_defaults_and_an_example() -> None:
     text = " ".join(invoke("verb", "--help").split())
     assert "Do it." in text
     assert "Example: pagoda verb 5" in text
-    assert "--kv-type f16|bf16|f32|int8|fp8 Number type of the KV cache; fp8 on GPUs alone. [default: f16]" in text
+    assert "--kv-type auto|f16|bf16|f32|int16|int8|fp8 Number type of the KV cache." in text
+    assert "f16 elsewhere. [default: auto]" in text
     assert "--size SIZE Bytes. [default: 2MiB]" in text
     assert "--prefix-caching / --no-prefix-caching" in text
 
