@@ -202,6 +202,7 @@ double product(const Problem &p, int64_t r, int64_t t, double &bound) {
         total += std::fabs(x);
         largest = std::fmax(largest, std::fabs(w));
     }
+    if (p.type == Type::TQ1_0 || p.type == Type::TQ2_0) largest = std::fmax(largest, 0.05);  // a row of zeros has codes of 1
     if (!is_float(p.type)) bound += largest * total;  // codes and mins may be larger than what they sum to
     return sum;
 }
