@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pagoda.backends.base import AttentionSpec, RopeSpec
+from pagoda.backends.specs import AttentionSpec, RopeSpec
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.formats.packed import GroupedWeight
 from pagoda.formats.quantized import QuantizedTensor

@@ -28,7 +28,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from pagoda.backends.base import AttentionSpec, KVType, LoraType
 from pagoda.backends.cuda.adapters import AdapterTables, CudaAdapter, Factors, Site, StepAdapters
 from pagoda.backends.cuda.fast import FastOps
 from pagoda.backends.cuda.kernels import grouped
@@ -37,6 +36,7 @@ from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Step
 from pagoda.backends.cuda.planes import PlaneWeight, Scheme, Unpacked, pack
 from pagoda.backends.cuda.unpack import KINDS
+from pagoda.backends.specs import AttentionSpec, KVType, LoraType
 from pagoda.formats.blocks import BLOCK_TYPES
 
 TYPES = {

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.backends.base import LOGIT_BLOCK, AdapterWeights, LoraType, PlacedAdapter, TopKBlocks
+from pagoda.backends.base import LOGIT_BLOCK, PlacedAdapter, TopKBlocks
+from pagoda.backends.specs import AdapterWeights, LoraType
 from pagoda.engine.drafters import Drafter, Pace
 from pagoda.engine.engine import Engine
 from pagoda.engine.offload import KVOffload

@@ -10,18 +10,8 @@ import pytest
 from hypothesis import strategies as st
 
 from paged_run import PagedRun, reference_run
-from pagoda.backends.base import (
-    Activation,
-    AttentionSpec,
-    Backend,
-    ExpertsSpec,
-    Handle,
-    KVGroup,
-    LoadedModel,
-    Ops,
-    RopeSpec,
-    run_batch,
-)
+from pagoda.backends.base import Backend, Handle, LoadedModel, Ops, run_batch
+from pagoda.backends.specs import Activation, AttentionSpec, ExpertsSpec, KVGroup, RopeSpec
 from pagoda.types import Batch, RawTensor
 from tiny_blocks import encode, noise
 

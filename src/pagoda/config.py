@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from pagoda.adapter_settings import AdapterSettings
 from pagoda.cache_settings import CacheSettings
 from pagoda.errors import ConfigError
-from pagoda.kv_settings import KVSettings
 from pagoda.settings import BOOLS, Setting, Settings, fields
 from pagoda.settings_file import refuse_unknown, settings_file, with_hyphens
 
@@ -45,7 +45,7 @@ EncoderWeights = Literal["file", "q8_0"]
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings(KVSettings):
+class EngineSettings(AdapterSettings):
     """What the engine needs to start."""
 
     model: Annotated[
@@ -114,31 +114,6 @@ class EngineSettings(KVSettings):
         Literal["q4_0", "iq4_nl", "q5_0", "q8_0"] | None,
         Setting("Quantize the draft model's matrices to this as it is loaded; as they lie in its file by default."),
     ] = None
-    lora: Annotated[
-        tuple[str, ...],
-        Setting("LoRA adapter to serve beside the model, as name=path; repeat for several. PEFT folder or GGUF file."),
-    ] = ()
-    max_loras: Annotated[int, Setting("Adapters in one batch; requests for others wait.", minimum=1)] = 8
-    max_cpu_loras: Annotated[
-        int, Setting("Adapters kept in memory; those used longest ago are read from disk again.", minimum=1)
-    ] = 64
-    lora_memory_bytes: Annotated[
-        int | None,
-        Setting(
-            "Memory for adapters, as 1GiB, which the KV cache leaves free: those used longest ago are read from disk "
-            "again. By default what those of --lora take, and no bound for others.",
-            "lora-memory",
-            1,
-            size=True,
-        ),
-    ] = None
-    lora_type: Annotated[
-        Literal["auto", "f32", "bf16", "int8"],
-        Setting(
-            "Number type of adapters in memory. auto: f32 beside a model in F32, bf16 beside one in 16 bits, and int8, "
-            "with a scale a row, beside a quantized one."
-        ),
-    ] = "auto"
     seed: Annotated[int, Setting("Base of the seeds of requests that bring none.")] = 0
     max_logprobs: Annotated[
         int, Setting("Likeliest tokens whose logprobs may be asked for; -1: the whole vocabulary.", minimum=-1)

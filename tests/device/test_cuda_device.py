@@ -12,10 +12,10 @@ from cuda_cases import need_gpu
 need_gpu()
 
 from paged_run import PagedRun, chunk, error, reference_run, run_steps
-from pagoda.backends.base import KVType, LoraDelta, LoraType
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.options import CudaOptions
 from pagoda.backends.reference import ReferenceBackend
+from pagoda.backends.specs import KVType, LoraDelta, LoraType
 from pagoda.engine.llm import LLM
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model

@@ -17,7 +17,6 @@ need_torch()
 import torch
 
 from paged_run import PagedRun, chunk, error
-from pagoda.backends.base import AdapterWeights, LoraDelta, LoraType
 from pagoda.backends.cuda.adapters import AdapterTables, CudaAdapter, StepAdapters, places_of, sites_of
 from pagoda.backends.cuda.adapters import place as place_on
 from pagoda.backends.cuda.backend import CudaBackend
@@ -26,6 +25,7 @@ from pagoda.backends.cuda.options import CudaOptions
 from pagoda.backends.cuda.parallel import ParallelBackend
 from pagoda.backends.cuda.shard import WHOLE, Shard
 from pagoda.backends.reference import ReferenceBackend
+from pagoda.backends.specs import AdapterWeights, LoraDelta, LoraType
 from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.layers import Decoder

@@ -17,7 +17,6 @@ if NO_GPU is None:
 
 import torch
 
-from pagoda.backends.base import Activation, AttentionSpec, KVGroup, KVType
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.fast import FastOps
 from pagoda.backends.cuda.kernels import dense, grouped
@@ -28,6 +27,7 @@ from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.planes import PlaneWeight, dequantize
 from pagoda.backends.cuda.unpack import KINDS
 from pagoda.backends.cuda.weights import WeightLoader
+from pagoda.backends.specs import Activation, AttentionSpec, KVGroup, KVType
 from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.types import Batch, RawTensor
 from tiny_blocks import encode, noise

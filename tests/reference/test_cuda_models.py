@@ -14,11 +14,12 @@ from cuda_cases import need_torch
 need_torch()
 
 from paged_run import PagedRun, chunk, error, reference_run, run_steps
-from pagoda.backends.base import KVType, run_batch
+from pagoda.backends.base import run_batch
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.model import CudaModel
 from pagoda.backends.cuda.options import CudaOptions
 from pagoda.backends.reference import ReferenceBackend
+from pagoda.backends.specs import KVType
 from pagoda.engine.llm import LLM
 from pagoda.errors import ConfigError, EngineError, UnsupportedError
 from pagoda.models.layers import Decoder

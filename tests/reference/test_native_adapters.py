@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from paged_run import PagedRun
 from pagoda import _native
-from pagoda.backends.base import AdapterWeights, Backend, LoraDelta
+from pagoda.backends.base import Backend
 from pagoda.backends.cpu import CpuBackend
 from pagoda.backends.reference import ReferenceBackend
+from pagoda.backends.specs import AdapterWeights, LoraDelta
 from pagoda.errors import UnsupportedError
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.layers import Decoder

@@ -15,8 +15,9 @@ import pytest
 
 from paged_run import PagedRun, chunk, error, move_blocks, reference_run, run_steps
 from pagoda import _native
-from pagoda.backends.base import Activation, KVType, run_batch
+from pagoda.backends.base import run_batch
 from pagoda.backends.cpu import CpuBackend, CpuModel
+from pagoda.backends.specs import Activation, KVType
 from pagoda.errors import EngineError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.models.layers import Decoder

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from paged_run import reference_run
-from pagoda.backends.base import ForwardModel, KVGroup
+from pagoda.backends.base import ForwardModel
+from pagoda.backends.specs import KVGroup
 from pagoda.errors import UnsupportedError
 from pagoda.models.hugging_face import as_hugging_face
 from pagoda.models.registry import load_model

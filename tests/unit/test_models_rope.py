@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pagoda.backends.base import RopeSpec
+from pagoda.backends.specs import RopeSpec
 from pagoda.errors import ConfigError
 from pagoda.models import rope
 from pagoda.models.registry import load_model

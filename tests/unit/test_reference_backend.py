@@ -10,7 +10,8 @@ import pytest
 from op_graphs import Encoder, hidden_states_of
 from paged_run import PagedRun, move_blocks, reference_run
 from pagoda.backends import arithmetic, reference
-from pagoda.backends.base import AttentionSpec, RopeSpec, RopeStyle, run_batch
+from pagoda.backends.base import run_batch
+from pagoda.backends.specs import AttentionSpec, RopeSpec, RopeStyle
 from pagoda.models.registry import load_model
 from tiny_models import TINY, VOCAB, memory_checkpoint
 

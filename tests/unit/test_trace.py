@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pagoda.backends.base import AttentionSpec
+from pagoda.backends.specs import AttentionSpec
 from pagoda.backends.trace import Node, Trace, record
 from pagoda.models.registry import load_model
 from tiny_models import TINY, memory_checkpoint

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pagoda.adapters.adapter import Adapter, Delta
-from pagoda.backends.base import AdapterWeights, LoraDelta
+from pagoda.backends.specs import AdapterWeights, LoraDelta
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.quantized import as_floats
 from pagoda.models.family import Family

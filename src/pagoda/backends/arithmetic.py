@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pagoda.backends.base import Activation, AttentionSpec, DeltaSpec, ExpertsSpec, QueryGrowth, RopeSpec
+from pagoda.backends.specs import Activation, AttentionSpec, DeltaSpec, ExpertsSpec, QueryGrowth, RopeSpec
 from pagoda.types import FloatArray, Int32Array
 
 SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # of clamped_swiglu

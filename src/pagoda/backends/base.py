@@ -9,107 +9,30 @@ V vocabulary, R rows whose logits are wanted, R2 rows whose hidden states are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.backends.delta import DeltaSpec as DeltaSpec
+from pagoda.backends.specs import (
+    Activation,
+    AdapterWeights,
+    AttentionSpec,
+    DeltaSpec,
+    EmbedBy,
+    ExpertBiases,
+    ExpertsSpec,
+    KVGroup,
+    KVType,
+    LoraType,
+    RopeSpec,
+)
 from pagoda.types import Batch, FloatArray, Int32Array
 from pagoda.types import RawTensor as RawTensor  # part of this interface
 
 Handle = Any  # numpy array in the reference backend, a buffer id in recorded programs
-
-# relu2: max(x, 0)². clamped_swiglu, of gpt-oss, is not a function of the gate alone: (u + 1) * g * sigmoid(1.702 g),
-# g = min(gate, 7), u = up within -7 and 7.
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "sigmoid", "clamped_swiglu"]
-EmbedBy = Literal["tokens", "positions", "types"]  # which number of a token picks the row of an embedding table
-RopeStyle = Literal["interleaved", "neox"]  # pairs (2i, 2i+1), or (i, i + D/2)
-LoraType = Literal["f32", "bf16", "int8"]  # of an adapter's numbers in memory
-KVType = Literal["f16", "bf16", "f32", "int16", "int8", "fp8"]  # int16: on CPUs alone; fp8 (e4m3): on CUDA alone
-
-
-@dataclass(frozen=True, slots=True)
-class RopeSpec:
-    """Rotary embedding of one layer kind: pair i turns by position * inv_freq[i]; q and k are scaled by `scale`."""
-
-    style: RopeStyle
-    inv_freq: FloatArray  # [rotary_dim / 2], scaling (linear, llama3, yarn, longrope) already applied
-    scale: float = 1.0  # attention factor of yarn and longrope
-
-    @property
-    def rotary_dim(self) -> int:
-        return 2 * int(self.inv_freq.shape[0])
-
-    @property
-    def key(self) -> tuple[str, float, bytes]:
-        """Equal for specs that rotate alike."""
-        return self.style, self.scale, self.inv_freq.tobytes()
-
-
-@dataclass(frozen=True, slots=True)
-class QueryGrowth:
-    """Queries at position p are multiplied by 1 + beta * ln(1 + floor(p / length)): attention stays sharp where a
-    context is stretched (Llama 4, Ministral 3)."""
-
-    beta: float
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionSpec:
-    """Attention of one layer. `window`: a query at p sees keys in (p - window, p]; None: all up to p.
-
-    Where it is not `causal`, a query sees all keys of its sequence, which then all stand in the step or before it;
-    there is no window, and layers may share one layer of the KV blocks, for no later step reads it.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    scale: float
-    window: int | None = None
-    softcap: float | None = None  # scores become softcap * tanh(scores / softcap)
-    causal: bool = True
-    growth: QueryGrowth | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertsSpec:
-    """How a router picks experts for a token: the `num_used` likeliest, weighted by their probabilities.
-
-    normalize: the weights are divided by their sum.
-    """
-
-    num_used: int
-    normalize: bool
-    activation: Activation
-
-
-ExpertBiases = tuple[RawTensor, RawTensor, RawTensor]  # of gate and up (N, F), of down (N, E)
-
-
-@dataclass(frozen=True, slots=True)
-class KVGroup:
-    """Layers of attention that share block tables: same window. One block of the group holds 16 tokens of them all."""
-
-    layers: tuple[int, ...]
-    window: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class LoraDelta:
-    """What an adapter makes of one linear's output: row_scale * out + b @ (a @ x) + bias."""
-
-    a: FloatArray  # [rank, in]
-    b: FloatArray  # [out, rank], scale included
-    bias: FloatArray | None = None  # [out]
-    row_scale: FloatArray | None = None  # [out], of DoRA; None: 1
-
-
-AdapterWeights = Mapping[str, LoraDelta]  # by the name of the linear's weight
 
 
 class PlacedAdapter(Protocol):

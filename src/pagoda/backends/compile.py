@@ -17,8 +17,8 @@ import numpy as np
 from pagoda import _native
 from pagoda.backends import fused_nodes as fused
 from pagoda.backends import lowering as low
-from pagoda.backends.base import ExpertBiases, ExpertsSpec, RopeSpec
 from pagoda.backends.packed_weights import FLOAT_TYPES, PackedWeights
+from pagoda.backends.specs import ExpertBiases, ExpertsSpec, RopeSpec
 from pagoda.backends.states import stage_arguments
 from pagoda.backends.trace import Node
 from pagoda.errors import UnsupportedError

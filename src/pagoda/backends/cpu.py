@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda import _native
-from pagoda.backends.base import AdapterWeights, ForwardModel, KVType, LoraType, check_ends
+from pagoda.backends.base import ForwardModel, check_ends
 from pagoda.backends.compile import Compiler, fusions
 from pagoda.backends.cores import usable_cores
 from pagoda.backends.lowering import kv_layers, lower
 from pagoda.backends.packed_weights import EmptyWeights, PackedWeights
+from pagoda.backends.specs import AdapterWeights, KVType, LoraType
 from pagoda.backends.trace import record
 from pagoda.errors import CapacityError, ConfigError, EngineError, UnsupportedError
 from pagoda.types import Batch, FloatArray, Int32Array

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeAlias
 
-from pagoda.backends.base import Activation, AttentionSpec, EmbedBy, RopeSpec
+from pagoda.backends.specs import Activation, AttentionSpec, EmbedBy, RopeSpec
 from pagoda.backends.trace import Node
 from pagoda.types import RawTensor
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pagoda.backends.base import AttentionSpec, ForwardModel, RopeSpec
+from pagoda.backends.base import ForwardModel
 from pagoda.backends.fused_nodes import (
     AddNorm,
     Attention,
@@ -34,6 +34,7 @@ from pagoda.backends.fused_nodes import (
     Rowwise,
     Source,
 )
+from pagoda.backends.specs import AttentionSpec, RopeSpec
 from pagoda.backends.trace import Node
 from pagoda.errors import UnsupportedError
 

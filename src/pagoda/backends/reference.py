@@ -31,7 +31,9 @@ from pagoda.backends.arithmetic import (
     short_conv,
     softcapped,
 )
-from pagoda.backends.base import (
+from pagoda.backends.base import ForwardModel, check_ends
+from pagoda.backends.lowering import kv_layers
+from pagoda.backends.specs import (
     Activation,
     AdapterWeights,
     AttentionSpec,
@@ -39,13 +41,10 @@ from pagoda.backends.base import (
     EmbedBy,
     ExpertBiases,
     ExpertsSpec,
-    ForwardModel,
     KVType,
     LoraType,
     RopeSpec,
-    check_ends,
 )
-from pagoda.backends.lowering import kv_layers
 from pagoda.backends.states import Key, state_shapes
 from pagoda.backends.trace import record
 from pagoda.formats.quantized import as_floats

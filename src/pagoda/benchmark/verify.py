@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from pagoda.backends.base import AdapterWeights, LoadedModel, LoraType, PlacedAdapter
+from pagoda.backends.base import LoadedModel, PlacedAdapter
+from pagoda.backends.specs import AdapterWeights, LoraType
 from pagoda.benchmark.prompts import random_ids
 from pagoda.engine.engine import Engine
 from pagoda.engine.load import MIN_ROWS

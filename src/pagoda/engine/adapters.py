@@ -17,7 +17,8 @@ from pathlib import Path
 from pagoda.adapters.adapter import Adapter
 from pagoda.adapters.files import read_adapter
 from pagoda.adapters.place import Base, place
-from pagoda.backends.base import LoadedModel, LoraType, PlacedAdapter
+from pagoda.backends.base import LoadedModel, PlacedAdapter
+from pagoda.backends.specs import LoraType
 from pagoda.errors import CapacityError, FormatError, ModelNotFoundError, RequestError
 from pagoda.types import LoadedAdapter
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pagoda.backends.base import Activation, AttentionSpec
+from pagoda.backends.specs import Activation, AttentionSpec
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.quantized import as_floats
 from pagoda.models.encoder import Encoder, EncoderBlock

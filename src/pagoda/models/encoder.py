@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pagoda.backends.base import Activation, AttentionSpec, Handle, KVGroup, Ops
+from pagoda.backends.base import Handle, Ops
+from pagoda.backends.specs import Activation, AttentionSpec, KVGroup
 from pagoda.models.layers import LayerNorm, Linear
 from pagoda.types import RawTensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pagoda.backends.base import Activation, ExpertsSpec
+from pagoda.backends.specs import Activation, ExpertsSpec
 from pagoda.errors import FormatError
 from pagoda.models.family import ModelFile
 from pagoda.models.layers import Experts, Linear

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pagoda.backends.base import Activation, RopeStyle
+from pagoda.backends.specs import Activation, RopeStyle
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.gguf_writer import Value

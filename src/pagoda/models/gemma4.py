@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pagoda.backends.base import ExpertsSpec, Handle, Ops
+from pagoda.backends.base import Handle, Ops
+from pagoda.backends.specs import ExpertsSpec
 from pagoda.models.layers import AnyNorm, Block, Decoder, Linear, Norm
 from pagoda.types import RawTensor
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pagoda.backends.base import AttentionSpec, ExpertsSpec, RopeSpec
+from pagoda.backends.specs import AttentionSpec, ExpertsSpec, RopeSpec
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.models.experts import read_layer
 from pagoda.models.family import SENSES, Family, ModelFile, ones, scaled

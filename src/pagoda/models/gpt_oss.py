@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pagoda.backends.arithmetic import SWIGLU_ALPHA, SWIGLU_LIMIT
-from pagoda.backends.base import ExpertBiases, ExpertsSpec
+from pagoda.backends.specs import ExpertBiases, ExpertsSpec
 from pagoda.errors import UnsupportedError
 from pagoda.formats.mxfp4 import Mxfp4Tensor
 from pagoda.formats.quantized import FLOAT_TYPES, QuantizedTensor

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pagoda.backends.base import Activation
+from pagoda.backends.specs import Activation
 from pagoda.errors import UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.checkpoint import Checkpoint

@@ -10,17 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from pagoda.backends.base import (
-    Activation,
-    AttentionSpec,
-    DeltaSpec,
-    ExpertBiases,
-    ExpertsSpec,
-    Handle,
-    KVGroup,
-    Ops,
-    RopeSpec,
-)
+from pagoda.backends.base import Handle, Ops
+from pagoda.backends.specs import Activation, AttentionSpec, DeltaSpec, ExpertBiases, ExpertsSpec, KVGroup, RopeSpec
 from pagoda.types import RawTensor
 
 

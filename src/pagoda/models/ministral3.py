@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pagoda.backends.base import QueryGrowth
+from pagoda.backends.specs import QueryGrowth
 from pagoda.errors import UnsupportedError
 from pagoda.formats.gguf_writer import Value, f32
 from pagoda.models import mistral

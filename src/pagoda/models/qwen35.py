@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pagoda.backends.base import DeltaSpec
+from pagoda.backends.specs import DeltaSpec
 from pagoda.errors import FormatError
 from pagoda.formats.blocks import dequantize
 from pagoda.models.family import Family, ModelFile

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import sqrt
 
-from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
+from pagoda.backends.specs import Activation, AttentionSpec, RopeSpec
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.models.experts import read_experts, read_layer
 from pagoda.models.family import ModelFile, zeros

@@ -16,7 +16,7 @@ from math import ceil, floor, log, pi, sqrt
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.backends.base import RopeSpec, RopeStyle
+from pagoda.backends.specs import RopeSpec, RopeStyle
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.models.family import ModelFile

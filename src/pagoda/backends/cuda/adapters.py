@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pagoda.backends.base import AdapterWeights, LoraDelta, LoraType
 from pagoda.backends.cuda.shard import Shard
+from pagoda.backends.specs import AdapterWeights, LoraDelta, LoraType
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.types import Batch, FloatArray, RawTensor
 

@@ -7,7 +7,7 @@ import logging
 import torch
 
 from pagoda.backends import states
-from pagoda.backends.base import AttentionSpec, ForwardModel, KVType
+from pagoda.backends.base import ForwardModel
 from pagoda.backends.cuda.eager import WAITING, EagerOps
 from pagoda.backends.cuda.kv import DTYPES
 from pagoda.backends.cuda.measure import measure_buffers
@@ -18,6 +18,7 @@ from pagoda.backends.cuda.program import ProgramCompiler, fusions
 from pagoda.backends.cuda.shard import WHOLE, Shard, cut
 from pagoda.backends.cuda.weights import WeightLoader, compute_type
 from pagoda.backends.lowering import kv_layers, lower, qk_chains
+from pagoda.backends.specs import AttentionSpec, KVType
 from pagoda.backends.trace import Node, record
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes

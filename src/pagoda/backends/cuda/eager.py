@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from pagoda.backends.arithmetic import SWIGLU_ALPHA, SWIGLU_LIMIT
-from pagoda.backends.base import LOGIT_BLOCK, Activation, AttentionSpec, ExpertsSpec, QueryGrowth
+from pagoda.backends.base import LOGIT_BLOCK
 from pagoda.backends.cuda.adapters import Factors, Site, StepAdapters
 from pagoda.backends.cuda.kv import E4M3, PLAIN, KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Step, TileSizes
 from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.planes import PlaneWeight, Weight, dequantize
+from pagoda.backends.specs import Activation, AttentionSpec, ExpertsSpec, QueryGrowth
 from pagoda.types import BLOCK_SIZE
 
 ONE_TILE = 1 << 20

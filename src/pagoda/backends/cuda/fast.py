@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pagoda.backends.base import Activation
 from pagoda.backends.cuda.adapters import Site, StepAdapters
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.kernels import attend, dense, gated, grouped, likeliest, lora, norm, rope_and_store_kv
@@ -19,6 +18,7 @@ from pagoda.backends.cuda.layer import AttentionLayer
 from pagoda.backends.cuda.metadata import Step, TileSizes
 from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.planes import PlaneWeight, Weight
+from pagoda.backends.specs import Activation
 
 # Tokens up to which a kernel serves. Estimates from bytes and operations, not yet measured.
 DENSE_SKINNY = 1  # beyond it the library's product

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pagoda.backends.base import KVGroup, KVType
+from pagoda.backends.specs import KVGroup, KVType
 from pagoda.types import BLOCK_SIZE
 
 PLAIN, INT8, E4M3 = 0, 1, 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pagoda.backends.base import AttentionSpec
+from pagoda.backends.specs import AttentionSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)

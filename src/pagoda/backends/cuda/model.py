@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pagoda.backends.base import AdapterWeights, KVGroup, KVType, LoraType, TopKBlocks, check_ends
+from pagoda.backends.base import TopKBlocks, check_ends
 from pagoda.backends.cuda.adapters import AdapterTables, CudaAdapter, StepAdapters, place
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.graphs import DecodeGraphs
@@ -18,6 +18,7 @@ from pagoda.backends.cuda.kv import KVLayer, KVPool, block_bytes
 from pagoda.backends.cuda.metadata import Layout, Limits, StepBuffer, TileSizes, check_batch, check_tokens
 from pagoda.backends.cuda.program import Program
 from pagoda.backends.cuda.shard import Shard
+from pagoda.backends.specs import AdapterWeights, KVGroup, KVType, LoraType
 from pagoda.errors import CapacityError, EngineError
 from pagoda.types import Batch, FloatArray, Int32Array
 

@@ -25,13 +25,14 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from pagoda.backends.base import AdapterWeights, ForwardModel, KVType, LoraType
+from pagoda.backends.base import ForwardModel
 from pagoda.backends.cuda.adapters import CudaAdapter
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.metadata import check_tokens
 from pagoda.backends.cuda.model import CudaModel
 from pagoda.backends.cuda.options import CudaOptions
 from pagoda.backends.cuda.shard import Shard
+from pagoda.backends.specs import AdapterWeights, KVType, LoraType
 from pagoda.errors import ConfigError, EngineError
 from pagoda.types import Batch, FloatArray, Int32Array
 

@@ -13,7 +13,7 @@ import torch
 
 from pagoda.backends import fused_nodes as fused
 from pagoda.backends import lowering as low
-from pagoda.backends.base import ForwardModel, RopeSpec
+from pagoda.backends.base import ForwardModel
 from pagoda.backends.cuda.adapters import Site, places_of, sites_of
 from pagoda.backends.cuda.eager import EagerOps, grown
 from pagoda.backends.cuda.kv import KVLayer
@@ -22,6 +22,7 @@ from pagoda.backends.cuda.metadata import Angles, Step
 from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.shard import Shard
 from pagoda.backends.cuda.weights import WeightLoader
+from pagoda.backends.specs import RopeSpec
 from pagoda.backends.trace import Node
 from pagoda.errors import UnsupportedError
 from pagoda.types import RawTensor

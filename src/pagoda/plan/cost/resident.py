@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pagoda.backends.base import KVType
 from pagoda.backends.cpu import CpuBackend
+from pagoda.backends.specs import KVType
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.formats.checkpoint import open_checkpoint

@@ -12,7 +12,8 @@ from statistics import median
 
 import numpy as np
 
-from pagoda.backends.base import AdapterWeights, LoraType, PlacedAdapter
+from pagoda.backends.base import PlacedAdapter
+from pagoda.backends.specs import AdapterWeights, LoraType
 from pagoda.engine.engine import Engine
 from pagoda.sampling.sampler import Sampler
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, Request, SamplingParams

@@ -18,9 +18,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from pagoda.backends.base import KVType, LoadedModel, run_batch
+from pagoda.backends.base import LoadedModel, run_batch
 from pagoda.backends.compile import StageKind
 from pagoda.backends.cpu import CpuBackend, CpuModel
+from pagoda.backends.specs import KVType
 from pagoda.hardware.caches import read_caches
 from pagoda.hardware.cpu_share import QUIET_SHARE, CpuShare
 from pagoda.hardware.passes import STREAM_ROOM

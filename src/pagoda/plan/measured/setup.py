@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast, get_args
 
-from pagoda.backends.base import KVType
 from pagoda.backends.cores import usable_cores
 from pagoda.backends.cpu import CpuBackend
+from pagoda.backends.specs import KVType
 from pagoda.errors import UnsupportedError
 
 

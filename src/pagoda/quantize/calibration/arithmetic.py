@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from pagoda.backends.arithmetic import ACTIVATIONS, gated, layer_norm, rms_norm, rope, softcapped
-from pagoda.backends.base import Activation, AttentionSpec, RopeSpec
+from pagoda.backends.specs import Activation, AttentionSpec, RopeSpec
 from pagoda.engine.device import torch_device
 from pagoda.quantize.arrays import Array, Doubles
 from pagoda.types import FloatArray

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda.backends.arithmetic import ACTIVATIONS, delta_rule, expert_weights, short_conv
-from pagoda.backends.base import Activation, AttentionSpec, DeltaSpec, EmbedBy, ExpertBiases, ExpertsSpec, RopeSpec
+from pagoda.backends.specs import Activation, AttentionSpec, DeltaSpec, EmbedBy, ExpertBiases, ExpertsSpec, RopeSpec
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.quantized import QuantizedTensor

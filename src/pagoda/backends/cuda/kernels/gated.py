@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pagoda.backends.base import Activation
 from pagoda.backends.cuda.kernels.common import load_parts
+from pagoda.backends.specs import Activation
 
 BLOCK = 1024
 KINDS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu2": 3}
