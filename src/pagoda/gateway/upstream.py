@@ -46,8 +46,8 @@ class Upstream:
         timeout: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.settings = settings
         self.name = settings.name
+        self.settle(settings)
         self.healthy = True  # until it has been found not to be
         self.why = ""  # it is not
         self.fallen = asyncio.Event()  # set while it is not
@@ -55,9 +55,6 @@ class Upstream:
         self.in_flight = 0  # requests that are being answered
         self.prefixes = PrefixIndex()
         self.timeout = timeout  # seconds of silence after which an answer counts as failed
-        parts = urlsplit(settings.url)
-        self._root = f"{parts.scheme}://{parts.netloc}"
-        self._base = parts.path.rstrip("/") or "/v1"  # of the API, as OpenAI's clients take it
         self._connect_timeout = connect_timeout
         self._clock = clock
         self._idle: list[HttpClient] = []
@@ -66,6 +63,13 @@ class Upstream:
         self._rests_until = 0.0
         self._recent = 0.0  # requests, fading
         self._noted = clock()
+
+    def settle(self, settings: UpstreamSettings) -> None:
+        """From now on it is what these say."""
+        self.settings = settings
+        parts = urlsplit(settings.url)
+        self._root = f"{parts.scheme}://{parts.netloc}"
+        self._base = parts.path.rstrip("/") or "/v1"  # of the API, as OpenAI's clients take it
 
     @property
     def weight(self) -> float:

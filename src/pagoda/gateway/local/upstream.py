@@ -157,7 +157,7 @@ class LocalUpstream(Upstream):
             if self.process is not None:
                 self.process.kill()
             raise
-        self.settings = replace(self.settings, url=url, key=key)
+        self.settle(replace(self.settings, url=url, key=key))
         self.is_loaded()
         self.recovered()
         self.process.ended.add_done_callback(lambda _: self._ended())
