@@ -235,7 +235,9 @@ def test_eight_bits(folder: Path, embedder: Embedder) -> None:
 
 def test_half_precision(tmp_path: Path, embedder: Embedder) -> None:
     half = load_embedder(str(write_encoder(tmp_path, type="F16")))
-    assert ((half.embed(TEXTS) * embedder.embed(TEXTS)).sum(1) > 0.99999).all()
+    assert (
+        (half.embed(TEXTS) * embedder.embed(TEXTS)).sum(1) > 0.9999
+    ).all()  # products of bfloat16, where they are fast
 
 
 @pytest.mark.parametrize("ids", [(), tuple(range(5, 86)), (CLS, VOCAB, SEP), (CLS, -1, SEP)])

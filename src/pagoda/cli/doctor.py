@@ -42,6 +42,7 @@ OPTIONAL = {
     "nvidia-ml-py": "pynvml",
     "opentelemetry-sdk": "opentelemetry.sdk",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+    "ray": "ray",
 }
 GIB = 2**30
 
