@@ -83,8 +83,11 @@ def test_a_prompt_may_have_begun_the_thinking() -> None:
 
 
 def test_a_header_is_bounded() -> None:
-    text = "<|channel|>" + "x" * 600
-    assert told(text, 1) == ("", text, [])
+    for mark in ("<|channel|>", "<|start|>", " <|channel|>", " to="):
+        for seed in range(5):
+            text = mark + "x" * 600
+            assert told(text, seed) == ("", text, [])
+            assert told(f"{text}<|channel|>final<|message|>Yes", seed) == ("", f"{text}\n\nYes", [])
 
 
 def test_as_a_tool_format() -> None:

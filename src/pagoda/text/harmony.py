@@ -86,8 +86,13 @@ class HarmonyParser:
 
     def _header(self) -> bool:
         text = self._held.lstrip()
-        if not any(text.startswith(mark) or mark.startswith(text) for mark in _BEGINNINGS) or len(text) > _MAX_HEADER:
+        begun = [mark for mark in _BEGINNINGS if text.startswith(mark) or mark.startswith(text)]
+        if not begun or len(text) > _MAX_HEADER:
             self._begin(TextPiece)
+            if begun:  # the mark is text, too: the body would take it for the next header's
+                end = self._held.index(begun[0]) + len(begun[0])
+                self._say(self._held[:end])
+                self._held = self._held[end:]
             return True
         header, mark, rest = text.partition(MESSAGE)
         if not mark:
