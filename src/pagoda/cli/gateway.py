@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from concurrent.futures import Future
 from pathlib import Path
 
 from pagoda.cli.options import with_settings
 from pagoda.config import ServerSettings
+from pagoda.gateway.run import run_gateway
 from pagoda.gateway.settings import GatewaySettings, upstreams_of
 from pagoda.observe.cost import CostSettings
-from pagoda.server.listen import allow_connections, bind, url
-from pagoda.server.logs import set_up_logging
 
 logger = logging.getLogger("pagoda.gateway")
 
@@ -33,25 +31,11 @@ def gateway(gateway: GatewaySettings, server: ServerSettings, cost: CostSettings
     Keys for providers, other names for models and fallbacks are [[upstreams]] in pagoda.toml; see docs/gateway.md.
     """
     upstreams = upstreams_of(gateway, config)
-    set_up_logging(server.log_format, server.log_level)
-    allow_connections(2 * server.max_connections)
-    sock = bind(server.host, server.port)
-    from pagoda.gateway.app import create_gateway
-    from pagoda.gateway.service import GatewayParts
-    from pagoda.server.run import run_server, server_of
-
-    loading: Future[GatewayParts] = Future()
-    loading.set_result(GatewayParts(gateway, upstreams))
     names = ", ".join(one.name for one in upstreams)
 
-    def greet(_: object) -> None:
-        logger.info("listening", extra={"facts": {"url": f"{url(sock)}/v1", "upstreams": names}})
+    def greet(url: str) -> None:
+        logger.info("listening", extra={"facts": {"url": f"{url}/v1", "upstreams": names}})
         if server.log_format == "text":
-            sys.stderr.write(
-                f"\nPoint OpenAI clients at {url(sock)}/v1; {url(sock)}/health says how upstreams are.\n\n"
-            )
+            sys.stderr.write(f"\nPoint OpenAI clients at {url}/v1; {url}/health says how upstreams are.\n\n")
 
-    try:
-        run_server(server_of(create_gateway(server, cost), server, loading, greet), sock, loading)
-    finally:
-        logging.shutdown()
+    run_gateway(gateway, server, cost, greet, upstreams=upstreams)

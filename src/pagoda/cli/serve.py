@@ -18,7 +18,8 @@ from pagoda.backends.cores import usable_cores
 from pagoda.cli.fetching import fetch
 from pagoda.cli.options import with_settings
 from pagoda.config import EngineSettings, ServerSettings
-from pagoda.gateway.local.settings import LocalSettings, models_of, shared
+from pagoda.gateway.local.settings import LocalSettings, models_of, room_for, shared
+from pagoda.gateway.run import run_gateway
 from pagoda.gateway.settings import GatewaySettings
 from pagoda.observe.cost import CostSettings
 from pagoda.server.listen import allow_connections, bind, url
@@ -87,25 +88,13 @@ def serve(
 
 def serve_models(models: tuple[LocalSettings, ...], server: ServerSettings, cost: CostSettings) -> None:
     """Several models, each in a process of its own."""
-    set_up_logging(server.log_format, server.log_level)
-    allow_connections(2 * server.max_connections)
-    sock = bind(server.host, server.port)
-    from pagoda.gateway.app import create_gateway
-    from pagoda.gateway.service import GatewayParts
-    from pagoda.server.run import run_server, server_of
+    most = room_for(models, server.models_max)
 
-    most = min(server.models_max or len(models), len(models))
-    loading: Future[GatewayParts] = Future()
-    loading.set_result(GatewayParts(GatewaySettings(), models=shared(models, most, usable_cores(), cost)))
-
-    def greet(_: object) -> None:
+    def greet(url: str) -> None:
         names = ", ".join(one.name for one in models)
-        logger.info("listening", extra={"facts": {"url": f"{url(sock)}/v1", "models": names, "in memory": most}})
+        logger.info("listening", extra={"facts": {"url": f"{url}/v1", "models": names, "in memory": most}})
 
-    try:
-        run_server(server_of(create_gateway(server, cost), server, loading, greet), sock, loading)
-    finally:
-        logging.shutdown()
+    run_gateway(GatewaySettings(), server, cost, greet, models=shared(models, most, usable_cores(), cost))
 
 
 def in_thread(work: Callable[[], T]) -> Future[T]:

@@ -17,7 +17,7 @@ from pagoda.config import ServerSettings
 from pagoda.errors import OverloadedError, UnavailableError
 from pagoda.gateway.health import Health
 from pagoda.gateway.local.pool import ModelPool
-from pagoda.gateway.local.settings import LocalSettings
+from pagoda.gateway.local.settings import LocalSettings, room_for
 from pagoda.gateway.local.upstream import LocalUpstream
 from pagoda.gateway.question import UpstreamAsking, UpstreamIdentity
 from pagoda.gateway.settings import GatewaySettings, UpstreamSettings
@@ -83,7 +83,7 @@ class Gateway:
         self.health = Health(upstreams, told.health_interval, self.upstreams.move_from)
         self.pool: ModelPool | None = None  # None: there are no models of our own
         if models:
-            most = min(settings.models_max or len(models), len(models))
+            most = room_for(models, settings.models_max)
             self.pool = ModelPool(models, most, idle_unload=settings.idle_unload, on_end=self.upstreams.move_from)
         self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens, PromptSpeed())
         self.budgets = None if key_store is None else Budgets(key_store, "", self.metrics)

@@ -60,6 +60,11 @@ def models_of(engine: EngineSettings, names: Sequence[str], config: Path | None)
     return tuple(found)
 
 
+def room_for(models: Sequence[object], models_max: int | None) -> int:
+    """How many of the models are in memory at once at most: `models_max`, or all where there is no such limit."""
+    return min(models_max or len(models), len(models))
+
+
 def shared(models: Sequence[LocalSettings], most: int, cores: int, cost: CostSettings) -> tuple[LocalSettings, ...]:
     """With what each gets of the machine when `most` of them are in memory: threads, memory, price, own folders."""
     price = None if cost.price is None else cost.price / most
