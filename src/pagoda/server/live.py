@@ -11,8 +11,9 @@ The page is open, since it holds nothing; what it shows needs the admin key wher
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -36,6 +37,48 @@ FILES = {"/live": "live.html", "/live.css": "live.css", "/live.js": "live.js"}
 PAGE = tuple(FILES)
 
 
+class Viewed(Protocol):
+    """What people look at."""
+
+    num_viewers: int
+
+
+def check_viewer(request: Request) -> None:
+    """Raise HTTPException 403 for who may not see what all clients ask: without the admin key, where keys are used."""
+    settings = service_of(request).settings
+    has_keys = settings.api_keys or settings.keys_file is not None or settings.admin_key is not None
+    if has_keys and not record_of(request.scope).admin:
+        hint = "send it" if settings.admin_key is not None else "start the server with --admin-key"
+        raise HTTPException(403, f"what all clients ask is shown with the admin key alone: {hint}")
+
+
+def check_page(request: Request) -> None:
+    """Raise HTTPException 403 unless a page that this server sent is asking: others may not send this header."""
+    if request.headers.get("x-pagoda-live") is None:
+        raise HTTPException(403, "send the header X-Pagoda-Live")
+
+
+def states(request: Request, viewed: Viewed, state: Callable[[], Awaitable[dict[str, Any]]]) -> EventStream:
+    """What `state` gives, an event a second, until the client goes or the server shuts down.
+
+    Raises OverloadedError where MAX_VIEWERS look at `viewed` already.
+    """
+    service = service_of(request)
+    if viewed.num_viewers >= MAX_VIEWERS:
+        raise OverloadedError(f"{MAX_VIEWERS} people look on already", retry_after=10.0)
+    viewed.num_viewers += 1
+
+    async def events() -> AsyncIterator[bytes]:
+        while service.phase == "ready":
+            yield b"data: " + orjson.dumps(await state()) + b"\n\n"
+            await asyncio.sleep(EVERY_S)
+
+    def close() -> None:
+        viewed.num_viewers -= 1
+
+    return EventStream(events(), close)
+
+
 async def page(request: Request) -> Response:
     """One of the page's files."""
     return answer_file(request, FILES[request.url.path.removeprefix(request.scope.get("root_path", ""))], FOLDER)
@@ -47,28 +90,15 @@ async def state(request: Request) -> Response:
 
 
 async def watch(request: Request) -> Response:
-    """An event a second, until the client goes or the server shuts down."""
-    view, service = _view(request), service_of(request)
-    if view.num_viewers >= MAX_VIEWERS:
-        raise OverloadedError(f"{MAX_VIEWERS} people look on already", retry_after=10.0)
-    view.num_viewers += 1
-
-    async def events() -> AsyncIterator[bytes]:
-        while service.phase == "ready":
-            yield b"data: " + orjson.dumps(await view.state()) + b"\n\n"
-            await asyncio.sleep(EVERY_S)
-
-    def close() -> None:
-        view.num_viewers -= 1
-
-    return EventStream(events(), close)
+    """The same as events."""
+    view = _view(request)
+    return states(request, view, view.state)
 
 
 async def stop(request: Request) -> Response:
-    """End a request. Only a page that this server sent can ask for it: others may not send this header."""
+    """End a request."""
     view = _view(request)
-    if request.headers.get("x-pagoda-live") is None:
-        raise HTTPException(403, "send the header X-Pagoda-Live")
+    check_page(request)
     body = parse_json(await request.body())
     name = body.get("id") if isinstance(body, dict) else None
     if not isinstance(name, str):
@@ -79,13 +109,8 @@ async def stop(request: Request) -> Response:
 
 def _view(request: Request) -> LiveView:
     """The model's, for somebody who may look."""
-    service = service_of(request)
-    settings = service.settings
-    has_keys = settings.api_keys or settings.keys_file is not None or settings.admin_key is not None
-    if has_keys and not record_of(request.scope).admin:
-        hint = "send it" if settings.admin_key is not None else "start the server with --admin-key"
-        raise HTTPException(403, f"what all clients ask is shown with the admin key alone: {hint}")
-    model = service.model()
+    check_viewer(request)
+    model = service_of(request).model()
     views: dict[str, LiveView] = request.app.state.live_views
     if model.name not in views:
         views[model.name] = LiveView(model)

@@ -65,15 +65,17 @@ class ModelPool:
     async def load(self, model: LocalUpstream) -> None:
         """Bring the model into memory, unless it is there. Raises EngineError with the reason why it cannot be."""
         task = self._tasks.get(model)
-        if task is None or task.done():
-            task = self._tasks[model] = asyncio.create_task(self._load(model))
-            task.add_done_callback(_look_at_error)
-        await asyncio.shield(task)
+        await asyncio.shield(self._start_loading(model) if task is None or task.done() else task)
 
     async def unload(self, model: LocalUpstream) -> None:
         """Take the model out of memory, when it has answered what it is answering."""
         async with self._turn:
             await self._unload(model)
+
+    def _start_loading(self, model: LocalUpstream) -> asyncio.Task[None]:
+        task = self._tasks[model] = asyncio.create_task(self._load(model))
+        task.add_done_callback(_look_at_error)
+        return task
 
     async def _load(self, model: LocalUpstream) -> None:
         request_id.set(None)  # others wait for it, too
@@ -116,8 +118,7 @@ class ModelPool:
             extra={"facts": {"model": model.name, "seconds": round(model.again_in, 1)}},
         )
         self._on_end(model)
-        self._tasks[model] = asyncio.create_task(self._load(model))
-        self._tasks[model].add_done_callback(_look_at_error)
+        self._start_loading(model)
 
     async def _sweep(self) -> None:
         """Unload what nobody has used for a while."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
 
 from pydantic import BaseModel
@@ -11,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pagoda.client import HttpClient, HttpError
 from pagoda.errors import EngineError, ModelNotFoundError, UnavailableError
 from pagoda.gateway.local.pool import ModelPool
 from pagoda.gateway.local.upstream import LocalUpstream
@@ -64,18 +62,9 @@ async def unload_model(request: Request) -> Response:
 
 async def all_series(own: bytes, models: Iterable[LocalUpstream]) -> bytes:
     """`own` series in the text format, and those of all models that are in memory."""
-    texts = await asyncio.gather(*(_series_of(one) for one in models if one.state == "loaded"))
-    return merge_series([own.decode(), *texts]).encode()
-
-
-async def _series_of(model: LocalUpstream) -> str:
-    client = HttpClient(model.settings.url, model.settings.key)
-    try:
-        with contextlib.suppress(OSError, HttpError, asyncio.TimeoutError):
-            return (await asyncio.wait_for(client.get("/metrics"), METRICS_S)).decode()
-    finally:
-        client.close()
-    return ""
+    asked = (one.ask("GET", "/metrics", seconds=METRICS_S) for one in models if one.state == "loaded")
+    texts = [answer[1] for answer in await asyncio.gather(*asked) if answer is not None and answer[0] == 200]
+    return merge_series(text.decode() for text in (own, *texts)).encode()
 
 
 def merge_series(texts: Iterable[str]) -> str:

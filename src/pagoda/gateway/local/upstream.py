@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, Protocol
 
-from pagoda.client import HttpError
+from pagoda.client import NO_HEADERS, HttpClient, HttpError
 from pagoda.errors import EngineError
 from pagoda.gateway.local.process import ServeProcess
 from pagoda.gateway.local.settings import LocalSettings, flags_of
@@ -136,6 +136,23 @@ class LocalUpstream(Upstream):
     def again_in(self) -> float:
         """Seconds until it may be started again after an end that nobody asked for."""
         return max(0.0, self._not_before - self._clock())
+
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", *, seconds: float, headers: Mapping[str, str] = NO_HEADERS
+    ) -> tuple[int, bytes] | None:
+        """Status and body of what its process answers; None: nothing within so many seconds."""
+        client = HttpClient(self.settings.url, self.settings.key)
+
+        async def answer() -> tuple[int, bytes]:
+            head, pieces = await client.begin(method, path, body, headers)
+            return head.status, b"".join([piece async for piece in pieces])
+
+        try:
+            return await asyncio.wait_for(answer(), seconds)
+        except (OSError, HttpError, asyncio.TimeoutError):
+            return None
+        finally:
+            client.close()
 
     async def start(self) -> None:
         """Start its process and wait until it listens. Raises EngineError."""
