@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from pagoda.config import ServerSettings
 from pagoda.observe.cost import CostSettings
@@ -82,6 +83,16 @@ def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.002)
+
+
+def series_sums(text: str, **labels: str) -> dict[str, float]:
+    """Of a page in Prometheus' text format, each series' sum over those samples that have `labels`; no buckets."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if "le" not in sample.labels and labels.items() <= sample.labels.items():
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
 
 
 def events(response: httpx.Response) -> list[Any]:

@@ -8,27 +8,20 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pagoda.benchmark.load import Load, parse_all, run_load
 from pagoda.config import EngineSettings
 from pagoda.engine.load import load_engine
 from pagoda.observe.cost import CostSettings
 from pagoda.observe.request_log import read_lines
-from serving import Served, serving, wait_for
+from serving import Served, series_sums, serving, wait_for
 
 PRICE = 3600.0  # USD an hour: one a second
 SHARED = "The lighthouse keeper lit the lamp and looked out over the grey water. " * 6
 
 
 def figures(served: Served) -> dict[str, float]:
-    """Each series' sum over its labels."""
-    found: dict[str, float] = {}
-    for family in parse(served.client.get("/metrics").text):
-        for sample in family.samples:
-            if "le" not in sample.labels:
-                found[sample.name] = found.get(sample.name, 0.0) + sample.value
-    return found
+    return series_sums(served.client.get("/metrics").text)
 
 
 async def load(url: str) -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from serving import Process, process
+from serving import Process, process, series_sums
 
 SECONDS = float(os.environ.get("PAGODA_TEST_LOAD_SECONDS", "20"))
 CLIENTS = 64
@@ -45,8 +44,7 @@ async def answer(client: httpx.AsyncClient, kind: int) -> str:
 
 
 def series(server: Process) -> dict[str, float]:
-    text = server.client.get("/metrics").text
-    return {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
+    return series_sums(server.client.get("/metrics").text)
 
 
 @pytest.mark.slow

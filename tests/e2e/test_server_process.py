@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving import process, wait_for
+from serving import process, series_sums, wait_for
 
 ASK = {"prompt": "Once upon a time", "max_tokens": 100, "ignore_eos": True, "stream": True, "temperature": 0}
 
@@ -76,8 +76,7 @@ def test_a_killed_server_finds_its_prefixes_again(default_model: Path, tmp_path:
     assert again["choices"][0]["text"] == first["choices"][0]["text"]
     cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in (first, again)]
     assert cached == [0, (first["usage"]["prompt_tokens"] - 1) // 16 * 16]
-    (line,) = [line for line in metrics.splitlines() if "kv_offload_blocks" in line and '"read"' in line]
-    assert float(line.split()[-1]) == cached[1] / 16
+    assert series_sums(metrics, event="read")["pagoda_kv_offload_blocks_total"] == cached[1] / 16
 
 
 def test_a_busy_port_ends_with_a_sentence(default_model: Path, tmp_path: Path) -> None:

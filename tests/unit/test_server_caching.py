@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from cache_parts import WordEmbedder
 from fake_engine import FakeEngine, FakeLoaded
@@ -29,7 +29,7 @@ from pagoda.server.cache_parts import load_cache
 from pagoda.server.call import Call
 from pagoda.server.question import Bypass
 from pagoda.types import FloatArray, Request, SamplingParams
-from serving import Served, events, serving, wait_for
+from serving import Served, events, series_sums, serving, wait_for
 
 HEADER = "x-pagoda-cache"
 ASKED = "What is rust?"
@@ -420,20 +420,16 @@ def test_wrong_hits_are_told_by_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interval of 1 in 1 by Clopper and Pearson is 0.025 to 1."""
     with shadowed(monkeypatch, FakeJudge(-3.0)) as (served, cache):
         wait_for(lambda: cache.evidence.state().num_checked == 1)
-        found = {
-            (sample.name, sample.labels.get("tenant"), sample.labels.get("outcome"), sample.labels.get("type")): sample
-            for family in text_string_to_metric_families(served.client.get("/metrics").text)
-            for sample in family.samples
-        }
-    tenant = next(key[1] for key in found if key[0] == "pagoda_cache_tenant_checked_hits")
-    assert tenant
-    assert found["pagoda_cache_tenant_wrong_hit_ratio", tenant, None, None].value == 1.0
-    assert found["pagoda_cache_tenant_wrong_hit_ratio_low", tenant, None, None].value == pytest.approx(0.025, abs=1e-6)
-    assert found["pagoda_cache_tenant_wrong_hit_ratio_high", tenant, None, None].value == 1.0
-    assert found["pagoda_cache_requests_total", tenant, "hit", None].value == 1.0
-    assert found["pagoda_cache_requests_total", tenant, "miss", None].value == 1.0
-    saved = found["pagoda_cache_tenant_saved_tokens_total", tenant, None, "completion"].value
-    assert saved == found["pagoda_cache_saved_generation_tokens_total", None, None, None].value > 0
+        text = served.client.get("/metrics").text
+    (tenant,) = set(re.findall(r'pagoda_cache_tenant_checked_hits{.*tenant="(.+?)"', text))
+    found = series_sums(text, tenant=tenant)
+    assert found["pagoda_cache_tenant_wrong_hit_ratio"] == 1.0
+    assert found["pagoda_cache_tenant_wrong_hit_ratio_low"] == pytest.approx(0.025, abs=1e-6)
+    assert found["pagoda_cache_tenant_wrong_hit_ratio_high"] == 1.0
+    for outcome in ("hit", "miss"):
+        assert series_sums(text, tenant=tenant, outcome=outcome)["pagoda_cache_requests_total"] == 1.0
+    saved = series_sums(text, tenant=tenant, type="completion")["pagoda_cache_tenant_saved_tokens_total"]
+    assert saved == series_sums(text)["pagoda_cache_saved_generation_tokens_total"] > 0
 
 
 def test_entries_are_deleted_with_the_admin_key() -> None:
