@@ -6,7 +6,7 @@ the place of the base's. All in float32, from whatever the base's tensors are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from pagoda.adapters.adapter import Adapter, Delta
 from pagoda.adapters.place import Base, base_names, unwrapped
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.checkpoint import Checkpoint
+from pagoda.formats.lazy_tensors import LazyTensors
 from pagoda.formats.quantized import as_floats
 from pagoda.models.hugging_face import HuggingFaceView, as_hugging_face
 from pagoda.models.registry import family_of, load_model
@@ -47,7 +48,7 @@ class MergedView:
             names.append(f"{HEAD}.weight")
             self.metadata = {**self._view.metadata, "tie_word_embeddings": False}
         self._check(names)
-        self.tensors: Mapping[str, RawTensor] = _Merged(names, self._merged)
+        self.tensors: Mapping[str, RawTensor] = LazyTensors(names, self._merged)
 
     @property
     def changed(self) -> list[str]:
@@ -125,26 +126,3 @@ def _hugging_face_deltas(checkpoint: Checkpoint, adapter: Adapter) -> Mapping[st
     family = family_of(checkpoint)
     base = Base(load_model(checkpoint), family, checkpoint.kind == "gguf", family.gguf)
     return base_names(adapter.deltas, base, from_gguf=True, to_gguf=False)
-
-
-class _Merged(Mapping[str, RawTensor]):
-    """Tensors made when they are asked for, and not kept."""
-
-    def __init__(self, names: list[str], make: Any) -> None:
-        self._names = dict.fromkeys(names)
-        self._make = make
-
-    def __getitem__(self, name: str) -> RawTensor:
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: RawTensor = self._make(name)
-        return tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

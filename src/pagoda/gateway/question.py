@@ -76,20 +76,14 @@ class UpstreamAsking:
         return Asked(question, digest(key), identity)
 
     def _why_not(self, call: UpstreamCall) -> str | None:
-        params = call.requests[0].params
         if call.cache.mode == "off":
             return "off"
         if call.path not in (CHAT, COMPLETIONS):
             return "not a chat"
-        if params.n > 1:
-            return "n > 1"
-        if params.logprobs is not None or params.prompt_logprobs is not None:
-            return "logprobs"
-        if params.temperature > self._policy.max_temperature:
-            return "temperature"
-        if call.messages is not None:
-            return why_no_question(call.messages)
-        return None if isinstance(call.body.get("prompt"), str) else "several prompts"
+        if (why := why_no_question(call, self._policy)) is not None:
+            return why
+        has_text = call.messages is not None or isinstance(call.body.get("prompt"), str)
+        return None if has_text else "several prompts"
 
 
 def _said(call: UpstreamCall) -> list[str]:

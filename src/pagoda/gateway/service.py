@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pagoda.cache.cache import SemanticCache
 from pagoda.cache.entry import Answer
 from pagoda.config import ServerSettings
-from pagoda.errors import OverloadedError, UnavailableError
+from pagoda.errors import UnavailableError
 from pagoda.gateway.health import Health
 from pagoda.gateway.local.pool import ModelPool
 from pagoda.gateway.local.settings import LocalSettings, room_for
@@ -32,7 +32,8 @@ from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.budgets import Budgets
 from pagoda.server.cache_parts import caching_of
 from pagoda.server.caching import Caching
-from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
+from pagoda.server.call import Call, Layer, Serve, fold
+from pagoda.server.counted import Counted
 from pagoda.server.key_store import KeyStore
 from pagoda.types import FinishedRequest, StepResult, Usage
 
@@ -96,7 +97,7 @@ class Gateway:
         layers: list[Layer] = [  # outermost first
             *([] if self.budgets is None else [self.budgets]),
             *([] if self.caching is None else [self.caching]),
-            self._counted,
+            Counted(self.metrics),
             self.admission,
         ]
         self.serve: Serve = fold(layers, self.upstreams.open)
@@ -117,16 +118,6 @@ class Gateway:
                 self.router.replicas = tuple(one for one in self.router.replicas if one is not upstream)
                 self.health.drop(upstream)
                 upstream.retire()
-
-    async def _counted(self, call: Call, serve: Serve) -> DeltaStream:
-        """Layer: metrics of what is asked for, and of what is turned away."""
-        try:
-            stream = await serve(call)
-        except OverloadedError:
-            self.metrics.server.http_rejected.add("queue_full")
-            raise
-        self.metrics.record_params(call.requests[0].params)
-        return stream
 
     def _names_of(self, model: str | None) -> str:
         """What the upstreams call a model: with another there, kept answers are another model's."""

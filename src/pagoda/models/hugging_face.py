@@ -6,7 +6,7 @@ whole rows of blocks, which changes no number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from pagoda.backends.specs import Activation
 from pagoda.errors import UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.checkpoint import Checkpoint
+from pagoda.formats.lazy_tensors import LazyTensors
 from pagoda.models.family import Family, shifted
 from pagoda.models.layers import Decoder, Experts, FeedForward
 from pagoda.models.names import GGUF, Named, translate
@@ -48,7 +49,7 @@ class HuggingFaceView:
             raise UnsupportedError("models with recurrent layers are not converted: take llama.cpp's converter")
         spec = decoder.attention.spec
         self._interleaved = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads} if self._family.interleaved else {}
-        self.tensors: Mapping[str, RawTensor] = _LazyTensors(self._sources, self._tensor)
+        self.tensors: Mapping[str, RawTensor] = LazyTensors(self._sources, self._tensor)
 
     def release(self, name: str) -> None:
         self._checkpoint.release(self._sources[name].name)
@@ -75,28 +76,6 @@ def _sources(checkpoint: Checkpoint, family: Family) -> Iterator[Named]:
             continue
         for expert in range(checkpoint.tensors[found.name].shape[0]):
             yield replace(found, other=found.other.replace("{e}", str(expert)), expert=expert)
-
-
-class _LazyTensors(Mapping[str, RawTensor]):
-    """Tensors made when they are asked for, and not kept."""
-
-    def __init__(self, names: Mapping[str, Named], make: Callable[[str], RawTensor]) -> None:
-        self._names = names
-        self._make = make
-
-    def __getitem__(self, name: str) -> RawTensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._make(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def as_hugging_face(checkpoint: Checkpoint) -> Checkpoint | HuggingFaceView:

@@ -86,8 +86,7 @@ class Asking:
         request = call.requests[0]
         if request.pooled:
             return Bypass("vectors")
-        why = self._why_not(request.params) or (None if call.messages is None else why_no_question(call.messages))
-        if why is not None:
+        if (why := why_no_question(call, self._policy)) is not None:
             return Bypass(why)
         prompt = self._decode(list(request.prompt_token_ids), skip_special=False)
         said = [prompt] if call.messages is None else [text for text in map(text_of, _users(call.messages)) if text]
@@ -124,18 +123,18 @@ class Asking:
         exact = call.messages is None and not text.endswith("?")  # a text to go on with: every letter of it counts
         return Question(text, partition_of(parts), call.tenant, model, limit, ttl, rule, call.cache.tags, exact)
 
-    def _why_not(self, params: SamplingParams) -> str | None:
-        if params.n > 1:
-            return "n > 1"
-        if params.logprobs is not None or params.prompt_logprobs is not None:
-            return "logprobs"
-        if params.temperature > self._policy.max_temperature:
-            return "temperature"
+
+def why_no_question(call: Call, policy: Policy) -> str | None:
+    """What about how tokens are picked, or about the conversation, keeps a call from a cache; None: nothing."""
+    params, messages = call.requests[0].params, call.messages
+    if params.n > 1:
+        return "n > 1"
+    if params.logprobs is not None or params.prompt_logprobs is not None:
+        return "logprobs"
+    if params.temperature > policy.max_temperature:
+        return "temperature"
+    if messages is None:
         return None
-
-
-def why_no_question(messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """What about a conversation keeps it from a cache; None: nothing."""
     if any(m.get("role") in ("tool", "function") or m.get("tool_calls") for m in messages):
         return "tool calls"
     if any(text_of(m) is None for m in messages):

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from pagoda.cache.cache import SemanticCache
 from pagoda.config import ServerSettings
 from pagoda.engine.adapters import AdapterStore
-from pagoda.errors import EngineError, OverloadedError, UnavailableError
+from pagoda.errors import EngineError, UnavailableError
 from pagoda.kv.block_files import BlockFiles
 from pagoda.observe.alerts import Alerts
 from pagoda.observe.cost import CostSettings
@@ -30,6 +30,7 @@ from pagoda.server.caching import Caching
 from pagoda.server.call import Call, DeltaStream, Layer, Serve, fold
 from pagoda.server.ceilings import make_history, roofline_of
 from pagoda.server.constraints import Constraints
+from pagoda.server.counted import Counted
 from pagoda.server.deadlines import Deadlines
 from pagoda.server.intact import Intact
 from pagoda.server.key_store import KeyStore
@@ -150,7 +151,7 @@ class Model:
             Adapters(self.store),
             Deadlines(self.admission, speed, self.history, self.metrics),
             self.constraints,
-            self._counted,
+            Counted(self.metrics),
             self.admission,
         ]
         self.serve: Serve = fold(layers, self.bridge.open)
@@ -169,17 +170,6 @@ class Model:
     async def _validated(self, call: Call, serve: Serve) -> DeltaStream:
         """Layer: the engine's check of each request. Raises RequestError naming the field."""
         return await serve(replace(call, requests=tuple(self.engine.validate(request) for request in call.requests)))
-
-    async def _counted(self, call: Call, serve: Serve) -> DeltaStream:
-        """Layer: metrics of what is asked for, and of what is turned away."""
-        try:
-            stream = await serve(call)
-        except OverloadedError:
-            self.metrics.server.http_rejected.add("queue_full")
-            raise
-        for request in call.requests:
-            self.metrics.record_params(request.params)
-        return stream
 
     def _count_adapters(self) -> None:
         self.metrics.server.adapters_in_memory.value = self.store.num_in_memory
