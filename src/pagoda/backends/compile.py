@@ -1,13 +1,12 @@
-"""From fused nodes to the native program's stages (`csrc/stages.h`), and the buffers that values live in.
+"""From fused nodes to the native program's stages (`csrc/stages.h`).
 
 Activations that meet block-quantized weights are quantized by a rowwise stage before the products, which runs the norm
 or activation that they come from on the way; weights whose columns are sorted by group (act-order) get them in that
-order. Buffers are reused once their last reader has run.
+order.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from pagoda import _native
 from pagoda.backends import fused_nodes as fused
 from pagoda.backends import lowering as low
+from pagoda.backends.buffers import Buffers
 from pagoda.backends.packed_weights import FLOAT_TYPES, PackedWeights
 from pagoda.backends.specs import ExpertBiases, ExpertsSpec, RopeSpec
 from pagoda.backends.states import stage_arguments
@@ -71,10 +71,7 @@ class Compiler:
         self.kv_layers = kv_layers
         self.weights = weights
         self.nodes = list(nodes)
-        self.buffers: dict[Node, int] = {}
-        self.readers = Counter(value for node in self.nodes for value in fused.values_read(node))  # still to come
-        self.free_buffers: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # by columns, and rows a token
-        self.quantized_buffers: dict[tuple[int, int], int] = {}
+        self.buffers = Buffers(program, self.nodes)
         self.ropes: dict[tuple[str, float, bytes], int] = {}
         self.hidden_states: int | None = None  # the buffer that has them
         self.lora_sites: dict[str, tuple[int, ...]] = {}  # of a weight, the linears that an adapter of it adds to
@@ -102,43 +99,12 @@ class Compiler:
     def _add(self, kind: str, **fields: Any) -> None:
         self.program.add(kind, **fields)
 
-    # Buffers
-
-    def _take(self, columns: int, rows: int = 1) -> int:
-        """A free buffer of so many rows a token."""
-        free = self.free_buffers[columns, rows]
-        return free.pop() if free else self.program.add_buffer(columns, rows)
-
-    def _give_back(self, buffer: int, columns: int, rows: int = 1) -> None:
-        self.free_buffers[columns, rows].append(buffer)
-
-    def _allocate(self, out: Node, residual: Node | None = None) -> int:
-        """A buffer for the value: the residual's, where it is added to that."""
-        if residual is None:
-            self.buffers[out] = self._take(out.columns)
-        else:
-            self.readers[residual] -= 1
-            self.buffers[out] = self.buffers.pop(residual)
-        return self.buffers[out]
-
-    def _read(self, source: fused.Source) -> None:
-        """A reader of what the source is made of has run; after the last one its buffer is free."""
-        for value in fused.values_read(source):
-            self.readers[value] -= 1
-            if self.readers[value] == 0 and value in self.buffers:  # else a sum stands in it
-                self._give_back(self.buffers.pop(value), value.columns)
-
-    def _quantized(self, columns: int, rows: int = 1) -> int:
-        if (columns, rows) not in self.quantized_buffers:
-            self.quantized_buffers[columns, rows] = self.program.add_quantized(columns, rows)
-        return self.quantized_buffers[columns, rows]
-
     # Nodes
 
     def _embed(self, node: fused.Embed) -> None:
         table = self.weights.table(node.table)
         rows, columns = node.table.shape
-        out = self._allocate(node.out)
+        out = self.buffers.allocate(node.out)
         shape = {"type": node.table.type, "rows": rows, "columns": columns}
         self._add(StageKind.EMBED, out=out, table=table, **shape, scale=node.scale, by=node.by, offset=node.offset)
 
@@ -159,13 +125,13 @@ class Compiler:
 
     def _rowwise(self, node: fused.Rowwise) -> None:
         fields = self._source(node.source)
-        out = self._allocate(node.out, node.residual)
+        out = self.buffers.allocate(node.out, node.residual)
         self._add(StageKind.ROWWISE, **fields, out=out, accumulate=node.residual is not None)
-        self._read(node.source)
+        self.buffers.read(node.source)
 
     def _quantize(self, source: fused.Source, weight: RawTensor, rows: str = "tokens", kept: int | None = None) -> int:
         """The source's rows in the codes that products with `weight` read; those with adapters also in `kept`."""
-        to = self._quantized(weight.shape[1])
+        to = self.buffers.quantized(weight.shape[1])
         order = self.weights.order(weight)
         self._add(StageKind.ROWWISE, **self._source(source), quantized=to, order=order, rows=rows, kept=kept)
         return to
@@ -182,10 +148,10 @@ class Compiler:
         elif isinstance(source, Node):
             self._products(node, self.buffers[source], quantized=self._quantize(source, weight))
         else:
-            kept = self._take(weight.shape[1])
+            kept = self.buffers.take(weight.shape[1])
             self._products(node, kept, quantized=self._quantize(source, weight, kept=kept))
-            self._give_back(kept, weight.shape[1])
-        self._read(source)
+            self.buffers.give_back(kept, weight.shape[1])
+        self.buffers.read(source)
 
     def _products(self, node: fused.Linears, floats: int, **fields: int) -> None:
         sites = [self._lora_site(product.weight) for product in node.products]
@@ -205,7 +171,7 @@ class Compiler:
         return [
             _native.LinearPart(
                 [self.weights[product.weight]],
-                self._allocate(product.out, product.residual),
+                self.buffers.allocate(product.out, product.residual),
                 None if product.bias is None else self.weights.vector(product.bias),
                 accumulate=product.residual is not None,
                 site=site,
@@ -218,21 +184,21 @@ class Compiler:
         softcap = node.softcap or 0.0
         if node.weight.type not in FLOAT_TYPES:
             quantized = self._quantize(node.source, node.weight, "logits")
-            self._read(node.source)
+            self.buffers.read(node.source)
             self._add(StageKind.LINEAR, quantized=quantized, parts=[part], rows="logits", softcap=softcap)
             return
         assert isinstance(node.source, Node)
-        gathered = self._take(node.source.columns)
+        gathered = self.buffers.take(node.source.columns)
         self._add(StageKind.ROWWISE, x=self.buffers[node.source], out=gathered, rows="logits")
-        self._read(node.source)
+        self.buffers.read(node.source)
         self._add(StageKind.LINEAR, x=gathered, parts=[part], rows="logits", softcap=softcap)
-        self._give_back(gathered, node.source.columns)
+        self.buffers.give_back(gathered, node.source.columns)
 
     def _hidden_states(self, node: fused.HiddenStates) -> None:
         fields = self._source(node.source)
-        self.hidden_states = self._allocate(node.out)
+        self.hidden_states = self.buffers.allocate(node.out)
         self._add(StageKind.ROWWISE, **fields, out=self.hidden_states, rows="hidden")
-        self._read(node.source)
+        self.buffers.read(node.source)
 
     def _attention(self, node: fused.Attention) -> None:
         spec, q, layer = node.spec, self.buffers[node.q], self.kv_layers[node.layer]
@@ -252,11 +218,11 @@ class Compiler:
         )
         for value in (node.k, node.v):  # which lie in KV blocks now
             if value is not None:
-                self._read(value)
+                self.buffers.read(value)
         self._add(
             StageKind.ATTEND,
             q=q,
-            out=self._allocate(node.out),
+            out=self.buffers.allocate(node.out),
             layer=layer,
             heads=spec.num_heads,
             scale=spec.scale,
@@ -265,7 +231,7 @@ class Compiler:
             causal=spec.causal,
             sinks=None if node.sinks is None else self.weights.vector(node.sinks),
         )
-        self._read(node.q)
+        self.buffers.read(node.q)
 
     # Ops that are fused with nothing
 
@@ -275,9 +241,9 @@ class Compiler:
             self._experts(node, **node.arguments)
             return
         fields = {name: self._field(value) for name, value in stage_arguments(node.op, node.arguments).items()}
-        self._add(node.op, **fields, out=self._allocate(node.out))
+        self._add(node.op, **fields, out=self.buffers.allocate(node.out))
         for value in fused.values_read(node):
-            self._read(value)
+            self.buffers.read(value)
 
     def _field(self, argument: object) -> object:
         if isinstance(argument, Node):
@@ -311,17 +277,17 @@ class Compiler:
             normalize=spec.normalize,
             scales=None if scales is None else self.weights.vector(scales),
         )
-        self._read(router)
-        gates, ups, downs = self._take(ffn, used), self._take(ffn, used), self._take(hidden, used)
+        self.buffers.read(router)
+        gates, ups, downs = self.buffers.take(ffn, used), self.buffers.take(ffn, used), self.buffers.take(hidden, used)
         of_gate, of_up, of_down = (self.weights.vector(bias) for bias in biases) if biases else (None, None, None)
         both = [(gate, gates, of_gate), (up, ups, of_up)]
         self._routed_products({"x": self.buffers[x]}, "to_routed", both, used)
-        self._read(x)
+        self.buffers.read(x)
         gated = {"x": ups, "gate": gates, "activation": spec.activation}
         self._routed_products(gated, "routed", [(down, downs, of_down)], used)
-        self._add(StageKind.COMBINE, x=downs, out=self._allocate(node.out))
+        self._add(StageKind.COMBINE, x=downs, out=self.buffers.allocate(node.out))
         for buffer, columns in ((gates, ffn), (ups, ffn), (downs, hidden)):
-            self._give_back(buffer, columns, used)
+            self.buffers.give_back(buffer, columns, used)
 
     def _routed_products(
         self,
@@ -340,12 +306,12 @@ class Compiler:
             for experts, out, bias in weights
         ]
         if is_float:
-            made = self._take(columns, used)
+            made = self.buffers.take(columns, used)
             self._add(StageKind.ROWWISE, **source, out=made, rows=rows)
             self._add(StageKind.LINEAR, x=made, parts=parts, rows="routed")
-            self._give_back(made, columns, used)
+            self.buffers.give_back(made, columns, used)
         else:
-            quantized = self._quantized(columns, used)
+            quantized = self.buffers.quantized(columns, used)
             self._add(StageKind.ROWWISE, **source, quantized=quantized, rows=rows)
             self._add(StageKind.LINEAR, quantized=quantized, parts=parts, rows="routed")
 
