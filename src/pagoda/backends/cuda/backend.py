@@ -8,13 +8,13 @@ import torch
 
 from pagoda.backends import states
 from pagoda.backends.base import ForwardModel
+from pagoda.backends.cuda.compile import ProgramCompiler, fusions
 from pagoda.backends.cuda.eager import WAITING, EagerOps
 from pagoda.backends.cuda.kv import DTYPES
 from pagoda.backends.cuda.measure import measure_buffers
 from pagoda.backends.cuda.metadata import Limits
 from pagoda.backends.cuda.model import CudaModel
 from pagoda.backends.cuda.options import CudaOptions
-from pagoda.backends.cuda.program import ProgramCompiler, fusions
 from pagoda.backends.cuda.shard import WHOLE, Shard, cut
 from pagoda.backends.cuda.weights import WeightLoader, compute_type
 from pagoda.backends.lowering import kv_layers, lower, qk_chains
