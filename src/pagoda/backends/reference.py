@@ -33,6 +33,7 @@ from pagoda.backends.arithmetic import (
 )
 from pagoda.backends.base import ForwardModel, check_ends
 from pagoda.backends.lowering import kv_layers
+from pagoda.backends.paged_kv import PagedKV
 from pagoda.backends.specs import (
     Activation,
     AdapterWeights,
@@ -49,40 +50,6 @@ from pagoda.backends.states import Key, state_shapes
 from pagoda.backends.trace import record
 from pagoda.formats.quantized import as_floats
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, RawTensor
-
-
-class PagedKV:
-    """K and V of one KV group in float32: of each layer [blocks, BLOCK_SIZE, K, D], by its own K and D."""
-
-    def __init__(self, heads: Mapping[int, tuple[int, int]], num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        shapes = {layer: (num_blocks, BLOCK_SIZE, *heads_and_size) for layer, heads_and_size in heads.items()}
-        self.k = {layer: np.zeros(shape, dtype=np.float32) for layer, shape in shapes.items()}
-        self.v = {layer: np.zeros(shape, dtype=np.float32) for layer, shape in shapes.items()}
-
-    @property
-    def arrays(self) -> list[FloatArray]:
-        """All of them, keys first."""
-        return [*self.k.values(), *self.v.values()]
-
-    def store(self, layer: int, table: Int32Array, positions: Int32Array, k: FloatArray, v: FloatArray) -> None:
-        """Put k, v [T, K * D] of one sequence where its block table says."""
-        blocks = self._blocks(table, positions // BLOCK_SIZE)
-        for pool, values in ((self.k, k), (self.v, v)):
-            pool[layer][blocks, positions % BLOCK_SIZE] = values.reshape(-1, *pool[layer].shape[-2:])
-
-    def load(self, layer: int, table: Int32Array, first: int, last: int) -> tuple[FloatArray, FloatArray]:
-        """Keys and values of positions [first, last). → two of [last - first, K, D]"""
-        start = first // BLOCK_SIZE
-        blocks = self._blocks(table, np.arange(start, (last - 1) // BLOCK_SIZE + 1))
-        rows = slice(first - start * BLOCK_SIZE, last - start * BLOCK_SIZE)
-        k, v = (pool[layer][blocks].reshape(-1, *pool[layer].shape[-2:])[rows] for pool in (self.k, self.v))
-        return k, v
-
-    def _blocks(self, table: Int32Array, indices: npt.NDArray[np.integer]) -> Int32Array:
-        blocks: Int32Array = table[indices]
-        assert ((blocks >= 0) & (blocks < self.num_blocks)).all(), f"blocks {blocks} of {self.num_blocks} are touched"
-        return blocks
 
 
 class Weights:

@@ -21,8 +21,8 @@ from pagoda.formats.packed import even_groups
 from pagoda.quantize.algorithms.grid import Grid, Rounded, full_range
 from pagoda.quantize.algorithms.refine import refined
 from pagoda.quantize.arrays import Array, fetched, floats, namespace
-from pagoda.quantize.calibration.forward import Origin
 from pagoda.quantize.calibration.layers import LinearGroup, Outcome, QuantizedLinear
+from pagoda.quantize.calibration.values import Origin
 
 BITS = 4
 EXPONENTS = np.arange(0, 1, 0.05)

@@ -11,10 +11,9 @@ first is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,68 +27,13 @@ from pagoda.formats.quantized import as_floats as decoded
 from pagoda.models.layers import Decoder
 from pagoda.quantize.arrays import Array
 from pagoda.quantize.calibration.arithmetic import Arithmetic, NumpyArithmetic, make_arithmetic
+from pagoda.quantize.calibration.values import LinearCall, Origin, SampleValue
 from pagoda.types import FloatArray, Int32Array, RawTensor
 
 CHUNK_TOKENS = 4096
 NO_ENCODERS = "encoders are not calibrated, only models that go on with a text are"
 
 ExpertMatrices = tuple[RawTensor, RawTensor, RawTensor]  # gate, up, down
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a value that linears read comes out of, and so what a scale of its columns can be folded into.
-
-    norm: an RMS norm's weight. linear: the rows of a linear, each of which becomes `repeat` columns, in runs of `run`.
-    """
-
-    kind: Literal["norm", "linear"]
-    weight: RawTensor
-    bias: RawTensor | None = None
-    run: int = 1
-    repeat: int = 1
-
-
-class SampleValue:
-    """A handle: float32 [T, width] for all tokens, a chunk of windows at a time."""
-
-    def __init__(
-        self, ops: WindowOps, compute: Callable[[int], Array], *, dear: bool, origin: Origin | None = None
-    ) -> None:
-        self._compute: Callable[[int], Array] | None = compute
-        self._kept: list[Array] | None = None
-        self._num_chunks = ops.num_chunks
-        self.arithmetic = ops.arithmetic  # whose arrays the chunks are
-        self.dear = dear
-        self.origin = origin
-        self.readers: list[LinearCall] = []  # not computed yet
-
-    def chunk(self, i: int) -> Array:
-        """The value of chunk i, [T, width]; must not be written to."""
-        if self._kept is not None:
-            return self._kept[i]
-        assert self._compute is not None
-        return self._compute(i)
-
-    def keep(self) -> list[Array]:
-        """Compute all chunks now, and forget what they were computed from."""
-        if self._kept is None:
-            self._kept = list(self.chunks())
-            self._compute = None
-        return self._kept
-
-    def chunks(self) -> Iterator[Array]:
-        return map(self.chunk, range(self._num_chunks))
-
-
-@dataclass(slots=True)
-class LinearCall:
-    """One linear of the model and, once it is known, the weight [out, in] to compute with."""
-
-    weight: RawTensor
-    bias: RawTensor | None
-    values: Array | None = None
-    bias_values: Array | None = field(default=None, repr=False)
 
 
 class LinearSource(Protocol):

@@ -19,7 +19,7 @@ from pagoda.errors import FormatError
 from pagoda.formats.packed import GroupedWeight
 from pagoda.formats.quantized import as_floats
 from pagoda.quantize.arrays import Array, Doubles
-from pagoda.quantize.calibration.forward import LinearCall, Origin, SampleValue
+from pagoda.quantize.calibration.values import LinearCall, Origin, SampleValue
 from pagoda.types import FloatArray, RawTensor
 
 
