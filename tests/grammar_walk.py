@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 
+from pagoda.constraint import CompiledConstraint, TokenConstraint
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
-from pagoda.types import CompiledConstraint, TokenConstraint
 from tokenizer_files import VocabularyFile, bpe_metadata
 
 CLOSING = ('"', "}", "]", "0", ",", ":")  # from CALM tokens on, what ends texts is taken where it is allowed

@@ -12,8 +12,8 @@ import pagoda
 SOURCE = Path(pagoda.__file__).parent
 
 FLOORS: dict[str, float] = {
-    "errors": 0, "types": 0, "settings": 0.1, "settings_file": 0.1, "crypt": 0.1, "cache_settings": 0.15,
-    "kv_settings": 0.15, "adapter_settings": 0.17, "config": 0.2,
+    "errors": 0, "constraint": 0, "types": 0.05, "settings": 0.1, "settings_file": 0.1, "crypt": 0.1,
+    "cache_settings": 0.15, "kv_settings": 0.15, "adapter_settings": 0.17, "config": 0.2,
     "_native": 0.9, "formats": 1, "text": 1.1, "sources": 1, "client": 1, "routing": 1,
     "backends": 2, "hardware": 2.5,
     "kv": 3, "sampling": 3, "models": 3, "grammar": 3, "adapters": 3.1,

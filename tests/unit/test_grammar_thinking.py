@@ -7,10 +7,10 @@ import random
 import pytest
 
 from grammar_walk import allowed_ids, small_tokenizer
+from pagoda.constraint import TokenConstraint
 from pagoda.grammar.compiler import GrammarCompiler
 from pagoda.grammar.source import GrammarSource
 from pagoda.grammar.thinking import Marks, Thinking, ThinkingVocabulary
-from pagoda.types import TokenConstraint
 
 TOKENIZER = small_tokenizer()
 V = TOKENIZER.vocab_size

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 
 from grammar_walk import accepts, allowed_ids, small_tokenizer, walk
+from pagoda.constraint import TokenConstraint
 from pagoda.errors import RequestError
 from pagoda.grammar.compiler import GrammarCompiler
 from pagoda.grammar.constraint import CompiledGrammar
@@ -18,7 +19,6 @@ from pagoda.grammar.source import GrammarSource
 from pagoda.text.tools.base import CallGrammar, Function
 from pagoda.text.tools.grammar import MAX_CALLS
 from pagoda.text.tools.table import FORMATS
-from pagoda.types import TokenConstraint
 from tool_parsing import Said, said
 
 TOKENIZER = small_tokenizer()

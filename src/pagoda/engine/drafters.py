@@ -13,9 +13,10 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from pagoda.constraint import TokenConstraint
 from pagoda.engine.sequence import Sequence
 from pagoda.sampling.base import SamplerState
-from pagoda.types import Request, TokenConstraint
+from pagoda.types import Request
 
 SURE = 3  # the strength of a proposal beside which no other is asked for
 LONGEST_PRICED = 16  # tokens that a drafter whose guesses cost something is asked for

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from pagoda.backends.cores import usable_cores
+from pagoda.constraint import TokenConstraint
 from pagoda.engine.logits import LogitsPlan
 from pagoda.engine.sequence import Sequence
 from pagoda.sampling.base import TokenMasks
-from pagoda.types import TokenConstraint, UInt32Array
+from pagoda.types import UInt32Array
 
 MAX_THREADS = 4
 

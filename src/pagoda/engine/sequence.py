@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from pagoda.constraint import TokenConstraint
 from pagoda.engine.output import OutputText
 from pagoda.kv.prefix import PROCESS_SECRET, prefix_root
 from pagoda.kv.table import BlockTable
@@ -24,7 +25,6 @@ from pagoda.types import (
     Int32Array,
     Request,
     SamplingParams,
-    TokenConstraint,
     TokenLogprobs,
     Usage,
 )

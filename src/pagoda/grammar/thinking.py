@@ -13,7 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from pagoda.types import CompiledConstraint, TokenConstraint, UInt32Array
+from pagoda.constraint import CompiledConstraint, TokenConstraint
+from pagoda.types import UInt32Array
 
 
 class ThinkingTokenizer(Protocol):

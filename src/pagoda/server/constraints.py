@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from pagoda.constraint import CompiledConstraint
 from pagoda.errors import RequestError
 from pagoda.grammar.compiler import GrammarCompiler
 from pagoda.grammar.thinking import Marks, Thinking, ThinkingVocabulary
@@ -20,7 +21,6 @@ from pagoda.grammar.trial import is_risky
 from pagoda.server.call import Call, DeltaStream, Serve
 from pagoda.server.output_plan import OutputPlan
 from pagoda.text.reasoning import FORMATS
-from pagoda.types import CompiledConstraint
 
 logger = logging.getLogger("pagoda.server")
 
