@@ -18,6 +18,7 @@ from gpu_models import Cost, Rates, Shape, cost_of, random_model
 from gpu_steps import Device, load
 from pagoda.backends.base import ForwardModel, LoadedModel
 from pagoda.engine.engine import Engine
+from pagoda.engine.limits import EngineLimits
 from pagoda.plan.measured.engine_probe import NoText
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.top_k import TopKSampler
@@ -55,18 +56,15 @@ SMALL_LOAD = Load(3, 20, 5, 32)  # where there is no GPU
 def make_engine(model: LoadedModel, decoder: ForwardModel, *, tokens: int, seqs: int, context: int) -> Engine:
     """Greedy answers without text, and KV blocks for all."""
     blocks = [seqs * -(-context // BLOCK_SIZE)] * len(decoder.kv_groups)
-    return Engine(
-        model,
-        NoText(),
-        (Sampler if model.ranker is None else TopKSampler)(decoder.vocab_size),
-        vocab_size=decoder.vocab_size,
+    limits = EngineLimits(
+        max_context=context,
         windows=[group.window for group in decoder.kv_groups],
         num_blocks=blocks,
-        max_context=context,
         max_batch_tokens=tokens,
         max_num_seqs=seqs,
-        prefix_caching=False,
     )
+    sampler = (Sampler if model.ranker is None else TopKSampler)(decoder.vocab_size)
+    return Engine(model, NoText(), sampler, limits, vocab_size=decoder.vocab_size, prefix_caching=False)
 
 
 def answer(engine: Engine, prompts: Sequence[Sequence[int]], output: int) -> list[list[int]]:

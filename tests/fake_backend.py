@@ -21,6 +21,7 @@ from pagoda.backends.base import LOGIT_BLOCK, PlacedAdapter, TopKBlocks
 from pagoda.backends.specs import AdapterWeights, LoraType
 from pagoda.engine.drafters import Drafter, Pace
 from pagoda.engine.engine import Engine
+from pagoda.engine.limits import EngineLimits
 from pagoda.engine.offload import KVOffload
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.reference import ReferenceSampler
@@ -321,23 +322,26 @@ def fake_engine(
     if num_states is None:
         num_states = 2 * max_num_seqs if model.state_bytes else 0
     blocks = max_num_seqs * -(-max_context // BLOCK_SIZE)
-    return Engine(
-        model,
-        FakeTokenizer(),
-        sampler or ReferenceSampler(),
-        vocab_size=VOCAB_SIZE,
+    limits = EngineLimits(
+        max_context=max_context,
         windows=windows,
         num_blocks=[blocks] * len(windows) if num_blocks is None else num_blocks,
         num_states=num_states,
         state_interval=state_interval,
-        max_context=max_context,
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
+        max_rows=max_rows,
+        max_loras=max_loras,
+    )
+    return Engine(
+        model,
+        FakeTokenizer(),
+        sampler or ReferenceSampler(),
+        limits,
+        vocab_size=VOCAB_SIZE,
         prefix_caching=prefix_caching,
         overlap=overlap,
         drafters=drafters,
         pace=pace,
-        max_rows=max_rows,
-        max_loras=max_loras,
         offload=offload,
     )

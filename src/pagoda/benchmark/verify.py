@@ -25,6 +25,7 @@ from pagoda.backends.base import LoadedModel, PlacedAdapter
 from pagoda.backends.specs import AdapterWeights, LoraType
 from pagoda.benchmark.prompts import random_ids
 from pagoda.engine.engine import Engine
+from pagoda.engine.limits import EngineLimits
 from pagoda.engine.load import MIN_ROWS
 from pagoda.errors import ConfigError, UnsupportedError
 from pagoda.hardware.cpu_share import QUIET_SHARE
@@ -210,20 +211,17 @@ class Runner:
         self.model = Skipping(loaded, shape.vocab_size, rows)
         self._vocab_size = shape.vocab_size
         blocks = max([batch * blocks_for(context + SPARE) for batch, context in decodes] + [blocks_for(prompt + SPARE)])
-        self.engine = Engine(
-            self.model,
-            NoText(),
-            Sampler(shape.vocab_size),
-            vocab_size=shape.vocab_size,
+        limits = EngineLimits(
+            max_context=min(shape.max_context, max([prompt, *(context for _, context in decodes)]) + SPARE),
             windows=[group.window for group in model.kv_groups],
             num_blocks=[blocks] * len(model.kv_groups),
             num_states=rows if loaded.state_bytes else 0,
-            max_context=min(shape.max_context, max([prompt, *(context for _, context in decodes)]) + SPARE),
             max_batch_tokens=CHUNK,
             max_num_seqs=max(batch for batch, _ in decodes),
             max_rows=rows,
-            prefix_caching=False,
         )
+        sampler, vocab_size = Sampler(shape.vocab_size), shape.vocab_size
+        self.engine = Engine(self.model, NoText(), sampler, limits, vocab_size=vocab_size, prefix_caching=False)
         for group in range(len(model.kv_groups)):
             write_all_blocks(loaded, group, blocks)
         self._number = 0

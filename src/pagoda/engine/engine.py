@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from pagoda.backends.base import LoadedModel
 from pagoda.engine.drafters import Drafter, Drafting, Pace
+from pagoda.engine.limits import EngineLimits
 from pagoda.engine.logits import LogitsPlan, LogitsReader, StepLogits, WholeRows
 from pagoda.engine.masks import MaskPool
 from pagoda.engine.offload import KVOffload
@@ -43,7 +44,7 @@ from pagoda.models.pooling import DEFAULT_POOLING, Pooling
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sampling.params import MAX_LOGPROBS
 from pagoda.sampling.reference import NOT_FINITE
-from pagoda.types import BLOCK_SIZE, Delta, Fault, FinishReason, Request, StepResult
+from pagoda.types import Delta, Fault, FinishReason, Request, StepResult
 
 
 class Engine:
@@ -54,17 +55,9 @@ class Engine:
         model: LoadedModel,
         tokenizer: EngineTokenizer,
         sampler: SamplerProtocol,
+        limits: EngineLimits,
         *,
         vocab_size: int,
-        windows: Seq[int | None],
-        num_blocks: Seq[int],
-        num_states: int = 0,
-        state_interval: int = BLOCK_SIZE,
-        max_context: int,
-        max_batch_tokens: int = 512,
-        max_num_seqs: int = 64,
-        max_rows: int = 0,
-        max_loras: int = 8,
         prefix_caching: bool = True,
         seed: int = 0,
         max_logprobs: int = MAX_LOGPROBS,
@@ -74,47 +67,41 @@ class Engine:
         pooling: Pooling = DEFAULT_POOLING,
         offload: KVOffload | None = None,
     ) -> None:
-        """`windows` and `num_blocks` describe the KV groups; one sequence of max_context tokens must fit in them.
-        num_states: of models with recurrent layers, at least one; a snapshot is kept every state_interval tokens.
-
-        max_rows: rows of logits that the model can give in one step, at least max_num_seqs; more are good for drafts
-        and prompt logprobs. overlap: plan the next step while an asynchronous model computes. drafters: who proposes
-        tokens; of each sequence the first that has a guess. pooling: how a pooled request's prompt becomes a vector.
-        offload: where KV of idle prefixes goes.
+        """overlap: plan the next step while an asynchronous model computes. drafters: who proposes tokens; of each
+        sequence the first that has a guess. pooling: how a pooled request's prompt becomes a vector. offload: where KV
+        of idle prefixes goes.
         """
-        model.allocate_kv(tuple(num_blocks), num_states)
-        self.vocab_size, self.max_context, self.pooling = vocab_size, max_context, pooling
+        model.allocate_kv(tuple(limits.num_blocks), limits.num_states)
+        self.vocab_size, self.max_context, self.pooling = vocab_size, limits.max_context, pooling
         self._max_logprobs = max_logprobs
         self._plans_ahead = overlap and model.asynchronous
         self._sampler = sampler
-        max_num_seqs = min(max_num_seqs, max_batch_tokens)  # so that a running prompt always gets tokens
         self.kv = KVCache(
-            windows,
-            num_blocks,
-            max_seqs=max_num_seqs,
-            max_context=max_context,
+            limits.windows,
+            limits.num_blocks,
+            max_seqs=limits.num_seqs,
+            max_context=limits.max_context,
             copy=model.copy_blocks,
             prefix_caching=prefix_caching,
             outside=offload,
-            num_states=num_states,
-            state_interval=state_interval,
+            num_states=limits.num_states,
+            state_interval=limits.state_interval,
         )
         self.offload = offload
         self._restoring = Restoring(self.kv, offload)
         self._drafting = Drafting(drafters, vocab_size, pace)
         self.scheduler = Scheduler(
             self.kv,
-            max_batch_tokens=max_batch_tokens,
-            max_rows=max(max_rows, max_num_seqs),
-            max_loras=max_loras,
+            max_batch_tokens=limits.max_batch_tokens,
+            max_rows=limits.num_rows,
+            max_loras=limits.max_loras,
             drafting=self._drafting,
         )
-        limits = {"max_batch_tokens": max_batch_tokens, "max_num_seqs": max_num_seqs, "max_context": max_context}
-        self._runner = Runner(model, self.kv, pooling.kind, **limits)
+        self._runner = Runner(model, self.kv, pooling.kind, limits)
         self._reader = LogitsReader(model, sampler)
         secret = PROCESS_SECRET if offload is None else offload.files.secret
         self._opener = SequenceOpener(
-            tokenizer, sampler, pooling.kind, max_context=max_context, seed=seed, prefix_secret=secret
+            tokenizer, sampler, pooling.kind, max_context=limits.max_context, seed=seed, prefix_secret=secret
         )
         self._masks = MaskPool(vocab_size)
         self._recorder = StepRecorder()

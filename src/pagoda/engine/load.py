@@ -19,6 +19,7 @@ from pagoda.engine.device import make_backend, open_forward_model
 from pagoda.engine.drafters import Drafter
 from pagoda.engine.encoder_engine import LoadedEncoder, load_encoder_engine
 from pagoda.engine.engine import Engine
+from pagoda.engine.limits import EngineLimits
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
 from pagoda.engine.offload import KVOffload, open_offload
 from pagoda.engine.speculation.choose import check_speculation, choose_drafters, wants_draft_model
@@ -297,20 +298,23 @@ def _engine(
     pooling: Pooling,
     offload: KVOffload | None,
 ) -> Engine:
-    return Engine(
-        model,
-        tokenizer,
-        sampler,
-        vocab_size=forward_model.vocab_size,
+    limits = EngineLimits(
+        max_context=kv_plan.max_context,
         windows=kv_plan.footprint.windows,
         num_blocks=kv_plan.num_blocks,
         num_states=kv_plan.num_states,
         state_interval=settings.state_interval,
-        max_context=kv_plan.max_context,
         max_batch_tokens=settings.batch_tokens,
         max_num_seqs=settings.num_seqs,
         max_rows=_max_rows(settings),
         max_loras=settings.max_loras,
+    )
+    return Engine(
+        model,
+        tokenizer,
+        sampler,
+        limits,
+        vocab_size=forward_model.vocab_size,
         prefix_caching=settings.prefix_caching,
         seed=settings.seed,
         max_logprobs=settings.max_logprobs,

@@ -11,6 +11,7 @@ import numpy as np
 
 from pagoda.backends.base import LoadedModel
 from pagoda.engine.drafters import Draft
+from pagoda.engine.limits import EngineLimits
 from pagoda.engine.logits import LogitsPlan, PromptRows
 from pagoda.engine.masks import StepMasks
 from pagoda.engine.pooled import PooledRows, pooled_rows
@@ -61,24 +62,15 @@ class RunningStep:
 class Runner:
     """Builds batches in arrays that are allocated once, and hands them to the model."""
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        kv: KVCache,
-        pooling: PoolingKind,
-        *,
-        max_batch_tokens: int,
-        max_num_seqs: int,
-        max_context: int,
-    ) -> None:
+    def __init__(self, model: LoadedModel, kv: KVCache, pooling: PoolingKind, limits: EngineLimits) -> None:
         self._model = model
         self._kv = kv
         self._pooling = pooling
-        self._tokens = np.empty(max_batch_tokens, np.int32)
-        self._positions = np.empty(max_batch_tokens, np.int32)
-        self._starts = np.zeros(max_num_seqs + 1, np.int32)
-        self._context_lens = np.empty(max_num_seqs, np.int32)
-        self._range = np.arange(max(max_context, max_num_seqs) + 1, dtype=np.int32)
+        self._tokens = np.empty(limits.max_batch_tokens, np.int32)
+        self._positions = np.empty(limits.max_batch_tokens, np.int32)
+        self._starts = np.zeros(limits.num_seqs + 1, np.int32)
+        self._context_lens = np.empty(limits.num_seqs, np.int32)
+        self._range = np.arange(max(limits.max_context, limits.num_seqs) + 1, dtype=np.int32)
 
     def stage(self, plan: StepPlan, previous: LogitsPlan | None = None) -> StagedStep:
         """Lay the planned tokens out; `previous` is the running step's, whose sequences have a token pending."""

@@ -110,17 +110,7 @@ class Model:
         self.store = loaded.adapters
         self.traits = loaded.traits
         self.max_at_once = settings.max_queue_requests
-        limits = ReaderLimits(
-            self.name,
-            loaded.max_context,
-            settings.max_queue_tokens,
-            settings.tool_call_format,
-            settings.reasoning_format,
-            ServedNames(self.name, lambda: self.store.names),
-            loaded.traits,
-        )
-        reader = Reader((loaded.tokenizer, loaded.chat_template, loaded.no_chat_reason), limits)
-        self.readers = Readers(reader, loaded.load_text, limits)
+        self.readers = self._make_readers(settings)
         self.metrics = Metrics(
             self.name,
             loaded.max_context,
@@ -155,6 +145,21 @@ class Model:
             self.admission,
         ]
         self.serve: Serve = fold(layers, self.bridge.open)
+
+    def _make_readers(self, settings: ServerSettings) -> Readers:
+        """What makes calls of the requests' bodies."""
+        loaded = self.loaded
+        limits = ReaderLimits(
+            self.name,
+            loaded.max_context,
+            settings.max_queue_tokens,
+            settings.tool_call_format,
+            settings.reasoning_format,
+            ServedNames(self.name, lambda: self.store.names),
+            loaded.traits,
+        )
+        reader = Reader((loaded.tokenizer, loaded.chat_template, loaded.no_chat_reason), limits)
+        return Readers(reader, loaded.load_text, limits)
 
     def _watch(self, speed: PromptSpeed) -> None:
         """Let everything that observes the engine hear of its steps."""

@@ -15,6 +15,7 @@ import numpy as np
 from pagoda.backends.base import PlacedAdapter
 from pagoda.backends.specs import AdapterWeights, LoraType
 from pagoda.engine.engine import Engine
+from pagoda.engine.limits import EngineLimits
 from pagoda.sampling.sampler import Sampler
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Int32Array, Request, SamplingParams
 
@@ -91,16 +92,13 @@ SWEPT_BYTES = 48 << 20
 def engine_step_s(vocab_size: int, batch: int) -> float:
     """Seconds of scheduling, sampling and bookkeeping around a decode step of `batch` sequences."""
     model = _NoModel(vocab_size, batch)
-    engine = Engine(
-        model,
-        NoText(),
-        Sampler(vocab_size),
-        vocab_size=vocab_size,
+    limits = EngineLimits(
+        max_context=ENGINE_STEPS + 2 * BLOCK_SIZE,
         windows=(None,),
         num_blocks=(batch * (ENGINE_STEPS + 3 * BLOCK_SIZE) // BLOCK_SIZE + batch,),
-        max_context=ENGINE_STEPS + 2 * BLOCK_SIZE,
         max_num_seqs=batch,
     )
+    engine = Engine(model, NoText(), Sampler(vocab_size), limits, vocab_size=vocab_size)
     params = SamplingParams(max_tokens=ENGINE_STEPS + BLOCK_SIZE, temperature=0.0, ignore_eos=True)
     for i in range(batch):
         engine.add(Request(str(i), (1, 2, 3), params, time.monotonic()))
