@@ -163,7 +163,7 @@ class Program:
 
     profiling: bool
     def add_buffer(self, columns: int, rows: int = 1) -> int:
-        """Of so many rows for each token of a step."""
+        """A buffer of so many rows for each token of a step."""
     def add_quantized(self, columns: int, rows: int = 1) -> int: ...
     def add_lora_site(self, rows: int, columns: int) -> int:
         """A linear that adapters may add to, as the stages before and after it name it."""
@@ -180,7 +180,7 @@ class Program:
         ],
         type: str,
     ) -> Adapter:
-        """Of each delta: the site, a [rank, columns], b [rows, rank], bias and row_scale [rows].
+        """For each delta: the site, a [rank, columns], b [rows, rank], bias and row_scale [rows].
 
         Factors are kept in "f32", "bf16" or "int8".
         """

@@ -304,7 +304,7 @@ class RawTensor:
         return replace(self, name=name, shape=shape, data=data, part_of=self.part_of or self.name)
 
     def run(self, i: int, of: int, groups: int) -> RawTensor:
-        """Of a matrix whose rows are so many `groups` of `of` runs each, run i of each group, a view."""
+        """Run i of each group of a matrix whose rows are so many `groups` of `of` runs each, a view."""
         data = self.data.reshape(groups, of, -1)[:, i]
         name, shape = f"{self.name}[{i} of {of}]", (self.shape[0] // of, *self.shape[1:])
         return replace(self, name=name, shape=shape, data=data, part_of=self.part_of or self.name)

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fake_engine import FakeLoaded
-from pagoda.cli.deployments import AdapterServer, AdapterSettings, deploy, read_history, rollback
+from pagoda.cli.deployments import AdapterServer, DeploymentSettings, deploy, read_history, rollback
 from pagoda.cli.main import app
 from pagoda.errors import ConfigError, PagodaError, QualityError
 from serving import Served, serving
@@ -22,8 +22,8 @@ def api() -> Iterator[Served]:
         yield served
 
 
-def settings(api: Served, folder: Path) -> AdapterSettings:
-    return AdapterSettings(api.url, "root", folder / "history.jsonl")
+def settings(api: Served, folder: Path) -> DeploymentSettings:
+    return DeploymentSettings(api.url, "root", folder / "history.jsonl")
 
 
 def version(folder: Path, content: str) -> str:
@@ -83,10 +83,10 @@ def test_what_is_not_there_is_said(api: Served, tmp_path: Path) -> None:
     where = settings(api, tmp_path)
     with pytest.raises(ConfigError, match="sql@previous"):
         rollback(AdapterServer(where), where, "sql")
-    wrong = AdapterSettings(api.url, "wrong", where.history)
+    wrong = DeploymentSettings(api.url, "wrong", where.history)
     with pytest.raises(PagodaError, match="admin key"):
         deploy(AdapterServer(wrong), wrong, "sql", version(tmp_path, "v1"), None)
-    nobody = AdapterSettings("http://127.0.0.1:9", "root", where.history)
+    nobody = DeploymentSettings("http://127.0.0.1:9", "root", where.history)
     with pytest.raises(ConfigError, match="does not answer"):
         rollback(AdapterServer(nobody), nobody, "sql")
 

@@ -21,7 +21,7 @@ import pytest
 
 from pagoda.errors import EngineError
 from pagoda.text import sandbox
-from pagoda.text.sandbox import Budget, BudgetError, Sandbox, TemplateError, TemplateProcess, check, render
+from pagoda.text.sandbox import Budget, OverdrawnError, Sandbox, TemplateError, TemplateProcess, check, render
 
 SMALL = Budget(steps=50, cpu_s=0.2, memory=64 << 20, chars=2000)
 MIB = 1 << 20
@@ -59,7 +59,7 @@ REPEATING = {
 
 @pytest.mark.parametrize("case", REPEATING)
 def test_steps_are_counted(case: str) -> None:
-    with pytest.raises(BudgetError, match="too many steps"):
+    with pytest.raises(OverdrawnError, match="too many steps"):
         render(REPEATING[case], {}, SMALL)
     assert isinstance(render(REPEATING[case], {}, Budget(steps=10_000)), str)
 
@@ -82,7 +82,7 @@ def test_memory_is_bounded(case: str) -> None:
     source = GROWING[case]
     if case in ("concatenation", "joining"):
         source = source.replace("range(16)", "range(26)").replace("1000", "10000")
-    with pytest.raises(BudgetError, match="more than 1 MiB of memory"):
+    with pytest.raises(OverdrawnError, match="more than 1 MiB of memory"):
         render(source, variables, Budget(memory=1 * MIB, steps=1000))
 
 
@@ -107,18 +107,18 @@ def test_steps_may_grow_with_the_input() -> None:
 
 
 def test_computing_is_bounded(alone: Sandbox) -> None:
-    with pytest.raises(BudgetError, match=r"more than 0\.1 s of computing"):
+    with pytest.raises(OverdrawnError, match=r"more than 0\.1 s of computing"):
         render(SLOW, {}, Budget(cpu_s=0.1, steps=MANY_STEPS))
 
 
 def test_compiling_is_bounded_too(alone: Sandbox) -> None:
     source = "{{ 1 }}" * 20_000
-    with pytest.raises(BudgetError, match=r"more than 0\.05 s of computing"):
+    with pytest.raises(OverdrawnError, match=r"more than 0\.05 s of computing"):
         check(source, Budget(cpu_s=0.05))
 
 
 def test_waiting_is_bounded(alone: Sandbox) -> None:
-    with pytest.raises(BudgetError, match=r"takes longer than 0\.2 s"):
+    with pytest.raises(OverdrawnError, match=r"takes longer than 0\.2 s"):
         render(SLOW, {}, Budget(cpu_s=60, wall_s=0.2, steps=MANY_STEPS))
 
 
@@ -127,7 +127,7 @@ def test_a_process_that_overdrew_is_replaced(alone: Sandbox) -> None:
     (before,) = processes()
     assert render("{{ a }}", {"a": 2}, SMALL) == "2"
     assert processes() == [before]
-    with pytest.raises(BudgetError):
+    with pytest.raises(OverdrawnError):
         render(REPEATING["a loop"], {}, SMALL)
     (after,) = processes()
     assert after != before
@@ -142,7 +142,7 @@ def test_an_error_of_the_template_replaces_nothing(alone: Sandbox) -> None:
     for source in ("{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{{ a.b.c }}", "{% if %}"):
         with pytest.raises(TemplateError) as caught:
             render(source, {}, SMALL)
-        assert not isinstance(caught.value, BudgetError)
+        assert not isinstance(caught.value, OverdrawnError)
     assert processes() == before
 
 
@@ -150,7 +150,7 @@ def test_a_process_that_dies_is_replaced(alone: Sandbox) -> None:
     assert render("x", {}, SMALL) == "x"
     (pid,) = processes()
     os.kill(pid, 9)
-    with pytest.raises(BudgetError, match="ended with code -9"):
+    with pytest.raises(OverdrawnError, match="ended with code -9"):
         render("x", {}, SMALL)
     assert render("x", {}, SMALL) == "x"
 
@@ -158,7 +158,7 @@ def test_a_process_that_dies_is_replaced(alone: Sandbox) -> None:
 def test_many_threads_share_few_processes() -> None:
     def one(n: int) -> str:
         if n % 10 == 0:
-            with pytest.raises(BudgetError):
+            with pytest.raises(OverdrawnError):
                 render(REPEATING["a loop"], {}, SMALL)
         return render("{{ n }}", {"n": n}, SMALL)
 
@@ -174,7 +174,7 @@ def test_other_threads_go_on_while_one_waits(alone: Sandbox) -> None:
     def wait() -> None:
         try:
             render(SLOW, {}, Budget(cpu_s=0.3, steps=MANY_STEPS))
-        except BudgetError as error:
+        except OverdrawnError as error:
             failed.append(error)
 
     thread = threading.Thread(target=wait)

@@ -26,7 +26,7 @@ def allowed_cpus() -> frozenset[int]:
 
 
 def physical_cores(allowed: frozenset[int], root: Path = Path("/")) -> int:
-    """Of the allowed CPUs, those that share a core count once. `root` is where /sys is."""
+    """How many cores the allowed CPUs are: those that share one count once. `root` is where /sys is."""
     if IS_MACOS:
         return int(sysctl("hw.physicalcpu") or len(allowed))
     topology = root / "sys/devices/system/cpu"

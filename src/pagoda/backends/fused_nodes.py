@@ -104,7 +104,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Of the wanted rows of the source."""
+    """The logits of the wanted rows of the source."""
 
     out: Node
     source: Source

@@ -193,7 +193,7 @@ class _Lowering:
         return fused
 
     def _products(self, group: list[Node]) -> tuple[Product, ...]:
-        """Of two products that would write to one place, the second is added later."""
+        """The products of a group. Where two would write to one place, the second is added later."""
         products: list[Product] = []
         written: set[Node] = set()
         for node in group:
@@ -259,7 +259,7 @@ class QkChain:
 
 
 def qk_chains(attention: Node) -> list[QkChain]:
-    """Of the queries and, where there are any, the keys. Attention treats both alike, or neither."""
+    """The chain of the queries and, where there are any, of the keys. Attention treats both alike, or neither."""
     ends = [attention[x] for x in ("q", "k") if attention[x] is not None]
     chains = [_chain_of(end) for end in ends]
     return chains if _alike(chains) else [QkChain(end) for end in ends]

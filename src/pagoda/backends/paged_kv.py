@@ -11,7 +11,7 @@ from pagoda.types import BLOCK_SIZE, FloatArray, Int32Array
 
 
 class PagedKV:
-    """Of each layer of a group [blocks, BLOCK_SIZE, K, D], by its own K and D."""
+    """Keys and values of each layer of a group, [blocks, BLOCK_SIZE, K, D] by the layer's own K and D."""
 
     def __init__(self, heads: Mapping[int, tuple[int, int]], num_blocks: int) -> None:
         self.num_blocks = num_blocks

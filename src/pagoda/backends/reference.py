@@ -210,7 +210,7 @@ class ReferenceOps:
         return out
 
     def _sequences(self, pool: FloatArray) -> Iterator[tuple[int, int, FloatArray, list[tuple[int, FloatArray]]]]:
-        """Of each sequence its first token and the one after its last, a copy of the state that it begins at, and the
+        """For each sequence its first token and the one after its last, a copy of the state that it begins at, and the
         places where its state is saved, by token from its first."""
         starts, saves, bounds = self.batch.state_starts, self.batch.state_saves, self.batch.seq_starts
         assert starts is not None

@@ -14,7 +14,7 @@ Key = tuple[str, int]  # op, layer
 
 
 def state_shapes(nodes: Iterable[Node]) -> dict[Key, tuple[int, ...]]:
-    """Of each op with a state, the float32 numbers that it keeps of a sequence."""
+    """For each op with a state, the shape of the float32 numbers that it keeps of a sequence."""
     return {(node.op, node["layer"]): _shape(node) for node in nodes if node.op in OPS}
 
 

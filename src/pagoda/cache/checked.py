@@ -1,4 +1,4 @@
-"""Of each tenant, how many hits by meaning were checked, and how many of them were wrong."""
+"""How many of each tenant's hits by meaning were checked, and how many of these were wrong."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ OTHER = "other"
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Of one tenant."""
+    """One tenant's hits that were checked."""
 
     num_hits: int
     num_wrong: int
 
     @property
     def share(self) -> float:
-        """Of wrong ones; 0 where nothing was checked."""
+        """The share of wrong ones; 0 where nothing was checked."""
         return self.num_wrong / self.num_hits if self.num_hits else 0.0
 
     @property

@@ -13,7 +13,7 @@ class Embedder(Protocol):
 
     @property
     def digest(self) -> str:
-        """Of everything that its vectors depend on."""
+        """A hash of everything that its vectors depend on."""
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """[n, d] of length 1."""

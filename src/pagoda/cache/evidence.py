@@ -47,7 +47,7 @@ class Region:
 
     @property
     def share(self) -> float:
-        """Of wrong pairs, never quite 0 or 1."""
+        """The share of wrong pairs, never quite 0 or 1."""
         return (self.num_wrong + 0.5) / (self.num_pairs + 1)
 
 

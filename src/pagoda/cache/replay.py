@@ -41,7 +41,7 @@ class Asked:
 
 @dataclass(slots=True)
 class Outcome:
-    """Of one stream."""
+    """What came of one stream."""
 
     hits: int = 0
     wrong: int = 0

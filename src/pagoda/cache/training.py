@@ -110,7 +110,7 @@ def fit(data: Data, rows: npt.NDArray[np.intp], rng: np.random.Generator) -> Net
 def _gradients(
     weights: dict[str, FloatArray], data: Data, batch: npt.NDArray[np.intp], rng: np.random.Generator
 ) -> dict[str, FloatArray]:
-    """Of the mean log loss of a batch, with dropout of inputs and hidden units."""
+    """The gradients of a batch's mean log loss, with dropout of inputs and hidden units."""
     x = data.x[batch]
     kept = (rng.random((len(batch), x.shape[1] - 1)) >= DROPOUT) / np.float32(1 - DROPOUT)
     x[:, :-1] *= kept.astype(np.float32)

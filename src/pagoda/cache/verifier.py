@@ -68,7 +68,7 @@ class Verifier:
         return vector.shape == self.probe.shape and float(vector @ self.probe) >= MIN_PROBE_COSINE
 
     def log_odds(self, text: str, vector: FloatArray, others: Sequence[str], vectors: FloatArray) -> FloatArray:
-        """Of `text` wanting the answer that each of `others` wants; `vectors`: [N, d] → [N]"""
+        """The log odds that `text` wants the answer that each of `others` wants; `vectors`: [N, d] → [N]"""
         pairs = [(text, other) for other in others]
         return self.of_pairs(pairs, np.broadcast_to(vector, vectors.shape), vectors)
 

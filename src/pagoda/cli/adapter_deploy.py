@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from pagoda.cli.deployments import AdapterServer, AdapterSettings
+from pagoda.cli.deployments import AdapterServer, DeploymentSettings
 from pagoda.cli.deployments import deploy as deploy_version
 from pagoda.cli.options import with_settings
 
 
 @with_settings
 def deploy(
-    adapter: AdapterSettings,
+    adapter: DeploymentSettings,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What requests call the adapter.")],
     path: Annotated[str, typer.Argument(metavar="PATH", help="PEFT folder or GGUF file, on the server's machine.")],
     check: Annotated[

@@ -9,13 +9,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pagoda.cli.deployments import AdapterSettings, read_history
+from pagoda.cli.deployments import DeploymentSettings, read_history
 from pagoda.cli.options import with_settings
 
 
 @with_settings
 def history(
-    adapter: AdapterSettings,
+    adapter: DeploymentSettings,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of one adapter; of all by default.")] = None,
 ) -> None:
     """Show the history of deployments, oldest first."""

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from pagoda.cli.deployments import AdapterServer, AdapterSettings
+from pagoda.cli.deployments import AdapterServer, DeploymentSettings
 from pagoda.cli.deployments import rollback as rollback_version
 from pagoda.cli.options import with_settings
 
 
 @with_settings
 def rollback(
-    adapter: AdapterSettings,
+    adapter: DeploymentSettings,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What requests call the adapter.")],
 ) -> None:
     """Move an adapter's name back to the version before; a second rollback undoes the first."""

@@ -63,7 +63,7 @@ def chat(engine: EngineSettings, chat: ChatSettings) -> None:
         loop = asyncio.new_event_loop()
         try:
             for line in _lines(console):
-                if not _obey(line, talk, console):
+                if not _run_command(line, talk, console):
                     break
                 if not line.startswith("/"):
                     _answer(loop, open_endpoint, talk, line, console)
@@ -194,7 +194,7 @@ def _lines(console: Console) -> Iterator[str]:
             yield line
 
 
-def _obey(line: str, talk: Conversation, console: Console) -> bool:
+def _run_command(line: str, talk: Conversation, console: Console) -> bool:
     """Run a command line that begins with /. → False to leave the program"""
     command, _, text = line.partition(" ")
     match command:

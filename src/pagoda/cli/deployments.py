@@ -32,7 +32,7 @@ MAX_OUTPUT = 1 << 20  # of a check, that is looked through for figures
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSettings(Settings):
+class DeploymentSettings(Settings):
     """Where adapters are deployed to."""
 
     table = "adapter"
@@ -45,7 +45,7 @@ class AdapterSettings(Settings):
 class AdapterServer:
     """What deployments ask of a server. Raises ConfigError where it does not answer, PagodaError where it refuses."""
 
-    def __init__(self, settings: AdapterSettings) -> None:
+    def __init__(self, settings: DeploymentSettings) -> None:
         self._settings = settings
 
     def find(self, name: str) -> Mapping[str, Any] | None:
@@ -104,7 +104,9 @@ class Check:
     figures: Mapping[str, Any]  # a JSON object that its last line is
 
 
-def deploy(server: AdapterServer, settings: AdapterSettings, name: str, path: str, check: str | None) -> dict[str, Any]:
+def deploy(
+    server: AdapterServer, settings: DeploymentSettings, name: str, path: str, check: str | None
+) -> dict[str, Any]:
     """Load the version at `path` of the server's machine, check it, and move the name to it. → the line of the history
 
     QualityError where the check fails; then the name has not moved, and the candidate is gone.
@@ -124,7 +126,7 @@ def deploy(server: AdapterServer, settings: AdapterSettings, name: str, path: st
     return record(settings, server, "deploy", name, before, result)
 
 
-def rollback(server: AdapterServer, settings: AdapterSettings, name: str) -> dict[str, Any]:
+def rollback(server: AdapterServer, settings: DeploymentSettings, name: str) -> dict[str, Any]:
     """Move the name back to the version before, and keep the one that it leaves. → the line of the history"""
     between, previous = f"{name}@candidate", f"{name}@previous"
     before = server.find(name)
@@ -137,7 +139,7 @@ def rollback(server: AdapterServer, settings: AdapterSettings, name: str) -> dic
     return record(settings, server, "rollback", name, before, None)
 
 
-def run_check(command: str, settings: AdapterSettings, model: str) -> Check:
+def run_check(command: str, settings: DeploymentSettings, model: str) -> Check:
     """Run a shell command that finds the candidate in PAGODA_URL and PAGODA_MODEL. QualityError: it fails."""
     start = time.monotonic()
     told = f"export PAGODA_URL={shlex.quote(settings.url)} PAGODA_MODEL={shlex.quote(model)}"
@@ -155,7 +157,7 @@ def run_check(command: str, settings: AdapterSettings, model: str) -> Check:
 
 
 def record(
-    settings: AdapterSettings,
+    settings: DeploymentSettings,
     server: AdapterServer,
     action: str,
     name: str,

@@ -96,7 +96,7 @@ class Drafter(Protocol):
         """A proposal for each query, without tokens where it has no guess."""
 
     def verified(self, key: Key, num_proposed: int, num_accepted: int) -> None:
-        """Of num_proposed tokens that one step checked, the first num_accepted were kept; the others never were.
+        """One step checked num_proposed tokens and kept the first num_accepted; the others never were.
 
         State that was advanced over the proposals is rewound here. The token after them comes with the next query.
         """
@@ -203,7 +203,7 @@ class Drafting:
         }
 
     def verified(self, seq: Sequence, draft: Draft, num_accepted: int) -> None:
-        """Of the draft the first num_accepted tokens were kept."""
+        """The draft's first num_accepted tokens were kept."""
         key = _key(seq)
         draft.drafter.verified(key, len(draft.tokens), num_accepted)
         if self._pace is not None:

@@ -88,7 +88,7 @@ class KVPlan:
 
     @property
     def kv_bytes(self) -> int:
-        """Of both models, states included."""
+        """The bytes of both models' KV, states included."""
         return _bytes(self.footprint.together, (*self.num_blocks, *self.draft_blocks, self.num_states))
 
     def __str__(self) -> str:
@@ -199,7 +199,7 @@ def _blocks_of_one(footprint: Footprint, settings: EngineSettings, num_tokens: i
 
 
 def _bytes(footprint: Footprint, counts: Sequence[int]) -> int:
-    """Of so many blocks of each group, and states."""
+    """The bytes of so many blocks of each group, and of states."""
     return sum(n * size for n, size in zip(counts, (*footprint.block_bytes, footprint.state_bytes), strict=True))
 
 

@@ -250,7 +250,7 @@ class Sequence:
         return Usage(self.prompt_len, self.num_completion, self.num_cached, *self.num_predicted, *self.num_drafted)
 
     def count_drafted(self, num_proposed: int, num_right: int, *, predicted: bool) -> None:
-        """Of a draft's num_proposed tokens the first num_right were right; predicted: by the request itself."""
+        """The first num_right of a draft's num_proposed tokens were right; predicted: by the request itself."""
         self.num_drafted = (self.num_drafted[0] + num_proposed, self.num_drafted[1] + num_right)
         if predicted:
             accepted, rejected = self.num_predicted

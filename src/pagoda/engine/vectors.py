@@ -30,11 +30,11 @@ def pair_of(
 
 
 def probability(scores: FloatArray) -> float:
-    """Of what a model that scores pairs gives for one: the sigmoid of its logit."""
+    """The sigmoid of the logit that a model which scores pairs gives for one."""
     x = float(scores[0])
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 def cosine(first: FloatArray, second: FloatArray) -> float:
-    """Of the angle between two vectors."""
+    """The cosine of the angle between two vectors."""
     return float(unit(first).astype(np.float64) @ unit(second))

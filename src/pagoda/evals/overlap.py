@@ -63,7 +63,7 @@ def ndcg(case: Case) -> Score:
 
 
 def _relevance(case: Case) -> list[bool]:
-    """Of each passage whether it is one of the known relevant ones; each of these counts once."""
+    """For each passage, whether it is one of the known relevant ones; each of these counts once."""
     left = [normalized(passage) for passage in case.reference_contexts or ()]
     if not left:
         raise Unjudged("the case has no relevant passages")

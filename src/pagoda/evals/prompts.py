@@ -11,7 +11,6 @@ from collections.abc import Sequence
 Messages = list[dict[str, str]]
 
 SUPPORTS = "Is this answer stated in the passages? Reply with yes or no."
-KNOWS = "Is this answer right? Reply with yes or no."
 ANSWERS = "Does the answer address the question, rather than avoid it or talk of something else? Reply with yes or no."
 PREFERS = "Which answer is better? Reply with A or B."
 AGREE = "Do both answers tell the person the same thing? Reply with yes or no."

@@ -44,7 +44,7 @@ async def context_precision(case: Case, judge: Asking) -> Score:
 
 
 def average_precision(useful: list[float]) -> float:
-    """Of passages in their order; 0 where none is useful or there are none."""
+    """The average precision of passages in their order; 0 where none is useful or there are none."""
     total = sum(useful)
     if total <= 0:
         return 0.0

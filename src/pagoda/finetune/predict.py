@@ -118,7 +118,7 @@ def _width(decoder: Decoder) -> int:
 
 
 def measure_rates(prepared: Prepared) -> Rates:
-    """Of the first layer's matrices by this machine's kernels. Imports torch."""
+    """How fast this machine's kernels multiply with the first layer's matrices. Imports torch."""
     limit_openmp_spinning()
     import torch
 

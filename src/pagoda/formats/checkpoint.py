@@ -143,7 +143,7 @@ class Checkpoint:
 
 
 def _version(path: Path) -> Version | None:
-    """Of a file; None: there is none."""
+    """The version of a file; None: there is no file."""
     try:
         return Version.of(path.stat())
     except OSError:

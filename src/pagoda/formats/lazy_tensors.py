@@ -8,7 +8,7 @@ from pagoda.types import RawTensor
 
 
 class LazyTensors(Mapping[str, RawTensor]):
-    """Of each of `names`, what `make` gives."""
+    """For each of `names`, what `make` gives."""
 
     def __init__(self, names: Iterable[str], make: Callable[[str], RawTensor]) -> None:
         self._names = dict.fromkeys(names)

@@ -45,7 +45,7 @@ def parse_safetensors(buffer: Buffer, path: str) -> tuple[TensorInfo, ...]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a header: two tensors of one name are damage, while in a config.json the last value counts, as elsewhere."""
+    """A header's pairs, no name twice: that is damage, while in a config.json the last value counts, as elsewhere."""
     values = dict(pairs)
     if len(values) < len(pairs):
         raise ValueError("a key stands twice in one object")

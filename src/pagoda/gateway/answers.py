@@ -123,15 +123,15 @@ class Relayed(Answer):
 
 
 class RelayedChat(Relayed, ChatAnswer):
-    """Of /v1/chat/completions."""
+    """An upstream's answer of /v1/chat/completions."""
 
 
 class RelayedCompletion(Relayed, CompletionAnswer):
-    """Of /v1/completions."""
+    """An upstream's answer of /v1/completions."""
 
 
 class RelayedOther(Relayed, CompletionAnswer):
-    """Of what the gateway passes through without knowing its shape: responses, messages, embeddings, scores."""
+    """An answer that passes through the gateway whatever its shape: responses, messages, embeddings, scores."""
 
     ends_with_done = False
 

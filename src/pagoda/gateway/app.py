@@ -94,7 +94,7 @@ async def ready(request: Request) -> Response:
 
 
 async def version(request: Request) -> Response:
-    """Of Pagoda."""
+    """Pagoda's version."""
     return json_response({"version": pagoda.__version__})
 
 

@@ -78,7 +78,7 @@ class Relay:
         return self._usage is not None
 
     def estimate(self) -> Usage:
-        """Of an answer so far that tells no usage: a token an event, four bytes of what was asked a token."""
+        """Usage so far of an answer that tells none: a token an event, and one for four bytes of what was asked."""
         num_bytes = len(self._call.requests[0].prompt_token_ids) * TOKEN_BYTES
         return self._usage or Usage(max(1, num_bytes // TOKEN_BYTES), self._num_texts, 0)
 

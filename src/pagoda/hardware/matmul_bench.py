@@ -26,7 +26,7 @@ ROUNDS = 7
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Of weights of one type: bytes/s of weights read for one token, and operations/s for a prompt's chunk."""
+    """Products with weights of one type: bytes/s of weights read for one token, operations/s for a prompt's chunk."""
 
     type: str
     bytes_s: float

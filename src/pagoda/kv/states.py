@@ -55,7 +55,7 @@ class StatePool:
         return self.pool.num_free > num_reserved
 
     def open(self, keys: Sequence[bytes], num_cached: int, prompt_len: int) -> HeldStates:
-        """Of a new sequence, whose first num_cached blocks were found by `keys`."""
+        """The slots of a new sequence, whose first num_cached blocks were found by `keys`."""
         held = HeldStates((prompt_len - 1) // BLOCK_SIZE * BLOCK_SIZE)
         if num_cached:
             held.start = self.prefix.block(keys[num_cached - 1])
@@ -64,7 +64,7 @@ class StatePool:
         return held
 
     def fork(self, held: HeldStates) -> HeldStates:
-        """Of a second sequence that stands where this one does."""
+        """The slots of a second sequence that stands where this one does."""
         assert not held.saves
         child = HeldStates(held.prompt_end)
         child.start = held.start
@@ -200,7 +200,7 @@ class StatePool:
 
 
 class NoStates(StatePool):
-    """Of models without recurrent layers: nobody needs a slot, and there is none."""
+    """The pool of models without recurrent layers: nobody needs a slot, and there is none."""
 
     def __init__(self) -> None:
         self.prefixes = ()

@@ -110,7 +110,7 @@ def _head_dims(file: ModelFile, slides: list[bool]) -> list[int]:
 
 
 def _ropes(file: ModelFile, head_dims: Mapping[bool, int]) -> dict[bool, RopeSpec]:
-    """Of sliding layers (True) and of those that see everything."""
+    """The rotary embedding of sliding layers (True), and that of those that see everything."""
     found = {}
     if True in head_dims:
         found[True] = read_local_rope(file, head_dims[True], "rope_local_base_freq", LOCAL_THETA)

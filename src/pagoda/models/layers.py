@@ -285,13 +285,13 @@ class Decoder:
 
     @cached_property
     def attentions(self) -> dict[int, Attention]:
-        """Of the layers that have attention."""
+        """The attention of each layer that has any."""
         found = ((layer, block.attention) for layer, block in enumerate(self.blocks))
         return {layer: attention for layer, attention in found if isinstance(attention, Attention)}
 
     @property
     def attention(self) -> Attention:
-        """Of the first of those layers."""
+        """The attention of the first of those layers."""
         return next(iter(self.attentions.values()))
 
     @property
@@ -301,7 +301,7 @@ class Decoder:
 
     @cached_property
     def rope(self) -> RopeSpec:
-        """Of the first layer that has a rotary embedding and sees everything, or else of the first that has one."""
+        """That of the first layer with a rotary embedding that sees everything, or else of the first with one."""
         turned = [attention for attention in self.attentions.values() if attention.rope is not None]
         found = next((attention for attention in turned if attention.spec.window is None), turned[0]).rope
         assert found is not None

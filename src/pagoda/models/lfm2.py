@@ -105,7 +105,7 @@ def _ffn_size(config: Settings) -> int:
 
 
 def _extra_tensors(settings: Settings) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Of convolutions, but for the matrix that stands where attention's output does."""
+    """The tensors of convolutions, but for the matrix that stands where attention's output does."""
     hidden = settings.integer("hidden_size", high=1 << 20)
     num_layers = settings.integer("num_hidden_layers", high=1 << 12)
     for layer, heads in enumerate(settings.sequence("num_key_value_heads", num_layers)):

@@ -135,7 +135,7 @@ class HybridReader(DecoderReader):
 
     @property
     def mixed_size(self) -> int:
-        """Of queries, keys and values together."""
+        """The columns of queries, keys and values together."""
         return 2 * self.delta.num_k_heads * self.delta.k_dim + self.value_size
 
     def delta_net(self, layer: int) -> DeltaNet:

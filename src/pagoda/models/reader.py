@@ -230,7 +230,7 @@ class DecoderReader:
         )
 
     def gate(self, layer: int) -> Linear | None:
-        """Of what attention gives."""
+        """The gate of what attention gives."""
         return None
 
     def qk_norm(self, role: str, layer: int, size: int) -> Norm | None:

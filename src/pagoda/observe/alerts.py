@@ -65,12 +65,12 @@ class Window:
         return self._samples[max(place - 1, 0)]
 
     def late_share(self, get: Callable[[Sample], tuple[float, float]], seconds: float) -> float:
-        """Of the tokens of the last so many seconds, which share came too late."""
+        """The share of the last so many seconds' tokens that came too late."""
         (count, late), (old_count, old_late) = get(self.now), get(self.then(seconds))
         return (late - old_late) / (count - old_count) if count > old_count else 0.0
 
     def stop_share(self, reason: str, seconds: float = 5 * MINUTE) -> float:
-        """Of the answers of the last so many seconds, which share ended so."""
+        """The share of the last so many seconds' answers that ended so."""
         now, then = self.now.answers, self.then(seconds).answers
         total = sum(now.values()) - sum(then.values())
         return (now.get(reason, 0.0) - then.get(reason, 0.0)) / total if total > 0 else 0.0
@@ -273,7 +273,7 @@ def read(metrics: Metrics, at: float) -> Sample:
 
 
 def _memory_share(metrics: Metrics) -> float:
-    """Of the GPUs, or where there are none, of the machine."""
+    """How full the GPUs' memory is, or where there are none, the machine's."""
     machine = metrics.machine
     if total := sum(machine.gpu_memory.values.values()):
         return sum(machine.gpu_memory_used.values.values()) / total

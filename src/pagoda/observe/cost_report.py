@@ -19,7 +19,7 @@ KEYS: dict[str, Callable[[RequestLine], str]] = {
 
 @dataclass(slots=True)
 class Sum:
-    """Of the requests that have one key in common."""
+    """The totals of the requests that have one key in common."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -90,7 +90,7 @@ def total_of(parts: Iterable[Sum]) -> Sum:
 
 
 def sums(lines: Iterable[RequestLine], by: str) -> dict[str, Sum]:
-    """Of each value of the key, the dearest first."""
+    """The totals for each value of the key, the dearest first."""
     found: dict[str, Sum] = {}
     for line in lines:
         found.setdefault(KEYS[by](line), Sum()).add(line)

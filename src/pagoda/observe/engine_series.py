@@ -29,7 +29,7 @@ def token_bounds(max_context: int) -> list[int]:
 
 
 class EngineSeries:
-    """Of one model."""
+    """The series of one model's engine."""
 
     set_by = "the engine's steps"
 

@@ -19,7 +19,6 @@ FULL_KV = 0.9
 PREFILL_SHARE = 0.7  # of the tokens computed
 LOSING_RATE = 0.25  # of draft tokens kept: below it, checking costs more than it saves (a decoded token counts as four)
 FEW_DRAFTS = 20
-STEP_BOUND = 0.5  # of the time in steps: below it, the machine waits for requests
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ MAX_HELD = 65_536  # of one replica
 
 
 def prefix_hashes(parts: Iterable[bytes], salt: str = "") -> tuple[int, ...]:
-    """Of each whole piece of `parts`, one after the other. Equal within this process alone, and for equal salts.
+    """For each whole piece of the joined `parts`, a hash of it and of all before it. Hashes can be compared within
+    this process, and for equal salts.
 
     Python hashes bytes with a secret of the process, so nobody can find out from a hash what was said.
     """

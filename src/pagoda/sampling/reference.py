@@ -174,7 +174,7 @@ def distribution(adjusted: FloatArray, params: SamplingParams) -> tuple[Int32Arr
 
 
 def token_logprobs(raw: FloatArray, token_id: int, num_top: int) -> TokenLogprobs:
-    """Of the model's own distribution: before penalties, masks and temperature."""
+    """Log-probabilities by the model's own distribution: before penalties, masks and temperature."""
     logits = raw.astype(np.float64)
     logprobs = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
     order = np.lexsort((np.arange(raw.shape[0]), -raw))[:num_top]

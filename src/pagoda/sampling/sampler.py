@@ -23,7 +23,7 @@ RawLogprobs = tuple[float, int, list[int], list[float]]  # the chosen one's, its
 
 
 class _ListingState(NativeState):
-    """Of a sequence that wants logprobs of certain tokens besides the likeliest."""
+    """The state of a sequence that wants logprobs of certain tokens besides the likeliest."""
 
     logprob_token_ids: tuple[int, ...]
 

@@ -214,7 +214,7 @@ def _continue(llm: LLM, prompts: list[Document], seed: int) -> Iterator[tuple[Do
 
 
 def _digest(model: Path) -> str:
-    """Of what decides what a model says: a GGUF file, or a folder's files."""
+    """The hash of what decides what a model says: a GGUF file, or a folder's files."""
     found = hashlib.sha256()
     files = sorted(path for path in model.iterdir() if path.is_file()) if model.is_dir() else [model]
     for path in files:

@@ -39,7 +39,7 @@ def make_ledger(settings: CostSettings) -> CostLedger:
 
 
 class Accounts:
-    """Of one model. Lives on the event loop."""
+    """What answers of one model took, written down. Lives on the event loop."""
 
     def __init__(self, model: str | None, metrics: Metrics, settings: ServerSettings) -> None:
         """`model`: None where each call names its own, which is then in the place of an adapter."""

@@ -292,7 +292,7 @@ class Answer:
 
 
 class CompletionAnswer(Answer):
-    """Of /v1/completions."""
+    """An answer of /v1/completions."""
 
     object_name = "text_completion"
     chunk_name = "text_completion"

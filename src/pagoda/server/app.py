@@ -32,7 +32,7 @@ from pagoda.server import (
 )
 from pagoda.server.failures import DescribedError, answer_error, json_response
 from pagoda.server.key_store import KeyStore
-from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLog, Serving
+from pagoda.server.middleware import ApiKeys, BodyLimit, Prefix, RequestLogging, Serving
 from pagoda.server.record import record_of
 from pagoda.server.service import Loaded, Service
 from pagoda.server.stream import ClientGone
@@ -71,7 +71,7 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
 def middleware(settings: ServerSettings, service: Serving, store: KeyStore | None) -> list[Middleware]:
     """What stands around all routes, outermost first."""
     return [
-        Middleware(RequestLog, service=service),
+        Middleware(RequestLogging, service=service),
         Middleware(Prefix, root_path=settings.root_path),
         *_cors(settings.cors_origins),
         _keys(settings, store),

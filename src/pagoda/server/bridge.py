@@ -86,7 +86,7 @@ class EngineBridge:
 
     @property
     def num_slow_streams(self) -> int:
-        """Of them, those whose clients do not keep up."""
+        """Open streams whose clients do not keep up."""
         return sum(stream.num_unread > SLOW_DELTAS for stream in list(self._open))
 
     def close_all(self, error: Exception) -> None:

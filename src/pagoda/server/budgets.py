@@ -41,7 +41,7 @@ class Bound:
 
 @dataclass(slots=True)
 class Budgets:
-    """Of one model's keys. Lives on the event loop."""
+    """What the keys of one model may use and have used. Lives on the event loop."""
 
     store: KeyStore
     model: str

@@ -39,7 +39,7 @@ class Call:
     parts: list[Part] = field(default_factory=list)  # what layers did for it, for its trace
 
     def prefix_hashes(self) -> tuple[int, ...]:
-        """Of each 64 tokens of the first prompt and all before them. Tenants and adapters share none."""
+        """For each 64 tokens of the first prompt, a hash of them and all before. Tenants and adapters share none."""
         request = self.requests[0]
         ids = np.asarray(request.prompt_token_ids, np.int32).tobytes()
         return prefix_hashes([ids], salt=f"{self.tenant} {self.adapter} {request.cache_salt}")

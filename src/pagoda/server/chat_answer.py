@@ -17,7 +17,7 @@ from pagoda.types import Delta
 
 
 class ChatAnswer(Answer):
-    """Of /v1/chat/completions."""
+    """An answer of /v1/chat/completions."""
 
     object_name = "chat.completion"
     chunk_name = "chat.completion.chunk"

@@ -58,5 +58,5 @@ class Choice:
 
 
 def mean_logprob(choice: Choice) -> float:
-    """Of the choice's tokens."""
+    """The mean log-probability of the choice's tokens."""
     return sum(one.chosen.logprob for one in choice.logprobs) / max(len(choice.logprobs), 1)

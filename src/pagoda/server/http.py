@@ -292,7 +292,7 @@ class Connection(asyncio.Protocol):
             self._start_timer(self._shared.body_timeout, self._on_late_body)
 
     def _expect_reading(self, unread: int) -> None:
-        """Of `unread` bytes that wait for the client, it has to take some within `write_timeout`. 0: none wait."""
+        """`unread` bytes wait for the client, which has to take some of them within `write_timeout`. 0: none wait."""
         if self._unread_timer is not None:
             self._unread_timer.cancel()
             self._unread_timer = None

@@ -21,7 +21,7 @@ MAX_ROWS = 100
 
 
 class LiveView:
-    """Of one model. Lives on the event loop."""
+    """What the page shows of one model. Lives on the event loop."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -91,14 +91,14 @@ class TextOffsets:
         self._end = 0
 
     def of_prompt(self, ids: Sequence[int], text: str) -> list[int]:
-        """Of a prompt that is shown as `text`, before the answer."""
+        """Where each token of a prompt begins in `text`, which shows it before the answer."""
         data = text.encode("utf-8", "replace")
         self._end += len(text)
         chars = [i for i, byte in enumerate(data) if byte & 0xC0 != 0x80]  # where each character begins
         return [max(bisect_right(chars, at) - 1, 0) if at < len(data) else len(text) for at in self._places(ids, data)]
 
     def of_answer(self, ids: Sequence[int]) -> list[int]:
-        """Of the next tokens of the answer."""
+        """Where each of the answer's next tokens begins."""
         offsets = []
         for token_id in ids:
             offsets.append(self._end)

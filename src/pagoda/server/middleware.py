@@ -1,9 +1,9 @@
 """The layers around every route, as plain ASGI: nothing buffers, so streams flow.
 
-RequestLog   X-Request-Id in and out, one log line a request, the count that a shutdown waits for
-Prefix       paths as the server knows them, behind a proxy that offers it under a longer one
-ApiKeys      who may ask
-BodyLimit    how much they may send
+RequestLogging  X-Request-Id in and out, one log line a request, the count that a shutdown waits for
+Prefix          paths as the server knows them, behind a proxy that offers it under a longer one
+ApiKeys         who may ask
+BodyLimit       how much they may send
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Serving(Protocol):
     def loaded(self) -> Measured | None: ...
 
 
-class RequestLog:
+class RequestLogging:
     """Outermost: sees every request and how it ended."""
 
     def __init__(self, app: ASGIApp, service: Serving) -> None:

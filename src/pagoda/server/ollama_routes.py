@@ -50,7 +50,7 @@ async def running(request: Request) -> Response:
 
 
 async def version(request: Request) -> Response:
-    """Of Pagoda."""
+    """Pagoda's version."""
     return json_response({"version": pagoda.__version__})
 
 

@@ -136,7 +136,7 @@ class ChatTemplate:
         variables = {**self._named_tokens, "messages": messages, "tools": None, "add_generation_prompt": False}
         try:
             return sandbox.render(self._sources[name], variables, self._budget)
-        except sandbox.BudgetError as error:
+        except sandbox.OverdrawnError as error:
             raise _refusal(error) from error
         except sandbox.TemplateError:
             return None
@@ -173,7 +173,7 @@ def _check(source: str, budget: Budget) -> None:
     """Raises UnsupportedError for a template that does not parse."""
     try:
         sandbox.check(source, budget)
-    except sandbox.BudgetError:
+    except sandbox.OverdrawnError:
         pass  # it will be refused when it is used
     except sandbox.TemplateError as error:
         raise UnsupportedError(f"the chat template does not parse: line {error.line}: {error}") from error

@@ -61,7 +61,7 @@ class TemplateError(Exception):
         self.line = line
 
 
-class BudgetError(TemplateError):
+class OverdrawnError(TemplateError):
     """The template overdrew its budget."""
 
 
@@ -71,7 +71,7 @@ def start() -> None:
 
 
 def check(source: str, budget: Budget) -> None:
-    """Raises TemplateError for a template that does not parse, BudgetError for one that takes too long to."""
+    """Raises TemplateError for a template that does not parse, OverdrawnError for one that takes too long to."""
     _SHARED.ask(source, None, budget)
 
 
@@ -117,7 +117,7 @@ class Sandbox:
         if kind == TEXT:
             return text
         error = json.loads(text)
-        raise (BudgetError if kind == OVERDRAWN else TemplateError)(error["message"], error["line"])
+        raise (OverdrawnError if kind == OVERDRAWN else TemplateError)(error["message"], error["line"])
 
     def close(self) -> None:
         """End the processes that have nothing to do."""
@@ -158,7 +158,7 @@ class TemplateProcess:
         return self._parent == os.getpid()
 
     def ask(self, request: bytes, budget: Budget) -> tuple[bytes, bytes]:
-        """→ (what the answer is, the answer). Raises BudgetError when there is none."""
+        """→ (what the answer is, the answer). Raises OverdrawnError when there is none."""
         try:
             if not self._is_ready:
                 self._receive(1, time.monotonic() + START_S)
@@ -168,12 +168,12 @@ class TemplateProcess:
             header = self._first_answer(deadline)
             size = int.from_bytes(header[1:], "little")
             if size > max(4 * budget.chars, 1 << 16):
-                raise BudgetError(f"it makes {size} bytes")
+                raise OverdrawnError(f"it makes {size} bytes")
             return header[:1], self._receive(size, deadline)
         except TimeoutError:
-            raise BudgetError(f"it takes longer than {budget.wall_s:g} s") from None
+            raise OverdrawnError(f"it takes longer than {budget.wall_s:g} s") from None
         except OSError:
-            raise BudgetError(self._why_ended(budget)) from None
+            raise OverdrawnError(self._why_ended(budget)) from None
 
     def end(self) -> None:
         """End the process, whatever it does."""

@@ -24,7 +24,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pagoda.text.sandbox import ERROR, HEADER, OVERDRAWN, READY, TEXT, Budget, BudgetError
+from pagoda.text.sandbox import ERROR, HEADER, OVERDRAWN, READY, TEXT, Budget, OverdrawnError
 
 MAX_MESSAGE = 1000  # characters of an error
 KEPT_TEMPLATES = 8
@@ -60,10 +60,10 @@ class Environment(ImmutableSandboxedEnvironment):
         return Template.from_code(self, self.compile(tree), self.make_globals(None))
 
     def count_step(self) -> None:
-        """Raises BudgetError when there are no steps left."""
+        """Raises OverdrawnError when there are no steps left."""
         self.steps_left -= 1
         if self.steps_left < 0:
-            raise BudgetError("it takes too many steps")
+            raise OverdrawnError("it takes too many steps")
 
 
 def main(fd: int) -> None:
@@ -93,7 +93,7 @@ def answer(
         compiled = template(source)
         text = "" if variables is None else rendered(compiled, marshal.loads(variables), budget.chars)
         return TEXT, text.encode("utf-8", "surrogatepass")
-    except BudgetError as error:
+    except OverdrawnError as error:
         return OVERDRAWN, _error(error)
     except MemoryError:
         return OVERDRAWN, _error(f"it takes more than {budget.memory >> 20} MiB of memory")

@@ -49,7 +49,7 @@ class Site:
 
 
 def sites_of(weights: Iterable[RawTensor], *, cuts_columns: bool) -> tuple[Site, ...]:
-    """Of weights that are one product, one on top of the other."""
+    """The sites of weights that are one product, one on top of the other."""
     sites, at = [], 0
     for weight in weights:
         rows, columns = weight.shape
@@ -134,7 +134,7 @@ def _kept(values: FloatArray, type: LoraType, device: torch.device) -> tuple[tor
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AdapterTables:
-    """Of some adapters of one type, for each group of sites a table of where they have their numbers."""
+    """For each group of sites a table of where some adapters, all of one type, have their numbers."""
 
     adapters: tuple[CudaAdapter, ...]
     device: torch.device

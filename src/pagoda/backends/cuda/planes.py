@@ -182,7 +182,7 @@ def _codes(weight: PlaneWeight, rows: torch.Tensor | None) -> torch.Tensor:
 
 
 def _scales(weight: PlaneWeight, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Of each column. → two of [n, padded] float32"""
+    """Scale and offset of each column, None where there are no offsets. → two of [n, padded] float32"""
     scheme, padded = weight.scheme, weight.runs * weight.scheme.run
 
     def spread(values: torch.Tensor | None, columns: int) -> torch.Tensor | None:

@@ -113,7 +113,7 @@ class WeightLoader:
         return out
 
     def _load_decoded(self, raw: RawTensor) -> torch.Tensor:
-        """Of types without planes: what they stand for, in the type that activations are computed in."""
+        """A weight of a type without planes: what it stands for, in the type that activations are computed in."""
         out = torch.empty(raw.shape, dtype=self.dtype, device=self.device)
         step = max(1, self._chunk // raw.shape[1])
         for at in range(0, raw.shape[0], step):

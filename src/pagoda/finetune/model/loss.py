@@ -24,7 +24,7 @@ def micro_loss(decoder: Any, head: Head, micro: MicroBatch) -> torch.Tensor:
 
 
 def mean_loss(decoder: Any, head: Head, examples: Sequence[Example], micro_tokens: int) -> float:
-    """Of all learned tokens of `examples`, without gradients, dropout off."""
+    """The mean loss of all learned tokens of `examples`, without gradients, dropout off."""
     was_training = decoder.training
     decoder.eval()
     with torch.no_grad():

@@ -81,5 +81,5 @@ def _empty(tensor: TensorShape, type: str) -> RawTensor:
 
 
 def _ones(tensor: TensorShape) -> RawTensor:
-    """Of small tensors the model looks at some: factors of rotary frequencies must be positive."""
+    """A small tensor of ones: models look at some, and factors of rotary frequencies must be positive."""
     return RawTensor(tensor.name, "F32", tensor.shape, np.ones(tensor.elements, np.float32).view(np.uint8))

@@ -33,14 +33,14 @@ MAX_ENTRIES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Of one weight, or of a stack of N: sums of squared inputs by column, [N * in], over counts [N] of inputs."""
+    """One weight's sums of squared inputs by column, or those of a stack of N: [N * in], over counts [N] of inputs."""
 
     sums: Doubles
     counts: Doubles
 
     @classmethod
     def of(cls, sums: Doubles, count: float) -> Entry:
-        """Of one weight."""
+        """The entry of one weight."""
         return cls(sums, np.array([float(count)]))
 
     @classmethod

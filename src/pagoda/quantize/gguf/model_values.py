@@ -158,7 +158,7 @@ def _windows(decoder: Decoder, family: Family) -> Values:
 
 
 def _softcaps(decoder: Decoder, family: Family) -> Values:
-    """Of attention for families whose files have it, of logits wherever there is one."""
+    """The softcap of attention for families whose files have it, that of logits wherever there is one."""
     caps = {"attn_logit_softcapping": decoder.attention.spec.softcap}
     if caps["attn_logit_softcapping"] and "attn_logit_softcapping" not in family.gguf_defaults:
         raise UnsupportedError("GGUF files of this family have no soft cap of attention")

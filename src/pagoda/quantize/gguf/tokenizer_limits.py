@@ -43,12 +43,12 @@ def is_sentencepiece(state: State) -> bool:
 
 
 def puts_space_first(state: State) -> bool:
-    """Of a SentencePiece pipeline that can be written: whether it puts a space before a text."""
+    """Whether a SentencePiece pipeline that can be written puts a space before a text."""
     return PREPEND in _flat(state["normalizer"])
 
 
 def normalizes(state: State) -> bool:
-    """Of a byte-level pipeline that can be written: whether it normalizes texts to NFC."""
+    """Whether a byte-level pipeline that can be written normalizes texts to NFC."""
     return bool(_flat(state["normalizer"]))
 
 

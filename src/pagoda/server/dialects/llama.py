@@ -73,7 +73,7 @@ def _extra(body: LlamaSampling) -> dict[str, Any]:
 
 
 class LlamaAnswer(CompletionAnswer):
-    """Of /completion and /infill."""
+    """An answer of /completion and /infill."""
 
     def _whole(self) -> bytes:
         results = [self._result(choice, "".join(choice.texts), choice.token_ids) for choice in self.choices]

@@ -118,7 +118,7 @@ def _messages(message: MessageParam) -> Iterator[dict[str, Any]]:
 
 
 class MessagesAnswer(BlockAnswer):
-    """Of /v1/messages."""
+    """An answer of /v1/messages."""
 
     def _whole(self) -> bytes:
         content = [_content(block) for block in self.blocks]

@@ -110,7 +110,7 @@ def now() -> str:
 
 
 class OllamaAnswer(ChatAnswer):
-    """Of both paths; a subclass says where the text goes."""
+    """An answer of /api/chat and, as its subclass writes it, of /api/generate."""
 
     stream_type = "application/x-ndjson"
     _text_frame: tuple[bytes, bytes] | tuple[()] = ()  # what stands around the text in lines that bring nothing else
@@ -175,7 +175,7 @@ class OllamaAnswer(ChatAnswer):
 
 
 class OllamaGenerateAnswer(OllamaAnswer):
-    """Of /api/generate."""
+    """An answer of /api/generate."""
 
     def _said(self, text: str, thought: str, calls: Sequence[Any]) -> dict[str, Any]:
         return {"response": text} | _optional(thinking=thought)

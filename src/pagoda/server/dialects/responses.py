@@ -133,7 +133,7 @@ def _texts(content: Content) -> Any:
 
 
 class ResponsesAnswer(BlockAnswer):
-    """Of /v1/responses."""
+    """An answer of /v1/responses."""
 
     status = "in_progress"
     error: dict[str, Any] | None = None

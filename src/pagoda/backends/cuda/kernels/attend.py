@@ -26,7 +26,6 @@ from pagoda.backends.cuda.metadata import Step
 
 CHUNK = 256  # keys of the shortest chunk
 MOST = 64  # chunks that a row has, one more where a window starts within one
-LOG2_E = 1.4426950408889634
 
 
 @triton.jit
