@@ -88,11 +88,11 @@ def outside(loaded: LoadedEngine) -> None:
     thread = threading.Thread(target=lambda: server.run(sockets=[sock]))
     thread.start()
     loading.set_result(loaded)
-    while not server._service.ready:
+    while not server.service.ready:
         time.sleep(0.05)
     asked = Load(url(sock), concurrency=4, prompt=64, output=64, requests=32, model=loaded.model_name, vocab_size=30000)
     answers, errors = parse_all(asyncio.run(run_load(asked))[0])
-    series = server._service.model().metrics.engine
+    series = server.service.model().metrics.engine
     first, gap = series.time_to_first_token, series.time_per_output_token
     server.stop()
     thread.join()

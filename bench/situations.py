@@ -185,7 +185,7 @@ def play(name: str, scene: Scene, model: str, ceilings: tuple[float, float], sec
         served = stack.enter_context(serving(loaded, **options))
         if scene.store:
             process.kill()
-        history = served.server._service.model().history
+        history = served.server.service.model().history
         wait_for(lambda: history.roofline is not None, 60)
         history.roofline = replace(history.roofline, bandwidth=ceilings[0], peak=ceilings[1], source="measured now")
         if busy and not scene.threads:

@@ -36,7 +36,7 @@ class Gated:
 
     @property
     def gateway(self) -> Gateway:
-        found: Any = self.server._service
+        found: Any = self.server.service
         assert found.loaded is not None
         return found.loaded
 
@@ -70,7 +70,7 @@ def gating(
     thread.start()
     gated = Gated(url(sock), server, httpx.Client(base_url=url(sock), timeout=30))
     try:
-        wait_for(lambda: server._service.ready or not thread.is_alive())  # type: ignore[attr-defined]
+        wait_for(lambda: server.service.ready or not thread.is_alive())  # type: ignore[attr-defined]
         yield gated
     finally:
         gated.client.close()

@@ -65,7 +65,7 @@ def serving(loaded: Loaded, *, cost: CostSettings | None = None, **settings: Any
     loading.set_result(loaded)
     served = Served(url(sock), server, loaded, httpx.Client(base_url=url(sock), timeout=30))
     try:
-        wait_for(lambda: server._service.ready or not thread.is_alive())
+        wait_for(lambda: server.service.ready or not thread.is_alive())
         yield served
     finally:
         served.client.close()

@@ -28,7 +28,7 @@ def served() -> Iterator[Served]:
     loaded = load_engine(EngineSettings(max_context=1024, max_num_seqs=4, kv_memory_bytes=64 << 20))
     with serving(loaded, cost=CostSettings(price=0.12), **KEYS) as served:
         served.client.headers["Authorization"] = "Bearer client"
-        model = served.server._service.model()
+        model = served.server.service.model()
         wait_for(lambda: model.history.roofline is not None, 30)
         model.history.roofline = Roofline(77e6, 23040, 0.27e9, bandwidth=36e9, peak=915e9, source="a test")
         yield served
@@ -52,7 +52,7 @@ def load(served: Served) -> Iterator[list[int]]:
         thread.start()
     yield statuses
     over.set()
-    model = served.server._service.model()
+    model = served.server.service.model()
     for id in [row["id"] for row in _state(served)["requests"]]:
         model.engine.abort(id)
     for thread in threads:

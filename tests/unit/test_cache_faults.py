@@ -64,7 +64,7 @@ def test_a_thousand_writers(kind: str, tmp_path: Path) -> None:
     with address_of(kind, tmp_path) as address:
         options: dict[str, Any] = {"cache_store": address, "cache_embedder": "none", "cache_budget": 10.0}
         with serving(FakeLoaded(), max_queue_requests=2000, **options) as served:
-            caching = served.server._service.model().caching
+            caching = served.server.service.model().caching
             keep, acknowledged = caching.cache.keep, set()
             caching.cache.keep = lambda *args: acknowledged.add(keep(*args).question)
             asyncio.run(ask_all(served.url))
@@ -275,7 +275,7 @@ def test_a_full_disk_fails_no_request(tmp_path: Path, monkeypatch: pytest.Monkey
     cache = SemanticCache(store, None, None, Policy(Rules()))
     monkeypatch.setattr("pagoda.server.run.load_cache", lambda settings: cache)
     with serving(FakeLoaded(), cache_budget=5.0) as served:
-        caching = served.server._service.model().caching
+        caching = served.server.service.model().caching
 
         def ask(number: int) -> str:
             question = f"What is thing number {number}? " + "Tell me all. " * 3

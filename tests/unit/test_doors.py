@@ -76,7 +76,7 @@ def broken_stream(door: Door) -> str:
     body = door.asking(400, stream=True)
     with serving(FakeLoaded(engine)) as served, served.client.stream("POST", door.path, json=body) as response:
         wait_for(lambda: engine.running)
-        served.server._service.give_up("the file has changed")
+        served.server.service.give_up("the file has changed")
         return response.read().decode()
 
 

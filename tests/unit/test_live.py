@@ -134,7 +134,7 @@ def test_a_client_that_reads_nothing_is_seen_before_megabytes_wait_for_it() -> N
     asked = post("/v1/completions", prompt="abc", max_tokens=200, n=32, ignore_eos=True, stream=True)
     with serving(FakeLoaded(engine=FakeEngine(0.001))) as served, connected(served.url) as sock:
         sock.sendall(asked)
-        bridge = served.server._service.model().bridge
+        bridge = served.server.service.model().bridge
         wait_for(lambda: bridge.num_slow_streams == 1)
         assert served.client.get("/live/state").json()["situation"] == "slow client"
 

@@ -178,7 +178,7 @@ def test_a_queue_that_is_long_from_the_start_does_not_grow() -> None:
 
 def test_the_page_shows_what_holds() -> None:
     with serving(FakeLoaded()) as served:
-        model = served.server._service.model()
+        model = served.server.service.model()
         model.metrics.engine.kv_cache_usage_perc.value = 0.95
         model.alerts.look()
         (line,) = [line for line in served.client.get("/live/state").json()["alerts"] if "KV" in line]

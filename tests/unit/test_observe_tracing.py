@@ -143,7 +143,7 @@ def test_a_cancelled_request_ends_with_a_status(collector: Collector) -> None:
         body = {"prompt": "abc", "max_tokens": 300, "stream": True}
         with served.client.stream("POST", "/v1/completions", json=body) as response:
             next(response.iter_lines())
-        tracing = served.server._service.model().accounts.tracing
+        tracing = served.server.service.model().accounts.tracing
         assert tracing is not None
         wait_for(lambda: served.loaded.engine.aborted)
         wait_for(lambda: not tracing._late)

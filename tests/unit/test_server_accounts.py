@@ -47,7 +47,7 @@ def test_cost_is_in_usage_where_it_is_asked_for(log: Path) -> None:
         )  # fmt: skip
         assert events(stream)[-1]["usage"]["cost_usd"] > 0
         wait_for(lambda: len(log.read_text().splitlines()) == 3)
-        ledger = served.server._service.model().metrics.ledger
+        ledger = served.server.service.model().metrics.ledger
     lines = list(read_lines(log))
     (bill,) = [line for line in read_log(log) if isinstance(line, BillLine)]
     assert bill.requests_s == pytest.approx(sum(line.machine_seconds for line in lines), abs=1e-5)
@@ -99,7 +99,7 @@ def test_a_client_that_leaves_pays_for_what_it_used(log: Path) -> None:
         ) as r:
             next(r.iter_lines())
         wait_for(lambda: log.read_text())
-        metrics = served.server._service.model().metrics
+        metrics = served.server.service.model().metrics
         assert metrics.server.answers.values[("abort",)] == 1
     (line,) = read_lines(log)
     assert line.finish == "unfinished"
@@ -112,7 +112,7 @@ def test_stop_reasons_are_counted_as_clients_see_them() -> None:
     with serving(FakeLoaded()) as served:
         served.ok("/v1/completions", prompt="abc", max_tokens=2)
         served.ok("/v1/completions", prompt="abc", max_tokens=9, stop="b")
-        answers = served.server._service.model().metrics.server.answers
+        answers = served.server.service.model().metrics.server.answers
         wait_for(lambda: answers.values[("stop",)] == 1)
         assert answers.values[("length",)] == 1
 
@@ -122,7 +122,7 @@ def test_allowed_headers_are_counted() -> None:
         for team in ("red", "red", "blue"):
             body = {"prompt": "abc", "max_tokens": 1}
             served.client.post("/v1/completions", json=body, headers={"x-team": team, "x-other": "?"})
-        counts = served.server._service.model().metrics.server.header_requests.values
+        counts = served.server.service.model().metrics.server.header_requests.values
     assert counts == {("x-team", "red"): 2, ("x-team", "blue"): 1}
 
 

@@ -215,7 +215,7 @@ def test_429_over_http() -> None:
         waiting = [threading.Thread(target=served.ok, args=["/v1/completions"], kwargs={"prompt": "a"}) for _ in "ab"]
         for thread in waiting:
             thread.start()
-        model = served.server._service.model()
+        model = served.server.service.model()
         wait_for(lambda: model.admission.requests.waiting == 2)
         response = served.post("/v1/completions", prompt="abc", stream=True)
         engine.gate.set()

@@ -117,20 +117,20 @@ def test_an_upload_that_breaks_off_is_the_clients_doing(
         head_bytes = len(post(path, content=content)) - len(content)
         with connected(served.url) as sock:
             sock.sendall(post(path, content=content)[: head_bytes + int(share * len(content))])
-            wait_for(lambda: served.server._service.num_active)
+            wait_for(lambda: served.server.service.num_active)
             sock.shutdown(socket.SHUT_RDWR)
         wait_for(lambda: [record for record in caplog.records if record.name == "pagoda.request"])
         (record,) = [record for record in caplog.records if record.name == "pagoda.request"]
         assert record.facts["status"] == 499  # type: ignore[attr-defined]
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-        assert served.server._service.model().metrics.server.disconnects.value == 1
+        assert served.server.service.model().metrics.server.disconnects.value == 1
 
 
 def test_a_client_that_leaves_while_it_waits_is_no_error_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
     loaded = FakeLoaded()
     loaded.engine.gate.clear()
     with caplog.at_level(logging.INFO, "pagoda"), serving(loaded) as served:
-        model = served.server._service.model()
+        model = served.server.service.model()
         for stream in (False, True):
             with connected(served.url) as sock:
                 sock.sendall(post("/v1/completions", **BODY, stream=stream))
@@ -149,7 +149,7 @@ def test_long_bodies_wait_with_their_clients(monkeypatch: pytest.MonkeyPatch) ->
         socks = [stack.enter_context(connected(served.url)) for _ in range(4)]
         for sock in socks:
             sock.sendall(data[:1000])
-        service = served.server._service
+        service = served.server.service
         wait_for(lambda: service.num_active == 4 and service.long_bodies.locked())
         small = served.ok("/tokenize", prompt="ab")
         sending = [threading.Thread(target=sock.sendall, args=[data[1000:]]) for sock in socks]
@@ -166,7 +166,7 @@ def test_a_client_that_leaves_while_its_long_body_waits(monkeypatch: pytest.Monk
     data = post("/tokenize", content=json.dumps({"prompt": "ab"}).encode().ljust(2_000_000))
     with serving(FakeLoaded()) as served, connected(served.url) as first:
         first.sendall(data[:1000])
-        service = served.server._service
+        service = served.server.service
         wait_for(lambda: service.long_bodies.locked())
         with connected(served.url) as second:
             second.sendall(data[:1000])

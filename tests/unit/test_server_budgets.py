@@ -66,7 +66,7 @@ def test_a_key_opens_and_its_name_is_the_tenant(file: Path) -> None:
         assert ask(served, key).status_code == 200
         assert ask(served, key[:-1]).status_code == 401
         assert served.client.post("/v1/completions", json={"prompt": "a"}).status_code == 401
-        tokens = served.server._service.model().metrics.server.tenant_tokens.values
+        tokens = served.server.service.model().metrics.server.tenant_tokens.values
         wait_for(lambda: tokens.get(("alice", "completion")) == 6)
 
 
@@ -98,14 +98,14 @@ def test_what_is_used_up_is_refused(file: Path, limits: dict[str, Any], code: st
         for _ in range(3):
             response = ask(served, key)
             statuses.append(response.status_code)
-            wait_for(lambda: not served.server._service.model().budgets._open)
+            wait_for(lambda: not served.server.service.model().budgets._open)
         assert statuses[0] == 200
         assert statuses[-1] == 429
         error = response.json()["error"]
         assert error["code"] == code
         assert words in error["message"]
         assert 1 <= int(response.headers["retry-after"]) <= 31 * 86400
-        assert served.server._service.model().metrics.server.http_rejected.values[("budget",)] >= 1
+        assert served.server.service.model().metrics.server.http_rejected.values[("budget",)] >= 1
 
 
 def test_a_restart_forgets_nothing(file: Path) -> None:
@@ -121,7 +121,7 @@ def test_headers_say_what_is_left(file: Path) -> None:
     key = make(file, requests_per_minute=5, tokens_per_minute=100)
     with budgeted(file) as served:
         ask(served, key)
-        wait_for(lambda: not served.server._service.model().budgets._open)
+        wait_for(lambda: not served.server.service.model().budgets._open)
         headers = ask(served, key).headers
     assert headers["x-ratelimit-limit-requests"] == "5"
     assert headers["x-ratelimit-remaining-requests"] in ("3", "4")  # a minute may end in between
@@ -141,7 +141,7 @@ def test_requests_at_once_and_models(file: Path) -> None:
             refused = ask(served, busy)
             assert refused.status_code == 429
             assert "1 requests under way" in refused.json()["error"]["message"]
-        wait_for(lambda: not served.server._service.model().budgets._open)
+        wait_for(lambda: not served.server.service.model().budgets._open)
         assert ask(served, busy).status_code == 200
         denied = ask(served, other)
         assert (denied.status_code, denied.json()["error"]["code"]) == (403, "model_not_allowed")
@@ -155,9 +155,9 @@ def test_an_answer_cut_off_counts_what_it_took(file: Path) -> None:
             headers={"X-Api-Key": key},
         ) as response:  # fmt: skip
             next(response.iter_lines())
-        store = served.server._service.key_store
+        store = served.server.service.key_store
         assert store is not None
-        wait_for(lambda: not served.server._service.model().budgets._open)
+        wait_for(lambda: not served.server.service.model().budgets._open)
         used = store.used("alice", "month", time.time())
     assert used.requests == 1
     assert 4 < used.tokens < 400

@@ -56,7 +56,7 @@ def chat(served: Served, text: str = ASKED, headers: dict[str, str] | None = Non
 
 
 def kept(served: Served) -> None:
-    caching = served.server._service.loaded.caching
+    caching = served.server.service.loaded.caching
     if caching is not None:
         caching._writer.submit(lambda: None).result(10)
 
@@ -159,7 +159,7 @@ def test_a_text_to_go_on_with_is_compared_letter_by_letter(served: Served) -> No
 
 def test_requests_for_vectors_pass_by(served: Served) -> None:
     """Their prompts may be those of completions, but no text is an answer to them."""
-    model = served.server._service.loaded
+    model = served.server.service.loaded
     request = Request("r", tuple(b"x"), SamplingParams(temperature=0), 0.0, pooled=True)
     assert model.caching._ask(Call("r", (request,))) == Bypass("vectors")
 
@@ -180,7 +180,7 @@ def test_what_is_asked_of_the_cache(served: Served) -> None:
 def test_a_lifetime_of_the_requests_own(served: Served) -> None:
     chat(served, cache={"ttl": 60, "tags": ["docs"]})
     assert chat(served).headers[HEADER].startswith("hit")
-    served.server._service.loaded.caching.cache._clock = lambda: time.time() + 61
+    served.server.service.loaded.caching.cache._clock = lambda: time.time() + 61
     assert chat(served).headers[HEADER].startswith("miss; expired")
 
 
@@ -239,7 +239,7 @@ def test_tenants_share_nothing_and_cannot_be_chosen() -> None:
         served.refused("/v1/chat/completions", 401, messages=[{"role": "user", "content": ASKED}], tenant="key-0")
         assert chat(served, headers=forged, user="key-0").headers[HEADER].startswith("hit; exact")
         assert chat(served, headers=keys[0]).headers[HEADER].startswith("hit; exact")
-        entries = list(served.server._service.loaded.caching.cache.store.entries(Selector()))
+        entries = list(served.server.service.loaded.caching.cache.store.entries(Selector()))
         assert len({entry.partition for entry in entries}) == 2
 
 
@@ -268,7 +268,7 @@ def test_a_hit_that_a_person_calls_wrong_is_forgotten_and_learned(meaning: Serve
     id = hit.rpartition("id=")[2]
     assert meaning.client.post(f"/v1/cache/entries/{id}/wrong").status_code == 200
     assert meaning.client.post(f"/v1/cache/entries/{id}/wrong").status_code == 404
-    state = meaning.server._service.loaded.caching.cache.evidence.state()
+    state = meaning.server.service.loaded.caching.cache.evidence.state()
     assert (state.num_checked, state.num_checked_wrong) == (1, 1)
     assert chat(meaning, "iron oxide is rust ?").headers[HEADER].startswith("miss")
 
@@ -281,7 +281,7 @@ def test_identical_requests_under_way_are_computed_once() -> None:
         threads = [threading.Thread(target=lambda: responses.append(chat(served))) for _ in range(4)]
         for thread in threads:
             thread.start()
-        caching = served.server._service.loaded.caching
+        caching = served.server.service.loaded.caching
         wait_for(lambda: sum(caching.series.hits.values.values()) == 3)
         engine.gate.set()
         for thread in threads:
@@ -295,7 +295,7 @@ def test_identical_requests_under_way_are_computed_once() -> None:
 def test_a_flight_goes_on_when_its_first_reader_leaves() -> None:
     engine = FakeEngine(0.002)
     with serving(FakeLoaded(engine), cache_store="memory", cache_embedder="none", cache_budget=5) as served:
-        caching = served.server._service.loaded.caching
+        caching = served.server.service.loaded.caching
         body = {"messages": [{"role": "user", "content": ASKED}], "stop_token_ids": [ord("?")], "temperature": 0}
         responses: list[Any] = []
         engine.gate.clear()  # the engine stands still until the first reader has left
@@ -342,7 +342,7 @@ def test_a_store_that_is_away_or_slow_makes_misses(monkeypatch: pytest.MonkeyPat
             whys.append(response.headers[HEADER])
         assert whys == [f"miss; {'too slow' if seconds else 'store failed'}"] * 3 + ["miss; store away"]
         assert served.client.get("/live/state").json()["situation"] == "cache away"
-        caching = served.server._service.model().caching
+        caching = served.server.service.model().caching
         caching._health.answered()
         assert not caching.is_away
 
@@ -400,7 +400,7 @@ def test_a_judge_has_the_last_word(
     """The embeddings say that both answers are the same: their words are. Without the judge they are believed."""
     judge = FakeJudge(odds)
     with shadowed(monkeypatch, judge) as (served, cache):
-        series = served.server._service.model().caching.series
+        series = served.server.service.model().caching.series
         wait_for(lambda: series.judged.values[(verdict,)] == 1)
         wait_for(lambda: cache.evidence.state().num_checked == checked)
         assert cache.evidence.state().num_checked_wrong == wrong

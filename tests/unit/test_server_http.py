@@ -94,7 +94,7 @@ def test_a_client_that_is_gone_is_told_from_one_that_has_closed_its_side(stream:
     with serving(FakeLoaded(engine)) as served:
         with connected(served.url) as sock:
             sock.sendall(post("/v1/completions", prompt="abc", max_tokens=500, stream=stream))
-            model = served.server._service.model()
+            model = served.server.service.model()
             wait_for(lambda: model.bridge.busy_since is not None)
         wait_for(lambda: model.bridge.busy_since is None)
         engine.gate.set()
@@ -303,7 +303,7 @@ def test_connections_that_are_answered_are_not_closed_for_others() -> None:
         with connected(served.url) as first, connected(served.url) as second:
             for sock in (first, second):
                 sock.sendall(post("/v1/completions", **COMPLETION))
-            model = served.server._service.model()
+            model = served.server.service.model()
             wait_for(lambda: model.admission.requests.waiting == 2)
             with connected(served.url) as late:
                 assert parse(read_all(late)).status == 503

@@ -48,7 +48,7 @@ def test_a_client_that_leaves_frees_its_sequence_within_a_step(stream: bool) -> 
         wait_for(lambda: engine.abort_steps)
         assert engine.abort_steps[0] - before <= 1
         wait_for(lambda: not engine.running)
-        model = served.server._service.model()
+        model = served.server.service.model()
         wait_for(lambda: model.metrics.server.disconnects.value == 1)
         assert model.bridge.busy_since is None
         assert model.admission.requests.waiting == 0
@@ -60,7 +60,7 @@ def test_a_client_that_leaves_the_queue() -> None:
         first = raw_request(served, **LONG)
         wait_for(lambda: engine.running)
         second = raw_request(served, **LONG)
-        model = served.server._service.model()
+        model = served.server.service.model()
         wait_for(lambda: model.admission.requests.waiting == 1)
         second.close()
         wait_for(lambda: model.admission.requests.waiting == 0)
@@ -223,7 +223,7 @@ def test_draining_finishes_what_runs() -> None:
         wait_for(lambda: engine.running)
         with httpx.Client(base_url=served.url) as client:
             served.stop()
-            wait_for(lambda: served.server._service.phase == "draining")
+            wait_for(lambda: served.server.service.phase == "draining")
             refused = client.post("/v1/completions", json={"prompt": "abc"})
             assert refused.status_code == 503
             assert int(refused.headers["retry-after"]) >= 1
@@ -273,7 +273,7 @@ def test_a_model_that_changes_stops_the_server(monkeypatch: pytest.MonkeyPatch) 
     thread.start()
     loading.set_result(loaded)
     with httpx.Client(base_url=url(sock), timeout=30) as client:
-        wait_for(lambda: server._service.ready)
+        wait_for(lambda: server.service.ready)
         with client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
             wait_for(lambda: engine.running)
             loaded.file_change = "model.gguf was written to"

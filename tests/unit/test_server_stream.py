@@ -88,7 +88,7 @@ def test_errors_are_events_of_their_own() -> None:
     with serving(FakeLoaded(engine)) as served, connected(served.url) as sock:
         sock.sendall(post("/v1/completions", "Connection: close", prompt="abc", max_tokens=500, stream=True))
         wait_for(lambda: engine.running)
-        served.server._service.model().bridge.close_all(EngineError("shutting down"))
+        served.server.service.model().bridge.close_all(EngineError("shutting down"))
         *_, error, done = parts_of(parse(read_all(sock)).body.decode())
     assert json.loads(error.removeprefix("data: "))["error"]["message"]
     assert done == "data: [DONE]"
@@ -100,7 +100,7 @@ def test_the_openai_client_raises_what_a_stream_tells() -> None:
         client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
         stream = client.completions.create(model="fake", prompt="abc", max_tokens=500, stream=True)
         next(iter(stream))
-        served.server._service.model().bridge.close_all(EngineError("shutting down"))
+        served.server.service.model().bridge.close_all(EngineError("shutting down"))
         with pytest.raises(openai.APIError, match="shutting down"):
             list(stream)
         client.close()

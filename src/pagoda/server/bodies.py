@@ -20,7 +20,7 @@ WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # of zlib
 
 
 async def body_of(request: Request) -> bytes:
-    """The body. `max_body` limits it as it is sent and as it is decompressed.
+    """The body. `max_body_bytes` limits it as it is sent and as it is decompressed.
 
     Raises ClientGone when the client leaves before it is whole, HTTPException 415 for an encoding that is not read.
     """

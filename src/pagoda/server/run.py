@@ -78,7 +78,7 @@ class PagodaServer(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self.failure: Exception | None = None
-        self._service = service
+        self.service = service
         self._loading = loading
         self._on_ready = on_ready
         self._stop_asked = False
@@ -92,7 +92,7 @@ class PagodaServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        self._service.end()
+        self.service.end()
 
     async def _live(self) -> None:
         """From loading to drained."""
@@ -102,8 +102,8 @@ class PagodaServer(uvicorn.Server):
             await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 return await self._drain()
-            cache = await asyncio.to_thread(load_cache, self._service.settings)
-            self._on_ready(self._service.attach(loading.result(), cache))
+            cache = await asyncio.to_thread(load_cache, self.service.settings)
+            self._on_ready(self.service.attach(loading.result(), cache))
             changed = asyncio.create_task(self._model_changed(loading.result()))
             await asyncio.wait([stop, changed], return_when=asyncio.FIRST_COMPLETED)
             if changed.done():
@@ -114,7 +114,7 @@ class PagodaServer(uvicorn.Server):
         except Exception as error:
             self.failure = error
         finally:
-            if (closing := self._service.close()) is not None:
+            if (closing := self.service.close()) is not None:
                 await closing
             self.should_exit = True
 
@@ -132,10 +132,10 @@ class PagodaServer(uvicorn.Server):
         """Refuse everything from now on, and end with an error."""
         self.failure = FormatError(f"{change}: what would be answered from it is worth nothing; start the server again")
         logger.error("the model's file has changed; the server stops", extra={"facts": {"why": change}})
-        self._service.give_up(change)
+        self.service.give_up(change)
 
     async def _drain(self) -> None:
-        service = self._service
+        service = self.service
         deadline = time.monotonic() + service.settings.shutdown_timeout
         logger.info("shutting down", extra={"facts": {"unfinished_requests": service.num_active}})
         service.drain()
