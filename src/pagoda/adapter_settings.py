@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pagoda.kv_settings import KVSettings
@@ -17,6 +18,10 @@ class AdapterSettings(KVSettings):
         tuple[str, ...],
         Setting("LoRA adapter to serve beside the model, as name=path; repeat for several. PEFT folder or GGUF file."),
     ] = ()
+    lora_dir: Annotated[
+        Path | None,
+        Setting("Folder of adapters: each is served by its name, and read when somebody first asks for it."),
+    ] = None
     max_loras: Annotated[int, Setting("Adapters in one batch; requests for others wait.", minimum=1)] = 8
     max_cpu_loras: Annotated[
         int, Setting("Adapters kept in memory; those used longest ago are read from disk again.", minimum=1)

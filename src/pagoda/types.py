@@ -81,6 +81,18 @@ class LoadedAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptPieces:
+    """A router's labels for the pieces of a prompt's text, all of one length: each for its piece and all before it."""
+
+    labels: tuple[int, ...]  # 64 bits each
+    share: float  # of the text that a piece is
+
+    def last_block(self, place: int, num_tokens: int) -> int:
+        """The KV block in which the piece at `place` ends, as if all of a prompt's tokens stood for equally much."""
+        return max(0, math.ceil((place + 1) * self.share * num_tokens / BLOCK_SIZE - 1e-6) - 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to be continued, `params.n` times."""
 
@@ -99,6 +111,7 @@ class Request:
     token_types: tuple[int, ...] = ()  # of the prompt's tokens, of encoders that tell texts apart by it; none: all 0
     report_progress: bool = False  # a Delta after each step that computes a part of the prompt
     shown_token_ids: frozenset[int] = frozenset()  # control tokens whose names are part of the text, all the same
+    pieces: PromptPieces | None = None  # for whom listens to what the prefix cache holds
 
     @property
     def adapter_name(self) -> str | None:
@@ -246,6 +259,15 @@ class DraftCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixChange:
+    """Prefixes that the cache has come to hold, or has lost: keys of blocks, and labels of pieces of prompts."""
+
+    kind: Literal["stored", "removed"]
+    blocks: tuple[bytes, ...] = ()
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """The facts of one engine step; `pagoda.observe` turns them into series. Counts are of this step alone."""
 
@@ -273,6 +295,7 @@ class StepResult:
     verify_s: float = 0.0  # of it, sampling after draft tokens
     draft_s: float = 0.0  # in drafters, before the forward pass
     work: tuple[SequenceWork, ...] = ()  # of each choice in the step
+    prefix_changes: tuple[PrefixChange, ...] = ()  # in order; none while nobody listens
     ended: float = 0.0  # time.monotonic() seconds
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 
 from pagoda.gateway.settings import UpstreamSettings
-from pagoda.gateway.upstream import Upstream
+from pagoda.gateway.upstream import Upstream, _cards
 from pagoda.routing.prefixes import PIECE_BYTES, PrefixIndex, prefix_hashes
 from pagoda.routing.router import Journey, Router, Routing
 
@@ -155,3 +156,57 @@ def test_an_upstream_that_went_away_has_forgotten() -> None:
     a.prefixes.add(prefix)
     a.failed("killed")
     assert a.prefixes.matched(prefix) == 0
+
+
+def cards(*loaded: str, unloaded: tuple[str, ...] = ()) -> bytes:
+    """A list of models and adapters as a server gives it."""
+    states = dict.fromkeys(loaded, "loaded") | dict.fromkeys(unloaded, "unloaded")
+    return json.dumps({"data": [{"id": id, "status": {"value": state}} for id, state in states.items()]}).encode()
+
+
+def list_models(upstream: Upstream, body: bytes) -> None:
+    """As if it had just been looked at."""
+    found = _cards(body)
+    assert found is not None
+    upstream.took_list(found)
+
+
+def test_an_adapter_goes_where_it_is_in_memory() -> None:
+    a, b, c = upstreams("a", "b", "c")
+    router = Router([a, b, c], seed=1)
+    list_models(a, cards("x", unloaded=("y", "z")))
+    list_models(b, cards("y", unloaded=("x", "z")))
+    list_models(c, cards(unloaded=("x", "y", "z")))
+    assert [sent(router, Journey(model)) for model in ("x", "y", "x", "y")] == ["a", "b", "a", "b"]
+    choice = router.choose(Journey("x"))
+    assert choice is not None
+    assert choice.why == "adapter"
+
+
+def test_one_that_nobody_has_in_memory_is_read_once() -> None:
+    router = Router(upstreams("a", "b", "c"), seed=1)
+    for one in router.replicas:
+        list_models(one, cards(unloaded=("x",)))
+    first = router.choose(Journey("x"))
+    assert first is not None
+    first.replica.take("x")
+    assert {sent(router, Journey("x")) for _ in range(4)} == {first.replica.name}
+    for one in router.replicas:
+        list_models(one, cards(unloaded=("x",)))  # it had to make room for others
+    assert not any(one.holds("x") for one in router.replicas)
+
+
+def test_where_all_who_have_it_are_overloaded_another_reads_it() -> None:
+    a, b = upstreams("a", "b")
+    router = Router([a, b], seed=1)
+    list_models(a, cards("x"))
+    list_models(b, cards(unloaded=("x",)))
+    a.in_flight = 3
+    assert sent(router, Journey("x")) == "b"
+
+
+def test_servers_that_say_nothing_of_memory_have_all_they_list() -> None:
+    (a,) = upstreams("a")
+    list_models(a, b'{"data": [{"id": "m"}, {"id": "x", "parent": "m"}]}')
+    assert a.holds("x")
+    assert a.holds(None)

@@ -100,8 +100,9 @@ class LoadedEncoder:
 
 def load_encoder_engine(settings: EngineSettings, source: LocalModel, checkpoint: Checkpoint) -> LoadedEncoder:
     """The encoder in `checkpoint`, ready to be served. Raises what `load_embedder` raises."""
-    if settings.lora:
-        raise ConfigError(f"--lora {settings.lora[0]}: {source.name} is an encoder, which takes no adapters")
+    if settings.lora or settings.lora_dir is not None:
+        given = f"--lora {settings.lora[0]}" if settings.lora else f"--lora-dir {settings.lora_dir}"
+        raise ConfigError(f"{given}: {source.name} is an encoder, which takes no adapters")
     core = EncoderEngine(open_embedder(encoder_backend(settings), checkpoint, source.name, settings.encoder_weights))
     adapters = AdapterStore(_no_adapters, max_in_memory=1)
     return LoadedEncoder(EngineThread(core), core, settings, source, checkpoint, adapters)

@@ -29,6 +29,7 @@ from pagoda.engine.masks import MaskPool
 from pagoda.engine.offload import KVOffload
 from pagoda.engine.opening import EngineTokenizer, SequenceOpener
 from pagoda.engine.pooled import embedded
+from pagoda.engine.prefix_log import PrefixLog
 from pagoda.engine.recorder import StepRecorder
 from pagoda.engine.restoring import Restoring
 from pagoda.engine.runner import Runner, RunningStep, StagedStep
@@ -107,6 +108,7 @@ class Engine:
         self._recorder = StepRecorder()
         self._sequences: dict[str, list[Sequence]] = {}  # by request: its choices that have not ended
         self._num_added = 0
+        self._prefix_log: PrefixLog | None = None  # None: nobody has asked for one
         self._running: RunningStep | None = None  # between steps: one that was planned ahead
 
     # Requests come and go
@@ -126,6 +128,8 @@ class Engine:
         choices = self._opener.open(request, self._num_added)
         self._sequences[request.id] = choices
         self._num_added += 1
+        if self._prefix_log is not None and request.pieces is not None:
+            self._prefix_log.follow(choices[0])
         if not self._restoring.start(choices[0]):
             self.scheduler.add(choices[0])
 
@@ -136,6 +140,12 @@ class Engine:
             return False
         self._end_all(request_id, "abort")
         return True
+
+    def watch_prefixes(self) -> PrefixLog | None:
+        """What the prefix cache holds now; steps report from now on how that changes. None: there is no such cache."""
+        if self._prefix_log is None and self.kv.prefix_caching:
+            self._prefix_log = PrefixLog(self.kv.prefix)
+        return self._prefix_log
 
     @property
     def has_work(self) -> bool:
@@ -169,6 +179,8 @@ class Engine:
         self._recorder.draft_s = self._drafting.take_seconds()
         if self.offload is not None:
             self.offload.flush(wait=not self._sequences)
+        if self._prefix_log is not None:
+            self._recorder.prefix_changes = self._prefix_log.take()
         return self._recorder.take(plan, self.scheduler)
 
     def _finish(self, running: RunningStep) -> None:
@@ -325,3 +337,5 @@ class Engine:
         assert pending == {child for seq in live for child in seq.children}
         assert live - pending == {*self.scheduler.running, *self.scheduler.waiting, *self._restoring}
         self.scheduler.check()
+        if self._prefix_log is not None:
+            self._prefix_log.check()

@@ -255,6 +255,8 @@ class LLM:
         if isinstance(self.loaded, LoadedEncoder):
             raise RequestError(f"{self.loaded.model_name} is an encoder, which takes no adapters", param="adapter")
         store = self.loaded.adapters
+        if store.is_stale(name):
+            store.refresh(name)
         version = store.pin(name)
         try:
             return store.load(version, name)

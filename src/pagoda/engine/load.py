@@ -14,6 +14,7 @@ import pagoda
 from pagoda.adapters.place import Base
 from pagoda.backends.base import Backend, ForwardModel, LoadedModel
 from pagoda.config import EngineSettings
+from pagoda.engine.adapter_folder import AdapterFolder
 from pagoda.engine.adapters import AdapterStore, open_store, parse_named
 from pagoda.engine.device import make_backend, open_forward_model
 from pagoda.engine.drafters import Drafter
@@ -267,7 +268,12 @@ def _adapters(
         types = {matrix.type for block in forward_model.blocks for matrix in block.matrices}
         type = "f32" if types == {"F32"} else "bf16" if types <= {"F32", "F16", "BF16"} else "int8"
     store = open_store(
-        model, base, type=type, max_in_memory=settings.max_cpu_loras, max_bytes=settings.lora_memory_bytes
+        model,
+        base,
+        type=type,
+        max_in_memory=settings.max_cpu_loras,
+        max_bytes=settings.lora_memory_bytes,
+        folder=None if settings.lora_dir is None else AdapterFolder(settings.lora_dir),
     )
     for given in settings.lora:
         store.add(*parse_named(given))

@@ -6,7 +6,15 @@ import time
 
 from pagoda.engine.scheduler import Scheduler, StepPlan
 from pagoda.engine.sequence import Sequence
-from pagoda.types import Delta, DraftCounts, FinishedRequest, PromptProgress, SequenceWork, StepResult
+from pagoda.types import (
+    Delta,
+    DraftCounts,
+    FinishedRequest,
+    PrefixChange,
+    PromptProgress,
+    SequenceWork,
+    StepResult,
+)
 
 
 class StepRecorder:
@@ -31,6 +39,7 @@ class StepRecorder:
         self.verify_s = 0.0
         self.draft_s = 0.0
         self.mask_s = 0.0
+        self.prefix_changes: tuple[PrefixChange, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether there are deltas to report."""
@@ -119,6 +128,7 @@ class StepRecorder:
             draft_s=self.draft_s,
             mask_s=self.mask_s,
             work=tuple(self._work),
+            prefix_changes=self.prefix_changes,
             ended=time.monotonic(),
         )
         self._reset()

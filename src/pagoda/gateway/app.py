@@ -50,9 +50,10 @@ async def answer(request: Request) -> Response:
     shape, prefix = SHAPES.get(request.url.path, (RelayedOther, "call"))
     data = await body_of(request)
     tenant, session = record_of(request.scope).tenant, request.headers.get("x-session-id")
+    secret = gateway.prefix_secret
 
     def read() -> UpstreamCall:
-        return read_call(data, request.url.path, tenant=tenant, prefix=prefix, session=session)
+        return read_call(data, request.url.path, tenant=tenant, prefix=prefix, session=session, secret=secret)
 
     call = read() if len(data) <= INLINE_BYTES else await asyncio.to_thread(read)
     call = replace(call, cache=cache_options(request, call.cache))

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from pagoda.cache.policy import DEFAULT_OPTIONS
 from pagoda.errors import RequestError
-from pagoda.routing.prefixes import prefix_hashes
+from pagoda.routing.prefixes import PROCESS_SECRET, prefix_hashes
 from pagoda.server.call import Call
 from pagoda.server.json_body import parse_json
 from pagoda.server.requests import new_id
@@ -39,6 +39,7 @@ class UpstreamCall(Call):
     body: Mapping[str, Any] = field(default_factory=dict)  # without what is the gateway's own
     streams: bool = False
     prefix: tuple[int, ...] = ()  # hashes of how it begins
+    prefix_bytes: int = 0  # of all that they begin
     session: str | None = None
     include_cost: bool = False
 
@@ -64,8 +65,19 @@ class UpstreamDelta(Delta):
     says: bool = True  # something of the answer, not only that one begins
 
 
-def read_call(data: bytes, path: str, *, tenant: str, prefix: str, session: str | None = None) -> UpstreamCall:
-    """The call that a body makes. `prefix` begins its id. Raises RequestError for what the gateway itself reads."""
+def read_call(
+    data: bytes,
+    path: str,
+    *,
+    tenant: str,
+    prefix: str,
+    session: str | None = None,
+    secret: bytes = PROCESS_SECRET,
+) -> UpstreamCall:
+    """The call that a body makes. `prefix` begins its id, `secret` is of hashes of how it begins.
+
+    Raises RequestError for what the gateway itself reads.
+    """
     parsed = parse_json(data)
     if not isinstance(parsed, dict):
         raise RequestError("the body must be a JSON object")
@@ -77,6 +89,7 @@ def read_call(data: bytes, path: str, *, tenant: str, prefix: str, session: str 
     deadline_ms = _of_type(parsed, "deadline_ms", int)
     if deadline_ms is not None and not 1 <= deadline_ms <= MAX_DEADLINE_MS:
         raise RequestError(f"deadline_ms is {deadline_ms}, not 1 to {MAX_DEADLINE_MS}", param="deadline_ms")
+    beginning = _beginning(body)
     return UpstreamCall(
         id,
         (request,),
@@ -89,7 +102,8 @@ def read_call(data: bytes, path: str, *, tenant: str, prefix: str, session: str 
         path=path,
         body=body,
         streams=streams,
-        prefix=prefix_hashes(_beginning(body)),
+        prefix=prefix_hashes(beginning, secret=secret),
+        prefix_bytes=sum(map(len, beginning)) + len(beginning) - 1,
         session=_session(tenant, session or _of_type(body, "prompt_cache_key", str)),
         include_cost=bool(_of_type(parsed, "include_cost", bool)),
     )

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
+from pagoda.gateway.following import Followers
 from pagoda.gateway.upstream import Upstream
 
 logger = logging.getLogger("pagoda.gateway")
@@ -22,11 +23,19 @@ LOOK_S = 5.0  # that a look may take
 class Health:
     """Looks at each upstream in a task of its own."""
 
-    def __init__(self, upstreams: Sequence[Upstream], interval: float, on_down: Callable[[Upstream], None]) -> None:
-        """`on_down` is called when one that answered does not any more."""
+    def __init__(
+        self,
+        upstreams: Sequence[Upstream],
+        interval: float,
+        on_down: Callable[[Upstream], None],
+        followers: Followers | None = None,
+    ) -> None:
+        """`on_down` is called when one that answered does not any more. followers: None where it does not matter what
+        upstreams hold."""
         self._upstreams = upstreams
         self._interval = interval
         self._on_down = on_down
+        self._followers = followers
         self._tasks: dict[Upstream, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
@@ -42,10 +51,14 @@ class Health:
 
     def drop(self, upstream: Upstream) -> None:
         """Look at it no more."""
+        if self._followers is not None:
+            self._followers.drop(upstream)
         if upstream in self._tasks:
             self._tasks.pop(upstream).cancel()
 
     def close(self) -> None:
+        if self._followers is not None:
+            self._followers.close()
         for task in self._tasks.values():
             task.cancel()
 
@@ -64,6 +77,8 @@ class Health:
     async def _look(self, upstream: Upstream) -> None:
         was = upstream.healthy
         await upstream.look(LOOK_S)
+        if upstream.healthy and self._followers is not None:
+            self._followers.found(upstream)
         if was and not upstream.healthy:
             logger.warning("an upstream is away", extra={"facts": {"upstream": upstream.name, "why": upstream.why}})
             self._on_down(upstream)

@@ -6,6 +6,7 @@ The layers are the server's own, in the same order; in the place of the engine a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pagoda.cache.cache import SemanticCache
 from pagoda.cache.entry import Answer
 from pagoda.config import ServerSettings
 from pagoda.errors import UnavailableError
+from pagoda.gateway.following import Followers
 from pagoda.gateway.health import Health
 from pagoda.gateway.local.pool import ModelPool
 from pagoda.gateway.local.settings import LocalSettings, room_for
@@ -26,6 +28,7 @@ from pagoda.gateway.upstream import Upstream
 from pagoda.observe.cost import CostSettings
 from pagoda.observe.metrics import Metrics
 from pagoda.observe.token_prices import TokenLedger, parse_prices
+from pagoda.routing.prefixes import PROCESS_SECRET
 from pagoda.routing.router import Router
 from pagoda.server.accounts import Accounts
 from pagoda.server.admission import Admission, PromptSpeed
@@ -81,7 +84,10 @@ class Gateway:
         ]
         self.router = Router(upstreams, told.routing)
         self.upstreams = Upstreams(self.router, self.metrics.gateway, retries=told.retries, on_end=self._ended)
-        self.health = Health(upstreams, told.health_interval, self.upstreams.move_from)
+        followers = Followers() if told.routing == "affinity" else None
+        self.health = Health(upstreams, told.health_interval, self.upstreams.move_from, followers)
+        shared = told.prefix_secret
+        self.prefix_secret = PROCESS_SECRET if shared is None else hashlib.sha256(shared.encode()).digest()
         self.pool: ModelPool | None = None  # None: there are no models of our own
         if models:
             most = room_for(models, settings.models_max)
@@ -266,6 +272,12 @@ class GatewayService:
 def upstream_states(upstreams: Sequence[Upstream]) -> list[dict[str, Any]]:
     """What /health tells of each."""
     return [
-        {"name": one.name, "healthy": one.healthy, "in_flight": one.in_flight, **({"why": one.why} if one.why else {})}
+        {
+            "name": one.name,
+            "healthy": one.healthy,
+            "in_flight": one.in_flight,
+            "says_prefixes": one.says_prefixes,
+            **({"why": one.why} if one.why else {}),
+        }
         for one in upstreams
     ]

@@ -51,6 +51,14 @@ class GatewaySettings(Settings):
             "to do than the others; load: the lesser loaded of two; random."
         ),
     ] = "affinity"
+    prefix_secret: Annotated[
+        str | None,
+        Setting(
+            "Secret of gateways before the same upstreams: those that share it know what requests of each other's have "
+            "left there. By default each has its own.",
+            secret=True,
+        ),
+    ] = None
     connect_timeout: Annotated[float, Setting("Seconds that a connection may take to open.", minimum=0.01)] = 5.0
     timeout: Annotated[
         float, Setting("Seconds of silence after which an upstream's answer counts as failed.", minimum=0.1)

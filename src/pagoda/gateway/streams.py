@@ -22,6 +22,7 @@ from pagoda.gateway.call import CHAT, COMPLETIONS, UpstreamCall, UpstreamDelta, 
 from pagoda.gateway.replies import BadAnswerError, Relay
 from pagoda.gateway.upstream import Reply, Upstream, UpstreamFailure
 from pagoda.observe.gateway_series import GatewaySeries
+from pagoda.routing.prefixes import HEADER, pieces_header
 from pagoda.routing.router import Choice, Journey, Router
 from pagoda.server.call import UPSTREAM, Call, DeltaStream
 from pagoda.server.failures import DescribedError, error_body
@@ -123,11 +124,11 @@ class UpstreamStream:
             if not upstream.returns:
                 self._tried.add(upstream)
             self.choice, self.sent, self._relay = choice, time.monotonic(), Relay(call)
-            upstream.take()
+            upstream.take(call.model)
             upstream.prefixes.add(call.prefix)
             usage = call.streams and call.path in (CHAT, COMPLETIONS)
             body = with_model(call.body, upstream.name_of(call.model), usage=usage)
-            self._sending = asyncio.ensure_future(upstream.send(call.path, body, self._headers()))
+            self._sending = asyncio.ensure_future(upstream.send(call.path, body, self._headers(upstream)))
             try:
                 self._reply = await self._sending
             except UpstreamFailure as failure:
@@ -206,9 +207,12 @@ class UpstreamStream:
             raise _exhausted(self._failures) if self._failures else self._upstreams.unknown(call.model)
         return choice
 
-    def _headers(self) -> Mapping[str, str]:
-        """What the upstream is told besides: the id under which the log knows this call."""
-        return {"X-Request-Id": self.call.id}
+    def _headers(self, upstream: Upstream) -> Mapping[str, str]:
+        """What the upstream is told besides: the id under which the log knows this call, and, where it says what it
+        holds, by which names it is to say so."""
+        call = self.call
+        told = {HEADER: pieces_header(call.prefix, call.prefix_bytes)} if call.prefix and upstream.says_prefixes else {}
+        return {"X-Request-Id": call.id, **told}
 
     def _failed(self, failure: UpstreamFailure) -> None:
         self._note_failure(failure)
@@ -225,6 +229,7 @@ class UpstreamStream:
             self._reply = None
         if self.choice is not None:
             self.choice.replica.give_back()
+            self.choice.replica.prefixes.over(self.call.prefix)
             self.choice = None
 
     def give_up(self, upstream: Upstream) -> None:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -14,7 +15,7 @@ import orjson
 import pagoda
 from pagoda.client import Head, HttpClient, HttpError, status_error
 from pagoda.gateway.settings import UpstreamSettings
-from pagoda.routing.prefixes import PrefixIndex
+from pagoda.routing.prefixes import Prefixes, PrefixIndex, ToldPrefixes
 
 RECENT_S = 60.0  # over which what an upstream was sent fades
 MAX_IDLE = 256  # connections kept for later
@@ -22,6 +23,7 @@ MAX_REST_S = 10.0  # that an upstream which asked for time is left alone at most
 AGENT = {"User-Agent": f"pagoda/{pagoda.__version__}"}  # providers behind some proxies refuse requests without one
 LATE_LOOKS = 2  # one may be due to much work
 MODELS_BYTES = 4 * 1024 * 1024
+UNLOADED = {"value": "unloaded"}  # the status of an adapter that is on disk alone
 
 
 class UpstreamFailure(Exception):
@@ -52,8 +54,10 @@ class Upstream:
         self.why = ""  # it is not
         self.fallen = asyncio.Event()  # set while it is not
         self.listed: frozenset[str] | None = None  # its models, as it lists them; None: it never has
+        self.unloaded: set[str] = set()  # of them, adapters that it would have to read from its disk first
         self.in_flight = 0  # requests that are being answered
-        self.prefixes = PrefixIndex()
+        self.prefixes: Prefixes = PrefixIndex()  # what it holds: a guess, or what it says
+        self.offers_events = False  # it says what it holds to who asks
         self.timeout = timeout  # seconds of silence after which an answer counts as failed
         self._connect_timeout = connect_timeout
         self._clock = clock
@@ -96,14 +100,20 @@ class Upstream:
         """Whether it has asked to be left alone for now."""
         return self._clock() < self._rests_until
 
-    def take(self) -> None:
-        """A request is sent."""
+    def take(self, model: str | None = None) -> None:
+        """A request for the model is sent."""
+        self.unloaded.discard(self.name_of(model) or "")
         self.in_flight += 1
         self._recent, self._noted = self._faded() + 1, self._clock()
 
     def give_back(self) -> None:
         """A request is over."""
         self.in_flight -= 1
+
+    @property
+    def says_prefixes(self) -> bool:
+        """Whether it says at the moment what it holds."""
+        return isinstance(self.prefixes, ToldPrefixes)
 
     def rest(self, seconds: float | None) -> None:
         """It has answered that it is too busy, or not there yet."""
@@ -139,6 +149,10 @@ class Upstream:
             return self.settings.models.get(model)
         return model if self.listed is None or model in self.listed else None
 
+    def holds(self, model: str | None) -> bool:
+        """Whether the model, or adapter, is in its memory, as far as is known."""
+        return self.name_of(model) not in self.unloaded
+
     async def look(self, seconds: float) -> None:
         """Ask which models it has. Sets whether it is healthy."""
         client = self._client()
@@ -158,9 +172,18 @@ class Upstream:
         if head.status >= 500:
             self.failed(f"answered {head.status}")
             return
+        is_new = self.listed is None or not self.healthy
         self.recovered()
-        names = _names(body) if head.status == 200 else None
-        self.listed = self.listed if names is None else names
+        cards = _cards(body) if head.status == 200 else None
+        if cards is not None:
+            if is_new:
+                self.offers_events = any(card.get("owned_by") == "pagoda" for card in cards.values())
+            self.took_list(cards)
+
+    def took_list(self, cards: Mapping[str, Mapping[str, Any]]) -> None:
+        """It has listed its models, and what it says of each."""
+        self.listed = frozenset(cards)
+        self.unloaded = {name for name, card in cards.items() if card.get("status") == UNLOADED}
 
     async def _models(self, client: HttpClient) -> tuple[Head, bytes]:
         head, pieces = await client.begin("GET", self.path_of("/v1/models"), headers=AGENT)
@@ -217,6 +240,10 @@ class Upstream:
             if client.is_open:
                 return client
             client.close()
+        return self.new_client()
+
+    def new_client(self) -> HttpClient:
+        """One that opens a connection of its own."""
         return HttpClient(self._root, self.settings.key)
 
     def keep(self, client: HttpClient) -> None:
@@ -297,11 +324,11 @@ class Reply:
             self._client.close()
 
 
-def _names(body: bytes) -> frozenset[str] | None:
-    """The models that a list names; None: it is none."""
+def _cards(body: bytes) -> dict[str, dict[str, Any]] | None:
+    """The models that a list names, by name; None: it is none."""
     try:
-        return frozenset(str(model["id"]) for model in orjson.loads(body)["data"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return {str(card["id"]): dict(card) for card in orjson.loads(body)["data"]}
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagoda.kv.group import GIVEN_BACK, KVGroupBlocks, Outside
-from pagoda.kv.prefix import extend_keys, first_needed_block, longest_match
+from pagoda.kv.prefix import PrefixCache, extend_keys, first_needed_block, longest_match
 from pagoda.kv.states import NoStates, StatePool
 from pagoda.kv.table import BlockTable, blocks_for, peak_blocks
 from pagoda.types import BLOCK_SIZE, Int32Array
@@ -89,6 +89,11 @@ class KVCache:
     def kept_blocks(self) -> list[list[int]]:
         """For each group, its free blocks whose content a later request may still find."""
         return [group.pool.kept for group in self._groups]
+
+    @property
+    def prefix(self) -> PrefixCache:
+        """The prefix cache that says how far prefixes reach: of a group without a window, where there is one."""
+        return min(self._groups, key=lambda group: group.window is not None).prefix
 
     def rows(self, tables: Sequence[BlockTable]) -> tuple[Int32Array, ...]:
         """Block tables of a batch, a group each: [B, widest]."""

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
+from typing import Protocol
 
 from pagoda.types import BLOCK_SIZE
 
@@ -52,11 +53,22 @@ def first_needed_block(num_computed: int, window: int | None) -> int:
     return max(0, num_computed - window + 1) // BLOCK_SIZE
 
 
+class PrefixWatcher(Protocol):
+    """Is told what a prefix cache comes to hold, and what it loses."""
+
+    def published(self, key: bytes) -> None:
+        """A block can be found under the key from now on."""
+
+    def forgotten(self, key: bytes) -> None:
+        """None can any more."""
+
+
 class PrefixCache:
     """The published blocks of one KV group, both ways: key ↔ block."""
 
     def __init__(self, window: int | None) -> None:
         self.window = window
+        self.watcher: PrefixWatcher | None = None
         self._block_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
 
@@ -76,6 +88,12 @@ class PrefixCache:
             assert block not in self._key_of, f"block {block} published under two keys"
             self._block_of[key] = block
             self._key_of[block] = key
+            if self.watcher is not None:
+                self.watcher.published(key)
+
+    def all_keys(self) -> list[bytes]:
+        """Of all published blocks."""
+        return list(self._block_of)
 
     def key(self, block: int) -> bytes:
         """Under which key the block is published."""
@@ -83,7 +101,10 @@ class PrefixCache:
 
     def forget(self, block: int) -> None:
         """The block's content is lost."""
-        del self._block_of[self._key_of.pop(block)]
+        key = self._key_of.pop(block)
+        del self._block_of[key]
+        if self.watcher is not None:
+            self.watcher.forgotten(key)
 
     def has(self, key: bytes) -> bool:
         return key in self._block_of

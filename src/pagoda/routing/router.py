@@ -1,8 +1,9 @@
 """Which replica gets a request: one that has read how it begins, unless it has more to do than others.
 
     1. those that have the model and answer; fallbacks only where no other does
-    2. the one where the request's session went, or where most of its beginning was read, if it is not overloaded
-    3. otherwise the lesser loaded of two that are drawn at random
+    2. of them those that have the adapter which is asked for in memory, as far as they are not overloaded
+    3. the one where the request's session went, or where most of its beginning was read, if it is not overloaded
+    4. otherwise the lesser loaded of two that are drawn at random
 
 Overloaded is who has more than 1.5 times as much to do as the least loaded one: now, and for who is chosen by prefix
 over the last minute, too. So a prompt that all requests begin with comes to live on all replicas that share the work.
@@ -13,10 +14,10 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, Protocol, TypeVar
 
-from pagoda.routing.prefixes import PrefixIndex
+from pagoda.routing.prefixes import Prefixes
 
 Routing = Literal["affinity", "load", "random"]
 
@@ -31,7 +32,10 @@ class Replica(Protocol):
 
     name: str
     healthy: bool  # it answers
-    prefixes: PrefixIndex  # of what it was sent
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """Of texts, that it holds as far as is known."""
 
     @property
     def weight(self) -> float:
@@ -56,6 +60,9 @@ class Replica(Protocol):
     def name_of(self, model: str | None) -> str | None:
         """What it calls the model; None: it does not have it."""
 
+    def holds(self, model: str | None) -> bool:
+        """Whether it answers at once. Of an adapter that it has on disk alone: it would have to read it first."""
+
 
 R = TypeVar("R", bound=Replica)
 
@@ -74,7 +81,7 @@ class Choice(Generic[R]):
     """A replica, and why it was chosen."""
 
     replica: R
-    why: str  # session, prefix, load, random, only
+    why: str  # session, prefix, load, random, only, adapter
     matched: int = 0  # pieces of the request that it has read
 
 
@@ -93,13 +100,26 @@ class Router(Generic[R]):
         able = _best_there_are(having)
         if not able:
             return None
-        choice = self._among(able, journey)
+        near = self._at_once(able, journey)
+        choice = self._among(near, journey)
+        if len(near) == 1 < len(able):
+            choice = replace(choice, why="adapter")
         if journey.session is not None:
             self._sessions[journey.session] = choice.replica.name
             self._sessions.move_to_end(journey.session)
             if len(self._sessions) > MAX_SESSIONS:
                 self._sessions.popitem(last=False)
         return choice
+
+    def _at_once(self, able: Sequence[R], journey: Journey) -> Sequence[R]:
+        """Those that need not read the adapter first, unless all of these have too much to do; else all."""
+        if self._routing == "random" or journey.model is None:
+            return able
+        holding = [one for one in able if one.holds(journey.model)]
+        if len(holding) == len(able):
+            return able
+        lightest = min(one.load for one in able)
+        return [one for one in holding if one.load <= bound(lightest, one)] or able
 
     def _among(self, able: Sequence[R], journey: Journey) -> Choice[R]:
         if len(able) == 1:

@@ -1,4 +1,4 @@
-"""The layer that brings the adapter of a call into memory, and keeps it there while the call is answered."""
+"""The layers that find the adapter of a call, bring it into memory, and keep it there while the call is answered."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from dataclasses import replace
 from pagoda.engine.adapters import AdapterStore
 from pagoda.server.call import Call, DeltaStream, Serve
 from pagoda.types import Delta
+
+
+class FreshAdapters:
+    """Layer: what the folder of adapters has under a call's name now is what the name means. Reading what is new there
+    keeps the call waiting, and no other. Raises RequestError for what cannot be read."""
+
+    def __init__(self, store: AdapterStore) -> None:
+        self._store = store
+
+    async def __call__(self, call: Call, serve: Serve) -> DeltaStream:
+        if call.adapter is not None and self._store.is_stale(call.adapter):
+            await asyncio.to_thread(self._store.refresh, call.adapter)
+        return await serve(call)
 
 
 class Adapters:

@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pagoda.cache.policy import CacheOptions, options_of
+from pagoda.errors import RequestError
+from pagoda.routing.prefixes import HEADER, read_pieces
 from pagoda.server.accounts import Accounts
 from pagoda.server.answers import Answer
 from pagoda.server.bodies import body_of, is_long
@@ -22,6 +24,7 @@ from pagoda.server.record import record_of
 from pagoda.server.requests import GenerationSpec, answer_id, make_call
 from pagoda.server.service import Model, Service
 from pagoda.server.stream import ClientGone, EventStream, while_connected
+from pagoda.types import PromptPieces
 
 OnComplete = Callable[[Answer], None] | None
 
@@ -94,6 +97,7 @@ async def open_answer(
         prediction=reading.prediction,
         output=reading.output,
         adapter=None if reading.model in (None, model.name) else reading.model,
+        pieces=pieces_of(request, model),
     )
     skip_special = spec.params.skip_special_tokens
     writer = LogprobWriter(model.tokenizer, as_ids=spec.options.tokens_as_ids, skip_special=skip_special)
@@ -125,6 +129,24 @@ async def open_stream(
 def with_cache_header(request: Request, spec: GenerationSpec) -> GenerationSpec:
     """What the headers ask of the semantic cache wins over the body. Raises RequestError."""
     return replace(spec, cache=cache_options(request, spec.cache))
+
+
+def pieces_of(request: Request, model: Model) -> PromptPieces | None:
+    """How a router that listens to the prefix cache calls the pieces of the prompt. Raises RequestError."""
+    told = request.headers.get(HEADER)
+    if told is None or not model.prefix_events.are_wanted or not may_look_on(request):
+        return None
+    pieces = read_pieces(told)
+    if pieces is None:
+        raise RequestError(f"the header {HEADER} is damaged: it is for routers that listen to /v1/kv_events")
+    return pieces
+
+
+def may_look_on(request: Request) -> bool:
+    """Whether the request may learn of others: with the admin key, and where no keys are asked for, without."""
+    settings = service_of(request).settings
+    has_keys = settings.api_keys or settings.keys_file is not None or settings.admin_key is not None
+    return not has_keys or record_of(request.scope).admin
 
 
 def cache_options(request: Request, body: CacheOptions) -> CacheOptions:

@@ -26,8 +26,7 @@ from pagoda.server.failures import json_response
 from pagoda.server.json_body import parse_json
 from pagoda.server.live_state import LiveView
 from pagoda.server.pages import answer_file
-from pagoda.server.record import record_of
-from pagoda.server.routes import service_of
+from pagoda.server.routes import check_onlooker, service_of
 from pagoda.server.stream import EventStream
 
 EVERY_S = 1.0
@@ -45,11 +44,7 @@ class Viewed(Protocol):
 
 def check_viewer(request: Request) -> None:
     """Raise HTTPException 403 for who may not see what all clients ask: without the admin key, where keys are used."""
-    settings = service_of(request).settings
-    has_keys = settings.api_keys or settings.keys_file is not None or settings.admin_key is not None
-    if has_keys and not record_of(request.scope).admin:
-        hint = "send it" if settings.admin_key is not None else "start the server with --admin-key"
-        raise HTTPException(403, f"what all clients ask is shown with the admin key alone: {hint}")
+    check_onlooker(request, "what all clients ask")
 
 
 def check_page(request: Request) -> None:

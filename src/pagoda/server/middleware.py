@@ -31,7 +31,8 @@ from pagoda.server.requests import new_id
 logger = logging.getLogger("pagoda.request")
 
 # Asked every few seconds by machines, or left open by people who look on: logged at debug level.
-QUIET_PATHS = {"/health", "/ready", "/metrics", "/live", "/live.css", "/live.js", "/live/state", "/live/events"}
+QUIET_PATHS = {"/health", "/ready", "/metrics", "/live", "/live.css", "/live.js", "/live/state", "/live/events",
+               "/v1/kv_events"}  # fmt: skip
 SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 SAFE_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")  # no empty part: "//host" would lead elsewhere
 CLIENT_CLOSED = 499  # nginx's number for it; only the log sees it

@@ -18,6 +18,10 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class ModelState(BaseModel):
+    value: Literal["loaded", "unloaded"]
+
+
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"]
@@ -27,6 +31,7 @@ class ModelCard(BaseModel):
     parent: str | None
     max_model_len: int
     digest: str | None = None  # of an adapter's files
+    status: ModelState | None = None  # of an adapter: whether it is in memory
 
 
 class ModelList(BaseModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from pydantic import BaseModel
@@ -60,21 +60,30 @@ def framed(messages: bytes, body: bytes) -> bytes:
     return len(messages).to_bytes(LENGTH, "little") + messages + body
 
 
+class AdapterNames(Protocol):
+    """Of adapters that may be asked for."""
+
+    @property
+    def names(self) -> Collection[str]: ...
+
+    def has(self, name: str) -> bool: ...
+
+
 class ServedNames:
     """The names that requests may give their model: its own, and those of adapters, which come and go.
 
     In another process all names are taken; the server looks again.
     """
 
-    def __init__(self, model: str, adapters: Callable[[], Collection[str]] | None = None) -> None:
+    def __init__(self, model: str, adapters: AdapterNames | None = None) -> None:
         self._model = model
         self._adapters = adapters
 
     def check(self, name: str) -> None:
         """Raise ModelNotFoundError unless something here is called so."""
-        adapters = () if self._adapters is None else self._adapters()
-        if name != self._model and name not in adapters:
-            raise unknown_model(name, self._model, adapters)
+        adapters = self._adapters
+        if name != self._model and (adapters is None or not adapters.has(name)):
+            raise unknown_model(name, self._model, () if adapters is None else adapters.names)
 
     def __reduce__(self) -> tuple[type[AnyName], tuple[str]]:
         return AnyName, (self._model,)

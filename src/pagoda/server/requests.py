@@ -15,7 +15,7 @@ from pagoda.server.choice import AnswerOptions
 from pagoda.server.output_plan import OutputPlan
 from pagoda.server.prompts import Prompt
 from pagoda.server.schema import ChatRequest, CompletionRequest, Generation
-from pagoda.types import Request, SamplingParams
+from pagoda.types import PromptPieces, Request, SamplingParams
 
 MAX_TOTAL_CHOICES = 1024
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions; chat goes on until the context is full
@@ -90,8 +90,9 @@ def make_call(
     prediction: tuple[int, ...] | None = None,
     output: OutputPlan | None = None,
     adapter: str | None = None,
+    pieces: PromptPieces | None = None,
 ) -> Call:
-    """One token request a prompt. `id` names the answer, and with a number each request."""
+    """One token request a prompt. `id` names the answer, and with a number each request. `pieces`: of the first."""
     arrival = time.monotonic()
     output = output or OutputPlan()
     requests = tuple(
@@ -107,6 +108,7 @@ def make_call(
             max_draft_tokens=spec.max_draft_tokens,
             report_progress=spec.report_progress,
             shown_token_ids=output.shown_ids,
+            pieces=None if place else pieces,
         )
         for place, prompt in enumerate(prompts)
     )

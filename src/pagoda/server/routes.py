@@ -15,7 +15,7 @@ from starlette.routing import Route
 from pagoda.server.answers import CompletionAnswer
 from pagoda.server.chat_answer import ChatAnswer
 from pagoda.server.failures import json_response
-from pagoda.server.generation import generate, json_read
+from pagoda.server.generation import generate, json_read, may_look_on
 from pagoda.server.generation import service_of as service_of
 from pagoda.server.record import record_of
 
@@ -26,6 +26,14 @@ def check_admin(request: Request) -> None:
         raise HTTPException(403, "this changes the server: start it with --admin-key, and send that key")
     if not record_of(request.scope).admin:
         raise HTTPException(403, "this changes the server: send the admin key")
+
+
+def check_onlooker(request: Request, what: str) -> None:
+    """Raise HTTPException 403 unless the request may learn of others."""
+    if not may_look_on(request):
+        has_key = service_of(request).settings.admin_key is not None
+        hint = "send it" if has_key else "start the server with --admin-key"
+        raise HTTPException(403, f"{what} is shown with the admin key alone: {hint}")
 
 
 async def list_models(request: Request) -> Response:

@@ -21,7 +21,7 @@ from pagoda.observe.alerts import Alerts
 from pagoda.observe.cost import CostSettings
 from pagoda.observe.metrics import Metrics
 from pagoda.server.accounts import Accounts, make_ledger
-from pagoda.server.adapters import Adapters
+from pagoda.server.adapters import Adapters, FreshAdapters
 from pagoda.server.admission import Admission, PromptSpeed
 from pagoda.server.bridge import EngineBridge, EngineThread
 from pagoda.server.budgets import Budgets
@@ -34,6 +34,7 @@ from pagoda.server.counted import Counted
 from pagoda.server.deadlines import Deadlines
 from pagoda.server.intact import Intact
 from pagoda.server.key_store import KeyStore
+from pagoda.server.prefix_events import PrefixEvents
 from pagoda.server.prompts import ChatTemplate, Tokenizer
 from pagoda.server.question import Asking, ModelIdentity
 from pagoda.server.readers import Readers
@@ -125,6 +126,7 @@ class Model:
         speed = PromptSpeed()
         self._watch(speed)
         self.bridge = EngineBridge(self.engine)
+        self.prefix_events = PrefixEvents(self.engine, self.name)
         self.admission = Admission(settings.max_queue_requests, settings.max_queue_tokens, speed)
         self.constraints = Constraints(loaded.tokenizer)
         self.budgets = None if key_store is None else Budgets(key_store, self.name, self.metrics)
@@ -136,6 +138,7 @@ class Model:
         layers: list[Layer] = [  # outermost first
             Intact(loaded.changed),
             self._validated,
+            FreshAdapters(self.store),
             *([] if self.budgets is None else [self.budgets]),
             *([] if self.caching is None else [self.caching]),
             Adapters(self.store),
@@ -155,7 +158,7 @@ class Model:
             settings.max_queue_tokens,
             settings.tool_call_format,
             settings.reasoning_format,
-            ServedNames(self.name, lambda: self.store.names),
+            ServedNames(self.name, self.store),
             loaded.traits,
         )
         reader = Reader((loaded.tokenizer, loaded.chat_template, loaded.no_chat_reason), limits)
@@ -210,16 +213,24 @@ class Model:
 
     def describe(self, name: str | None = None) -> dict[str, Any]:
         """The model, or an adapter of it, as /v1/models shows it. ModelNotFoundError: no adapter is called so."""
-        is_adapter = name not in (None, self.name)
+        if name is None or name == self.name:
+            return self._card(self.name, self.name, None)
+        version = self.store.known(name)
+        if version is None:  # of the folder, and not asked for yet
+            return self._card(name, name, self.name) | {"status": {"value": "unloaded"}}
+        state = "unloaded" if version.placed is None else "loaded"
+        about = {"digest": version.digest, "status": {"value": state}}
+        return self._card(name, str(version.path), self.name) | about
+
+    def _card(self, name: str, root: str, parent: str | None) -> dict[str, Any]:
         return {
-            "id": name or self.name,
+            "id": name,
             "object": "model",
             "created": self.created,
             "owned_by": "pagoda",
-            "root": str(self.store.find(name).path) if name is not None and is_adapter else self.name,
-            "parent": self.name if is_adapter else None,
+            "root": root,
+            "parent": parent,
             "max_model_len": self.max_context,
-            **({"digest": self.store.find(name).digest} if name is not None and is_adapter else {}),
         }
 
 
@@ -290,7 +301,7 @@ class Service:
         """
         if self._model is None:
             raise UnavailableError("the model is being loaded", retry_after=STARTING_RETRY_S)
-        if name is not None and name != self._model.name and name not in self._model.store.names:
+        if name is not None and name != self._model.name and not self._model.store.has(name):
             raise unknown_model(name, self._model.name, self._model.store.names)
         return self._model
 

@@ -51,8 +51,11 @@ def models_of(engine: EngineSettings, names: Sequence[str], config: Path | None)
         found = [_local(engine, {"model": name}, name) for name in names]
     else:
         found = [_local(engine, row, f"{path}: [[models]] number {number}") for number, row in enumerate(rows, 1)]
-    if found and engine.lora:
-        raise ConfigError("--lora with several models: say whose adapter it is, as `lora` in its [[models]]")
+    if found and (engine.lora or engine.lora_dir is not None):
+        given = "lora" if engine.lora else "lora-dir"
+        raise ConfigError(
+            f"--{given} with several models: say whose adapters these are, as `{given}` in its [[models]]"
+        )
     taken = [one.name for one in found]
     for i, name in enumerate(taken):
         if name in taken[:i]:

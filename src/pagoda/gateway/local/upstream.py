@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 from pagoda.client import NO_HEADERS, HttpClient, HttpError
+from pagoda.engine.adapter_folder import AdapterFolder
 from pagoda.errors import EngineError
 from pagoda.gateway.local.process import ServeProcess
 from pagoda.gateway.local.settings import LocalSettings, flags_of
@@ -56,7 +57,9 @@ class LocalUpstream(Upstream):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """is_default: it gets the requests that name no model."""
-        names = [local.name, *(given.partition("=")[0] for given in local.engine.lora)]
+        folder = local.engine.lora_dir
+        stands = () if folder is None else AdapterFolder(folder).names()
+        names = [local.name, *(given.partition("=")[0] for given in local.engine.lora), *stands]
         settings = UpstreamSettings("http://127.0.0.1:9", local.name, models={name: name for name in names})
         super().__init__(settings, timeout=timeout, clock=clock)
         self.local, self.is_default = local, is_default

@@ -86,6 +86,9 @@ class SimulatedReplica:
     def name_of(self, model: str | None) -> str | None:
         return model or ""
 
+    def holds(self, model: str | None) -> bool:
+        return True
+
     def send(self, job: Job, now: float) -> None:
         """A request comes."""
         self.now = now
