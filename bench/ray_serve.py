@@ -1,10 +1,16 @@
-"""Pagoda on Ray Serve: two engines and a gateway on this machine, 16 clients, one engine killed, then all replaced.
+"""Pagoda on Ray Serve: engines and a gateway on this machine, 16 clients, and what goes wrong or changes meanwhile.
 
-    python -m venv ray && ray/bin/pip install '.[ray]' && ray/bin/python bench/ray_serve.py [MODEL]
+    python -m venv ray && ray/bin/pip install '.[ray]' && ray/bin/python bench/ray_serve.py [PART...]
 
-Exits with 1 when a bar is broken: a client that goes away frees the engine; of the clients of a killed engine those
-without a token are answered and the others get an error within 2 s; both engines are back within 20 s of that and the
-time that a model loads; while a changed configuration is rolled out no request fails.
+Parts, all by default: disconnect, killed, rolled, scaled, adapters. Exits with 1 when a bar is broken:
+
+    disconnect  a client that goes away frees the engine within 2 s
+    killed      one of two engines is killed under load: clients without a token are answered, the others get an error
+                within 2 s, and tokens come as fast as before within 20 s
+    rolled      a changed configuration is rolled out under load, and no request fails
+    scaled      a second engine comes with load and goes after it, and no request fails
+    adapters    a new version of an adapter of a folder is rolled out under load, and no request fails; one that is put
+                there later is served
 """
 
 from __future__ import annotations
@@ -15,47 +21,50 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
 
+from adapters import write_adapters
 from pagoda.client import HttpClient, HttpError
 from pagoda.deploy.ray import app, stop
 
+MODEL = "smollm2-135m"
 PORT, CLIENTS, TOKENS, ENGINES = 18766, 16, 64, 2
 URL = f"http://127.0.0.1:{PORT}"
 LATE_S, BACK_S, PATIENCE_S = 2.0, 20.0, 180.0
+SHARE, WINDOW_S, BEFORE_S = 0.9, 3.0, 10.0  # of the throughput before, over so long, is that throughput again
 
 
-@dataclass
-class Outcome:
-    """How a stream went: when its first token came, how and when it ended."""
-
-    first: float | None = None
-    finish: str | None = None
-    error: str | None = None
-    ended: float = 0.0
-
-
-def deploy(model: str, kv: str) -> float:
+def deploy(**settings: Any) -> float:
     """Deploy, or replace what runs. → seconds"""
     start = time.monotonic()
-    settings = {"model": model, "replicas": ENGINES, "threads": 1, "kv_memory_bytes": kv, "max_context": 1024}
-    serve.run(app({**settings, "max_num_seqs": 4, "port": PORT}), name="pagoda", route_prefix="/")
+    common = {"model": MODEL, "replicas": ENGINES, "threads": 1, "kv_memory_bytes": "100MiB", "max_context": 1024}
+    serve.run(app({**common, "max_num_seqs": 4, "port": PORT, **settings}), name="pagoda", route_prefix="/")
     return time.monotonic() - start
 
 
-async def upstreams() -> list[dict[str, Any]]:
+async def get(path: str) -> Any:
     client = HttpClient(URL)
-    found: list[dict[str, Any]] = json.loads(await client.get("/health"))["upstreams"]
-    client.close()
+    try:
+        return json.loads(await client.get(path))
+    finally:
+        client.close()
+
+
+async def upstreams() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await get("/health"))["upstreams"]
     return found
 
 
-async def until(condition: Any) -> float:
+async def until(condition: Callable[[list[dict[str, Any]]], bool]) -> float:
     """Seconds until it holds of the engines."""
     start = time.monotonic()
     while not condition(await upstreams()):
@@ -65,19 +74,33 @@ async def until(condition: Any) -> float:
     return time.monotonic() - start
 
 
-def all_there(found: list[dict[str, Any]]) -> bool:
-    return len(found) == ENGINES and all(one["healthy"] for one in found)
+def there(number: int) -> Callable[[list[dict[str, Any]]], bool]:
+    """Whether so many engines are there, and answer."""
+    return lambda found: len(found) == number and all(one["healthy"] for one in found)
 
 
-async def ask(number: int, tokens: int = TOKENS) -> Outcome:
-    outcome, client = Outcome(), HttpClient(URL)
-    body = {"prompt": f"{number}: Once upon a time", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+@dataclass
+class Outcome:
+    """How a stream went: when its tokens came, how and when it ended, and which engine it came from."""
+
+    began: float = field(default_factory=time.monotonic)
+    tokens: list[float] = field(default_factory=list)
+    finish: str | None = None
+    error: str | None = None
+    ended: float | None = None
+    upstream: str = ""
+
+
+async def ask(outcome: Outcome, prompt: str, tokens: int = TOKENS, model: str | None = None) -> Outcome:
+    client = HttpClient(URL)
+    body = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True, "model": model or MODEL}
     try:
         async for data in client.events("/v1/completions", json.dumps(body).encode()):
             event = json.loads(data)
-            outcome.error = event.get("error", {}).get("code")
+            if "error" in event:
+                outcome.error = str(event["error"]["message"])
             for choice in event.get("choices", ()):
-                outcome.first = outcome.first or time.monotonic()
+                outcome.tokens.append(time.monotonic())
                 outcome.finish = choice["finish_reason"] or outcome.finish
     except (HttpError, OSError) as error:
         outcome.error = str(error)
@@ -86,10 +109,47 @@ async def ask(number: int, tokens: int = TOKENS) -> Outcome:
     return outcome
 
 
+class Load:
+    """Clients that ask again as soon as they are answered."""
+
+    def __init__(self, tokens: int, models: tuple[str | None, ...] = (None,)) -> None:
+        self.outcomes: list[Outcome] = []
+        self.running = True
+        self._tokens, self._models = tokens, models
+
+    async def client(self, number: int) -> None:
+        while self.running:
+            self.outcomes.append(outcome := Outcome())
+            model = self._models[len(self.outcomes) % len(self._models)]
+            await ask(outcome, f"{number}: Once upon a time", self._tokens, model)
+
+    def rate(self, since: float, until: float) -> float:
+        """Tokens a second."""
+        return sum(since <= at < until for one in self.outcomes for at in one.tokens) / (until - since)
+
+    @property
+    def failed(self) -> list[Outcome]:
+        return [one for one in self.outcomes if one.error is not None]
+
+
+@asynccontextmanager
+async def loaded(clients: int, tokens: int = TOKENS, models: tuple[str | None, ...] = (None,)) -> Any:
+    """Load for as long as the block takes; its last requests are waited for."""
+    load = Load(tokens, models)
+    tasks = [asyncio.create_task(load.client(number)) for number in range(clients)]
+    try:
+        yield load
+    finally:
+        load.running = False
+        await asyncio.gather(*tasks)
+
+
 async def disconnect() -> bool:
     """A client reads one token and goes away."""
-    stream = HttpClient(URL).events("/v1/completions", json.dumps({"prompt": "a", "max_tokens": 900, "stream": True,
-                                                                  "ignore_eos": True}).encode())  # fmt: skip
+    deploy()
+    await until(there(ENGINES))
+    body = {"prompt": "a", "max_tokens": 900, "stream": True, "ignore_eos": True}
+    stream = HttpClient(URL).events("/v1/completions", json.dumps(body).encode())
     await anext(stream)
     await stream.aclose()  # type: ignore[attr-defined]
     seconds = await until(lambda found: not any(one["in_flight"] for one in found))
@@ -99,56 +159,138 @@ async def disconnect() -> bool:
 
 async def killed() -> bool:
     """One engine is killed while both are busy."""
-    tasks = [asyncio.create_task(ask(number)) for number in range(CLIENTS)]
-    await until(lambda found: sum(one["in_flight"] for one in found) == CLIENTS)
-    await asyncio.sleep(1)
-    pids = subprocess.run(["pgrep", "-f", "ServeReplica:pagoda:engine"], capture_output=True, text=True).stdout.split()
-    os.kill(int(pids[0]), signal.SIGKILL)
-    moment = time.monotonic()
-    outcomes = await asyncio.gather(*tasks)
-    broken = [one for one in outcomes if one.error is not None]
-    early = [one for one in broken if one.first is None]
-    slowest = max((one.ended - moment for one in broken), default=0.0)
-    whole = sum(one.finish == "length" for one in outcomes)
-    print(f"an engine killed: of {CLIENTS} clients {whole} answered, {len(broken)} broken off within {slowest:.2f} s")
-    await until(all_there)
-    back = time.monotonic() - moment
-    print(f"both engines answer again after {back:.1f} s")
-    return not early and slowest < LATE_S and whole + len(broken) == CLIENTS
+    deploy()
+    await until(there(ENGINES))
+    async with loaded(CLIENTS) as load:
+        await asyncio.sleep(BEFORE_S)
+        pids = subprocess.run(["pgrep", "-f", "ServeReplica:pagoda:engine"], capture_output=True, text=True).stdout
+        moment = time.monotonic()
+        before = load.rate(moment - BEFORE_S + 2, moment)
+        under_way = [one for one in load.outcomes if one.ended is None]
+        os.kill(int(pids.split()[0]), signal.SIGKILL)
+        await until(lambda found: not there(ENGINES)(found))
+        noticed = time.monotonic() - moment
+        await until(there(ENGINES))
+        engines = time.monotonic() - moment
+        while load.rate(time.monotonic() - WINDOW_S, time.monotonic()) < SHARE * before:
+            if time.monotonic() - moment > PATIENCE_S:
+                break
+            await asyncio.sleep(0.1)
+        throughput = time.monotonic() - moment - WINDOW_S
+    broken = [one for one in load.failed if one.tokens]
+    early = [one for one in load.failed if not one.tokens]
+    slowest = max((one.ended - moment for one in broken if one.ended is not None), default=0.0)
+    print(
+        f"an engine killed under {CLIENTS} clients at {before:.0f} tokens/s: of {len(under_way)} requests under way "
+        f"{len(broken)} broke off within {slowest:.2f} s, {len(early)} of all without a token failed"
+    )
+    print(
+        f"noticed after {noticed:.1f} s, both engines answer after {engines:.1f} s, "
+        f"{SHARE:.0%} of the tokens/s from {throughput:.1f} s on"
+    )
+    return not early and slowest < LATE_S and throughput < BACK_S
 
 
-async def rolled(model: str) -> bool:
+async def rolled() -> bool:
     """The configuration changes under load."""
-    done, failed, running = 0, 0, True
-
-    async def client(number: int) -> None:
-        nonlocal done, failed
-        while running:
-            outcome = await ask(number, 8)
-            done += 1
-            failed += outcome.error is not None
-
-    tasks = [asyncio.create_task(client(number)) for number in range(4)]
-    seconds = await asyncio.to_thread(deploy, model, "110MiB")
-    running = False
-    await asyncio.gather(*tasks)
-    print(f"rolled out in {seconds:.0f} s under load: {done} requests, {failed} failed")
-    return not failed
+    deploy()
+    await until(there(ENGINES))
+    async with loaded(4, 8) as load:
+        seconds = await asyncio.to_thread(deploy, kv_memory_bytes="110MiB")
+    print(f"rolled out in {seconds:.0f} s under load: {len(load.outcomes)} requests, {len(load.failed)} failed")
+    return not load.failed
 
 
-async def checks(model: str) -> list[bool]:
-    await until(all_there)
-    return [await disconnect(), await killed(), await rolled(model)]
+async def scaled() -> bool:
+    """From one engine to two, and back."""
+    deploy(replicas=1, max_replicas=2, target_requests=4, upscale_delay=1, downscale_delay=4)
+    await until(there(1))
+    async with loaded(12, 32) as load:
+        start = time.monotonic()
+        await until(there(2))
+        up = time.monotonic() - start
+        await asyncio.sleep(3)
+    down = await until(there(1))
+    print(
+        f"12 clients: a second engine after {up:.1f} s; it was gone {down:.1f} s after them; "
+        f"{len(load.outcomes)} requests, {len(load.failed)} failed"
+    )
+    return not load.failed
 
 
-def main(model: str = "smollm2-135m") -> int:
+async def adapters() -> bool:
+    """Four adapters of a folder; then a new version of one; then a fifth."""
+    with tempfile.TemporaryDirectory() as name:
+        made, folder = Path(name) / "made", Path(name) / "adapters"
+        made.mkdir()
+        folder.mkdir()
+        write_adapters(made, 6, 8)
+        names = tuple(f"adapter-{number}" for number in range(4))
+        for number, one in enumerate(names):
+            (folder / one).symlink_to(made / str(number))
+        deploy(lora_dir=str(folder), health_interval=1.0)
+        await until(there(ENGINES))
+        first = await digests(names)
+        async with loaded(4, 8, names) as load:
+            await asyncio.sleep(5)
+            (folder / ".next").symlink_to(made / "4")
+            os.replace(folder / ".next", folder / names[0])
+            await asyncio.sleep(5)
+        second = await digests(names)
+        (folder / "late").symlink_to(made / "5")
+        late = Outcome()
+        start = time.monotonic()
+        while late.finish is None and time.monotonic() - start < 30:
+            late = await ask(Outcome(), "Once", 8, "late")
+        seconds = time.monotonic() - start
+    held = [await get_unloaded(url) for url in engine_urls()]
+    changed = [one for one in names if first[one] != second[one]]
+    print(
+        f"{len(load.outcomes)} requests for four adapters, {len(load.failed)} failed; answers changed of {changed}; "
+        f"one that was put there later answered after {seconds:.1f} s; engines have on disk alone {held}"
+    )
+    return not load.failed and changed == [names[0]] and late.finish is not None
+
+
+async def digests(names: tuple[str, ...]) -> Mapping[str, str]:
+    """What each adapter answers, greedily."""
+    found, client = {}, HttpClient(URL)
+    for name in names:
+        body = {"prompt": "The sea is", "max_tokens": 16, "temperature": 0, "model": name}
+        answer = json.loads(await client.post("/v1/completions", json.dumps(body).encode()))
+        found[name] = answer["choices"][0]["text"]
+    client.close()
+    return found
+
+
+def engine_urls() -> list[str]:
+    registry: Any = ray.get_actor("pagoda-registry", namespace="pagoda")
+    return list(ray.get(registry.urls.remote()).values())
+
+
+async def get_unloaded(url: str) -> list[str]:
+    client = HttpClient(url)
+    cards = json.loads(await client.get("/v1/models"))["data"]
+    client.close()
+    return [card["id"] for card in cards if card.get("status") == {"value": "unloaded"}]
+
+
+PARTS: dict[str, Callable[[], Awaitable[bool]]] = {
+    "disconnect": disconnect, "killed": killed, "rolled": rolled, "scaled": scaled, "adapters": adapters,
+}  # fmt: skip
+
+
+def main(*wanted: str) -> int:
     ray.init(num_cpus=2 * ENGINES, include_dashboard=False, namespace="pagoda", log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    print(f"deployed in {deploy(model, '100MiB'):.0f} s")
-    found = asyncio.run(checks(model))
+    found = {}
+    for name in wanted or PARTS:
+        found[name] = asyncio.run(PARTS[name]())
     stop("pagoda")
     serve.shutdown()
-    return 0 if all(found) else 1
+    for name, good in found.items():
+        print(f"{name}: {'holds' if good else 'BROKEN'}")
+    return 0 if all(found.values()) else 1
 
 
 if __name__ == "__main__":

@@ -19,3 +19,5 @@ def test_without_ray_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 def test_settings_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["deploy", "ray", "--replicas", "0"])
     assert "--replicas: 0 is out of range" in str(result.exception)
+    result = CliRunner().invoke(app, ["deploy", "ray", "--replicas", "3", "--max-replicas", "2"])
+    assert "--max-replicas 2 is less than --replicas 3" in str(result.exception)

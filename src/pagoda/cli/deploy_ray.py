@@ -26,11 +26,13 @@ def deploy_ray(
     pagoda deploy ray --config cluster.toml --address auto: on the cluster that this machine is part of. Said again with
     another configuration, replicas are replaced one after the other. See docs/deployment.md.
     """
+    ray.scaling(engine.num_seqs)  # says what contradicts
     if find_spec("ray") is None:
         raise ConfigError("Ray is not installed: pip install 'pagoda-llm[ray]', in an environment of its own")
     from pagoda.deploy.ray import Cluster, run
 
     run(Cluster(engine, server, gateway, cost, ray))
-    typer.echo(f"http://{server.host}:{server.port}/v1 answers, with {ray.replicas} engines")
+    number = f"{ray.replicas}" if ray.max_replicas is None else f"{ray.replicas} to {ray.max_replicas}"
+    typer.echo(f"http://{server.host}:{server.port}/v1 answers, with {number} engines")
     if ray.address is None:
         signal.pause()
