@@ -85,7 +85,7 @@ def test_after_a_broken_stream_it_guesses_and_listens_again() -> None:
         wait_for(lambda: matched(gated, name, 1) >= 3)
         upstream = upstreams(gated)[name]
         before = upstream.prefixes
-        for listener in list(served.server._service._model.prefix_events._listeners):  # type: ignore[attr-defined]
+        for listener in list(served.server.service.model().prefix_events._listeners):
             listener.is_cut_off = True
         wait_for(lambda: upstream.prefixes is not before)
         assert matched(gated, name, 1) >= 3
