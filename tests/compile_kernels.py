@@ -30,13 +30,14 @@ from triton.runtime.jit import JITFunction
 
 from pagoda.backends.cuda.adapters import AdapterTables, CudaAdapter, Factors, Site, StepAdapters
 from pagoda.backends.cuda.fast import FastOps
-from pagoda.backends.cuda.kernels import grouped
+from pagoda.backends.cuda.kernels import gated, grouped
+from pagoda.backends.cuda.kernels.gated import KINDS as KINDS_OF_GATES
 from pagoda.backends.cuda.kv import DTYPES, KVLayer
-from pagoda.backends.cuda.layer import AttentionLayer
+from pagoda.backends.cuda.layer import AttentionLayer, Rotation
 from pagoda.backends.cuda.metadata import Step
 from pagoda.backends.cuda.planes import PlaneWeight, Scheme, Unpacked, pack
 from pagoda.backends.cuda.unpack import KINDS
-from pagoda.backends.specs import AttentionSpec, KVType, LoraType
+from pagoda.backends.specs import AttentionSpec, DeltaSpec, KVType, LoraType
 from pagoda.formats.blocks import BLOCK_TYPES
 
 TYPES = {
@@ -147,19 +148,30 @@ def ints(*shape: int) -> torch.Tensor:
     return meta(*shape, dtype=torch.int32)
 
 
-def step(tokens: int, *, short: int = 0, long: int = 0, rotary: int = 128) -> Step:
+def step(tokens: int, *, short: int = 0, long: int = 0, rotary: int = 128, longest: int = 1) -> Step:
     angle = meta(tokens, rotary // 2, dtype=torch.float32)
     return Step(
         ints(4096), ints(tokens), ints(tokens), ints(tokens), ints(1), ints(0), ints(short, 2), ints(long, 2),
-        1, ((angle, angle),),
+        1, ints(tokens // longest + 1), ints(tokens // longest), ints(tokens), longest, ((angle, angle),),
     )  # fmt: skip
 
 
 def attention(
-    heads: int = 32, kv_heads: int = 8, size: int = 128, *, norm: bool = False, style: bool = False, **spec: Any
+    heads: int = 32,
+    kv_heads: int = 8,
+    size: int = 128,
+    *,
+    norm: bool = False,
+    style: bool = False,
+    sinks: bool = False,
+    **spec: Any,
 ) -> AttentionLayer:
     weight = meta(size, dtype=torch.float32) if norm else None
-    return AttentionLayer(AttentionSpec(heads, kv_heads, size, 0.1, **spec), 0, 0, 0, size, style, weight, weight)
+    of_heads = meta(heads, dtype=torch.float32) if sinks else None
+    rotation = Rotation(0, size, style)
+    return AttentionLayer(
+        AttentionSpec(heads, kv_heads, size, 0.1, **spec), 0, 0, rotation, weight, weight, sinks=of_heads
+    )
 
 
 def weight(type: str, rows: int = 4096, columns: int = 4096) -> PlaneWeight:
@@ -187,6 +199,49 @@ def adapters(type: LoraType) -> tuple[tuple[Site, ...], StepAdapters]:
     return tuple(sites), StepAdapters(tables, (), ints(64), ints(4, 3))
 
 
+def _attention_launches(fast: FastOps) -> Iterator[Launch]:
+    layers: dict[str, tuple[KVType, AttentionLayer]] = {
+        "f16": ("f16", attention()),
+        "bf16": ("bf16", attention(norm=True)),
+        "int8": ("int8", attention(style=True)),
+        "fp8": ("fp8", attention(window=1024)),
+        "f32": ("f32", attention(softcap=50.0)),
+        "f16 sinks": ("f16", attention(64, 8, 64, sinks=True, window=128)),
+        "f16 heads of 256": ("f16", attention(8, 1, 256, norm=True, window=512)),
+        "f16 heads of 512": ("f16", attention(8, 1, 512, norm=True)),
+        "int8 heads of 512": ("int8", attention(16, 2, 512, norm=True)),
+        "f32 heads of 512": ("f32", attention(16, 2, 512, norm=True)),
+    }
+    for name, (kv_type, layer) in layers.items():
+        heads, kv_heads, size = layer.spec.num_heads, layer.spec.num_kv_heads, layer.spec.head_dim
+        q, k = meta(1, 64, heads * size, dtype=torch.bfloat16), meta(1, 64, kv_heads * size, dtype=torch.bfloat16)
+        kv = kv_layer(kv_type, kv_heads, size)
+        short, long = step(64, short=64, rotary=size), step(64, long=2, rotary=size)
+        yield from caught(lambda: fast.rope_and_store_kv(q, k, k, layer, kv, short), f"{name} rope_and_store_kv")
+        yield from caught(lambda: fast.attend(q[0], layer, kv, short), f"{name} short")
+        yield from caught(lambda: fast.attend(q[0], layer, kv, long), f"{name} long")
+    weight = meta(128, dtype=torch.float32)
+    x = meta(1, 64, 32 * 128, dtype=torch.float32)
+    yield from caught(lambda: fast.head_norm(x, weight, 1e-5, 32), "head norm")
+    yield from caught(lambda: fast.rope(x, 32, Rotation(0, 128), short), "rope")
+
+
+def _recurrent_launches(fast: FastOps) -> Iterator[Launch]:
+    """Of Qwen3.5 9B's shape."""
+    spec = DeltaSpec(16, 32, 128, 128, tiled=True)
+    columns = 2 * 16 * 128 + 32 * 128
+    x, per_head = meta(1, 64, columns, dtype=torch.bfloat16), meta(1, 64, 32, dtype=torch.bfloat16)
+    taps, numbers = meta(columns, 4, dtype=torch.float32), meta(32, dtype=torch.float32)
+    rows, states = meta(100, 3, columns, dtype=torch.float32), meta(100, 32, 128, 128, dtype=torch.float32)
+    qkv = meta(1, 64, columns, dtype=torch.float32)
+    for name, longest in (("one token", 1), ("several tokens", 32)):
+        of = step(64, longest=longest)
+        yield from caught(lambda: fast.short_conv(x, taps, rows, of, silu=True), f"short conv {name}")
+        yield from caught(
+            lambda: fast.delta_rule(qkv, per_head, per_head, numbers, numbers, spec, states, of), "delta rule"
+        )
+
+
 def launches() -> Iterator[Launch]:
     """Every kernel in every variant that differs in code."""
     half, brain = torch.float16, torch.bfloat16
@@ -202,20 +257,15 @@ def launches() -> Iterator[Launch]:
     parts = meta(4, 64, 4096, dtype=torch.float32)
     yield from caught(lambda: fast.norm(None, parts, norm_weight, 1e-5), "norm of parts")
     yield from caught(lambda: fast.gated(parts, parts, "gelu_tanh"), "gelu_tanh of parts")
-    yield from caught(lambda: fast.gated(x64, x64, "gelu"), "gelu")
+    for activation in KINDS_OF_GATES:
+        yield from caught(lambda: gated.gated(x64, x64, activation, brain), f"{activation}")
+    yield from caught(lambda: fast.gated(x64, None, "relu2"), "relu2 alone")
+    yield from caught(lambda: fast.norm(wide, x, norm_weight, 1e-5, norm_weight), "layer norm")
     yield from caught(lambda: fast.linear(x1, w, None, brain), "one token")
     yield from caught(lambda: invariant.linear(x64, w, None, brain), "invariant")
     yield from caught(lambda: fast.linear(x64, w, None, torch.float32), "logits")
-    q, k = meta(1, 64, 4096, dtype=brain), meta(1, 64, 1024, dtype=brain)
-    for kv_type, layer in {
-        "f16": attention(), "bf16": attention(norm=True), "int8": attention(style=True), "fp8": attention(window=1024),
-        "f32": attention(softcap=50.0),
-    }.items():  # fmt: skip
-        kv = kv_layer(kv_type)  # type: ignore[arg-type]
-        short, long = step(64, short=64), step(64, long=2)
-        yield from caught(lambda: fast.rope_and_store_kv(q, k, k, layer, kv, short), f"{kv_type} rope_and_store_kv")
-        yield from caught(lambda: fast.attend(q[0], layer, kv, short), f"{kv_type} short")
-        yield from caught(lambda: fast.attend(q[0], layer, kv, long), f"{kv_type} long")
+    yield from _attention_launches(fast)
+    yield from _recurrent_launches(fast)
     h1, h16, h256 = meta(1, 1, 4096), meta(1, 16, 4096), meta(1, 256, 4096)
     fast = FastOps(half, max_context=8192, max_seqs=64)
     for name, planes in {**{type: weight(type) for type in KINDS}, "g128": gptq()}.items():

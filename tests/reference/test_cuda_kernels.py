@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,13 +22,13 @@ from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.fast import FastOps
 from pagoda.backends.cuda.kernels import dense, grouped
 from pagoda.backends.cuda.kv import DTYPES, KVPool
-from pagoda.backends.cuda.layer import AttentionLayer
+from pagoda.backends.cuda.layer import AttentionLayer, Rotation
 from pagoda.backends.cuda.metadata import Limits, Step, StepBuffer, TileSizes
 from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.planes import PlaneWeight, dequantize
 from pagoda.backends.cuda.unpack import KINDS
 from pagoda.backends.cuda.weights import WeightLoader
-from pagoda.backends.specs import Activation, AttentionSpec, KVGroup, KVType
+from pagoda.backends.specs import Activation, AttentionSpec, KVType
 from pagoda.formats.blocks import BLOCK_TYPES
 from pagoda.types import Batch, RawTensor
 from tiny_blocks import encode, noise
@@ -68,12 +69,30 @@ def test_norm_of_what_is_added(parts: int, stream: bool) -> None:
     assert torch.allclose(x, y, atol=1e-6)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
+def test_layer_norm() -> None:
+    x, weight, bias = numbers(1, 3, 96) + 2, numbers(96, name="w"), numbers(96, name="b")
+    fast, eager = ops()
+    close(fast.norm(None, x, weight, 1e-5, bias), eager.norm(None, x, weight, 1e-5, bias))
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
 def test_gated(activation: Activation) -> None:
-    gate, up = numbers(2, 3, 100, name="gate") * 3, numbers(1, 3, 100, name="up")
+    gate, up = numbers(2, 3, 100, name="gate") * 8, numbers(1, 3, 100, name="up") * 8
     for dtype, tolerance in ((F32, 2e-6), (torch.float16, 1e-3)):
         fast, eager = ops(dtype)
         close(fast.gated(gate, up, activation), eager.gated(gate, up, activation), tolerance)
+        close(fast.gated(gate, None, activation), eager.gated(gate, None, activation), tolerance)
+        close(fast.multiply(gate, up), eager.multiply(gate, up), tolerance)
+
+
+def test_heads_are_normed_or_turned_alone() -> None:
+    x, weight = numbers(2, 3, 11 * 24), numbers(24, name="w")
+    fast, eager = ops()
+    close(fast.head_norm(x, weight, 1e-5, 11), eager.head_norm(x, weight, 1e-5, 11))
+    for rotation in (Rotation(0, 16, True), Rotation(0, 24, False)):
+        layer = AttentionLayer(AttentionSpec(11, 11, 24, 1.0), 0, 0, rotation)
+        step = step_of([3], [40], TileSizes(16, 16, 16), layer)
+        close(fast.rope(x, 11, rotation, step), eager.rope(x, 11, rotation, step))
 
 
 def test_gated_stays_within_half_precision() -> None:
@@ -147,16 +166,16 @@ def step_of(counts: list[int], contexts: list[int], sizes: TileSizes, layer: Att
     buffer = StepBuffer(Limits(64, 8, 8, 64, 1), sizes, CPU)
     padded = total + 1 if max(counts) == 1 else total  # decoding is padded
     step = buffer.send(buffer.lay_out(batch, padded, 1), batch.tokens)
-    angle = step.positions[:, None] * torch.linspace(1, 0.01, max(layer.rotary_dim // 2, 1))
+    angle = step.positions[:, None] * torch.linspace(1, 0.01, max(layer.rotation.dim // 2, 1))
     return step.with_angles(((angle.cos(), angle.sin()),))
 
 
 def pool_of(layer: AttentionLayer, kv_type: KVType) -> KVPool:
-    pool = KVPool(KVGroup((0,), layer.spec.window), 64, layer.spec.num_kv_heads, layer.spec.head_dim, kv_type, CPU)
+    pool = KVPool((0,), 64, (layer.spec.num_kv_heads, layer.spec.head_dim), kv_type, CPU)
     old = numbers(*pool.k.shape[1:], name="old")
     if pool.kind:
         pool.k[0], pool.v[0] = ((old * 50).to(pool.k.dtype) for _ in "kv")
-        for scales in pool._scales:
+        for scales in pool.scales:
             scales[0] = 0.02
     else:
         pool.k[0], pool.v[0] = old.to(pool.k.dtype), old.flip(0).to(pool.k.dtype)
@@ -164,12 +183,16 @@ def pool_of(layer: AttentionLayer, kv_type: KVType) -> KVPool:
 
 
 LAYERS: dict[str, AttentionLayer] = {
-    "grouped": AttentionLayer(AttentionSpec(4, 2, 16, 0.25), 0, 0, 0, 16, False),
-    "windowed": AttentionLayer(AttentionSpec(2, 2, 16, 0.25, window=20), 0, 0, 0, 16, True),
+    "grouped": AttentionLayer(AttentionSpec(4, 2, 16, 0.25), 0, 0, Rotation(0, 16)),
+    "windowed": AttentionLayer(AttentionSpec(2, 2, 16, 0.25, window=20), 0, 0, Rotation(0, 16, True)),
     "capped, normed": AttentionLayer(
-        AttentionSpec(3, 1, 24, 0.25, softcap=2.0), 0, 0, 0, 16, False,
+        AttentionSpec(3, 1, 24, 0.25, softcap=2.0), 0, 0, Rotation(0, 16),
         numbers(24, name="qn") + 1, numbers(24, name="kn") + 1, 1e-5,
     ),
+    "with sinks": AttentionLayer(
+        AttentionSpec(6, 2, 16, 0.25, window=20), 0, 0, Rotation(0, 16), sinks=numbers(6, name="sinks") * 2
+    ),
+    "of large heads": AttentionLayer(AttentionSpec(4, 2, 288, 0.06), 0, 0, Rotation(0, 288)),
 }  # fmt: skip
 
 
@@ -186,6 +209,9 @@ TOLERANCES: dict[KVType, float] = {"f32": 2e-6, "f16": 2e-3, "int8": 5e-3, "fp8"
         ("capped, normed", "f32"),
         ("capped, normed", "int8"),
         ("grouped", "fp8"),
+        ("with sinks", "f32"),
+        ("with sinks", "int8"),
+        ("of large heads", "f32"),
     ],
 )
 @pytest.mark.parametrize(("counts", "contexts"), [([1, 1], [300, 17]), ([18, 1, 2], [37, 5, 50])])
@@ -212,6 +238,17 @@ def test_attention(name: str, kv_type: KVType, counts: list[int], contexts: list
     assert (stored[0] - stored[1]).abs().max() <= (1 if pools[0].kind else 2e-2)
 
 
+def test_queries_over_keys_of_another_layer() -> None:
+    layer = LAYERS["capped, normed"]
+    fast, eager = ops()
+    step = step_of([3], [40], TileSizes(16, 16, 16), layer)
+    q, kv = numbers(2, 3, 3 * 24, name="q"), pool_of(layer, "f32").layer(0)
+    before = kv.k.clone()
+    got, right = (op.rope_and_store_kv(q, None, None, layer, kv, step)[None] for op in (fast, eager))
+    close(got, right)
+    assert torch.equal(kv.k, before)
+
+
 def test_bits_of_attention_do_not_depend_on_the_cut_or_the_batch() -> None:
     """A row alone, in a tile with others, and beside another sequence; with chunks shared by several programs."""
     layer = LAYERS["grouped"]
@@ -234,10 +271,10 @@ def test_bits_of_attention_do_not_depend_on_the_cut_or_the_batch() -> None:
 def test_kernels_compile_for_gpus() -> None:
     """To machine code, for an A100 and an H100, in a process where nothing is interpreted."""
     script = Path(__file__).parents[1] / "compile_kernels.py"
-    wanted = ["fp8 short", "Q4_K (one|few)", "(bf16|int8) adapters"]
+    wanted = ["fp8 short", "Q4_K (one|few)", "(bf16|int8) adapters", "delta rule"]
     environment = {"PYTHONPATH": ":".join(path for path in sys.path if path), "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
     done = subprocess.run(
         [sys.executable, script, "80", "90", *wanted], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("sm_80") == done.stdout.count("sm_90") == 8
+    assert done.stdout.count("sm_80") == done.stdout.count("sm_90") == 9

@@ -74,7 +74,7 @@ def test_weights_that_cannot_fit_are_not_loaded(
 def test_running_out_while_loading_is_said_with_the_remedy(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = EngineSettings(path, backend="torch-cpu", kv_memory_bytes=MIB)
     with monkeypatch.context() as patch:
-        patch.setattr(cuda_model, "KVPool", out_of_memory)
+        patch.setattr(cuda_model, "KVBlocks", out_of_memory)
         with pytest.raises(CapacityError, match=r"cannot hold the KV cache; lower --kv-memory"):
             load_engine(settings)
     monkeypatch.setattr(WeightLoader, "_load", out_of_memory)

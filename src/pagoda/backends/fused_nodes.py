@@ -57,7 +57,7 @@ class Rowwise:
 
 @dataclass(frozen=True, slots=True)
 class AddNorm:
-    """x becomes x + y, which is the value `sum`; `out` is its norm."""
+    """x becomes x + y, which is the value `sum`; `out` is its norm, a layer norm where there is a bias."""
 
     out: Node
     sum: Node
@@ -65,6 +65,7 @@ class AddNorm:
     y: Node
     weight: RawTensor
     eps: float
+    bias: RawTensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

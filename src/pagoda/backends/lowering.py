@@ -148,12 +148,18 @@ class _Lowering:
         x, y = node["x"], node["y"]
         before: list[FusedNode] = [self._made_apart(waiting) for waiting in x.users if self._waits(waiting, node)]
         self._added(node)
-        norm = self.nodes[node.index + 1] if node.index + 1 < len(self.nodes) else None
-        if self.fusions.sums_with == "norms" and norm is not None and norm.op == "rms_norm" and norm["x"] is node:
+        norm = self._norm_after(node) if self.fusions.sums_with == "norms" else None
+        if norm is not None:
             self._make(norm)
             self._read(node)
-            return [*before, AddNorm(norm, node, x, y, norm["weight"], norm["eps"])]
+            bias = norm["bias"] if norm.op == "layer_norm" else None
+            return [*before, AddNorm(norm, node, x, y, norm["weight"], norm["eps"], bias)]
         return [*before, Rowwise(node, y, x)]
+
+    def _norm_after(self, add: Node) -> Node | None:
+        """The norm that comes next, if it is the sum's."""
+        after = self.nodes[add.index + 1] if add.index + 1 < len(self.nodes) else None
+        return after if after is not None and after.op in ("rms_norm", "layer_norm") and after["x"] is add else None
 
     def _waits(self, node: Node, before: Node) -> bool:
         """Whether the op was folded into a later node than `before`, so that its value is still to be made."""

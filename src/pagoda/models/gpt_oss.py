@@ -162,5 +162,5 @@ FAMILY = Family(
     gguf_whole_yarn=False,
     is_converted=False,
     compared=("llama.cpp 0.3.36: log-probabilities",),
-    not_covered="GPUs (attention sinks); adapters of experts; conversion; calibration",
+    not_covered="adapters of experts; conversion; calibration",
 )

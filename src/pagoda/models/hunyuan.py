@@ -14,7 +14,6 @@ FAMILY = Family(
     hf_class="HunYuanDenseV1ForCausalLM",
     build=llama.build,
     compared=("llama.cpp 0.3.36: greedy tokens",),
-    not_covered="GPUs",
     tensors=TENSORS
     | {
         "attn_q_norm": ("blk.{i}.attn_q_norm", "model.layers.{i}.self_attn.query_layernorm"),

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import astuple
 
 import torch
 
-from pagoda.backends import states
 from pagoda.backends.base import ForwardModel
-from pagoda.backends.cuda.compile import ProgramCompiler, fusions
+from pagoda.backends.cuda.compile import ProgramCompiler, fusions, is_computed
 from pagoda.backends.cuda.eager import WAITING, EagerOps
-from pagoda.backends.cuda.kv import DTYPES
+from pagoda.backends.cuda.kv import DTYPES, Heads
 from pagoda.backends.cuda.measure import measure_buffers
-from pagoda.backends.cuda.metadata import Limits
+from pagoda.backends.cuda.metadata import Limits, TileSizes
 from pagoda.backends.cuda.model import CudaModel
 from pagoda.backends.cuda.options import CudaOptions
 from pagoda.backends.cuda.shard import WHOLE, Shard, cut
+from pagoda.backends.cuda.states import device_shapes
 from pagoda.backends.cuda.weights import WeightLoader, compute_type
-from pagoda.backends.lowering import kv_layers, lower, qk_chains
-from pagoda.backends.specs import AttentionSpec, KVType
+from pagoda.backends.lowering import kv_layers, lower
+from pagoda.backends.specs import KVType
 from pagoda.backends.trace import Node, record
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
@@ -49,14 +50,16 @@ class CudaBackend:
 
         UnsupportedError names what there is no kernel for; CapacityError says how much is missing and what would fit.
         """
-        nodes, spec = self._recorded(model)
+        nodes, heads = self._recorded(model)
         self._check_room(nodes)
+        state_shapes = device_shapes(nodes)
         limits = Limits(
             tokens=max_batch_tokens,
             rows=max(min(max_batch_seqs, max_batch_tokens), 1),
             seqs=min(max_batch_seqs, max_batch_tokens),
             table_width=-(-model.max_context // BLOCK_SIZE) + 1,
             groups=len(model.kv_groups),
+            has_states=bool(state_shapes),
         )
         dtype = compute_type(_matrices(nodes))
         graphs = self._graphs and not any(node.op in WAITING for node in nodes)
@@ -68,12 +71,12 @@ class CudaBackend:
         loaded = CudaModel(
             program,
             groups=model.kv_groups,
-            kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
+            heads=heads,
             kv_type=kv_type,
+            state_shapes=state_shapes,
             vocab_size=model.vocab_size,
             limits=limits,
-            tiles=ops.tile_sizes(spec.num_heads // spec.num_kv_heads, spec.head_dim, 8 * DTYPES[kv_type][1].itemsize),
+            tiles=_tile_sizes(nodes, ops, 8 * DTYPES[kv_type][1].itemsize),
             device=self.device,
             graphs=graphs,
             weight_bytes=weights.num_bytes,
@@ -89,15 +92,13 @@ class CudaBackend:
         """Raise what `load` would, as far as it shows before weights are read."""
         self._check_room(self._recorded(model)[0])
 
-    def _recorded(self, model: ForwardModel) -> tuple[list[Node], AttentionSpec]:
-        """This device's part of the forward pass, and the shape of its attention."""
+    def _recorded(self, model: ForwardModel) -> tuple[list[Node], dict[int, Heads]]:
+        """This device's part of the forward pass, and of its KV heads: by layer how many, and their size."""
         nodes = record(model)
         _check_ops(nodes)
-        layers = list(kv_layers(model, nodes).values())
-        if len({(spec.num_kv_heads, spec.head_dim) for _, spec in layers}) > 1:
-            raise UnsupportedError("layers with heads of several sizes are computed on CPUs alone; use --device cpu")
         cut(nodes, self.shard)
-        return nodes, next(iter(kv_layers(model, nodes).values()))[1]
+        layers = kv_layers(model, nodes)
+        return nodes, {layer: (spec.num_kv_heads, spec.head_dim) for layer, (_, spec) in layers.items()}
 
     @property
     def _graphs(self) -> bool:
@@ -129,19 +130,18 @@ class CudaBackend:
 
 def _check_ops(nodes: list[Node]) -> None:
     """UnsupportedError names what only the CPU backend computes."""
-    attentions = [node for node in nodes if node.op == "attention"]
-    folded = {op for attention in attentions for chain in qk_chains(attention) for op in chain.ops}
-    if any(node.op in states.OPS for node in nodes):
-        raise UnsupportedError("models with recurrent layers are computed on CPUs alone; use --device cpu")
     for node in nodes:
-        apart = node.op in ("head_norm", "rope") and node not in folded
-        plain = node.op == "gated" and node["up"] is None
-        shared = node.op == "attention" and node["k"] is None
-        if apart or plain or shared or node.op in ("layer_norm", "columns", "multiply"):
-            what = {"gated": "activations without a gate", "attention": "layers that share keys and values"}
-            raise UnsupportedError(
-                f"{what.get(node.op, node.op)}: computed on CPUs alone, as are all encoders; use --device cpu"
-            )
+        if (node.op == "embed" and node["by"] != "tokens") or (node.op == "attention" and not node["spec"].causal):
+            raise UnsupportedError("encoders are computed on CPUs alone; use --device cpu")
+        if not is_computed(node.op):
+            raise UnsupportedError(f"{node.op} is computed on CPUs alone; use --device cpu")
+
+
+def _tile_sizes(nodes: list[Node], ops: EagerOps, kv_bits: int) -> TileSizes:
+    """Tiles that attention of every layer can take."""
+    specs = [node["spec"] for node in nodes if node.op == "attention"]
+    sizes = [ops.tile_sizes(spec.num_heads // spec.num_kv_heads, spec.head_dim, kv_bits) for spec in specs]
+    return TileSizes(*(min(each) for each in zip(*map(astuple, sizes), strict=True)))
 
 
 def _what_fits(elements: int, free: int) -> str:

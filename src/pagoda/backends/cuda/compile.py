@@ -1,4 +1,4 @@
-"""Emits a forward pass's fused nodes as steps over `EagerOps`, each of which computes one node of values in parts
+"""Compiles a forward pass's fused nodes to actions over `EagerOps`, each of which computes one node of values in parts
 (`parts.py`). The residual stream stays in float32; siblings among linears are one product, whose columns their readers
 take their part of.
 """
@@ -6,24 +6,37 @@ take their part of.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 
 from pagoda.backends import fused_nodes as fused
 from pagoda.backends import lowering as low
+from pagoda.backends import states
 from pagoda.backends.base import ForwardModel
 from pagoda.backends.cuda.adapters import Site, places_of, sites_of
-from pagoda.backends.cuda.eager import EagerOps, grown
-from pagoda.backends.cuda.layer import AttentionLayer
+from pagoda.backends.cuda.eager import EagerOps
+from pagoda.backends.cuda.layer import AttentionLayer, Rotation
+from pagoda.backends.cuda.paged import grown
 from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.program import Action, Program, Run
 from pagoda.backends.cuda.shard import Shard
 from pagoda.backends.cuda.weights import WeightLoader
 from pagoda.backends.specs import RopeSpec
 from pagoda.backends.trace import Node
-from pagoda.errors import UnsupportedError
 from pagoda.types import RawTensor
+
+FUSED = ("embed", "rms_norm", "layer_norm", "attention", "logits", "hidden_states")  # in nodes, under other names
+STREAMS = ("columns", "short_conv", "delta_rule")  # whose values are new, and float32
+COMPUTED = ("experts", "head_norm", "multiply", "rope", "scale_rows")  # whose values are of the compute type
+
+
+def is_computed(op: str) -> bool:
+    """Whether the compiler, or the ops themselves, know this op."""
+    return op in FUSED or hasattr(EagerOps, op)
 
 
 def fusions(weights: WeightLoader) -> low.Fusions:
@@ -101,12 +114,12 @@ class ProgramCompiler:
 
     def _add_norm(self, node: fused.AddNorm) -> None:
         x, y, total, out, eps, ops = self._stream(node.x), node.y, node.sum, node.out, node.eps, self.ops
-        weight = self.weights.vector(node.weight)
+        weight, bias = self._vector(node.weight), self._vector(node.bias)
         self.streams.add(total)
         self.computed.add(out)
 
         def act(run: Run) -> None:
-            run.values[out] = ops.norm(run.values[x], run.values[y], weight, eps)
+            run.values[out] = ops.norm(run.values[x], run.values[y], weight, eps, bias)
             run.values[total] = run.values[x]
 
         self.actions.append(act)
@@ -138,24 +151,24 @@ class ProgramCompiler:
         return x
 
     def _norm(self, out: Node, norm: fused.Norm) -> None:
-        x, eps, ops, weight = norm.x, norm.eps, self.ops, self.weights.vector(norm.weight)
-        is_stream = x in self.streams
+        x, eps, ops, is_stream = norm.x, norm.eps, self.ops, norm.x in self.streams
+        weight, bias = self._vector(norm.weight), self._vector(norm.bias)
         self.computed.add(out)
 
         def act(run: Run) -> None:
             value = run.values[x]
-            run.values[out] = ops.norm(value, None, weight, eps) if is_stream else ops.norm(None, value, weight, eps)
+            stream, other = (value, None) if is_stream else (None, value)
+            run.values[out] = ops.norm(stream, other, weight, eps, bias)
 
         self.actions.append(act)
 
     def _gated(self, out: Node, gated: fused.Gated) -> None:
-        assert gated.up is not None  # which only encoders leave out
         gate, up, activation, ops = gated.gate, gated.up, gated.activation, self.ops
         self.computed.add(out)
         self.cut.add(out)
 
         def act(run: Run) -> None:
-            run.values[out] = ops.gated(run.values[gate], run.values[up], activation)
+            run.values[out] = ops.gated(run.values[gate], None if up is None else run.values[up], activation)
 
         self.actions.append(act)
 
@@ -224,45 +237,39 @@ class ProgramCompiler:
     # Attention, and ops of their own
 
     def _attention(self, node: fused.Attention) -> None:
-        assert node.k is not None  # layers that share keys and values are refused before
-        assert node.v is not None
-        rope, norms = node.rope, (node.q_norm, node.k_norm)
-        q_norm, k_norm = (None if norm is None else self.weights.vector(norm) for norm in norms)
         layer = AttentionLayer(
             node.spec,
             node.layer,
             self.group_of[node.layer],
-            self._rope_index(rope),
-            0 if rope is None else rope.rotary_dim,
-            rope is not None and rope.style == "interleaved",
-            q_norm,
-            k_norm,
+            self._rotation(node.rope),
+            self._vector(node.q_norm),
+            self._vector(node.k_norm),
             node.eps,
-            self._sinks(node),
+            self._vector(node.sinks),
         )
         q, k, v, out, ops, growth = node.q, node.k, node.v, node.out, self.ops, node.spec.growth
         self.computed.add(out)
         self.cut.add(out)
 
         def act(run: Run) -> None:
-            kv = run.kv[layer.layer]
-            queries = ops.rope_and_store_kv(run.values[q], run.values[k], run.values[v], layer, kv, run.step)
+            kv = run.caches.kv[layer.layer]
+            keys, values = (None if x is None else run.values[x] for x in (k, v))
+            queries = ops.rope_and_store_kv(run.values[q], keys, values, layer, kv, run.step)
             if growth is not None:
                 queries = grown(queries, run.step.positions, growth)
             run.values[out] = ops.attend(queries, layer, kv, run.step)
 
         self.actions.append(act)
 
-    def _sinks(self, node: fused.Attention) -> torch.Tensor | None:
-        if node.sinks is None:
-            return None
-        if not self.ops.takes_sinks:
-            raise UnsupportedError("the GPU kernels' attention takes no sinks yet; serve this model with --device cpu")
-        return self.weights.vector(node.sinks)
+    def _vector(self, raw: RawTensor | None) -> torch.Tensor | None:
+        return None if raw is None else self.weights.vector(raw)
 
-    def _rope_index(self, spec: RopeSpec | None) -> int:
+    def _rotation(self, spec: RopeSpec | None) -> Rotation:
         if spec is None:
-            spec = RopeSpec("neox", np.zeros(1, np.float32))
+            return Rotation(self._rope_index(RopeSpec("neox", np.zeros(1, np.float32))))
+        return Rotation(self._rope_index(spec), spec.rotary_dim, spec.style == "interleaved")
+
+    def _rope_index(self, spec: RopeSpec) -> int:
         for i, other in enumerate(self.ropes):
             if other is spec or (other.scale == spec.scale and np.array_equal(other.inv_freq, spec.inv_freq)):
                 return i
@@ -270,18 +277,37 @@ class ProgramCompiler:
         return len(self.ropes) - 1
 
     def _call(self, node: fused.Call) -> None:
-        """An op that is fused with nothing is the method of its name."""
-        method = getattr(self.ops, node.op, None)
-        if method is None:
-            raise UnsupportedError(f"the CUDA backend does not compute {node.op}")
-        out = node.out
+        """An op that is fused with nothing is the method of its name. Rotations are told the step; ops with a state the
+        step and their states."""
+        method, out, has_state = getattr(self.ops, node.op), node.out, node.op in states.OPS
         values = {name: value for name, value in node.arguments.items() if isinstance(value, Node)}
-        others = {name: self._placed(value) for name, value in node.arguments.items() if name not in values}
+        others: dict[str, Any] = {
+            name: self._taps(value) if node.op == "short_conv" and name == "weight" else self._placed(value)
+            for name, value in node.arguments.items()
+            if name not in values
+        }
+        reads_step = has_state or node.op == "rope"
+        if node.op == "rope":
+            others["rotation"] = self._rotation(others.pop("spec"))
+        key = (node.op, others.pop("layer")) if has_state else None
+        if node.op in STREAMS:
+            self.streams.add(out)
+        elif node.op in COMPUTED:
+            self.computed.add(out)
 
         def act(run: Run) -> None:
-            run.values[out] = method(**{name: run.values[value] for name, value in values.items()}, **others)
+            given = others | {name: run.values[value] for name, value in values.items()}
+            if reads_step:
+                given["step"] = run.step
+            if key is not None:
+                given["states"] = run.caches.states[key]
+            run.values[out] = method(**given)
 
         self.actions.append(act)
+
+    def _taps(self, raw: RawTensor) -> torch.Tensor:
+        """A convolution's weight (C, N), in float32 as a vector is."""
+        return self.weights.vector(replace(raw, shape=(prod(raw.shape),))).view(raw.shape)
 
     def _placed(self, argument: object) -> object:
         """The argument itself, or the weight on the device, or several."""

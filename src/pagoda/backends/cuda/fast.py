@@ -12,13 +12,23 @@ import torch.nn.functional as F
 
 from pagoda.backends.cuda.adapters import Site, StepAdapters
 from pagoda.backends.cuda.eager import EagerOps
-from pagoda.backends.cuda.kernels import attend, dense, gated, grouped, likeliest, lora, norm, rope_and_store_kv
+from pagoda.backends.cuda.kernels import (
+    attend,
+    dense,
+    gated,
+    grouped,
+    likeliest,
+    lora,
+    norm,
+    recurrent,
+    rope_and_store_kv,
+)
 from pagoda.backends.cuda.kv import KVLayer
-from pagoda.backends.cuda.layer import AttentionLayer
+from pagoda.backends.cuda.layer import AttentionLayer, Rotation
 from pagoda.backends.cuda.metadata import Step, TileSizes
 from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.planes import PlaneWeight, Weight
-from pagoda.backends.specs import Activation
+from pagoda.backends.specs import Activation, DeltaSpec
 
 # Tokens up to which a kernel serves. Estimates from bytes and operations, not yet measured.
 DENSE_SKINNY = 1  # beyond it the library's product
@@ -30,8 +40,6 @@ INVARIANT_ROWS = 256  # tokens whose chunks are kept at once
 
 class FastOps(EagerOps):
     """`EagerOps` by kernels."""
-
-    takes_sinks = False
 
     def __init__(self, dtype: torch.dtype, *, batch_invariant: bool = False, max_context: int, max_seqs: int) -> None:
         super().__init__(dtype, batch_invariant=batch_invariant)
@@ -49,8 +57,22 @@ class FastOps(EagerOps):
             return grouped.decode(table, tokens, torch.float32, factor=scale)[None]
         return (F.embedding(tokens, table).to(torch.float32) * scale)[None]
 
-    def norm(self, x: torch.Tensor | None, y: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        return norm.norm(x, y, weight, eps, self.dtype)
+    def norm(
+        self,
+        x: torch.Tensor | None,
+        y: torch.Tensor | None,
+        weight: torch.Tensor,
+        eps: float,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return norm.norm(x, y, weight, eps, bias, self.dtype)
+
+    def head_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, num_heads: int) -> torch.Tensor:
+        return rope_and_store_kv.turned(x, num_heads, weight, eps, Rotation(), None, self.dtype)[None]
+
+    def rope(self, x: torch.Tensor, num_heads: int, rotation: Rotation, step: Step) -> torch.Tensor:
+        angles = step.angles[rotation.index]
+        return rope_and_store_kv.turned(x, num_heads, None, 0.0, rotation, angles, self.dtype)[None]
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         x[0] += whole(y)
@@ -87,7 +109,13 @@ class FastOps(EagerOps):
         lora.add(x, out, sites, places, step)
 
     def rope_and_store_kv(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: AttentionLayer,
+        kv: KVLayer,
+        step: Step,
     ) -> torch.Tensor:
         return rope_and_store_kv.rope_and_store_kv(q, k, v, layer, kv, step, self.dtype)
 
@@ -114,10 +142,36 @@ class FastOps(EagerOps):
             self._scratch = torch.empty(size, dtype=torch.float32, device=device)
         return self._scratch
 
-    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
-        if activation == "clamped_swiglu":
-            return super().gated(gate, up, activation)
+    def gated(self, gate: torch.Tensor, up: torch.Tensor | None, activation: Activation) -> torch.Tensor:
         return gated.gated(gate, up, activation, self.dtype)
+
+    def multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return gated.gated(x, y, None, self.dtype)
+
+    def short_conv(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        states: torch.Tensor,
+        step: Step,
+        *,
+        silu: bool,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return recurrent.short_conv(x, weight, bias, states, step, silu=silu)
+
+    def delta_rule(
+        self,
+        qkv: torch.Tensor,
+        alpha: torch.Tensor,
+        beta: torch.Tensor,
+        decay: torch.Tensor,
+        dt_bias: torch.Tensor,
+        spec: DeltaSpec,
+        states: torch.Tensor,
+        step: Step,
+    ) -> torch.Tensor:
+        return recurrent.delta_rule(qkv, alpha, beta, decay, dt_bias, states, spec, step)
 
     def likeliest(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return likeliest.likeliest(logits, count)

@@ -8,15 +8,15 @@ buffer, whose header says where the block tables lie, so nothing of the context'
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from pagoda.backends.cuda.kv import KVLayer
 from pagoda.backends.cuda.metadata import StepBuffer
 from pagoda.backends.cuda.program import Program
+from pagoda.backends.cuda.states import Caches
 from pagoda.types import Batch
 
 LARGEST = 512  # sequences; above it a step is long enough to hide its launches
@@ -53,30 +53,32 @@ class DecodeGraphs:
         self._graphs[size].replay()
         return self._logits[size]
 
-    def capture(self, program: Program, kv: Mapping[int, KVLayer], buffer: StepBuffer, sizes: list[int]) -> None:
+    def capture(self, program: Program, caches: Caches, buffer: StepBuffer, sizes: list[int]) -> None:
         """Capture these sizes; each runs once before, so that kernels are compiled and memory is there."""
         for size in sorted(sizes, reverse=True):
             with torch.inference_mode():
-                self._capture(size, program, kv, buffer)
+                self._capture(size, program, caches, buffer)
 
-    def _capture(self, size: int, program: Program, kv: Mapping[int, KVLayer], buffer: StepBuffer) -> None:
+    def _capture(self, size: int, program: Program, caches: Caches, buffer: StepBuffer) -> None:
         batch = _empty_batch(buffer.limits.groups)
         step = buffer.send(buffer.lay_out(batch, size, size), batch.tokens)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            program(step, kv)
+            program(step, caches)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits = program(step, kv).logits
+            logits = program(step, caches).logits
         assert logits is not None
         self._pool = self._pool or graph.pool()
         self._graphs[size], self._logits[size] = graph, logits
 
 
 def _empty_batch(num_groups: int) -> Batch:
-    """A step to capture with: one token in block 0, which the first sequence that gets the block writes over."""
+    """A step to capture with: one token in block 0, which the first sequence that gets the block writes over. Its state
+    is saved nowhere."""
     zero = np.zeros(1, np.int32)
-    return Batch(zero, zero, np.array([0, 1], np.int32), zero + 1, (zero[:, None],) * num_groups, zero)
+    batch = Batch(zero, zero, np.array([0, 1], np.int32), zero + 1, (zero[:, None],) * num_groups, zero)
+    return replace(batch, state_starts=zero - 1, state_saves=zero - 1)

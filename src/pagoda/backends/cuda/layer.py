@@ -9,14 +9,21 @@ import torch
 from pagoda.backends.specs import AttentionSpec
 
 
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """How heads turn."""
+
+    index: int = 0  # which of the step's angles
+    dim: int = 0  # 0: nothing is rotated
+    interleaved: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionLayer:
     spec: AttentionSpec
-    layer: int
+    layer: int  # whose keys and values it reads
     group: int  # of KV, whose block table it reads
-    rope_index: int  # which of the step's angles
-    rotary_dim: int  # 0: nothing is rotated
-    interleaved: bool
+    rotation: Rotation
     q_norm: torch.Tensor | None = None  # [D] f32
     k_norm: torch.Tensor | None = None
     eps: float = 0.0  # of both norms

@@ -23,7 +23,7 @@ def measure_buffers(model: CudaModel, limits: Limits, *, graphs: bool) -> tuple[
     try:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        model.allocate_pools((1,) * limits.groups)
+        model.allocate_pools((1,) * limits.groups, int(limits.has_states))
         run_batch(model, largest_step(limits))
         model.top_k_blocks(1, weights=False)
         peak = torch.cuda.max_memory_allocated(device) - before
@@ -62,4 +62,6 @@ def largest_step(limits: Limits) -> Batch:
         context_lens=counts,
         block_tables=(np.zeros((len(counts), width), np.int32),) * limits.groups,
         logit_rows=np.arange(min(limits.rows, counts.sum()), dtype=np.int32),
+        state_starts=np.full(len(counts), -1, np.int32),
+        state_saves=np.full(counts.sum(), -1, np.int32),
     )

@@ -5,6 +5,8 @@
     rows                        [max_rows] whose logits are wanted
     hidden                      [capacity] whose hidden states are wanted
     short, long                 tiles of consecutive tokens of one sequence: first token and count, [capacity, 2] each
+    seq_starts, state_starts, state_saves   as `Batch` has them, of models with a state; a padding token is a sequence
+                                of its own, which begins at no state and is saved nowhere
     tables                      [B, width] of each group
 
 Everything but the tables has a fixed place, so that a captured graph finds it. Attention takes tiles of two kinds:
@@ -37,10 +39,12 @@ class Limits:
     seqs: int
     table_width: int  # blocks of the longest sequence
     groups: int
+    has_states: bool = False
 
     @property
     def ints(self) -> int:
-        return HEADER + 8 * self.tokens + self.rows + self.groups * self.seqs * self.table_width
+        states = 2 * self.seqs + 1 + self.tokens if self.has_states else 0
+        return HEADER + 8 * self.tokens + self.rows + states + self.groups * self.seqs * self.table_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,10 @@ class Step:
     short: torch.Tensor  # [n, 2]
     long: torch.Tensor  # [m, 2]
     short_len: int  # tokens of the longest short tile
+    seq_starts: torch.Tensor  # [B + 1]; this and the next two are empty where the model has no state
+    state_starts: torch.Tensor  # [B]
+    state_saves: torch.Tensor  # [T]
+    longest: int  # tokens of the longest sequence
     angles: tuple[Angles, ...] = ()
     adapters: StepAdapters | None = None  # None: no token asks for one
 
@@ -84,6 +92,8 @@ class Layout:
     num_short: int
     num_long: int
     short_len: int
+    num_seqs: int  # padded
+    longest: int
 
 
 class StepBuffer:
@@ -100,9 +110,11 @@ class StepBuffer:
         self._next = 0
         self._device = torch.zeros(limits.ints, dtype=torch.int32, device=device)
         tokens, rows = limits.tokens, limits.rows
-        ends = np.cumsum([HEADER, tokens, tokens, tokens, rows, tokens, 2 * tokens, 2 * tokens]).tolist()
+        sizes = [HEADER, tokens, tokens, tokens, rows, tokens, 2 * tokens, 2 * tokens]
+        sizes += [limits.seqs + 1, limits.seqs, tokens] if limits.has_states else [0, 0, 0]
+        ends = np.cumsum(sizes).tolist()
         self._tokens, self._positions, self._seqs, self._rows, self._hidden, *places = ends
-        self._short, self._long, self._tables = places
+        self._short, self._long, self._seq_starts, self._state_starts, self._state_saves, self._tables = places
 
     def lay_out(self, batch: Batch, num_tokens: int, num_rows: int) -> Layout:
         """A batch padded to num_tokens and num_rows, without its tokens."""
@@ -119,13 +131,15 @@ class StepBuffer:
         num_short = len(short) if used == num_tokens else num_tokens  # padding comes with decoding: a tile a token
         _put(array, self._short, short.reshape(-1), 2 * num_short)
         _put(array, self._long, long.reshape(-1), 2 * len(long))
+        num_seqs = len(counts) + num_tokens - used
+        self._put_states(array, batch, num_tokens, num_seqs)
         end = self._put_tables(array, batch.block_tables)
-        short_len = int(short[:, 1].max(initial=0))
-        return Layout(host, end, num_tokens, num_rows, num_hidden, num_short, len(long), short_len)
+        short_len, longest = int(short[:, 1].max(initial=0)), int(counts.max())
+        return Layout(host, end, num_tokens, num_rows, num_hidden, num_short, len(long), short_len, num_seqs, longest)
 
     def send(self, layout: Layout, tokens: Int32Array, adapters: StepAdapters | None = None) -> Step:
         """Put the tokens in, and copy all to the device."""
-        host = self._hosts[layout.host]
+        host, has_states = self._hosts[layout.host], int(self.limits.has_states)
         _put(self._arrays[layout.host], self._tokens, tokens, layout.num_tokens)
         self._device[: layout.end].copy_(host[: layout.end], non_blocking=True)
         if self._sent:
@@ -140,8 +154,24 @@ class StepBuffer:
             short=self._view(self._short, 2 * layout.num_short).view(-1, 2),
             long=self._view(self._long, 2 * layout.num_long).view(-1, 2),
             short_len=layout.short_len,
+            seq_starts=self._view(self._seq_starts, has_states * (layout.num_seqs + 1)),
+            state_starts=self._view(self._state_starts, has_states * layout.num_seqs),
+            state_saves=self._view(self._state_saves, has_states * layout.num_tokens),
+            longest=layout.longest,
             adapters=adapters,
         )
+
+    def _put_states(self, array: Int32Array, batch: Batch, num_tokens: int, num_seqs: int) -> None:
+        if not self.limits.has_states:
+            return
+        assert batch.state_starts is not None
+        assert batch.state_saves is not None
+        used = len(batch.seq_starts)
+        array[self._seq_starts : self._seq_starts + used] = batch.seq_starts
+        padding = np.arange(1, num_seqs + 2 - used, dtype=np.int32)
+        array[self._seq_starts + used : self._seq_starts + num_seqs + 1] = len(batch.tokens) + padding
+        _put(array, self._state_starts, batch.state_starts, num_seqs, filler=-1)
+        _put(array, self._state_saves, batch.state_saves, num_tokens, filler=-1)
 
     def _put_tables(self, array: Int32Array, tables: tuple[Int32Array, ...]) -> int:
         at = self._tables
@@ -192,7 +222,9 @@ def check_tokens(tokens: Int32Array, num_tokens: int, vocab_size: int) -> None:
     _require(tokens.min() >= 0 and tokens.max() < vocab_size, f"a token is outside of a vocabulary of {vocab_size}")
 
 
-def check_batch(batch: Batch, limits: Limits, num_blocks: tuple[int, ...], windows: tuple[int | None, ...]) -> None:
+def check_batch(
+    batch: Batch, limits: Limits, num_blocks: tuple[int, ...], windows: tuple[int | None, ...], num_states: int = 0
+) -> None:
     """ValueError for a step that points outside of anything: kernels check nothing. Tokens are `check_tokens`'s."""
     positions, starts = batch.positions, batch.seq_starts
     count = len(batch.tokens)
@@ -212,6 +244,19 @@ def check_batch(batch: Batch, limits: Limits, num_blocks: tuple[int, ...], windo
         _check_adapters(batch.adapter_of, len(starts) - 1, len(batch.adapters))
     _require(len(batch.block_tables) == len(num_blocks), f"block tables for {len(batch.block_tables)} KV groups")
     _check_tables(batch, limits, num_blocks, windows)
+    if limits.has_states:
+        _check_states(batch, num_states)
+
+
+def _check_states(batch: Batch, num_states: int) -> None:
+    for values, of, count in (
+        (batch.state_starts, "sequences", len(batch.seq_starts) - 1),
+        (batch.state_saves, "tokens", len(batch.tokens)),
+    ):
+        _require(values is not None and len(values) == count, f"a step without a state for each of its {count} {of}")
+        assert values is not None
+        within = values.min() >= -1 and values.max() < num_states
+        _require(within, f"a state outside of the pool of {num_states} is touched")
 
 
 def _check_adapters(adapter_of: Int32Array, seqs: int, adapters: int) -> None:

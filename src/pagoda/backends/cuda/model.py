@@ -14,11 +14,13 @@ from pagoda.backends.base import TopKBlocks, check_ends
 from pagoda.backends.cuda.adapters import AdapterTables, CudaAdapter, StepAdapters, place
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.graphs import DecodeGraphs
-from pagoda.backends.cuda.kv import KVLayer, KVPool, block_bytes
+from pagoda.backends.cuda.kv import Heads, KVBlocks, block_bytes, read_blocks, write_blocks
 from pagoda.backends.cuda.metadata import Layout, Limits, StepBuffer, TileSizes, check_batch, check_tokens
 from pagoda.backends.cuda.program import Program
 from pagoda.backends.cuda.shard import Shard
+from pagoda.backends.cuda.states import Caches, allocate_states, state_bytes
 from pagoda.backends.specs import AdapterWeights, KVGroup, KVType, LoraType
+from pagoda.backends.states import Key
 from pagoda.errors import CapacityError, EngineError
 from pagoda.types import Batch, FloatArray, Int32Array
 
@@ -36,16 +38,15 @@ class CudaModel:
     """A `LoadedModel`, and its own `TokenRanker`. Steps of one token a sequence may run as captured graphs."""
 
     asynchronous = True
-    state_bytes = 0  # models with a state are refused
 
     def __init__(
         self,
         program: Program,
         *,
         groups: tuple[KVGroup, ...],
-        kv_heads: int,
-        head_dim: int,
+        heads: Mapping[int, Heads],
         kv_type: KVType,
+        state_shapes: Mapping[Key, tuple[int, ...]],
         vocab_size: int,
         limits: Limits,
         tiles: TileSizes,
@@ -60,12 +61,14 @@ class CudaModel:
         self.groups = groups
         self.vocab_size = vocab_size
         self._program: Program | None = program
-        self._kv_shape = kv_heads, head_dim, kv_type
+        self._heads, self._kv_type = heads, kv_type  # heads: KV heads and their size, by layer
+        self._state_shapes, self._num_states = state_shapes, 0
+        self.state_bytes = state_bytes(state_shapes)
         self._limits = limits
         self._device = device
         self._buffer = StepBuffer(limits, tiles, device)
-        self._pools: list[KVPool] = []
-        self._layers: Mapping[int, KVLayer] = {}
+        self._pools: list[KVBlocks] = []
+        self._caches = Caches()
         self._graphs = DecodeGraphs(limits.seqs) if graphs else None
         self._staged: _Staged | None = None
         self._no_logits = torch.empty((0, vocab_size), dtype=torch.float32, device=device)
@@ -86,7 +89,7 @@ class CudaModel:
         assert self.program
         if not 0 <= group < len(self.groups):
             raise ValueError(f"KV group {group}, but there are {len(self.groups)}")
-        return block_bytes(self.groups[group], *self._kv_shape)
+        return block_bytes((self._heads[layer] for layer in self.groups[group].layers), self._kv_type)
 
     def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> CudaAdapter:
         """This device's part of it. All adapters of a step must be kept in one type."""
@@ -101,7 +104,7 @@ class CudaModel:
 
     def allocate_kv(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None:
         """The pools, and then the graphs, which hold on to their addresses."""
-        self.allocate_pools(num_blocks)
+        self.allocate_pools(num_blocks, num_states)
         if self._graphs is not None:
             try:
                 self.capture_into(self._graphs, self._graphs.sizes)
@@ -111,26 +114,28 @@ class CudaModel:
                     "--max-num-seqs, or take --no-cuda-graphs"
                 ) from error
 
-    def allocate_pools(self, num_blocks: tuple[int, ...]) -> None:
+    def allocate_pools(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None:
         assert self.program
         if len(num_blocks) != len(self.groups):
             raise ValueError(f"blocks for {len(num_blocks)} KV groups, but there are {len(self.groups)}")
         try:
             self._pools = [
-                KVPool(group, count, *self._kv_shape, self._device)
+                KVBlocks(group, count, self._heads, self._kv_type, self._device)
                 for group, count in zip(self.groups, num_blocks, strict=True)
             ]
+            states = allocate_states(self._state_shapes, num_states, self._device)
         except torch.OutOfMemoryError as error:
             raise CapacityError(
                 "the GPU's memory cannot hold the KV cache; lower --kv-memory, --memory-utilization or --max-context"
             ) from error
-        self._layers = {layer: pool.layer(layer) for pool in self._pools for layer in pool.index}
+        self._num_states = num_states
+        self._caches = Caches({layer: kv for pool in self._pools for layer, kv in pool.layers.items()}, states)
 
     def free_pools(self) -> None:
-        self._pools, self._layers = [], {}
+        self._pools, self._caches = [], Caches()
 
     def capture_into(self, graphs: DecodeGraphs, sizes: list[int]) -> None:
-        graphs.capture(self.program, self._layers, self._buffer, sizes)
+        graphs.capture(self.program, self._caches, self._buffer, sizes)
 
     def stage(self, batch: Batch) -> None:
         """ValueError for a step that must not run."""
@@ -151,7 +156,7 @@ class CudaModel:
             if self._graphs is not None and staged.graph is not None:
                 self.logits = self._graphs.replay(staged.graph)[: staged.num_rows]
             else:
-                results = self.program(step, self._layers)
+                results = self.program(step, self._caches)
                 self.logits = self._no_logits if results.logits is None else results.logits
                 self._hidden_states = results.hidden_states
 
@@ -190,7 +195,8 @@ class CudaModel:
         if not self._pools:
             raise ValueError("a step before there are blocks of its KV groups: call allocate_kv")
         blocks = tuple(pool.num_blocks for pool in self._pools)
-        check_batch(batch, self._limits, blocks, tuple(group.window for group in self.groups))
+        windows = tuple(group.window for group in self.groups)
+        check_batch(batch, self._limits, blocks, windows, self._num_states)
 
     def _to_host(self, tensors: dict[str, torch.Tensor]) -> list[npt.NDArray[Any]]:
         """Copy all, and wait once."""
@@ -215,11 +221,11 @@ class CudaModel:
 
     def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
         with torch.inference_mode():
-            return self._pools[group].read(blocks)
+            return read_blocks(self._pools[group].blocks, blocks)
 
     def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
         with torch.inference_mode():
-            self._pools[group].write(blocks, data)
+            write_blocks(self._pools[group].blocks, blocks, data)
 
     def close(self) -> None:
         """Weights, buffers, graphs and KV go with the last reference."""

@@ -95,7 +95,7 @@ class ParallelModel:
     """A `LoadedModel`: what this process does, the others are told to do too."""
 
     asynchronous = True
-    state_bytes = 0  # models with a state are refused
+    state_bytes = 0  # ops with a state cannot be shared out
 
     def __init__(self, model: CudaModel, ranks: list[tuple[Any, Connection]]) -> None:
         self._model, self._ranks = model, ranks

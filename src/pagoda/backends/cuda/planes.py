@@ -1,7 +1,8 @@
 """Quantized weights as a GPU streams them: codes cut into bit planes, scales apart from them.
 
 A weight [N, C] stands for w = scale * (code - zero) - offset, with a scale and maybe an offset for each `group` columns
-of a row; with a codebook, for scale * codebook[code]. Every block format of GGUF, GPTQ, AWQ and NF4 has this form.
+of a row; with a codebook, for scale * codebook[code]. Every block format of GGUF, GPTQ, AWQ and NF4 has this form; in
+MXFP4 codes are numbers of 4 bits (E2M1), and scales the exponents of powers of two.
 
     planes   codes of b = 4 + 2 bits, say, are a plane of 4 and a plane of 2. Columns go in runs of 4 parts of `part`
              columns; lane j of a run holds column j of each of the four parts, part i at bit i * b. So a lane is
@@ -21,6 +22,8 @@ from typing import TypeAlias
 
 import torch
 
+from pagoda.formats.blocks import E2M1_VALUES
+
 SUPER = 256  # columns of one super-block
 LANE_TYPES = {1: torch.uint8, 2: torch.uint8, 4: torch.int16, 8: torch.int32}
 
@@ -33,6 +36,7 @@ class Scheme:
     group: int  # columns that share a scale
     zero: int = 0
     nibbles: bool = False  # scales holds integer scale and offset in one byte, low and high
+    e2m1: bool = False  # codes are E2M1, taken twice, and scales hold e of 2^(e - 128)
 
     @property
     def part(self) -> int:
@@ -156,8 +160,11 @@ def _transposed(values: torch.Tensor | None, groups: int) -> torch.Tensor | None
 
 def dequantize(weight: PlaneWeight, rows: torch.Tensor | None = None) -> torch.Tensor:
     """All rows, or those asked for, in float32. → [n, C]; what kernels are tested against"""
-    values = _codes(weight, rows).to(torch.float32)
-    values = values - weight.scheme.zero if weight.codebook is None else weight.codebook[values.to(torch.int64)]
+    codes = _codes(weight, rows)
+    book = weight.codebook
+    if weight.scheme.e2m1:
+        book = torch.from_numpy(E2M1_VALUES).to(weight.device, torch.float32)
+    values = codes.to(torch.float32) - weight.scheme.zero if book is None else book[codes.to(torch.int64)]
     scales, offsets = _scales(weight, rows)
     values = values * scales if offsets is None else values * scales - offsets
     values = values[:, : weight.columns]
@@ -192,6 +199,9 @@ def _scales(weight: PlaneWeight, rows: torch.Tensor | None) -> tuple[torch.Tenso
         return chosen.to(torch.float32).repeat_interleave(columns, 0)[:padded].t()
 
     scales, offsets = spread(weight.scales, scheme.group), spread(weight.offsets, scheme.group)
+    if scheme.e2m1:
+        e = scales.to(torch.int32)  # type: ignore[union-attr]
+        scales = torch.where(e < 2, (e + 1) << 21, (e - 1) << 23).view(torch.float32)
     if scheme.nibbles:
         both = scales.to(torch.int32)  # type: ignore[union-attr]
         scales, offsets = (both & 15).to(torch.float32), (both >> 4).to(torch.float32)

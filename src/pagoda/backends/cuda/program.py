@@ -1,4 +1,4 @@
-"""A forward pass as actions on a step's values, one after the other; `compile.py` makes them."""
+"""What a forward pass was compiled to (`compile.py`): actions, each of which computes some values of a step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from pagoda.backends.cuda.adapters import Site
-from pagoda.backends.cuda.kv import KVLayer
 from pagoda.backends.cuda.metadata import Angles, Step
+from pagoda.backends.cuda.states import Caches
 from pagoda.backends.specs import RopeSpec
 from pagoda.backends.trace import Node
 
@@ -20,7 +20,7 @@ class Run:
     """One pass: the step, and the values that were computed so far."""
 
     step: Step
-    kv: Mapping[int, KVLayer]
+    caches: Caches
     values: dict[Node, torch.Tensor]
 
 
@@ -57,8 +57,8 @@ class Program:
             (torch.from_numpy(spec.inv_freq.astype(np.float64)).to(device), float(spec.scale)) for spec in ropes
         ]
 
-    def __call__(self, step: Step, kv: Mapping[int, KVLayer]) -> Results:
-        run = Run(step.with_angles(self._angles(step)), kv, {})
+    def __call__(self, step: Step, caches: Caches) -> Results:
+        run = Run(step.with_angles(self._angles(step)), caches, {})
         for act, unread in self._actions:
             act(run)
             for value in unread:

@@ -66,11 +66,12 @@ def cut(nodes: list[Node], shard: Shard) -> None:
                 _check_even(spec.num_kv_heads, "KV heads", shard)
                 heads, kv_heads = spec.num_heads // shard.size, spec.num_kv_heads // shard.size
                 arguments["spec"] = replace(spec, num_heads=heads, num_kv_heads=kv_heads)
+                arguments["sinks"] = None if node["sinks"] is None else _rows(node["sinks"], shard)
             case "rope" | "head_norm":
                 arguments["num_heads"] //= shard.size
             case "rms_norm" if node["x"].op == "linear" and not _reads_columns(node["x"]):
                 raise ConfigError(f"--tensor-parallel {shard.size}: norms over all heads cannot be shared out")
-            case "rms_norm" | "gated" | "add" | "hidden_states":
+            case "rms_norm" | "layer_norm" | "gated" | "add" | "hidden_states":
                 pass  # as whole or as cut as what they read
             case _:
                 raise ConfigError(f"--tensor-parallel {shard.size}: {node.op} cannot be shared out")

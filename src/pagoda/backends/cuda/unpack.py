@@ -112,6 +112,10 @@ def _iq4_xs(b: Bytes) -> Unpacked:
     return Unpacked(_flat(_nibbles(_runs(b[..., 8:], 16))), _flat(scales), None, _f16(b, 0))
 
 
+def _mxfp4(b: Bytes) -> Unpacked:
+    return Unpacked(_flat(_nibbles(b[..., 1:])), b[..., 0])
+
+
 @dataclass(frozen=True, slots=True)
 class BlockKind:
     scheme: Scheme
@@ -134,4 +138,5 @@ KINDS: dict[str, BlockKind] = {
     "Q5_K": BlockKind(Scheme((4, 1), 32), _q5_k),
     "Q6_K": BlockKind(Scheme((4, 2), 16, zero=32), _q6_k),
     "IQ4_XS": BlockKind(Scheme((4,), 32), _iq4_xs, _IQ4),
+    "MXFP4": BlockKind(Scheme((4,), 32, e2m1=True), _mxfp4),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pagoda.backends.cuda.grouped_weights import from_grouped
@@ -12,6 +13,7 @@ from pagoda.backends.cuda.planes import PlaneWeight, Weight, pack, stack
 from pagoda.backends.cuda.unpack import KINDS
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, dequantize
+from pagoda.formats.mxfp4 import Mxfp4Tensor
 from pagoda.formats.quantized import QuantizedTensor
 from pagoda.types import RawTensor
 
@@ -89,12 +91,14 @@ class WeightLoader:
         return joined
 
     def _load(self, raw: RawTensor) -> Weight:
+        if isinstance(raw, Mxfp4Tensor):
+            return self._load_blocks(raw, "MXFP4", raw.file_blocks())
         if isinstance(raw, QuantizedTensor):
             return self._load_quantized(raw)
         if raw.type in FLOATS:
             return self._load_floats(raw)
         if raw.type in KINDS:
-            return self._load_blocks(raw)
+            return self._load_blocks(raw, raw.type, np.ascontiguousarray(raw.data).reshape(-1).view(np.uint8))
         if raw.type in BLOCK_TYPES:
             return self._load_decoded(raw)
         known = ", ".join([*FLOATS, *BLOCK_TYPES])
@@ -121,14 +125,15 @@ class WeightLoader:
             out[at : at + step] = torch.from_numpy(dequantize(part.data, raw.type, part.shape)).to(self.device)
         return out
 
-    def _load_blocks(self, raw: RawTensor) -> PlaneWeight:
-        kind, block = KINDS[raw.type], BLOCK_TYPES[raw.type]
+    def _load_blocks(self, raw: RawTensor, type: str, flat: npt.NDArray[np.uint8]) -> PlaneWeight:
+        """`flat`: the bytes of its blocks of this type, row by row."""
+        kind, block = KINDS[type], BLOCK_TYPES[type]
         rows, columns = raw.shape
         if columns % block.elements:
             raise UnsupportedError(
-                f"tensor {raw.name!r} has {columns} columns, which {raw.type} packs in blocks of {block.elements}"
+                f"tensor {raw.name!r} has {columns} columns, which {type} packs in blocks of {block.elements}"
             )
-        data = np.ascontiguousarray(raw.data).reshape(-1).view(np.uint8).reshape(rows, columns // block.elements, -1)
+        data = flat.reshape(rows, columns // block.elements, -1)
         book = None if kind.codebook is None else torch.tensor(kind.codebook, dtype=torch.float32, device=self.device)
         step = max(1, self._chunk // columns)
         parts = [

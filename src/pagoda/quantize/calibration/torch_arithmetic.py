@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from pagoda.backends.arithmetic import rope_angles
-from pagoda.backends.cuda.eager import activated, attention, rms_norm, rotate
+from pagoda.backends.cuda.eager import activated, rms_norm
+from pagoda.backends.cuda.paged import attention, rotate
 from pagoda.backends.specs import Activation, AttentionSpec, RopeSpec
 from pagoda.quantize.arrays import Doubles
 from pagoda.types import FloatArray

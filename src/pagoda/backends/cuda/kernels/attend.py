@@ -7,7 +7,8 @@ programs shares the chunks; each leaves maximum, sum and weighted values, and th
 depend on its own sequence alone, never on the batch, nor on how its prompt was cut.
 
 Long tiles (`_long`). A program goes over all keys of its rows with a running maximum: FlashAttention (arXiv
-2205.14135), for prompts. Scores are in units of log2, so that exp2 serves.
+2205.14135), for prompts. Scores are in units of log2, so that exp2 serves. A head's sink, if it has one, is one score
+more, taken in after all keys.
 """
 
 from __future__ import annotations
@@ -93,6 +94,16 @@ def _gather(
 
 
 @triton.jit
+def _with_sink(sink, most, total):
+    """One score more, which no value belongs to. `most` may be -inf, where nothing was seen.
+    → the sum of weights, and what the values gathered so far are multiplied with"""
+    sink = sink * 1.4426950408889634
+    new = tl.maximum(most, sink)
+    shrink = tl.exp2(most - new)
+    return total * shrink + tl.exp2(sink - new), shrink
+
+
+@triton.jit
 def _queries(
     q_ptr, k_pool, first, count, kv_head,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, KIND: tl.constexpr,
@@ -170,9 +181,9 @@ def _split(
 
 @triton.jit(do_not_specialize=["longest"])
 def _combine(
-    acc_ptr, stats_ptr, out_ptr, positions_ptr, tiles_ptr, window, longest,
+    acc_ptr, stats_ptr, out_ptr, sinks_ptr, positions_ptr, tiles_ptr, window, longest,
     H: tl.constexpr, D: tl.constexpr, SLOTS: tl.constexpr, CHUNK: tl.constexpr, MOST: tl.constexpr,
-    BLOCK_D: tl.constexpr, STEP: tl.constexpr,
+    BLOCK_D: tl.constexpr, STEP: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """Merge the chunks of one token and head, in an order that its position fixes."""
     tile = tl.program_id(0) // longest
@@ -205,29 +216,36 @@ def _combine(
             )
             acc = acc * shrink + tl.sum(values * grow[:, None], axis=0)
             most = new
+        if SINKS:
+            total, shrink = _with_sink(tl.load(sinks_ptr + head), most, total)
+            acc = acc * shrink
         out = acc / tl.maximum(total, 1e-30)  # a padding token has seen nothing
         tl.store(out_ptr + (token.to(tl.int64) * H + head) * D + column, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _long(
-    q_ptr, out_ptr, k_pool, v_pool, k_scales, v_scales, meta_ptr, positions_ptr, seqs_ptr, tiles_ptr,
+    q_ptr, out_ptr, k_pool, v_pool, k_scales, v_scales, sinks_ptr, meta_ptr, positions_ptr, seqs_ptr, tiles_ptr,
     group, window, scale, softcap,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, KIND: tl.constexpr, CAPPED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    SINKS: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(1)
     kv_head = tl.program_id(0)
     first = tl.load(tiles_ptr + 2 * tile)
     count = tl.load(tiles_ptr + 2 * tile + 1)
     position = tl.load(positions_ptr + first)
-    q, offset, inside, token, _ = _queries(q_ptr, k_pool, first, count, kv_head, H, K, D, KIND, BLOCK_M, BLOCK_D)
+    q, offset, inside, token, head = _queries(q_ptr, k_pool, first, count, kv_head, H, K, D, KIND, BLOCK_M, BLOCK_D)
     table = table_row(meta_ptr, group, tl.load(seqs_ptr + first))
     begin = tl.maximum(position + 1 - window, 0) // BLOCK_N * BLOCK_N
-    _, total, acc = _over_keys(
+    most, total, acc = _over_keys(
         q, k_pool, v_pool, k_scales, v_scales, table, kv_head, begin, position + count, position + token, window, scale,
         softcap, K, D, KIND, CAPPED, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
     )  # fmt: skip
+    if SINKS:
+        total, shrink = _with_sink(tl.load(sinks_ptr + head, mask=head < H, other=0.0), most, total)
+        acc = acc * shrink[:, None]
     out = acc / tl.maximum(total, 1e-30)[:, None]
     tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -247,13 +265,17 @@ class TileShape:
 
 def short_shape(queries_per_kv_head: int, head_dim: int, bits: int) -> TileShape:
     """`bits` of a number in the KV cache."""
-    keys = 64 if head_dim <= 128 and bits <= 16 else 32
-    return TileShape(max(16, power_of_two(queries_per_kv_head)), keys, 4, 3)
+    rows = max(16, power_of_two(queries_per_kv_head))
+    if head_dim > 256:
+        return TileShape(rows, 16, 4, 2 if bits <= 16 else 1)
+    return TileShape(rows, 64 if head_dim <= 128 and bits <= 16 else 32, 4, 3)
 
 
 def long_shape(queries_per_kv_head: int, head_dim: int, bits: int) -> TileShape:
     group = power_of_two(queries_per_kv_head)
     if bits > 16:  # without tensor cores: what a thread multiplies must fit in its registers
+        return TileShape(max(32, group), 16, 8, 2 if head_dim <= 256 else 1)
+    if head_dim > 256:
         return TileShape(max(32, group), 16, 8, 2)
     rows = max(64 if head_dim > 128 else 128, group)
     return TileShape(rows, 32 if head_dim > 128 else 64, 8 if rows >= 128 else 4, 3 if head_dim <= 64 else 2)
@@ -292,9 +314,9 @@ def attend_short(
         num_warps=shape.num_warps, num_stages=shape.num_stages,
     )  # fmt: skip
     _combine[(tiles.shape[0] * step.short_len, heads)](
-        acc, stats, out, step.positions, tiles, window, step.short_len,
+        acc, stats, out, none if layer.sinks is None else layer.sinks, step.positions, tiles, window, step.short_len,
         H=heads, D=size, SLOTS=slots, CHUNK=CHUNK, MOST=MOST, BLOCK_D=power_of_two(size),
-        STEP=min(16, power_of_two(slots)), num_warps=2,
+        STEP=min(16, power_of_two(slots)), SINKS=layer.sinks is not None, num_warps=2,
     )  # fmt: skip
 
 
@@ -306,11 +328,11 @@ def attend_long(q: torch.Tensor, out: torch.Tensor, layer: AttentionLayer, kv: K
     none = q
     _long[(kv_heads, step.long.shape[0])](
         q, out, kv.k, kv.v, none if kv.k_scale is None else kv.k_scale, none if kv.v_scale is None else kv.v_scale,
-        step.meta, step.positions, step.seqs, step.long,
+        none if layer.sinks is None else layer.sinks, step.meta, step.positions, step.seqs, step.long,
         layer.group, 1 << 30 if spec.window is None else spec.window, spec.scale, spec.softcap or 1.0,
         H=heads, K=kv_heads, D=size, KIND=kv.kind, CAPPED=spec.softcap is not None,
         BLOCK_M=shape.rows, BLOCK_N=shape.keys, BLOCK_D=max(16, power_of_two(size)), PRECISION="ieee",
-        num_warps=shape.num_warps, num_stages=shape.num_stages,
+        SINKS=layer.sinks is not None, num_warps=shape.num_warps, num_stages=shape.num_stages,
     )  # fmt: skip
 
 

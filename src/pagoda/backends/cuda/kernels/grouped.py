@@ -54,11 +54,13 @@ def _over(
 @triton.jit
 def _group(
     scales_ptr, offsets_ptr, over, over_offset, group, n, rows, inside,
-    OFFSET: tl.constexpr, NIBBLES: tl.constexpr,
+    OFFSET: tl.constexpr, NIBBLES: tl.constexpr, E2M1: tl.constexpr,
 ):  # fmt: skip
     """Scale and offset of rows n in a group. → two of float32, the second 0 without OFFSET"""
     at = group * rows + n
     scale = tl.load(scales_ptr + at, mask=inside, other=0)
+    if E2M1:
+        scale = _power_of_two(scale)
     if NIBBLES:
         offset = (scale.to(tl.int32) >> 4).to(tl.float32) * over_offset
         scale = (scale.to(tl.int32) & 15).to(tl.float32)
@@ -70,6 +72,20 @@ def _group(
 
 
 @triton.jit
+def _power_of_two(e):
+    """2^(e - 128) of a byte, by the bits of a float32, which below 2^-126 has another form. → float32"""
+    e = e.to(tl.int32)
+    return tl.where(e < 2, (e + 1) << 21, (e - 1) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _e2m1(code):
+    """Twice a number of a sign, two bits of exponent and one of mantissa, which are put where a float32 has them: 2^127
+    makes up for its exponent. → float32"""
+    return (((code & 7) << 22) | ((code & 8) << 28)).to(tl.float32, bitcast=True) * 1.7014118346046923e38
+
+
+@triton.jit
 def _float(bits):
     """Integers below 2^23 as float32, plus 2^23: one `or` instead of a conversion, which takes several issue slots."""
     return (bits | 0x4B000000).to(tl.float32, bitcast=True)
@@ -78,14 +94,17 @@ def _float(bits):
 @triton.jit
 def _numbers(
     low, high, i: tl.constexpr, run, book_ptr,
-    LOW: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, BOOK: tl.constexpr,
+    LOW: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
 ):  # fmt: skip
-    """What part i of the codes stands for, before scale and offset: code - zero, or the codebook's. → float32"""
+    """What part i of the codes stands for, before scale and offset: code - zero, the codebook's, or a number of 4 bits.
+    → float32"""
     code = _field(low, i, run, LOW)
     if HIGH != 0:
         code |= _field(high, i, run, HIGH) << LOW
     if BOOK:
         return tl.load(book_ptr + code)
+    elif E2M1:
+        return _e2m1(code)
     else:
         return _float(code) - (8388608.0 + ZERO)
 
@@ -110,10 +129,10 @@ def _skinny(
     x_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, bias_ptr, out_ptr,
     tokens, rows, columns, runs, x_row, share,
     LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr,
+    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
     HAS_BIAS: tl.constexpr, TWO: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    IN_PLACE: tl.constexpr = HIGH == 0 and LOW <= 4 and not BOOK
+    IN_PLACE: tl.constexpr = HIGH == 0 and LOW <= 4 and not BOOK and not E2M1
     LANES: tl.constexpr = (1 << 4 * LOW) - 1
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = n < rows
@@ -134,19 +153,19 @@ def _skinny(
         if GROUP % (4 * PART) == 0:
             scale, offset = _group(
                 scales_ptr, offsets_ptr, over, over_offset, run // (GROUP // (4 * PART)), n, rows, inside,
-                OFFSET, NIBBLES,
+                OFFSET, NIBBLES, E2M1,
             )  # fmt: skip
         for i in tl.static_range(4):
             if GROUP % (4 * PART) != 0:
                 scale, offset = _group(
                     scales_ptr, offsets_ptr, over, over_offset, (run * 4 + i) // (GROUP // PART), n, rows, inside,
-                    OFFSET, NIBBLES,
+                    OFFSET, NIBBLES, E2M1,
                 )  # fmt: skip
             if IN_PLACE:
                 w = _numbers_in_place(low, i, LOW, ZERO)
                 factor = scale * (1.0 / (1 << (i * LOW)))
             else:
-                w = _numbers(low, high, i, run, book_ptr, LOW, HIGH, ZERO, BOOK)
+                w = _numbers(low, high, i, run, book_ptr, LOW, HIGH, ZERO, BOOK, E2M1)
                 factor = scale
             column = (run * 4 + i) * PART + j
             x = tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
@@ -172,7 +191,7 @@ def _tiled(
     x_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, bias_ptr, out_ptr,
     tokens, rows, columns, runs, x_row, share,
     LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr,
+    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
     HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -194,9 +213,9 @@ def _tiled(
         for i in tl.static_range(4):
             scale, offset = _group(
                 scales_ptr, offsets_ptr, over, over_offset, (run * 4 + i) // (GROUP // PART), n, rows, inside,
-                OFFSET, NIBBLES,
+                OFFSET, NIBBLES, E2M1,
             )  # fmt: skip
-            w = _numbers(low, high, i, run, book_ptr, LOW, HIGH, ZERO, BOOK) * scale[None, :]  # [PART, N]
+            w = _numbers(low, high, i, run, book_ptr, LOW, HIGH, ZERO, BOOK, E2M1) * scale[None, :]  # [PART, N]
             if OFFSET:
                 w -= offset[None, :]
             column = (run * 4 + i) * PART
@@ -213,7 +232,7 @@ def _decode(
     chosen_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, order_ptr, out_ptr,
     factor, rows, columns, runs,
     LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr,
+    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
     CHOSEN: tl.constexpr, ORDER: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A row and BLOCK_R runs a program."""
@@ -232,9 +251,9 @@ def _decode(
     for i in tl.static_range(4):
         scale, offset = _group(
             scales_ptr, offsets_ptr, over, over_offset, (run * 4 + i) // (GROUP // PART), n, rows, some,
-            OFFSET, NIBBLES,
+            OFFSET, NIBBLES, E2M1,
         )  # fmt: skip
-        w = _numbers(low, high, i, run[:, None], book_ptr, LOW, HIGH, ZERO, BOOK) * scale[:, None]
+        w = _numbers(low, high, i, run[:, None], book_ptr, LOW, HIGH, ZERO, BOOK, E2M1) * scale[:, None]
         if OFFSET:
             w -= offset[:, None]
         column = (run * 4 + i) * PART
@@ -265,6 +284,7 @@ def _kinds(w: PlaneWeight) -> dict[str, Any]:
         "SUPERS": w.super_scales is not None,
         "NIBBLES": w.scheme.nibbles,
         "BOOK": w.codebook is not None,
+        "E2M1": w.scheme.e2m1,
     }
 
 

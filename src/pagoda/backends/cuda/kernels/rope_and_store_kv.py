@@ -1,5 +1,5 @@
 """Queries and keys are normed and rotated, keys and values stored in their KV blocks: one pass over what the product
-of the attention's first matrices left."""
+of the attention's first matrices left. Without keys and values, heads are normed or rotated alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import triton.language as tl
 from pagoda.backends.cuda.kernels.common import load_parts, power_of_two, table_row
 from pagoda.backends.cuda.kernels.quants import to_e4m3, to_int8
 from pagoda.backends.cuda.kv import E4M3, KVLayer
-from pagoda.backends.cuda.layer import AttentionLayer
-from pagoda.backends.cuda.metadata import Step
+from pagoda.backends.cuda.layer import AttentionLayer, Rotation
+from pagoda.backends.cuda.metadata import Angles, Step
 
 HEADS = 8  # of one program
 
@@ -170,14 +170,48 @@ def _rope_and_store_kv(
         )  # fmt: skip
 
 
+@triton.jit
+def _turned(
+    x_ptr, out_ptr, cos_ptr, sin_ptr, norm_ptr, eps, part, row,
+    H: tl.constexpr, D: tl.constexpr, ROT: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+    PARTS: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """A token and some heads a program."""
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    _queries(
+        x_ptr, out_ptr, cos_ptr, sin_ptr, norm_ptr, eps, tl.program_id(0).to(tl.int64), head, part, row,
+        H, D, ROT, INTERLEAVED, NORM, PARTS, PAIRS, REST,
+    )  # fmt: skip
+
+
+def turned(
+    x: torch.Tensor, heads: int, norm: torch.Tensor | None, eps: float, rotation: Rotation, angles: Angles | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    """Heads of x [S, T, H * D], normed if there is a norm [D], then rotated. → [T, H * D]"""
+    tokens, columns = x.shape[1:]
+    size, per = columns // heads, min(HEADS, power_of_two(heads))
+    out = torch.empty((tokens, columns), dtype=dtype, device=x.device)
+    cos, sin = (norm, norm) if angles is None else angles
+    _turned[(tokens, triton.cdiv(heads, per))](
+        x, out, cos, sin, cos if norm is None else norm, eps, x.stride(0), x.stride(1),
+        H=heads, D=size, ROT=rotation.dim, INTERLEAVED=rotation.interleaved, NORM=norm is not None,
+        PARTS=x.shape[0], HEADS=per, PAIRS=power_of_two(max(rotation.dim // 2, 1)),
+        REST=power_of_two(max(size - rotation.dim, 1)), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
 def rope_and_store_kv(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: AttentionLayer, kv: KVLayer, step: Step,
+    q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None, layer: AttentionLayer, kv: KVLayer, step: Step,
     dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     """q [S, T, H * D], k and v [S, T, K * D] → queries ready to attend, [T, H * D]"""
-    spec, tokens = layer.spec, q.shape[1]
+    spec, tokens, rotation = layer.spec, q.shape[1], layer.rotation
+    if k is None or v is None:
+        return turned(q, spec.num_heads, layer.q_norm, layer.eps, rotation, step.angles[rotation.index], dtype)
     heads, kv_heads, size = spec.num_heads, spec.num_kv_heads, spec.head_dim
-    cos, sin = step.angles[layer.rope_index]
+    cos, sin = step.angles[rotation.index]
     out = torch.empty((tokens, heads * size), dtype=dtype, device=q.device)
     per = min(HEADS, power_of_two(heads))
     tiles = triton.cdiv(heads, per) + 2 * triton.cdiv(kv_heads, per)
@@ -188,11 +222,11 @@ def rope_and_store_kv(
         cos, sin, none if layer.q_norm is None else layer.q_norm, none if layer.k_norm is None else layer.k_norm,
         step.meta, step.positions, step.seqs, layer.eps, layer.group,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        H=heads, K=kv_heads, D=size, ROT=layer.rotary_dim, INTERLEAVED=layer.interleaved,
+        H=heads, K=kv_heads, D=size, ROT=rotation.dim, INTERLEAVED=rotation.interleaved,
         Q_NORM=layer.q_norm is not None, K_NORM=layer.k_norm is not None,
         Q_PARTS=q.shape[0], K_PARTS=k.shape[0], V_PARTS=v.shape[0], KIND=kv.kind,
         TOP=448.0 if kv.kind == E4M3 else 127.0, UNIT=256.0 if kv.kind == E4M3 else 1.0, HEADS=per,
-        PAIRS=power_of_two(max(layer.rotary_dim // 2, 1)), REST=power_of_two(max(size - layer.rotary_dim, 1)),
+        PAIRS=power_of_two(max(rotation.dim // 2, 1)), REST=power_of_two(max(size - rotation.dim, 1)),
         BLOCK_D=power_of_two(size), num_warps=4,
     )  # fmt: skip
     return out
