@@ -1,7 +1,6 @@
 #include "adapter.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 
 namespace pagoda {
@@ -57,15 +56,10 @@ std::vector<float> padded(const float *values, int64_t rows, float filler) {
     return all;
 }
 
-uint64_t next_serial() {
-    static std::atomic<uint64_t> last{0};
-    return ++last;
-}
-
 }  // namespace
 
 Adapter::Adapter(const void *of, const std::vector<LoraSite> &sites, const std::vector<LoraFactors> &factors, LoraType kind)
-    : owner(of), serial(next_serial()), type(kind), deltas(sites.size()) {
+    : owner(of), type(kind), deltas(sites.size()) {
     const auto a_size = [&](const LoraFactors &f) {
         return round_up(f.rank * round_up(sites.at(f.site).columns, 16) * lora_element_bytes(type), kAlignment);
     };

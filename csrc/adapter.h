@@ -42,16 +42,11 @@ class Adapter {
     Adapter(const Adapter &) = delete;
 
     const void *owner;
-    const uint64_t serial;  // no other adapter has it
     const LoraType type;
     std::vector<Delta> deltas;  // a site each
     int64_t rank = 0;           // the largest
     bool scales_rows = false;   // at any site
     int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }
-    int64_t a_bytes(const Delta &d) const { return d.rank * d.columns * lora_element_bytes(type); }
-    int64_t panel_bytes(const Delta &d) const {  // of B
-        return lora_b_ranks(type, d.rank) * kPanelRows * lora_element_bytes(type);
-    }
 
   private:
     LazyMemory memory_;

@@ -14,11 +14,6 @@ constexpr int64_t kLoraRanks = 8;  // ranks that lie together in A
 // Ranks of B as they lie in memory: bytes are multiplied two ranks at a time.
 constexpr int64_t lora_b_ranks(LoraType t, int64_t rank) { return t == LoraType::Int8 ? (rank + 1) / 2 * 2 : rank; }
 
-// Memory that is read ahead, a few lines at a time, while something else is computed.
-struct ReadAhead {
-    const uint8_t *at = nullptr, *end = nullptr;
-};
-
 struct LoraArgs {
     // A is [rank / 8][columns / 16][8][16], the last ranks fewer than 8; B is [panels][rank][16], and of bytes
     // [panels][rank / 2][16][2].
@@ -39,7 +34,6 @@ struct LoraArgs {
     const float *row_scale;  // [panels * 16] of what the product has made of out, or null
     const float *before;     // [T][before_stride] what out was before the product was added to it; null: the product alone
     int64_t before_stride;
-    ReadAhead *ahead;        // what is wanted after this product, read meanwhile while there is enough of it; or null
 };
 
 struct LoraKernels {

@@ -25,15 +25,6 @@ PAGODA_INLINE typename S::F lora_row16(const uint8_t *weights, int64_t at) {
 constexpr int kLoraTokens = 4;     // of one tile
 constexpr int kLoraAhead = 2048;   // bytes of A that are read ahead
 
-// Whether `lines` of what comes next are left to read; else the product reads its own numbers ahead.
-PAGODA_INLINE bool lora_reads(const ReadAhead *ahead, int64_t lines) { return ahead && ahead->end - ahead->at >= lines * 64; }
-
-template <int Lines>
-PAGODA_INLINE void lora_read(ReadAhead *ahead) {
-    UNROLL for (int line = 0; line < Lines; ++line) __builtin_prefetch(ahead->at + 64 * line, 0, 2);
-    ahead->at += 64 * Lines;
-}
-
 template <class S, LoraType Type>
 void lora_shrink_as(const LoraArgs &g) {
     const int64_t each = g.end - g.begin;
@@ -49,14 +40,11 @@ void lora_shrink_as(const LoraArgs &g) {
                 x[i] = g.x + g.tokens[t + i] * g.x_stride;
                 UNROLL for (int n = 0; n < N; ++n) acc[i][n] = S::zero();
             }
-            constexpr int kLines = N * 16 * static_cast<int>(lora_element_bytes(Type)) / 64;
-            const bool reads = kLines > 0 && lora_reads(g.ahead, g.columns / 16 * kLines);
             for (int64_t c = 0; c < g.columns; c += 16) {
                 typename S::F values[T];
                 UNROLL for (int i = 0; i < T; ++i) values[i] = S::load(x[i] + c);
                 const int64_t at = c * each + 16 * j;
-                if (reads) lora_read<kLines>(g.ahead);
-                else if (j == 0)  // all ranks' numbers of these columns, once
+                if (j == 0)  // all ranks' numbers of these columns, once
                     for (int64_t line = 0; line < 16 * each * lora_element_bytes(Type); line += 64)
                         __builtin_prefetch(weights + at * lora_element_bytes(Type) + kLoraAhead + line);
                 UNROLL for (int n = 0; n < N; ++n) {
@@ -111,8 +99,7 @@ void lora_expand_as(const LoraArgs &g) {
             constexpr int N = panels;
             typename S::F acc[T][N];
             constexpr int kLines = N * kPanelRows * static_cast<int>(lora_element_bytes(Type)) / 64;
-            const bool reads = lora_reads(g.ahead, g.rank * kLines);
-            for (int64_t line = 0; line < g.rank * kLines && !reads; ++line)  // of the panels that come next
+            for (int64_t line = 0; line < g.rank * kLines; ++line)  // of the panels that come next
                 __builtin_prefetch(g.weights + (p + N) * g.rank * kPanelRows * lora_element_bytes(Type) + 64 * line);
             const float *hidden[T];
             UNROLL for (int i = 0; i < T; ++i) {
@@ -120,7 +107,6 @@ void lora_expand_as(const LoraArgs &g) {
                 UNROLL for (int n = 0; n < N; ++n) acc[i][n] = S::zero();
             }
             for (int64_t j = 0; j < g.rank; ++j) {
-                if (reads) lora_read<kLines>(g.ahead);
                 UNROLL for (int n = 0; n < N; ++n) {
                     const auto row = lora_row16<S, Type>(g.weights, ((p + n) * g.rank + j) * kPanelRows);
                     UNROLL for (int i = 0; i < T; ++i) acc[i][n] = S::fma(row, S::set1(hidden[i][j]), acc[i][n]);
@@ -164,16 +150,13 @@ void lora_expand_bytes(const LoraArgs &g) {
                                        std::min(g.rank, 2 * (first + kLoraPairs)), codes[i]);
             for_tiles<P>(g.begin, g.end, [&](auto panels, int64_t p) __attribute__((always_inline)) {
                 constexpr int N = panels;
-                constexpr int kLines = (N + 1) / 2;  // of 64 bytes
                 typename S::I acc[T][N];
                 UNROLL for (int i = 0; i < T; ++i) UNROLL for (int n = 0; n < N; ++n) acc[i][n] = Pairs::zero();
                 const uint8_t *weights = g.weights + (p * all + first) * 32;
-                const bool reads = lora_reads(g.ahead, pairs * kLines);
-                for (int64_t line = 0; line < N * all / 2 && !reads; ++line)  // of the panels that come next
+                for (int64_t line = 0; line < N * all / 2; ++line)  // of the panels that come next
                     __builtin_prefetch(g.weights + (p + N) * all * 32 + 64 * line);
                 UNROLL for (int n = 0; n < N; ++n) __builtin_prefetch(g.scales + (p + N + n) * kPanelRows);
                 for (int64_t j = 0; j < pairs; ++j) {
-                    if (reads) lora_read<kLines>(g.ahead);
                     UNROLL for (int n = 0; n < N; ++n) {
                         const auto row = Pairs::load(weights + (n * all + j) * 32);
                         UNROLL for (int i = 0; i < T; ++i) acc[i][n] = Pairs::add(acc[i][n], row, Pairs::set(codes[i][j]));

@@ -1,7 +1,6 @@
 #include "program.h"
 
 #include <chrono>
-#include <utility>
 
 namespace pagoda {
 
@@ -9,7 +8,6 @@ namespace {
 
 constexpr int64_t kReadAheadTokens = 8;  // a step of more is bound by arithmetic
 constexpr int64_t kReadAheadItems = 6;   // of each thread's, while it waits
-constexpr int64_t kItemsAStep = 4;       // of a linear stage, before which a few lines of adapters are read ahead
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -67,7 +65,6 @@ int64_t Program::items(size_t stage, const Step &step) const {
 void Program::count_items(const Step &step) {
     const auto threads = static_cast<size_t>(workspace.pool->size());
     if (!counters_) counters_ = std::make_unique<Counter[]>((stages_.size() + 1) * threads);
-    plan_adapters();
     shrinks_done_.store(0, std::memory_order_relaxed);
     for (size_t i = 0; i <= stages_.size(); ++i) share_out(i, i < stages_.size() ? items(i, step) : step.tokens);
 }
@@ -90,44 +87,10 @@ void Program::count_routed(size_t route, const Step &step) {
     }
 }
 
-// Tells the stages which adapters' numbers they will read, where these are not those of the last step.
-void Program::plan_adapters() {
-    std::vector<uint64_t> serials;
-    for (const StepAdapters::Group &g : workspace.adapters.groups) serials.push_back(g.adapter->serial);
-    if (serials == planned_adapters_) return;
-    planned_adapters_ = std::move(serials);
-    shrink_after_.assign(stages_.size(), nullptr);
-    const LoraReading *next = nullptr;
-    for (size_t i = stages_.size(); i-- > 0;) {
-        if (auto *shrink = std::get_if<LoraShrinkStage>(&stages_[i])) {
-            shrink->plan(workspace);
-            next = &shrink->reading;
-        } else if (auto *linear = std::get_if<LinearStage>(&stages_[i])) {
-            if (linear->takes_adapters()) linear->plan_adapters(workspace);
-            shrink_after_[i] = std::exchange(next, nullptr);
-        }
-    }
-}
-
 // Adds what adapters do to the products of the items that this thread has done.
-void Program::finish_products(const LinearStage &linear, const Step &step, int64_t shrinks, const std::vector<Range> &done,
-                              ReadAhead &ahead) {
+void Program::finish_products(const LinearStage &linear, const Step &step, int64_t shrinks, const std::vector<Range> &done) {
     workspace.pool->wait([&] { return shrinks_done_.load(std::memory_order_acquire) >= shrinks * workspace.pool->size(); });
-    for (const Range &items : done) linear.finish(workspace, step, items.begin, items.end, ahead);
-}
-
-// The codes of the weights that the thread will multiply with first in the next linear stage after `stage`.
-ReadAhead Program::next_weights(size_t stage, const Step &step, int thread) const {
-    if (step.tokens > kReadAheadTokens) return {};
-    for (++stage; stage < stages_.size() && !std::holds_alternative<RouteStage>(stages_[stage]); ++stage) {
-        const auto *linear = std::get_if<LinearStage>(&stages_[stage]);
-        if (!linear) continue;
-        const int64_t items = num_items(stage);
-        if (items == 0) return {};
-        const LinearStage::Item first = linear->item(workspace, step, items * thread / workspace.pool->size());
-        return {first.weight->codes(first.panel_begin), first.weight->codes(first.weight->panels)};
-    }
-    return {};
+    for (const Range &items : done) linear.finish(workspace, step, items.begin, items.end);
 }
 
 // What the threads will read first of the weights of the next linear stage after `stage`.
@@ -175,7 +138,6 @@ void Program::work(const Step &step, int thread) {
     std::vector<Stretch> ahead;
     std::vector<Range> done;  // of a linear stage, by this thread
     int64_t shrinks = 0;      // stages so far
-    ReadAhead next;           // of weights, while adapters are computed
     double since = profiling && thread == 0 ? now() : 0.0;
     for (size_t i = 0; i < stages_.size(); ++i) {
         if (num_items(i) == 0) continue;  // so nobody need wait
@@ -183,36 +145,24 @@ void Program::work(const Step &step, int thread) {
         if (linear && !linear->takes_adapters()) linear = nullptr;
         done.clear();
         Range here{0, 0};
-        LoraReader own, others;  // what is added to these products, and what the next ones' adapters read first
-        if (linear) {
-            const int64_t steps = ceil_div(num_items(i), threads * kItemsAStep);
-            own = {linear->reading, thread, threads, steps};
-            if (shrink_after_[i]) others = {*shrink_after_[i], thread, threads, steps};
-        }
         std::visit(
             [&]<class S>(const S &stage) {
                 for_items(i, [&](int64_t item) {
                     if (linear) {
-                        if (item % kItemsAStep == 0) {
-                            own.step();
-                            others.step();
-                        }
                         if (item == here.end) ++here.end;
                         else {
                             if (here.begin < here.end) done.push_back(here);
                             here = {item, item + 1};
                         }
                     }
-                    if constexpr (std::is_same_v<S, LoraShrinkStage>) stage.run(workspace, item, next);
-                    else stage.run(workspace, step, item, scratch);
+                    stage.run(workspace, step, item, scratch);
                     if constexpr (std::is_same_v<S, RouteStage>) count_routed(i, step);
                 });
             },
             stages_[i]);
         if (linear) {
             if (here.begin < here.end) done.push_back(here);
-            next = next_weights(i, step, thread);
-            finish_products(*linear, step, shrinks, done, next);
+            finish_products(*linear, step, shrinks, done);
         }
         const bool shrinks_here = std::holds_alternative<LoraShrinkStage>(stages_[i]);
         if (shrinks_here) {

@@ -53,10 +53,7 @@ class Program {
     void count_items(const Step &step);
     void share_out(size_t stage, int64_t items);
     void count_routed(size_t route, const Step &step);
-    void plan_adapters();
-    void finish_products(const LinearStage &linear, const Step &step, int64_t shrinks, const std::vector<Range> &done,
-                         ReadAhead &ahead);
-    ReadAhead next_weights(size_t stage, const Step &step, int thread) const;
+    void finish_products(const LinearStage &linear, const Step &step, int64_t shrinks, const std::vector<Range> &done);
     void plan_reading(size_t stage, const Step &step, std::vector<Stretch> &to) const;
     void work(const Step &step, int thread);
     void account(size_t stage, const Step &step, double seconds);
@@ -68,8 +65,6 @@ class Program {
         int64_t end = 0;
     };
     std::unique_ptr<Counter[]> counters_;  // [stages, and one for rotary tables][threads]
-    std::vector<uint64_t> planned_adapters_;              // whose numbers' places the stages know
-    std::vector<const LoraReading *> shrink_after_;       // of each linear stage, what the next linears' adapters read first
     alignas(64) std::atomic<int64_t> shrinks_done_{0};    // each thread's share of a shrink stage counts as one
     std::vector<Profile> profile_;
 };

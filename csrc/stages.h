@@ -114,31 +114,6 @@ struct LinearPart {
     const float *bias_of(int expert) const { return bias.empty() ? nullptr : bias.data() + expert * weight().panels * kPanelRows; }
 };
 
-// What of adapters' numbers will be read, in lines of 64 bytes.
-struct LoraReading {
-    struct Piece {
-        const uint8_t *from;
-        int64_t lines;
-    };
-    std::vector<Piece> pieces;
-    int64_t lines = 0;  // of all
-    void clear();
-    void add(const uint8_t *from, int64_t bytes);
-};
-
-// One of `parts` of it, which a thread reads ahead in as many steps as it has items: a few lines at a time, so that what it
-// reads besides is not held up.
-class LoraReader {
-  public:
-    LoraReader() = default;
-    LoraReader(const LoraReading &reading, int64_t part, int64_t parts, int64_t steps);
-    void step();
-
-  private:
-    const LoraReading::Piece *piece_ = nullptr;
-    int64_t line_ = 0, left_ = 0, a_step_ = 0;  // line_ of the piece; left_ of the part
-};
-
 // Products of one value with several weights; of a routed row, with those of its expert.
 struct LinearStage {
     static constexpr const char *kKind = "linear";
@@ -173,12 +148,10 @@ struct LinearStage {
     // Adapters: after a thread has done items [begin, end), and all threads what of the shrink stage is theirs, it adds
     // B hidden + bias to what these items made.
     bool takes_adapters() const { return parts[0].site != kNone; }
-    void finish(Workspace &w, const Step &step, int64_t begin, int64_t end, ReadAhead &ahead) const;
-    void plan_adapters(const Workspace &w);  // what `finish` will read
-    LoraReading reading;
+    void finish(Workspace &w, const Step &step, int64_t begin, int64_t end) const;
 
   private:
-    void add_adapters(Workspace &w, size_t part, const Item &at, ReadAhead &ahead) const;
+    void add_adapters(Workspace &w, size_t part, const Item &at) const;
     static int64_t panels_an_item(const LinearPart &p, int64_t rows);  // how many panels of a part one item covers
     int64_t chunk_items(int64_t rows) const;
     Item chunk_item(int64_t index, int expert, int64_t rows, int64_t row_begin, int64_t row_end) const;
@@ -201,11 +174,8 @@ struct LoraShrinkStage {
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &w, const Step &) const;
-    void run(Workspace &w, int64_t item, ReadAhead &ahead) const;
+    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
     Cost describe(const Workspace &w, const Step &step) const;
-    // Before the step runs.
-    void plan(const Workspace &w);
-    LoraReading reading;
 };
 
 // Chooses the top_k experts of each token by their scores, equals by number, and weighs them by the softmax of all scores;

@@ -53,33 +53,6 @@ LoraTokens tokens_within(const StepAdapters &step, const StepAdapters::Group &gr
 
 }  // namespace
 
-void LoraReading::clear() {
-    pieces.clear();
-    lines = 0;
-}
-
-void LoraReading::add(const uint8_t *from, int64_t bytes) {
-    if (bytes == 0) return;
-    pieces.push_back({from, ceil_div(bytes, 64)});
-    lines += pieces.back().lines;
-}
-
-LoraReader::LoraReader(const LoraReading &reading, int64_t part, int64_t parts, int64_t steps) {
-    line_ = reading.lines * part / parts;
-    left_ = reading.lines * (part + 1) / parts - line_;
-    a_step_ = ceil_div(left_, std::max<int64_t>(steps, 1));
-    for (piece_ = reading.pieces.data(); left_ > 0 && line_ >= piece_->lines; ++piece_) line_ -= piece_->lines;
-}
-
-void LoraReader::step() {
-    const int64_t count = std::min(a_step_, left_);
-    left_ -= count;
-    for (int64_t i = 0; i < count; ++i) {
-        __builtin_prefetch(piece_->from + 64 * line_, 0, 2);
-        if (++line_ == piece_->lines && (left_ > 0 || i + 1 < count)) ++piece_, line_ = 0;
-    }
-}
-
 const LoraKernels &lora_kernels(const char *isa) {
     const std::string_view name(isa);
 #ifdef PAGODA_AVX
@@ -116,21 +89,12 @@ void LoraShrinkStage::admit(Workspace &w) {
     w.adapters.before_stride = std::max(w.adapters.before_stride, before);
 }
 
-void LoraShrinkStage::plan(const Workspace &w) {
-    reading.clear();
-    for (const StepAdapters::Group &g : w.adapters.groups)
-        for (const int32_t site : sites) {
-            const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(site)];
-            reading.add(d.a, g.adapter->a_bytes(d));
-        }
-}
-
 int64_t LoraShrinkStage::items(const Workspace &w, const Step &) const {
     return num_chunks(w.adapters) * static_cast<int64_t>(sites.size()) * ceil_div(w.adapters.rank, kLoraRanks);
 }
 
 // Items go by adapter, then its tokens, then sites, then ranks.
-void LoraShrinkStage::run(Workspace &w, int64_t index, ReadAhead &ahead) const {
+void LoraShrinkStage::run(Workspace &w, const Step &, int64_t index, uint8_t *) const {
     const int64_t pieces = ceil_div(w.adapters.rank, kLoraRanks), each = static_cast<int64_t>(sites.size()) * pieces;
     const LoraTokens tokens = chunk_at(w.adapters, index / each);
     const int64_t place = index % each / pieces, first = index % pieces * kLoraRanks;
@@ -151,7 +115,6 @@ void LoraShrinkStage::run(Workspace &w, int64_t index, ReadAhead &ahead) const {
     a.x = w.buffer(x).row(0);
     a.x_stride = w.buffer(x).stride;
     a.hidden = w.adapters.hidden.data() + place * w.adapters.rank;
-    a.ahead = &ahead;
     w.lora_kernels->shrink(a);
 }
 
@@ -163,28 +126,19 @@ Cost LoraShrinkStage::describe(const Workspace &w, const Step &) const {
 
 // ---- what linear stages do with adapters ----------------------------------------------------------------------
 
-void LinearStage::plan_adapters(const Workspace &w) {
-    reading.clear();
-    for (const StepAdapters::Group &g : w.adapters.groups)
-        for (const LinearPart &p : parts) {
-            const Adapter::Delta &d = g.adapter->deltas[static_cast<size_t>(p.site)];
-            reading.add(d.b, p.weight().panels * g.adapter->panel_bytes(d));
-        }
-}
-
-void LinearStage::finish(Workspace &w, const Step &step, int64_t begin, int64_t end, ReadAhead &ahead) const {
+void LinearStage::finish(Workspace &w, const Step &step, int64_t begin, int64_t end) const {
     const int64_t n = w.num_rows(rows, step);
     while (begin < end) {
         Item at = item(w, step, begin);
         const int64_t each = panels_an_item(*at.part, n);
         at.panel_end = std::min(at.panel_begin + (end - begin) * each, at.weight->panels);
         begin += ceil_div(at.panel_end - at.panel_begin, each);
-        add_adapters(w, static_cast<size_t>(at.part - parts.data()), at, ahead);
+        add_adapters(w, static_cast<size_t>(at.part - parts.data()), at);
     }
 }
 
 // To neighbouring panels of one part, for a chunk of the rows.
-void LinearStage::add_adapters(Workspace &w, size_t part, const Item &at, ReadAhead &ahead) const {
+void LinearStage::add_adapters(Workspace &w, size_t part, const Item &at) const {
     const Buffer &out = w.buffer(at.part->out);
     const int64_t before = w.lora_sites[static_cast<size_t>(at.part->site)].before;
     for (const StepAdapters::Group &group : w.adapters.groups) {
@@ -203,8 +157,7 @@ void LinearStage::add_adapters(Workspace &w, size_t part, const Item &at, ReadAh
         a.row_scale = d.row_scale.empty() ? nullptr : d.row_scale.data();
         a.before = at.part->accumulate ? w.adapters.before.data() + before : nullptr;
         a.before_stride = w.adapters.before_stride;
-        a.ahead = &ahead;
-        w.lora_kernels->expand(a);
+            w.lora_kernels->expand(a);
     }
 }
 
