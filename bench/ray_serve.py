@@ -243,7 +243,7 @@ async def adapters() -> bool:
         while late.finish is None and time.monotonic() - start < 30:
             late = await ask(Outcome(), "Once", 8, "late")
         seconds = time.monotonic() - start
-    held = [await get_unloaded(url) for url in engine_urls()]
+        held = [await on_disk_alone(url) for url in engine_urls()]
     changed = [one for one in names if first[one] != second[one]]
     print(
         f"{len(load.outcomes)} requests for four adapters, {len(load.failed)} failed; answers changed of {changed}; "
@@ -268,7 +268,8 @@ def engine_urls() -> list[str]:
     return list(ray.get(registry.urls.remote()).values())
 
 
-async def get_unloaded(url: str) -> list[str]:
+async def on_disk_alone(url: str) -> list[str]:
+    """The adapters that an engine does not have in memory."""
     client = HttpClient(url)
     cards = json.loads(await client.get("/v1/models"))["data"]
     client.close()

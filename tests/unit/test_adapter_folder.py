@@ -98,6 +98,21 @@ def test_one_that_is_taken_away_is_unknown(api: Served, tmp_path: Path) -> None:
     assert [card["id"] for card in api.client.get("/v1/models").json()["data"]] == ["fake"]
 
 
+def test_a_folder_that_is_away_takes_nothing_away(tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    put(folder, "sql", "v1")
+    with serving(FakeLoaded(adapters=store_of(folder))) as api:
+        api.ok("/v1/completions", model="sql", **PROMPT)
+        folder.rename(tmp_path / "away")
+        api.ok("/v1/completions", model="sql", **PROMPT)
+        assert [card["id"] for card in api.client.get("/v1/models").json()["data"]] == ["fake", "sql"]
+        (tmp_path / "away").rename(folder)
+        put(folder, "sql", "v2 is longer")
+        api.ok("/v1/completions", model="sql", **PROMPT)
+        assert contents(api) == [b"v1", b"v1", b"v2 is longer"]
+
+
 def test_names_from_outside_are_not_looked_for_in_the_folder(tmp_path: Path) -> None:
     """An alias too: it means what it was told to, whatever the folder has under the name."""
     store = store_of(tmp_path)

@@ -23,10 +23,19 @@ class AdapterFolder:
             raise ConfigError(f"--lora-dir: {path} is no folder")
         self.path = path
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder itself can be looked into: a share may be away for a while."""
+        return self.path.is_dir()
+
     def names(self) -> set[str]:
         """Of all adapters there."""
-        found = (entry.name for entry in os.scandir(self.path) if not entry.name.startswith("."))
-        return {name for name in (one.removesuffix(".gguf") for one in found) if self.find(name) is not None}
+        try:
+            found = os.listdir(self.path)
+        except OSError:
+            return set()
+        names = {one.removesuffix(".gguf") for one in found}
+        return {name for name in names if self.find(name) is not None}
 
     def find(self, name: str) -> Path | None:
         """Where the adapter of this name lies, symbolic links followed; None: there is none."""

@@ -138,7 +138,7 @@ class AdapterStore:
         """Whether the folder has something else under the name than what it means here. A few looks at the disk."""
         if self._folder is None or (name in self._versions and name not in self._stamps):
             return False
-        return self._folder.stamp(name) != self._stamps.get(name)
+        return self._folder.stamp(name) != self._stamps.get(name) and self._folder.is_there
 
     def refresh(self, name: str) -> None:
         """Let the name mean what the folder has under it now. Waits for the disk.
