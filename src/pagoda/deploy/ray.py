@@ -33,6 +33,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from starlette.applications import Starlette
 
+from pagoda.client import HttpClient, HttpError
 from pagoda.config import EngineSettings, ServerSettings, load_settings
 from pagoda.deploy.scaling import EngineLoad, Targets, engines_for
 from pagoda.deploy.settings import RaySettings, Scaling
@@ -53,6 +54,7 @@ BEAT_S = 1.0  # between two signs of life of an engine
 GONE_S = 4.0  # without one
 POLL_S = 0.5
 START_S = 600.0  # that a model may take to load
+READY_S = 60.0  # that a gateway may take to find engines that run
 REPORT_S = 1.0  # between two reports of an engine's load
 MEAN_S = 5.0  # over which loads are averaged
 
@@ -105,6 +107,7 @@ class Engine:
     """A replica: the server of `pagoda serve` on a free port, in a thread of its own."""
 
     def __init__(self, cluster: Cluster) -> None:
+        self._registry = registry(cluster.ray.name)  # its process starts while the model is loaded
         host = ray.util.get_node_ip_address()
         sock = bind("0.0.0.0", 0)
         self._url = f"http://{host}:{sock.getsockname()[1]}"
@@ -119,7 +122,7 @@ class Engine:
         self._thread.start()
         loading.set_result(load_served(cluster.engine))
         self._wait_for(ready)
-        self._registry = registry(cluster.ray.name)
+        ray.get(self._registry.here.remote(self._id, self._url), timeout=START_S)
         self._stopped = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._beating.start()
@@ -139,10 +142,8 @@ class Engine:
                 raise PagodaError(f"the engine was not ready after {START_S:.0f} s")
 
     def _beat(self) -> None:
-        while True:
+        while not self._stopped.wait(BEAT_S):
             self._registry.here.remote(self._id, self._url)
-            if self._stopped.wait(BEAT_S):
-                return
 
     def check_health(self) -> None:
         """Ray asks this every few seconds, and replaces a replica that raises."""
@@ -286,6 +287,22 @@ def run(cluster: Cluster) -> None:
     ray.init(address=cluster.ray.address, namespace=NAMESPACE, ignore_reinit_error=True)
     serve.start(http_options={"host": cluster.server.host, "port": cluster.server.port})
     serve.run(deployed, name=cluster.ray.name, route_prefix="/")
+    asyncio.run(until_ready(cluster.server))
+
+
+async def until_ready(settings: ServerSettings) -> None:
+    """Wait until the gateway there has found an engine that answers, for READY_S at most. Raises PagodaError."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    client = HttpClient(f"http://{host}:{settings.port}")
+    try:
+        for _ in range(round(READY_S / POLL_S)):
+            with contextlib.suppress(OSError, HttpError):
+                await client.get("/ready")
+                return
+            await asyncio.sleep(POLL_S)
+    finally:
+        client.close()
+    raise PagodaError(f"the gateway has found no engine within {READY_S:.0f} s; its log in Ray's session says more")
 
 
 def stop(name: str) -> None:
