@@ -37,7 +37,7 @@ from pagoda.backends.cuda.layer import AttentionLayer, Rotation
 from pagoda.backends.cuda.metadata import Step
 from pagoda.backends.cuda.planes import PlaneWeight, Scheme, Unpacked, pack
 from pagoda.backends.cuda.unpack import KINDS
-from pagoda.backends.specs import AttentionSpec, DeltaSpec, KVType, LoraType
+from pagoda.backends.specs import AttentionSpec, DeltaSpec, ExpertsSpec, KVType, LoraType
 from pagoda.formats.blocks import BLOCK_TYPES
 
 TYPES = {
@@ -242,6 +242,17 @@ def _recurrent_launches(fast: FastOps) -> Iterator[Launch]:
         )
 
 
+def _expert_launches(fast: FastOps) -> Iterator[Launch]:
+    """Of gpt-oss 20B's shape, and one whose weights are floats."""
+    spec, size = ExpertsSpec(4, normalize=True, activation="silu"), 2880
+    numbers = (meta(32, size, dtype=torch.float32),) * 3
+    for name, stack in (("MXFP4", weight("MXFP4", 32 * size, size)), ("dense", meta(32 * size, size))):
+        for tokens in (1, 64, 4096):
+            x, router = meta(1, tokens, size), meta(1, tokens, 32)
+            given = (x, router, stack, stack, stack, spec, None, numbers)
+            yield from caught(lambda: fast.stacked_experts(*given), f"experts {name} {tokens} tokens")
+
+
 def launches() -> Iterator[Launch]:
     """Every kernel in every variant that differs in code."""
     half, brain = torch.float16, torch.bfloat16
@@ -266,6 +277,7 @@ def launches() -> Iterator[Launch]:
     yield from caught(lambda: fast.linear(x64, w, None, torch.float32), "logits")
     yield from _attention_launches(fast)
     yield from _recurrent_launches(fast)
+    yield from _expert_launches(FastOps(half, max_context=8192, max_seqs=64))
     h1, h16, h256 = meta(1, 1, 4096), meta(1, 16, 4096), meta(1, 256, 4096)
     fast = FastOps(half, max_context=8192, max_seqs=64)
     for name, planes in {**{type: weight(type) for type in KINDS}, "g128": gptq()}.items():

@@ -9,7 +9,7 @@ import torch
 
 from pagoda.backends.base import ForwardModel
 from pagoda.backends.cuda.compile import ProgramCompiler, fusions, is_computed
-from pagoda.backends.cuda.eager import WAITING, EagerOps
+from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.kv import DTYPES, Heads
 from pagoda.backends.cuda.measure import measure_buffers
 from pagoda.backends.cuda.metadata import Limits, TileSizes
@@ -62,12 +62,12 @@ class CudaBackend:
             has_states=bool(state_shapes),
         )
         dtype = compute_type(_matrices(nodes))
-        graphs = self._graphs and not any(node.op in WAITING for node in nodes)
         ops = self._ops(dtype, model.max_context, limits.seqs)
         weights = WeightLoader(dtype, self.device)
         with torch.inference_mode():
             compiler = ProgramCompiler(model, ops, weights, self.shard)
             program = compiler.compile(lower(nodes, fusions(weights)))
+        graphs = self._graphs and not compiler.waits
         loaded = CudaModel(
             program,
             groups=model.kv_groups,

@@ -31,6 +31,7 @@ from pagoda.types import RawTensor
 
 FUSED = ("embed", "rms_norm", "layer_norm", "attention", "logits", "hidden_states")  # in nodes, under other names
 STREAMS = ("columns", "short_conv", "delta_rule")  # whose values are new, and float32
+FLOATS = ("weight", "biases")  # weights of other ops than linears: float32, whatever their shape
 COMPUTED = ("experts", "head_norm", "multiply", "rope", "scale_rows")  # whose values are of the compute type
 
 
@@ -62,6 +63,7 @@ class ProgramCompiler:
         self.cut: set[Node] = set()  # values of which each device has a part of the columns
         self.ends: dict[str, Node] = {}
         self.sites: dict[str, Site] = {}
+        self.waits = False  # for the device to say what is to be done: no graph can hold that
 
     def compile(self, nodes: Iterable[fused.FusedNode]) -> Program:
         last_read: dict[Node, int] = {}  # in which action
@@ -281,10 +283,14 @@ class ProgramCompiler:
         step and their states."""
         method, out, has_state = getattr(self.ops, node.op), node.out, node.op in states.OPS
         values = {name: value for name, value in node.arguments.items() if isinstance(value, Node)}
+        weights = {name: value for name, value in node.arguments.items() if name not in values}
+        stack = node.op == "experts" and all(self._alike(node.arguments[name]) for name in ("gate", "up", "down"))
+        if stack:
+            method = self.ops.stacked_experts
+        self.waits |= node.op == "experts" and not stack
         others: dict[str, Any] = {
-            name: self._taps(value) if node.op == "short_conv" and name == "weight" else self._placed(value)
-            for name, value in node.arguments.items()
-            if name not in values
+            name: self._floats(value) if name in FLOATS else self._placed(value, stack=stack)
+            for name, value in weights.items()
         }
         reads_step = has_state or node.op == "rope"
         if node.op == "rope":
@@ -305,14 +311,20 @@ class ProgramCompiler:
 
         self.actions.append(act)
 
-    def _taps(self, raw: RawTensor) -> torch.Tensor:
-        """A convolution's weight (C, N), in float32 as a vector is."""
-        return self.weights.vector(replace(raw, shape=(prod(raw.shape),))).view(raw.shape)
+    def _floats(self, raw: RawTensor | tuple[RawTensor, ...] | None) -> Any:
+        """Tensors of any shape in float32, as vectors are."""
+        if isinstance(raw, tuple):
+            return tuple(self._floats(part) for part in raw)
+        return raw and self.weights.vector(replace(raw, shape=(prod(raw.shape),))).view(raw.shape)
 
-    def _placed(self, argument: object) -> object:
-        """The argument itself, or the weight on the device, or several."""
+    def _alike(self, experts: tuple[RawTensor, ...]) -> bool:
+        """Whether they can be one stack."""
+        return len({self.weights.layout(raw) for raw in experts}) == 1
+
+    def _placed(self, argument: object, *, stack: bool = False) -> object:
+        """The argument itself, or the weight on the device; several of them in one stack, or one by one."""
         if isinstance(argument, tuple):
-            return tuple(self._placed(part) for part in argument)
+            return self.weights.matrix(*argument) if stack else tuple(self._placed(raw) for raw in argument)
         if not isinstance(argument, RawTensor):
             return argument
         return self.weights.vector(argument) if len(argument.shape) == 1 else self.weights.matrix(argument)

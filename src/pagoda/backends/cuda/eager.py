@@ -19,16 +19,13 @@ from pagoda.backends.cuda.layer import AttentionLayer, Rotation
 from pagoda.backends.cuda.metadata import Step, TileSizes
 from pagoda.backends.cuda.paged import attention, block_table, decode, encode, places, rotate
 from pagoda.backends.cuda.parts import whole
-from pagoda.backends.cuda.planes import PlaneWeight, Weight, dequantize
+from pagoda.backends.cuda.planes import PlaneWeight, Weight, dequantize, part_of
 from pagoda.backends.cuda.ranking import block_weights, likeliest
 from pagoda.backends.cuda.recurrent import delta_rule, short_conv
 from pagoda.backends.specs import Activation, DeltaSpec, ExpertsSpec
 from pagoda.types import BLOCK_SIZE
 
 ONE_TILE = 1 << 20
-
-
-WAITING = ("experts",)  # ops that wait for the device to say what is to be done, which no graph can hold
 
 
 class EagerOps:
@@ -41,6 +38,7 @@ class EagerOps:
         self.dtype = dtype
         self.batch_invariant = batch_invariant
         self._decoded: dict[int, tuple[Weight, torch.Tensor]] = {}  # the weight is kept, so that its id stays its own
+        self._split: dict[int, tuple[Weight, list[Weight]]] = {}  # likewise: stacks of experts, one by one
 
     def tile_sizes(self, queries_per_kv_head: int, head_dim: int, kv_bits: int) -> TileSizes:
         """How attention wants a step cut."""
@@ -269,6 +267,28 @@ class EagerOps:
             result = self.linear(self.gated(gates, ups, spec.activation), down[e], of_down, self.dtype)
             out[tokens] += weights[tokens, e, None] * whole(result)
         return out.to(self.dtype)[None]
+
+    def stacked_experts(
+        self,
+        x: torch.Tensor,
+        router: torch.Tensor,
+        gate: Weight,
+        up: Weight,
+        down: Weight,
+        spec: ExpertsSpec,
+        scales: torch.Tensor | None = None,
+        biases: Sequence[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """`experts`, whose matrices are stacks: gate and up [N * F, E], down [N * E, F]."""
+        gates, ups, downs = (self._apart(weight, router.shape[2]) for weight in (gate, up, down))
+        return self.experts(x, router, gates, ups, downs, spec, scales, biases)
+
+    def _apart(self, stack: Weight, count: int) -> list[Weight]:
+        if id(stack) not in self._split:
+            rows = len(stack) // count if isinstance(stack, torch.Tensor) else stack.rows // count
+            parts = [part_of(stack, e * rows, (e + 1) * rows) for e in range(count)]
+            self._split[id(stack)] = stack, parts
+        return self._split[id(stack)][1]
 
     def likeliest(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Blocks of 64 logits that hold the `count` likeliest tokens of each row [R, V].

@@ -7,6 +7,8 @@ by the number of tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -15,6 +17,7 @@ from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.kernels import (
     attend,
     dense,
+    experts,
     gated,
     grouped,
     likeliest,
@@ -28,7 +31,7 @@ from pagoda.backends.cuda.layer import AttentionLayer, Rotation
 from pagoda.backends.cuda.metadata import Step, TileSizes
 from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.planes import PlaneWeight, Weight
-from pagoda.backends.specs import Activation, DeltaSpec
+from pagoda.backends.specs import Activation, DeltaSpec, ExpertsSpec
 
 # Tokens up to which a kernel serves. Estimates from bytes and operations, not yet measured.
 DENSE_SKINNY = 1  # beyond it the library's product
@@ -172,6 +175,29 @@ class FastOps(EagerOps):
         step: Step,
     ) -> torch.Tensor:
         return recurrent.delta_rule(qkv, alpha, beta, decay, dt_bias, states, spec, step)
+
+    def stacked_experts(
+        self,
+        x: torch.Tensor,
+        router: torch.Tensor,
+        gate: Weight,
+        up: Weight,
+        down: Weight,
+        spec: ExpertsSpec,
+        scales: torch.Tensor | None = None,
+        biases: Sequence[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        pairs = experts.route(router, spec, scales, invariant=self.batch_invariant)
+        rows = whole(x).to(self.dtype)[None] if x.shape[0] > 1 or x.dtype != self.dtype else x
+        of_gate, of_up, of_down = (None, None, None) if biases is None else biases
+        gates, ups = (
+            experts.product(rows, weight, bias, pairs, self.dtype, by_token=True)
+            for weight, bias in ((gate, of_gate), (up, of_up))
+        )
+        hidden = self.gated(gates, ups, spec.activation)
+        return experts.combine(
+            experts.product(hidden, down, of_down, pairs, torch.float32, by_token=False), pairs, self.dtype
+        )
 
     def likeliest(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return likeliest.likeliest(logits, count)

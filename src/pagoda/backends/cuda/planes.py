@@ -16,7 +16,7 @@ Columns are padded to whole runs with codes whose scale is 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import TypeAlias
 
@@ -25,6 +25,7 @@ import torch
 from pagoda.formats.blocks import E2M1_VALUES
 
 SUPER = 256  # columns of one super-block
+BY_ROW = ("scales", "offsets", "super_scales", "super_offsets")  # of a `PlaneWeight`: [groups, N]
 LANE_TYPES = {1: torch.uint8, 2: torch.uint8, 4: torch.int16, 8: torch.int32}
 
 
@@ -98,13 +99,21 @@ def stack(weights: list[PlaneWeight]) -> PlaneWeight:
         return weights[0]
     first = weights[0]
     joined = {
-        field.name: torch.cat([getattr(w, field.name) for w in weights], dim=1)
-        for field in fields(PlaneWeight)
-        if field.name in ("scales", "offsets", "super_scales", "super_offsets")
-        and getattr(first, field.name) is not None
+        name: torch.cat([getattr(w, name) for w in weights], dim=1)
+        for name in BY_ROW
+        if getattr(first, name) is not None
     }
     planes = tuple(torch.cat(parts) for parts in zip(*(w.planes for w in weights), strict=True))
     return replace(first, rows=sum(w.rows for w in weights), planes=planes, **joined)
+
+
+def part_of(weight: Weight, start: int, end: int) -> Weight:
+    """Rows [start, end) of it, a view."""
+    if isinstance(weight, torch.Tensor):
+        return weight[start:end]
+    found = {name: getattr(weight, name) for name in BY_ROW}
+    parts = {name: tensor[:, start:end] for name, tensor in found.items() if tensor is not None}
+    return replace(weight, rows=end - start, planes=tuple(plane[start:end] for plane in weight.planes), **parts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

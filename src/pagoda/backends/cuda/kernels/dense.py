@@ -37,6 +37,23 @@ def _skinny(
     tl.store(at, out.to(out_ptr.dtype.element_ty), mask=(m < tokens)[:, None] & (n < rows)[None, :])
 
 
+@triton.jit
+def sum_over_columns(
+    x_at, there, w_at, inside, start, stop,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of x, which begin at x_at [M], times rows of w, which begin at w_at [N], over columns [start, stop).
+    → [M, N] float32"""
+    k = tl.arange(0, BLOCK_K)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for at in range(start, stop, BLOCK_K):
+        some = at + k < stop
+        x = tl.load(x_at[:, None] + (at + k)[None, :], mask=there[:, None] & some[None, :], other=0.0)
+        w = tl.load(w_at[None, :] + (at + k)[:, None], mask=some[:, None] & inside[None, :], other=0.0)
+        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+    return acc
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def _tiled(
     x_ptr, w_ptr, bias_ptr, out_ptr, tokens, rows, columns, x_row, share,
@@ -46,16 +63,10 @@ def _tiled(
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
-    k = tl.arange(0, BLOCK_K)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    x_at = x_ptr + m.to(tl.int64)[:, None] * x_row + k[None, :]
-    w_at = w_ptr + n.to(tl.int64)[None, :] * columns + k[:, None]
-    stop = tl.minimum((part + 1) * share, columns)
-    for start in range(part * share, stop, BLOCK_K):
-        inside = start + k < stop
-        x = tl.load(x_at + start, mask=(m < tokens)[:, None] & inside[None, :], other=0.0)
-        w = tl.load(w_at + start, mask=inside[:, None] & (n < rows)[None, :], other=0.0)
-        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+    acc = sum_over_columns(
+        x_ptr + m.to(tl.int64) * x_row, m < tokens, w_ptr + n.to(tl.int64) * columns, n < rows,
+        part * share, tl.minimum((part + 1) * share, columns), BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+    )  # fmt: skip
     if HAS_BIAS:
         bias = tl.load(bias_ptr + n, mask=n < rows, other=0.0)
         acc += tl.where(part == 0, bias, 0.0)[None, :]

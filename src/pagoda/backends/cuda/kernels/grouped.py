@@ -19,7 +19,7 @@ from pagoda.backends.cuda.planes import PlaneWeight
 
 @triton.jit
 def _lanes(plane_ptr, n, runs, run, j, BITS: tl.constexpr, PART: tl.constexpr):
-    """Where the lanes of run `run` lie for rows n. A matrix has less than 2^31 lanes: 2^33 weights (`_tensors`)."""
+    """Where the lanes of run `run` lie for rows n. A matrix has less than 2^31 lanes: 2^33 weights (`tensors`)."""
     if BITS == 1:
         return plane_ptr + (n * (runs // 2) + run // 2) * PART + j
     else:
@@ -186,23 +186,20 @@ def _skinny(
         tl.store(at + rows, (tl.sum(acc1, axis=1) + bias).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tokens"])
-def _tiled(
-    x_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, bias_ptr, out_ptr,
-    tokens, rows, columns, runs, x_row, share,
+@triton.jit
+def sum_over_runs(
+    x_at, there, n, inside, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr,
+    rows, columns, runs, start, stop,
     LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
     OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    part = tl.program_id(2)
-    inside = n < rows
+    """Rows of x, which begin at x_at [M], times rows n [N] of the weight, over the columns of runs [start, stop).
+    → [M, N] float32"""
     j = tl.arange(0, PART)
-    kind = x_ptr.dtype.element_ty
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    x_at = x_ptr + m.to(tl.int64)[:, None] * x_row + j[None, :]
-    for run in range(part * share, tl.minimum((part + 1) * share, runs)):
+    x_at = x_at[:, None] + j[None, :]
+    for run in range(start, stop):
         low = tl.load(_lanes(low_ptr, n[None, :], runs, run, j[:, None], LOW, PART), mask=inside[None, :], other=0)
         high = low
         if HIGH != 0:
@@ -219,8 +216,28 @@ def _tiled(
             if OFFSET:
                 w -= offset[None, :]
             column = (run * 4 + i) * PART
-            x = tl.load(x_at + column, mask=(m < tokens)[:, None] & (column + j < columns)[None, :], other=0.0)
-            acc = tl.dot(x, w.to(kind), acc, input_precision=PRECISION)
+            x = tl.load(x_at + column, mask=there[:, None] & (column + j < columns)[None, :], other=0.0)
+            acc = tl.dot(x, w.to(x.dtype), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _tiled(
+    x_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, bias_ptr, out_ptr,
+    tokens, rows, columns, runs, x_row, share,
+    LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    part = tl.program_id(2)
+    inside = n < rows
+    acc = sum_over_runs(
+        x_ptr + m.to(tl.int64) * x_row, m < tokens, n, inside, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr,
+        super_offsets_ptr, book_ptr, rows, columns, runs, part * share, tl.minimum((part + 1) * share, runs),
+        LOW, HIGH, PART, GROUP, ZERO, OFFSET, SUPERS, NIBBLES, BOOK, E2M1, BLOCK_M, BLOCK_N, PRECISION,
+    )  # fmt: skip
     if HAS_BIAS:
         acc += tl.where(part == 0, tl.load(bias_ptr + n, mask=inside, other=0.0), 0.0)[None, :]
     at = out_ptr + (part.to(tl.int64) * tokens + m)[:, None] * rows + n[None, :]
@@ -264,7 +281,7 @@ def _decode(
         tl.store(out_ptr + to * columns + place, (w * factor).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _tensors(w: PlaneWeight) -> tuple[torch.Tensor, ...]:
+def tensors(w: PlaneWeight) -> tuple[torch.Tensor, ...]:
     """What a kernel reads; the first plane stands for what there is none of."""
     none = w.planes[0]
     assert none.numel() < 1 << 31, "offsets of lanes are int32"
@@ -273,7 +290,8 @@ def _tensors(w: PlaneWeight) -> tuple[torch.Tensor, ...]:
     return (none, high, w.scales, *(none if t is None else t for t in rest))
 
 
-def _kinds(w: PlaneWeight) -> dict[str, Any]:
+def kinds(w: PlaneWeight) -> dict[str, Any]:
+    """What kernels are compiled for."""
     return {
         "LOW": w.scheme.planes[0],
         "HIGH": w.scheme.planes[1] if len(w.planes) == 2 else 0,
@@ -295,8 +313,8 @@ def skinny(x: torch.Tensor, w: PlaneWeight, bias: torch.Tensor | None, dtype: to
     parts, share = _shares(w, triton.cdiv(w.rows, block_n), 528, 8)
     out = torch.empty((parts, tokens, w.rows), dtype=dtype if parts == 1 else torch.float32, device=x.device)
     _skinny[(triton.cdiv(w.rows, block_n), parts)](
-        x, *_tensors(w), w.scales if bias is None else bias, out, tokens, w.rows, w.columns, w.runs, x.stride(1), share,
-        **_kinds(w), HAS_BIAS=bias is not None, TWO=tokens == 2, BLOCK_N=block_n,
+        x, *tensors(w), w.scales if bias is None else bias, out, tokens, w.rows, w.columns, w.runs, x.stride(1), share,
+        **kinds(w), HAS_BIAS=bias is not None, TWO=tokens == 2, BLOCK_N=block_n,
         WIDTH=min(16 // w.planes[0].element_size(), w.scheme.part),
         STAGES=4 if w.codebook is None else 1, num_warps=4,  # a codebook's reads must not be staged
     )  # fmt: skip
@@ -314,8 +332,8 @@ def tiled(
     parts, share = _shares(w, triton.cdiv(w.rows, block_n) * row_tiles, 256, 8)
     out = torch.empty((parts, tokens, w.rows), dtype=dtype if parts == 1 else torch.float32, device=x.device)
     _tiled[(triton.cdiv(w.rows, block_n), triton.cdiv(tokens, block_m), parts)](
-        x, *_tensors(w), w.scales if bias is None else bias, out, tokens, w.rows, w.columns, w.runs, x.stride(1), share,
-        **_kinds(w), HAS_BIAS=bias is not None, BLOCK_M=block_m, BLOCK_N=block_n, PRECISION="ieee",
+        x, *tensors(w), w.scales if bias is None else bias, out, tokens, w.rows, w.columns, w.runs, x.stride(1), share,
+        **kinds(w), HAS_BIAS=bias is not None, BLOCK_M=block_m, BLOCK_N=block_n, PRECISION="ieee",
         num_warps=4 if block_m <= 64 else 8, num_stages=3 if w.codebook is None else 1,
     )  # fmt: skip
     return out
@@ -335,8 +353,8 @@ def decode(w: PlaneWeight, rows: torch.Tensor | None, dtype: torch.dtype, *, fac
     block_r = min(8, power_of_two(w.runs))
     none = w.planes[0]
     _decode[(count, triton.cdiv(w.runs, block_r))](
-        none if rows is None else rows, *_tensors(w), none if w.order is None else w.order, out,
+        none if rows is None else rows, *tensors(w), none if w.order is None else w.order, out,
         factor, w.rows, w.columns, w.runs,
-        **_kinds(w), CHOSEN=rows is not None, ORDER=w.order is not None, BLOCK_R=block_r, num_warps=2,
+        **kinds(w), CHOSEN=rows is not None, ORDER=w.order is not None, BLOCK_R=block_r, num_warps=2,
     )  # fmt: skip
     return out
