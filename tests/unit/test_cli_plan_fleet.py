@@ -44,6 +44,15 @@ def test_answers_in_words(log: Path) -> None:
         assert words in result.stdout
 
 
+def test_a_calibration_is_told_and_used(log: Path) -> None:
+    flags = ["--fleet", str(log), "--ttft", "400", "--fleet-replicas", "1", "--fleet-calibration", f"{log},{log}"]
+    result = CliRunner().invoke(app, [*ASKED, *flags])
+    assert result.exit_code == 0, result.output
+    assert "steps take" in result.stdout
+    report = json.loads(CliRunner().invoke(app, [*ASKED, *flags, "--json"]).stdout)
+    assert report["calibration"]["overheads"]["pace"] > 1
+
+
 def test_objectives_are_asked_for(log: Path) -> None:
     result = CliRunner().invoke(app, [*ASKED, "--fleet", str(log)])
     assert result.exit_code != 0

@@ -13,8 +13,8 @@ from pagoda.errors import ConfigError
 from pagoda.observe.request_log import RequestLine
 from pagoda.plan.cost.work import StepShape
 from pagoda.plan.fleet.questions import Objectives, answer, compared
-from pagoda.plan.fleet.replica import Limits
-from pagoda.plan.fleet.simulate import SERVER_S, Fleet, percentiles, simulate
+from pagoda.plan.fleet.replica import SERVER_S, Limits
+from pagoda.plan.fleet.simulate import Fleet, percentiles, simulate
 from pagoda.plan.fleet.traffic import PIECE_TOKENS, Arrival, multiplied, read_traffic
 
 LIMITS = Limits(batch_tokens=512, num_seqs=64, kv_tokens=100_000)
@@ -96,9 +96,7 @@ def test_prefill_apart_keeps_prompts_out_of_answers() -> None:
 
 def test_answers_name_the_fleet_that_holds_the_objectives() -> None:
     traffic = [Arrival(0.1 * i, 500, 4) for i in range(24)]
-    report = answer(
-        traffic, LIMITS, step_seconds, Objectives(1.2, None), transfer_s=1e-6, logged_by=None, routing="affinity"
-    )
+    report = answer(traffic, Fleet(1, LIMITS), step_seconds, Objectives(1.2, None), transfer_s=1e-6, logged_by=None)
     assert report.needed is not None
     assert report.needed > 1
     assert report.sizes[-1][1].ttft[1] <= 1.2 < report.sizes[-2][1].ttft[1]
@@ -142,11 +140,12 @@ def line(**changes: Any) -> str:
 def test_a_log_is_read(tmp_path: Path) -> None:
     log = tmp_path / "log"
     hit = line(prompt_tokens=0, completion_tokens=0)
-    log.write_text("\n".join([line(arrival=101.5, prefix=[1, 2], stream=False), hit, line(), ""]))
+    of_gateway = line(arrival=101.5, prefix=[1, 2], stream=False, upstream="u")
+    log.write_text("\n".join([of_gateway, hit, line(), ""]))
     first, second = read_traffic(log)
     assert first == Arrival(0, 10, 5, (), 0.2, pytest.approx(0.2))
-    assert second == Arrival(1.5, 10, 5, (1, 2))
-    assert second.piece_tokens == 5
+    assert second == Arrival(1.5, 10, 5, (1, 2), upstream="u")
+    assert (first.piece_tokens, second.piece_tokens) == (64, 4)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no json", line(prompt_tokens=0)])

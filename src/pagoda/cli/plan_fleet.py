@@ -10,8 +10,9 @@ from rich.table import Table
 
 from pagoda.cli.progress import download_progress
 from pagoda.errors import ConfigError
+from pagoda.plan.fleet.calibration import Calibration, calibrated
 from pagoda.plan.fleet.questions import FleetReport, Objectives, answer, limits_of
-from pagoda.plan.fleet.simulate import Outcome, remembered
+from pagoda.plan.fleet.simulate import Fleet, Outcome, remembered
 from pagoda.plan.fleet.traffic import Arrival, read_traffic
 from pagoda.plan.planner import make_plan
 from pagoda.plan.settings import PlanSettings
@@ -33,14 +34,19 @@ def plan_fleet(settings: PlanSettings) -> None:
             raise ConfigError("--fleet simulates one kind of replica: name one device, and one format")
         status.update(f"simulating {len(traffic)} requests")
         objectives = Objectives(*(None if ms is None else ms / 1000 for ms in (settings.ttft, settings.tpot)))
+        one = Fleet(1, limits_of(target, settings.fleet_kv_tokens), settings.fleet_routing)
+        planned, calibration = remembered(target.costs), None
+        if settings.fleet_calibration:
+            status.update("simulating the calibration again and again")
+            calibration = calibrated([read_traffic(path) for path in settings.fleet_calibration], one, planned)
         report = answer(
             traffic,
-            limits_of(target, settings.fleet_kv_tokens),
-            remembered(target.costs),
+            one,
+            planned,
             objectives,
             transfer_s=target.memory.kv_token_bytes / (target.device.interconnect_bytes_s or LINK_BYTES_S),
             logged_by=settings.fleet_replicas,
-            routing=settings.fleet_routing,
+            calibration=calibration,
         )
     if settings.json:
         typer.echo(json.dumps(report.to_json(), indent=2, allow_nan=False))
@@ -53,6 +59,8 @@ def _print(
 ) -> None:
     shape, format, device = target.shape.name, target.weights.format, target.device.name
     console.print(f"{len(traffic)} requests in {traffic[-1].at:,.0f} s; {shape} in {format} on {device}", markup=False)
+    if report.calibration is not None:
+        _print_calibration(report.calibration, console)
     wanted = [f"{name} {ms:g} ms" for name, ms in (("TTFT", settings.ttft), ("TPOT", settings.tpot)) if ms is not None]
     goal = " and ".join(wanted) + ", each at p95"
     console.print(f"\n{_count(report.needed)} hold {goal}")
@@ -72,6 +80,15 @@ def _print(
         for one in report.comparisons:
             line = f"  {one.figure}: predicted {1000 * one.predicted:,.1f} ms, logged {1000 * one.logged:,.1f} ms"
             console.print(f"{line}, error {one.error:+.1%}")
+
+
+def _print_calibration(calibration: Calibration, console: Console) -> None:
+    found = calibration.overheads
+    step, row, request = (1000 * seconds for seconds in (found.step_s, found.row_s, found.request_s))
+    console.print(
+        f"by the calibration, missed by {calibration.error:.0%} at the mean, steps take {found.pace:.2f} times the "
+        f"plan, {step:.2f} ms and {row:.2f} ms a token; requests {request:.0f} ms"
+    )
 
 
 def _count(replicas: int | None) -> str:

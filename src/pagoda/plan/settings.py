@@ -85,6 +85,10 @@ class PlanSettings(Settings):
     fleet_replicas: Annotated[
         int | None, Setting("With --fleet: replicas that wrote the log; prints the simulation's error.", minimum=1)
     ] = None
+    fleet_calibration: Annotated[
+        tuple[Path, ...],
+        Setting("With --fleet: other --request-logs of such replicas, by commas; how much slower they are is learned."),
+    ] = ()
     fleet_routing: Annotated[Routing, Setting("With --fleet: how requests are routed, as in `pagoda gateway`.")] = (
         "affinity"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from pagoda.errors import ConfigError
 from pagoda.plan.cost.speed import smallest
+from pagoda.plan.fleet.calibration import Calibration
 from pagoda.plan.fleet.replica import Limits, StepSeconds
 from pagoda.plan.fleet.simulate import Fleet, Outcome, percentiles, simulate
 from pagoda.plan.fleet.traffic import Arrival, multiplied
@@ -59,6 +60,7 @@ class FleetReport:
     spare: Outcome | None  # the same with one replica more
     apart: tuple[tuple[int, int | None, int | None], ...]  # times the traffic, replicas together, and apart
     comparisons: tuple[Comparison, ...]
+    calibration: Calibration | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,35 +79,42 @@ def limits_of(target: Target, kv_tokens: int | None = None) -> Limits:
 
 def answer(
     traffic: Sequence[Arrival],
-    limits: Limits,
+    one: Fleet,
     step_seconds: StepSeconds,
     objectives: Objectives,
     *,
     transfer_s: float,
     logged_by: int | None,
-    routing: Routing,
+    calibration: Calibration | None = None,
 ) -> FleetReport:
-    """All of it. `transfer_s`: to move a token's KV to another replica; `logged_by`: replicas that wrote the log."""
+    """All of it. `one`: a fleet of one replica, whose steps take `step_seconds`, corrected by the calibration.
+
+    `transfer_s`: to move a token's KV to another replica; `logged_by`: replicas that wrote the log. Where the log says
+    which of them answered, it is compared with a simulation that sends requests to the same ones."""
+    if calibration is not None:
+        one = replace(one, overheads=calibration.overheads)
 
     def run(fleet: Fleet) -> Outcome:
         return simulate(traffic, fleet, step_seconds)
 
-    sizes = list(_sizes(traffic, Fleet(1, limits, routing), step_seconds, objectives))
+    sizes = list(_sizes(traffic, one, step_seconds, objectives))
     needed = next((size for size, outcome in sizes if objectives.hold(outcome)), None)
     at = logged_by or max(needed or MOST_REPLICAS, 2)
     routings: tuple[Routing, ...] = ("random", "load", "affinity")
-    base = Fleet(at, limits, routing)
+    base = replace(one, num_replicas=at)
     half = traffic[len(traffic) // 2].at
+    named = len({arrival.upstream for arrival in traffic}) == logged_by
     return FleetReport(
         needed,
         tuple(sizes),
         at,
         {name: run(replace(base, routing=name)) for name in routings},
-        _smallest(traffic, Fleet(1, limits, "random"), step_seconds, objectives),
+        _smallest(traffic, replace(one, routing="random"), step_seconds, objectives),
         run(replace(base, fails_at=half)),
         run(replace(base, num_replicas=at + 1, fails_at=half)),
         tuple(_apart(traffic[:MOST_APART], base, step_seconds, objectives, transfer_s)),
-        () if logged_by is None else compared(traffic, run(replace(base, num_replicas=logged_by))),
+        () if logged_by is None else compared(traffic, run(replace(base, num_replicas=logged_by, as_logged=named))),
+        calibration,
     )
 
 

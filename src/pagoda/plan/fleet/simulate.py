@@ -6,14 +6,14 @@ import heapq
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 
 from pagoda.plan.cost.roofline import Costs
 from pagoda.plan.cost.work import StepShape
-from pagoda.plan.fleet.replica import Job, Limits, SimulatedReplica, StepSeconds
-from pagoda.plan.fleet.traffic import Arrival
+from pagoda.plan.fleet.replica import NO_OVERHEADS, Job, Limits, Overheads, SimulatedReplica, StepSeconds
+from pagoda.plan.fleet.traffic import PIECE_TOKENS, Arrival
 from pagoda.routing.router import Journey, Router, Routing
 
-SERVER_S = 0.002  # of a request, outside of steps: HTTP, template, tokens
 NOTICED_S = 0.05  # until a broken connection is noticed and a request sent elsewhere
 SEED = 0
 
@@ -28,6 +28,8 @@ class Fleet:
     prefill: int = 0
     transfer_s: float = 0.0  # to move the KV of a token from one replica to another
     fails_at: float | None = None  # one replica dies then, and does not come back
+    overheads: Overheads = NO_OVERHEADS
+    as_logged: bool = False  # the replicas are those of the log, and each request goes where it went then
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +64,33 @@ def simulate(traffic: Sequence[Arrival], fleet: Fleet, step_seconds: StepSeconds
     return run.outcome()
 
 
+def simulated_jobs(traffic: Sequence[Arrival], fleet: Fleet, step_seconds: StepSeconds) -> list[Job]:
+    """What became of each request of the traffic, in its order."""
+    run = _Run(traffic, fleet, step_seconds)
+    run.go()
+    return run.jobs
+
+
 class _Run:
     """One simulation. Events are (time, number, what), the number for those of one time."""
 
     def __init__(self, traffic: Sequence[Arrival], fleet: Fleet, step_seconds: StepSeconds) -> None:
-        names = [str(number) for number in range(fleet.num_replicas)]
-        replicas = [SimulatedReplica(name, fleet.limits, step_seconds) for name in names]
+        logged = sorted({arrival.upstream for arrival in traffic})
+        names = logged if fleet.as_logged else [str(number) for number in range(fleet.num_replicas)]
+        pieces = [one.piece_tokens for one in traffic if one.prefix] or [float(PIECE_TOKENS)]
+        made = (fleet.limits, step_seconds, fleet.overheads, mean(pieces))
+        replicas = [SimulatedReplica(name, *made) for name in names]
         self._fleet = fleet
         self._fronts, self._backs = replicas[: fleet.prefill], replicas[fleet.prefill :]
         self._front_router = Router(self._fronts or self._backs, fleet.routing, SEED)
+        self._logged = {one.name: one for one in replicas} if fleet.as_logged else {}
         self._back_router = Router(self._backs, "load", SEED)
-        self._jobs = [Job(arrival, arrival.prompt) for arrival in traffic]
+        self.jobs = [Job(arrival, arrival.prompt) for arrival in traffic]
         self._numbers = itertools.count()
         self._events: list[tuple[float, int, Job | SimulatedReplica | None]] = []
         self._halves: dict[int, Job] = {}  # prompt alone → the request that it is of
-        for job in self._jobs:
-            self._at(job.arrival.at + SERVER_S, job)
+        for job in self.jobs:
+            self._at(job.arrival.at + fleet.overheads.request_s, job)
         if fleet.fails_at is not None:
             self._at(fleet.fails_at, None)
 
@@ -105,14 +118,17 @@ class _Run:
         for one in (*self._fronts, *self._backs):
             one.now = now
         router = self._back_router if job.prefilled_elsewhere else self._front_router
-        choice = router.choose(Journey(None, job.arrival.prefix))
-        assert choice is not None
+        replica = self._logged.get(job.arrival.upstream)
+        if replica is None:
+            choice = router.choose(Journey(None, job.arrival.prefix))
+            assert choice is not None
+            replica = choice.replica
         if self._fronts and not job.prefilled_elsewhere:
             half = Job(replace(job.arrival, output=1), job.arrival.prompt)
             self._halves[id(half)] = job
             job = half
-        choice.replica.send(job, now)
-        self._step(choice.replica, now)
+        replica.send(job, now)
+        self._step(replica, now)
 
     def _hand_over(self, ended: Job, now: float) -> None:
         """A prompt that was computed apart goes on elsewhere, after its KV has been moved."""
@@ -131,7 +147,7 @@ class _Run:
             self._at(now + NOTICED_S, job)
 
     def outcome(self) -> Outcome:
-        jobs = [job for job in self._jobs if job.ended is not None and job.first is not None]
+        jobs = [job for job in self.jobs if job.ended is not None and job.first is not None]
         ttft = [job.first - job.arrival.at for job in jobs if job.first is not None]
         tpot = [
             (job.ended - job.first) / (job.arrival.output - 1)
@@ -145,7 +161,7 @@ class _Run:
             percentiles(ttft),
             percentiles(tpot),
             len(jobs),
-            sum(job.broken for job in self._jobs),
+            sum(job.broken for job in self.jobs),
             sum(job.cached for job in jobs) / max(1, sum(job.arrival.prompt for job in jobs)),
             max(counts) / max(1, min(counts)),
             sum(one.busy_s for one in replicas) / (end * len(replicas)) if end else 0.0,

@@ -24,11 +24,22 @@ class Arrival:
     ttft_s: float | None = None  # as it was logged; None: there was no stream
     tpot_s: float | None = None
     cached: int = 0  # tokens of the prompt that were in a prefix cache, as logged
+    upstream: str = ""  # replica that answered, in a gateway's log
 
     @property
     def piece_tokens(self) -> float:
-        """Tokens that a hash of the prefix stands for: 64, or in a gateway's log what 256 bytes of text come to."""
-        return min(float(PIECE_TOKENS), self.prompt / len(self.prefix)) if self.prefix else float(PIECE_TOKENS)
+        """Tokens that a hash of the prefix stands for: 64, or in a gateway's log what 256 bytes of text come to. The
+        last bytes of a text have no hash: half as many as one stands for, at the mean."""
+        if not self.upstream or not self.prefix:
+            return float(PIECE_TOKENS)
+        return min(float(PIECE_TOKENS), self.prompt / (len(self.prefix) + 0.5))
+
+    def held_tokens(self, num_pieces: int) -> int:
+        """Tokens that are in a cache that holds so many pieces: as logged, if the log's cache held as many pieces; the
+        last token is always computed, for its logits."""
+        found = num_pieces * self.piece_tokens
+        is_logged = abs(self.cached - found) < 1.5 * self.piece_tokens
+        return min(self.cached if is_logged else int(found), self.prompt - 1)
 
 
 def read_traffic(path: Path) -> list[Arrival]:
@@ -46,9 +57,9 @@ def _arrival(line: RequestLine) -> Arrival:
     """What was answered from the semantic cache has no tokens, and does not come here."""
     prompt, output, prefix = line.prompt_tokens, line.completion_tokens, tuple(line.prefix)
     if not line.stream or line.ttft is None:
-        return Arrival(line.arrival, prompt, output, prefix, cached=line.cached_tokens)
+        return Arrival(line.arrival, prompt, output, prefix, cached=line.cached_tokens, upstream=line.upstream)
     tpot = (line.seconds - line.ttft) / (output - 1) if output > 1 else None
-    return Arrival(line.arrival, prompt, output, prefix, line.ttft, tpot, line.cached_tokens)
+    return Arrival(line.arrival, prompt, output, prefix, line.ttft, tpot, line.cached_tokens, line.upstream)
 
 
 def multiplied(traffic: Sequence[Arrival], times: int) -> list[Arrival]:
