@@ -6,6 +6,8 @@ import json
 from contextlib import ExitStack
 from typing import Any
 
+import httpx
+
 from gateways import Gated, Scripted, gating, respond, whole
 from pagoda.gateway.upstream import Upstream
 from pagoda.routing.prefixes import HEADER, MAX_TOLD, ToldPrefixes, pieces_header, prefix_hashes, read_pieces
@@ -27,10 +29,10 @@ def upstreams(gated: Gated) -> dict[str, Upstream]:
     return {one.name: one for one in gated.gateway.router.replicas}
 
 
-def matched(gated: Gated, name: str, seed: int) -> int:
+def matched(gated: Gated, name: str, seed: int, tenant: str = "") -> int:
     """Pieces of that prompt which the gateway knows to be there."""
     parts = [json.dumps(token).encode() for token in prompt(seed)]
-    return upstreams(gated)[name].prefixes.matched(prefix_hashes(parts, secret=gated.gateway.prefix_secret))
+    return upstreams(gated)[name].prefixes.matched(prefix_hashes(parts, tenant, gated.gateway.prefix_secret))
 
 
 def name_of(served: Served) -> str:
@@ -102,6 +104,39 @@ def test_a_server_that_tells_nothing_is_guessed_at() -> None:
         assert [ask(gated, seed) for seed in range(4)] == names
         assert not any(HEADER.lower() in head.lower() for head in other.heads)
     other.close()
+
+
+def cached(client: httpx.Client, **headers: str) -> int:
+    """Prompt tokens that were found in the upstream's prefix cache."""
+    body = {"prompt": prompt(1), "max_tokens": 2, "ignore_eos": True, "temperature": 0}
+    response = client.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    found: int = response.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return found
+
+
+def test_tenants_of_the_gateway_share_no_prefixes_upstream() -> None:
+    with watched() as (served, _), gating(served.url, api_keys=("a", "b")) as gated:
+        first, second = {"Authorization": "Bearer a"}, {"Authorization": "Bearer b"}
+        assert [cached(gated.client, **key) for key in (first, first, second, second)] == [0, 304, 0, 304]
+        name = name_of(served)
+        wait_for(lambda: told(gated))
+        assert cached(gated.client, **first) == 304
+        wait_for(lambda: matched(gated, name, 1, "key-0") >= 3)
+        assert matched(gated, name, 1, "key-2") == 0
+
+
+def test_a_server_with_keys_believes_nobody_else() -> None:
+    with watched(api_keys=("client",), admin_key="root") as (served, _):
+        client, admin = {"Authorization": "Bearer client"}, {"Authorization": "Bearer root"}
+        other = {"X-Pagoda-Tenant": "other"}
+        assert cached(served.client, **client) == 0
+        assert cached(served.client, **client, **other) == 304  # its own, whatever it says
+        assert cached(served.client, **admin, **other) == 0
+        assert cached(served.client, **admin, **other) == 304
+    with watched(admin_key="root") as (served, _):
+        assert cached(served.client) == 0
+        assert cached(served.client, **other) == 304
 
 
 def test_what_health_says() -> None:

@@ -102,7 +102,7 @@ def read_call(
         path=path,
         body=body,
         streams=streams,
-        prefix=prefix_hashes(beginning, secret=secret),
+        prefix=prefix_hashes(beginning, tenant, secret),
         prefix_bytes=sum(map(len, beginning)) + len(beginning) - 1,
         session=_session(tenant, session or _of_type(body, "prompt_cache_key", str)),
         include_cost=bool(_of_type(parsed, "include_cost", bool)),

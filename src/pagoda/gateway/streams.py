@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import orjson
 
@@ -208,11 +209,15 @@ class UpstreamStream:
         return choice
 
     def _headers(self, upstream: Upstream) -> Mapping[str, str]:
-        """What the upstream is told besides: the id under which the log knows this call, and, where it says what it
-        holds, by which names it is to say so."""
+        """What the upstream is told besides: the id under which the log knows this call; a Pagoda, whose it is, and,
+        where it says what it holds, by which names it is to say so."""
         call = self.call
-        told = {HEADER: pieces_header(call.prefix, call.prefix_bytes)} if call.prefix and upstream.says_prefixes else {}
-        return {"X-Request-Id": call.id, **told}
+        told = {"X-Request-Id": call.id}
+        if call.tenant and upstream.is_pagoda:
+            told["X-Pagoda-Tenant"] = quote(call.tenant)
+        if call.prefix and upstream.says_prefixes:
+            told[HEADER] = pieces_header(call.prefix, call.prefix_bytes)
+        return told
 
     def _failed(self, failure: UpstreamFailure) -> None:
         self._note_failure(failure)

@@ -57,6 +57,7 @@ class Upstream:
         self.unloaded: set[str] = set()  # of them, adapters that it would have to read from its disk first
         self.in_flight = 0  # requests that are being answered
         self.prefixes: Prefixes = PrefixIndex()  # what it holds: a guess, or what it says
+        self.is_pagoda = False  # as far as is known
         self.offers_events = False  # it says what it holds to who asks
         self.timeout = timeout  # seconds of silence after which an answer counts as failed
         self._connect_timeout = connect_timeout
@@ -177,7 +178,7 @@ class Upstream:
         cards = _cards(body) if head.status == 200 else None
         if cards is not None:
             if is_new:
-                self.offers_events = any(card.get("owned_by") == "pagoda" for card in cards.values())
+                self.is_pagoda = self.offers_events = any(card.get("owned_by") == "pagoda" for card in cards.values())
             self.took_list(cards)
 
     def took_list(self, cards: Mapping[str, Mapping[str, Any]]) -> None:

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,6 +33,7 @@ logger = logging.getLogger("pagoda.request")
 # Asked every few seconds by machines, or left open by people who look on: logged at debug level.
 QUIET_PATHS = {"/health", "/ready", "/metrics", "/live", "/live.css", "/live.js", "/live/state", "/live/events",
                "/v1/kv_events"}  # fmt: skip
+TENANT, LONGEST_TENANT = b"x-pagoda-tenant", 1024  # the header by which a gateway names its client; bytes of it
 SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 SAFE_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")  # no empty part: "//host" would lead elsewhere
 CLIENT_CLOSED = 499  # nginx's number for it; only the log sees it
@@ -150,6 +151,9 @@ def _behind(prefix: str, location: bytes) -> bytes:
 class ApiKeys:
     """Asks for a key on every path that is not open. The one that came is the tenant.
 
+    A gateway, which comes with the admin key or to a server without keys, says whose requests it brings: so its tenants
+    share neither prefixes nor stored responses here, and are served fairly.
+
     A key comes as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`.
     """
 
@@ -191,6 +195,9 @@ class ApiKeys:
             )
             return await answer(scope, send, 401, body, [(b"www-authenticate", b"Bearer")])
         record.tenant = tenant or ("admin" if record.admin else "")
+        told = header(scope, TENANT)
+        if told and (record.admin or not (asks or self._admin)):
+            record.tenant = unquote(told[:LONGEST_TENANT].decode("latin-1"))
         await self.app(scope, receive, send)
 
     def _tenant(self, given: bytes) -> str | None:

@@ -62,6 +62,7 @@ class LocalUpstream(Upstream):
         names = [local.name, *(given.partition("=")[0] for given in local.engine.lora), *stands]
         settings = UpstreamSettings("http://127.0.0.1:9", local.name, models={name: name for name in names})
         super().__init__(settings, timeout=timeout, clock=clock)
+        self.is_pagoda = True
         self.local, self.is_default = local, is_default
         self.state: State = "unloaded"
         self.loader: Loader | None = None
