@@ -50,12 +50,13 @@ def test_kv_types(kv_type: KVType, most: float) -> None:
     assert error(run_steps(gpu_run(model, kv_type), STEPS), run_steps(reference_run(model), STEPS)) < most
 
 
-def test_bits_do_not_depend_on_the_batch_when_asked_for() -> None:
-    model = model_of("qwen2_windowed")
+@pytest.mark.parametrize("name", ["qwen2_windowed", "gpt_oss", "gemma4", "qwen35moe", "lfm2"])
+def test_bits_do_not_depend_on_the_batch_when_asked_for(name: str) -> None:
+    model = model_of(name)
     together = run_steps(gpu_run(model, invariant=True), STEPS)
-    for name, rows in together.items():
-        alone = run_steps(gpu_run(model, invariant=True, graphs=False), [{name: len(rows)}])
-        np.testing.assert_array_equal(alone[name], rows)
+    for sequence, rows in together.items():
+        alone = run_steps(gpu_run(model, invariant=True, graphs=False), [{sequence: len(rows)}])
+        np.testing.assert_array_equal(alone[sequence], rows)
 
 
 @pytest.mark.parametrize("type", ["f32", "bf16", "int8"])

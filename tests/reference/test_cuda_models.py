@@ -149,6 +149,30 @@ def test_blocks_come_back_as_they_were(kv_type: KVType) -> None:
     np.testing.assert_array_equal(run_batch(model, follow), expected)
 
 
+@pytest.mark.parametrize("name", ["qwen35", "lfm2"])
+def test_states_come_back_as_they_were(name: str) -> None:
+    model, zeros = loaded(model_of(name)), np.zeros(1, np.int32)
+    model.allocate_kv((3,), 3)
+    step = Batch(zeros, zeros, np.array([0, 1], np.int32), zeros + 1, (zeros[:, None],), zeros)
+    run_batch(model, replace(step, state_starts=zeros - 1, state_saves=zeros + 1))
+    contents = model.read_blocks(1, np.array([1], np.int32))
+    assert contents.shape == (1, model.state_bytes)
+    follow = replace(step, positions=zeros + 1, context_lens=zeros + 2, state_saves=zeros)
+    expected = run_batch(model, replace(follow, state_starts=zeros + 1)).copy()
+    model.write_blocks(1, np.array([2], np.int32), contents)
+    np.testing.assert_array_equal(run_batch(model, replace(follow, state_starts=zeros + 2)), expected)
+    assert not np.array_equal(run_batch(model, replace(follow, state_starts=zeros - 1)), expected)
+
+
+def test_steps_without_their_states_are_refused() -> None:
+    model, zeros = loaded(model_of("lfm2")), np.zeros(1, np.int32)
+    model.allocate_kv((1,), 2)
+    step = Batch(zeros, zeros, np.array([0, 1], np.int32), zeros + 1, (zeros[:, None],), zeros)
+    for starts, saves in ((None, None), (zeros, None), (zeros, zeros + 2), (zeros - 2, zeros), (zeros + 2, zeros - 1)):
+        with pytest.raises(ValueError, match="state"):
+            run_batch(model, replace(step, state_starts=starts, state_saves=saves))
+
+
 def test_copied_blocks_and_wrong_steps() -> None:
     model = loaded(model_of("llama"), "int8")
     zeros = np.zeros(1, np.int32)
@@ -192,7 +216,15 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "type"), [("qwen3", "F32"), ("llama_256", "Q8_0"), ("phi3", "F32"), ("granite", "F32")]
+    ("name", "type"),
+    [
+        ("qwen3", "F32"),
+        ("llama_256", "Q8_0"),
+        ("phi3", "F32"),
+        ("granite", "F32"),
+        ("cohere", "F32"),
+        ("hunyuan", "F32"),
+    ],
 )
 def test_two_processes_give_the_tokens_of_one(name: str, type: str, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", TINY[name], type=type)

@@ -219,13 +219,17 @@ class CudaModel:
         with torch.inference_mode():
             self._pools[group].copy(pairs)
 
+    def _blocks(self, group: int) -> list[torch.Tensor]:
+        """What blocks of the group consist of, or states, whose group comes after the last: [blocks, …] each."""
+        return list(self._caches.states.values()) if group == len(self._pools) else self._pools[group].blocks
+
     def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
         with torch.inference_mode():
-            return read_blocks(self._pools[group].blocks, blocks)
+            return read_blocks(self._blocks(group), blocks)
 
     def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
         with torch.inference_mode():
-            write_blocks(self._pools[group].blocks, blocks, data)
+            write_blocks(self._blocks(group), blocks, data)
 
     def close(self) -> None:
         """Weights, buffers, graphs and KV go with the last reference."""
