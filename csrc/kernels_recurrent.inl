@@ -1,4 +1,4 @@
-// Short convolutions and the gated delta rule. Included by kernels_recurrent_*.cpp.
+// Short convolutions, the gated delta rule and the selective scan. Included by kernels_recurrent_*.cpp.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@ namespace {
 template <class S>
 void short_conv(const ConvArgs &a) {
     for (int64_t c = 0; c < a.columns; c += 16) {
-        auto sum = S::mul(S::load(a.rows[0] + c), S::load(a.taps + c));
-        for (int64_t i = 1; i < a.count; ++i)
+        auto sum = a.bias ? S::load(a.bias + c) : S::zero();
+        for (int64_t i = 0; i < a.count; ++i)
             sum = S::fma(S::load(a.rows[i] + c), S::load(a.taps + i * a.taps_stride + c), sum);
         S::store(a.out + c, a.silu ? activate<S>(sum, Activation::Silu) : sum);
     }
@@ -95,12 +95,48 @@ void delta_columns(const DeltaArgs &a) {
 
 template <class S>
 void delta(const DeltaArgs &a) {
-    a.columns == kDeltaColumns ? delta_columns<S, 2>(a) : delta_columns<S, 1>(a);
+    a.columns == kStateColumns ? delta_columns<S, 2>(a) : delta_columns<S, 1>(a);
+}
+
+// One pass over the state for each token: it takes the token in, and is multiplied by the token's c on the way.
+template <class S, int V>
+void scan_columns(const ScanArgs &a) {
+    constexpr int Chains = S::kFloatTile < 12 ? 1 : 2;
+    const int64_t width = 16 * V;
+    for (int64_t t = 0; t < a.tokens; ++t) {
+        const float *x = a.x + t * a.stride, *b = a.b + t * a.stride, *c = a.c + t * a.stride;
+        const auto left = S::set1(a.left[t]), dt = S::set1(a.dt[t]), skip = S::set1(a.skip);
+        typename S::F written[V], sums[Chains][V];
+        UNROLL for (int i = 0; i < V; ++i) {
+            written[i] = S::mul(dt, S::load(x + 16 * i));
+            UNROLL for (int chain = 0; chain < Chains; ++chain) sums[chain][i] = S::zero();
+        }
+        for (int64_t j = 0; j < a.state_dim; j += Chains)
+            UNROLL for (int chain = 0; chain < Chains; ++chain) {
+                const auto by = S::set1(b[j + chain]), with = S::set1(c[j + chain]);
+                UNROLL for (int i = 0; i < V; ++i) {
+                    float *at = a.state + (j + chain) * width + 16 * i;
+                    const auto state = S::fma(by, written[i], S::mul(left, S::load(at)));
+                    S::store(at, state);
+                    sums[chain][i] = S::fma(state, with, sums[chain][i]);
+                }
+            }
+        UNROLL for (int i = 0; i < V; ++i) {
+            auto sum = sums[0][i];
+            UNROLL for (int chain = 1; chain < Chains; ++chain) sum = S::add(sum, sums[chain][i]);
+            S::store(a.out + t * a.out_stride + 16 * i, S::fma(skip, S::load(x + 16 * i), sum));
+        }
+    }
+}
+
+template <class S>
+void scan(const ScanArgs &a) {
+    a.columns == kStateColumns ? scan_columns<S, 2>(a) : scan_columns<S, 1>(a);
 }
 
 template <class S>
 const RecurrentKernels *make_recurrent_kernels() {
-    static const RecurrentKernels table{short_conv<S>, unit<S>, row_dot<S>, delta<S>};
+    static const RecurrentKernels table{short_conv<S>, unit<S>, row_dot<S>, delta<S>, scan<S>};
     return &table;
 }
 

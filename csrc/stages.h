@@ -17,7 +17,6 @@
 
 namespace pagoda {
 
-constexpr bool kOptional = true;    // a field that keeps its default where it is not given
 constexpr int64_t kRowChunk = 128;  // rows that an item of a linear stage covers: their activations stay in L2
 constexpr size_t kScratch = kGemmScratch > kAttendScratch ? kGemmScratch : kAttendScratch;  // bytes of a thread's
 
@@ -252,7 +251,7 @@ struct RopeAndStoreKVStage {
 struct HeadNormStage {
     static constexpr const char *kKind = "head_norm";
     int x, out, num_heads;
-    std::vector<float> weight;  // of one head
+    std::vector<float> weight;  // of one head, or of all
     float eps;
 
     template <class F>
@@ -357,6 +356,6 @@ struct AttendStage {
 
 using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, RouteStage, CombineStage,
                            RopeAndStoreKVStage, HeadNormStage, RopeStage, ColumnsStage, MultiplyStage, AttendStage, ShortConvStage,
-                           DeltaRuleStage, ScaleRowsStage>;
+                           DeltaRuleStage, SelectiveScanStage, ScaleRowsStage>;
 
 }  // namespace pagoda

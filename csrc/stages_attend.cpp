@@ -57,15 +57,18 @@ void RopeAndStoreKVStage::run(Workspace &w, const Step &step, int64_t token, uin
 
 void HeadNormStage::admit(Workspace &w) {
     const auto size = static_cast<int64_t>(weight.size()), columns = w.buffer(x).columns;
-    if (num_heads < 1 || num_heads * size != columns || w.buffer(out).columns != columns)
+    const bool fits = num_heads > 0 && columns % num_heads == 0 && (size == columns / num_heads || size == columns);
+    if (!fits || w.buffer(out).columns != columns)
         throw std::invalid_argument("heads of another size than their norm");
 }
 
 void HeadNormStage::run(Workspace &w, const Step &, int64_t token, uint8_t *) const {
     const float *from = w.buffer(x).row(token);
     float *to = w.buffer(out).row(token);
-    const auto size = static_cast<int64_t>(weight.size());
-    for (int64_t at = 0; at < num_heads * size; at += size) w.kernels->rms_norm(from + at, weight.data(), eps, size, to + at);
+    const int64_t columns = w.buffer(x).columns, size = columns / num_heads;
+    const bool own = static_cast<int64_t>(weight.size()) == columns;  // whether each head has numbers of its own
+    for (int64_t at = 0; at < columns; at += size)
+        w.kernels->rms_norm(from + at, weight.data() + (own ? at : 0), eps, size, to + at);
 }
 
 void RopeStage::admit(Workspace &w) {

@@ -17,6 +17,7 @@ struct ShortConvStage {
     int x, out, taps;
     bool silu;
     std::vector<float> weight;  // [columns][taps]; once admitted, [taps][columns]
+    std::vector<float> bias;    // [columns], or empty
 
     template <class F>
     void fields(F &field) {
@@ -25,6 +26,7 @@ struct ShortConvStage {
         field("taps", taps);
         field("silu", silu);
         field("weight", weight);
+        field("bias", bias, kOptional);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &w, const Step &step) const;
@@ -35,8 +37,36 @@ struct ShortConvStage {
     int64_t columns_ = 0, state_at_ = 0;
 };
 
-// The gated delta rule of each value head: see `Ops.delta_rule`. Of a head's state [k_dim][v_dim], kDeltaColumns columns
-// lie together.
+// The state of an op with heads: of each a matrix [rows][columns], of which kStateColumns columns lie together. An item of
+// work is some of one head's columns, or all, of one sequence.
+class HeadStates {
+  public:
+    struct Item {
+        int64_t sequence, head, begin, end;  // columns [begin, end)
+        float *state;                        // those columns
+        float *free;                         // scratch behind them
+    };
+    struct Columns {  // that a kernel takes at once
+        int64_t first, count;
+        float *state;
+    };
+
+    // free: floats that an item needs besides the state. std::invalid_argument where kernels do not take such heads.
+    void admit(Workspace &w, int64_t heads, int64_t rows, int64_t columns, int64_t free, const char *what);
+    int64_t items(const Workspace &w, const Step &step) const;
+    // Calls prepare(item, token, count) for kHeadTokens tokens at a time, and take(item, columns, token, from, count) for
+    // tokens [token, token + count), which are the prepared ones from `from` on; saves the state where the step says so.
+    template <class Prepare, class Take>
+    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch, Prepare &&prepare, Take &&take) const;
+    Cost cost(const char *label, double operations, const Step &step) const;  // operations: a number and token
+
+  private:
+    int64_t parts(const Workspace &w, const Step &step) const;  // that a head's columns are shared out in
+    Item item(const Workspace &w, const Step &step, int64_t index, uint8_t *scratch) const;
+    int64_t heads_ = 0, rows_ = 0, columns_ = 0, at_ = 0;
+};
+
+// The gated delta rule of each value head: see `Ops.delta_rule`. A head's state is [k_dim][v_dim].
 struct DeltaRuleStage {
     static constexpr const char *kKind = "delta_rule";
     int qkv, alpha, beta, out;
@@ -59,16 +89,44 @@ struct DeltaRuleStage {
         field("tiled", tiled);
     }
     void admit(Workspace &w);
-    int64_t items(const Workspace &w, const Step &step) const;
+    int64_t items(const Workspace &w, const Step &step) const { return states_.items(w, step); }
     void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
     Cost describe(const Workspace &w, const Step &step) const;
 
   private:
-    struct Head;
-    int64_t parts(const Workspace &w, const Step &step) const;  // that a head's columns are shared out in
-    void prepare(const Workspace &w, const Head &head, int64_t token, int64_t count) const;
-    void compute(const Workspace &w, const Head &head, int64_t token, int64_t from, int64_t count) const;
-    int64_t state_at_ = 0;
+    struct Prepared;
+    Prepared prepared(float *free) const;
+    void prepare(const Workspace &w, const HeadStates::Item &item, int64_t token, int64_t count) const;
+    HeadStates states_;
+};
+
+// The selective scan of each head: see `Ops.selective_scan`. A head's state is [state_dim][head_dim].
+struct SelectiveScanStage {
+    static constexpr const char *kKind = "selective_scan";
+    int xbc, dt, out;
+    std::vector<float> decay, dt_bias, skip;  // [heads]
+    int heads, head_dim, groups, state_dim;
+
+    template <class F>
+    void fields(F &field) {
+        field("xbc", xbc);
+        field("dt", dt);
+        field("out", out);
+        field("decay", decay);
+        field("dt_bias", dt_bias);
+        field("skip", skip);
+        field("heads", heads);
+        field("head_dim", head_dim);
+        field("groups", groups);
+        field("state_dim", state_dim);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &w, const Step &step) const { return states_.items(w, step); }
+    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
+    Cost describe(const Workspace &w, const Step &step) const;
+
+  private:
+    HeadStates states_;
 };
 
 // out = each row of x times the activation of the row's one number.

@@ -13,6 +13,8 @@
 
 namespace pagoda {
 
+constexpr bool kOptional = true;  // a stage's field that keeps its default where it is not given
+
 constexpr int kNone = -1;  // no such buffer
 
 // One step; see pagoda.types.Batch.

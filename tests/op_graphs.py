@@ -119,7 +119,8 @@ class Graph:
 
     def _head_norm(self, ops: Ops, name: str, step: Step) -> None:
         x, width = self._pick(step.pick[0])
-        self.live.append((ops.head_norm(x, vector(name, HEAD_DIM), 1e-5, width // HEAD_DIM), width))
+        weight = vector(name, width if step.flag else HEAD_DIM)
+        self.live.append((ops.head_norm(x, weight, 1e-5, width // HEAD_DIM), width))
 
     def _rope(self, ops: Ops, name: str, step: Step) -> None:
         x, width = self._pick(step.pick[0])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pagoda.backends.specs import Activation, AttentionSpec, DeltaSpec, ExpertsSpec, QueryGrowth, RopeSpec
+from pagoda.backends.specs import Activation, AttentionSpec, DeltaSpec, ExpertsSpec, QueryGrowth, RopeSpec, ScanSpec
 from pagoda.types import FloatArray, Int32Array
 
 SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # of clamped_swiglu
@@ -153,19 +153,26 @@ def gated(gate: FloatArray, up: FloatArray, activation: Activation) -> FloatArra
     return product
 
 
-def short_conv(x: FloatArray, before: FloatArray, weight: FloatArray, *, with_silu: bool) -> FloatArray:
-    """Each column of x [T, C] convolved with its row of weight [C, N]; `before` are the N - 1 rows that come before x.
-    → [T, C]"""
+def short_conv(
+    x: FloatArray, before: FloatArray, weight: FloatArray, bias: FloatArray | None = None, *, with_silu: bool
+) -> FloatArray:
+    """Each column of x [T, C] convolved with its row of weight [C, N], plus bias [C]; `before` are the N - 1 rows that
+    come before x. → [T, C]"""
     rows = np.concatenate([before, x])
-    out = np.zeros_like(x)
+    out = np.zeros_like(x) if bias is None else np.tile(bias, (len(x), 1))
     for i in range(weight.shape[1]):
         out += rows[i : i + len(x)] * weight[:, i]
     return silu(out) if with_silu else out
 
 
+def softplus(x: FloatArray) -> FloatArray:
+    """log(1 + exp(x))"""
+    return np.asarray(np.logaddexp(x, np.float32(0)), np.float32)
+
+
 def delta_decay(alpha: FloatArray, decay: FloatArray, dt_bias: FloatArray) -> FloatArray:
     """What of a state is left, exp(decay * softplus(alpha + dt_bias)). [T, H]"""
-    return np.asarray(np.exp(decay * np.logaddexp(alpha + dt_bias, np.float32(0))), np.float32)
+    return np.asarray(np.exp(decay * softplus(alpha + dt_bias)), np.float32)
 
 
 def delta_heads(qkv: FloatArray, spec: DeltaSpec) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -215,3 +222,36 @@ def delta_rule(
         if saves and t in saves:
             saves[t][:] = state
     return out.reshape(len(qkv), -1)
+
+
+def selective_scan(
+    xbc: FloatArray,
+    dt: FloatArray,
+    *,
+    numbers: tuple[FloatArray, FloatArray, FloatArray],
+    spec: ScanSpec,
+    state: FloatArray | None = None,
+    saves: Mapping[int, FloatArray] | None = None,
+) -> FloatArray:
+    """Mamba-2's recurrence over a sequence's tokens; numbers: decay, dt_bias and skip. → [T, H * head_dim]
+
+    state [H, state_dim, head_dim]: to begin with, changed; zero where there is none. saves: by token, where it is left.
+    """
+    decay, dt_bias, skip = numbers
+    steps = softplus(dt + dt_bias)  # [T, H]
+    left = np.exp(decay * steps)
+    shared = spec.num_groups * spec.state_dim
+    x, b, c = np.split(xbc, [spec.inner_size, spec.inner_size + shared], axis=1)
+    x = x.reshape(len(x), spec.num_heads, spec.head_dim)
+    b, c = (
+        part.reshape(len(x), spec.num_groups, -1).repeat(spec.num_heads // spec.num_groups, axis=1) for part in (b, c)
+    )
+    state = np.zeros((spec.num_heads, spec.state_dim, spec.head_dim), np.float32) if state is None else state
+    out = np.empty_like(x)
+    for t in range(len(x)):
+        state *= left[t, :, None, None]
+        state += b[t, :, :, None] * (steps[t, :, None] * x[t])[:, None]
+        out[t] = (c[t, :, None] @ state)[:, 0] + skip[:, None] * x[t]
+        if saves and t in saves:
+            saves[t][:] = state
+    return out.reshape(len(x), -1)

@@ -28,6 +28,7 @@ from pagoda.backends.specs import (
     KVType,
     LoraType,
     RopeSpec,
+    ScanSpec,
 )
 from pagoda.types import Batch, FloatArray, Int32Array
 from pagoda.types import RawTensor as RawTensor  # part of this interface
@@ -55,7 +56,7 @@ class Ops(Protocol):
         """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, over the last dimension. → [T, E]"""
 
     def head_norm(self, x: Handle, weight: RawTensor, eps: float, num_heads: int) -> Handle:
-        """rms_norm over each head of x [T, num_heads * D] with weight (D,)."""
+        """rms_norm over each head of x [T, num_heads * D], with weight (D,), or (num_heads * D,)."""
 
     def linear(self, x: Handle, weight: RawTensor, bias: RawTensor | None = None) -> Handle:
         """x @ weight.T + bias, and for tokens of sequences with an adapter what that adds. → [T, out]"""
@@ -110,8 +111,11 @@ class Ops(Protocol):
 
     # Ops with a state: what they keep of a sequence's tokens has a fixed size and is part of the sequence's state.
 
-    def short_conv(self, layer: int, x: Handle, weight: RawTensor, *, silu: bool) -> Handle:
-        """Causal convolution of each column of x [T, C] by itself, then SiLU if so. weight (C, N), the newest last.
+    def short_conv(
+        self, layer: int, x: Handle, weight: RawTensor, bias: RawTensor | None = None, *, silu: bool
+    ) -> Handle:
+        """Causal convolution of each column of x [T, C] by itself, plus bias (C,), then SiLU if so. weight (C, N), the
+        newest last.
 
         The state is the last N - 1 rows of x, zeros before the first token. → [T, C]
         """
@@ -135,6 +139,27 @@ class Ops(Protocol):
             S = g S;  S = S + k (b (v - S^T k))^T;  out = S^T q
 
         The state is S, [num_v_heads, k_dim, v_dim] float32, zero before the first token. → [T, num_v_heads * v_dim]
+        """
+
+    def selective_scan(
+        self,
+        layer: int,
+        xbc: Handle,
+        dt: Handle,
+        decay: RawTensor,
+        dt_bias: RawTensor,
+        skip: RawTensor,
+        spec: ScanSpec,
+    ) -> Handle:
+        """Mamba-2's state-space recurrence (arXiv 2405.21060), for each head by itself, over the sequence's tokens.
+
+        xbc [T, num_heads * head_dim + 2 * num_groups * state_dim]: x of each head, b, then c of each group; dt
+        [T, num_heads]; decay, dt_bias, skip (num_heads,). With d = softplus(dt + dt_bias):
+
+            S = exp(decay * d) S + b (d x)^T;  out = S^T c + skip * x
+
+        The state is S, [num_heads, state_dim, head_dim] float32, zero before the first token.
+        → [T, num_heads * head_dim]
         """
 
     def add(self, x: Handle, y: Handle) -> Handle:

@@ -279,11 +279,16 @@ def _chain_of(node: Node) -> QkChain:
         rope = node["spec"]
         ops.append(node)
         node = node["x"]
-    if node.op == "head_norm" and node.only_user and node["x"].only_user:
+    if node.op == "head_norm" and node.only_user and node["x"].only_user and _is_shared(node):
         norm = node
         ops.append(node)
         node = node["x"]
     return QkChain(node, norm, rope, tuple(ops))
+
+
+def _is_shared(norm: Node) -> bool:
+    """Whether all heads are multiplied by the same numbers."""
+    return bool(norm["num_heads"] * norm["weight"].shape[0] == norm.columns)
 
 
 def _alike(chains: list[QkChain]) -> bool:

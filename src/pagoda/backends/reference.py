@@ -28,6 +28,7 @@ from pagoda.backends.arithmetic import (
     linear,
     rms_norm,
     rope,
+    selective_scan,
     short_conv,
     softcapped,
 )
@@ -45,6 +46,7 @@ from pagoda.backends.specs import (
     KVType,
     LoraType,
     RopeSpec,
+    ScanSpec,
 )
 from pagoda.backends.states import Key, state_shapes
 from pagoda.backends.trace import record
@@ -99,7 +101,8 @@ class ReferenceOps:
         return layer_norm(x, self.weights[weight], self.weights[bias], eps)
 
     def head_norm(self, x: FloatArray, weight: RawTensor, eps: float, num_heads: int) -> FloatArray:
-        return rms_norm(x.reshape(len(x), num_heads, -1), self.weights[weight], eps).reshape(x.shape)
+        heads = x.reshape(len(x), num_heads, -1)
+        return rms_norm(heads, self.weights[weight].reshape(-1, heads.shape[-1]), eps).reshape(x.shape)
 
     def linear(self, x: FloatArray, weight: RawTensor, bias: RawTensor | None = None) -> FloatArray:
         out = self.product(x, self.weights[weight], None if bias is None else self.weights[bias])
@@ -181,10 +184,12 @@ class ReferenceOps:
     def multiply(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return x * y
 
-    def short_conv(self, layer: int, x: FloatArray, weight: RawTensor, *, silu: bool) -> FloatArray:
-        out, taps = np.empty_like(x), self.weights[weight]
+    def short_conv(
+        self, layer: int, x: FloatArray, weight: RawTensor, bias: RawTensor | None = None, *, silu: bool
+    ) -> FloatArray:
+        out, taps, added = np.empty_like(x), self.weights[weight], None if bias is None else self.weights[bias]
         for begin, end, state, saves in self._sequences(self.states["short_conv", layer]):
-            out[begin:end] = short_conv(x[begin:end], state, taps, with_silu=silu)
+            out[begin:end] = short_conv(x[begin:end], state, taps, added, with_silu=silu)
             rows = np.concatenate([state, x[begin:end]])
             for t, save in saves:
                 save[:] = rows[t + 1 : t + 1 + len(state)]
@@ -206,6 +211,25 @@ class ReferenceOps:
             tokens = slice(begin, end)
             out[tokens] = delta_rule(
                 qkv[tokens], alpha[tokens], beta[tokens], numbers=numbers, spec=spec, state=state, saves=dict(saves)
+            )
+        return out
+
+    def selective_scan(
+        self,
+        layer: int,
+        xbc: FloatArray,
+        dt: FloatArray,
+        decay: RawTensor,
+        dt_bias: RawTensor,
+        skip: RawTensor,
+        spec: ScanSpec,
+    ) -> FloatArray:
+        numbers = self.weights[decay], self.weights[dt_bias], self.weights[skip]
+        out = np.empty((len(xbc), spec.inner_size), np.float32)
+        for begin, end, state, saves in self._sequences(self.states["selective_scan", layer]):
+            tokens = slice(begin, end)
+            out[tokens] = selective_scan(
+                xbc[tokens], dt[tokens], numbers=numbers, spec=spec, state=state, saves=dict(saves)
             )
         return out
 

@@ -111,3 +111,23 @@ class DeltaSpec:
 
     def k_head(self, v_head: int) -> int:
         return v_head % self.num_k_heads if self.tiled else v_head // (self.num_v_heads // self.num_k_heads)
+
+
+@dataclass(frozen=True, slots=True)
+class ScanSpec:
+    """Heads of a selective scan. Head j reads group j // (num_heads / num_groups)."""
+
+    num_heads: int
+    head_dim: int
+    num_groups: int
+    state_dim: int
+
+    @property
+    def inner_size(self) -> int:
+        """Columns of all heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def mixed_size(self) -> int:
+        """Columns of x, b and c together."""
+        return self.inner_size + 2 * self.num_groups * self.state_dim

@@ -9,7 +9,7 @@ from typing import Any
 
 from pagoda.backends.trace import Node
 
-OPS = ("short_conv", "delta_rule")
+OPS = ("short_conv", "delta_rule", "selective_scan")
 Key = tuple[str, int]  # op, layer
 
 
@@ -23,6 +23,8 @@ def _shape(node: Node) -> tuple[int, ...]:
         columns, taps = node["weight"].shape
         return taps - 1, columns
     spec = node["spec"]
+    if node.op == "selective_scan":
+        return spec.num_heads, spec.state_dim, spec.head_dim
     return spec.num_v_heads, spec.k_dim, spec.v_dim
 
 
@@ -35,5 +37,8 @@ def stage_arguments(op: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         weight = given["weight"]
         return given | {"taps": weight.shape[1], "weight": replace(weight, shape=(math.prod(weight.shape),))}
     spec = arguments["spec"]
+    if op == "selective_scan":
+        heads = {"heads": spec.num_heads, "head_dim": spec.head_dim}
+        return given | heads | {"groups": spec.num_groups, "state_dim": spec.state_dim}
     heads = {"k_heads": spec.num_k_heads, "v_heads": spec.num_v_heads}
     return given | heads | {"k_dim": spec.k_dim, "v_dim": spec.v_dim, "tiled": spec.tiled}

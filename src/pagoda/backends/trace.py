@@ -17,6 +17,7 @@ COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
     "linear": lambda arguments: int(arguments["weight"].shape[0]),
     "logits": lambda arguments: int(arguments["weight"].shape[0]),
     "delta_rule": lambda arguments: int(arguments["spec"].num_v_heads * arguments["spec"].v_dim),
+    "selective_scan": lambda arguments: int(arguments["spec"].inner_size),
 }
 
 

@@ -33,7 +33,7 @@ class Arithmetic(Protocol):
         """Bring an array back to numpy."""
 
     def rms_norm(self, x: Array, weight: Array, eps: float, num_heads: int = 1) -> Array:
-        """Over each of num_heads parts of x [T, num_heads * D], with weight [D]."""
+        """Over each of num_heads parts of x [T, num_heads * D], with weight [D], or [num_heads * D]."""
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array: ...
 
@@ -68,7 +68,8 @@ class NumpyArithmetic:
         return x
 
     def rms_norm(self, x: FloatArray, weight: FloatArray, eps: float, num_heads: int = 1) -> FloatArray:
-        return rms_norm(x.reshape(len(x), num_heads, -1), weight, eps).reshape(x.shape)
+        heads = x.reshape(len(x), num_heads, -1)
+        return rms_norm(heads, weight.reshape(-1, heads.shape[-1]), eps).reshape(x.shape)
 
     def layer_norm(self, x: FloatArray, weight: FloatArray, bias: FloatArray, eps: float) -> FloatArray:
         return layer_norm(x, weight, bias, eps)

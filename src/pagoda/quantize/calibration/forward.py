@@ -18,8 +18,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.backends.arithmetic import ACTIVATIONS, delta_rule, expert_weights, short_conv
-from pagoda.backends.specs import Activation, AttentionSpec, DeltaSpec, EmbedBy, ExpertBiases, ExpertsSpec, RopeSpec
+from pagoda.backends.arithmetic import ACTIVATIONS, delta_rule, expert_weights, selective_scan, short_conv
+from pagoda.backends.specs import (
+    Activation,
+    AttentionSpec,
+    DeltaSpec,
+    EmbedBy,
+    ExpertBiases,
+    ExpertsSpec,
+    RopeSpec,
+    ScanSpec,
+)
 from pagoda.errors import CapacityError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.quantized import QuantizedTensor
@@ -190,11 +199,13 @@ class WindowOps:
     def multiply(self, x: SampleValue, y: SampleValue) -> SampleValue:
         return SampleValue(self, lambda i: x.chunk(i) * y.chunk(i), dear=True)
 
-    def short_conv(self, layer: int, x: SampleValue, weight: RawTensor, *, silu: bool) -> SampleValue:
-        taps = decoded(weight)
+    def short_conv(
+        self, layer: int, x: SampleValue, weight: RawTensor, bias: RawTensor | None = None, *, silu: bool
+    ) -> SampleValue:
+        taps, added = decoded(weight), None if bias is None else decoded(bias)
 
         def convolved(x: FloatArray) -> FloatArray:
-            return short_conv(x, np.zeros((taps.shape[1] - 1, x.shape[1]), np.float32), taps, with_silu=silu)
+            return short_conv(x, np.zeros((taps.shape[1] - 1, x.shape[1]), np.float32), taps, added, with_silu=silu)
 
         return self._in_numpy(self._each_window(convolved), x)
 
@@ -210,6 +221,19 @@ class WindowOps:
     ) -> SampleValue:
         numbers = decoded(decay), decoded(dt_bias)
         return self._in_numpy(self._each_window(partial(delta_rule, numbers=numbers, spec=spec)), qkv, alpha, beta)
+
+    def selective_scan(
+        self,
+        layer: int,
+        xbc: SampleValue,
+        dt: SampleValue,
+        decay: RawTensor,
+        dt_bias: RawTensor,
+        skip: RawTensor,
+        spec: ScanSpec,
+    ) -> SampleValue:
+        numbers = decoded(decay), decoded(dt_bias), decoded(skip)
+        return self._in_numpy(self._each_window(partial(selective_scan, numbers=numbers, spec=spec)), xbc, dt)
 
     def _each_window(self, compute: Callable[..., FloatArray]) -> Callable[..., FloatArray]:
         """`compute` over the tokens of one window after the other."""

@@ -30,7 +30,8 @@ class TorchArithmetic:
         return np.asarray(x.cpu().numpy(), dtype=np.float32)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, num_heads: int = 1) -> torch.Tensor:
-        return rms_norm(x.view(len(x), num_heads, -1), weight, eps).view(x.shape)
+        heads = x.view(len(x), num_heads, -1)
+        return rms_norm(heads, weight.view(-1, heads.shape[-1]), eps).view(x.shape)
 
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
         return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
