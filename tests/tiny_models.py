@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 import tiny_gemma4
 import tiny_hybrid
 import tiny_lfm2
+import tiny_mamba
 from pagoda.types import RawTensor
 from tiny_blocks import FloatArray, encode, noise
 from tiny_hybrid import HYBRIDS
@@ -61,8 +62,8 @@ def _weight(spec: TinyModel, name: str, shape: tuple[int, ...]) -> FloatArray:
 def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
     c = spec.config
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (c["vocab_size"], c["hidden_size"]),
-        "model.embedding_norm.weight" if spec.architecture == "lfm2" else "model.norm.weight": (c["hidden_size"],),
+        f"{EMBEDDINGS.get(c['model_type'], 'model.embed_tokens')}.weight": (c["vocab_size"], c["hidden_size"]),
+        f"{OUTPUT_NORMS.get(c['model_type'], 'model.norm')}.weight": (c["hidden_size"],),
     }
     if spec.architecture in ("stablelm", "nemotron"):
         shapes["model.norm.bias"] = (c["hidden_size"],)
@@ -71,8 +72,19 @@ def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
     if not c["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (c["vocab_size"], c["hidden_size"])
     for layer in range(c["num_hidden_layers"]):
-        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _layer_shapes(spec, layer).items()}
+        start = f"{LAYERS.get(c['model_type'], 'model.layers')}.{layer}"
+        shapes |= {f"{start}.{name}": shape for name, shape in _layer_shapes(spec, layer).items()}
     return shapes
+
+
+EMBEDDINGS = {"nemotron_h": "backbone.embeddings"}
+OUTPUT_NORMS = {
+    "lfm2": "model.embedding_norm",
+    "bamba": "model.final_layernorm",
+    "falcon_h1": "model.final_layernorm",
+    "nemotron_h": "backbone.norm_f",
+}
+LAYERS = {"nemotron_h": "backbone.layers"}
 
 
 def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
@@ -83,6 +95,8 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
         return tiny_lfm2.layer_shapes(c, layer)
     if arch in HYBRIDS:
         return tiny_hybrid.layer_shapes(c, layer)
+    if c["model_type"] in tiny_mamba.MODELS:
+        return tiny_mamba.layer_shapes(c, layer)
     if arch == "gpt-oss":
         return gpt_oss_shapes(spec)
     e, f, d = c["hidden_size"], c["intermediate_size"], c["head_dim"]
@@ -205,6 +219,12 @@ HF_CLASSES = {
     "olmo3": "Olmo3ForCausalLM",
     "gemma4_text": "Gemma4ForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
+    "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "bamba": "BambaForCausalLM",
+    "falcon_h1": "FalconH1ForCausalLM",
+    "nemotron_h": "NemotronHForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
@@ -243,6 +263,9 @@ HF_TO_GGUF = {
     "mlp.router": "ffn_gate_inp",
 }
 HF_TO_GGUF |= tiny_lfm2.NAMES | {
+    "model.final_layernorm": "output_norm",
+    "backbone.norm_f": "output_norm",
+    "backbone.embeddings": "token_embd",
     "self_attn.query_layernorm": "attn_q_norm",
     "self_attn.key_layernorm": "attn_k_norm",
     "post_self_attn_layernorm": "post_attention_norm",
@@ -274,7 +297,8 @@ def write_gguf(path: Path, spec: TinyModel, *, type: str = "F32", types: Mapping
 
 def is_matrix(name: str, values: FloatArray) -> bool:
     """Whether llama.cpp would quantize it: vectors and routers stay F32."""
-    left = "ffn_gate_inp" in name or name.endswith(("conv1d.weight", "conv.conv.weight", "bias"))
+    plain = ("conv1d.weight", "conv.conv.weight", "norm.weight", "bias", "ssm_a", "ssm_d")
+    left = "ffn_gate_inp" in name or name.endswith(plain)
     return values.ndim > 1 and not left
 
 
@@ -321,6 +345,7 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
     sizes |= tiny_gemma4.metadata(c) if arch == "gemma4" else {}
     sizes |= tiny_lfm2.metadata(c) if arch == "lfm2" else {}
     sizes |= tiny_hybrid.gguf_sizes(c) if arch in HYBRIDS else {}
+    sizes |= tiny_mamba.metadata(c) if c["model_type"] in tiny_mamba.MODELS else {}
     if "logit_scale" in c:
         sizes["logit_scale"] = c["logit_scale"]
     scaling = c.get("rope_parameters") or c.get("rope_scaling") or {}
@@ -357,7 +382,7 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
 def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
     """All tensors by their GGUF names, float32: q and k permuted for Llama, norms 1 + w for Gemma."""
     held = weights(spec)
-    if spec.architecture in HYBRIDS:
+    if spec.architecture in HYBRIDS or spec.config["model_type"] in tiny_mamba.MODELS:
         return _hybrid_weights(spec, held)
     out = {_gguf_name(spec, name): _gguf_values(spec, name, held[name]) for name in held if not _is_apart(spec, name)}
     out |= _gpt_oss_experts(held) if spec.architecture == "gpt-oss" else _stacked_experts(spec, held)
@@ -383,12 +408,15 @@ def _is_expert(name: str) -> bool:
 
 def _hybrid_weights(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     out: dict[str, FloatArray] = {}
+    family = tiny_hybrid if spec.architecture in HYBRIDS else tiny_mamba
     for name, values in held.items():
-        if not name.startswith("model.layers."):
-            out[_gguf_name(spec, name)] = values + 1 if name.endswith("norm.weight") else values
+        if ".layers." not in name:
+            added = family is tiny_hybrid and name.endswith("norm.weight")
+            times = np.float32(tiny_mamba.outer_multiplier(spec.config, name))
+            out[_gguf_name(spec, name)] = values + 1 if added else values * times
             continue
         _, _, layer, part = name.split(".", 3)
-        for found, changed in tiny_hybrid.gguf_tensors(spec.config, part, values).items():
+        for found, changed in family.gguf_tensors(spec.config, part, values).items():
             stem, _, suffix = found.rpartition(".")
             out[f"blk.{layer}.{HF_TO_GGUF.get(stem, stem)}.{suffix}" if stem else f"blk.{layer}.{found}"] = changed
     return out
@@ -474,6 +502,15 @@ def memory_checkpoint(spec: TinyModel, *, kind: str = "safetensors") -> MemoryCh
     metadata = gguf_metadata(spec) if kind == "gguf" else hf_config(spec)
     architecture = spec.architecture if kind == "gguf" else spec.config["model_type"].removesuffix("_text")
     return MemoryCheckpoint(kind, architecture, metadata, {name: raw(name, v) for name, v in values.items()})
+
+
+def changed_checkpoint(spec: TinyModel, kind: str, **metadata: Any) -> MemoryCheckpoint:
+    """With other metadata, without those that are None; of GGUF without the architecture, "__" standing for a dot."""
+    checkpoint = memory_checkpoint(spec, kind=kind)
+    prefix = f"{spec.architecture}." if kind == "gguf" else ""
+    given = {f"{prefix}{key.replace('__', '.') if prefix else key}": value for key, value in metadata.items()}
+    kept = {key: value for key, value in {**checkpoint.metadata, **given}.items() if value is not None}
+    return replace(checkpoint, metadata=kept)
 
 
 def raw(name: str, values: FloatArray) -> RawTensor:

@@ -9,6 +9,7 @@ from typing import Any
 import tiny_gemma4
 import tiny_hybrid
 import tiny_lfm2
+import tiny_mamba
 from tiny_tokenizer import TOKENS
 
 VOCAB = len(TOKENS)
@@ -77,12 +78,6 @@ MINISTRAL_ROPE = {
     "rope_theta": 10_000.0,
 }
 HUNYUAN_ROPE = {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 10_000.0}
-GRANITE = {
-    "embedding_multiplier": 6.0,
-    "residual_multiplier": 0.4,
-    "attention_multiplier": 0.15,
-    "logits_scaling": 2.5,
-}
 OLMO3_ROPE = {
     "full_attention": {**YARN_SCALING, "rope_theta": 20_000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 20_000.0},
@@ -140,7 +135,7 @@ TINY: dict[str, TinyModel] = {
     ),
     "olmo2": _tiny("olmo2", pad_token_id=0),
     "smollm3": _tiny("smollm3", num_hidden_layers=5, pad_token_id=0, tie_word_embeddings=True),
-    "granite": _tiny("granite", **GRANITE),
+    "granite": _tiny("granite", **tiny_mamba.SCALES),
     "ministral3": _tiny("mistral3", "ministral3", rope_parameters=MINISTRAL_ROPE, pad_token_id=0),
     "olmo3": _tiny(
         "olmo2", "olmo3", num_hidden_layers=5, rope_parameters=OLMO3_ROPE, sliding_window=20, pad_token_id=0
@@ -170,6 +165,31 @@ TINY: dict[str, TinyModel] = {
         pad_token_id=0,
     ),
     "lfm2": _tiny("lfm2", **tiny_lfm2.CONFIG),
+    "granite4": _tiny(
+        "granitehybrid", "granitemoehybrid", **tiny_mamba.HYBRID | tiny_mamba.EXPERTS | tiny_mamba.SHARED
+    ),
+    "granite4_dense": _tiny(
+        "granitehybrid",
+        "granitemoehybrid",
+        **tiny_mamba.HYBRID | tiny_mamba.ONE_GROUP | tiny_mamba.DENSE,
+    ),
+    "granite4_attention": _tiny(
+        "granite",
+        "granitemoehybrid",
+        **tiny_mamba.SCALES | tiny_mamba.DENSE,
+        layer_types=["attention"] * 2,
+        position_embedding_type="rope",
+    ),
+    "granitemoe": _tiny("granitemoe", **tiny_mamba.SCALES | tiny_mamba.EXPERTS),
+    "granitemoe_shared": _tiny(
+        "granitemoe",
+        "granitemoeshared",
+        **tiny_mamba.SCALES | tiny_mamba.EXPERTS | tiny_mamba.SHARED,
+    ),
+    "bamba": _tiny("granitehybrid", "bamba", **tiny_mamba.BAMBA),
+    "falcon_h1": _tiny("falcon-h1", "falcon_h1", **tiny_mamba.FALCON),
+    "falcon_h1_plain": _tiny("falcon-h1", "falcon_h1", **{**tiny_mamba.FALCON, "mamba_rms_norm": False}),
+    "nemotron_h": _tiny("nemotron_h", **tiny_mamba.NEMOTRON),
     # Shapes of real models: SmolLM2-135M's heads and widths; and one whose every matrix k-quants can pack.
     "smollm2": _tiny(
         "llama",
@@ -198,7 +218,8 @@ TINY: dict[str, TinyModel] = {
 }
 
 
-HYBRIDS = [name for name, spec in TINY.items() if spec.architecture in (*tiny_hybrid.HYBRIDS, "lfm2")]
+_WITH_STATES = (*tiny_hybrid.HYBRIDS, "lfm2", "granitehybrid", "falcon-h1", "nemotron_h")
+HYBRIDS = [name for name, spec in TINY.items() if spec.architecture in _WITH_STATES]
 MIXTURES = [name for name, spec in TINY.items() if "num_local_experts" in spec.config]
 GEMMAS = ("gemma", "gemma2", "gemma3", "nemotron")  # architectures whose norms multiply by 1 + w
 LAYER_NORMS = ("command-r", "cohere2", "stablelm", "nemotron")

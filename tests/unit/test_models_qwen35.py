@@ -12,18 +12,15 @@ from pagoda.adapters.place import Base
 from pagoda.cli.inspect import layers_of
 from pagoda.errors import FormatError, PagodaError, UnsupportedError
 from pagoda.models import qwen35
-from pagoda.models.layers import Attention, Decoder, DeltaNet, Experts
+from pagoda.models.layers import Attention, Decoder, Experts
+from pagoda.models.recurrent import DeltaNet
 from pagoda.models.registry import load_model
 from pagoda.types import RawTensor
-from tiny_models import TINY, MemoryCheckpoint, memory_checkpoint
+from tiny_models import TINY, MemoryCheckpoint, changed_checkpoint, memory_checkpoint
 
 
 def changed(name: str = "qwen35", kind: str = "gguf", **metadata: Any) -> MemoryCheckpoint:
-    checkpoint = memory_checkpoint(TINY[name], kind=kind)
-    prefix = "qwen35." if kind == "gguf" else ""
-    given = {f"{prefix}{key.replace('__', '.')}": value for key, value in metadata.items()}
-    kept = {key: value for key, value in {**checkpoint.metadata, **given}.items() if value is not None}
-    return replace(checkpoint, metadata=kept)
+    return changed_checkpoint(TINY[name], kind, **metadata)
 
 
 def with_tensors(checkpoint: MemoryCheckpoint, *names: str) -> MemoryCheckpoint:
@@ -32,7 +29,7 @@ def with_tensors(checkpoint: MemoryCheckpoint, *names: str) -> MemoryCheckpoint:
 
 
 def kinds(model: Decoder) -> str:
-    return "".join("s" if isinstance(block.attention, DeltaNet) else "a" for block in model.blocks)
+    return "".join("s" if isinstance(block.recurrent, DeltaNet) else "a" for block in model.blocks)
 
 
 @pytest.mark.parametrize("kind", ["gguf", "safetensors"])
@@ -64,9 +61,9 @@ def test_queries_and_their_gate_stand_by_turns_in_one_matrix() -> None:
 def test_in_gguf_value_heads_stand_in_another_order() -> None:
     specs = {}
     for kind in ("gguf", "safetensors"):
-        attention = load_model(memory_checkpoint(TINY["qwen35"], kind=kind)).blocks[0].attention
-        assert isinstance(attention, DeltaNet)
-        specs[kind] = [attention.spec.k_head(j) for j in range(6)]
+        net = load_model(memory_checkpoint(TINY["qwen35"], kind=kind)).blocks[0].recurrent
+        assert isinstance(net, DeltaNet)
+        specs[kind] = [net.spec.k_head(j) for j in range(6)]
     assert specs == {"gguf": [0, 1, 0, 1, 0, 1], "safetensors": [0, 0, 0, 1, 1, 1]}
 
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from gguf_files import ARRAY, GGUF, STRING, U32, Field, Tensor
 from pagoda.errors import FormatError, SourceError
+from pagoda.models.registry import load_model
 from pagoda.plan.cost.memory import kv_request_bytes
 from pagoda.plan.cost.work import Workload, decode_step
 from pagoda.plan.model.config_shapes import shape_from_config
 from pagoda.plan.model.models import builtin_names, builtin_shape, find_shape
 from pagoda.plan.model.shapes import ModelShape
 from pagoda.plan.model.weights import weights_in
-from tiny_models import TINY, hf_config, write_gguf
+from tiny_models import TINY, hf_config, memory_checkpoint, write_gguf
 
 # Parameters as the hub counts them in the models' safetensors files; tied heads once.
 PUBLISHED = {
@@ -331,6 +332,17 @@ def test_short_convolutions_keep_no_kv_but_a_state(tmp_path: Path) -> None:
     held = find_shape(str(write_gguf(tmp_path / "model.gguf", TINY["lfm2"])))
     assert planned.kv_elements == held.kv_elements == 2 * 2 * 2 * 16
     assert planned.state_elements == held.state_elements == 3 * 2 * 64
+    assert planned.parameters == held.parameters
+
+
+@pytest.mark.parametrize("name", ["granite4", "granite4_dense", "falcon_h1", "falcon_h1_plain", "nemotron_h"])
+def test_layers_of_mamba_keep_a_state(name: str, tmp_path: Path) -> None:
+    planned = shape_from_config(hf_config(TINY[name]), name)
+    held = find_shape(str(write_gguf(tmp_path / "model.gguf", TINY[name])))
+    blocks = load_model(memory_checkpoint(TINY[name])).blocks
+    kept = sum(block.recurrent.state_elements for block in blocks if block.recurrent is not None)
+    assert planned.state_elements == held.state_elements == kept > 0
+    assert planned.kv_elements == held.kv_elements
     assert planned.parameters == held.parameters
 
 

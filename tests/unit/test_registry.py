@@ -42,6 +42,8 @@ def test_every_family_has_a_tiny_model(family: Family) -> None:
 @pytest.mark.parametrize("kind", ["gguf", "safetensors"])
 def test_files_are_of_their_family(name: str, kind: str) -> None:
     expected = TINY[name].config["model_type"].removesuffix("_text")
+    if (name, kind) == ("granite4_attention", "gguf"):  # without layers of Mamba the converter makes it a Granite 3
+        expected = "granite"
     assert family_of(memory_checkpoint(TINY[name], kind=kind)).name == expected
 
 

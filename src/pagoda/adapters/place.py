@@ -17,7 +17,7 @@ from pagoda.backends.specs import AdapterWeights, LoraDelta
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.quantized import as_floats
 from pagoda.models.family import Family
-from pagoda.models.layers import Attention, Block, Decoder, Experts, Linear
+from pagoda.models.layers import Block, Decoder, Experts, Linear
 from pagoda.models.names import GGUF, HUGGING_FACE
 from pagoda.types import FloatArray
 
@@ -66,7 +66,7 @@ class Base:
             raise UnsupportedError(f"adapters of {module!r} cannot be served; {MERGE}")
         block = self.block(module, layer)
         ffn = block.ffn
-        if not isinstance(block.attention, Attention) or self.decoder.is_hybrid:
+        if block.attention is None or ffn is None or self.decoder.is_hybrid:
             raise UnsupportedError(f"adapters of models with recurrent layers, as of {module!r}, cannot be served")
         roles = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
         found: dict[str, tuple[Linear, ...]] = {

@@ -17,7 +17,6 @@ from pagoda.cli.progress import download_progress
 from pagoda.cli.servable import obstacles
 from pagoda.errors import PagodaError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
-from pagoda.models.layers import Attention
 from pagoda.models.registry import family_of, load_model
 from pagoda.sources import resolve
 from pagoda.types import RawTensor
@@ -85,7 +84,7 @@ def layers_of(checkpoint: Checkpoint) -> dict[str, Any]:
         model = load_model(checkpoint)
     except PagodaError:
         return {}
-    recurrent = [block.attention for block in model.blocks if not isinstance(block.attention, Attention)]
+    recurrent = [block.recurrent for block in model.blocks if block.recurrent is not None]
     left_out = [what for start, what in family.left_out.items() if any(n.startswith(start) for n in checkpoint.tensors)]
     if any(".nextn." in name for name in checkpoint.tensors):
         left_out.append(family.left_out.get("mtp.", "nextn"))

@@ -107,6 +107,8 @@ def _memory(prepared: Prepared, decoder: Decoder) -> Memory:
 
 def _targets(block: Block, targets: Sequence[str]) -> list[RawTensor]:
     """A layer's matrices that get adapters. Of fused ones each part counts, which is a little too much."""
+    assert block.attention is not None  # as in all models that are trained
+    assert block.ffn is not None
     ffn = ("gate", "up", "down") if isinstance(block.ffn, Experts) else tuple(block.ffn.linears)
     names = (*block.attention.linears, *ffn)
     return [m for name, m in zip(names, block.matrices, strict=False) if name in targets or tuple(targets) == (ALL,)]
@@ -114,6 +116,7 @@ def _targets(block: Block, targets: Sequence[str]) -> list[RawTensor]:
 
 def _width(decoder: Decoder) -> int:
     ffn = decoder.blocks[0].ffn
+    assert ffn is not None
     return ffn.gate[0].shape[0] if isinstance(ffn, Experts) else ffn.up.weight.shape[0]
 
 

@@ -252,6 +252,12 @@ def scaled(raw: RawTensor, factor: float) -> RawTensor:
     return RawTensor(raw.name, "F32", raw.shape, values.view(np.uint8).reshape(-1))
 
 
+def negative_exp(raw: RawTensor) -> RawTensor:
+    """-exp of each number, in float32."""
+    values = -np.exp(dequantize(raw.data, raw.type, raw.shape))
+    return RawTensor(raw.name, "F32", raw.shape, values.view(np.uint8).reshape(-1))
+
+
 def ones(size: int) -> RawTensor:
     """A vector that no file holds."""
     return RawTensor(f"ones.{size}", "F32", (size,), np.ones(size, "<f4").view(np.uint8))

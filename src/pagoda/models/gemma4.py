@@ -71,6 +71,8 @@ class Gemma4Block(Block):
         return found if self.beside is None else (*found, *self.beside.gate, *self.beside.up, *self.beside.down)
 
     def forward(self, ops: Ops, layer: int, x: Handle, inputs: Handle | None = None) -> Handle:
+        assert self.attention is not None  # all blocks have both
+        assert self.ffn is not None
         attended = self.attention.forward(ops, layer, _norm(ops, self.attn_norm, x))
         x = ops.add(x, _norm(ops, self.attn_post_norm, attended))
         fed = self.ffn.forward(ops, _norm(ops, self.ffn_norm, x))
@@ -83,6 +85,7 @@ class Gemma4Block(Block):
 
     @property
     def width(self) -> int:
+        assert self.attention is not None
         return self.attention.output.weight.shape[0]
 
 

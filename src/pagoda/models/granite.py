@@ -6,13 +6,14 @@ are divided by r, what is added is not scaled, and RMS norms, which take any sca
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pagoda.formats.gguf_writer import Value, f32
 from pagoda.models.family import Family, ModelFile
 from pagoda.models.layers import Decoder
-from pagoda.models.reader import DecoderReader, LayerKind, read_sizes
+from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_sizes
 from pagoda.models.rope import read_rope
 from pagoda.models.source import Checkpoint, Settings
 
@@ -25,14 +26,33 @@ SCALES = {
 }
 
 
-def build(file: ModelFile) -> Decoder:
-    sizes = read_sizes(file)
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Of a file; attention None: as is usual."""
+
+    embedding: float
+    residual: float
+    attention: float | None
+    logits: float
+
+    def stream(self, sizes: Sizes) -> Sizes:
+        """The sizes with the epsilon that norms of the residual stream need here."""
+        return replace(sizes, norm_eps=sizes.norm_eps / self.residual**2)
+
+    def decoder(self, reader: DecoderReader, kinds: Sequence[LayerKind]) -> Decoder:
+        return reader.decoder(kinds, embedding_scale=self.embedding / self.residual, logit_scale=1 / self.logits)
+
+
+def read_scales(file: ModelFile) -> Scales:
     embedding, residual, attention, logits = (_scale(file, key) for key in SCALES)
+    return Scales(embedding, residual, attention or None, logits)
+
+
+def build(file: ModelFile) -> Decoder:
+    sizes, scales = read_sizes(file), read_scales(file)
     kind = LayerKind(read_rope(file, sizes.head_dim))
-    stream = replace(sizes, norm_eps=sizes.norm_eps / residual**2)
-    reader = DecoderReader(file, stream, attention_scale=attention or None)
-    kinds = [kind] * sizes.num_layers
-    return reader.decoder(kinds, embedding_scale=embedding / residual, logit_scale=1 / logits)
+    reader = DecoderReader(file, scales.stream(sizes), attention_scale=scales.attention)
+    return scales.decoder(reader, [kind] * sizes.num_layers)
 
 
 def _scale(file: ModelFile, key: str) -> float:

@@ -88,6 +88,7 @@ def as_hugging_face(checkpoint: Checkpoint) -> Checkpoint | HuggingFaceView:
 
 def _config(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> Config:
     block = decoder.blocks[0]
+    assert block.ffn is not None  # as in all families that are converted
     attention = decoder.attention
     metadata = checkpoint.metadata
     config: Config = {

@@ -1,29 +1,32 @@
 """A decoder as a forward pass: embed → N blocks → norm → logits. Families differ in which parts are there.
 
 Covered: grouped-query attention, rotary embedding, norms of each query and key head, biases, sliding windows, gated
-attention, gated delta nets in place of attention, feed-forward with a gate or without, mixtures of experts, also beside
-a shared one, norms after both, attention and feed-forward side by side. Not covered: cross attention.
+attention, recurrent layers in its place (`recurrent.py`), feed-forward with a gate or without, mixtures of experts,
+also beside a shared one, norms after both, attention and feed-forward side by side. Not covered: cross attention.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from pagoda.backends.base import Handle, Ops
-from pagoda.backends.specs import Activation, AttentionSpec, DeltaSpec, ExpertBiases, ExpertsSpec, KVGroup, RopeSpec
+from pagoda.backends.specs import Activation, AttentionSpec, ExpertBiases, ExpertsSpec, KVGroup, RopeSpec
 from pagoda.types import RawTensor
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """x @ weight.T + bias; weight (out, in), bias (out,)."""
+    """scale * (x @ weight.T + bias); weight (out, in), bias (out,)."""
 
     weight: RawTensor
     bias: RawTensor | None = None
+    scale: float = 1.0
 
     def forward(self, ops: Ops, x: Handle) -> Handle:
-        return ops.linear(x, self.weight, self.bias)
+        out = ops.linear(x, self.weight, self.bias)
+        return out if self.scale == 1.0 else ops.columns(out, 0, self.weight.shape[0], self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,64 +109,17 @@ class Attention:
         return x if self.norms_last or self.rope is None else ops.rope(x, num_heads, self.rope)
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaNet:
-    """Gated delta net (arXiv 2412.06464), in place of attention: a state of fixed size instead of keys and values."""
+class Recurrent(Protocol):
+    """What stands in attention's place or beside it, and keeps of a sequence a state of fixed size (`recurrent.py`)."""
 
-    qkv: Linear
-    gate: Linear  # of what it gives, through SiLU
-    alpha: Linear
-    beta: Linear
-    output: Linear
-    conv: RawTensor  # (C, taps) over q, k and v
-    decay: RawTensor  # (H,)
-    dt_bias: RawTensor  # (H,)
-    norm: Norm  # over each head
-    spec: DeltaSpec
-
-    def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
-        qkv = ops.short_conv(layer, self.qkv.forward(ops, x), self.conv, silu=True)
-        alpha, beta = self.alpha.forward(ops, x), self.beta.forward(ops, x)  # [T, H]
-        out = ops.delta_rule(layer, qkv, alpha, beta, self.decay, self.dt_bias, self.spec)  # [T, H * v_dim]
-        normed = self.norm.forward_heads(ops, out, self.spec.num_v_heads)
-        return self.output.forward(ops, ops.gated(self.gate.forward(ops, x), normed, "silu"))  # [T, E]
+    @property
+    def linears(self) -> dict[str, Linear]: ...
 
     @property
     def state_elements(self) -> int:
         """Numbers that are kept of a sequence."""
-        spec, (columns, taps) = self.spec, self.conv.shape
-        return spec.num_v_heads * spec.k_dim * spec.v_dim + (taps - 1) * columns
 
-    @property
-    def linears(self) -> dict[str, Linear]:
-        named = {"qkv": self.qkv, "gate": self.gate, "alpha": self.alpha, "beta": self.beta}
-        return {**named, "o": self.output}
-
-
-@dataclass(frozen=True, slots=True)
-class ShortConv:
-    """A gated short convolution, in place of attention: output(c * convolved(b * x)), of three linears of the input."""
-
-    b: Linear
-    c: Linear
-    x: Linear
-    output: Linear
-    conv: RawTensor  # (C, taps)
-
-    def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
-        gated = ops.multiply(self.b.forward(ops, x), self.x.forward(ops, x))  # [T, C]
-        convolved = ops.short_conv(layer, gated, self.conv, silu=False)
-        return self.output.forward(ops, ops.multiply(self.c.forward(ops, x), convolved))  # [T, E]
-
-    @property
-    def state_elements(self) -> int:
-        """Numbers that are kept of a sequence."""
-        columns, taps = self.conv.shape
-        return (taps - 1) * columns
-
-    @property
-    def linears(self) -> dict[str, Linear]:
-        return {"b": self.b, "c": self.c, "x": self.x, "o": self.output}
+    def forward(self, ops: Ops, layer: int, x: Handle) -> Handle: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +135,10 @@ class FeedForward:
     def linears(self) -> dict[str, Linear]:
         named = {"gate": self.gate, "up": self.up, "down": self.down}
         return {name: linear for name, linear in named.items() if linear is not None}
+
+    @property
+    def matrices(self) -> tuple[RawTensor, ...]:
+        return tuple(linear.weight for linear in self.linears.values())
 
     def forward(self, ops: Ops, x: Handle) -> Handle:
         if self.gate is None:
@@ -204,6 +164,11 @@ class Experts:
     shared_gate: Linear | None = None
     biases: ExpertBiases | None = None
 
+    @property
+    def matrices(self) -> tuple[RawTensor, ...]:
+        """Of all experts, but for the router."""
+        return (*self.gate, *self.up, *self.down, *(() if self.shared is None else self.shared.matrices))
+
     def forward(self, ops: Ops, x: Handle) -> Handle:
         router = self.router.forward(ops, x)  # [T, N]
         out = ops.experts(x, router, self.gate, self.up, self.down, self.spec, biases=self.biases)  # [T, E]
@@ -217,33 +182,44 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """x += post(attention(norm(x))), then the same with the feed-forward, which where it is `parallel` reads what
-    attention read."""
+    """x += post(mixed(norm(x))), mixed being attention, a recurrent layer or the sum of both; then the same with the
+    feed-forward, which where it is `parallel` reads what attention read. Either may be missing."""
 
     attn_norm: AnyNorm | None
-    attention: Attention | DeltaNet | ShortConv
+    attention: Attention | None
     ffn_norm: AnyNorm | None
-    ffn: FeedForward | Experts
+    ffn: FeedForward | Experts | None
     attn_post_norm: AnyNorm | None = None
     ffn_post_norm: AnyNorm | None = None
     parallel: bool = False
+    recurrent: Recurrent | None = None
 
     @property
     def matrices(self) -> tuple[RawTensor, ...]:
         """What tokens are multiplied with, but for a router."""
-        attention, ffn = (linear.weight for linear in self.attention.linears.values()), self.ffn
-        if not isinstance(ffn, Experts):
-            return (*attention, *(linear.weight for linear in ffn.linears.values()))
-        shared = {} if ffn.shared is None else ffn.shared.linears
-        return (*attention, *ffn.gate, *ffn.up, *ffn.down, *(linear.weight for linear in shared.values()))
+        parts = [part for part in (self.attention, self.recurrent) if part is not None]
+        mixing = [linear.weight for part in parts for linear in part.linears.values()]
+        return (*mixing, *(() if self.ffn is None else self.ffn.matrices))
 
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
-        h = _normed(ops, x, self.attn_norm)
-        attended = self.attention.forward(ops, layer, h)
-        if self.parallel:
-            return ops.add(x, ops.add(attended, self.ffn.forward(ops, h)))
-        x = _add(ops, x, attended, self.attn_post_norm)
+        h = x
+        if self.attention is not None or self.recurrent is not None:
+            h = _normed(ops, x, self.attn_norm)
+            mixed = self._mix(ops, layer, h)
+            if self.parallel:
+                assert self.ffn is not None
+                return ops.add(x, ops.add(mixed, self.ffn.forward(ops, h)))
+            x = _add(ops, x, mixed, self.attn_post_norm)
+        if self.ffn is None:
+            return x
         return _add(ops, x, self.ffn.forward(ops, _normed(ops, x, self.ffn_norm)), self.ffn_post_norm)
+
+    def _mix(self, ops: Ops, layer: int, h: Handle) -> Handle:
+        recurred = None if self.recurrent is None else self.recurrent.forward(ops, layer, h)
+        if self.attention is None:
+            return recurred
+        attended = self.attention.forward(ops, layer, h)
+        return attended if recurred is None else ops.add(attended, recurred)
 
 
 def _normed(ops: Ops, x: Handle, norm: AnyNorm | None) -> Handle:
@@ -287,7 +263,7 @@ class Decoder:
     def attentions(self) -> dict[int, Attention]:
         """The attention of each layer that has any."""
         found = ((layer, block.attention) for layer, block in enumerate(self.blocks))
-        return {layer: attention for layer, attention in found if isinstance(attention, Attention)}
+        return {layer: attention for layer, attention in found if attention is not None}
 
     @property
     def attention(self) -> Attention:
@@ -296,8 +272,8 @@ class Decoder:
 
     @property
     def is_hybrid(self) -> bool:
-        """Whether some layers keep a state instead of keys and values."""
-        return len(self.attentions) < self.num_layers
+        """Whether some layers keep a state."""
+        return any(block.recurrent is not None for block in self.blocks)
 
     @cached_property
     def rope(self) -> RopeSpec:

@@ -6,15 +6,14 @@ Files say which layers have attention; in GGUF files those have KV heads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
-from pagoda.errors import FormatError
 from pagoda.models.family import Family, ModelFile
-from pagoda.models.layers import Attention, Decoder, DeltaNet, ShortConv
+from pagoda.models.layers import Attention, Decoder
 from pagoda.models.names import TENSORS
-from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_each, read_norm_eps
-from pagoda.models.rope import context_limit, read_rope
+from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_kv_heads, read_sizes
+from pagoda.models.recurrent import ShortConv
+from pagoda.models.rope import read_rope
 from pagoda.models.source import Settings
 
 _LAYER = "model.layers.{i}"
@@ -36,25 +35,10 @@ MAX_SIZE = 1 << 22
 
 
 def build(file: ModelFile) -> Decoder:
-    num_layers = file.integer("num_layers", high=1 << 12)
-    hidden_size, num_heads = file.integer("hidden_size", high=1 << 20), file.integer("num_heads", high=1 << 12)
-    kv_heads = read_each(file, "num_kv_heads", num_layers, low=0)
-    if not any(kv_heads):
-        raise FormatError("no layer has attention")
-    if hidden_size % num_heads or num_heads % max(kv_heads):
-        raise FormatError(f"a hidden size of {hidden_size}, {num_heads} heads and {max(kv_heads)} KV heads do not fit")
-    sizes = Sizes(
-        num_layers=num_layers,
-        hidden_size=hidden_size,
-        ffn_size=file.integer("ffn_size", high=MAX_SIZE),
-        num_heads=num_heads,
-        num_kv_heads=max(kv_heads),
-        head_dim=hidden_size // num_heads,
-        max_context=context_limit(file),
-        norm_eps=read_norm_eps(file),
-    )
-    reader = _Reader(file, sizes, [heads > 0 for heads in kv_heads])
-    return reader.decoder([LayerKind(read_rope(file, sizes.head_dim))] * num_layers)
+    kv_heads, attends = read_kv_heads(file)
+    sizes = read_sizes(file, num_kv_heads=kv_heads)
+    reader = _Reader(file, sizes, attends)
+    return reader.decoder([LayerKind(read_rope(file, sizes.head_dim))] * sizes.num_layers)
 
 
 class _Reader(DecoderReader):
@@ -63,15 +47,16 @@ class _Reader(DecoderReader):
         self.attends = attends
         self.taps = file.integer("shortconv.l_cache" if file.is_gguf else "conv_L_cache", low=2, high=64)
 
-    def attention(self, layer: int, kind: LayerKind) -> Attention | DeltaNet | ShortConv:
-        return super().attention(layer, kind) if self.attends[layer] else self.short_conv(layer)
+    def attention(self, layer: int, kind: LayerKind) -> Attention | None:
+        return super().attention(layer, kind) if self.attends[layer] else None
 
-    def short_conv(self, layer: int) -> ShortConv:
+    def recurrent(self, layer: int) -> ShortConv | None:
+        if self.attends[layer]:
+            return None
         size = self.sizes.hidden_size
         b, c, x = self.split(self.linear("conv_input", 3 * size, size, layer, bias=False), (size, size, size))
-        shape = (size, self.taps) if self.file.is_gguf else (size, 1, self.taps)  # Hugging Face's has a 1 between
-        conv = replace(self.file.tensor("conv", shape, layer), shape=(size, self.taps))
-        return ShortConv(b, c, x, self.linear("conv_output", size, size, layer, bias=False), conv)
+        output = self.linear("conv_output", size, size, layer, bias=False)
+        return ShortConv(b, c, x, output, self.conv("conv", size, self.taps, layer))
 
 
 def _config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,11 +14,11 @@ import numpy as np
 
 from pagoda.backends.specs import DeltaSpec
 from pagoda.errors import FormatError
-from pagoda.formats.blocks import dequantize
-from pagoda.models.family import Family, ModelFile
-from pagoda.models.layers import Attention, Decoder, DeltaNet, Experts, FeedForward, Linear, Norm, ShortConv
+from pagoda.models.family import Family, ModelFile, negative_exp
+from pagoda.models.layers import Attention, Decoder, Experts, FeedForward, Linear, Norm
 from pagoda.models.names import TENSORS
 from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_sizes
+from pagoda.models.recurrent import DeltaNet
 from pagoda.models.rope import read_rope
 from pagoda.types import RawTensor
 
@@ -102,18 +102,19 @@ def read_delta(file: ModelFile) -> DeltaSpec:
 
 
 class HybridReader(DecoderReader):
-    """Reads delta nets in the layers that are `recurrent`, gated attention in the others."""
+    """Reads delta nets in the layers that recur, gated attention in the others."""
 
-    def __init__(self, file: ModelFile, sizes: Sizes, delta: DeltaSpec, recurrent: list[bool]) -> None:
+    def __init__(self, file: ModelFile, sizes: Sizes, delta: DeltaSpec, recurs: list[bool]) -> None:
         super().__init__(file, sizes)
         self.delta = delta
-        self.recurrent = recurrent
+        self.recurs = recurs
         self.taps = file.integer("ssm.conv_kernel" if file.is_gguf else "linear_conv_kernel_dim", low=2, high=64)
 
-    def attention(self, layer: int, kind: LayerKind) -> Attention | DeltaNet | ShortConv:
-        if self.recurrent[layer]:
-            return self.delta_net(layer)
-        return super().attention(layer, kind)
+    def attention(self, layer: int, kind: LayerKind) -> Attention | None:
+        return None if self.recurs[layer] else super().attention(layer, kind)
+
+    def recurrent(self, layer: int) -> DeltaNet | None:
+        return self.delta_net(layer) if self.recurs[layer] else None
 
     def queries(self, layer: int) -> tuple[Linear, Linear]:
         """Queries and their gate: of each head the rows of the one, then those of the other."""
@@ -148,7 +149,7 @@ class HybridReader(DecoderReader):
             alpha=alpha,
             beta=beta,
             output=self.linear("delta_output", hidden, self.value_size, layer, bias=False),
-            conv=self.conv(layer, self.mixed_size),
+            conv=self.conv("delta_conv", self.mixed_size, self.taps, layer),
             decay=self.decay(layer),
             dt_bias=self.file.tensor("delta_dt_bias", (spec.num_v_heads,), layer, suffix=""),
             norm=Norm(self.file.tensor("delta_norm", (spec.v_dim,), layer), self.sizes.norm_eps),
@@ -165,30 +166,19 @@ class HybridReader(DecoderReader):
         alpha, beta = (self.linear(f"delta_{of}", rows, columns, layer, bias=False) for of in ("alpha", "beta"))
         return alpha, beta
 
-    def conv(self, layer: int, columns: int) -> RawTensor:
-        """(C, taps); Hugging Face's has a dimension of 1 between."""
-        if self.file.is_gguf:
-            return self.file.tensor("delta_conv", (columns, self.taps), layer)
-        return replace(self.file.tensor("delta_conv", (columns, 1, self.taps), layer), shape=(columns, self.taps))
-
     def decay(self, layer: int) -> RawTensor:
         raw = self.file.tensor("delta_decay", (self.delta.num_v_heads,), layer, suffix="")
-        if self.file.is_gguf:
-            return raw
-        values = -np.exp(dequantize(raw.data, raw.type, raw.shape))
-        return RawTensor(raw.name, "F32", raw.shape, values.view(np.uint8).reshape(-1))
+        return raw if self.file.is_gguf else negative_exp(raw)
 
-    def ffn(self, layer: int) -> FeedForward | Experts:
+    def ffn(self, layer: int) -> FeedForward | Experts | None:
         ffn = super().ffn(layer)
-        if isinstance(ffn, FeedForward) or not self.file.has_tensor("ffn_up_shexp", layer):
+        if not isinstance(ffn, Experts) or not self.file.has_tensor("ffn_up_shexp", layer):
             return ffn
         hidden, name = self.sizes.hidden_size, "ffn_gate_inp_shexp"
         size = self.file.tensor("ffn_up_shexp", (None, hidden), layer).shape[0]
-        gate, up = (self.linear(f"ffn_{of}_shexp", size, hidden, layer, bias=False) for of in ("gate", "up"))
-        down = self.linear("ffn_down_shexp", hidden, size, layer, bias=False)
         counts = self.file.tensor(name, (hidden,) if self.file.is_gguf else (1, hidden), layer)
-        shared = FeedForward(gate, up, down, self.activation)
-        return replace(ffn, shared=shared, shared_gate=Linear(replace(counts, shape=(1, hidden))))
+        shared_gate = Linear(replace(counts, shape=(1, hidden)))
+        return replace(ffn, shared=self.feed_forward(layer, size, "_shexp"), shared_gate=shared_gate)
 
 
 class PackedReader(HybridReader):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import sqrt
 
@@ -16,13 +16,12 @@ from pagoda.models.layers import (
     Attention,
     Block,
     Decoder,
-    DeltaNet,
     Experts,
     FeedForward,
     LayerNorm,
     Linear,
     Norm,
-    ShortConv,
+    Recurrent,
 )
 from pagoda.models.rope import MAX_LENGTH, context_limit
 from pagoda.models.source import Settings
@@ -71,17 +70,18 @@ class LayerKind:
     window: int | None = None
 
 
-def read_sizes(file: ModelFile) -> Sizes:
-    """FormatError for settings that no model could have."""
+def read_sizes(file: ModelFile, *, num_kv_heads: int | None = None, ffn_size: int | None = None) -> Sizes:
+    """FormatError for settings that no model could have. What is given was read already."""
     hidden_size = file.integer("hidden_size", high=1 << 20)
     num_heads = file.integer("num_heads", high=1 << 12)
-    num_kv_heads = file.integer("num_kv_heads", num_heads, high=num_heads)
+    if num_kv_heads is None:
+        num_kv_heads = file.integer("num_kv_heads", num_heads, high=num_heads)
     if num_heads % num_kv_heads:
         raise FormatError(f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly")
     return Sizes(
         num_layers=file.integer("num_layers", high=1 << 12),
         hidden_size=hidden_size,
-        ffn_size=file.integer("ffn_size", high=1 << 22),
+        ffn_size=file.integer("ffn_size", high=1 << 22) if ffn_size is None else ffn_size,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=_read_head_dim(file, hidden_size, num_heads),
@@ -98,8 +98,23 @@ def read_each(file: ModelFile, field: str, num_layers: int, *, low: int = 1) -> 
     return [Settings({key: n}).integer(key, low=low, high=1 << 22) for n in file.settings.sequence(key, num_layers)]
 
 
+def read_kv_heads(file: ModelFile) -> tuple[int, list[bool]]:
+    """The KV heads of layers with attention, and which layers have it: those that state some.
+
+    FormatError where none has; UnsupportedError where their numbers differ.
+    """
+    found = read_each(file, "num_kv_heads", file.integer("num_layers", high=1 << 12), low=0)
+    kinds = set(found) - {0}
+    if not kinds:
+        raise FormatError("no layer has attention")
+    if len(kinds) > 1:
+        raise UnsupportedError(f"{file.key('num_kv_heads')} differs between layers with attention: {sorted(kinds)}")
+    return kinds.pop(), [heads > 0 for heads in found]
+
+
 def read_norm_eps(file: ModelFile) -> float:
-    if file.family.layer_norm:
+    told_otherwise = file.is_gguf and not file.has_field("norm_eps") and file.has_field("layer_norm_eps")
+    if file.family.layer_norm or told_otherwise:
         return file.number("layer_norm_eps", None if file.is_gguf else 1e-5, high=1.0)
     return file.number("norm_eps", None if file.is_gguf else 1e-6, high=1.0)
 
@@ -198,6 +213,7 @@ class DecoderReader:
         return Block(
             attn_norm=self.norm("attn_norm", layer) if self.family.pre_norms else None,
             attention=self.attention(layer, kind),
+            recurrent=self.recurrent(layer),
             ffn_norm=self.norm("ffn_norm", layer) if self.family.pre_norms and not self.parallel else None,
             ffn=self.ffn(layer),
             attn_post_norm=self.norm("attn_post_norm", layer) if self.family.post_norms else None,
@@ -205,7 +221,11 @@ class DecoderReader:
             parallel=self.parallel,
         )
 
-    def attention(self, layer: int, kind: LayerKind) -> Attention | DeltaNet | ShortConv:
+    def recurrent(self, layer: int) -> Recurrent | None:
+        """What keeps a state, in attention's place or beside it."""
+        return None
+
+    def attention(self, layer: int, kind: LayerKind) -> Attention | None:
         s = self.sizes
         q, k, v = self.qkv(layer)
         return Attention(
@@ -251,17 +271,26 @@ class DecoderReader:
             )
         return q, k, v
 
-    def ffn(self, layer: int) -> FeedForward | Experts:
+    def ffn(self, layer: int) -> FeedForward | Experts | None:
         if self.experts is not None and layer in self.experts.layers:
             return read_layer(self.file, layer, self.experts, self.sizes.hidden_size, self.activation)
-        f, e, bias = self.sizes.ffn_size, self.sizes.hidden_size, self.ffn_bias
+        return self.feed_forward(layer, self.sizes.ffn_size)
+
+    def feed_forward(self, layer: int, size: int, of: str = "") -> FeedForward:
+        """Of `size` numbers; of: "_shexp" for a shared expert."""
+        hidden, bias = self.sizes.hidden_size, self.ffn_bias
         gate: Linear | None
         if self.fused_ffn:
-            gate, up = self.split(self.linear("ffn_up", 2 * f, e, layer, bias=bias), (f, f))
+            gate, up = self.split(self.linear(f"ffn_up{of}", 2 * size, hidden, layer, bias=bias), (size, size))
         else:
-            gate = self.linear("ffn_gate", f, e, layer, bias=bias) if self.family.gated_ffn else None
-            up = self.linear("ffn_up", f, e, layer, bias=bias)
-        return FeedForward(gate, up, self.linear("ffn_down", e, f, layer, bias=bias), self.activation)
+            gate = self.linear(f"ffn_gate{of}", size, hidden, layer, bias=bias) if self.family.gated_ffn else None
+            up = self.linear(f"ffn_up{of}", size, hidden, layer, bias=bias)
+        return FeedForward(gate, up, self.linear(f"ffn_down{of}", hidden, size, layer, bias=bias), self.activation)
+
+    def conv(self, role: str, columns: int, taps: int, layer: int) -> RawTensor:
+        """A convolution of each column by itself, (C, taps); Hugging Face's has a dimension of 1 between."""
+        shape = (columns, taps) if self.file.is_gguf else (columns, 1, taps)
+        return replace(self.file.tensor(role, shape, layer), shape=(columns, taps))
 
     def split(self, fused: Linear, rows: Sequence[int]) -> list[Linear]:
         """The linears whose rows stand in one matrix, one after another; views of it."""

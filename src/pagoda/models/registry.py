@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pagoda.errors import UnsupportedError
 from pagoda.models import (
     cohere,
+    falcon_h1,
     gemma2,
     gemma3,
     gemma4_reader,
     glm4,
     gpt_oss,
     granite,
+    granite_hybrid,
     hunyuan,
     lfm2,
     llama,
@@ -20,6 +22,7 @@ from pagoda.models import (
     mistral,
     mixtral,
     nemotron,
+    nemotron_h,
     olmo2,
     olmo3,
     phi3,
@@ -57,6 +60,11 @@ FAMILIES: tuple[Family, ...] = (
     olmo2.FAMILY,
     smollm3.FAMILY,
     granite.FAMILY,
+    granite_hybrid.BAMBA,  # before Granite 4, whose architecture its files state
+    granite_hybrid.FAMILY,
+    granite_hybrid.SHARED,
+    granite_hybrid.MIXTURE,
+    falcon_h1.FAMILY,
     glm4.FAMILY,
     seed_oss.FAMILY,
     hunyuan.FAMILY,
@@ -64,6 +72,7 @@ FAMILIES: tuple[Family, ...] = (
     cohere.SECOND,
     stablelm.FAMILY,
     nemotron.FAMILY,
+    nemotron_h.FAMILY,
     gpt_oss.FAMILY,
     lfm2.FAMILY,
 )

@@ -68,6 +68,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "gpt-2": GPT2, "gpt2": GPT2, "phi-2": GPT2, "olmo": GPT2, "mpt": GPT2, "exaone4": GPT2, "modern-bert": GPT2,
     "smollm": DIGITS, "starcoder": DIGITS, "refact": DIGITS, "command-r": DIGITS, "codeshell": DIGITS,
     "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3, "falcon3": LLAMA3, "pixtral": LLAMA3,
+    "falcon-h1": LLAMA3, "lfm2": LLAMA3,
     "dbrx": PreTokenizer((_LLAMA3,)), "smaug-bpe": PreTokenizer((_LLAMA3,)),
     "qwen2": QWEN2, "deepseek-r1-qwen": QWEN2, "stablelm2": QWEN2, "megrez": QWEN2, "hunyuan": QWEN2,
     "chatglm-bpe": PreTokenizer((_LLAMA3,)), "glm4": GLM4, "glm5": GLM4,

@@ -46,7 +46,7 @@ def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
         tensors=tuple(tensor_shapes(sizes)),
         num_experts=sizes.experts,
         experts_used=sizes.experts_used,
-        state_elements=sum(sizes.state for layer in sizes.layers if layer.kind == "linear") + sizes.conv_state,
+        state_elements=sum(sizes.state for layer in sizes.layers if layer.recurs) + sizes.conv_state,
         assumptions=tuple(assumptions),
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from pagoda.backends.specs import ScanSpec
 from pagoda.errors import FormatError
 from pagoda.models import experts
 from pagoda.models.family import Family
@@ -13,12 +14,15 @@ from pagoda.models.source import Settings
 
 MAX_LAYERS, MAX_SIZE, MAX_EXPERTS = 1 << 12, 1 << 24, 1 << 14
 
-AttentionKind = Literal["full", "sliding", "linear"]
+# both: attention beside a layer with a state. none: neither.
+AttentionKind = Literal["full", "sliding", "linear", "both", "none"]
 KINDS: dict[str, AttentionKind] = {
     "full_attention": "full",
     "sliding_attention": "sliding",
     "chunked_attention": "sliding",
     "linear_attention": "linear",
+    "hybrid": "both",
+    "mlp": "none",
 }
 
 
@@ -33,6 +37,11 @@ class LayerSizes:
     ffn_size: int
     has_experts: bool
     shares_kv: bool  # with an earlier layer
+
+    @property
+    def recurs(self) -> bool:
+        """Whether it keeps a state."""
+        return self.kind in ("linear", "both")
 
 
 class ConfigSizes:
@@ -125,8 +134,19 @@ class ConfigSizes:
         return sum(not layer.kv_heads for layer in self.layers) * (self.size("conv_L_cache") - 1) * self.hidden
 
     @property
+    def mamba(self) -> ScanSpec | None:
+        """The heads of Mamba-2 layers; None where linear layers are others."""
+        if self.settings.get("mamba_n_heads") is None:
+            return None
+        size = self.size
+        return ScanSpec(size("mamba_n_heads"), size("mamba_d_head"), size("mamba_n_groups"), size("mamba_d_state"))
+
+    @property
     def state(self) -> int:
         """Numbers that a linear attention layer keeps of a sequence: its state, and the convolution's past."""
+        if self.mamba is not None:
+            past = self.size("mamba_d_conv") - 1
+            return self.mamba.inner_size * self.mamba.state_dim + past * self.mamba.mixed_size
         key_heads, value_heads = self.size("linear_num_key_heads"), self.size("linear_num_value_heads")
         key_dim, value_dim = self.size("linear_key_head_dim"), self.size("linear_value_head_dim")
         convolved = 2 * key_heads * key_dim + value_heads * value_dim

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pagoda.backends.specs import ScanSpec
 from pagoda.plan.model.config_sizes import ConfigSizes, LayerSizes
 from pagoda.plan.model.shapes import EMBEDDING, OUTPUT, TensorShape
 
@@ -34,7 +35,7 @@ class _TensorList:
                 yield TensorShape(name, shape)
 
     def _layer(self, prefix: str, layer: LayerSizes) -> Iterator[TensorShape]:
-        if layer.heads:
+        if layer.heads and layer.kind != "none":
             if self.family.pre_norms:
                 yield from self._norm(prefix + "attn_norm", self.hidden)
             yield from self._attention(prefix, layer)
@@ -61,9 +62,11 @@ class _TensorList:
     # Attention
 
     def _attention(self, prefix: str, layer: LayerSizes) -> Iterator[TensorShape]:
-        if layer.kind == "linear":
+        if layer.recurs:
             yield from self._linear_attention(prefix)
-        elif self.sizes.latent:
+        if layer.kind == "linear":
+            return
+        if self.sizes.latent:
             yield from self._latent_attention(prefix, layer)
         elif layer.kv_heads:
             yield from self._plain_attention(prefix, layer)
@@ -106,7 +109,26 @@ class _TensorList:
         yield from self._linear(prefix + "attn_output", self.hidden, layer.heads * s.value_dim)
 
     def _linear_attention(self, prefix: str) -> Iterator[TensorShape]:
-        """A gated delta net."""
+        if self.sizes.mamba is not None:
+            yield from self._mamba(prefix, self.sizes.mamba)
+        else:
+            yield from self._delta_net(prefix)
+
+    def _mamba(self, prefix: str, spec: ScanSpec) -> Iterator[TensorShape]:
+        bias = self.settings.flag("mamba_proj_bias")
+        rows = spec.inner_size + spec.mixed_size + spec.num_heads
+        yield from self._linear(prefix + "ssm_in", rows, self.hidden, bias)
+        yield TensorShape(prefix + "ssm_conv1d.weight", (spec.mixed_size, self.sizes.size("mamba_d_conv")))
+        if self.settings.flag("mamba_conv_bias", True):
+            yield TensorShape(prefix + "ssm_conv1d.bias", (spec.mixed_size,))
+        yield TensorShape(prefix + "ssm_dt.bias", (spec.num_heads,))
+        yield TensorShape(prefix + "ssm_a", (spec.num_heads, 1))
+        yield TensorShape(prefix + "ssm_d", (spec.num_heads, 1))
+        if self.settings.flag("mamba_rms_norm", True):
+            yield TensorShape(prefix + "ssm_norm.weight", (spec.num_groups, spec.inner_size // spec.num_groups))
+        yield from self._linear(prefix + "ssm_out", self.hidden, spec.inner_size, bias)
+
+    def _delta_net(self, prefix: str) -> Iterator[TensorShape]:
         size = self.sizes.size
         value_heads, value_dim = size("linear_num_value_heads"), size("linear_value_head_dim")
         keys, values = size("linear_num_key_heads") * size("linear_key_head_dim"), value_heads * value_dim
@@ -139,8 +161,8 @@ class _TensorList:
             yield TensorShape(f"{prefix}ffn_{role}_exps.weight", (count, rows, columns))
             if self.family.expert_bias:
                 yield TensorShape(f"{prefix}ffn_{role}_exps.bias", (count, rows))
-        gated = self.sizes.count("shared_expert_intermediate_size")
-        shared = gated or self.sizes.count("n_shared_experts") * size
+        gated, plain = (self.sizes.count(f"shared_{of}intermediate_size") for of in ("expert_", ""))
+        shared = gated or plain or self.sizes.count("n_shared_experts") * size
         if shared:
             yield from self._ffn(prefix, shared, "_shexp")
         if gated:
