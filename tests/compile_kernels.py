@@ -37,7 +37,7 @@ from pagoda.backends.cuda.layer import AttentionLayer, Rotation
 from pagoda.backends.cuda.metadata import Step
 from pagoda.backends.cuda.planes import PlaneWeight, Scheme, Unpacked, pack
 from pagoda.backends.cuda.unpack import KINDS
-from pagoda.backends.specs import AttentionSpec, DeltaSpec, ExpertsSpec, KVType, LoraType
+from pagoda.backends.specs import AttentionSpec, DeltaSpec, ExpertsSpec, KVType, LoraType, ScanSpec
 from pagoda.formats.blocks import BLOCK_TYPES
 
 TYPES = {
@@ -240,6 +240,13 @@ def _recurrent_launches(fast: FastOps) -> Iterator[Launch]:
         yield from caught(
             lambda: fast.delta_rule(qkv, per_head, per_head, numbers, numbers, spec, states, of), "delta rule"
         )
+    scan = ScanSpec(48, 64, 1, 128)
+    xbc, dt = meta(1, 64, scan.mixed_size, dtype=torch.float32), meta(1, 64, 48, dtype=torch.bfloat16)
+    kept, of_heads = meta(100, 48, 64, 128, dtype=torch.float32), meta(48, dtype=torch.float32)
+    several = step(64, longest=32)
+    yield from caught(
+        lambda: fast.selective_scan(xbc, dt, of_heads, of_heads, of_heads, scan, kept, several), "selective scan"
+    )
 
 
 def _expert_launches(fast: FastOps) -> Iterator[Launch]:

@@ -21,7 +21,7 @@ from pagoda.backends import arithmetic
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.fast import FastOps
 from pagoda.backends.cuda.metadata import Limits, Step, StepBuffer, TileSizes
-from pagoda.backends.specs import DeltaSpec
+from pagoda.backends.specs import DeltaSpec, ScanSpec
 from pagoda.types import Batch
 from tiny_blocks import noise
 
@@ -30,6 +30,7 @@ FAST = FastOps(F32, max_context=64, max_seqs=8)
 EAGER = EagerOps(F32)
 SPEC = DeltaSpec(2, 6, 12, 20, tiled=True)
 GROUPED = DeltaSpec(2, 4, 16, 16)
+SCANS = [ScanSpec(6, 20, 2, 12), ScanSpec(4, 16, 1, 32)]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ def delta(ops: EagerOps, case: Case, spec: DeltaSpec) -> tuple[torch.Tensor, tor
     return out[0, : sum(case.counts)], pool
 
 
+def scan(ops: EagerOps, case: Case, spec: ScanSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    step, heads = step_of(case), spec.num_heads
+    tokens, pool = len(step.tokens), numbers(SLOTS, heads, spec.head_dim, spec.state_dim, name="pool")
+    xbc, dt = numbers(2, tokens, spec.mixed_size, name="xbc"), numbers(2, tokens, heads, name="dt")
+    decay, dt_bias, skip = (numbers(heads, name=name) for name in ("decay", "bias", "skip"))
+    out = ops.selective_scan(xbc, dt, -decay.abs(), dt_bias, skip, spec, pool, step)
+    return out[0, : sum(case.counts)], pool
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("taps", "silu"), [(4, True), (3, False)])
 def test_convolutions(name: str, taps: int, silu: bool) -> None:
@@ -107,6 +117,29 @@ def test_delta_rules(name: str, spec: DeltaSpec) -> None:
     fast_out, fast_pool = delta(FAST, CASES[name], spec)
     assert torch.allclose(fast_out, out, atol=1e-5)
     assert torch.allclose(fast_pool, pool, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("spec", SCANS, ids=["groups", "one group"])
+def test_selective_scans(name: str, spec: ScanSpec) -> None:
+    out, pool = scan(EAGER, CASES[name], spec)
+    fast_out, fast_pool = scan(FAST, CASES[name], spec)
+    assert torch.allclose(fast_out, out, atol=1e-5)
+    assert torch.allclose(fast_pool, pool, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", SCANS, ids=["groups", "one group"])
+def test_a_selective_scan_is_numpys(spec: ScanSpec) -> None:
+    out, pool = scan(EAGER, Case([5], [3], {2: 0, 4: 3}), spec)
+    xbc, dt = (noise(name, (2, 5, width)).sum(0) for name, width in (("xbc", spec.mixed_size), ("dt", spec.num_heads)))
+    state = noise("pool", (SLOTS, spec.num_heads, spec.head_dim, spec.state_dim))[3].swapaxes(1, 2).copy()
+    saved = np.zeros_like(state)
+    decay, dt_bias, skip = (noise(name, (spec.num_heads,)) for name in ("decay", "bias", "skip"))
+    given = (-np.abs(decay), dt_bias, skip)
+    right = arithmetic.selective_scan(xbc, dt, numbers=given, spec=spec, state=state, saves={2: saved})
+    np.testing.assert_allclose(out.numpy(), right, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(pool[3].numpy(), state.swapaxes(1, 2), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(pool[0].numpy(), saved.swapaxes(1, 2), rtol=1e-5, atol=1e-5)
 
 
 def test_a_convolution_is_numpys() -> None:
@@ -135,9 +168,9 @@ def test_a_delta_rule_is_numpys(spec: DeltaSpec) -> None:
     np.testing.assert_allclose(pool[0].numpy(), saved.swapaxes(1, 2), atol=1e-5)
 
 
-def _in_chunks(ops: EagerOps, cuts: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-    """A sequence of 12 tokens in slot 1, in steps of so many: what both ops give, and their pools."""
-    conv_pool, delta_pool = torch.zeros(SLOTS, 3, 40), torch.zeros(SLOTS, 4, 16, 16)
+def _in_chunks(ops: EagerOps, cuts: Sequence[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """A sequence of 12 tokens in slot 1, in steps of so many: what all ops give, and their pools."""
+    conv_pool, delta_pool, scan_pool = (torch.zeros(SLOTS, *shape) for shape in ((3, 40), (4, 16, 16), (4, 16, 32)))
     x, qkv = numbers(1, 12, 40, name="x"), numbers(1, 12, 128, name="qkv")
     heads = numbers(1, 12, 4, name="heads")
     taps, of_heads = numbers(40, 4, name="taps"), -numbers(4, name="decay").abs()
@@ -146,15 +179,19 @@ def _in_chunks(ops: EagerOps, cuts: Sequence[int]) -> tuple[list[torch.Tensor], 
         step, here = step_of(Case([count], [1 if at else -1], {count - 1: 1})), slice(at, at + count)
         convolved = ops.short_conv(x[:, here], taps, conv_pool, step, silu=True)
         given = (qkv[:, here], heads[:, here], heads[:, here], of_heads, of_heads)
-        rows.append(torch.cat([convolved, ops.delta_rule(*given, GROUPED, delta_pool, step)], dim=2)[0])
+        changed = ops.delta_rule(*given, GROUPED, delta_pool, step)
+        scanned = ops.selective_scan(
+            qkv[:, here], heads[:, here], of_heads, of_heads, of_heads, SCANS[1], scan_pool, step
+        )
+        rows.append(torch.cat([convolved, changed, scanned], dim=2)[0])
         at += count
-    return rows, conv_pool, delta_pool
+    return rows, [conv_pool, delta_pool, scan_pool]
 
 
 @pytest.mark.parametrize("ops", [EAGER, FAST], ids=["torch", "kernels"])
 @pytest.mark.parametrize("cuts", [(1,) * 12, (2, 7, 3), (11, 1)])
 def test_chunks_change_no_bit(ops: EagerOps, cuts: Sequence[int]) -> None:
-    whole, *pools = _in_chunks(ops, (12,))
-    rows, *others = _in_chunks(ops, cuts)
+    whole, pools = _in_chunks(ops, (12,))
+    rows, others = _in_chunks(ops, cuts)
     assert torch.equal(torch.cat(rows), torch.cat(whole))
     assert all(torch.equal(a[1], b[1]) for a, b in zip(pools, others, strict=True))

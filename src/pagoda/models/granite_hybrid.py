@@ -123,7 +123,7 @@ def _mixture_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**config, "position_embedding_type": "rope", "num_key_value_heads": heads}
 
 
-NOT_COVERED = "GPUs; training; conversion"
+NOT_COVERED = "training; conversion"
 
 FAMILY = Family(
     name="granitemoehybrid",

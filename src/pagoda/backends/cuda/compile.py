@@ -30,7 +30,7 @@ from pagoda.backends.trace import Node
 from pagoda.types import RawTensor
 
 FUSED = ("embed", "rms_norm", "layer_norm", "attention", "logits", "hidden_states")  # in nodes, under other names
-STREAMS = ("columns", "short_conv", "delta_rule")  # whose values are new, and float32
+STREAMS = ("columns", "short_conv", "delta_rule", "selective_scan")  # whose values are new, and float32
 FLOATS = ("weight", "biases")  # weights of other ops than linears: float32, whatever their shape
 COMPUTED = ("experts", "head_norm", "multiply", "rope", "scale_rows")  # whose values are of the compute type
 

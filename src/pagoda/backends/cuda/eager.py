@@ -21,8 +21,8 @@ from pagoda.backends.cuda.paged import attention, block_table, decode, encode, p
 from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.planes import PlaneWeight, Weight, dequantize, part_of
 from pagoda.backends.cuda.ranking import block_weights, likeliest
-from pagoda.backends.cuda.recurrent import delta_rule, short_conv
-from pagoda.backends.specs import Activation, DeltaSpec, ExpertsSpec
+from pagoda.backends.cuda.recurrent import delta_rule, selective_scan, short_conv
+from pagoda.backends.specs import Activation, DeltaSpec, ExpertsSpec, ScanSpec
 from pagoda.types import BLOCK_SIZE
 
 ONE_TILE = 1 << 20
@@ -67,9 +67,9 @@ class EagerOps:
         return normed.to(self.dtype)[None]
 
     def head_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, num_heads: int) -> torch.Tensor:
-        """The RMS norm of each head of x [S, T, H * D], weight [D]. → [1, T, H * D]"""
+        """The RMS norm of each head of x [S, T, H * D], weight [D] or [H * D]. → [1, T, H * D]"""
         heads = whole(x).unflatten(1, (num_heads, -1))
-        return rms_norm(heads, weight, eps).flatten(1).to(self.dtype)[None]
+        return rms_norm(heads, weight.view(-1, heads.shape[-1]), eps).flatten(1).to(self.dtype)[None]
 
     def rope(self, x: torch.Tensor, num_heads: int, rotation: Rotation, step: Step) -> torch.Tensor:
         """Turn each head of x [S, T, H * D]. → [1, T, H * D]"""
@@ -240,6 +240,21 @@ class EagerOps:
         """See `base.Ops`. qkv [S, T, C], alpha and beta [S, T, H]. → [1, T, H * v_dim] float32"""
         left = torch.exp(decay * softplus(whole(alpha) + dt_bias))
         return delta_rule(whole(qkv), left, sigmoid(whole(beta)), states, spec, step)[None]
+
+    def selective_scan(
+        self,
+        xbc: torch.Tensor,
+        dt: torch.Tensor,
+        decay: torch.Tensor,
+        dt_bias: torch.Tensor,
+        skip: torch.Tensor,
+        spec: ScanSpec,
+        states: torch.Tensor,
+        step: Step,
+    ) -> torch.Tensor:
+        """See `base.Ops`. xbc [S, T, C], dt [S, T, H]. → [1, T, H * head_dim] float32"""
+        steps = softplus(whole(dt) + dt_bias)
+        return selective_scan(whole(xbc), torch.exp(decay * steps), steps, skip, states, spec, step)[None]
 
     def experts(
         self,

@@ -31,7 +31,7 @@ from pagoda.backends.cuda.layer import AttentionLayer, Rotation
 from pagoda.backends.cuda.metadata import Step, TileSizes
 from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.planes import PlaneWeight, Weight
-from pagoda.backends.specs import Activation, DeltaSpec, ExpertsSpec
+from pagoda.backends.specs import Activation, DeltaSpec, ExpertsSpec, ScanSpec
 
 # Tokens up to which a kernel serves. Estimates from bytes and operations, not yet measured.
 DENSE_SKINNY = 1  # beyond it the library's product
@@ -71,6 +71,8 @@ class FastOps(EagerOps):
         return norm.norm(x, y, weight, eps, bias, self.dtype)
 
     def head_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, num_heads: int) -> torch.Tensor:
+        if len(weight) == x.shape[2]:  # each head has numbers of its own
+            return super().head_norm(x, weight, eps, num_heads)
         return rope_and_store_kv.turned(x, num_heads, weight, eps, Rotation(), None, self.dtype)[None]
 
     def rope(self, x: torch.Tensor, num_heads: int, rotation: Rotation, step: Step) -> torch.Tensor:
@@ -175,6 +177,19 @@ class FastOps(EagerOps):
         step: Step,
     ) -> torch.Tensor:
         return recurrent.delta_rule(qkv, alpha, beta, decay, dt_bias, states, spec, step)
+
+    def selective_scan(
+        self,
+        xbc: torch.Tensor,
+        dt: torch.Tensor,
+        decay: torch.Tensor,
+        dt_bias: torch.Tensor,
+        skip: torch.Tensor,
+        spec: ScanSpec,
+        states: torch.Tensor,
+        step: Step,
+    ) -> torch.Tensor:
+        return recurrent.selective_scan(xbc, dt, decay, dt_bias, skip, states, spec, step)
 
     def stacked_experts(
         self,

@@ -8,7 +8,7 @@ import torch
 
 from pagoda.backends.cuda import elementwise
 from pagoda.backends.cuda.metadata import Step
-from pagoda.backends.specs import DeltaSpec
+from pagoda.backends.specs import DeltaSpec, ScanSpec
 
 
 def sequences(pool: torch.Tensor, step: Step) -> Iterator[tuple[slice, torch.Tensor, list[tuple[int, int]]]]:
@@ -54,6 +54,36 @@ def delta_rule(
             missing = betas[t, :, None] * (v[t] - (state * k[t, :, None]).sum(-1))
             state += missing[:, :, None] * k[t, :, None]
             out[t] = (state * q[t, :, None]).sum(-1)
+            if t - tokens.start in slots:
+                pool[slots[t - tokens.start]] = state
+    return out.flatten(1)
+
+
+def selective_scan(
+    xbc: torch.Tensor,
+    left: torch.Tensor,
+    steps: torch.Tensor,
+    skip: torch.Tensor,
+    pool: torch.Tensor,
+    spec: ScanSpec,
+    step: Step,
+) -> torch.Tensor:
+    """xbc [T, C] float32; left, what remains of a state, and the steps' lengths [T, H]; skip [H]; pool [states, H,
+    head_dim, state_dim]. → [T, H * head_dim]"""
+    shared = spec.num_groups * spec.state_dim
+    x, *of_groups = xbc.split([spec.inner_size, shared, shared], 1)
+    x = x.unflatten(1, (spec.num_heads, -1))
+    b, c = (
+        part.unflatten(1, (spec.num_groups, -1)).repeat_interleave(spec.num_heads // spec.num_groups, 1)
+        for part in of_groups
+    )
+    out = torch.empty_like(x)
+    for tokens, state, saves in sequences(pool, step):
+        slots = dict(saves)
+        for t in range(tokens.start, tokens.stop):
+            state *= left[t, :, None, None]
+            state += (steps[t, :, None] * x[t])[:, :, None] * b[t, :, None]
+            out[t] = (state * c[t, :, None]).sum(-1) + skip[:, None] * x[t]
             if t - tokens.start in slots:
                 pool[slots[t - tokens.start]] = state
     return out.flatten(1)

@@ -1,7 +1,7 @@
 """States of recurrent layers on the device: of each op a tensor [states, …] float32, by the shapes of
 `backends/states.py`.
 
-A delta rule's heads lie as [H, v_dim, k_dim]: it sums over k_dim, whose numbers a program reads side by side.
+Heads lie turned around, as [H, v_dim, k_dim] and [H, head_dim, state_dim]: what is summed over is read side by side.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def device_shapes(nodes: Iterable[Node]) -> dict[Key, tuple[int, ...]]:
 
 
 def _as_it_lies(op: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[0], shape[2], shape[1]) if op == "delta_rule" else shape
+    return (shape[0], shape[2], shape[1]) if op in ("delta_rule", "selective_scan") else shape
 
 
 def state_bytes(shapes: Mapping[Key, tuple[int, ...]]) -> int:

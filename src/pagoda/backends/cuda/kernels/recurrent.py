@@ -5,8 +5,8 @@ in the one that it began at.
 tokens the states that the step begins at are copied first. A thread has one column, and loads a row of its state before
 it stores what comes in its place.
 
-`_delta_rule`: a sequence and some columns of one head's state a program, which keeps them in registers and goes through
-the tokens one after the other: so no bit depends on how a prompt was cut, nor on the batch.
+`_delta_rule` and `_selective_scan`: a sequence and some columns of one head's state a program, which keeps them in
+registers and goes through the tokens one after the other: so no bit depends on how a prompt was cut, nor on the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton.language as tl
 
 from pagoda.backends.cuda.kernels.common import load_parts, power_of_two
 from pagoda.backends.cuda.metadata import Step
-from pagoda.backends.specs import DeltaSpec
+from pagoda.backends.specs import DeltaSpec, ScanSpec
 
 COLUMNS = 128  # of a program: a thread each
 STATE = 2048  # numbers of a head's state that a program keeps
@@ -76,6 +76,12 @@ def short_conv(
 
 
 @triton.jit
+def _softplus(x):
+    """log(1 + e^x)"""
+    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
 def _unit(x):
     """x over its length."""
     return x / tl.sqrt(tl.sum(x * x, axis=0) + 1e-6)
@@ -110,10 +116,9 @@ def _delta_rule(
         v = load_parts(row + 2 * G * K + head * V + j, j < V, qkv_part, QKV_PARTS)
         dt = load_parts(alpha_ptr + t * alpha_row + head, t < end, alpha_part, ALPHA_PARTS) + dt_bias
         beta = tl.sigmoid(load_parts(beta_ptr + t * beta_row + head, t < end, beta_part, BETA_PARTS))
-        softplus = tl.maximum(dt, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(dt)))
         q = _unit(q) * scale
         k = _unit(k)
-        state = state * tl.exp(decay * softplus)
+        state = state * tl.exp(decay * _softplus(dt))
         missing = beta * (v - tl.sum(state * k[None, :], axis=1))
         state += missing[:, None] * k[None, :]
         tl.store(out_ptr + (t * H + head) * V + j, tl.sum(state * q[None, :], axis=1), mask=j < V)
@@ -138,5 +143,59 @@ def delta_rule(
         H=heads, G=spec.num_k_heads, K=spec.k_dim, V=size, TILED=spec.tiled,
         QKV_PARTS=qkv.shape[0], ALPHA_PARTS=alpha.shape[0], BETA_PARTS=beta.shape[0],
         BLOCK_K=block_k, BLOCK_V=block_v, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _selective_scan(
+    xbc_ptr, dt_ptr, decay_ptr, dt_bias_ptr, skip_ptr, pool_ptr, out_ptr, seq_starts_ptr, state_starts_ptr, saves_ptr,
+    xbc_part, xbc_row, dt_part, dt_row,
+    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, XBC_PARTS: tl.constexpr, DT_PARTS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    seq = tl.program_id(2)
+    head = tl.program_id(1)
+    i = tl.arange(0, BLOCK_N)
+    j = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    group = head // (H // G)
+    begin = tl.load(seq_starts_ptr + seq).to(tl.int64)
+    end = tl.load(seq_starts_ptr + seq + 1).to(tl.int64)
+    slot = tl.load(state_starts_ptr + seq).to(tl.int64)
+    decay = tl.load(decay_ptr + head)
+    dt_bias = tl.load(dt_bias_ptr + head)
+    skip = tl.load(skip_ptr + head)
+    inside = (j < P)[:, None] & (i < N)[None, :]
+    place = pool_ptr + (head * P + j)[:, None] * N + i[None, :]
+    state = tl.load(place + slot * (H * P * N), mask=inside & (slot >= 0), other=0.0)  # [BLOCK_P, BLOCK_N]
+    for token in range(0, end - begin):
+        t = begin + token
+        row = xbc_ptr + t * xbc_row
+        x = load_parts(row + head * P + j, j < P, xbc_part, XBC_PARTS)
+        b = load_parts(row + H * P + group * N + i, i < N, xbc_part, XBC_PARTS)
+        c = load_parts(row + H * P + (G + group) * N + i, i < N, xbc_part, XBC_PARTS)
+        length = _softplus(load_parts(dt_ptr + t * dt_row + head, t < end, dt_part, DT_PARTS) + dt_bias)
+        state = state * tl.exp(decay * length)
+        state += (length * x)[:, None] * b[None, :]
+        tl.store(out_ptr + (t * H + head) * P + j, tl.sum(state * c[None, :], axis=1) + skip * x, mask=j < P)
+        save = tl.load(saves_ptr + t).to(tl.int64)
+        if save >= 0:
+            tl.store(place + save * (H * P * N), state, mask=inside)
+
+
+def selective_scan(
+    xbc: torch.Tensor, dt: torch.Tensor, decay: torch.Tensor, dt_bias: torch.Tensor, skip: torch.Tensor,
+    pool: torch.Tensor, spec: ScanSpec, step: Step,
+) -> torch.Tensor:  # fmt: skip
+    """xbc [S, T, C], dt [S, T, H], decay, dt_bias and skip [H], pool [states, H, head_dim, state_dim] float32.
+    → [1, T, H * head_dim] float32"""
+    heads, size, block_n = spec.num_heads, spec.head_dim, power_of_two(spec.state_dim)
+    block_p = max(1, min(power_of_two(size), STATE // block_n))
+    out = torch.empty((1, xbc.shape[1], heads * size), dtype=torch.float32, device=xbc.device)
+    _selective_scan[(triton.cdiv(size, block_p), heads, step.state_starts.shape[0])](
+        xbc, dt, decay, dt_bias, skip, pool, out, step.seq_starts, step.state_starts, step.state_saves,
+        xbc.stride(0), xbc.stride(1), dt.stride(0), dt.stride(1),
+        H=heads, G=spec.num_groups, P=size, N=spec.state_dim, XBC_PARTS=xbc.shape[0], DT_PARTS=dt.shape[0],
+        BLOCK_P=block_p, BLOCK_N=block_n, num_warps=4,
     )  # fmt: skip
     return out
