@@ -23,7 +23,7 @@ namespace pagoda {
 namespace {
 
 void check_block_bytes(const Program &p, int group, size_t blocks, size_t rows, size_t bytes) {
-    if (rows != blocks || static_cast<int64_t>(bytes) != p.workspace.group_bytes.at(static_cast<size_t>(group)))
+    if (rows != blocks || static_cast<int64_t>(bytes) != p.workspace.block_bytes(group))
         throw std::invalid_argument("a row of block_bytes for each KV block is needed");
 }
 
@@ -247,7 +247,7 @@ void bind_program(nb::module_ &m) {
              "layers"_a, "groups"_a)
         .def("add", [](Program &p, const std::string &kind, const nb::kwargs &fields) { add_stage(p, kind, fields); },
              "kind"_a, "fields"_a)
-        .def("block_bytes", [](const Program &p, int group) { return p.workspace.group_bytes.at(static_cast<size_t>(group)); },
+        .def("block_bytes", [](const Program &p, int group) { return p.workspace.block_bytes(group); },
              "group"_a)
         .def_prop_ro("state_bytes", [](const Program &p) { return 4 * p.workspace.state_floats; })
         .def("allocate_kv",

@@ -68,22 +68,26 @@ void Workspace::copy_blocks(int group, const int32_t *pairs, int64_t n) {
                     static_cast<size_t>(bytes));
 }
 
-void Workspace::read_blocks(int group, const int32_t *blocks, int64_t n, uint8_t *out) const {
+int64_t Workspace::block_bytes(int group) const {
     const auto g = static_cast<size_t>(group);
-    const int64_t bytes = group_bytes.at(g);
-    for (int64_t i = 0; i < n; ++i) {
-        require(blocks[i] >= 0 && blocks[i] < num_blocks[g], "no such KV block");
-        std::memcpy(out + i * bytes, kv[g].data() + blocks[i] * bytes, static_cast<size_t>(bytes));
-    }
+    return g == group_bytes.size() ? 4 * state_floats : group_bytes.at(g);
+}
+
+uint8_t *Workspace::block(int group, int32_t index) const {
+    const auto g = static_cast<size_t>(group);
+    const bool is_state = g == group_bytes.size();
+    require(index >= 0 && index < (is_state ? num_states : num_blocks.at(g)), "no such KV block or state");
+    return (is_state ? states : kv.at(g)).data() + index * block_bytes(group);
+}
+
+void Workspace::read_blocks(int group, const int32_t *blocks, int64_t n, uint8_t *out) const {
+    const auto bytes = static_cast<size_t>(block_bytes(group));
+    for (int64_t i = 0; i < n; ++i) std::memcpy(out + static_cast<size_t>(i) * bytes, block(group, blocks[i]), bytes);
 }
 
 void Workspace::write_blocks(int group, const int32_t *blocks, int64_t n, const uint8_t *in) {
-    const auto g = static_cast<size_t>(group);
-    const int64_t bytes = group_bytes.at(g);
-    for (int64_t i = 0; i < n; ++i) {
-        require(blocks[i] >= 0 && blocks[i] < num_blocks[g], "no such KV block");
-        std::memcpy(kv[g].data() + blocks[i] * bytes, in + i * bytes, static_cast<size_t>(bytes));
-    }
+    const auto bytes = static_cast<size_t>(block_bytes(group));
+    for (int64_t i = 0; i < n; ++i) std::memcpy(block(group, blocks[i]), in + static_cast<size_t>(i) * bytes, bytes);
 }
 
 int64_t Workspace::buffer_bytes() const {

@@ -166,7 +166,8 @@ struct Workspace {
     int64_t add_state(int64_t floats);  // → where a stage's part of a state begins
     float *state(int32_t index) const { return states.as<float>() + index * state_floats; }
     void copy_blocks(int group, const int32_t *pairs, int64_t n);
-    // The whole of KV blocks of a group, one after the other, out of the pool and into it.
+    int64_t block_bytes(int group) const;  // of a KV block; of a state, which is the group after the last
+    // The whole of a group's blocks, or of states, one after the other, out of the pool and into it.
     void read_blocks(int group, const int32_t *blocks, int64_t n, uint8_t *out) const;
     void write_blocks(int group, const int32_t *blocks, int64_t n, const uint8_t *in);
     int64_t buffer_bytes() const;  // without KV
@@ -179,6 +180,7 @@ struct Workspace {
     void rotate(const Step &step, int64_t token);
 
   private:
+    uint8_t *block(int group, int32_t index) const;
     void plan_adapters(const Step &step);
     void check_tables(const Step &step, int64_t sequence) const;
 };

@@ -167,8 +167,13 @@ class FakeModel:
                 if of_group == group:
                     self._values[layer][destination] = self._values[layer][source]
 
+    def moved_bytes(self, group: int) -> int:
+        return 16 if group == len(self.windows) else self.block_bytes(group)
+
     def _parts(self, group: int) -> list[npt.NDArray[Any]]:
-        """What the group's blocks consist of, each [blocks, 16] of 8 bytes."""
+        """What the group's blocks consist of, each [blocks, 16] of 8 bytes; or states, [states, 1]."""
+        if group == len(self.windows):
+            return [self._states[:, None], self._state_lengths[:, None]]
         values = [self._values[layer] for layer, of_group in enumerate(self._layer_groups) if of_group == group]
         return [self._positions[group], *values]
 

@@ -337,7 +337,7 @@ class FakeLoaded:
 
     adapters: AdapterStore = field(default_factory=lambda: AdapterStore(fake_adapter, max_in_memory=4))
     file_change: str | None = None
-    kv_files: None = None
+    kv_store: None = None
 
     def content_digest(self) -> str:
         return "fake"

@@ -41,6 +41,16 @@ class KVSettings(Settings):
             "after eviction and after a restart."
         ),
     ] = None
+    kv_host_memory_bytes: Annotated[
+        int | None,
+        Setting(
+            "On a GPU: KV of idle prefixes is kept in so much of the machine's memory, too, as 32GiB, and found again "
+            "after eviction. With --kv-offload: before the files.",
+            "kv-host-memory",
+            1,
+            size=True,
+        ),
+    ] = None
     kv_offload_key: Annotated[
         str | None, Setting("Encrypt that folder with this secret; best set as PAGODA_KV_OFFLOAD_KEY.", secret=True)
     ] = None

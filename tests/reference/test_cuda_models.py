@@ -23,6 +23,7 @@ from pagoda.backends.cuda.options import CudaOptions
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.backends.specs import KVType
 from pagoda.engine.llm import LLM
+from pagoda.engine.load import LoadedEngine
 from pagoda.errors import ConfigError, EngineError, UnsupportedError
 from pagoda.models.layers import Decoder
 from pagoda.models.registry import load_model
@@ -236,6 +237,28 @@ def test_two_processes_give_the_tokens_of_one(name: str, type: str, tmp_path: Pa
         with LLM(str(path), max_context=64, **settings) as llm:
             answers.append([output.token_ids for output in llm.generate(prompts, params)])
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("where", ["files", "memory"])
+def test_keys_and_values_come_back_to_every_process(size: int, where: str, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", TINY["llama_256"], type="F32")
+    prompt = [chunk("a", 0, 40)]
+    others = [chunk(name, 0, 40) for name in "bcdefg"]
+    params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    kept = {"kv_offload": f"{tmp_path / 'kv'}:1MB"} if where == "files" else {"kv_host_memory_bytes": 1 << 20}
+    settings = {"backend": "torch-cpu", "tensor_parallel": size, "kv_memory_bytes": 210_000 // size, "kv_type": "f32"}
+    with LLM(str(path), max_context=64, max_num_seqs=1, **settings, **kept) as llm:
+        first = llm.generate(prompt, params)[0]
+        for other in others:
+            llm.generate([other], params)
+        again = llm.generate(prompt, params)[0]
+        assert isinstance(llm.loaded, LoadedEngine)
+        store = llm.loaded.kv_store
+        assert store is not None
+        assert store.counts.read > 0
+    assert again.token_ids == first.token_ids
+    assert again.outputs[0].usage.cached_tokens == 32
 
 
 def test_what_cannot_be_shared_out_is_refused() -> None:

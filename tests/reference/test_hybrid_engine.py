@@ -87,6 +87,18 @@ def test_what_is_preempted_is_computed_again(folder: Path) -> None:
     assert sum(preempted) > 0
 
 
+def test_a_restart_finds_keys_values_and_states(folder: Path, tmp_path: Path) -> None:
+    settings = {"kv_offload": f"{tmp_path}:100MB", "state_interval": 16}
+    expected = alone(folder, PROMPTS)
+    with opened(folder, **settings) as first:
+        assert answers(first, PROMPTS) == expected
+    with opened(folder, **settings) as again:
+        assert answers(again, PROMPTS[:1]) == expected[:1]
+        usages = [output.outputs[0].usage for output in again.generate(PROMPTS[1:], GREEDY)]
+        assert [usage.cached_tokens for usage in usages] == [(len(prompt) - 1) // 16 * 16 for prompt in PROMPTS[1:]]
+        assert answers(again, PROMPTS) == expected
+
+
 def test_rejected_drafts_leave_no_trace(folder: Path) -> None:
     llm = opened(folder, speculation=("ngram",))
     assert answers(llm, REPEATING) == alone(folder, REPEATING)
@@ -97,7 +109,6 @@ def test_rejected_drafts_leave_no_trace(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "match"),
     [
-        ({"kv_offload": "{tmp}:1MB"}, UnsupportedError, "states of recurrent layers are not kept in files"),
         ({"speculation": ("draft",), "draft_model": "{folder}"}, UnsupportedError, "has recurrent layers"),
         ({"state_interval": 100}, ConfigError, "--state-interval 100 must be a multiple of 16"),
     ],

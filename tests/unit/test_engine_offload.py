@@ -1,4 +1,4 @@
-"""KV of idle prefixes in files: what is computed again, what is not, and what happens when files are away."""
+"""KV of idle prefixes in files and in host memory: what is computed again, what is not, and what if files are away."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from fake_backend import FakeDevice, FakeModel, fake_engine
+from fake_backend import RECURRENT, FakeDevice, FakeModel, fake_engine
 from pagoda.engine.engine import Engine
 from pagoda.engine.offload import KVOffload
 from pagoda.kv.block_files import BlockFiles
+from pagoda.kv.host_blocks import HostBlocks
 from pagoda.types import Delta, Request, SamplingParams
 
 PROMPT = tuple(i % 30 + 2 for i in range(70))  # four full blocks and a part of one
@@ -84,7 +85,7 @@ def test_a_spoiled_file_costs_the_rest_of_the_prefix(tmp_path: Path) -> None:
     assert again == tokens
     assert cached < 64
     assert second.offload is not None
-    assert second.offload.files.counts.rejected == 1
+    assert second.offload.store.counts.rejected == 1
     second.close()
 
 
@@ -115,3 +116,61 @@ def test_who_waits_for_files_can_go(tmp_path: Path) -> None:
     assert second.kv.num_used_blocks == 0
     assert answer(second)[1] == 64
     second.close()
+
+
+@models
+def test_states_come_back_with_their_prefix(tmp_path: Path, model: type[FakeModel]) -> None:
+    window = (None, RECURRENT)
+    first = engine_on(tmp_path, model, window, state_interval=16)
+    tokens, cached = answer(first)
+    assert cached == 0
+    first.close()
+    second = engine_on(tmp_path, model, window, state_interval=16)
+    assert answer(second) == (tokens, 64)
+    assert answer(second, PROMPT[:40]) == (answer(fake_engine(window), PROMPT[:40])[0], 32)
+    second.check()
+    second.close()
+
+
+def test_without_its_state_a_prefix_is_computed(tmp_path: Path) -> None:
+    window = (None, RECURRENT)
+    first = engine_on(tmp_path, FakeModel, window, state_interval=16)
+    tokens, _ = answer(first)
+    first.close()
+    states = sorted(tmp_path.glob("fake/??/*-1"), key=lambda path: path.stat().st_mtime_ns)
+    assert states
+    for path in states:
+        path.unlink()
+    second = engine_on(tmp_path, FakeModel, window, state_interval=16)
+    assert answer(second) == (tokens, 0)
+    second.close()
+
+
+def test_a_state_that_memory_had_to_give_up_comes_back(tmp_path: Path) -> None:
+    window = (None, RECURRENT)
+    engine = engine_on(tmp_path, FakeModel, window, num_states=2, max_num_seqs=1, state_interval=16)
+    tokens, _ = answer(engine)
+    for other in OTHERS:
+        assert answer(engine, other)[1] == 0
+    assert answer(engine) == (tokens, 64)
+    engine.check()
+    engine.close()
+
+
+@pytest.mark.parametrize("with_files", [False, True])
+def test_host_memory_gives_back_what_the_cache_had_to_give_up(tmp_path: Path, with_files: bool) -> None:
+    model = FakeModel((None,))
+    files = BlockFiles(tmp_path, 1 << 20, "fake") if with_files else None
+    offload = KVOffload(model, HostBlocks(1 << 20, files))
+    engine = fake_engine(model=model, offload=offload, num_blocks=[6], max_num_seqs=1)
+    tokens, _ = answer(engine)
+    for other in OTHERS:
+        answer(engine, other)
+    assert answer(engine) == (tokens, 64)
+    assert isinstance(offload.store, HostBlocks)
+    assert offload.store.counts.read == 4
+    engine.close()
+    if with_files:
+        later = engine_on(tmp_path)
+        assert answer(later) == (tokens, 64)
+        later.close()

@@ -281,12 +281,16 @@ class LoadedModel(Protocol):
 
 @runtime_checkable
 class MovableBlocks(Protocol):
-    """A loaded model whose KV blocks can be taken out and put back, by any process that loads the same model."""
+    """A loaded model whose KV blocks can be taken out and put back, by any process that loads the same model.
 
-    def block_bytes(self, group: int) -> int: ...
+    States, where it has any, are the blocks of one group more, numbered after the last.
+    """
+
+    def moved_bytes(self, group: int) -> int:
+        """How long the content of one block is, on all devices together."""
 
     def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
-        """The contents of blocks of a KV group. → [len(blocks), block_bytes(group)]"""
+        """The contents of blocks of a group. → [len(blocks), moved_bytes(group)]"""
 
     def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
         """Put what `read_blocks` gave into blocks of the same group, be they the same or others."""

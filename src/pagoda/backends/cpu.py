@@ -186,8 +186,11 @@ class CpuModel:
     def copy_blocks(self, group: int, pairs: npt.NDArray[np.int32]) -> None:
         self.program.copy_blocks(group, np.ascontiguousarray(pairs, np.int32))
 
+    def moved_bytes(self, group: int) -> int:
+        return self.program.block_bytes(group)
+
     def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
-        out = np.empty((len(blocks), self.block_bytes(group)), np.uint8)
+        out = np.empty((len(blocks), self.moved_bytes(group)), np.uint8)
         self.program.read_blocks(group, np.ascontiguousarray(blocks, np.int32), out)
         return out
 

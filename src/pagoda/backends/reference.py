@@ -329,13 +329,20 @@ class ReferenceModel:
             for pool in self.kv_pools[group].arrays:
                 pool[destination] = pool[source]
 
+    def moved_bytes(self, group: int) -> int:
+        return self.state_bytes if group == len(self.kv_pools) else self.block_bytes(group)
+
+    def _arrays(self, group: int) -> list[FloatArray]:
+        """[blocks, …] each: what the group's blocks consist of, or states."""
+        return list(self.states.values()) if group == len(self.kv_pools) else list(self.kv_pools[group].arrays)
+
     def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
-        parts = [pool[blocks].reshape(len(blocks), -1) for pool in self.kv_pools[group].arrays]
+        parts = [pool[blocks].reshape(len(blocks), -1) for pool in self._arrays(group)]
         return np.ascontiguousarray(np.concatenate(parts, axis=1)).view(np.uint8)
 
     def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
         values, at = np.ascontiguousarray(data).view(np.float32).reshape(len(blocks), -1), 0
-        for pool in self.kv_pools[group].arrays:
+        for pool in self._arrays(group):
             count = pool[0].size
             pool[blocks] = values[:, at : at + count].reshape(len(blocks), *pool.shape[1:])
             at += count

@@ -36,6 +36,8 @@ def make_backend(settings: EngineSettings) -> Backend:
         raise ConfigError("--activation-type int8 needs --device cpu: elsewhere activations are floats")
     if chosen != "cpu" and settings.kv_type == "int16":
         raise ConfigError("--kv-type int16 needs --device cpu: elsewhere f16 takes as little")
+    if chosen == "cpu" and settings.kv_host_memory_bytes is not None:
+        raise ConfigError("--kv-host-memory is for GPUs: on a CPU the KV cache lies in that memory; raise --kv-memory")
     return BACKENDS[chosen](settings)
 
 

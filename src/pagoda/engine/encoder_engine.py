@@ -51,7 +51,7 @@ class LoadedEncoder:
     checkpoint: Checkpoint
     adapters: AdapterStore
     chat_template: None = None
-    kv_files: None = None
+    kv_store: None = None
 
     @property
     def tokenizer(self) -> Tokenizer:

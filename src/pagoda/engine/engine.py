@@ -100,7 +100,7 @@ class Engine:
         )
         self._runner = Runner(model, self.kv, pooling.kind, limits)
         self._reader = LogitsReader(model, sampler)
-        secret = PROCESS_SECRET if offload is None else offload.files.secret
+        secret = PROCESS_SECRET if offload is None else offload.store.secret
         self._opener = SequenceOpener(
             tokenizer, sampler, pooling.kind, max_context=limits.max_context, seed=seed, prefix_secret=secret
         )

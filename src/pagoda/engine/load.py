@@ -30,6 +30,7 @@ from pagoda.engine.thread import EngineThread
 from pagoda.errors import ConfigError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.kv.block_files import BlockFiles
+from pagoda.kv.host_blocks import HostBlocks
 from pagoda.models.bert import is_encoder
 from pagoda.models.layers import Decoder
 from pagoda.models.pooling import Pooling, read_pooling
@@ -103,9 +104,9 @@ class LoadedEngine:
         }
 
     @property
-    def kv_files(self) -> BlockFiles | None:
-        """Where KV of idle prefixes is kept besides memory."""
-        return None if self.core.offload is None else self.core.offload.files
+    def kv_store(self) -> BlockFiles | HostBlocks | None:
+        """Where KV of idle prefixes is kept besides the KV cache."""
+        return None if self.core.offload is None else self.core.offload.store
 
     def changed(self) -> str | None:
         """What has become of the model's files since they were opened; None: nothing that could be seen here."""
@@ -341,5 +342,6 @@ def _kv_identity(settings: EngineSettings, backend: Backend, checkpoint: Checkpo
         settings.kv_type,
         settings.rope_scaling,
         settings.rope_theta,
+        settings.tensor_parallel,
     )
     return hashlib.blake2b(repr(parts + computed).encode(), digest_size=16).hexdigest()

@@ -1,8 +1,9 @@
-"""KV blocks of idle prefixes go to files, and come back when a prompt begins as they do.
+"""KV blocks of idle prefixes go to files or to host memory, and come back when a prompt begins as they do.
 
-A block that no sequence holds any more is copied out between two steps, and a thread writes it. Before a new request is
-queued, `restore` has another thread read what files have of its prompt and memory has not; the blocks are then put
-into the prefix cache, where the scheduler finds them as if they had never left. Other requests go on meanwhile.
+A block that no sequence holds any more is copied out between two steps, and a thread writes it to the store. Before a
+new request is queued, `restore` has another thread read what the store has of its prompt and the KV cache has not; the
+blocks are then put into the prefix cache, where the scheduler finds them as if they had never left. Other requests go
+on meanwhile.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import numpy.typing as npt
 from pagoda.backends.base import LoadedModel, MovableBlocks
 from pagoda.config import EngineSettings
 from pagoda.crypt import Cipher
-from pagoda.errors import UnsupportedError
 from pagoda.kv.block_files import BlockFiles, parse_offload
+from pagoda.kv.host_blocks import HostBlocks
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,10 @@ CLOSE_S = 30.0  # that what is still to be written may take at the end
 
 
 class KVOffload:
-    """Moves blocks of a model between its KV cache and files. One thread uses it; it has two of its own."""
+    """Moves blocks of a model between its KV cache and a store. One thread uses it; it has two of its own."""
 
-    def __init__(self, model: MovableBlocks, files: BlockFiles) -> None:
-        self.files = files
+    def __init__(self, model: MovableBlocks, store: BlockFiles | HostBlocks) -> None:
+        self.store = store
         self.write_blocks = model.write_blocks
         self._model = model
         self._idle: OrderedDict[Block, int] = OrderedDict()  # to be written, and where they are
@@ -55,7 +56,7 @@ class KVOffload:
 
     def idle(self, group: int, key: bytes, block: int) -> None:
         """Nobody holds the block; it may be found by its key until it is `lost`."""
-        if (group, key) not in self.files:
+        if (group, key) not in self.store:
             self._idle[group, key] = block
 
     def lost(self, group: int, key: bytes) -> None:
@@ -65,7 +66,7 @@ class KVOffload:
             self._copy([((group, key), block)])
 
     def __contains__(self, block: Block) -> bool:
-        return block in self.files
+        return block in self.store
 
     # Between steps
 
@@ -83,7 +84,7 @@ class KVOffload:
         while self._idle and self._has_room() and num_bytes < STEP_BYTES:
             block, place = self._idle.popitem(last=False)
             chosen.append((block, place))
-            num_bytes += self._model.block_bytes(block[0])
+            num_bytes += self._model.moved_bytes(block[0])
         self._copy(chosen)
 
     def restore(self, blocks: Sequence[Block]) -> Future[Restored]:
@@ -99,7 +100,7 @@ class KVOffload:
         self._queue.put(None)
         self._writer.join(max(0.0, end - time.monotonic()))
         self._readers.shutdown(wait=False, cancel_futures=True)
-        self.files.close()
+        self.store.close()
 
     # Inside
 
@@ -122,7 +123,7 @@ class KVOffload:
             block, content = item
             try:
                 if time.monotonic() >= paused:
-                    self.files.write(*block, content.tobytes())
+                    self.store.write(*block, content.tobytes())
             except OSError as error:
                 paused = time.monotonic() + RETRY_S
                 log.warning("--kv-offload: writing failed, next try in %.0f s: %s", RETRY_S, error)
@@ -133,24 +134,24 @@ class KVOffload:
     def _read(self, blocks: list[Block]) -> Restored:
         found = []
         for block in blocks:
-            data = self.files.read(*block)
-            if data is not None and len(data) == self._model.block_bytes(block[0]):
+            data = self.store.read(*block)
+            if data is not None and len(data) == self._model.moved_bytes(block[0]):
                 found.append((block, np.frombuffer(data, np.uint8)))
         return found
 
 
 def open_offload(settings: EngineSettings, model: LoadedModel, identity: str) -> KVOffload | None:
-    """What `--kv-offload` asks for; None: nothing.
+    """What `--kv-offload` and `--kv-host-memory` ask for; None: nothing.
 
-    `identity` is all that the model's keys and values depend on. Raises ConfigError and UnsupportedError.
+    `identity` is all that the model's keys and values depend on. Raises ConfigError.
     """
-    if settings.kv_offload is None:
-        return None
-    folder, max_bytes = parse_offload(settings.kv_offload)
-    secret = settings.kv_offload_key
-    cipher = None if secret is None else Cipher(secret, "PAGODA_KV_OFFLOAD_KEY")
-    if model.state_bytes:
-        raise UnsupportedError("--kv-offload: states of recurrent layers are not kept in files; leave it out")
-    if not isinstance(model, MovableBlocks):
-        raise UnsupportedError("--kv-offload: the KV of a model on several GPUs cannot be kept; leave it out")
-    return KVOffload(model, BlockFiles(folder, max_bytes, identity, cipher))
+    assert isinstance(model, MovableBlocks)
+    files = None
+    if settings.kv_offload is not None:
+        folder, max_bytes = parse_offload(settings.kv_offload)
+        secret = settings.kv_offload_key
+        cipher = None if secret is None else Cipher(secret, "PAGODA_KV_OFFLOAD_KEY")
+        files = BlockFiles(folder, max_bytes, identity, cipher)
+    if settings.kv_host_memory_bytes:
+        return KVOffload(model, HostBlocks(settings.kv_host_memory_bytes, files))
+    return None if files is None else KVOffload(model, files)

@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.kv.group import GIVEN_BACK, KVGroupBlocks, Outside
+from pagoda.kv.group import GIVEN_BACK, KVGroupBlocks
 from pagoda.kv.prefix import PrefixCache, extend_keys, first_needed_block, longest_match
+from pagoda.kv.published import Outside, PublishedPool
 from pagoda.kv.states import NoStates, StatePool
 from pagoda.kv.table import BlockTable, blocks_for, peak_blocks
 from pagoda.types import BLOCK_SIZE, Int32Array
@@ -60,7 +61,11 @@ class KVCache:
             for g, (window, count) in enumerate(zip(windows, num_blocks, strict=True))
         ]
         interval = state_interval if prefix_caching else None
-        self.states = StatePool(num_states, interval) if num_states else NoStates()
+        self._published: list[PublishedPool] = [*self._groups]  # all that a prefix must be found in
+        self.states: StatePool = NoStates()
+        if num_states:
+            self.states = StatePool(num_states, interval, index=len(self._groups), outside=outside)
+            self._published.append(self.states)
         self._copy = copy
         self._free_rows = list(range(max_seqs - 1, -1, -1))
         self._tables: dict[int, BlockTable] = {}  # by row
@@ -108,26 +113,29 @@ class KVCache:
         if not self.prefix_caching:
             return 0
         extend_keys(keys, prefix_root, tokens, num_tokens)
-        prefixes = [*(group.prefix for group in self._groups), *self.states.prefixes]
-        return longest_match(prefixes, keys[: (num_tokens - 1) // BLOCK_SIZE])
+        return longest_match([one.prefix for one in self._published], keys[: (num_tokens - 1) // BLOCK_SIZE])
 
     def elsewhere(
         self, prefix_root: bytes, keys: list[bytes], tokens: array[int], num_tokens: int
     ) -> list[tuple[int, bytes]]:
-        """Blocks, by group and key, with which more of tokens[:num_tokens] would be cached than is; see `restore`."""
+        """Blocks, by group and key, with which more of tokens[:num_tokens] would be cached than is; see `restore`.
+
+        States are the group after the last.
+        """
         if self._outside is None or not self.prefix_caching:
             return []
         num_cached = self.match(prefix_root, keys, tokens, num_tokens)
         leading = keys[: (num_tokens - 1) // BLOCK_SIZE]
         outside = self._outside
-        most = longest_match([group.prefix for group in self._groups], leading, lambda g, key: (g, key) in outside)
+        prefixes = [one.prefix for one in self._published]
+        most = longest_match(prefixes, leading, lambda g, key: (g, key) in outside)
         if most <= num_cached:
             return []
         return [
             (g, key)
-            for g, group in enumerate(self._groups)
-            for key in leading[first_needed_block(most * BLOCK_SIZE, group.window) : most]
-            if not group.prefix.has(key)
+            for g, prefix in enumerate(prefixes)
+            for key in leading[first_needed_block(most * BLOCK_SIZE, prefix.window) : most]
+            if not prefix.has(key)
         ]
 
     def restore(
@@ -137,7 +145,7 @@ class KVCache:
         write: WriteBlocks,
     ) -> None:
         """Publish blocks that came from elsewhere, of the prefix with these keys, as far as there are free ones."""
-        for g, group in enumerate(self._groups):
+        for g, group in enumerate(self._published):
             held = [group.prefix.block(key) for key in keys if group.prefix.has(key)]
             for block in held:  # not to be given up for what comes after them
                 group.pool.share(block)

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pagoda.kv.blocks import BlockPool
-from pagoda.kv.prefix import PrefixCache
+from pagoda.kv.published import Outside, PublishedPool
 from pagoda.types import BLOCK_SIZE, Int32Array
 
 NOWHERE = -1  # in the rows that backends read
@@ -38,14 +37,14 @@ class HeldStates:
         ] = {}  # number of tokens → the slot that the coming step saves the state after them in
 
 
-class StatePool:
+class StatePool(PublishedPool):
     """Slots of states. `interval`: tokens from one snapshot to the next; None: there are none."""
 
-    def __init__(self, num_states: int, interval: int | None) -> None:
+    def __init__(
+        self, num_states: int, interval: int | None, *, index: int = 0, outside: Outside | None = None
+    ) -> None:
+        super().__init__(index, ONE_BLOCK_BACK, num_states, outside)
         self.interval = interval
-        self.pool = BlockPool(num_states)
-        self.prefix = PrefixCache(ONE_BLOCK_BACK)
-        self.prefixes: tuple[PrefixCache, ...] = (self.prefix,)  # which a match must find the state in
         self._held: set[HeldStates] = set()
 
     # Coming and going
@@ -85,7 +84,7 @@ class StatePool:
         """Give all slots back: the sequence begins anew."""
         self._drop_saves(held)
         if held.start is not None:
-            self._release(held.start)
+            self.release([held.start])
             held.start = None
 
     # A step: num_missing, grow, then commit
@@ -110,9 +109,9 @@ class StatePool:
             held.saves[certain] = self._end(held)
             for end in self._boundaries(held, num_computed, certain):
                 if self._num_spare() > 0:
-                    held.saves[end] = self._take()
+                    held.saves[end] = self.take()
         for end in range(certain + 1, num_tokens + 1):
-            held.saves[end] = self._take()
+            held.saves[end] = self.take()
 
     def commit(self, held: HeldStates, keys: Sequence[bytes], num_computed: int) -> None:
         """So many tokens are computed and certain, `keys` being those of their full blocks."""
@@ -123,8 +122,7 @@ class StatePool:
                 self.prefix.publish(keys[end // BLOCK_SIZE - 1], slot)
         used = {*held.saves.values(), *([] if held.start is None else [held.start])}
         held.start = held.saves[num_computed]
-        for slot in used - {held.start}:
-            self._release(slot)
+        self.release(used - {held.start})
         held.saves = {}
 
     def rows(
@@ -160,30 +158,19 @@ class StatePool:
         """The slot for the state after a step's last token that is no draft."""
         start = held.start
         if start is None or self.pool.refs(start) > 1:
-            return self._take()
+            return self.take()
         if start in self.prefix:
             if self._num_spare() > 0:
-                return self._take()
-            self.prefix.forget(start)
+                return self.take()
+            self.forget(start)
         return start
 
     def _num_spare(self) -> int:
         """Free slots that no sequence must have for its next step."""
         return self.pool.num_free - sum(map(self.num_missing, self._held))
 
-    def _take(self) -> int:
-        slot, was_kept = self.pool.allocate()
-        if was_kept:
-            self.prefix.forget(slot)
-        return slot
-
-    def _release(self, slot: int) -> None:
-        self.pool.release(slot, keep=slot in self.prefix)
-
     def _drop_saves(self, held: HeldStates) -> None:
-        for slot in held.saves.values():
-            if slot != held.start:
-                self._release(slot)
+        self.release(slot for slot in held.saves.values() if slot != held.start)
         held.saves = {}
 
     def check(self, tables: Sequence[HeldStates]) -> None:
@@ -203,7 +190,6 @@ class NoStates(StatePool):
     """The pool of models without recurrent layers: nobody needs a slot, and there is none."""
 
     def __init__(self) -> None:
-        self.prefixes = ()
         self._nothing = HeldStates(0)
 
     def can_open(self, num_reserved: int) -> bool:

@@ -8,6 +8,7 @@ from pagoda.types import BLOCK_SIZE, StepResult
 STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 USD = tuple(scale * 10.0**power for power in range(-7, 1) for scale in (1, 2, 5))
 STOP_REASONS = ("stop", "length", "content_filter", "tool_calls", "abort", "error")
+HOST_EVENTS = ("written", "read", "evicted")  # of KV blocks in host memory
 REJECTIONS = ("queue_full", "draining", "budget", "deadline")
 
 
@@ -96,6 +97,11 @@ class ServerSeries:
             "event", ("written", "read", "rejected", "evicted"), unit="blocks",
         )  # fmt: skip
         self.kv_offload_bytes = Gauge("kv_offload_bytes", "Size of the files in --kv-offload.", "bytes")
+        self.kv_host_blocks = LabelledCounter(
+            "kv_host_blocks", "KV blocks in --kv-host-memory: written, read, removed for room.",
+            "event", HOST_EVENTS, unit="blocks",
+        )  # fmt: skip
+        self.kv_host_bytes = Gauge("kv_host_bytes", "Host memory that they take.", "bytes")
         self.header_requests = LabelledCounter(
             "header_requests", "Requests by the value of a header that --metrics-header allows.", ("header", "value"),
             unit="requests",

@@ -17,9 +17,11 @@ from pagoda.config import ServerSettings
 from pagoda.engine.adapters import AdapterStore
 from pagoda.errors import EngineError, UnavailableError
 from pagoda.kv.block_files import BlockFiles
+from pagoda.kv.host_blocks import HostBlocks
 from pagoda.observe.alerts import Alerts
 from pagoda.observe.cost import CostSettings
 from pagoda.observe.metrics import Metrics
+from pagoda.observe.own_series import HOST_EVENTS
 from pagoda.server.accounts import Accounts, make_ledger
 from pagoda.server.adapters import Adapters, FreshAdapters
 from pagoda.server.admission import Admission, PromptSpeed
@@ -79,7 +81,7 @@ class Loaded(Protocol):
     def traits(self) -> VectorTraits: ...
 
     @property
-    def kv_files(self) -> BlockFiles | None: ...
+    def kv_store(self) -> BlockFiles | HostBlocks | None: ...
 
     @property
     def cache_config(self) -> dict[str, str]: ...
@@ -184,11 +186,16 @@ class Model:
         self.metrics.server.adapters_bytes.value = self.store.num_bytes
 
     def _count_offload(self) -> None:
-        files = self.loaded.kv_files
-        if files is not None:
-            for event, count in asdict(files.counts).items():
-                self.metrics.server.kv_offload_blocks.values[event,] = count
-            self.metrics.server.kv_offload_bytes.value = files.num_bytes
+        store, series = self.loaded.kv_store, self.metrics.server
+        if isinstance(store, HostBlocks):
+            for event in HOST_EVENTS:
+                series.kv_host_blocks.values[event,] = getattr(store.counts, event)
+            series.kv_host_bytes.value = store.num_bytes
+            store = store.files
+        if store is not None:
+            for event, count in asdict(store.counts).items():
+                series.kv_offload_blocks.values[event,] = count
+            series.kv_offload_bytes.value = store.num_bytes
 
     def _find_roofline(self) -> None:
         roofline = roofline_of(self.loaded)

@@ -223,6 +223,9 @@ class CudaModel:
         """What blocks of the group consist of, or states, whose group comes after the last: [blocks, …] each."""
         return list(self._caches.states.values()) if group == len(self._pools) else self._pools[group].blocks
 
+    def moved_bytes(self, group: int) -> int:
+        return self.state_bytes if group == len(self._pools) else self.block_bytes(group)
+
     def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
         with torch.inference_mode():
             return read_blocks(self._blocks(group), blocks)

@@ -148,14 +148,40 @@ class ParallelModel:
         self._model.copy_blocks(group, pairs)
         self._tell("copy_blocks", group, pairs)
 
+    def moved_bytes(self, group: int) -> int:
+        return self._model.block_bytes(group) * (len(self._ranks) + 1)
+
+    def read_blocks(self, group: int, blocks: Int32Array) -> npt.NDArray[np.uint8]:
+        """Each rank's part of a block, in their order."""
+        with self._pipes:
+            self._send("read_blocks", group, blocks)
+            own = self._model.read_blocks(group, blocks)
+            try:
+                others = [pipe.recv() for _, pipe in self._ranks]
+            except (EOFError, OSError):
+                raise EngineError("the process of a GPU has ended while its KV was read; see its messages") from None
+        return np.concatenate([own, *others], axis=1)
+
+    def write_blocks(self, group: int, blocks: Int32Array, data: npt.NDArray[np.uint8]) -> None:
+        own, *others = np.split(data, len(self._ranks) + 1, axis=1)
+        with self._pipes:
+            for rank, part in enumerate(others):
+                self._send_to(rank, "write_blocks", group, blocks, part)
+        self._model.write_blocks(group, blocks, own)
+
     def _tell(self, method: str, *arguments: object) -> None:
         with self._pipes:
-            for rank, (process, pipe) in enumerate(self._ranks, start=1):
-                if not process.is_alive():
-                    raise EngineError(
-                        f"the process of GPU {rank} has ended with code {process.exitcode}; see its messages"
-                    )
-                pipe.send((method, arguments))
+            self._send(method, *arguments)
+
+    def _send(self, method: str, *arguments: object) -> None:
+        for rank in range(len(self._ranks)):
+            self._send_to(rank, method, *arguments)
+
+    def _send_to(self, rank: int, method: str, *arguments: object) -> None:
+        process, pipe = self._ranks[rank]
+        if not process.is_alive():
+            raise EngineError(f"the process of GPU {rank + 1} has ended with code {process.exitcode}; see its messages")
+        pipe.send((method, arguments))
 
     def close(self) -> None:
         self._model.close()
@@ -171,8 +197,8 @@ class FollowingModel:
     def __init__(self, model: CudaModel) -> None:
         self._model = model
         self._adapters: dict[int, CudaAdapter] = {}
-        self.allocate_kv, self.launch, self.copy_blocks = model.allocate_kv, model.launch, model.copy_blocks
-        self.close = model.close
+        self.allocate_kv, self.launch, self.close = model.allocate_kv, model.launch, model.close
+        self.copy_blocks, self.read_blocks, self.write_blocks = model.copy_blocks, model.read_blocks, model.write_blocks
 
     def place_adapter(self, number: int, weights: AdapterWeights, type: LoraType) -> None:
         self._adapters[number] = self._model.place_adapter(weights, type=type)
@@ -198,7 +224,9 @@ def _follow(
             method, given = pipe.recv()
         except (EOFError, OSError):
             break
-        getattr(model, method)(*given)
+        answer = getattr(model, method)(*given)
+        if answer is not None:
+            pipe.send(answer)
     model.close()
     os._exit(0)  # the group may be half gone: nothing is left to hand over in order
 
