@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from pagoda.engine.engine import Engine
 from pagoda.routing.prefixes import HEADER, pieces_header, prefix_hashes
 from pagoda.server import prefix_events
 from pagoda.server.prefix_events import Listener
+from raw_http import connected, get
 from serving import Served, serving, wait_for
 from watched import prompt, watched
 
@@ -165,6 +167,27 @@ def test_a_server_that_shuts_down_ends_the_stream(server: tuple[Served, Engine])
 def test_a_model_without_prefixes_has_nothing_to_tell() -> None:
     with serving(FakeLoaded()) as served:
         assert served.client.get("/v1/kv_events").status_code in (404, 503)
+
+
+def test_who_does_not_read_is_cut_off_and_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, server: tuple[Served, Engine]
+) -> None:
+    """Events of 300 kB, so that the buffers of the connection are soon full."""
+    monkeypatch.setattr(prefix_events, "_event", lambda data: b": " + b"x" * 300_000 + b"\n\n")
+    monkeypatch.setattr(prefix_events, "MAX_UNREAD", 1_000_000)
+    served, _ = server
+    events = served.server.service.model().prefix_events
+    with connected(served.url) as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        silent.sendall(get("/v1/kv_events"))
+        wait_for(lambda: events.are_wanted)
+        (listener,) = events._listeners
+        for seed in range(200):
+            ask(served, seed)
+            if listener.is_cut_off:
+                break
+        assert listener.is_cut_off
+        assert sum(map(len, listener._unread)) == 0
 
 
 def test_a_slow_listener_is_cut_off_and_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
