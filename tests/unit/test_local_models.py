@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pagoda.config import EngineSettings, load_settings
 from pagoda.errors import ConfigError, EngineError
 from pagoda.gateway.local import upstream as upstream_module
 from pagoda.gateway.local.pool import ModelPool
+from pagoda.gateway.local.process import LINE_BYTES, ServeProcess
 from pagoda.gateway.local.routes import merge_series
 from pagoda.gateway.local.settings import LocalSettings, flags_of, models_of, shared
 from pagoda.gateway.local.upstream import LocalUpstream
@@ -31,7 +33,7 @@ class Fake(LocalUpstream):
         self.state = "loading"
         await asyncio.sleep(0.001)
         if self.fails:
-            self._fell()
+            self._fell("no such file")
             raise EngineError("no such file")
         self.events.append(f"+{self.name}")
         self.is_loaded()
@@ -153,7 +155,7 @@ def test_a_process_that_ends_is_started_again_after_a_while(monkeypatch: pytest.
         await a.work()
         await b.work()
         a.die()
-        assert a.state == "unloaded"
+        assert a.state == "loading"
         assert 0 < a.again_in <= 0.02
         await asyncio.gather(a.work(), b.work())
         first = a.again_in
@@ -164,6 +166,76 @@ def test_a_process_that_ends_is_started_again_after_a_while(monkeypatch: pytest.
 
     assert run(scenario, "ab", on_end=lambda model: gone.append(model.name)) == ["+a", "+b", "+a", "+a"]
     assert gone == ["a", "a"]
+
+
+def test_nobody_takes_the_room_of_one_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "FIRST_AGAIN_S", 0.02)
+
+    async def scenario(pool: ModelPool, a: Fake, b: Fake, c: Fake) -> None:
+        await a.work()
+        await b.work()
+        b.die()
+        await asyncio.gather(c.work(), b.work(), c.work())
+
+    assert run(scenario) == ["+a", "+b", "-a", "+c", "+b"]
+
+
+def test_who_needs_room_waits_for_one_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "FIRST_AGAIN_S", 0.02)
+
+    async def scenario(pool: ModelPool, a: Fake, b: Fake) -> None:
+        await a.work()
+        a.die()
+        await asyncio.gather(b.work(), a.work())
+
+    assert run(scenario, "ab", most=1)[:2] == ["+a", "+a"]
+
+
+def test_a_model_that_cannot_be_loaded_is_not_tried_at_once_again() -> None:
+    async def scenario(pool: ModelPool, a: Fake, b: Fake) -> None:
+        a.fails = True
+        await b.work()
+        for _ in range(3):
+            with pytest.raises(UpstreamFailure, match="cannot be loaded: no such file"):
+                await a.send("/v1/chat/completions", b"{}", {})
+            assert not a.returns
+        assert a.starts == 1
+        a.fails, a._not_before = False, 0.0
+        await a.work()
+        assert a.returns
+
+    assert run(scenario, "ab", most=1) == ["+b", "-b", "+a"]
+
+
+def test_a_model_that_is_used_meanwhile_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pagoda.gateway.local.pool.SWEEP_S", 0.01)
+
+    async def scenario(pool: ModelPool, a: Fake) -> None:
+        await a.work()
+        async with pool._turn:  # somebody else's load
+            await asyncio.sleep(0.1)
+            a.used = a._clock()
+        await asyncio.sleep(0)
+        assert a.state == "loaded"
+
+    assert run(scenario, "a", most=1, idle_unload=0.05)[:1] == ["+a"]
+
+
+def test_a_line_without_end_does_not_stop_a_process() -> None:
+    says = "import sys; sys.stderr.write('x' * 3_000_000 + '\\n' + LINE + '\\n'); sys.stderr.flush(); sys.stdin.read()"
+    line = '{"message": "listening", "level": "info", "url": "http://127.0.0.1:1"}'
+
+    async def main() -> str:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", says.replace("LINE", repr(line)),
+            stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=LINE_BYTES,
+        )  # fmt: skip
+        served = ServeProcess("m", process)
+        url = await asyncio.wait_for(served.url(), 60)
+        await served.stop(5)
+        return url
+
+    assert asyncio.run(main()) == "http://127.0.0.1:1"
 
 
 def test_a_model_that_cannot_be_loaded_says_why_and_harms_nobody() -> None:

@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from pagoda.errors import SourceError
-from pagoda.sources import LocalModel, hub, resolve
+from pagoda.sources import LocalModel, check_name, hub, resolve
 from pagoda.sources.files import sha256_of
 from pagoda.sources.hub import pick_files
 from pagoda.sources.names import HubSource
@@ -154,3 +154,13 @@ def test_a_damaged_download_from_the_hub_is_removed(tmp_path: Path, monkeypatch:
         resolve("hf:a/b")
     assert not (tmp_path / "snapshot" / "m.gguf").exists()
     assert not (tmp_path / "blobs" / DIGEST).exists()
+
+
+def test_a_name_that_leads_nowhere_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.touch()
+    for name in (str(model), "smollm2-135m", "hf:owner/repo", "pypi:package==1.0/model.gguf"):
+        check_name(name)
+    for name in ("smollm2-135", str(tmp_path / "other.gguf"), "hf:"):
+        with pytest.raises(SourceError):
+            check_name(name)

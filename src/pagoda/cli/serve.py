@@ -24,6 +24,7 @@ from pagoda.gateway.settings import GatewaySettings
 from pagoda.observe.cost import CostSettings
 from pagoda.server.listen import allow_connections, bind, url
 from pagoda.server.logs import set_up_logging
+from pagoda.sources import check_name
 
 if TYPE_CHECKING:
     from pagoda.engine.encoder_engine import LoadedEncoder
@@ -89,6 +90,8 @@ def serve(
 def serve_models(models: tuple[LocalSettings, ...], server: ServerSettings, cost: CostSettings) -> None:
     """Several models, each in a process of its own."""
     most = room_for(models, server.models_max)
+    for one in models:
+        check_name(one.engine.model)
 
     def greet(url: str) -> None:
         names = ", ".join(one.name for one in models)

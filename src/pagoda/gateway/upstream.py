@@ -38,8 +38,6 @@ class UpstreamFailure(Exception):
 class Upstream:
     """State of one upstream. Lives on the event loop."""
 
-    returns = False  # whether a call on which it failed may be tried on it again
-
     def __init__(
         self,
         settings: UpstreamSettings,
@@ -85,6 +83,11 @@ class Upstream:
         return self.settings.fallback
 
     # What it has to do
+
+    @property
+    def returns(self) -> bool:
+        """Whether a call on which it failed may be tried on it again."""
+        return False
 
     @property
     def load(self) -> float:

@@ -14,7 +14,7 @@ from pagoda.sources.files import LocalModel, Progress
 from pagoda.sources.hub import fetch_hub, known_digest
 from pagoda.sources.names import ALIASES, HubSource, PathSource, WheelSource, parse_name, unknown_name
 
-__all__ = ["ALIASES", "LocalModel", "Progress", "cached_path", "resolve"]
+__all__ = ["ALIASES", "LocalModel", "Progress", "cached_path", "check_name", "resolve"]
 
 
 def resolve(name: str, *, progress: Progress | None = None) -> LocalModel:
@@ -30,6 +30,13 @@ def resolve(name: str, *, progress: Progress | None = None) -> LocalModel:
         in_cache = str(error.filename or "").startswith(str(cache_dir()))
         remedy = "; set PAGODA_CACHE to a folder that can be written" if in_cache else ""
         raise SourceError(f"{name}: {error}{remedy}") from error
+
+
+def check_name(name: str) -> None:
+    """Raises SourceError for a name that can lead nowhere; what is to be downloaded is not looked for."""
+    source = parse_name(name)
+    if isinstance(source, PathSource) and not source.path.exists():
+        raise unknown_name(name)
 
 
 def cached_path(name: str) -> Path | None:
@@ -53,8 +60,7 @@ def _fetch(name: str, source: PathSource | HubSource | WheelSource, progress: Pr
     if isinstance(source, HubSource):
         path = fetch_hub(source, models / "verified")
         return LocalModel(path, source.repo, known_digest(path))
-    if not source.path.exists():
-        raise unknown_name(name)
+    check_name(name)
     return LocalModel(source.path, _path_name(source.path))
 
 

@@ -2,7 +2,7 @@
 
 Room is made by the one that was used longest ago, one that has nothing to do if there is such. It finishes what it is
 answering; who asks it for more waits its turn to be loaded again. A model whose process ends by itself is started
-again.
+again, the first time in the room that it had: nobody else gets that meanwhile.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class ModelPool:
             await self._unload(model)
 
     def _start_loading(self, model: LocalUpstream) -> asyncio.Task[None]:
-        task = self._tasks[model] = asyncio.create_task(self._load(model))
+        work = self._restart(model) if model.state == "loading" else self._load(model)
+        task = self._tasks[model] = asyncio.create_task(work)
         task.add_done_callback(_look_at_error)
         return task
 
@@ -84,20 +85,34 @@ class ModelPool:
             if model.state == "loaded":
                 return
             while sum(one.is_in_memory for one in self.models) >= self.most:
-                await self._unload(self._least_wanted())
-            start = self._clock()
-            try:
-                await model.start()
-            except EngineError as error:
-                logger.error("a model cannot be loaded", extra={"facts": {"model": model.name, "why": str(error)}})
-                raise
-            seconds = round(self._clock() - start, 3)
-            logger.info("a model is loaded", extra={"facts": {"model": model.name, "seconds": seconds}})
+                await self._make_room()
+            await self._start(model)
 
-    def _least_wanted(self) -> LocalUpstream:
-        able = [one for one in self.models if one.is_in_memory and not one.local.pinned]
+    async def _restart(self, model: LocalUpstream) -> None:
+        """Start a model again in the room that it had."""
+        request_id.set(None)
+        await asyncio.sleep(model.again_in)
+        await self._start(model)
+
+    async def _start(self, model: LocalUpstream) -> None:
+        start = self._clock()
+        try:
+            await model.start()
+        except EngineError as error:
+            logger.error("a model cannot be loaded", extra={"facts": {"model": model.name, "why": str(error)}})
+            raise
+        seconds = round(self._clock() - start, 3)
+        logger.info("a model is loaded", extra={"facts": {"model": model.name, "seconds": seconds}})
+
+    async def _make_room(self) -> None:
+        """Unload the one that is wanted least; where all that may go are being started again, wait for one of them."""
+        able = [one for one in self.models if one.state == "loaded" and not one.local.pinned]
         idle = [one for one in able if not one.num_active]
-        return min(idle or able, key=lambda one: one.used)
+        if able:
+            await self._unload(min(idle or able, key=lambda one: one.used))
+        else:
+            restarts = [self._tasks[one] for one in self.models if one.state == "loading"]
+            await asyncio.wait(restarts, return_when=asyncio.FIRST_COMPLETED)
 
     async def _unload(self, model: LocalUpstream) -> None:
         if model.state != "loaded":
@@ -118,6 +133,8 @@ class ModelPool:
             extra={"facts": {"model": model.name, "seconds": round(model.again_in, 1)}},
         )
         self._on_end(model)
+        if model.fell_once:
+            model.state = "loading"  # so nobody takes its room
         self._start_loading(model)
 
     async def _sweep(self) -> None:
@@ -125,9 +142,15 @@ class ModelPool:
         while True:
             await asyncio.sleep(SWEEP_S)
             for one in self.models:
-                is_idle = one.state == "loaded" and not one.in_flight and not one.local.pinned
-                if self._idle_unload is not None and is_idle and self._clock() - one.used > self._idle_unload:
-                    await self.unload(one)
+                if self._is_stale(one):
+                    async with self._turn:
+                        if self._is_stale(one):  # still, after others' turns
+                            await self._unload(one)
+
+    def _is_stale(self, model: LocalUpstream) -> bool:
+        """Whether nobody has used it for so long that it is to be unloaded."""
+        is_idle = model.state == "loaded" and not model.in_flight and not model.local.pinned
+        return self._idle_unload is not None and is_idle and self._clock() - model.used > self._idle_unload
 
     async def close(self) -> None:
         """End all processes."""

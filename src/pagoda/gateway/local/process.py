@@ -83,7 +83,13 @@ class ServeProcess:
     async def _listen(self) -> None:
         assert self._process.stderr is not None
         request_id.set(None)  # it outlives the request that it was started for
-        while line := await self._process.stderr.readline():
+        while True:
+            try:
+                line = await self._process.stderr.readline()
+            except ValueError:  # longer than LINE_BYTES: it is dropped, so that the process can write on
+                continue
+            if not line:
+                return
             self._hear(line.decode(errors="replace").rstrip())
 
     def _hear(self, line: str) -> None:

@@ -45,8 +45,6 @@ class Loader(Protocol):
 class LocalUpstream(Upstream):
     """One model of several. Lives on the event loop."""
 
-    returns = True  # one that failed may be asked again: it is started again
-
     def __init__(
         self,
         local: LocalSettings,
@@ -75,6 +73,7 @@ class LocalUpstream(Upstream):
         self._loaded_at = 0.0
         self._ends = 0  # of its process in a row that nobody asked for
         self._not_before = 0.0
+        self._why_not = ""  # it could not be loaded when that was last tried; empty: it could
 
     @property
     def num_active(self) -> int:
@@ -85,10 +84,22 @@ class LocalUpstream(Upstream):
     def is_in_memory(self) -> bool:
         return self.state != "unloaded"
 
+    @property
+    def fell_once(self) -> bool:
+        """Whether its process has ended by itself for the first time in a row."""
+        return self._ends == 1
+
     # As an upstream
+
+    @property
+    def returns(self) -> bool:
+        """One that failed may be asked again, since it is started again, but not one that cannot be loaded."""
+        return not self._why_not
 
     async def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
         """POST a body, when the model is there."""
+        if self._why_not and (wait := self.again_in):  # trying again at once would only take others' room
+            raise self._away(f"it cannot be loaded: {self._why_not}", wait)
         try:
             await asyncio.wait_for(self.until_loaded(), self._load_timeout)
         except asyncio.TimeoutError:
@@ -131,7 +142,7 @@ class LocalUpstream(Upstream):
 
     def is_loaded(self) -> None:
         """Its process listens."""
-        self.state, self._let_in = "loaded", self._waiting
+        self.state, self._let_in, self._why_not = "loaded", self._waiting, ""
         self._loaded_at = self.used = self._clock()
 
     # As a process
@@ -160,7 +171,7 @@ class LocalUpstream(Upstream):
 
     async def start(self) -> None:
         """Start its process and wait until it listens. Raises EngineError."""
-        assert self.state == "unloaded"
+        assert self.state in ("unloaded", "loading")
         self.state = "loading"
         self.starts += 1
         key = secrets.token_hex(16)
@@ -172,7 +183,7 @@ class LocalUpstream(Upstream):
             self.process = await ServeProcess.start(self.name, flags, own)
             url = await self.process.url()
         except (EngineError, OSError) as error:
-            self._fell()
+            self._fell(str(error))
             raise EngineError(str(error)) from None
         except asyncio.CancelledError:
             if self.process is not None:
@@ -202,9 +213,9 @@ class LocalUpstream(Upstream):
         if self.loader is not None:
             self.loader.ended(self)
 
-    def _fell(self) -> None:
-        """It has ended by itself: the next start waits, longer each time."""
+    def _fell(self, why_not: str = "") -> None:
+        """It has ended by itself: the next start waits, longer each time. `why_not`: it could not even be loaded."""
         steady = self.state == "loaded" and self._clock() - self._loaded_at > STEADY_S
         self._ends = 1 if steady else self._ends + 1
         self._not_before = self._clock() + min(LAST_AGAIN_S, FIRST_AGAIN_S * 2 ** (self._ends - 1))
-        self.state, self.process, self._let_in = "unloaded", None, 0
+        self.state, self.process, self._let_in, self._why_not = "unloaded", None, 0, why_not
