@@ -26,6 +26,12 @@ def models(default_model: Path, tmp_path: Path) -> list[Path]:
     return paths
 
 
+def wait_ready(server: Process) -> None:
+    """It listens first, and answers when it has looked at its models."""
+    server.wait_ready()
+    wait_for(lambda: server.client.get("/ready").is_success)
+
+
 def states(server: Process) -> dict[str, str]:
     return {one["id"]: one["status"]["value"] for one in server.client.get("/v1/models").json()["data"]}
 
@@ -43,7 +49,7 @@ def test_three_models_in_room_for_two(models: list[Path], tmp_path: Path) -> Non
     flags = (*map(str, models[1:]), "--models-max", "2", "--admin-key", "admin", "--kv-memory", "64MiB")
     server = Process(models[0], tmp_path / "log", *flags)
     try:
-        server.wait_ready()
+        wait_ready(server)
         assert states(server) == dict.fromkeys(NAMES, "unloaded")
         first = ask(server, "a").json()["choices"][0]["text"]
         order = random.Random(1).choices(NAMES, k=40)
@@ -84,8 +90,9 @@ def test_three_models_in_room_for_two(models: list[Path], tmp_path: Path) -> Non
 def test_no_model_outlives_its_server(models: list[Path], tmp_path: Path) -> None:
     server = Process(models[0], tmp_path / "log", str(models[1]), "--kv-memory", "64MiB")
     try:
-        server.wait_ready()
-        assert ask(server, "a").status_code == 200
+        wait_ready(server)
+        answer = ask(server, "a")
+        assert answer.status_code == 200, answer.text
         pids = children(server)
         assert len(pids) == 1
     finally:
@@ -99,7 +106,7 @@ def test_a_model_that_is_not_there_is_said_to_be(models: list[Path], tmp_path: P
     (tmp_path / "broken.gguf").write_bytes(b"no model")
     server = Process(models[0], tmp_path / "log", str(tmp_path / "broken.gguf"), "--kv-memory", "64MiB")
     try:
-        server.wait_ready()
+        wait_ready(server)
         answer = ask(server, "broken")
         assert answer.status_code == 503
         assert "cannot be loaded" in answer.text
