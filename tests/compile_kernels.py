@@ -30,7 +30,7 @@ from triton.runtime.jit import JITFunction
 
 from pagoda.backends.cuda.adapters import AdapterTables, CudaAdapter, Factors, Site, StepAdapters
 from pagoda.backends.cuda.fast import FastOps
-from pagoda.backends.cuda.kernels import gated, grouped
+from pagoda.backends.cuda.kernels import decode, gated
 from pagoda.backends.cuda.kernels.gated import KINDS as KINDS_OF_GATES
 from pagoda.backends.cuda.kv import DTYPES, KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer, Rotation
@@ -292,7 +292,7 @@ def launches() -> Iterator[Launch]:
         yield from caught(lambda: fast.linear(h16, planes, None, half), f"{name} few tokens")
     for name in ("Q4_K", "Q6_K"):
         yield from caught(lambda: fast.linear(h256, weight(name), None, half), f"{name} many tokens")
-        yield from caught(lambda: grouped.decode(weight(name), None, half), f"{name} decode")
+        yield from caught(lambda: decode.decode(weight(name), None, half), f"{name} decode")
     for dtype, type in ((brain, "bf16"), (half, "int8"), (torch.float32, "f32")):
         sites, adapted = adapters(type)  # type: ignore[arg-type]
         x, out, places = meta(1, 64, 4096, dtype=dtype), meta(1, 64, 6144, dtype=dtype), ints(3, 2)

@@ -20,7 +20,7 @@ import torch
 
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.fast import FastOps
-from pagoda.backends.cuda.kernels import dense, grouped
+from pagoda.backends.cuda.kernels import decode, dense, grouped
 from pagoda.backends.cuda.kv import DTYPES, KVPool
 from pagoda.backends.cuda.layer import AttentionLayer, Rotation
 from pagoda.backends.cuda.metadata import Limits, Step, StepBuffer, TileSizes
@@ -116,9 +116,9 @@ def test_quantized_products_and_decoding(type: str) -> None:
     """Two tiles of rows, the second short; where a format allows it, columns that end within a run."""
     weight = planes(type, 24, 256 if BLOCK_TYPES[type].elements == 256 else 160)
     right = dequantize(weight)
-    assert torch.equal(grouped.decode(weight, None, F32), right)
+    assert torch.equal(decode.decode(weight, None, F32), right)
     rows = torch.tensor([7, 0], dtype=torch.int32)
-    close(grouped.decode(weight, rows, F32, factor=2.0)[None], right[[7, 0]][None] * 2)
+    close(decode.decode(weight, rows, F32, factor=2.0)[None], right[[7, 0]][None] * 2)
     x, bias = numbers(1, 3, weight.columns), numbers(24, name="b")
     expected = (x[0] @ right.t() + bias)[None]
     for tokens in (1, 2):

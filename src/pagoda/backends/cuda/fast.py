@@ -16,6 +16,7 @@ from pagoda.backends.cuda.adapters import Site, StepAdapters
 from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.kernels import (
     attend,
+    decode,
     dense,
     experts,
     gated,
@@ -57,7 +58,7 @@ class FastOps(EagerOps):
 
     def embed(self, table: Weight, tokens: torch.Tensor, scale: float) -> torch.Tensor:
         if isinstance(table, PlaneWeight):
-            return grouped.decode(table, tokens, torch.float32, factor=scale)[None]
+            return decode.decode(table, tokens, torch.float32, factor=scale)[None]
         return (F.embedding(tokens, table).to(torch.float32) * scale)[None]
 
     def norm(
@@ -106,7 +107,7 @@ class FastOps(EagerOps):
             return grouped.skinny(x, weight, bias, dtype)
         if tokens <= GROUPED_TILED or dtype != x.dtype:
             return grouped.tiled(x, weight, bias, dtype, invariant=False)
-        return F.linear(x, grouped.decode(weight, None, x.dtype), None if bias is None else bias.to(dtype))
+        return F.linear(x, decode.decode(weight, None, x.dtype), None if bias is None else bias.to(dtype))
 
     def add_adapters(
         self, x: torch.Tensor, out: torch.Tensor, sites: tuple[Site, ...], places: torch.Tensor, step: StepAdapters

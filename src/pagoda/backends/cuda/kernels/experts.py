@@ -3,7 +3,8 @@
 `_route` picks `used` experts for each token: P = T * used pairs of a token and an expert. A product's program works on
 a tile: some pairs of one expert, whose rows of the stack [N * F, E] it multiplies with. There are two ways to cut
 tiles. For a few pairs each is a tile: an expert that several tokens want is read for each of them, most likely from the
-cache. For many, pairs are sorted by expert, and tiles laid out for as many as there could be, of which some are empty.
+cache (`_single`, as `grouped._skinny`). For many, pairs are sorted by expert, and tiles laid out for as many as there
+could be, of which some are empty.
 `_combine` adds up the results of a token's experts, in the order of their numbers.
 """
 
@@ -17,7 +18,7 @@ import triton.language as tl
 
 from pagoda.backends.cuda.kernels.common import load_parts, power_of_two
 from pagoda.backends.cuda.kernels.dense import sum_over_columns
-from pagoda.backends.cuda.kernels.grouped import kinds, sum_over_runs, tensors
+from pagoda.backends.cuda.kernels.grouped import kinds, shares, sum_by_lanes, sum_over_runs, tensors
 from pagoda.backends.cuda.planes import PlaneWeight, Weight
 from pagoda.backends.specs import ExpertsSpec
 
@@ -105,6 +106,31 @@ def _grouped(
     tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=there[:, None] & inside[None, :])
 
 
+@triton.jit(do_not_specialize=["pairs"])
+def _single(
+    x_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, bias_ptr, out_ptr,
+    experts_ptr, pairs, used, rows, all_rows, columns, runs, x_row, share, BY_TOKEN: tl.constexpr,
+    LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    pair = tl.program_id(2)
+    part = tl.program_id(1)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = n < rows
+    own = n + tl.load(experts_ptr + pair) * rows
+    x_at = x_ptr + (pair // used if BY_TOKEN else pair).to(tl.int64) * x_row
+    total, _ = sum_by_lanes(
+        x_at, x_at, own, inside, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr,
+        all_rows, columns, runs, part * share, tl.minimum((part + 1) * share, runs),
+        LOW, HIGH, PART, GROUP, ZERO, OFFSET, SUPERS, NIBBLES, BOOK, E2M1, False, BLOCK_N, WIDTH, STAGES,
+    )  # fmt: skip
+    if HAS_BIAS:
+        total += tl.where(part == 0, tl.load(bias_ptr + own, mask=inside, other=0.0), 0.0)
+    at = out_ptr + (part * pairs + pair).to(tl.int64) * rows + n
+    tl.store(at, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
 @triton.jit
 def _dense(
     x_ptr, w_ptr, bias_ptr, out_ptr, tiles_ptr, order_ptr, used, rows, columns, x_row,
@@ -128,8 +154,8 @@ def _dense(
 
 @triton.jit
 def _combine(
-    y_ptr, places_ptr, weights_ptr, out_ptr, columns,
-    USED: tl.constexpr, SORTED: tl.constexpr, BLOCK: tl.constexpr,
+    y_ptr, places_ptr, weights_ptr, out_ptr, columns, y_part,
+    USED: tl.constexpr, SORTED: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -140,7 +166,7 @@ def _combine(
         weight = tl.load(weights_ptr + place)
         if SORTED:
             place = tl.load(places_ptr + place)
-        total += weight * tl.load(y_ptr + place * columns + column, mask=inside, other=0.0).to(tl.float32)
+        total += weight * load_parts(y_ptr + place * columns + column, inside, y_part, PARTS)
     tl.store(out_ptr + token * columns + column, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -155,6 +181,7 @@ class Pairs:
     places: torch.Tensor | None  # [T * used] int64: where each pair is among the sorted
     rows: int  # of a tile
     experts: int  # that there are
+    invariant: bool  # whether a row's bits may depend on nothing but the row
 
     @property
     def count(self) -> int:
@@ -173,12 +200,14 @@ def route(scores: torch.Tensor, spec: ExpertsSpec, scales: torch.Tensor | None, 
         BLOCK=power_of_two(experts), SLOTS=power_of_two(used), num_warps=1,
     )  # fmt: skip
     if count <= experts // 2:
-        return Pairs(used, weights, picked, None, None, FEWEST_ROWS, experts)
+        return Pairs(used, weights, picked, None, None, FEWEST_ROWS, experts, invariant)
     rows = FEWEST_ROWS if invariant else min(max(FEWEST_ROWS, power_of_two(count // experts)), MOST_ROWS)
-    return _sorted(picked, weights, used, experts, rows)
+    return _sorted(picked, weights, used, experts, rows, invariant=invariant)
 
 
-def _sorted(picked: torch.Tensor, weights: torch.Tensor, used: int, experts: int, rows: int) -> Pairs:
+def _sorted(
+    picked: torch.Tensor, weights: torch.Tensor, used: int, experts: int, rows: int, *, invariant: bool
+) -> Pairs:
     """All sizes are known beforehand, so nobody waits for the device."""
     count, device = picked.shape[0], picked.device
     experts_in_order, order = torch.sort(picked, stable=True)
@@ -195,14 +224,17 @@ def _sorted(picked: torch.Tensor, weights: torch.Tensor, used: int, experts: int
     table = torch.stack([expert, first, some], dim=1).to(torch.int32)
     places = torch.empty_like(order)
     places[order] = torch.arange(count, device=device)
-    return Pairs(used, weights, table, order.to(torch.int32), places, rows, experts)
+    return Pairs(used, weights, table, order.to(torch.int32), places, rows, experts, invariant)
 
 
 def product(
     x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, pairs: Pairs, dtype: torch.dtype, *, by_token: bool
 ) -> torch.Tensor:
-    """x [1, T, C], a row a token, or [1, P, C], a row a pair; weight [N * F, C], bias [N, F]. → [1, P, F]"""
+    """x [1, T, C], a row a token, or [1, P, C], a row a pair; weight [N * F, C], bias [N, F].
+    → [S, P, F], float32 where it comes in several parts"""
     rows = (weight.rows if isinstance(weight, PlaneWeight) else weight.shape[0]) // pairs.experts
+    if isinstance(weight, PlaneWeight) and pairs.order is None and not pairs.invariant:
+        return _products_of_pairs(x, weight, bias, rows, pairs, dtype, by_token=by_token)
     out = torch.empty((1, pairs.count, rows), dtype=dtype, device=x.device)
     tiles, order = pairs.tiles.shape[0], pairs.tiles if pairs.order is None else pairs.order
     ways = {"SORTED": pairs.order is not None, "BY_TOKEN": by_token, "HAS_BIAS": bias is not None, "PRECISION": "ieee"}
@@ -224,12 +256,29 @@ def product(
     return out
 
 
+def _products_of_pairs(
+    x: torch.Tensor, w: PlaneWeight, bias: torch.Tensor | None, rows: int, pairs: Pairs, dtype: torch.dtype,
+    *, by_token: bool,
+) -> torch.Tensor:  # fmt: skip
+    """`product`, a pair a program."""
+    parts, share = shares(w, triton.cdiv(rows, 64) * pairs.count, 528, 8)
+    dtype = dtype if parts == 1 else torch.float32
+    out = torch.empty((parts, pairs.count, rows), dtype=dtype, device=x.device)
+    _single[(triton.cdiv(rows, 64), parts, pairs.count)](
+        x, *tensors(w), w.scales if bias is None else bias, out, pairs.tiles, pairs.count, pairs.used,
+        rows, w.rows, w.columns, w.runs, x.stride(1), share,
+        BY_TOKEN=by_token, **kinds(w), HAS_BIAS=bias is not None, BLOCK_N=64,
+        WIDTH=min(16 // w.planes[0].element_size(), w.scheme.part), STAGES=4 if w.codebook is None else 1, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
 def combine(y: torch.Tensor, pairs: Pairs, dtype: torch.dtype) -> torch.Tensor:
-    """y [1, P, E]: of each token the sum over its experts, as they count. → [1, T, E]"""
+    """y [S, P, E]: of each token the sum over its experts, as they count. → [1, T, E]"""
     tokens, columns = pairs.count // pairs.used, y.shape[2]
     out = torch.empty((1, tokens, columns), dtype=dtype, device=y.device)
     _combine[(tokens, triton.cdiv(columns, COLUMNS))](
-        y, pairs.tiles if pairs.places is None else pairs.places, pairs.weights, out, columns,
-        USED=pairs.used, SORTED=pairs.places is not None, BLOCK=COLUMNS, num_warps=4,
+        y, pairs.tiles if pairs.places is None else pairs.places, pairs.weights, out, columns, y.stride(0),
+        USED=pairs.used, SORTED=pairs.places is not None, PARTS=y.shape[0], BLOCK=COLUMNS, num_warps=4,
     )  # fmt: skip
     return out

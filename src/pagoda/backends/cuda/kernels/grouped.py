@@ -1,8 +1,7 @@
-"""x @ W.T for quantized weights in planes (`planes.py`), and their decoding.
+"""x @ W.T for quantized weights in planes (`planes.py`).
 
 `_skinny` is for one token or two, `_tiled` for more: codes become numbers in registers, go to tensor cores as they are
-needed, and memory sees only the codes. `_decode` writes rows out, for embeddings, and for long prompts, where one
-pass over the weights costs little beside a library's product.
+needed, and memory sees only the codes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pagoda.backends.cuda.planes import PlaneWeight
 
 
 @triton.jit
-def _lanes(plane_ptr, n, runs, run, j, BITS: tl.constexpr, PART: tl.constexpr):
+def lane_pointers(plane_ptr, n, runs, run, j, BITS: tl.constexpr, PART: tl.constexpr):
     """Where the lanes of run `run` lie for rows n. A matrix has less than 2^31 lanes: 2^33 weights (`tensors`)."""
     if BITS == 1:
         return plane_ptr + (n * (runs // 2) + run // 2) * PART + j
@@ -36,7 +35,7 @@ def _field(lanes, i: tl.constexpr, run, BITS: tl.constexpr):
 
 
 @triton.jit
-def _over(
+def super_scales(
     supers_ptr, super_offsets_ptr, run, n, rows, inside,
     PART: tl.constexpr, OFFSET: tl.constexpr, SUPERS: tl.constexpr,
 ):  # fmt: skip
@@ -52,7 +51,7 @@ def _over(
 
 
 @triton.jit
-def _group(
+def group_scales(
     scales_ptr, offsets_ptr, over, over_offset, group, n, rows, inside,
     OFFSET: tl.constexpr, NIBBLES: tl.constexpr, E2M1: tl.constexpr,
 ):  # fmt: skip
@@ -92,7 +91,7 @@ def _float(bits):
 
 
 @triton.jit
-def _numbers(
+def numbers(
     low, high, i: tl.constexpr, run, book_ptr,
     LOW: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
 ):  # fmt: skip
@@ -124,6 +123,63 @@ def _lane_sums(x, ROWS: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr):
     return tl.sum(tl.reshape(x, [ROWS, PART // WIDTH, WIDTH]), axis=2)
 
 
+@triton.jit
+def sum_by_lanes(
+    x_at, second_at, n, inside, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr,
+    rows, columns, runs, start, stop,
+    LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
+    TWO: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """A row of x, which begins at x_at, and if TWO a second one, times rows n [N] of the weight, over the columns of
+    runs [start, stop). → two of [N] float32"""
+    IN_PLACE: tl.constexpr = HIGH == 0 and LOW <= 4 and not BOOK and not E2M1
+    LANES: tl.constexpr = (1 << 4 * LOW) - 1
+    j = tl.arange(0, PART)
+    acc = tl.zeros([BLOCK_N, PART // WIDTH], tl.float32)
+    acc1 = acc
+    for run in tl.range(start, stop, num_stages=STAGES):
+        low = tl.load(
+            lane_pointers(low_ptr, n[:, None], runs, run, j[None, :], LOW, PART), mask=inside[:, None], other=0
+        )
+        high = low
+        if HIGH != 0:
+            high = tl.load(
+                lane_pointers(high_ptr, n[:, None], runs, run, j[None, :], HIGH, PART), mask=inside[:, None], other=0
+            )
+        if IN_PLACE:
+            low = (low.to(tl.int32) & LANES) | 0x4B000000
+        over, over_offset = super_scales(supers_ptr, super_offsets_ptr, run, n, rows, inside, PART, OFFSET, SUPERS)
+        if GROUP % (4 * PART) == 0:
+            scale, offset = group_scales(
+                scales_ptr, offsets_ptr, over, over_offset, run // (GROUP // (4 * PART)), n, rows, inside,
+                OFFSET, NIBBLES, E2M1,
+            )  # fmt: skip
+        for i in tl.static_range(4):
+            if GROUP % (4 * PART) != 0:
+                scale, offset = group_scales(
+                    scales_ptr, offsets_ptr, over, over_offset, (run * 4 + i) // (GROUP // PART), n, rows, inside,
+                    OFFSET, NIBBLES, E2M1,
+                )  # fmt: skip
+            if IN_PLACE:
+                w = _numbers_in_place(low, i, LOW, ZERO)
+                factor = scale * (1.0 / (1 << (i * LOW)))
+            else:
+                w = numbers(low, high, i, run, book_ptr, LOW, HIGH, ZERO, BOOK, E2M1)
+                factor = scale
+            column = (run * 4 + i) * PART + j
+            x = tl.load(x_at + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+            acc += _lane_sums(w * x, BLOCK_N, PART, WIDTH) * factor[:, None]
+            if OFFSET:
+                acc -= _lane_sums(x, 1, PART, WIDTH) * offset[:, None]
+            if TWO:
+                x = tl.load(second_at + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+                acc1 += _lane_sums(w * x, BLOCK_N, PART, WIDTH) * factor[:, None]
+                if OFFSET:
+                    acc1 -= _lane_sums(x, 1, PART, WIDTH) * offset[:, None]
+    return tl.sum(acc, axis=1), tl.sum(acc1, axis=1)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def _skinny(
     x_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, bias_ptr, out_ptr,
@@ -132,58 +188,21 @@ def _skinny(
     OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
     HAS_BIAS: tl.constexpr, TWO: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    IN_PLACE: tl.constexpr = HIGH == 0 and LOW <= 4 and not BOOK and not E2M1
-    LANES: tl.constexpr = (1 << 4 * LOW) - 1
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = n < rows
     part = tl.program_id(1)
-    j = tl.arange(0, PART)
-    acc = tl.zeros([BLOCK_N, PART // WIDTH], tl.float32)
-    acc1 = acc
-    for run in tl.range(part * share, tl.minimum((part + 1) * share, runs), num_stages=STAGES):
-        low = tl.load(_lanes(low_ptr, n[:, None], runs, run, j[None, :], LOW, PART), mask=inside[:, None], other=0)
-        high = low
-        if HIGH != 0:
-            high = tl.load(
-                _lanes(high_ptr, n[:, None], runs, run, j[None, :], HIGH, PART), mask=inside[:, None], other=0
-            )
-        if IN_PLACE:
-            low = (low.to(tl.int32) & LANES) | 0x4B000000
-        over, over_offset = _over(supers_ptr, super_offsets_ptr, run, n, rows, inside, PART, OFFSET, SUPERS)
-        if GROUP % (4 * PART) == 0:
-            scale, offset = _group(
-                scales_ptr, offsets_ptr, over, over_offset, run // (GROUP // (4 * PART)), n, rows, inside,
-                OFFSET, NIBBLES, E2M1,
-            )  # fmt: skip
-        for i in tl.static_range(4):
-            if GROUP % (4 * PART) != 0:
-                scale, offset = _group(
-                    scales_ptr, offsets_ptr, over, over_offset, (run * 4 + i) // (GROUP // PART), n, rows, inside,
-                    OFFSET, NIBBLES, E2M1,
-                )  # fmt: skip
-            if IN_PLACE:
-                w = _numbers_in_place(low, i, LOW, ZERO)
-                factor = scale * (1.0 / (1 << (i * LOW)))
-            else:
-                w = _numbers(low, high, i, run, book_ptr, LOW, HIGH, ZERO, BOOK, E2M1)
-                factor = scale
-            column = (run * 4 + i) * PART + j
-            x = tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
-            acc += _lane_sums(w * x, BLOCK_N, PART, WIDTH) * factor[:, None]
-            if OFFSET:
-                acc -= _lane_sums(x, 1, PART, WIDTH) * offset[:, None]
-            if TWO:
-                x = tl.load(x_ptr + x_row + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
-                acc1 += _lane_sums(w * x, BLOCK_N, PART, WIDTH) * factor[:, None]
-                if OFFSET:
-                    acc1 -= _lane_sums(x, 1, PART, WIDTH) * offset[:, None]
+    first, second = sum_by_lanes(
+        x_ptr, x_ptr + x_row, n, inside, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr,
+        book_ptr, rows, columns, runs, part * share, tl.minimum((part + 1) * share, runs),
+        LOW, HIGH, PART, GROUP, ZERO, OFFSET, SUPERS, NIBBLES, BOOK, E2M1, TWO, BLOCK_N, WIDTH, STAGES,
+    )  # fmt: skip
     bias = tl.zeros([BLOCK_N], tl.float32)
     if HAS_BIAS:
         bias = tl.where(part == 0, tl.load(bias_ptr + n, mask=inside, other=0.0), 0.0)
     at = out_ptr + part.to(tl.int64) * tokens * rows + n
-    tl.store(at, (tl.sum(acc, axis=1) + bias).to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(at, (first + bias).to(out_ptr.dtype.element_ty), mask=inside)
     if TWO:
-        tl.store(at + rows, (tl.sum(acc1, axis=1) + bias).to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(at + rows, (second + bias).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -200,19 +219,21 @@ def sum_over_runs(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     x_at = x_at[:, None] + j[None, :]
     for run in range(start, stop):
-        low = tl.load(_lanes(low_ptr, n[None, :], runs, run, j[:, None], LOW, PART), mask=inside[None, :], other=0)
+        low = tl.load(
+            lane_pointers(low_ptr, n[None, :], runs, run, j[:, None], LOW, PART), mask=inside[None, :], other=0
+        )
         high = low
         if HIGH != 0:
             high = tl.load(
-                _lanes(high_ptr, n[None, :], runs, run, j[:, None], HIGH, PART), mask=inside[None, :], other=0
+                lane_pointers(high_ptr, n[None, :], runs, run, j[:, None], HIGH, PART), mask=inside[None, :], other=0
             )
-        over, over_offset = _over(supers_ptr, super_offsets_ptr, run, n, rows, inside, PART, OFFSET, SUPERS)
+        over, over_offset = super_scales(supers_ptr, super_offsets_ptr, run, n, rows, inside, PART, OFFSET, SUPERS)
         for i in tl.static_range(4):
-            scale, offset = _group(
+            scale, offset = group_scales(
                 scales_ptr, offsets_ptr, over, over_offset, (run * 4 + i) // (GROUP // PART), n, rows, inside,
                 OFFSET, NIBBLES, E2M1,
             )  # fmt: skip
-            w = _numbers(low, high, i, run, book_ptr, LOW, HIGH, ZERO, BOOK, E2M1) * scale[None, :]  # [PART, N]
+            w = numbers(low, high, i, run, book_ptr, LOW, HIGH, ZERO, BOOK, E2M1) * scale[None, :]  # [PART, N]
             if OFFSET:
                 w -= offset[None, :]
             column = (run * 4 + i) * PART
@@ -244,43 +265,6 @@ def _tiled(
     tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=(m < tokens)[:, None] & inside[None, :])
 
 
-@triton.jit
-def _decode(
-    chosen_ptr, low_ptr, high_ptr, scales_ptr, offsets_ptr, supers_ptr, super_offsets_ptr, book_ptr, order_ptr, out_ptr,
-    factor, rows, columns, runs,
-    LOW: tl.constexpr, HIGH: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-    OFFSET: tl.constexpr, SUPERS: tl.constexpr, NIBBLES: tl.constexpr, BOOK: tl.constexpr, E2M1: tl.constexpr,
-    CHOSEN: tl.constexpr, ORDER: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
-    """A row and BLOCK_R runs a program."""
-    to = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(0)
-    if CHOSEN:
-        n = tl.load(chosen_ptr + to)
-    run = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    j = tl.arange(0, PART)
-    some = run < runs
-    low = tl.load(_lanes(low_ptr, n, runs, run[:, None], j[None, :], LOW, PART), mask=some[:, None], other=0)
-    high = low
-    if HIGH != 0:
-        high = tl.load(_lanes(high_ptr, n, runs, run[:, None], j[None, :], HIGH, PART), mask=some[:, None], other=0)
-    over, over_offset = _over(supers_ptr, super_offsets_ptr, run, n, rows, some, PART, OFFSET, SUPERS)
-    for i in tl.static_range(4):
-        scale, offset = _group(
-            scales_ptr, offsets_ptr, over, over_offset, (run * 4 + i) // (GROUP // PART), n, rows, some,
-            OFFSET, NIBBLES, E2M1,
-        )  # fmt: skip
-        w = _numbers(low, high, i, run[:, None], book_ptr, LOW, HIGH, ZERO, BOOK, E2M1) * scale[:, None]
-        if OFFSET:
-            w -= offset[:, None]
-        column = (run * 4 + i) * PART
-        place = column[:, None] + j[None, :]
-        inside = some[:, None] & (place < columns)
-        if ORDER:
-            place = tl.load(order_ptr + place, mask=inside, other=0)
-        tl.store(out_ptr + to * columns + place, (w * factor).to(out_ptr.dtype.element_ty), mask=inside)
-
-
 def tensors(w: PlaneWeight) -> tuple[torch.Tensor, ...]:
     """What a kernel reads; the first plane stands for what there is none of."""
     none = w.planes[0]
@@ -310,7 +294,7 @@ def skinny(x: torch.Tensor, w: PlaneWeight, bias: torch.Tensor | None, dtype: to
     """x [1, T ≤ 2, C] → [S, T, N], float32 where it comes in several parts"""
     tokens = x.shape[1]
     block_n = 64  # two rows a thread share its part of x; with more, scales would be exchanged through shared memory
-    parts, share = _shares(w, triton.cdiv(w.rows, block_n), 528, 8)
+    parts, share = shares(w, triton.cdiv(w.rows, block_n), 528, 8)
     out = torch.empty((parts, tokens, w.rows), dtype=dtype if parts == 1 else torch.float32, device=x.device)
     _skinny[(triton.cdiv(w.rows, block_n), parts)](
         x, *tensors(w), w.scales if bias is None else bias, out, tokens, w.rows, w.columns, w.runs, x.stride(1), share,
@@ -329,7 +313,7 @@ def tiled(
     block_m = 64 if invariant else min(max(16, power_of_two(tokens)), 128)
     block_n = 64
     row_tiles = 1 if invariant else triton.cdiv(tokens, block_m)
-    parts, share = _shares(w, triton.cdiv(w.rows, block_n) * row_tiles, 256, 8)
+    parts, share = shares(w, triton.cdiv(w.rows, block_n) * row_tiles, 256, 8)
     out = torch.empty((parts, tokens, w.rows), dtype=dtype if parts == 1 else torch.float32, device=x.device)
     _tiled[(triton.cdiv(w.rows, block_n), triton.cdiv(tokens, block_m), parts)](
         x, *tensors(w), w.scales if bias is None else bias, out, tokens, w.rows, w.columns, w.runs, x.stride(1), share,
@@ -339,22 +323,8 @@ def tiled(
     return out
 
 
-def _shares(w: PlaneWeight, tiles: int, wanted: int, most: int) -> tuple[int, int]:
+def shares(w: PlaneWeight, tiles: int, wanted: int, most: int) -> tuple[int, int]:
     """Parts of the columns so that about `wanted` programs run, and how many runs each takes. → parts, share"""
     parts = max(1, min(most, wanted // tiles, w.runs // 4))
     share = triton.cdiv(w.runs, parts)
     return triton.cdiv(w.runs, share), share
-
-
-def decode(w: PlaneWeight, rows: torch.Tensor | None, dtype: torch.dtype, *, factor: float = 1.0) -> torch.Tensor:
-    """All rows, or those asked for, times factor. → [n, C]"""
-    count = w.rows if rows is None else rows.shape[0]
-    out = torch.empty((count, w.columns), dtype=dtype, device=w.device)
-    block_r = min(8, power_of_two(w.runs))
-    none = w.planes[0]
-    _decode[(count, triton.cdiv(w.runs, block_r))](
-        none if rows is None else rows, *tensors(w), none if w.order is None else w.order, out,
-        factor, w.rows, w.columns, w.runs,
-        **kinds(w), CHOSEN=rows is not None, ORDER=w.order is not None, BLOCK_R=block_r, num_warps=2,
-    )  # fmt: skip
-    return out
