@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pagoda.config import EngineSettings, load_settings
+from pagoda.config import EngineSettings, ServerSettings, load_settings
 from pagoda.errors import ConfigError, EngineError
 from pagoda.gateway.local import upstream as upstream_module
 from pagoda.gateway.local.pool import ModelPool
@@ -180,6 +180,18 @@ def test_nobody_takes_the_room_of_one_that_is_started_again(monkeypatch: pytest.
     assert run(scenario) == ["+a", "+b", "-a", "+c", "+b"]
 
 
+def test_one_that_is_started_again_is_unloaded_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "FIRST_AGAIN_S", 0.02)
+
+    async def scenario(pool: ModelPool, a: Fake) -> None:
+        await a.work()
+        a.die()
+        await pool.unload(a)
+        assert a.state == "unloaded"
+
+    assert run(scenario, "a", most=1) == ["+a", "+a", "-a"]
+
+
 def test_who_needs_room_waits_for_one_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream_module, "FIRST_AGAIN_S", 0.02)
 
@@ -300,7 +312,11 @@ def test_settings_become_flags_and_settings_again(tmp_path: Path) -> None:
 
 def test_models_share_the_machine() -> None:
     given = models_of(EngineSettings(kv_offload="/kv:1GB"), ["a", "b", "c"], Path("/dev/null"))
-    first, *_ = shared(given, 2, 8, CostSettings(price=3.0))
+    server = ServerSettings(reasoning_format="none", max_body_bytes=1 << 20, port=9, api_keys=("k",))
+    first, *_ = shared(given, 2, 8, CostSettings(price=3.0), server)
+    assert flags_of(first.server) == ["--reasoning-format", "none", "--max-body", str(1 << 20)]
+    with pytest.raises(ConfigError, match="say whose name it is"):
+        shared(given, 2, 8, CostSettings(), ServerSettings(served_model_name="x"))
     assert flags_of(first.cost) == ["--price", "1.5"]
     assert first.engine.threads == 4
     assert first.engine.memory_utilization == pytest.approx(0.45)

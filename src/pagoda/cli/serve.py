@@ -97,7 +97,7 @@ def serve_models(models: tuple[LocalSettings, ...], server: ServerSettings, cost
         names = ", ".join(one.name for one in models)
         logger.info("listening", extra={"facts": {"url": f"{url}/v1", "models": names, "in memory": most}})
 
-    run_gateway(GatewaySettings(), server, cost, greet, models=shared(models, most, usable_cores(), cost))
+    run_gateway(GatewaySettings(), server, cost, greet, models=shared(models, most, usable_cores(), cost, server))
 
 
 def in_thread(work: Callable[[], T]) -> Future[T]:

@@ -70,6 +70,8 @@ class ModelPool:
     async def unload(self, model: LocalUpstream) -> None:
         """Take the model out of memory, when it has answered what it is answering."""
         async with self._turn:
+            if model.state == "loading":  # again, after an end of its process
+                await asyncio.wait([self._tasks[model]])
             await self._unload(model)
 
     def _start_loading(self, model: LocalUpstream) -> asyncio.Task[None]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pagoda.config import EngineSettings, load_rows
+from pagoda.config import EngineSettings, ServerSettings, load_rows
 from pagoda.errors import ConfigError
 from pagoda.kv.block_files import parse_offload
 from pagoda.observe.cost import CostSettings
@@ -28,6 +28,8 @@ from pagoda.settings import fields
 from pagoda.settings_file import refuse_unknown
 
 OWN_KEYS = ("model", "name", "preload", "pinned")
+# What each model's own server has to know of the settings of the one in front:
+SERVERS = ("tool_call_format", "reasoning_format", "max_queue_requests", "max_queue_tokens", "max_body_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class LocalSettings:
     preload: bool = False
     pinned: bool = False
     cost: CostSettings = field(default_factory=CostSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)  # of its process: only SERVERS are other than usual
 
 
 def models_of(engine: EngineSettings, names: Sequence[str], config: Path | None) -> tuple[LocalSettings, ...]:
@@ -68,11 +71,17 @@ def room_for(models: Sequence[object], models_max: int | None) -> int:
     return min(models_max or len(models), len(models))
 
 
-def shared(models: Sequence[LocalSettings], most: int, cores: int, cost: CostSettings) -> tuple[LocalSettings, ...]:
-    """With what each gets of the machine when `most` of them are in memory: threads, memory, price, own folders."""
+def shared(
+    models: Sequence[LocalSettings], most: int, cores: int, cost: CostSettings, server: ServerSettings
+) -> tuple[LocalSettings, ...]:
+    """With what each gets of the machine when `most` of them are in memory (threads, memory, price, own folders), and
+    what its server has to know. ConfigError: `server` gives one name to all."""
+    if server.served_model_name is not None:
+        raise ConfigError("--served-model-name with several models: say whose name it is, as `name` in its [[models]]")
     price = None if cost.price is None else cost.price / most
+    own = ServerSettings(**{name: getattr(server, name) for name in SERVERS})
     return tuple(
-        replace(one, engine=_share(one.engine, one.name, most, cores), cost=replace(cost, price=price))
+        replace(one, engine=_share(one.engine, one.name, most, cores), cost=replace(cost, price=price), server=own)
         for one in models
     )
 
@@ -86,7 +95,7 @@ def _share(engine: EngineSettings, name: str, most: int, cores: int) -> EngineSe
     )
 
 
-def flags_of(settings: EngineSettings | CostSettings) -> list[str]:
+def flags_of(settings: EngineSettings | CostSettings | ServerSettings) -> list[str]:
     """The command line that means these settings; keys are not on it, nor is the model."""
     flags: list[str] = []
     for setting in fields(type(settings)):

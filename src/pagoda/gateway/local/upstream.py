@@ -178,7 +178,8 @@ class LocalUpstream(Upstream):
         own = {"PAGODA_API_KEY": key, "PAGODA_ADMIN_KEY": key}
         if self.local.engine.kv_offload_key is not None:
             own["PAGODA_KV_OFFLOAD_KEY"] = self.local.engine.kv_offload_key
-        flags = [self.local.engine.model, *flags_of(self.local.engine), *flags_of(self.local.cost)]
+        local = self.local
+        flags = [local.engine.model, *flags_of(local.engine), *flags_of(local.cost), *flags_of(local.server)]
         try:
             self.process = await ServeProcess.start(self.name, flags, own)
             url = await self.process.url()
