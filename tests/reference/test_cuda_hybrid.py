@@ -85,6 +85,17 @@ def test_what_is_preempted_is_computed_again(folder: Path) -> None:
         assert sum(preempted) > 0
 
 
+def test_a_restart_finds_keys_values_and_states(folder: Path, tmp_path: Path) -> None:
+    settings = {"kv_offload": f"{tmp_path}:100MB", "state_interval": 16}
+    expected = alone(folder, PROMPTS[:2])
+    with opened(folder, **settings) as first:
+        assert answers(first, PROMPTS[:2]) == expected
+    with opened(folder, **settings) as again:
+        usages = [output.outputs[0].usage for output in again.generate(PROMPTS[:2], GREEDY)]
+        assert [usage.cached_tokens for usage in usages] == [(len(prompt) - 1) // 16 * 16 for prompt in PROMPTS[:2]]
+        assert answers(again, PROMPTS[:2]) == expected
+
+
 def test_rejected_drafts_leave_no_trace(folder: Path) -> None:
     with opened(folder, speculation=("ngram",)) as llm:
         assert answers(llm, REPEATING) == alone(folder, REPEATING)

@@ -157,7 +157,7 @@ def test_states_come_back_as_they_were(name: str) -> None:
     step = Batch(zeros, zeros, np.array([0, 1], np.int32), zeros + 1, (zeros[:, None],), zeros)
     run_batch(model, replace(step, state_starts=zeros - 1, state_saves=zeros + 1))
     contents = model.read_blocks(1, np.array([1], np.int32))
-    assert contents.shape == (1, model.state_bytes)
+    assert contents.shape == (1, model.moved_bytes(1)) == (1, model.state_bytes)
     follow = replace(step, positions=zeros + 1, context_lens=zeros + 2, state_saves=zeros)
     expected = run_batch(model, replace(follow, state_starts=zeros + 1)).copy()
     model.write_blocks(1, np.array([2], np.int32), contents)

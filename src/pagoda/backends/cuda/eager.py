@@ -293,10 +293,12 @@ class EagerOps:
         spec: ExpertsSpec,
         scales: torch.Tensor | None = None,
         biases: Sequence[torch.Tensor] | None = None,
+        corrections: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`experts`, whose matrices are stacks: gate and up [N * F, E], down [N * E, F]."""
         gates, ups, downs = (self._apart(weight, router.shape[2]) for weight in (gate, up, down))
-        return self.experts(x, router, gates, ups, downs, spec, scales, biases)
+        others = {} if corrections is None else {"corrections": corrections}
+        return self.experts(x, router, gates, ups, downs, spec, scales, biases, **others)
 
     def _apart(self, stack: Weight, count: int) -> list[Weight]:
         if id(stack) not in self._split:

@@ -202,8 +202,9 @@ class FastOps(EagerOps):
         spec: ExpertsSpec,
         scales: torch.Tensor | None = None,
         biases: Sequence[torch.Tensor] | None = None,
+        corrections: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        pairs = experts.route(router, spec, scales, invariant=self.batch_invariant)
+        pairs = experts.route(router, spec, scales, corrections, invariant=self.batch_invariant)
         rows = whole(x).to(self.dtype)[None] if x.shape[0] > 1 or x.dtype != self.dtype else x
         of_gate, of_up, of_down = (None, None, None) if biases is None else biases
         gates, ups = (

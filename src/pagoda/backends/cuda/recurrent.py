@@ -12,7 +12,7 @@ from pagoda.backends.specs import DeltaSpec, ScanSpec
 
 
 def sequences(pool: torch.Tensor, step: Step) -> Iterator[tuple[slice, torch.Tensor, list[tuple[int, int]]]]:
-    """Of each sequence of the step its tokens, a copy of the state that it begins at, and in which places of the pool
+    """For each sequence of the step its tokens, a copy of the state that it begins at, and in which places of the pool
     its state is saved, by token from its first."""
     bounds, starts, saves = (values.tolist() for values in (step.seq_starts, step.state_starts, step.state_saves))
     for start, begin, end in zip(starts, bounds[:-1], bounds[1:], strict=True):

@@ -28,9 +28,9 @@ COLUMNS = 1024  # of a program of `_combine`
 
 @triton.jit
 def _route(
-    scores_ptr, scales_ptr, experts_ptr, weights_ptr, part, row,
-    N: tl.constexpr, USED: tl.constexpr, PARTS: tl.constexpr, NORMALIZE: tl.constexpr, SCALED: tl.constexpr,
-    BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    scores_ptr, scales_ptr, corrections_ptr, experts_ptr, weights_ptr, part, row, factor,
+    N: tl.constexpr, USED: tl.constexpr, PARTS: tl.constexpr, SIGMOID: tl.constexpr, NORMALIZE: tl.constexpr,
+    SCALED: tl.constexpr, CORRECTED: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """One token's experts in ascending order, and how much each counts. Where scores are no numbers fewer are picked;
     their places name expert 0, which then counts nothing."""
@@ -38,8 +38,14 @@ def _route(
     n = tl.arange(0, BLOCK)
     inside = n < N
     score = tl.where(inside, load_parts(scores_ptr + token * row + n, inside, part, PARTS), float("-inf"))
-    weight = tl.exp(score - tl.max(score, axis=0))
-    weight = weight / tl.sum(weight, axis=0)
+    if SIGMOID:
+        weight = tl.sigmoid(score)
+    else:
+        weight = tl.exp(score - tl.max(score, axis=0))
+        weight = weight / tl.sum(weight, axis=0)
+    if CORRECTED:
+        score = weight + tl.load(corrections_ptr + n, mask=inside, other=0.0)
+        score = tl.where(inside, score, float("-inf"))
     picked = tl.zeros([BLOCK], tl.int32)
     for _ in tl.static_range(USED):
         best = tl.max(score, axis=0)
@@ -48,7 +54,8 @@ def _route(
         score = tl.where(n == first, float("-inf"), score)
     weight = tl.where(picked == 1, weight, 0.0)
     if NORMALIZE:
-        weight = weight / tl.sum(weight, axis=0)
+        weight = weight / (tl.sum(weight, axis=0) + 1e-20)
+    weight = weight * factor
     if SCALED:
         weight *= tl.load(scales_ptr + n, mask=inside, other=0.0)
     slot = tl.arange(0, SLOTS)
@@ -69,7 +76,7 @@ def _tile(tiles_ptr, tile, SORTED: tl.constexpr):
 
 @triton.jit
 def _rows_of_x(tokens_ptr, first, count, used, SORTED: tl.constexpr, BY_TOKEN: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Of a tile's pairs: their places, which of them there are, and the rows of x that they read. → three of [M]"""
+    """The places of a tile's pairs, which of them there are, and the rows of x that they read. → three of [M]"""
     m = tl.arange(0, BLOCK_M)
     pair = first + m
     there = m < count
@@ -172,7 +179,7 @@ def _combine(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
-    """The step's pairs of a token and an expert, in tiles."""
+    """A step's pairs of a token and an expert, in tiles."""
 
     used: int  # experts of a token
     weights: torch.Tensor  # [T * used] float32, by token, then by expert
@@ -188,15 +195,25 @@ class Pairs:
         return int(self.weights.shape[0])
 
 
-def route(scores: torch.Tensor, spec: ExpertsSpec, scales: torch.Tensor | None, *, invariant: bool) -> Pairs:
-    """scores [S, T, N]. `invariant`: tiles of one shape, so that a row's bits do not depend on how many there are."""
+def route(
+    scores: torch.Tensor,
+    spec: ExpertsSpec,
+    scales: torch.Tensor | None,
+    corrections: torch.Tensor | None = None,
+    *,
+    invariant: bool,
+) -> Pairs:
+    """scores [S, T, N], scales and corrections [N]. `invariant`: tiles of one shape, so that a row's bits do not depend
+    on how many there are."""
     tokens, experts = scores.shape[1:]
     count, used = tokens * spec.num_used, spec.num_used
     picked = torch.empty(count, dtype=torch.int32, device=scores.device)
     weights = torch.empty(count, dtype=torch.float32, device=scores.device)
     _route[(tokens,)](
-        scores, weights if scales is None else scales, picked, weights, scores.stride(0), scores.stride(1),
-        N=experts, USED=used, PARTS=scores.shape[0], NORMALIZE=spec.normalize, SCALED=scales is not None,
+        scores, weights if scales is None else scales, weights if corrections is None else corrections,
+        picked, weights, scores.stride(0), scores.stride(1), float(getattr(spec, "scale", 1.0)),
+        N=experts, USED=used, PARTS=scores.shape[0], SIGMOID=getattr(spec, "scoring", "softmax") == "sigmoid",
+        NORMALIZE=spec.normalize, SCALED=scales is not None, CORRECTED=corrections is not None,
         BLOCK=power_of_two(experts), SLOTS=power_of_two(used), num_warps=1,
     )  # fmt: skip
     if count <= experts // 2:
