@@ -157,6 +157,7 @@ FAMILY = Family(
     gguf="falcon-h1",
     hf_class="FalconH1ForCausalLM",
     build=build,
+    compared=("llama.cpp 0.3.36: files of its converter",),
     not_covered="training; conversion",
     tensors=TENSORS | mamba_tensors(f"{_LAYER}.mamba") | NAMES,
     adapt_config=_config,

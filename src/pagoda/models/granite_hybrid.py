@@ -124,12 +124,14 @@ def _mixture_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 NOT_COVERED = "training; conversion"
+COMPARED = ("llama.cpp 0.3.36: files of its converter",)
 
 FAMILY = Family(
     name="granitemoehybrid",
     gguf="granitehybrid",
     hf_class="GraniteMoeHybridForCausalLM",
     build=build,
+    compared=COMPARED,
     not_covered=NOT_COVERED,
     tensors=TENSORS | mamba_tensors(f"{_LAYER}.mamba") | NAMES,
     adapt_config=_config,
@@ -152,6 +154,7 @@ MIXTURE = Family(
     gguf="granitemoe",
     hf_class="GraniteMoeForCausalLM",
     build=build,
+    compared=COMPARED,
     not_covered=NOT_COVERED,
     tensors=TENSORS | NAMES,
     adapt_config=_mixture_config,
@@ -176,7 +179,7 @@ BAMBA = Family(
     gguf_key="rope.scaling.finetuned",  # its attention sees positions
     hf_class="BambaForCausalLM",
     build=_build_bamba,
-    not_covered=NOT_COVERED,
+    not_covered=f"{NOT_COVERED}; GGUF files, which reorder queries and keys as if heads were turned whole",
     tensors=TENSORS | mamba_tensors(f"{_LAYER}.mamba") | BAMBA_NAMES,
     adapt_config=_bamba_config,
     defaults={**MAMBA_DEFAULTS, "num_key_value_heads": 8, "partial_rotary_factor": 0.5, "tie_word_embeddings": False},
