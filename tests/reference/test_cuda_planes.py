@@ -17,6 +17,7 @@ from pagoda.backends.cuda.unpack import KINDS
 from pagoda.backends.cuda.weights import WeightLoader, compute_type
 from pagoda.errors import UnsupportedError
 from pagoda.formats import blocks
+from pagoda.formats.mxfp4 import Mxfp4Tensor, unpack_matrix
 from pagoda.formats.packed import NF4_VALUES, GroupedWeight, even_groups
 from pagoda.types import RawTensor
 from tiny_blocks import encode, noise
@@ -52,6 +53,20 @@ def test_planes_hold_the_numbers_of_the_file(type: str) -> None:
     np.testing.assert_array_equal(dequantize(weight).numpy(), expected)
     np.testing.assert_array_equal(dequantize(weight, torch.tensor([5, 0, 5])).numpy(), expected[[5, 0, 5]])
     assert weight.num_bytes <= 1.04 * tensor.num_bytes
+
+
+def test_mxfp4_of_folders_is_that_of_gguf_files() -> None:
+    blocks_of = np.random.default_rng(0).integers(0, 256, (24, 4, 16), dtype=np.uint8)
+    scales = np.random.default_rng(1).integers(0, 240, (24, 4), dtype=np.uint8)
+    parts = {
+        "_blocks": RawTensor("b", "U8", blocks_of.shape, blocks_of),
+        "_scales": RawTensor("s", "U8", scales.shape, scales),
+    }
+    tensor = Mxfp4Tensor("w", "MXFP4", (24, 128), blocks_of, parts=parts, unpacker=unpack_matrix)
+    weight = WeightLoader(torch.float16, CPU).matrix(tensor)
+    assert isinstance(weight, PlaneWeight)
+    np.testing.assert_array_equal(dequantize(weight).numpy(), tensor.unpack().dequantize())
+    assert weight.num_bytes == tensor.num_bytes
 
 
 @pytest.mark.parametrize("type", ["Q4_1", "Q5_0", "Q8_0"])
