@@ -4,6 +4,7 @@
 
 #include <bit>
 
+#include "four_rows.h"
 #include "grids.h"
 #include "panels.h"
 
@@ -30,57 +31,102 @@ struct NoTable {
 };
 
 // `block` is where the block begins, `part` which 32 of its weights are wanted.
+//
+// Where a panel's codes are a matter of moving bits, they are packed without a look at each weight: codes begin kWordsAt bytes
+// into a block and take kWords words of 32 bits, arrange() turns those into the panel's vectors for one part, and header() is
+// what unpack() does for scales.
 
-struct Q4_0 : NoTable {
+// Codes of 32 weights that lie in files as they do in panels.
+template <int At, int Words>
+struct CopiedCodes {
+    static constexpr int kWordsAt = At, kWords = Words;
+    template <int>
+    static void arrange(const FourRows *w, FourRows *to) {
+        for (int i = 0; i < Words; ++i) to[i] = w[i];
+    }
+};
+
+// Nibbles like that, and before them 32 fifth bits: bit 4 j + b of that word becomes bit j of byte b.
+template <int At>
+struct NibblesAndFifthBits {
+    static constexpr int kWordsAt = At, kWords = 5;
+    template <int>
+    static void arrange(const FourRows *w, FourRows *to) {
+        for (int j = 0; j < 4; ++j) to[j] = w[1 + j];
+        FourRows all{};
+        for (int j = 0; j < 8; ++j) {
+            const FourRows bits = w[0] >> (4 * j) & 15u;
+            all |= ((bits | bits << 7 | bits << 14 | bits << 21) & 0x01010101u) << j;
+        }
+        to[4] = all;
+    }
+};
+
+struct Q4_0 : NoTable, CopiedCodes<2, 4> {
     static constexpr TypeInfo kInfo{"Q4_0", 32, 18, 0, -1};
     using Codes = UnsignedCodes<4, 8>;
     using Scales = HalfScale;
-    static void unpack(const uint8_t *block, int, Block32 &o) {
+    static void header(const uint8_t *block, int, Block32 &o) {
         o.d = load_u16(block);
+    }
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
         unpack_nibbles(block + 2, o.q);
     }
 };
 
-struct Q4_1 : NoTable {
+struct Q4_1 : NoTable, CopiedCodes<4, 4> {
     static constexpr TypeInfo kInfo{"Q4_1", 32, 20, 0, 2};
     using Codes = UnsignedCodes<4>;
     using Scales = HalfScaleMin;
-    static void unpack(const uint8_t *block, int, Block32 &o) {
+    static void header(const uint8_t *block, int, Block32 &o) {
         o.d = load_u16(block);
         o.m = load_u16(block + 2);
+    }
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
         unpack_nibbles(block + 4, o.q);
     }
 };
 
-struct Q5_0 : NoTable {
+struct Q5_0 : NoTable, NibblesAndFifthBits<2> {
     static constexpr TypeInfo kInfo{"Q5_0", 32, 22, 0, -1};
     using Codes = UnsignedCodes<5, 16>;
     using Scales = HalfScale;
-    static void unpack(const uint8_t *block, int, Block32 &o) {
+    static void header(const uint8_t *block, int, Block32 &o) {
         o.d = load_u16(block);
+    }
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
         unpack_nibbles(block + 6, o.q);
         unpack_fifth_bits(block + 2, o.q);
     }
 };
 
-struct Q5_1 : NoTable {
+struct Q5_1 : NoTable, NibblesAndFifthBits<4> {
     static constexpr TypeInfo kInfo{"Q5_1", 32, 24, 0, 2};
     using Codes = UnsignedCodes<5>;
     using Scales = HalfScaleMin;
-    static void unpack(const uint8_t *block, int, Block32 &o) {
+    static void header(const uint8_t *block, int, Block32 &o) {
         o.d = load_u16(block);
         o.m = load_u16(block + 2);
+    }
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
         unpack_nibbles(block + 8, o.q);
         unpack_fifth_bits(block + 4, o.q);
     }
 };
 
-struct Q8_0 : NoTable {
+struct Q8_0 : NoTable, CopiedCodes<2, 8> {
     static constexpr TypeInfo kInfo{"Q8_0", 32, 34, 0, -1};
     using Codes = SignedBytes;
     using Scales = HalfScale;
-    static void unpack(const uint8_t *block, int, Block32 &o) {
+    static void header(const uint8_t *block, int, Block32 &o) {
         o.d = load_u16(block);
+    }
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
         std::memcpy(o.q, block + 2, 32);
     }
 };
@@ -89,9 +135,7 @@ struct Q2_K : NoTable {
     static constexpr TypeInfo kInfo{"Q2_K", 256, 84, 80, 82};
     using Codes = UnsignedCodes<2>;
     using Scales = SuperNibblesMin;
-    static void unpack(const uint8_t *block, int part, Block32 &o) {
-        const uint8_t *qs = block + 16 + 32 * (part / 4);
-        for (int i = 0; i < 32; ++i) o.q[i] = qs[i] >> (2 * (part % 4)) & 3;
+    static void header(const uint8_t *block, int part, Block32 &o) {
         for (int h = 0; h < 2; ++h) {
             o.scale[h] = block[2 * part + h] & 15;
             o.min[h] = block[2 * part + h] >> 4;
@@ -99,6 +143,14 @@ struct Q2_K : NoTable {
         o.d = load_u16(block + 80);
         o.m = load_u16(block + 82);
     }
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
+        const uint8_t *qs = block + 16 + 32 * (part / 4);
+        for (int i = 0; i < 32; ++i) o.q[i] = qs[i] >> (2 * (part % 4)) & 3;
+    }
+    static constexpr int kWordsAt = 16, kWords = 16;
+    template <int Part>
+    static void arrange(const FourRows *w, FourRows *to) { arrange_pairs<2 * (Part % 4)>(w + 8 * (Part / 4), to); }
 };
 
 struct Q3_K : NoTable {
@@ -111,19 +163,28 @@ struct Q3_K : NoTable {
         const int high = s[8 + j % 4] >> (2 * (j / 4)) & 3;
         return static_cast<uint8_t>((low | high << 4) - 32);
     }
+    static void header(const uint8_t *block, int part, Block32 &o) {
+        for (int h = 0; h < 2; ++h) o.scale[h] = scale_of(block + 96, 2 * part + h);
+        o.d = load_u16(block + 108);
+    }
     static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
         const uint8_t *high = block, *low = block + 32 + 32 * (part / 4);
         for (int i = 0; i < 32; ++i)
             o.q[i] = static_cast<uint8_t>((low[i] >> (2 * (part % 4)) & 3) | (high[i] >> part & 1) << 2);
-        for (int h = 0; h < 2; ++h) o.scale[h] = scale_of(block + 96, 2 * part + h);
-        o.d = load_u16(block + 108);
+    }
+    static constexpr int kWordsAt = 0, kWords = 24;
+    template <int Part>
+    static void arrange(const FourRows *w, FourRows *to) {
+        arrange_pairs<2 * (Part % 4)>(w + 8 + 8 * (Part / 4), to);
+        arrange_bits<Part>(w, to + 2);
     }
 };
 
 // The header that Q4_K and Q5_K share: d, dmin, and 6-bit scales and minima of eight groups in 12 bytes.
 struct FourBitSuper : NoTable {
     using Scales = SuperMin;
-    static void unpack_header(const uint8_t *block, int j, Block32 &o) {
+    static void header(const uint8_t *block, int j, Block32 &o) {
         const uint8_t *s = block + 4;
         set_both(o.scale, j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4);
         set_both(o.min, j < 4 ? s[j + 4] & 63 : (s[j + 4] >> 4) | (s[j] >> 6) << 4);
@@ -139,18 +200,27 @@ struct Q4_K : FourBitSuper {
     static constexpr TypeInfo kInfo{"Q4_K", 256, 144, 0, 2};
     using Codes = UnsignedCodes<4>;
     static void unpack(const uint8_t *block, int part, Block32 &o) {
-        unpack_header(block, part, o);
+        header(block, part, o);
         unpack_low(block + 16, part, o.q);
     }
+    static constexpr int kWordsAt = 16, kWords = 32;
+    template <int Part>
+    static void arrange(const FourRows *w, FourRows *to) { arrange_nibbles<4 * (Part % 2)>(w + 8 * (Part / 2), to); }
 };
 
 struct Q5_K : FourBitSuper {
     static constexpr TypeInfo kInfo{"Q5_K", 256, 176, 0, 2};
     using Codes = UnsignedCodes<5>;
     static void unpack(const uint8_t *block, int part, Block32 &o) {
-        unpack_header(block, part, o);
+        header(block, part, o);
         unpack_low(block + 48, part, o.q);
         for (int i = 0; i < 32; ++i) o.q[i] |= static_cast<uint8_t>((block[16 + i] >> part & 1) << 4);
+    }
+    static constexpr int kWordsAt = 16, kWords = 40;
+    template <int Part>
+    static void arrange(const FourRows *w, FourRows *to) {
+        arrange_nibbles<4 * (Part % 2)>(w + 8 + 8 * (Part / 2), to);
+        arrange_bits<Part>(w, to + 4);
     }
 };
 
@@ -158,28 +228,41 @@ struct Q6_K : NoTable {
     static constexpr TypeInfo kInfo{"Q6_K", 256, 210, 208, -1};
     using Codes = UnsignedCodes<6, 32>;
     using Scales = SuperSigned<2>;
+    static void header(const uint8_t *block, int part, Block32 &o) {
+        for (int h = 0; h < 2; ++h) o.scale[h] = block[192 + 2 * part + h];
+        o.d = load_u16(block + 208);
+    }
     static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
         const int n = part / 4, run = part % 4;
         const uint8_t *low = block + 64 * n + 32 * (run % 2), *high = block + 128 + 32 * n;
         for (int i = 0; i < 32; ++i) {
             const int nibble = run < 2 ? low[i] & 15 : low[i] >> 4;
             o.q[i] = static_cast<uint8_t>(nibble | (high[i] >> (2 * run) & 3) << 4);
         }
-        for (int h = 0; h < 2; ++h) o.scale[h] = block[192 + 2 * part + h];
-        o.d = load_u16(block + 208);
+    }
+    static constexpr int kWordsAt = 0, kWords = 48;
+    template <int Part>
+    static void arrange(const FourRows *w, FourRows *to) {
+        constexpr int kHalf = Part / 4, kRun = Part % 4;
+        arrange_nibbles<4 * (kRun / 2)>(w + 16 * kHalf + 8 * (kRun % 2), to);
+        arrange_pairs<2 * kRun>(w + 32 + 8 * kHalf, to + 4);
     }
 };
 
 // The 16 values that a code of IQ4_NL and IQ4_XS stands for.
 constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-struct IQ4_NL {
+struct IQ4_NL : CopiedCodes<2, 4> {
     static constexpr TypeInfo kInfo{"IQ4_NL", 32, 18, 0, -1};
     static constexpr const int8_t *kTable = kIq4Values;
     using Codes = TableCodes<4>;
     using Scales = HalfScale;
-    static void unpack(const uint8_t *block, int, Block32 &o) {
+    static void header(const uint8_t *block, int, Block32 &o) {
         o.d = load_u16(block);
+    }
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
         unpack_nibbles(block + 2, o.q);
     }
 };
@@ -189,25 +272,36 @@ struct IQ4_XS {
     static constexpr const int8_t *kTable = kIq4Values;
     using Codes = TableCodes<4>;
     using Scales = SuperSigned<1>;
-    static void unpack(const uint8_t *block, int part, Block32 &o) {
-        unpack_nibbles(block + 8 + 16 * part, o.q);
+    static void header(const uint8_t *block, int part, Block32 &o) {
         const int low = block[4 + part / 2] >> (4 * (part % 2)) & 15;
         const int high = load_u16(block + 2) >> (2 * part) & 3;
         set_both(o.scale, (low | high << 4) - 32);
         o.d = load_u16(block);
+    }
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
+        unpack_nibbles(block + 8 + 16 * part, o.q);
+    }
+    static constexpr int kWordsAt = 8, kWords = 32;
+    template <int Part>
+    static void arrange(const FourRows *w, FourRows *to) {
+        for (int j = 0; j < 4; ++j) to[j] = w[4 * Part + j];
     }
 };
 
 // E2M1: 0, 1/2, 1, 3/2, 2, 3, 4 and 6 with a sign, times two.
 constexpr int8_t kE2M1Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-struct MXFP4 {
+struct MXFP4 : CopiedCodes<1, 4> {
     static constexpr TypeInfo kInfo{"MXFP4", 32, 17, -1, -1};
     static constexpr const int8_t *kTable = kE2M1Values;
     using Codes = TableCodes<4>;
     using Scales = PowerOfTwo;
-    static void unpack(const uint8_t *block, int, Block32 &o) {
+    static void header(const uint8_t *block, int, Block32 &o) {
         set_both(o.scale, block[0]);
+    }
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
         unpack_nibbles(block + 1, o.q);
     }
 };
@@ -238,10 +332,16 @@ struct TQ2_0 : NoTable {
     static constexpr TypeInfo kInfo{"TQ2_0", 256, 66, 64, -1};
     using Codes = UnsignedCodes<2, 1>;
     using Scales = SuperHalf;
-    static void unpack(const uint8_t *block, int part, Block32 &o) {
+    static void header(const uint8_t *block, int, Block32 &o) {
         o.d = load_u16(block + 64);
+    }
+    static void unpack(const uint8_t *block, int part, Block32 &o) {
+        header(block, part, o);
         for (int i = 0; i < 32; ++i) o.q[i] = block[32 * (part / 4) + i] >> (2 * (part % 4)) & 3;
     }
+    static constexpr int kWordsAt = 0, kWords = 16;
+    template <int Part>
+    static void arrange(const FourRows *w, FourRows *to) { arrange_pairs<2 * (Part % 4)>(w + 8 * (Part / 4), to); }
 };
 
 // The IQ1 to IQ3 types take their weights, eight or four at a time, from the points of a grid. A code in a panel is a

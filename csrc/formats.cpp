@@ -28,19 +28,16 @@ template <class B>
 constexpr TypeTraits block_traits() {
     using Scales = typename B::Scales;
     TypeTraits t{B::kInfo, {64 * B::Codes::kBits, Scales::kBytes, Scales::kSuperBytes}, Scales::kMin, Scales::kHalves,
-                 B::Codes::kBits,
-                 B::kTable, nullptr, nullptr, nullptr};
+                 B::Codes::kBits, B::kTable, nullptr, nullptr};
     if constexpr (B::kInfo.bytes > 0) {
         t.unpack = unpack<B>;
         t.decode = decode<B>;
-        t.pack_scales = Scales::pack;
     }
     return t;
 }
 
 constexpr TypeTraits float_traits(const char *name, int bytes) {
-    return {{name, 1, bytes, -1, -1}, {bytes * kActBlock * kPanelRows, 0, 0}, false, 1, 8 * bytes, nullptr, nullptr, nullptr,
-            nullptr};
+    return {{name, 1, bytes, -1, -1}, {bytes * kActBlock * kPanelRows, 0, 0}, false, 1, 8 * bytes, nullptr, nullptr, nullptr};
 }
 
 constexpr TypeTraits kTraits[] = {

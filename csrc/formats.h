@@ -58,8 +58,6 @@ struct TypeTraits {
     // Unpacks block `index` (of 32 weights) of the row at `row`. Null for types without blocks in files, as are the others.
     void (*unpack)(const uint8_t *row, int64_t index, Block32 &out);
     void (*decode)(const Block32 &block, float *out);  // 32 weights
-    // Writes the scales of row `r` of a panel, where 32 columns' scales and 256 columns' super scales lie.
-    void (*pack_scales)(const Block32 &block, int r, uint8_t *scales, uint8_t *super);
 };
 
 const TypeTraits &traits(Type t);

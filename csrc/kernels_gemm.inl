@@ -90,9 +90,9 @@ void read_scales(const Weight &w, int64_t panel, int64_t begin, int64_t end, con
     float *scales = to.scales, *mins = to.mins;
     for (int64_t b = begin; b < end; ++b)
         for (int h = 0; h < Scales::kHalves; ++h, scales += 16, mins += 16) {
-            const uint8_t *from = w.scales_of(panel, b), *super = w.super_of(panel, b);
-            S::store(scales, Scales::template scale<S>(from, super, h));
-            if constexpr (Scales::kMin) S::store(mins, Scales::template min<S>(from, super, h));
+            const ScalesAt at{w.scales_of(panel, b), w.super_of(panel, b), static_cast<int>(b % 8)};
+            S::store(scales, Scales::template scale<S>(at, h));
+            if constexpr (Scales::kMin) S::store(mins, Scales::template min<S>(at, h));
         }
 }
 
@@ -105,7 +105,7 @@ struct Packed {
     static constexpr int kBlockBytes = 64 * Codes::kBits;
     const uint8_t *codes, *scales, *super;
     Tables tables;
-    int64_t first;  // block
+    int64_t first;  // block, a multiple of 8
     int group_shift;
 
     Packed(const Weight &w, int64_t panel, int64_t begin)
@@ -117,15 +117,12 @@ struct Packed {
     PAGODA_INLINE typename S::W part(int64_t b) const {
         return packed_part<S, Codes, J, P, L, 0>(codes + kBlockBytes * b, tables);
     }
-    PAGODA_INLINE const uint8_t *scales_at(int64_t b) const {
-        return scales + (Scales::kGroups ? (first + b) >> group_shift : b) * Scales::kBytes;
+    PAGODA_INLINE ScalesAt scales_at(int64_t b) const {
+        return {scales + (Scales::kGroups ? (first + b) >> group_shift : b) * Scales::kBytes,
+                super + b / 8 * Scales::kSuperBytes, static_cast<int>(b % 8)};
     }
-    PAGODA_INLINE typename S::F scale(int64_t b, int half) const {
-        return Scales::template scale<S>(scales_at(b), super + b / 8 * Scales::kSuperBytes, half);
-    }
-    PAGODA_INLINE typename S::F min(int64_t b, int half) const {
-        return Scales::template min<S>(scales_at(b), super + b / 8 * Scales::kSuperBytes, half);
-    }
+    PAGODA_INLINE typename S::F scale(int64_t b, int half) const { return Scales::template scale<S>(scales_at(b), half); }
+    PAGODA_INLINE typename S::F min(int64_t b, int half) const { return Scales::template min<S>(scales_at(b), half); }
 };
 
 // A stretch of a panel, unpacked into scratch.

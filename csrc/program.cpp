@@ -31,7 +31,7 @@ Program::Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max
 
 int Program::add_buffer(int64_t columns, int64_t rows) {
     const int64_t stride = round_up(columns, 32), all = workspace.max_tokens * rows;
-    workspace.buffers.push_back({LazyMemory(static_cast<size_t>(all * stride) * 4), all, columns, stride});
+    workspace.buffers.push_back({in_small_pages(static_cast<size_t>(all * stride) * 4), all, columns, stride});
     return static_cast<int>(workspace.buffers.size()) - 1;
 }
 
@@ -47,7 +47,7 @@ int Program::add_lora_site(int64_t rows, int64_t columns) {
 }
 
 int Program::add_rope(std::vector<float> inv_freq, float scale, bool neox) {
-    LazyMemory turns(static_cast<size_t>(workspace.max_tokens) * inv_freq.size() * 16);
+    LazyMemory turns = in_small_pages(static_cast<size_t>(workspace.max_tokens) * inv_freq.size() * 16);
     workspace.ropes.push_back({std::move(inv_freq), scale, neox, std::move(turns)});
     return static_cast<int>(workspace.ropes.size()) - 1;
 }
@@ -112,6 +112,7 @@ void Program::plan_reading(size_t stage, const Step &step, std::vector<Stretch> 
             const Weight &w = *i.weight;
             to.push_back({w.codes(i.panel_begin), w.codes(i.panel_end)});
             to.push_back({w.scales(i.panel_begin), w.scales(i.panel_end)});
+            to.push_back({w.super(i.panel_begin), w.super(i.panel_end)});
         }
 }
 

@@ -27,16 +27,34 @@ void check_block_bytes(const Program &p, int group, size_t blocks, size_t rows, 
         throw std::invalid_argument("a row of block_bytes for each KV block is needed");
 }
 
+// Weights of one type and shape, which all threads pack together.
+std::vector<std::shared_ptr<Weight>> pack_all(const Runtime &runtime, const std::vector<Bytes> &data, const std::string &type,
+                                              int64_t rows, int64_t columns) {
+    const Type t = file_type_from_name(type.c_str());
+    std::vector<std::shared_ptr<Weight>> weights;
+    std::vector<const uint8_t *> from;
+    for (const Bytes &bytes : data) {
+        weights.push_back(std::make_shared<Weight>(t, rows, columns));
+        from.push_back(bytes.data());
+        if (static_cast<int64_t>(bytes.shape(0)) != rows * row_bytes(t, columns))
+            throw std::invalid_argument("the data is not as long as its shape says");
+    }
+    if (weights.empty()) return weights;
+    const int64_t panels = weights[0]->panels;
+    nb::gil_scoped_release unlocked;
+    runtime.pool->parallel_for(panels * static_cast<int64_t>(weights.size()), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end;) {
+            const int64_t w = i / panels, first = i % panels, last = std::min(panels, first + end - i);
+            weights[static_cast<size_t>(w)]->pack_panels(from[static_cast<size_t>(w)], first, last);
+            i += last - first;
+        }
+    });
+    return weights;
+}
+
 std::shared_ptr<Weight> pack(const Runtime &runtime, const Bytes &data, const std::string &type, int64_t rows,
                              int64_t columns) {
-    const Type t = file_type_from_name(type.c_str());
-    auto weight = std::make_shared<Weight>(t, rows, columns);
-    if (static_cast<int64_t>(data.shape(0)) != rows * row_bytes(t, columns))
-        throw std::invalid_argument("the data is not as long as its shape says");
-    nb::gil_scoped_release unlocked;
-    runtime.pool->parallel_for(weight->panels,
-                               [&](int64_t begin, int64_t end) { weight->pack_panels(data.data(), begin, end); });
-    return weight;
+    return pack_all(runtime, {data}, type, rows, columns)[0];
 }
 
 // Memory for such a weight, which costs nothing until somebody touches it.
@@ -207,6 +225,7 @@ void bind_program(nb::module_ &m) {
         .def_ro("bf16_products", &Runtime::bf16_products)
         .def_prop_ro("isa", [](const Runtime &r) { return std::string(r.kernels->name); })
         .def("pack", &pack, "data"_a, "type"_a, "rows"_a, "columns"_a)
+        .def("pack_all", &pack_all, "data"_a, "type"_a, "rows"_a, "columns"_a)
         .def("empty_weight", &empty_weight, "type"_a, "rows"_a, "columns"_a)
         .def("pack_grouped", &pack_grouped, "type"_a, "codes"_a, "scales"_a, "mins"_a.none(), "group_shift"_a,
              "order"_a = nb::none(), "codebook"_a = nb::none())

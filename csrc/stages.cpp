@@ -130,7 +130,7 @@ void LinearStage::admit(Workspace &w) {
     if (rows == Rows::Logits) {
         w.vocab = parts[0].weight().rows;
         w.logits_stride = parts[0].weight().panels * kPanelRows;
-        w.logits = LazyMemory(static_cast<size_t>(w.max_logit_rows * w.logits_stride) * 4);
+        w.logits = in_small_pages(static_cast<size_t>(w.max_logit_rows * w.logits_stride) * 4);
     }
 }
 

@@ -6,7 +6,7 @@
 //   codes   quad j (columns 4j … 4j+3) is 64 bytes: byte 4r + b is row r, column 4j + b. 4-bit types keep quad j in
 //           the low nibbles and quad j + 4 in the high nibbles of the same 64 bytes; further bits follow as planes.
 //   scales  16 rows side by side, in the file's own precision.
-//   super   16 rows side by side, f16.
+//   super   16 rows side by side, f16; six-bit scales in the bytes that files have them in.
 //
 // Grouped types have float32 scales (then minima, added) of 16 rows for each 2^group_shift blocks: weight = scale * (code
 // - 8) or scale * code + min of 4 bits, the same of signed bytes, scale * codebook[code], of 12-bit values, or scale * code of
@@ -77,8 +77,6 @@ class Weight {
     const int8_t *table() const { return traits(type).table; }  // see TypeTraits
 
   private:
-    void pack_float_block(const uint8_t *data, int64_t panel, int64_t block);
-    void pack_block(const uint8_t *data, int64_t panel, int64_t block);
     void pack_grouped_row(const GroupedSource &from, int64_t panel, int64_t row);
 
     PanelShape shape_;

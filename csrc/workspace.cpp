@@ -1,5 +1,7 @@
 #include "workspace.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
@@ -19,6 +21,14 @@ void require(bool ok, const char *what) {
 
 }  // namespace
 
+LazyMemory in_small_pages(size_t bytes) {
+    LazyMemory memory(bytes);
+#ifdef MADV_NOHUGEPAGE
+    madvise(memory.data(), memory.bytes(), MADV_NOHUGEPAGE);
+#endif
+    return memory;
+}
+
 HeadLayout::HeadLayout(const LayerKV &l, KVType t)
     : k(round_up(l.head_dim, 2) * kBlockTokens * element_bytes(t)),
       v(round_up(l.head_dim, 16) * kBlockTokens * element_bytes(t)),
@@ -28,7 +38,7 @@ void QuantizedBuffer::open(int bits) {
     Quantized &codes = bits == 8 ? codes8 : codes16;
     if (codes.q) return;
     LazyMemory &memory = bits == 8 ? memory8 : memory16;
-    memory = LazyMemory(static_cast<size_t>(rows * Quantized::bytes_per_token(columns, bits)));
+    memory = in_small_pages(static_cast<size_t>(rows * Quantized::bytes_per_token(columns, bits)));
     codes = Quantized::at(memory.data(), rows, columns, bits);
 }
 

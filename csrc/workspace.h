@@ -42,6 +42,9 @@ constexpr const char *kRowsNames[] = {"tokens", "logits", "hidden", "routed", "t
 enum class EmbedBy : int { Tokens, Positions, Types };
 constexpr const char *kEmbedByNames[] = {"tokens", "positions", "types"};
 
+// Memory for as many tokens as a step may have, of which most steps use little: no page is larger than it need be.
+LazyMemory in_small_pages(size_t bytes);
+
 struct RopeTable {
     std::vector<float> inv_freq;
     float scale;

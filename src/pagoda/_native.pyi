@@ -239,6 +239,8 @@ class Runtime:
     @property
     def isa(self) -> str: ...
     def pack(self, data: npt.NDArray[np.uint8], type: str, rows: int, columns: int) -> Weight: ...
+    def pack_all(self, data: list[npt.NDArray[np.uint8]], type: str, rows: int, columns: int) -> list[Weight]:
+        """Weights of one type and shape, which the threads pack together."""
     def empty_weight(self, type: str, rows: int, columns: int) -> Weight:
         """What `pack` would allocate, with nothing in it; it takes no memory until somebody touches it."""
     def pack_grouped(

@@ -34,6 +34,7 @@ from op_graphs import (
 )
 from paged_run import PagedRun
 from pagoda import _native
+from pagoda.backends import packed_weights
 from pagoda.backends.base import Handle, Ops
 from pagoda.backends.compile import Compiler, StageKind, fusions
 from pagoda.backends.cpu import CpuBackend
@@ -207,6 +208,27 @@ def test_a_weight_used_twice_is_packed_once() -> None:
     packed = weights[tensor]
     assert weights[replace(tensor)] is packed
     assert weights.num_bytes == packed.bytes
+
+
+@pytest.mark.parametrize("together", [1, 3000, 1 << 20])
+def test_experts_that_are_packed_together_are_those_packed_alone(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_weights, "TOGETHER", together)
+    runtime = _native.Runtime(2)
+    weights, x = PackedWeights(runtime), np.linspace(-1, 1, 3 * 64, dtype=np.float32).reshape(3, 64)
+    tensors = [weight(f"w{i}", 37, 64, "Q4_0") for i in range(5)]
+    known = weights[tensors[2]]
+    packed = weights.all([*tensors, tensors[0]])
+    assert packed[2] is known
+    assert packed[5] is packed[0]
+    for tensor, together_ in zip(tensors, packed, strict=False):
+        products = [np.empty((3, 37), np.float32) for _ in range(2)]
+        runtime.matmul(together_, x, products[0])
+        runtime.matmul(PackedWeights(runtime)[tensor], x, products[1])
+        np.testing.assert_array_equal(*products)
+    assert weights.all([weight("v", 5, 32, "Q8_0"), tensors[1]])[1] is packed[1]  # of two shapes
+    assert weights.all([]) == []
 
 
 def test_no_stage_writes_what_a_later_stage_still_reads(notes_of: Callable[..., Notes]) -> None:

@@ -105,3 +105,13 @@ def test_pages_of_views_are_given_back(path: Path) -> None:
     release_pages(own[::2])
     assert own.sum() == 7 * own.size
     file.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="Linux tells what is resident")
+def test_pages_that_two_views_share_are_given_back_with_both(path: Path) -> None:
+    file = MappedFile(path)
+    assert file.view(0, 8 * PAGE).sum() == 7 * 8 * PAGE
+    before, middle = resident(path), 2 * PAGE + 100
+    release_pages(file.view(PAGE, middle - PAGE), file.view(middle, 5 * PAGE - middle))
+    assert before - resident(path) == 4 * PAGE // 1024
+    file.close()

@@ -301,10 +301,7 @@ class Compiler:
         columns, is_float = tensors[0].shape[1], tensors[0].type in FLOAT_TYPES
         if any((t.type in FLOAT_TYPES) != is_float or self.weights.order(t) is not None for t in tensors):
             raise UnsupportedError(f"experts that read their input in ways of their own, as {tensors[0].name!r} does")
-        parts = [
-            _native.LinearPart([self.weights[tensor] for tensor in experts], out, bias)
-            for experts, out, bias in weights
-        ]
+        parts = [_native.LinearPart(self.weights.all(experts), out, bias) for experts, out, bias in weights]
         if is_float:
             made = self.buffers.take(columns, used)
             self._add(StageKind.ROWWISE, **source, out=made, rows=rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from pagoda import _native
@@ -15,6 +17,7 @@ from pagoda.formats.quantized import QuantizedTensor
 from pagoda.types import FloatArray, RawTensor
 
 FLOAT_TYPES = ("F32", "F16", "BF16", "F8_E4M3")  # that meet activations as they are
+TOGETHER = 64 << 20  # bytes of a file that are packed, and in memory besides what they become, at a time
 
 
 def check_blocks(tensor: RawTensor) -> None:
@@ -44,6 +47,18 @@ class PackedWeights:
             for part in tensor.parts.values() if isinstance(tensor, QuantizedTensor) else (tensor,):
                 release_pages(part.data)  # so that no model is in memory twice
         return self._packed[tensor.name]
+
+    def all(self, tensors: Sequence[RawTensor]) -> list[_native.Weight]:
+        """Those of many tensors: plain ones of one type and shape, as experts are, the threads pack together."""
+        alike = {(tensor.type, tensor.shape) for tensor in tensors}
+        if len(alike) == 1 and not any(isinstance(tensor, QuantizedTensor) for tensor in tensors):
+            for some in _runs([tensor for tensor in tensors if tensor.name not in self._packed]):
+                self._packed |= zip((tensor.name for tensor in some), self._pack_alike(some), strict=True)
+                release_pages(*(tensor.data for tensor in some))
+        return [self[tensor] for tensor in tensors]
+
+    def _pack_alike(self, tensors: Sequence[RawTensor]) -> list[_native.Weight]:
+        return self.runtime.pack_all([self.table(tensor) for tensor in tensors], tensors[0].type, *tensors[0].shape)
 
     def _pack(self, tensor: RawTensor) -> _native.Weight:
         rows, columns = tensor.shape
@@ -79,8 +94,17 @@ class PackedWeights:
         return sum(weight.bytes for weight in self._packed.values()) + self._vector_bytes
 
 
+def _runs(tensors: Sequence[RawTensor]) -> Iterator[Sequence[RawTensor]]:
+    """Tensors of one size, in runs of about TOGETHER bytes."""
+    each = max(1, TOGETHER // tensors[0].num_bytes) if tensors else 1
+    return (tensors[begin : begin + each] for begin in range(0, len(tensors), each))
+
+
 class EmptyWeights(PackedWeights):
     """Weights of the same sizes with nothing in them: tells what a model takes without reading it."""
+
+    def _pack_alike(self, tensors: Sequence[RawTensor]) -> list[_native.Weight]:
+        return [self._pack(tensor) for tensor in tensors]
 
     def _pack(self, tensor: RawTensor) -> _native.Weight:
         check_blocks(tensor)

@@ -56,23 +56,34 @@ class Version:
         return cls((stat.st_dev, stat.st_ino), stat.st_size, stat.st_mtime_ns)
 
 
-def release_pages(data: npt.NDArray[np.uint8]) -> None:
-    """Let the OS take back the pages of a mapped file that hold nothing but `data`, a view of some of its bytes.
+def release_pages(*views: npt.NDArray[np.uint8]) -> None:
+    """Let the OS take back the pages of mapped files that hold nothing but `views` of some of their bytes.
 
     They are read again from disk if touched. Of arrays that are no such views nothing happens.
     """
-    base: object = data
+    spans: list[tuple[mmap.mmap, int, int]] = []
+    for view in views:
+        mapped = _mapping(view)
+        if mapped is None:
+            continue
+        low = view.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+        high = low + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True)) + view.itemsize
+        if spans and spans[-1][0] is mapped and spans[-1][2] == low:  # side by side, as experts are
+            low = spans.pop()[1]
+        spans.append((mapped, low, high))
+    for mapped, low, high in spans:
+        first, last = -(-low // mmap.PAGESIZE) * mmap.PAGESIZE, high // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            with suppress(OSError, ValueError):  # only advice
+                mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def _mapping(view: npt.NDArray[np.uint8]) -> mmap.mmap | None:
+    base: object = view
     while isinstance(base, np.ndarray):
         base = base.base
     mapped = base.obj if isinstance(base, memoryview) else base
-    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    low = data.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
-    high = low + sum((n - 1) * stride for n, stride in zip(data.shape, data.strides, strict=True)) + data.itemsize
-    first, last = -(-low // mmap.PAGESIZE) * mmap.PAGESIZE, high // mmap.PAGESIZE * mmap.PAGESIZE
-    if last > first:
-        with suppress(OSError, ValueError):  # only advice
-            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+    return mapped if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") else None
 
 
 class MappedFile:
