@@ -112,7 +112,7 @@ PAGODA_INLINE void softmax_row(float *s, int width, float &top, float &sum) {
     auto total = S::zero();
     const auto shift = S::set1(top);
     for (int i = 0; i < width; i += 16) {
-        const auto e = exp<S>(S::sub(S::load(s + i), shift));
+        const auto e = exp_of_negative<S>(S::sub(S::load(s + i), shift));
         S::store(s + i, e);
         total = S::add(total, e);
     }

@@ -36,7 +36,7 @@ template <class S>
 struct CodeRows {
     int rows, pairs;
     int64_t padded;
-    int16_t *q, *p;                         // [rows][2 * pairs], [rows][kAttendChunk]
+    int16_t *q, *p;                         // [rows][2 * pairs], a tile after the other; [rows][kAttendChunk]
     float *q_scales, *p_scales;             // [rows]
     float *k_scales, *v_scales;             // [kAttendChunk] of the keys at hand
     float *scores, *end;                    // [rows][kAttendChunk]; what is left of the scratch
@@ -51,15 +51,21 @@ struct CodeRows {
         p = reinterpret_cast<int16_t *>(p_scales + kAttendRows);
         q = p + rows * kAttendChunk;
         end = reinterpret_cast<float *>(q + round_up(rows * 2 * pairs, 32));
-        for (int r = 0; r < rows; ++r) {
+        for_tiles<S::kCodeRows>(0, rows, [&](int size, int64_t first) { quantize_queries(a, static_cast<int>(first), size); });
+    }
+
+    // The queries of a tile of rows as codes, [pairs][size][2].
+    void quantize_queries(const AttendArgs &a, int first, int size) {
+        for (int r = first; r < first + size; ++r) {
             const float *from = a.q + r / a.group * a.q_stride + r % a.group * a.head_dim;
+            int16_t *to = q + first * 2 * pairs + 2 * (r - first);
             const auto part = [&](int d) { return row_part<S>(from, d, a.head_dim); };
             const CodeScale scale = scale_by_length<S>(a.head_dim, part);
             q_scales[r] = scale.scale * a.scale;
             for (int d = 0; d < a.head_dim; d += 16) {
                 int16_t codes[16];
                 S::store_i16(codes, codes_of<S>(part(d), scale));
-                std::memcpy(q + r * 2 * pairs + d, codes, static_cast<size_t>(std::min(16, 2 * pairs - d)) * 2);
+                for (int i = 0; i < 16 && d + i < 2 * pairs; i += 2) std::memcpy(to + (d + i) * size, codes + i, 4);
             }
         }
     }
@@ -76,19 +82,20 @@ struct CodeRows {
         }
     }
 
-    // scores[r][16 n … 16 n + 15] of R rows from `row` on against the 16 keys of N blocks, the chunk's `at`th and further.
+    // scores[r][16 n … 16 n + 15] of R rows from `row` on against the 16 keys of N blocks, the chunk's `at`th and further. Not
+    // inlined: among others of its kind GCC keeps these sums in memory.
     template <int R, int N, bool Ahead>
-    PAGODA_INLINE void score_blocks(const uint8_t *const *keys, const uint8_t *const *values, int64_t row, int at) {
+    PAGODA_NOINLINE void score_blocks(const uint8_t *const *keys, const uint8_t *const *values, int64_t row, int at) {
         typename S::I s[N][R];
         unroll<N * R>([&](auto i) __attribute__((always_inline)) { s[i / R][i % R] = S::zero_int(); });
-        const int16_t *from = q + row * 2 * pairs;
-        for (int d = 0; d < pairs; ++d, from += 2) {
+        const int16_t *from = q + row * 2 * pairs;  // of the tile's rows side by side
+        for (int64_t d = 0; d < 64 * pairs; d += 64, from += 2 * R) {
             typename S::B k[N];
             unroll<N>([&](auto n) __attribute__((always_inline)) {
-                if constexpr (Ahead) read_ahead<64>(values[n] + 64 * d);
-                k[n] = S::load_b(keys[n] + 64 * d);
+                if constexpr (Ahead) read_ahead<64>(values[n] + d);
+                k[n] = S::load_b(keys[n] + d);
             });
-            add_pairs<S, R, N>(k, from, 2 * pairs, s);
+            add_pairs<S, R, N>(k, from, 2, s);
         }
         unroll<N * R>([&](auto i) __attribute__((always_inline)) {
             constexpr int kN = i / R, kR = i % R;
@@ -126,21 +133,33 @@ struct CodeRows {
         }
     }
 
-    // The numerators of row r, times the scales of their values, as codes.
-    PAGODA_INLINE void weights_as_codes(int r, int width) {
+    // Row r's softmax: the numerators, times the scales of their values, as codes; their largest score and their sum.
+    PAGODA_NOINLINE void weigh_row(int r, int width, float &top, float &sum) {
         float *s = scores + r * kAttendChunk;
-        auto largest = S::zero(), total = S::zero();
+        int16_t *codes = p + r * kAttendChunk;
+        auto most = S::load(s);
+        for (int i = 16; i < width; i += 16) most = S::max(most, S::load(s + i));
+        top = lanes_max<S>(most);
+        if (top == -INFINITY) {
+            std::memset(codes, 0, static_cast<size_t>(width) * 2);
+            p_scales[r] = sum = 0.0f;
+            return;
+        }
+        const auto shift = S::set1(top);
+        auto all = S::zero(), largest = S::zero(), total = S::zero();
         for (int i = 0; i < width; i += 16) {
-            const auto w = S::mul(S::load(s + i), S::load(v_scales + i));
+            const auto e = exp_of_negative<S>(S::sub(S::load(s + i), shift)), w = S::mul(e, S::load(v_scales + i));
             S::store(s + i, w);
+            all = S::add(all, e);
             largest = S::max(largest, w);
             total = S::add(total, w);
         }
+        sum = lanes_sum<S>(all);
         const float by_sum = lanes_sum<S>(total) / kLargestSum, by_size = lanes_max<S>(largest) / kLargest16;
         const CodeScale scale(by_sum < by_size ? by_size : by_sum);
         const auto inverse = S::set1(scale.inverse);
         for (int i = 0; i < width; i += 16)
-            S::store_i16(p + r * kAttendChunk + i, S::round_int(S::fma(S::load(s + i), inverse, S::load(kDither.at + i))));
+            S::store_i16(codes + i, S::round_int(S::fma(S::load(s + i), inverse, S::load(kDither.at + i))));
         p_scales[r] = scale.scale;
     }
 
@@ -176,8 +195,7 @@ struct CodeRows {
         score_chunk(a, c.block_begin, c.block_end);
         for (int r = 0; r < rows; ++r) {
             mask_row<S>(a, a.position + r / a.group, c.first_key, c.width, scores + r * kAttendChunk);
-            softmax_row<S>(scores + r * kAttendChunk, c.width, to.tops[r], to.sums[r]);
-            weights_as_codes(r, c.width);
+            weigh_row(r, c.width, to.tops[r], to.sums[r]);
         }
         const Upcoming next = upcoming(a, chunk);
         for (int64_t at = 0; at < padded; at += 32)

@@ -1,24 +1,54 @@
 // Kernels that work on one row at a time: quantize, norms, activations, rope. Included by kernels.inl.
 
-// exp(x) to about 1 ulp in [-87, 88], 0 far below: Cody-Waite reduction and a degree-6 polynomial.
+// exp(r) to about 1 ulp for |r| <= ln(2) / 2: a polynomial of degree 6.
 template <class S>
-PAGODA_INLINE typename S::F exp(typename S::F x) {
-    using F = typename S::F;
-    constexpr bool kScales = requires { S::times_pow2(x, x); };  // which makes 0 of what is too small
-    const F low = S::set1(kScales ? -104.0f : -87.0f);
-    const F clamped = S::max(S::min(x, S::set1(88.0f)), low);
-    const F n = S::round(S::mul(clamped, S::set1(1.44269504088896341f)));
-    F r = S::fma(n, S::set1(-0.693359375f), clamped);
-    r = S::fma(n, S::set1(2.12194440e-4f), r);
-    F p = S::set1(1.9875691500e-4f);
+PAGODA_INLINE typename S::F exp_of_rest(typename S::F r) {
+    typename S::F p = S::set1(1.9875691500e-4f);
     p = S::fma(p, r, S::set1(1.3981999507e-3f));
     p = S::fma(p, r, S::set1(8.3334519073e-3f));
     p = S::fma(p, r, S::set1(4.1665795894e-2f));
     p = S::fma(p, r, S::set1(1.6666665459e-1f));
     p = S::fma(p, r, S::set1(5.0000001201e-1f));
-    p = S::fma(p, S::mul(r, r), S::add(r, S::set1(1.0f)));
-    if constexpr (kScales) return S::times_pow2(p, n);
-    else return S::below(x, low, S::zero(), S::mul(p, S::pow2(n)));
+    return S::fma(p, S::mul(r, r), S::add(r, S::set1(1.0f)));
+}
+
+// What is left of x without n times ln(2), by Cody and Waite.
+template <class S>
+PAGODA_INLINE typename S::F without_powers(typename S::F x, typename S::F n) {
+    const auto r = S::fma(n, S::set1(-0.693359375f), x);
+    return S::fma(n, S::set1(2.12194440e-4f), r);
+}
+
+// The least x that exp_within takes, which it makes 0 of.
+template <class S>
+constexpr float kLeastOfExp = requires(typename S::F x) { S::times_pow2(x, x); }     ? -104.0f
+                              : requires(typename S::F x) { S::pow2_of_low_bits(x); } ? -88.0f
+                                                                                     : -87.5f;
+
+// exp(x) to about 1 ulp for x from -87 to 88, 0 far below.
+template <class S>
+PAGODA_INLINE typename S::F exp_within(typename S::F x) {
+    using F = typename S::F;
+    const F log2e = S::set1(1.44269504088896341f);
+    if constexpr (requires { S::pow2_of_low_bits(x); }) {
+        constexpr float kBiased = 0x1.8p23f + 127.0f;  // added, leaves a whole number and an exponent's bias in the low bits
+        const F biased = S::fma(x, log2e, S::set1(kBiased)), n = S::sub(biased, S::set1(kBiased));
+        return S::mul(exp_of_rest<S>(without_powers<S>(x, n)), S::pow2_of_low_bits(biased));
+    } else {
+        const F n = S::round(S::mul(x, log2e)), p = exp_of_rest<S>(without_powers<S>(x, n));
+        if constexpr (requires { S::times_pow2(x, x); }) return S::times_pow2(p, n);  // which makes 0 of what is too small
+        else return S::below(x, S::set1(-87.0f), S::zero(), S::mul(p, S::pow2(n)));
+    }
+}
+
+template <class S>
+PAGODA_INLINE typename S::F exp_of_negative(typename S::F x) {  // x <= 0; NaN stays NaN
+    return exp_within<S>(S::max(S::set1(kLeastOfExp<S>), x));
+}
+
+template <class S>
+PAGODA_INLINE typename S::F exp(typename S::F x) {
+    return exp_of_negative<S>(S::min(S::set1(88.0f), x));
 }
 
 template <class S>

@@ -100,6 +100,10 @@ struct Avx2 {
         };
         return {one(n.a), one(n.b)};
     }
+    PAGODA_INLINE static F pow2_of_low_bits(const F &x) {  // 2^(n - 127), or 0 of 0, of the n in the low bits of x
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.a), 23)),
+                _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.b), 23))};
+    }
     PAGODA_INLINE static F below(const F &x, const F &limit, const F &yes, const F &no) {
         return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, limit.a, _CMP_LT_OQ)),
                 _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, limit.b, _CMP_LT_OQ))};
@@ -125,7 +129,9 @@ struct Avx2 {
         return {x, x};
     }
     PAGODA_INLINE static I add_pairs(const I &sum, const B &a, const B &b) {
-        return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(a.a, b.a)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(a.b, b.b))};
+        I r{_mm256_add_epi32(sum.a, _mm256_madd_epi16(a.a, b.a)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(a.b, b.b))};
+        asm("" : "+x"(r.a), "+x"(r.b));  // each sum in a register of its own
+        return r;
     }
     PAGODA_INLINE static uint32_t factor(int x) { return static_cast<uint32_t>(x) * 0x10001u; }  // twice, in 16 bits
     PAGODA_INLINE static I round_int(const F &x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }

@@ -48,7 +48,7 @@ class CpuBackend:
 
     @property
     def kv_type(self) -> KVType:
-        return "int16" if self.isa == "avx512" else "f16"
+        return "int16" if self.isa in ("avx512", "avx2") else "f16"
 
     def available_memory(self) -> int | None:
         return None
