@@ -1,8 +1,10 @@
 """Writes a GGUF file of the layer shape of Qwen3-30B-A3B with few layers and random weights.
 
-    python bench/experts_file.py VOCABULARY.gguf OUT.gguf [--layers 2] [--type Q4_K]
+    python bench/experts_file.py VOCABULARY.gguf OUT.gguf [--layers 2]
 
-The tokenizer, and the number of tokens, are those of VOCABULARY.gguf. pagoda bench and llama-bench take the file.
+The tokenizer, and the number of tokens, are those of VOCABULARY.gguf. Types are as in Q4_K_M: Q6_K for the embeddings,
+which are the head, too, and in the last half of the layers for values and the experts' second matrices; Q4_K for the
+rest. pagoda bench and llama-bench take the file.
 """
 
 from __future__ import annotations
@@ -44,15 +46,16 @@ def fields(layers: int, tokens: int) -> dict[str, Value]:
     }
 
 
-def rows(layers: int, tokens: int, type: str) -> Iterator[TensorRow]:
-    yield TensorRow("token_embd.weight", type, (tokens, HIDDEN))
+def rows(layers: int, tokens: int) -> Iterator[TensorRow]:
+    yield TensorRow("token_embd.weight", "Q6_K", (tokens, HIDDEN))
     yield TensorRow("output_norm.weight", "F32", (HIDDEN,))
     for layer in range(layers):
+        type, some = "Q4_K", "Q6_K" if layer >= layers // 2 else "Q4_K"
         for name, kind, shape in (
             ("attn_norm", "F32", (HIDDEN,)),
             ("attn_q", type, (HEADS * HEAD, HIDDEN)),
             ("attn_k", type, (KV_HEADS * HEAD, HIDDEN)),
-            ("attn_v", type, (KV_HEADS * HEAD, HIDDEN)),
+            ("attn_v", some, (KV_HEADS * HEAD, HIDDEN)),
             ("attn_q_norm", "F32", (HEAD,)),
             ("attn_k_norm", "F32", (HEAD,)),
             ("attn_output", type, (HIDDEN, HEADS * HEAD)),
@@ -60,7 +63,7 @@ def rows(layers: int, tokens: int, type: str) -> Iterator[TensorRow]:
             ("ffn_gate_inp", "F32", (EXPERTS, HIDDEN)),
             ("ffn_gate_exps", type, (EXPERTS, WIDTH, HIDDEN)),
             ("ffn_up_exps", type, (EXPERTS, WIDTH, HIDDEN)),
-            ("ffn_down_exps", type, (EXPERTS, HIDDEN, WIDTH)),
+            ("ffn_down_exps", some, (EXPERTS, HIDDEN, WIDTH)),
         ):
             yield TensorRow(f"blk.{layer}.{name}.weight", kind, shape)
 
@@ -70,10 +73,10 @@ def random_bytes(row: TensorRow, rng: np.random.Generator) -> np.ndarray:
     if row.type == "F32":
         ones = len(row.shape) == 1
         return np.ones(row.shape, np.float32) if ones else rng.normal(0, 0.03, row.shape).astype(np.float32)
-    if row.type != "Q4_K":
-        raise SystemExit("random blocks are made of Q4_K alone")
-    blocks = rng.integers(0, 256, (row.num_bytes // 144, 144), np.uint8)
-    blocks[:, :4] = np.array([2e-4, 1e-3], np.float16).view(np.uint8)
+    size, scales = {"Q4_K": (144, {0: 2e-4, 2: 1e-3}), "Q6_K": (210, {208: 4e-5})}[row.type]
+    blocks = rng.integers(0, 256, (row.num_bytes // size, size), np.uint8)
+    for at, scale in scales.items():
+        blocks[:, at : at + 2] = np.array([scale], np.float16).view(np.uint8)
     return blocks
 
 
@@ -82,13 +85,12 @@ def main() -> None:
     parser.add_argument("vocabulary", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--type", default="Q4_K")
     options = parser.parse_args()
     with open_checkpoint(options.vocabulary) as checkpoint:
         words = {key: value for key, value in GGUFSource(checkpoint).values.items() if key.startswith("tokenizer.")}
         tokens = len(checkpoint.metadata["tokenizer.ggml.tokens"])
     rng = np.random.default_rng(1)
-    every = list(rows(options.layers, tokens, options.type))
+    every = list(rows(options.layers, tokens))
     with GGUFWriter(options.out, {**fields(options.layers, tokens), **words}, every) as writer:
         for row in writer.missing():
             writer.write(row.name, random_bytes(row, rng))

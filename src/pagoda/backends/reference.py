@@ -273,6 +273,7 @@ class ReferenceModel:
     graph_bytes = 0
     asynchronous = False
     ranker = None
+    ops: type[ReferenceOps] = ReferenceOps
 
     def __init__(self, model: ForwardModel, max_batch_seqs: int, *, batch_invariant: bool = True) -> None:
         self._model = model
@@ -313,7 +314,7 @@ class ReferenceModel:
         batch, self._staged = replace(self._staged, tokens=tokens), None
         check_ends(batch, self._ends)
         invariant = self._batch_invariant
-        ops = ReferenceOps(self._weights, batch, self._layers, self.states, batch_invariant=invariant)
+        ops = self.ops(self._weights, batch, self._layers, self.states, batch_invariant=invariant)
         self._model.forward(ops)
         self._results = ops.results
 
