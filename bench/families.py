@@ -12,9 +12,8 @@ are llama-server's.
 
 llama.cpp rounds what meets Q8_0 weights to bytes, Pagoda to 16 bits, and a model with random weights has near ties
 everywhere. So for such files `compare` also computes in numpy with activations rounded as llama.cpp rounds them, and
-with none rounded. It fails where fewer than 99 % of the former's tokens are llama-server's, or where fewer of the
-latter's are Pagoda's than llama-server's. `text` asks for the next token at each of 500 places of a real text, and
-fails where fewer than 99 % are equal.
+with none rounded. It fails where fewer than 98 % of the former's tokens are llama-server's, or fewer than 99 % of the
+latter's, or than llama-server gives, are Pagoda's. `text` does the latter at 500 places of a real text.
 """
 
 from __future__ import annotations
@@ -140,9 +139,9 @@ def compare(root: Path, names: list[str]) -> bool:
 def text_agrees(path: Path) -> bool:
     from families_llama import along_text
 
-    share, places = along_text(path)
-    print(f"{path.name}: top-1 {share:.4f} of {places} places of a text", flush=True)
-    return share >= 0.99
+    said, right = along_text(path)
+    print(said, flush=True)
+    return right
 
 
 def main(argv: list[str]) -> int:

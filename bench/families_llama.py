@@ -31,6 +31,7 @@ from texts import code
 
 COMPARED = 170  # tokens after each prompt
 PLACES = 500  # of a text
+LEAST_ROUNDED = 0.98  # Gemma's activation is a table of 16-bit values in llama.cpp
 EOS = 257
 
 
@@ -178,22 +179,27 @@ def against_llama(path: Path, type: str) -> tuple[str, bool]:
         return line, share >= 0.99
     as_theirs, _ = likeliest(Run(path, RoundedBackend()), answers)
     exact, _ = likeliest(Run(path, ReferenceBackend(batch_invariant=False)), answers)
-    rounded_share, ours_exact, theirs_exact = (
-        (a == b).mean() for a, b in ((as_theirs, theirs), (ours, exact), (theirs, exact))
-    )
-    line += f"; rounded as there {rounded_share:.4f}"
-    line += f"; of those unrounded, Pagoda {ours_exact:.4f} and llama-server {theirs_exact:.4f}"
-    return line, bool(rounded_share >= 0.99 and ours_exact >= theirs_exact)
+    rounded_share = float((as_theirs == theirs).mean())
+    line, fine = stated_beside_exact(f"{line}; rounded as there {rounded_share:.4f}; equal", ours, theirs, exact)
+    return line, fine and rounded_share >= LEAST_ROUNDED
 
 
-def along_text(path: Path) -> tuple[float, int]:
-    """→ (share of next tokens of a real text that are llama-server's likeliest, places)"""
+def along_text(path: Path) -> tuple[str, bool]:
+    """The next token at each place of a real text. → (what to print, whether it is as it should be)"""
     with open_checkpoint(path) as checkpoint:
         ids = load_tokenizer(checkpoint).encode(code()[: 16 * PLACES])[:PLACES]
-    ours = Run(path).logits(ids, 200, 200).argmax(-1)
+    backends = (CpuBackend(threads=1), ReferenceBackend(batch_invariant=False))
+    ours, exact = (Run(path, backend).logits(ids, 200, 200).argmax(-1) for backend in backends)
     server = Server(path)
     try:
-        theirs = [server.continued(ids[:n], 1, keep=True)[0][0] for n in range(1, len(ids) + 1)]
+        theirs = np.array([server.continued(ids[:n], 1, keep=True)[0][0] for n in range(1, len(ids) + 1)])
     finally:
         server.stop()
-    return float((ours == theirs).mean()), len(ids)
+    return stated_beside_exact(f"{path.name}: top-1 of {len(ids)} places", ours, theirs, exact)
+
+
+def stated_beside_exact(what: str, ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> tuple[str, bool]:
+    """Pagoda is to give the tokens of unrounded activations, and no fewer of them than llama-server."""
+    equal, ours_exact, theirs_exact = ((a == b).mean() for a, b in ((ours, theirs), (ours, exact), (theirs, exact)))
+    line = f"{what} {equal:.4f}; of those unrounded, Pagoda {ours_exact:.4f} and llama-server {theirs_exact:.4f}"
+    return line, bool(ours_exact >= max(0.99, theirs_exact))
