@@ -27,9 +27,25 @@ from typing import Any
 
 import numpy as np
 
-from tiny_models import TINY, VOCAB, write_gguf, write_safetensors
+from tiny_gemma3n import FULL, SLIDING
+from tiny_models import TINY, VOCAB, hf_config, write_gguf, write_safetensors
 
 PROMPTS = [[(a * i * i + 7 * i + b) % VOCAB for i in range(n)] for a, b, n in ((31, 11, 47), (3, 5, 33), (17, 90, 21))]
+SPECS = {  # with what llama.cpp takes for granted
+    **TINY,
+    "gemma3n": TINY["gemma3n"].with_config(
+        num_hidden_layers=25,
+        num_kv_shared_layers=5,
+        layer_types=[*[SLIDING] * 4, FULL] * 5,
+        activation_sparsity_pattern=[0.95] * 10 + [0.0] * 15,
+        hidden_size_per_layer_input=256,
+        laurel_rank=64,
+        final_logit_softcapping=30.0,
+        vocab_size_per_layer_input=VOCAB,
+        keep_shared=True,
+    ),
+    "cohere_plus": TINY["cohere_plus"].with_config(num_hidden_layers=64),
+}
 CONTINUED = 64
 TYPES = ("f32", "q8_0")
 CONVERT = """
@@ -61,9 +77,9 @@ def expect(root: Path, names: list[str]) -> None:
     for name in names:
         if (root / f"{name}.{TYPES[-1]}.gguf").exists():
             continue
-        folder = write_safetensors(root / name, TINY[name])
+        folder = write_safetensors(root / name, SPECS[name])
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model = getattr(transformers, hf_config(SPECS[name])["architectures"][0]).from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         )
         runs = []
@@ -92,7 +108,7 @@ def convert(folder: Path, root: Path, name: str) -> None:
         ]
         made = subprocess.run([*command, type], capture_output=True, text=True)
         if made.returncode:
-            write_gguf(root / f"{name}.{type}.gguf", TINY[name], type=type.upper())
+            write_gguf(root / f"{name}.{type}.gguf", SPECS[name], type=type.upper())
         said = made.stderr.strip().splitlines()[-1:]
         print(name, type, "converted" if made.returncode == 0 else f"written by the tests' own mapping: {said}")
 
@@ -149,7 +165,7 @@ def main(argv: list[str]) -> int:
     if command == "text":
         agree = [text_agrees(Path(path)) for path in (root, *named)]
         return 0 if all(agree) else 1
-    names: list[Any] = named or list(TINY)
+    names: list[Any] = named or list(SPECS)
     Path(root).mkdir(parents=True, exist_ok=True)
     if command == "expect":
         expect(Path(root), names)

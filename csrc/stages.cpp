@@ -24,14 +24,15 @@ void EmbedStage::admit(Workspace &w) {
     if (columns < 1 || columns % info(type).elements || table.bytes != rows * row_bytes(type, columns))
         throw std::invalid_argument("the data is not as long as its shape says");
     if (offset < 0 || offset >= rows) throw std::invalid_argument("no rows are left after the offset");
+    if (by == EmbedBy::KnownTokens) return;
     int64_t &limit = w.embed_limits[static_cast<int>(by)];
     limit = std::min(limit, rows - offset);
 }
 
 void EmbedStage::run(Workspace &w, const Step &step, int64_t token, uint8_t *) const {
     float *to = w.buffer(out).row(token);
-    const int32_t *numbers = by == EmbedBy::Tokens ? step.token_ids : by == EmbedBy::Positions ? step.positions : step.token_types;
-    const int64_t row = offset + (numbers ? numbers[token] : 0);
+    const int32_t *numbers = by == EmbedBy::Positions ? step.positions : by == EmbedBy::Types ? step.token_types : step.token_ids;
+    const int64_t number = numbers ? numbers[token] : 0, row = offset + (number < rows - offset ? number : 0);
     dequantize_row(type, table.data + row * row_bytes(type, columns), columns, to);
     if (scale != 1.0f)
         for (int64_t i = 0; i < columns; ++i) to[i] *= scale;

@@ -13,6 +13,7 @@
 #include <variant>
 
 #include "stages_recurrent.h"
+#include "stages_streams.h"
 #include "workspace.h"
 
 namespace pagoda {
@@ -177,13 +178,15 @@ struct LoraShrinkStage {
     Cost describe(const Workspace &w, const Step &step) const;
 };
 
-// Chooses the top_k experts of each token by their scores, equals by number, and weighs them by the softmax of all scores;
-// `normalize`: divided by the sum of those chosen; then times the expert's scale, where there are any. Says which rows are routed.
+// Scores of each token's experts are the softmax of what the router says of them all, or its sigmoid. Chooses the top_k by
+// score, or by score + correction, equals by number, and weighs them by their scores; `normalize`: divided by the sum of
+// those chosen; then times `scale`, and the expert's own where there are any. Says which rows are routed.
 struct RouteStage {
     static constexpr const char *kKind = "route";
     int scores, num_experts, top_k;
-    bool normalize;
-    std::vector<float> scales;  // of experts; empty: none
+    bool normalize, sigmoid = false;
+    float scale = 1;
+    std::vector<float> scales, corrections;  // of experts; empty: none
 
     template <class F>
     void fields(F &field) {
@@ -191,12 +194,18 @@ struct RouteStage {
         field("num_experts", num_experts);
         field("top_k", top_k);
         field("normalize", normalize);
+        field("sigmoid", sigmoid, kOptional);
+        field("scale", scale, kOptional);
         field("scales", scales, kOptional);
+        field("corrections", corrections, kOptional);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &, const Step &) const { return 1; }
     void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
     Cost describe(const Workspace &, const Step &) const { return {"route"}; }
+
+  private:
+    void score_experts(const float *given, std::vector<float> &score, std::vector<float> &rank) const;
 };
 
 // out = the weighted sum of a token's routed rows, in the order of their experts.
@@ -247,12 +256,13 @@ struct RopeAndStoreKVStage {
     Cost describe(const Workspace &, const Step &) const { return {"rope + store KV"}; }
 };
 
-// out = x with each head of so many normalized.
+// out = x with each head of so many normalized, `centered` as a layer norm does.
 struct HeadNormStage {
     static constexpr const char *kKind = "head_norm";
     int x, out, num_heads;
     std::vector<float> weight;  // of one head, or of all
     float eps;
+    bool centered = false;
 
     template <class F>
     void fields(F &field) {
@@ -261,11 +271,15 @@ struct HeadNormStage {
         field("weight", weight);
         field("eps", eps);
         field("num_heads", num_heads);
+        field("centered", centered, kOptional);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
     void run(Workspace &w, const Step &step, int64_t token, uint8_t *scratch) const;
     Cost describe(const Workspace &, const Step &) const { return {"norm of heads"}; }
+
+  private:
+    std::vector<float> no_bias_;
 };
 
 // out = x with the first elements of each head turned.
@@ -356,6 +370,6 @@ struct AttendStage {
 
 using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, RouteStage, CombineStage,
                            RopeAndStoreKVStage, HeadNormStage, RopeStage, ColumnsStage, MultiplyStage, AttendStage, ShortConvStage,
-                           DeltaRuleStage, SelectiveScanStage, ScaleRowsStage>;
+                           DeltaRuleStage, SelectiveScanStage, ScaleRowsStage, GaussianTopkStage, MixStreamsStage>;
 
 }  // namespace pagoda

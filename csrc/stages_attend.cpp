@@ -60,15 +60,19 @@ void HeadNormStage::admit(Workspace &w) {
     const bool fits = num_heads > 0 && columns % num_heads == 0 && (size == columns / num_heads || size == columns);
     if (!fits || w.buffer(out).columns != columns)
         throw std::invalid_argument("heads of another size than their norm");
+    if (centered) no_bias_.assign(static_cast<size_t>(columns / num_heads), 0.0f);
 }
 
 void HeadNormStage::run(Workspace &w, const Step &, int64_t token, uint8_t *) const {
     const float *from = w.buffer(x).row(token);
     float *to = w.buffer(out).row(token);
     const int64_t columns = w.buffer(x).columns, size = columns / num_heads;
-    const bool own = static_cast<int64_t>(weight.size()) == columns;  // whether each head has numbers of its own
-    for (int64_t at = 0; at < columns; at += size)
-        w.kernels->rms_norm(from + at, weight.data() + (own ? at : 0), eps, size, to + at);
+    const bool own = static_cast<int64_t>(weight.size()) == columns;
+    for (int64_t at = 0; at < columns; at += size) {
+        const float *factors = weight.data() + (own ? at : 0);
+        if (centered) w.kernels->layer_norm(from + at, factors, no_bias_.data(), eps, size, to + at);
+        else w.kernels->rms_norm(from + at, factors, eps, size, to + at);
+    }
 }
 
 void RopeStage::admit(Workspace &w) {

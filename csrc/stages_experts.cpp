@@ -8,13 +8,31 @@
 
 namespace pagoda {
 
+constexpr float kLeastTotal = 1e-20f;  // scores that are all 0 stay so
+
 // ---- route ----------------------------------------------------------------------------------------------------
 
 void RouteStage::admit(Workspace &w) {
     if (num_experts < 1 || top_k < 1 || top_k > num_experts || num_experts > w.buffer(scores).stride)
         throw std::invalid_argument("experts are chosen from those that have scores");
-    if (!scales.empty() && static_cast<int>(scales.size()) != num_experts)
-        throw std::invalid_argument("each expert has a scale, or none has");
+    for (const auto *each : {&scales, &corrections})
+        if (!each->empty() && static_cast<int>(each->size()) != num_experts)
+            throw std::invalid_argument("each expert has a scale or correction, or none has");
+}
+
+// The scores of one token's experts, and what they are picked by.
+void RouteStage::score_experts(const float *given, std::vector<float> &score, std::vector<float> &rank) const {
+    for (size_t e = 0; e < score.size(); ++e)  // what is no number has no place in an order
+        rank[e] = std::isnan(given[e]) ? -std::numeric_limits<float>::infinity() : given[e];
+    const float most = *std::max_element(rank.begin(), rank.end());
+    float all = 0.0f;
+    for (size_t e = 0; e < score.size(); ++e)
+        all += score[e] = sigmoid ? 1.0f / (1.0f + std::exp(-rank[e])) : std::exp(rank[e] - most);
+    for (size_t e = 0; !sigmoid && e < score.size(); ++e) score[e] /= all;
+    for (size_t e = 0; !corrections.empty() && e < score.size(); ++e) {
+        const float corrected = score[e] + corrections[e];
+        rank[e] = std::isnan(corrected) ? -std::numeric_limits<float>::infinity() : corrected;
+    }
 }
 
 // One thread does it: a token's scores are few, and who works for whom is to be known before any product.
@@ -24,25 +42,22 @@ void RouteStage::run(Workspace &w, const Step &step, int64_t, uint8_t *) const {
     routing.experts.resize(static_cast<size_t>(step.tokens * top_k));
     routing.weights.resize(routing.experts.size());
     std::vector<int32_t> order(static_cast<size_t>(num_experts));
-    std::vector<float> score(order.size());
+    std::vector<float> score(order.size()), rank(order.size());
     for (int64_t t = 0; t < step.tokens; ++t) {
-        const float *given = w.buffer(scores).row(t);
-        for (size_t e = 0; e < score.size(); ++e)  // what is no number has no place in an order
-            score[e] = std::isnan(given[e]) ? -std::numeric_limits<float>::infinity() : given[e];
+        score_experts(w.buffer(scores).row(t), score, rank);
         int32_t *chosen = routing.experts.data() + t * top_k;
-        float *weight = routing.weights.data() + t * top_k, total = 0.0f, all = 0.0f;
+        float *weight = routing.weights.data() + t * top_k, total = 0.0f;
         std::iota(order.begin(), order.end(), 0);
         std::partial_sort(order.begin(), order.begin() + top_k, order.end(), [&](int32_t a, int32_t b) {
-            const float left = score[static_cast<size_t>(a)], right = score[static_cast<size_t>(b)];
+            const float left = rank[static_cast<size_t>(a)], right = rank[static_cast<size_t>(b)];
             return left > right || (left == right && a < b);
         });
-        const float most = score[static_cast<size_t>(order[0])];
         std::copy_n(order.begin(), top_k, chosen);
         std::sort(chosen, chosen + top_k);
-        for (const float value : score) all += std::exp(value - most);
-        for (int k = 0; k < top_k; ++k) total += weight[k] = std::exp(score[static_cast<size_t>(chosen[k])] - most) / all;
-        for (int k = 0; normalize && k < top_k; ++k) weight[k] /= total;
-        for (int k = 0; !scales.empty() && k < top_k; ++k) weight[k] *= scales[static_cast<size_t>(chosen[k])];
+        for (int k = 0; k < top_k; ++k) total += weight[k] = score[static_cast<size_t>(chosen[k])];
+        for (int k = 0; normalize && k < top_k; ++k) weight[k] /= total + kLeastTotal;
+        for (int k = 0; k < top_k; ++k)
+            weight[k] *= scales.empty() ? scale : scale * scales[static_cast<size_t>(chosen[k])];
     }
     routing.group(step.tokens, num_experts, kRowChunk);
 }

@@ -39,8 +39,9 @@ enum class Rows : int { Tokens, Logits, Hidden, Routed, ToRouted };
 constexpr const char *kRowsNames[] = {"tokens", "logits", "hidden", "routed", "to_routed"};
 
 // By which number of a token an embedding table is read.
-enum class EmbedBy : int { Tokens, Positions, Types };
-constexpr const char *kEmbedByNames[] = {"tokens", "positions", "types"};
+// KnownTokens: by the token's id, or 0 where the table has no such row.
+enum class EmbedBy : int { Tokens, Positions, Types, KnownTokens };
+constexpr const char *kEmbedByNames[] = {"tokens", "positions", "types", "known_tokens"};
 
 // Memory for as many tokens as a step may have, of which most steps use little: no page is larger than it need be.
 LazyMemory in_small_pages(size_t bytes);

@@ -46,6 +46,9 @@ writes are in [quantization.md](quantization.md).
 | type | bits in the file | packed |
 |---|---|---|"""
 
+NVFP4_LINE = """NVFP4, 4.5 bits in the file and a factor beside it, is read as quantized folders are: packed, 6.
+"""
+
 METHODS_HEAD = """
 ## Quantized folders
 
@@ -58,6 +61,7 @@ def markdown() -> str:
     lines += [_type(name, block) for name, block in BLOCK_TYPES.items()]
     lines += [
         "",
+        NVFP4_LINE,
         f"Refused by name: {', '.join(UNREAD_TYPES)}.",
         METHODS_HEAD + ", ".join(f"`{m}`" for m in METHODS) + ".",
     ]

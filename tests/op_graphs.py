@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -119,15 +119,29 @@ class Graph:
 
     def _head_norm(self, ops: Ops, name: str, step: Step) -> None:
         x, width = self._pick(step.pick[0])
-        weight = vector(name, width if step.flag else HEAD_DIM)
-        self.live.append((ops.head_norm(x, weight, 1e-5, width // HEAD_DIM), width))
+        size = width if step.pick[1] % 2 else HEAD_DIM  # weights of each head's own, or the same
+        normed = ops.head_norm(x, vector(name, size), 1e-5, width // HEAD_DIM, centered=step.flag)
+        self.live.append((normed, width))
+
+    def _gaussian_topk(self, ops: Ops, name: str, step: Step) -> None:
+        x, width = self._pick(step.pick[0])
+        self.live.append((ops.gaussian_topk(x, 0.7 if step.flag else -0.4), width))
+
+    def _mix_streams(self, ops: Ops, name: str, step: Step) -> None:
+        """Of as many streams of 32 columns as the value has, one or two others."""
+        x, width = self._pick(step.pick[0])
+        streams, made = width // 32, 2 if step.flag else 1
+        other, columns = self._pick(step.pick[1])
+        coefficients = ops.linear(other, weight(name, made * streams, columns))
+        self.live.append((ops.mix_streams(x, coefficients, streams), made * 32))
 
     def _rope(self, ops: Ops, name: str, step: Step) -> None:
         x, width = self._pick(step.pick[0])
         self.live.append((ops.rope(x, width // HEAD_DIM, ROPE), width))
 
     def _experts(self, ops: Ops, name: str, step: Step) -> None:
-        """`flag`: the router picks all of them. `pick` also says whether there are biases, and the activation."""
+        """`flag`: the router picks all of them. `pick` also says whether there are biases and corrections, what scores
+        are, and the activation."""
         x, width = self._pick(step.pick[0])
         router = ops.linear(x, weight(f"{name}r", EXPERTS, width))
         up, down = (32, width), (width, 32)
@@ -137,11 +151,14 @@ class Graph:
         )
         activation: Activation = "clamped_swiglu" if step.pick[2] % 2 else "silu"
         spec = ExpertsSpec(EXPERTS if step.flag else 2, normalize=not step.flag, activation=activation)
+        if step.pick[2] % 3:
+            spec = replace(spec, scoring="sigmoid", scale=1.5)
+        corrections = vector(f"{name}c", EXPERTS) if step.pick[2] % 4 > 1 else None
         scales = vector(f"{name}s", EXPERTS) if step.flag else None
         sizes = {"gb": up[0], "ub": up[0], "db": down[0]}
         of_gate, of_up, of_down = (weight(f"{name}{role}", EXPERTS, size) for role, size in sizes.items())
         biases = (of_gate, of_up, of_down) if step.pick[1] % 2 else None
-        self.live.append((ops.experts(x, router, gates, ups, downs, spec, scales, biases), width))
+        self.live.append((ops.experts(x, router, gates, ups, downs, spec, scales, biases, corrections), width))
 
     def _attention(self, ops: Ops, name: str, step: Step, layer: int) -> None:
         q, _ = self._project(ops, f"{name}q", step, step.pick[0], HEADS * HEAD_DIM)
@@ -170,7 +187,10 @@ def joined(first: list[Step], attention: Step, second: list[Step], another: Step
 
 # and ops that not every backend has
 ENCODER_OTHERS = st.lists(
-    steps_of("layer_norm", "activated", "columns", "head_norm", "rope", "norm", "linear", "linear", "gated", "add"),
+    steps_of(
+        *("layer_norm", "activated", "columns", "head_norm", "rope", "gaussian_topk", "mix_streams"),
+        *("norm", "linear", "linear", "gated", "add"),
+    ),
     max_size=8,
 )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import tiny_mixtures
+
 CONFIG: dict[str, Any] = {
     "num_hidden_layers": 5,
     "layer_types": ["conv", "full_attention", "conv", "conv", "full_attention"],
@@ -19,6 +21,16 @@ CONFIG: dict[str, Any] = {
     "pad_token_id": 0,
 }
 FFN = 128
+MIXTURE = {
+    "intermediate_size": FFN,
+    "num_dense_layers": 2,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "use_expert_bias": True,
+}
 NAMES = {
     "operator_norm": "attn_norm",
     "self_attn.out_proj": "attn_output",
@@ -32,6 +44,7 @@ NAMES = {
     "feed_forward.w3": "ffn_up",
     "feed_forward.w2": "ffn_down",
     "model.embedding_norm": "token_embd_norm",
+    "feed_forward.gate": "ffn_gate_inp",
 }
 
 
@@ -44,8 +57,12 @@ def layer_shapes(c: Mapping[str, Any], layer: int) -> dict[str, tuple[int, ...]]
     else:
         shapes |= {"self_attn.q_proj": (q, e), "self_attn.k_proj": (kv, e), "self_attn.v_proj": (kv, e)}
         shapes |= {"self_attn.out_proj": (e, q), "self_attn.q_layernorm": (d,), "self_attn.k_layernorm": (d,)}
-    shapes |= {"feed_forward.w1": (FFN, e), "feed_forward.w3": (FFN, e), "feed_forward.w2": (e, FFN)}
-    return {f"{name}.weight": shape for name, shape in shapes.items()}
+    vectors: dict[str, tuple[int, ...]] = {}
+    if tiny_mixtures.has_experts(c, layer):
+        shapes, vectors = shapes | tiny_mixtures.expert_shapes(c), tiny_mixtures.vector_shapes(c)
+    else:
+        shapes |= {"feed_forward.w1": (FFN, e), "feed_forward.w3": (FFN, e), "feed_forward.w2": (e, FFN)}
+    return {f"{name}.weight": shape for name, shape in shapes.items()} | vectors
 
 
 def metadata(c: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,10 +22,14 @@ from typing import Any
 import gguf
 import numpy as np
 
+import tiny_gemma3n
 import tiny_gemma4
 import tiny_hybrid
 import tiny_lfm2
 import tiny_mamba
+import tiny_mistral4
+import tiny_mixtures
+import tiny_vision
 from pagoda.types import RawTensor
 from tiny_blocks import FloatArray, encode, noise
 from tiny_hybrid import HYBRIDS
@@ -48,6 +52,10 @@ def _weight(spec: TinyModel, name: str, shape: tuple[int, ...]) -> FloatArray:
     if ("norm" in name and name.endswith("weight")) or name.endswith(("scale", "scalar")):
         added = spec.architecture in GEMMAS or (spec.architecture in HYBRIDS and "linear_attn" not in name)
         return noise(name, shape, 0.2) + np.float32(0 if added else 1)
+    if name.endswith("modality_router.weight"):  # which reads what is divided by the width
+        return noise(name, shape, shape[-1] ** 0.5)
+    if name.endswith("ion_coefs.weight"):  # more, and layer by layer what is rounded would double
+        return noise(name, shape, 0.2)
     if name.endswith("bias"):
         return noise(name, shape, 0.3)
     if name.endswith("A_log"):
@@ -69,6 +77,8 @@ def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
         shapes["model.norm.bias"] = (c["hidden_size"],)
     if spec.architecture == "gemma4":
         shapes |= tiny_gemma4.global_shapes(c)
+    if spec.architecture == "gemma3n":
+        shapes |= tiny_gemma3n.global_shapes(c)
     if not c["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (c["vocab_size"], c["hidden_size"])
     for layer in range(c["num_hidden_layers"]):
@@ -79,7 +89,7 @@ def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
 
 EMBEDDINGS = {"nemotron_h": "backbone.embeddings"}
 OUTPUT_NORMS = {
-    "lfm2": "model.embedding_norm",
+    **dict.fromkeys(("lfm2", "lfm2_moe"), "model.embedding_norm"),
     "bamba": "model.final_layernorm",
     "falcon_h1": "model.final_layernorm",
     "nemotron_h": "backbone.norm_f",
@@ -91,7 +101,9 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
     c, arch = spec.config, spec.architecture
     if arch == "gemma4":
         return tiny_gemma4.layer_shapes(c, layer)
-    if arch == "lfm2":
+    if arch == "gemma3n":
+        return tiny_gemma3n.layer_shapes(c, layer)
+    if arch in ("lfm2", "lfm2moe"):
         return tiny_lfm2.layer_shapes(c, layer)
     if arch in HYBRIDS:
         return tiny_hybrid.layer_shapes(c, layer)
@@ -102,7 +114,9 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
     e, f, d = c["hidden_size"], c["intermediate_size"], c["head_dim"]
     q, kv = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
     matrices = {"self_attn.o_proj": (e, q), "mlp.down_proj": (e, f)}
-    if arch == "phi3":
+    if arch == "mistral4":
+        matrices |= tiny_mistral4.attention_shapes(c)
+    elif arch == "phi3":
         matrices |= {"self_attn.qkv_proj": (q + 2 * kv, e)}
     else:
         matrices |= {"self_attn.q_proj": (q, e), "self_attn.k_proj": (kv, e), "self_attn.v_proj": (kv, e)}
@@ -110,18 +124,25 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
         matrices |= {"mlp.gate_up_proj": (2 * f, e)}
     else:
         matrices |= {"mlp.up_proj": (f, e)} | ({} if arch == "nemotron" else {"mlp.gate_proj": (f, e)})
-    if "num_local_experts" in c and layer not in c.get("mlp_only_layers", []):
-        matrices = {name: shape for name, shape in matrices.items() if "mlp" not in name} | _expert_shapes(spec)
+    vectors: dict[str, tuple[int, ...]] = {}
+    if tiny_mixtures.has_experts(c, layer):
+        matrices = {name: shape for name, shape in matrices.items() if "mlp" not in name}
+        matrices, vectors = matrices | tiny_mixtures.expert_shapes(c), tiny_mixtures.vector_shapes(c)
     norms = {"input_layernorm": (e,), "post_attention_layernorm": (e,)}
     if arch == "olmo2":
         norms = {"post_attention_layernorm": (e,), "post_feedforward_layernorm": (e,)}
         norms |= {"self_attn.q_norm": (q,), "self_attn.k_norm": (kv,)}
-    if arch in ("qwen3", "qwen3moe", "gemma3"):
+    if arch in ("qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "gemma3") or (arch == "glm4moe" and c["use_qk_norm"]):
         norms |= {"self_attn.q_norm": (d,), "self_attn.k_norm": (d,)}
     if arch in ("gemma2", "gemma3"):
         norms |= {"pre_feedforward_layernorm": (e,), "post_feedforward_layernorm": (e,)}
     if arch == "glm4":
         norms |= {"post_self_attn_layernorm": (e,), "post_mlp_layernorm": (e,)}
+    if arch == "command-r" and c.get("use_qk_norm"):
+        norms |= {"self_attn.q_norm": (q // d, d), "self_attn.k_norm": (kv // d, d)}
+    if c.get("qk_layernorm"):
+        heads = {"q": q // d, "k": kv // d}
+        vectors |= {f"self_attn.{of}_layernorm.norms.{i}.weight": (d,) for of, n in heads.items() for i in range(n)}
     if arch == "hunyuan-dense":
         norms |= {"self_attn.query_layernorm": (d,), "self_attn.key_layernorm": (d,)}
     if arch in ("command-r", "cohere2") or c.get("use_parallel_residual"):
@@ -131,17 +152,8 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
     return (
         {f"{name}.weight": shape for name, shape in (matrices | norms).items()}
         | {f"{name}.bias": (matrices | norms)[name][:1] for name in biased}
+        | vectors
     )  # fmt: skip
-
-
-def _expert_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
-    c = spec.config
-    count, e, f = c["num_local_experts"], c["hidden_size"], c.get("moe_intermediate_size", c["intermediate_size"])
-    block, gate, up, down = EXPERT_NAMES[c["model_type"]]
-    each = {gate: (f, e), up: (f, e), down: (e, f)}
-    return {f"{block}.gate": (count, e)} | {
-        f"{block}.experts.{i}.{name}": shape for i in range(count) for name, shape in each.items()
-    }
 
 
 def gpt_oss_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
@@ -162,21 +174,23 @@ def gpt_oss_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
     )
 
 
-EXPERT_NAMES = {  # of the block, and of an expert's gate, up and down
-    "qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj"),
-    "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),
-}
-
-
 def _has_bias(spec: TinyModel, matrix: str) -> bool:
     if not matrix.startswith("self_attn"):
         return bool(spec.config.get("mlp_bias"))
-    if spec.architecture in ("qwen2", "glm4", "seed_oss", "stablelm") and "o_proj" not in matrix:
+    if (
+        spec.architecture in ("qwen2", "qwen2moe", "qwen2vl", "glm4", "glm4moe", "seed_oss", "stablelm")
+        and "o_proj" not in matrix
+    ):
         return spec.config.get("use_qkv_bias", spec.architecture != "stablelm")
-    return bool(spec.config.get("attention_bias")) and spec.architecture not in ("glm4", "seed_oss")
+    return bool(spec.config.get("attention_bias")) and spec.architecture not in ("glm4", "glm4moe", "seed_oss")
 
 
 # Hugging Face folders
+
+
+def folder_weights(spec: TinyModel) -> dict[str, FloatArray]:
+    """All tensors by the names that a folder holds them by."""
+    return {tiny_vision.name_in_folder(spec.config, name): values for name, values in weights(spec).items()}
 
 
 def write_safetensors(folder: Path, spec: TinyModel, *, type: str = "F32") -> Path:
@@ -185,7 +199,7 @@ def write_safetensors(folder: Path, spec: TinyModel, *, type: str = "F32") -> Pa
     (folder / "config.json").write_text(json.dumps(hf_config(spec)))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
     header, blobs, offset = {}, [], 0
-    for name, values in weights(spec).items():
+    for name, values in folder_weights(spec).items():
         blob = encode(values, type).tobytes()
         end = offset + len(blob)
         header[name] = {"dtype": type, "shape": list(values.shape), "data_offsets": [offset, end]}
@@ -198,6 +212,8 @@ def write_safetensors(folder: Path, spec: TinyModel, *, type: str = "F32") -> Pa
 
 def hf_config(spec: TinyModel) -> dict[str, Any]:
     """config.json as transformers 4 wrote it."""
+    if tiny_vision.sees(spec.config):
+        return tiny_vision.config(spec.config)
     return {**spec.config, "architectures": [HF_CLASSES[spec.config["model_type"]]]}
 
 
@@ -208,6 +224,8 @@ HF_CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "gemma": "GemmaForCausalLM",
@@ -216,7 +234,9 @@ HF_CLASSES = {
     "smollm3": "SmolLM3ForCausalLM",
     "granite": "GraniteForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
+    "mistral4": "Mistral4ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
+    "gemma3n_text": "Gemma3nForCausalLM",
     "gemma4_text": "Gemma4ForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM",
@@ -226,6 +246,7 @@ HF_CLASSES = {
     "falcon_h1": "FalconH1ForCausalLM",
     "nemotron_h": "NemotronHForCausalLM",
     "glm4": "Glm4ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
     "cohere": "CohereForCausalLM",
@@ -258,20 +279,22 @@ HF_TO_GGUF = {
     "mlp.up_proj": "ffn_up",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-    "block_sparse_moe.gate": "ffn_gate_inp",
-    "mlp.router": "ffn_gate_inp",
 }
-HF_TO_GGUF |= tiny_lfm2.NAMES | {
-    "model.final_layernorm": "output_norm",
-    "backbone.norm_f": "output_norm",
-    "backbone.embeddings": "token_embd",
-    "self_attn.query_layernorm": "attn_q_norm",
-    "self_attn.key_layernorm": "attn_k_norm",
-    "post_self_attn_layernorm": "post_attention_norm",
-    "post_mlp_layernorm": "post_ffw_norm",
-}
-POST_NORMS = ("gemma2", "gemma3", "gemma4", "olmo2", "seed_oss")
+HF_TO_GGUF |= (
+    tiny_lfm2.NAMES
+    | tiny_mixtures.NAMES
+    | tiny_mistral4.NAMES
+    | {
+        "model.final_layernorm": "output_norm",
+        "backbone.norm_f": "output_norm",
+        "backbone.embeddings": "token_embd",
+        "self_attn.query_layernorm": "attn_q_norm",
+        "self_attn.key_layernorm": "attn_k_norm",
+        "post_self_attn_layernorm": "post_attention_norm",
+        "post_mlp_layernorm": "post_ffw_norm",
+    }
+)
+POST_NORMS = ("gemma2", "gemma3", "gemma3n", "gemma4", "olmo2", "seed_oss")
 HF_TO_GGUF_POST_NORMS = HF_TO_GGUF | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -297,8 +320,9 @@ def write_gguf(path: Path, spec: TinyModel, *, type: str = "F32", types: Mapping
 
 def is_matrix(name: str, values: FloatArray) -> bool:
     """Whether llama.cpp would quantize it: vectors and routers stay F32."""
+    kept = ("ffn_gate_inp", "altup", "laurel", "per_layer_model_proj", "_norm.")
     plain = ("conv1d.weight", "conv.conv.weight", "norm.weight", "bias", "ssm_a", "ssm_d")
-    left = "ffn_gate_inp" in name or name.endswith(plain)
+    left = any(part in name for part in kept) or name.endswith(plain)
     return values.ndim > 1 and not left
 
 
@@ -337,13 +361,12 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
     }
     if c.get("sliding_window") and "use_sliding_window" not in c:
         sizes["attention.sliding_window"] = c["sliding_window"]
-    if "num_local_experts" in c:
-        sizes |= {"expert_count": c["num_local_experts"], "expert_used_count": c["num_experts_per_tok"]}
-    if "moe_intermediate_size" in c:
-        sizes["expert_feed_forward_length"] = c["moe_intermediate_size"]
+    sizes |= tiny_mixtures.metadata(c)
     sizes |= {key: c[name] for name, key in SAME_IN_GGUF.items() if name in c}
+    sizes |= tiny_gemma3n.metadata(c) if arch == "gemma3n" else {}
     sizes |= tiny_gemma4.metadata(c) if arch == "gemma4" else {}
-    sizes |= tiny_lfm2.metadata(c) if arch == "lfm2" else {}
+    sizes |= tiny_mistral4.metadata(c) if arch == "mistral4" else {}
+    sizes |= tiny_lfm2.metadata(c) if "lfm2" in arch else {}
     sizes |= tiny_hybrid.gguf_sizes(c) if arch in HYBRIDS else {}
     sizes |= tiny_mamba.metadata(c) if c["model_type"] in tiny_mamba.MODELS else {}
     if "logit_scale" in c:
@@ -356,7 +379,7 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
     if "llama_4_scaling_beta" in scaling:
         sizes |= {
             "attention.temperature_scale": scaling["llama_4_scaling_beta"],
-            "rope.scaling.yarn_log_multiplier": 1.0,
+            "rope.scaling.yarn_log_multiplier": 0.1 if arch == "mistral4" else 1.0,  # which has a unit of its own
         }
     if scaling.get("rope_type") in ("linear", "yarn"):
         sizes |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": scaling["factor"]}
@@ -385,7 +408,13 @@ def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
     if spec.architecture in HYBRIDS or spec.config["model_type"] in tiny_mamba.MODELS:
         return _hybrid_weights(spec, held)
     out = {_gguf_name(spec, name): _gguf_values(spec, name, held[name]) for name in held if not _is_apart(spec, name)}
-    out |= _gpt_oss_experts(held) if spec.architecture == "gpt-oss" else _stacked_experts(spec, held)
+    out |= _gpt_oss_experts(held) if spec.architecture == "gpt-oss" else tiny_mixtures.stacked(spec.config, held)
+    out |= _head_norms(held)
+    for name in held:
+        if name.endswith(tiny_mistral4.SPLIT):
+            out |= tiny_mistral4.split(spec.config, name, held[name])
+    if spec.architecture == "gemma3n":
+        out |= tiny_gemma3n.stacked(spec.config, held)
     if spec.architecture == "gemma4":
         out["rope_freqs.weight"] = tiny_gemma4.rope_factors(spec.config)
     scaling = spec.config.get("rope_scaling") or {}
@@ -398,12 +427,11 @@ def gguf_weights(spec: TinyModel) -> dict[str, FloatArray]:
 
 def _is_apart(spec: TinyModel, name: str) -> bool:
     """Whether a GGUF file stacks or divides it."""
-    return _is_expert(name) or (spec.architecture == "gpt-oss" and ".experts." in name)
-
-
-def _is_expert(name: str) -> bool:
-    """Whether it is one expert's alone."""
-    return ".experts." in name and name.endswith(".weight")
+    if spec.architecture == "gemma3n" and tiny_gemma3n.is_stacked(name):
+        return True
+    if ".norms." in name or tiny_mixtures.is_divided(name) or name.endswith(tiny_mistral4.SPLIT):
+        return True
+    return tiny_mixtures.is_expert(name) or (spec.architecture == "gpt-oss" and ".experts." in name)
 
 
 def _hybrid_weights(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
@@ -422,14 +450,14 @@ def _hybrid_weights(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[str
     return out
 
 
-def _stacked_experts(spec: TinyModel, held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+def _head_norms(held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """StableLM's: those of all heads as one."""
     stacks: dict[str, list[FloatArray]] = {}
     for name, values in held.items():
-        if _is_expert(name):
-            _, _, layer, _, _, _, part, _ = name.split(".")
-            role = dict(zip(EXPERT_NAMES[spec.config["model_type"]][1:], ("gate", "up", "down"), strict=True))[part]
-            stacks.setdefault(f"blk.{layer}.ffn_{role}_exps.weight", []).append(values)
-    return {name: np.stack(matrices) for name, matrices in stacks.items()}
+        if ".norms." in name:
+            _, _, layer, _, part, *_ = name.split(".")
+            stacks.setdefault(f"blk.{layer}.attn_{part[0]}_norm.weight", []).append(values)
+    return {name: np.stack(vectors) for name, vectors in stacks.items()}
 
 
 def _gpt_oss_experts(held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
@@ -448,11 +476,15 @@ def _gpt_oss_experts(held: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
 def _gguf_name(spec: TinyModel, name: str) -> str:
     if spec.architecture == "gemma4" and (special := tiny_gemma4.gguf_name(name)):
         return special
+    if spec.architecture == "gemma3n" and (special := tiny_gemma3n.gguf_name(name)):
+        return special
     if name.endswith(".self_attn.sinks"):
         return f"blk.{name.split('.')[2]}.attn_sinks.weight"
     stem, suffix = name.rsplit(".", 1)
+    if suffix in tiny_mixtures.CORRECTIONS:
+        return f"blk.{name.split('.')[2]}.exp_probs_b.bias"
     table = HF_TO_GGUF_POST_NORMS if spec.architecture in POST_NORMS else HF_TO_GGUF
-    if spec.architecture == "gpt-oss":
+    if spec.architecture in ("gpt-oss", "glm4moe"):
         table = table | {"post_attention_layernorm": "post_attention_norm"}
     if stem.startswith("model.layers."):
         _, _, layer, part = stem.split(".", 3)
@@ -461,6 +493,8 @@ def _gguf_name(spec: TinyModel, name: str) -> str:
 
 
 def _gguf_values(spec: TinyModel, name: str, values: FloatArray) -> FloatArray:
+    if name.endswith("shared_expert_gate.weight"):
+        return values[0]
     if spec.architecture in GEMMAS and name.endswith("norm.weight"):
         return values + 1
     if name.endswith("conv.conv.weight"):
@@ -498,7 +532,7 @@ class MemoryCheckpoint:
 
 def memory_checkpoint(spec: TinyModel, *, kind: str = "safetensors") -> MemoryCheckpoint:
     """The model without a file, float32; kind "gguf" has GGUF's names, metadata and permutation."""
-    values = gguf_weights(spec) if kind == "gguf" else weights(spec)
+    values = gguf_weights(spec) if kind == "gguf" else folder_weights(spec)
     metadata = gguf_metadata(spec) if kind == "gguf" else hf_config(spec)
     architecture = spec.architecture if kind == "gguf" else spec.config["model_type"].removesuffix("_text")
     return MemoryCheckpoint(kind, architecture, metadata, {name: raw(name, v) for name, v in values.items()})

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import tiny_gemma3n
 import tiny_gemma4
 import tiny_hybrid
 import tiny_lfm2
 import tiny_mamba
+import tiny_mistral4
+import tiny_mixtures
 from tiny_tokenizer import TOKENS
 
 VOCAB = len(TOKENS)
@@ -87,6 +90,30 @@ NO_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0}  # else transfo
 COHERE = {"layer_norm_eps": 1e-5, "logit_scale": 0.5, "tie_word_embeddings": True, "pad_token_id": 0}
 STABLELM = {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25, "num_key_value_heads": 4}
 EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2}
+GLM_MOE = {
+    "num_hidden_layers": 3,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True,
+    "partial_rotary_factor": 0.5,
+    "num_nextn_predict_layers": 0,
+    "pad_token_id": 0,
+}
+
+
+QWEN2_MOE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 64,
+    "decoder_sparse_step": 1,
+}
+QWEN3_VL_ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+QWEN3_VL_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 
 
 def _tiny(architecture: str, model_type: str | None = None, **config: Any) -> TinyModel:
@@ -137,6 +164,7 @@ TINY: dict[str, TinyModel] = {
     "smollm3": _tiny("smollm3", num_hidden_layers=5, pad_token_id=0, tie_word_embeddings=True),
     "granite": _tiny("granite", **tiny_mamba.SCALES),
     "ministral3": _tiny("mistral3", "ministral3", rope_parameters=MINISTRAL_ROPE, pad_token_id=0),
+    "mistral4": _tiny("mistral4", **tiny_mistral4.CONFIG, rope_parameters=MINISTRAL_ROPE),
     "olmo3": _tiny(
         "olmo2", "olmo3", num_hidden_layers=5, rope_parameters=OLMO3_ROPE, sliding_window=20, pad_token_id=0
     ),
@@ -147,7 +175,16 @@ TINY: dict[str, TinyModel] = {
     "cohere2": _tiny("cohere2", **COHERE, num_hidden_layers=5, sliding_window=20),
     "stablelm": _tiny("stablelm", **STABLELM, use_qkv_bias=True),
     "stablelm_parallel": _tiny("stablelm", **STABLELM, use_parallel_residual=True),
+    "cohere_plus": _tiny("command-r", "cohere", **COHERE, use_qk_norm=True),
+    "stablelm_12b": _tiny(
+        "stablelm", **STABLELM | {"num_key_value_heads": 2}, use_parallel_residual=True, qk_layernorm=True
+    ),
+    "glm4moe": _tiny("glm4moe", "glm4_moe", **GLM_MOE, attention_bias=True, use_qk_norm=True),
     "nemotron": _tiny("nemotron", norm_eps=1e-5, partial_rotary_factor=0.5, hidden_act="relu2"),
+    "gemma3n": _tiny("gemma3n", "gemma3n_text", **tiny_gemma3n.BASE, vocab_size_per_layer_input=VOCAB - 40),
+    "gemma3n_second": _tiny(
+        "gemma3n", "gemma3n_text", **tiny_gemma3n.BASE | tiny_gemma3n.SECOND, vocab_size_per_layer_input=VOCAB
+    ),
     "gemma4": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.SMALL, vocab_size_per_layer_input=VOCAB),
     "gemma4_dense": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.DENSE),
     "gemma4_experts": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.EXPERTS),
@@ -190,6 +227,12 @@ TINY: dict[str, TinyModel] = {
     "falcon_h1": _tiny("falcon-h1", "falcon_h1", **tiny_mamba.FALCON),
     "falcon_h1_plain": _tiny("falcon-h1", "falcon_h1", **{**tiny_mamba.FALCON, "mamba_rms_norm": False}),
     "nemotron_h": _tiny("nemotron_h", **tiny_mamba.NEMOTRON),
+    "lfm2moe": _tiny("lfm2moe", "lfm2_moe", **tiny_lfm2.CONFIG | tiny_lfm2.MIXTURE),
+    "qwen2moe": _tiny("qwen2moe", "qwen2_moe", **QWEN2_MOE),
+    "qwen2vl": _tiny("qwen2vl", "qwen2_vl_text", rope_scaling={"type": "mrope", "mrope_section": [2, 3, 3]}),
+    "qwen25vl": _tiny("qwen2vl", "qwen2_5_vl_text", rope_scaling={"type": "mrope", "mrope_section": [2, 3, 3]}),
+    "qwen3vl": _tiny("qwen3vl", "qwen3_vl_text", head_dim=32, rope_parameters=QWEN3_VL_ROPE),
+    "qwen3vlmoe": _tiny("qwen3vlmoe", "qwen3_vl_moe_text", **QWEN3_VL_MOE, head_dim=32, rope_parameters=QWEN3_VL_ROPE),
     # Shapes of real models: SmolLM2-135M's heads and widths; and one whose every matrix k-quants can pack.
     "smollm2": _tiny(
         "llama",
@@ -218,9 +261,9 @@ TINY: dict[str, TinyModel] = {
 }
 
 
-_WITH_STATES = (*tiny_hybrid.HYBRIDS, "lfm2", "granitehybrid", "falcon-h1", "nemotron_h")
+_WITH_STATES = (*tiny_hybrid.HYBRIDS, "lfm2", "lfm2moe", "granitehybrid", "falcon-h1", "nemotron_h")
 HYBRIDS = [name for name, spec in TINY.items() if spec.architecture in _WITH_STATES]
-MIXTURES = [name for name, spec in TINY.items() if "num_local_experts" in spec.config]
+MIXTURES = [name for name, spec in TINY.items() if tiny_mixtures.count(spec.config)]
 GEMMAS = ("gemma", "gemma2", "gemma3", "nemotron")  # architectures whose norms multiply by 1 + w
 LAYER_NORMS = ("command-r", "cohere2", "stablelm", "nemotron")
 INTERLEAVED = ("llama", "smollm3", "granite", "mistral3")  # whose q and k are reordered in GGUF

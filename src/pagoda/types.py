@@ -322,7 +322,8 @@ class RawTensor:
 
     def part(self, start: int, stop: int) -> RawTensor:
         """Rows [start, stop) of a matrix as a tensor of its own, a view."""
-        data = self.data.reshape(self.shape[0], -1)[start:stop].reshape(-1)
+        rows = self.data if self.data.ndim > 2 else self.data.reshape(self.shape[0], -1)
+        data = rows[start:stop] if self.data.ndim > 2 else rows[start:stop].reshape(-1)
         name, shape = f"{self.name}[{start}:{stop}]", (stop - start, *self.shape[1:])
         return replace(self, name=name, shape=shape, data=data, part_of=self.part_of or self.name)
 
@@ -331,6 +332,13 @@ class RawTensor:
         data = self.data.reshape(groups, of, -1)[:, i]
         name, shape = f"{self.name}[{i} of {of}]", (self.shape[0] // of, *self.shape[1:])
         return replace(self, name=name, shape=shape, data=data, part_of=self.part_of or self.name)
+
+    def transposed(self) -> RawTensor:
+        """A matrix of floats the other way round, a view: an element's bytes are data's last dimension."""
+        rows, columns = self.shape
+        data = self.data.reshape(rows, columns, -1).transpose(1, 0, 2)
+        name, part_of = f"{self.name}.T", self.part_of or self.name
+        return replace(self, name=name, shape=(columns, rows), data=data, part_of=part_of)
 
     def matrix(self, i: int) -> RawTensor:
         """Matrix i of a stack [N, rows, columns] as a tensor of its own, a view."""

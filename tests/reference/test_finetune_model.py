@@ -25,8 +25,12 @@ from pagoda.models.registry import family_of
 from tiny_models import MIXTURES, TINY, VOCAB, write_gguf, write_safetensors
 from tiny_specs import HYBRIDS
 
-UNTRAINED = [name for name in TINY if name.startswith(("stablelm", "nemotron", "gemma4"))]
-FAMILIES = [name for name in TINY if name not in (*MIXTURES, *HYBRIDS, *UNTRAINED)]
+UNTRAINED = [
+    name
+    for name in TINY
+    if name.startswith(("stablelm", "nemotron", "gemma4", "gemma3n", "qwen2vl", "qwen25vl", "qwen3vl"))
+]
+FAMILIES = [name for name in TINY if name not in (*MIXTURES, *HYBRIDS, *UNTRAINED, "cohere_plus")]
 LENGTHS = (7, 12, 20)  # the last is longer than the windows of families that slide
 LOSS, GRADIENT = 2e-4, 5e-3  # relative: 16-bit codes of activations
 

@@ -18,7 +18,7 @@ from tiny_models import TINY, MemoryCheckpoint, TinyModel, memory_checkpoint, ra
 GOLDENS = Path(__file__).parent / "goldens"
 
 # What GGUF has no key for; and where llama.cpp's converter reorders queries and keys as if heads were turned whole.
-NOT_IN_GGUF = {"qwen2_windowed", "qwen3moe_mixed", "bamba"}
+NOT_IN_GGUF = {"qwen2_windowed", "qwen3moe_mixed", "bamba", "gemma3n_second"}
 
 
 def golden(name: str) -> dict[str, Any]:
@@ -100,6 +100,8 @@ WITHOUT: dict[str, TinyModel] = {
     "falcon_h1": TINY["falcon_h1"].with_config(mamba_norm_before_gate=True),
     "falcon_h1_plain": TINY["falcon_h1_plain"].with_config(ssm_multipliers=None),
     "nemotron_h": TINY["nemotron_h"].with_config(mlp_hidden_act="silu"),
+    "gemma3n": TINY["gemma3n"].with_config(activation_sparsity_pattern=[0.0] * 7),
+    "gemma3n_second": TINY["gemma3n_second"].with_config(altup_active_idx=0),
     "gemma4": TINY["gemma4"].with_config(final_logit_softcapping=None),
     "gemma4_dense": TINY["gemma4_dense"].with_config(sliding_window=256),
     "gemma4_experts": TINY["gemma4_experts"].with_config(top_k_experts=1),
@@ -150,6 +152,7 @@ def test_configs_of_transformers_5_say_the_same(name: str) -> None:
     [
         ("gemma3", "gemma3", "language_model."),
         ("gemma4", "gemma4", "model.language_model."),
+        ("gemma3n", "gemma3n", "model.language_model."),
         ("ministral3", "mistral3", "language_model."),
     ],
 )

@@ -15,7 +15,7 @@ PROMPTS = [[(37 * i + 11 + 7 * j) % VOCAB for i in range(60 + 17 * j)] for j in 
 
 
 @pytest.mark.parametrize("max_batch_tokens", [8, 50, 512])
-@pytest.mark.parametrize("name", ["mistral", "qwen2_windowed", "gemma3", "gemma4"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2_windowed", "gemma3", "gemma4", "gemma3n"])
 def test_greedy_tokens_are_those_of_one_pass(name: str, max_batch_tokens: int, tmp_path: Path) -> None:
     folder = write_safetensors(tmp_path, TINY[name])
     llm = LLM(str(folder), backend="reference", kv_memory_bytes=1 << 24, max_batch_tokens=max_batch_tokens)

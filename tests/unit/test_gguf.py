@@ -196,7 +196,7 @@ def test_hostile_files_allocate_nothing() -> None:
         (GGUF(version=1).encode(), "version 1 is not supported"),
         (GGUF(version=4).encode(), "version 4 is not supported"),
         (b"GGUF" + struct.pack(">I", 3) + bytes(16), "big-endian"),
-        (GGUF({}, [Tensor("t", (256,), 40, bytes(144))]).encode(), "'t' has the type NVFP4"),
+        (GGUF({}, [Tensor("t", (256,), 41, bytes(36))]).encode(), "'t' has the type Q1_0"),
         (GGUF({}, [Tensor("t", (256,), 4000, bytes(66))]).encode(), "'t' has the type number 4000"),
     ],
 )

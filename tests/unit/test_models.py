@@ -53,11 +53,12 @@ def test_forward_states_ops_on_opaque_handles_and_uses_every_tensor(name: str) -
     given += [matrix for value in given if isinstance(value, tuple) for matrix in value]
     used = [value for value in given if isinstance(value, RawTensor)]
     names = {tensor.part_of or tensor.name for tensor in used}
-    made = {name for name in names if name.startswith("ones.") or name.endswith(".no_bias")}
-    numbers = {
-        name for name in checkpoint.tensors if name.endswith(".layer_scalar")
-    }  # one number, no tensor of the graph
-    assert names - made == set(checkpoint.tensors) - numbers
+    made = {name for name in names if name.startswith(("ones.", "streams.")) or name.endswith(".no_bias")}
+    joined = {name.split(".norms.")[0] for name in names if name.endswith("+")}  # of a tensor a head
+    heads = {name for name in checkpoint.tensors if name.split(".norms.")[0] in joined}
+    unused = (".layer_scalar",) if TINY[name].config.get("altup_correct_scale", True) else ("correct_output_scale",)
+    numbers = {name for name in checkpoint.tensors if name.endswith(unused)}  # one number, no tensor of the graph
+    assert names - made - {f"{name}+" for name in heads} == set(checkpoint.tensors) - numbers - heads
     ends = [op for op, _, _ in ops.calls if op in ("embed", "logits")]
     assert ends[0] == "embed"
     assert ends[-1] == "logits"

@@ -18,7 +18,19 @@ from tiny_models import TINY, MemoryCheckpoint, memory_checkpoint, raw
 FAMILY_MODELS = [
     *("llama3", "mistral", "qwen2", "qwen3_yarn", "gemma3", "phi3_long"),
     *("qwen3moe", "gemma2", "olmo2", "smollm3", "granite", "ministral3", "olmo3", "glm4", "seed_oss", "hunyuan"),
-    *("cohere2", "stablelm", "nemotron", "gemma4", "gemma4_dense", "lfm2", "granite4", "bamba", "nemotron_h"),
+    *(
+        "cohere2",
+        "stablelm",
+        "nemotron",
+        "gemma4",
+        "gemma4_dense",
+        "gemma3n",
+        "lfm2",
+        "granite4",
+        "bamba",
+        "nemotron_h",
+    ),
+    *("cohere_plus", "stablelm_12b", "qwen2moe", "lfm2moe"),
 ]
 KINDS = ["gguf", "safetensors"]
 

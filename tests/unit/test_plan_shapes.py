@@ -311,7 +311,10 @@ CONFIG = {
 }
 
 
-@pytest.mark.parametrize("name", ["olmo3", "glm4", "cohere2", "nemotron", "gemma4", "gemma4_dense", "gemma4_experts"])
+GEMMAS = ["gemma3n_second", "gemma4", "gemma4_dense", "gemma4_experts"]
+
+
+@pytest.mark.parametrize("name", ["olmo3", "glm4", "cohere2", "nemotron", *GEMMAS, "cohere_plus"])
 def test_a_config_gives_the_shapes_that_its_gguf_file_has(name: str, tmp_path: Path) -> None:
     """Experts may be stacked with their gates and ups in one: their elements are counted."""
     planned = shape_from_config(hf_config(TINY[name]), name)

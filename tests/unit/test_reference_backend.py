@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from op_graphs import Encoder, hidden_states_of
 from paged_run import PagedRun, move_blocks, reference_run
 from pagoda.backends import arithmetic, reference
 from pagoda.backends.base import run_batch
-from pagoda.backends.specs import AttentionSpec, RopeSpec, RopeStyle
+from pagoda.backends.specs import AttentionSpec, ExpertsSpec, RopeSpec, RopeStyle, Scoring
 from pagoda.models.registry import load_model
 from tiny_models import TINY, VOCAB, memory_checkpoint
 
@@ -118,6 +119,64 @@ def test_gated_activations_at_known_points(activation: str, at_one: float, at_mi
     np.testing.assert_allclose(out, [at_one, at_minus_two, 0, far, 0], atol=1e-6)
 
 
+def test_gaussian_topk_of_known_numbers() -> None:
+    """Mean 2, variance 4: one deviation above the mean is 4."""
+    x = np.array([[0.0, 0.0, 2.0, 5.0, 3.0, 2.0]], np.float32)
+    x = np.concatenate([x, 2 * x])
+    spread = statistics.pstdev(x[0].tolist())
+    out = arithmetic.gaussian_topk(x, 0.5)
+    expected = [max(value - 2 - spread / 2, 0) for value in x[0].tolist()]
+    np.testing.assert_allclose(out, [expected, [2 * value for value in expected]], atol=1e-6)
+    assert arithmetic.gaussian_topk(x, -9.0).min() > 0  # below the mean all stay
+
+
+def test_gaussian_topk_leaves_the_share_that_it_is_named_for() -> None:
+    kept = arithmetic.gaussian_topk(random(4, 20_000), statistics.NormalDist().inv_cdf(0.95)) > 0
+    np.testing.assert_allclose(kept.mean(-1), 0.05, atol=0.01)
+
+
+@pytest.mark.parametrize(("streams", "made"), [(4, 4), (1, 4), (3, 1)])
+def test_mixed_streams_against_loops(streams: int, made: int) -> None:
+    x, coefficients = random(5, streams * 6), random(5, made * streams)
+    out = arithmetic.mix_streams(x, coefficients, streams)
+    for t in range(5):
+        for i in range(made):
+            parts = [coefficients[t, i * streams + j] * x[t, j * 6 : j * 6 + 6] for j in range(streams)]
+            np.testing.assert_allclose(out[t, i * 6 : i * 6 + 6], np.sum(parts, 0), atol=1e-6)
+
+
+def test_heads_are_centered_and_weighed_each_by_its_own() -> None:
+    x, weight = random(3, 4 * 6) + 1, random(4 * 6)
+    out = arithmetic.head_norm(x, weight, 1e-5, 4, centered=True)
+    for t in range(3):
+        for head in range(4):
+            values = x[t, head * 6 : head * 6 + 6].astype(np.float64)
+            expected = (values - values.mean()) / math.sqrt(values.var() + 1e-5) * weight[head * 6 : head * 6 + 6]
+            np.testing.assert_allclose(out[t, head * 6 : head * 6 + 6], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_experts_are_picked_by_corrected_scores_and_weighed_by_their_own(scoring: Scoring, normalize: bool) -> None:
+    router, corrections, scales = random(40, 6), random(6) / 4, 1 + random(6) / 4
+    spec = ExpertsSpec(3, normalize, "silu", scoring, scale=2.5)
+    out = arithmetic.expert_weights(router, spec, scales, corrections)
+    moved = 0
+    for logits, got in zip(router.astype(np.float64), out, strict=True):
+        scores = 1 / (1 + np.exp(-logits)) if scoring == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
+        picked = sorted(range(6), key=lambda e: scores[e] + corrections[e])[-3:]
+        moved += set(picked) != set(np.argsort(logits)[-3:].tolist())
+        total = scores[picked].sum() if normalize else 1
+        expected = [scores[e] / total * 2.5 * scales[e] if e in picked else 0 for e in range(6)]
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert moved > 5
+
+
+def test_scores_that_are_all_nothing_weigh_nothing() -> None:
+    spec = ExpertsSpec(2, normalize=True, activation="silu", scoring="sigmoid")
+    assert not arithmetic.expert_weights(np.full((1, 4), -200, np.float32), spec).any()
+
+
 def test_paged_kv_reads_back_what_was_stored_through_the_table() -> None:
     pool = reference.PagedKV({3: (2, 4), 5: (2, 4)}, num_blocks=6)
     k, v = random(40, 8), random(40, 8)
@@ -145,7 +204,17 @@ def tokens(count: int, seed: int) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(0, VOCAB, count)]
 
 
-FAMILIES = ["llama", "mistral", "qwen2_windowed", "qwen3_yarn", "gemma3", "phi3_long", "ministral3", "gemma4"]
+FAMILIES = [
+    "llama",
+    "mistral",
+    "qwen2_windowed",
+    "qwen3_yarn",
+    "gemma3",
+    "phi3_long",
+    "ministral3",
+    "gemma4",
+    "gemma3n",
+]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -11,6 +11,7 @@ from pagoda.backends.specs import Activation, AttentionSpec, DeltaSpec, ExpertsS
 from pagoda.types import FloatArray, Int32Array
 
 SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # of clamped_swiglu
+LEAST_TOTAL = 1e-20  # scores of experts that are all 0 stay so
 
 
 def rms_norm(x: FloatArray, weight: FloatArray, eps: float) -> FloatArray:
@@ -24,6 +25,15 @@ def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, eps: float) 
     away = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
     variance = np.mean(np.square(away), axis=-1, keepdims=True, dtype=np.float32)
     return np.asarray(away / np.sqrt(variance + np.float32(eps)) * weight + bias, dtype=np.float32)
+
+
+def head_norm(x: FloatArray, weight: FloatArray, eps: float, num_heads: int, *, centered: bool = False) -> FloatArray:
+    """rms_norm over each head of x [T, num_heads * D], its mean taken out before where it is `centered`."""
+    heads = x.reshape(len(x), num_heads, -1)
+    weights = weight.reshape(-1, heads.shape[2])  # [1, D] or [num_heads, D]
+    if centered:
+        heads = heads - np.mean(heads, axis=-1, keepdims=True, dtype=np.float32)
+    return rms_norm(heads, weights, eps).reshape(x.shape)
 
 
 def linear(x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> FloatArray:
@@ -62,19 +72,42 @@ def rope(x: FloatArray, positions: Int32Array, num_heads: int, spec: RopeSpec) -
     return out.reshape(x.shape)
 
 
+def gaussian_topk(x: FloatArray, deviations: float) -> FloatArray:
+    """max(x - (mean + deviations * standard deviation), 0) over the last dimension."""
+    away = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
+    deviation = np.sqrt(np.mean(np.square(away), axis=-1, keepdims=True, dtype=np.float32))
+    return np.asarray(np.maximum(away - deviation * np.float32(deviations), 0), dtype=np.float32)
+
+
+def mix_streams(x: FloatArray, coefficients: FloatArray, streams: int) -> FloatArray:
+    """Stream i of the result is the sum over j of coefficients[:, i * streams + j] * x_j, one after the other."""
+    held = x.reshape(len(x), streams, -1)
+    each = coefficients.reshape(len(x), -1, streams)
+    out = np.zeros((len(x), each.shape[1], held.shape[2]), np.float32)
+    for j in range(streams):
+        out += each[:, :, j, None] * held[:, None, j]
+    return out.reshape(len(x), -1)
+
+
 def softmax(x: FloatArray) -> FloatArray:
     """Over the last dimension."""
     weights = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
-def expert_weights(router: FloatArray, spec: ExpertsSpec, scales: FloatArray | None = None) -> FloatArray:
-    """How much each expert counts for each token, 0 for those not picked. router [T, N], scales [N] → [T, N]"""
-    probabilities = softmax(router)
-    picked = np.argsort(-router, axis=-1, kind="stable")[:, : spec.num_used]
-    weights = np.zeros_like(probabilities)
-    np.put_along_axis(weights, picked, np.take_along_axis(probabilities, picked, -1), -1)
-    weights = weights / weights.sum(-1, keepdims=True) if spec.normalize else weights
+def expert_weights(
+    router: FloatArray, spec: ExpertsSpec, scales: FloatArray | None = None, corrections: FloatArray | None = None
+) -> FloatArray:
+    """How much each expert counts for each token, 0 for those not picked. router [T, N]; scales, corrections [N]
+    → [T, N]"""
+    scores = softmax(router) if spec.scoring == "softmax" else sigmoid(router)
+    ranked = router if corrections is None else scores + corrections
+    picked = np.argsort(-ranked, axis=-1, kind="stable")[:, : spec.num_used]
+    weights = np.zeros_like(scores)
+    np.put_along_axis(weights, picked, np.take_along_axis(scores, picked, -1), -1)
+    if spec.normalize:
+        weights = weights / (weights.sum(-1, keepdims=True) + LEAST_TOTAL)
+    weights = weights * np.float32(spec.scale)
     return np.asarray(weights if scales is None else weights * scales, np.float32)
 
 

@@ -55,8 +55,11 @@ class Ops(Protocol):
     def layer_norm(self, x: Handle, weight: RawTensor, bias: RawTensor, eps: float) -> Handle:
         """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, over the last dimension. → [T, E]"""
 
-    def head_norm(self, x: Handle, weight: RawTensor, eps: float, num_heads: int) -> Handle:
-        """rms_norm over each head of x [T, num_heads * D], with weight (D,), or (num_heads * D,)."""
+    def head_norm(self, x: Handle, weight: RawTensor, eps: float, num_heads: int, *, centered: bool = False) -> Handle:
+        """rms_norm over each head of x [T, num_heads * D] with weight (D,), or with one of its own: (num_heads * D,).
+
+        centered: the mean of each head is taken out before, as a layer norm does.
+        """
 
     def linear(self, x: Handle, weight: RawTensor, bias: RawTensor | None = None) -> Handle:
         """x @ weight.T + bias, and for tokens of sequences with an adapter what that adds. → [T, out]"""
@@ -98,16 +101,31 @@ class Ops(Protocol):
         spec: ExpertsSpec,
         scales: RawTensor | None = None,
         biases: ExpertBiases | None = None,
+        corrections: RawTensor | None = None,
     ) -> Handle:
         """Mixture of N experts: of each token the sum over its experts of weight * down(activation(gate(x)) * up(x)).
 
-        x [T, E]; router [T, N] logits, whose softmax over all N gives the weights, of equals the lower index comes
+        x [T, E]; router [T, N] logits, whose scores over all N give the weights, of equals the lower index comes
         first; gate and up: N matrices (F, E); down: N of (E, F); each product may have a bias. scales (N,): what an
-        expert's weight is multiplied with in the end. Summed in the order of the experts' indices. → [T, E]
+        expert's weight is multiplied with in the end. corrections (N,): what is added to its score where experts are
+        picked, not where they are weighed. Summed in the order of the experts' indices. → [T, E]
         """
 
     def scale_rows(self, x: Handle, gate: Handle, activation: Activation) -> Handle:
         """Each row of x [T, E] times activation(gate) of the row's one number, gate [T, 1]. → [T, E]"""
+
+    def gaussian_topk(self, x: Handle, deviations: float) -> Handle:
+        """max(x - (mean(x) + deviations * std(x)), 0), over the last dimension; std divides by its length. → [T, F]
+
+        Of numbers that are spread as a Gaussian the largest share stays, by how many deviations that is.
+        """
+
+    def mix_streams(self, x: Handle, coefficients: Handle, streams: int) -> Handle:
+        """Sums of streams, by coefficients of each token's own. x [T, streams * E] holds them side by side.
+
+        coefficients [T, N * streams]; stream i of N is the sum over j of coefficients[:, i * streams + j] * x_j.
+        → [T, N * E]
+        """
 
     # Ops with a state: what they keep of a sequence's tokens has a fixed size and is part of the sequence's state.
 

@@ -265,6 +265,7 @@ class Compiler:
         spec: ExpertsSpec,
         scales: RawTensor | None,
         biases: ExpertBiases | None,
+        corrections: RawTensor | None,
     ) -> None:
         """A token gets a row for each of its experts. Rows of one expert stand together: a step reads its weights
         once."""
@@ -275,7 +276,10 @@ class Compiler:
             num_experts=len(gate),
             top_k=used,
             normalize=spec.normalize,
+            sigmoid=spec.scoring == "sigmoid",
+            scale=spec.scale,
             scales=None if scales is None else self.weights.vector(scales),
+            corrections=None if corrections is None else self.weights.vector(corrections),
         )
         self.buffers.read(router)
         gates, ups, downs = self.buffers.take(ffn, used), self.buffers.take(ffn, used), self.buffers.take(hidden, used)

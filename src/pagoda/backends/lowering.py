@@ -279,16 +279,16 @@ def _chain_of(node: Node) -> QkChain:
         rope = node["spec"]
         ops.append(node)
         node = node["x"]
-    if node.op == "head_norm" and node.only_user and node["x"].only_user and _is_shared(node):
+    if node.op == "head_norm" and node.only_user and node["x"].only_user and _is_plain(node):
         norm = node
         ops.append(node)
         node = node["x"]
     return QkChain(node, norm, rope, tuple(ops))
 
 
-def _is_shared(norm: Node) -> bool:
-    """Whether all heads are multiplied by the same numbers."""
-    return bool(norm["num_heads"] * norm["weight"].shape[0] == norm.columns)
+def _is_plain(head_norm: Node) -> bool:
+    """Whether all heads are normalized alike, by their root mean square."""
+    return not head_norm["centered"] and head_norm["weight"].shape[0] * head_norm["num_heads"] == head_norm.columns
 
 
 def _alike(chains: list[QkChain]) -> bool:

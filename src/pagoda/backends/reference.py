@@ -23,9 +23,12 @@ from pagoda.backends.arithmetic import (
     expert_weights,
     fast_linear,
     gated,
+    gaussian_topk,
     grown,
+    head_norm,
     layer_norm,
     linear,
+    mix_streams,
     rms_norm,
     rope,
     selective_scan,
@@ -90,7 +93,9 @@ class ReferenceOps:
 
     def embed(self, table: RawTensor, scale: float = 1.0, by: EmbedBy = "tokens", offset: int = 0) -> FloatArray:
         types = self.batch.token_types if self.batch.token_types.size else np.zeros_like(self.batch.tokens)
-        numbers = {"tokens": self.batch.tokens, "positions": self.batch.positions, "types": types}[by]
+        tokens = self.batch.tokens
+        known = np.where(tokens < table.shape[0], tokens, 0)
+        numbers = {"tokens": tokens, "known_tokens": known, "positions": self.batch.positions, "types": types}[by]
         rows: FloatArray = self.weights[table][numbers + offset]
         return rows * np.float32(scale)
 
@@ -100,9 +105,10 @@ class ReferenceOps:
     def layer_norm(self, x: FloatArray, weight: RawTensor, bias: RawTensor, eps: float) -> FloatArray:
         return layer_norm(x, self.weights[weight], self.weights[bias], eps)
 
-    def head_norm(self, x: FloatArray, weight: RawTensor, eps: float, num_heads: int) -> FloatArray:
-        heads = x.reshape(len(x), num_heads, -1)
-        return rms_norm(heads, self.weights[weight].reshape(-1, heads.shape[-1]), eps).reshape(x.shape)
+    def head_norm(
+        self, x: FloatArray, weight: RawTensor, eps: float, num_heads: int, *, centered: bool = False
+    ) -> FloatArray:
+        return head_norm(x, self.weights[weight], eps, num_heads, centered=centered)
 
     def linear(self, x: FloatArray, weight: RawTensor, bias: RawTensor | None = None) -> FloatArray:
         out = self.product(x, self.weights[weight], None if bias is None else self.weights[bias])
@@ -164,8 +170,10 @@ class ReferenceOps:
         spec: ExpertsSpec,
         scales: RawTensor | None = None,
         biases: ExpertBiases | None = None,
+        corrections: RawTensor | None = None,
     ) -> FloatArray:
-        chosen = expert_weights(router, spec, None if scales is None else self.weights[scales])  # [T, N]
+        factors, added = (None if vector is None else self.weights[vector] for vector in (scales, corrections))
+        chosen = expert_weights(router, spec, factors, added)  # [T, N]
         out = np.zeros_like(x)
         of_gate, of_up, of_down = (
             (self.weights[b] for b in biases) if biases else (np.zeros((len(gate), 1), np.float32),) * 3
@@ -183,6 +191,12 @@ class ReferenceOps:
 
     def multiply(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return x * y
+
+    def gaussian_topk(self, x: FloatArray, deviations: float) -> FloatArray:
+        return gaussian_topk(x, deviations)
+
+    def mix_streams(self, x: FloatArray, coefficients: FloatArray, streams: int) -> FloatArray:
+        return mix_streams(x, coefficients, streams)
 
     def short_conv(
         self, layer: int, x: FloatArray, weight: RawTensor, bias: RawTensor | None = None, *, silu: bool

@@ -11,7 +11,9 @@ from pagoda.types import FloatArray, RawTensor
 # relu2: max(x, 0)². clamped_swiglu, of gpt-oss, is not a function of the gate alone: (u + 1) * g * sigmoid(1.702 g),
 # g = min(gate, 7), u = up within -7 and 7.
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "sigmoid", "clamped_swiglu"]
-EmbedBy = Literal["tokens", "positions", "types"]  # which number of a token picks the row of an embedding table
+Scoring = Literal["softmax", "sigmoid"]  # what a router's logits become
+# Which number of a token picks the row of an embedding table; known_tokens: its id, 0 where the table has no such row.
+EmbedBy = Literal["tokens", "known_tokens", "positions", "types"]
 RopeStyle = Literal["interleaved", "neox"]  # pairs (2i, 2i+1), or (i, i + D/2)
 LoraType = Literal["f32", "bf16", "int8"]  # of an adapter's numbers in memory
 KVType = Literal["f16", "bf16", "f32", "int16", "int8", "fp8"]  # int16: on CPUs alone; fp8 (e4m3): on CUDA alone
@@ -64,14 +66,16 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class ExpertsSpec:
-    """How a router picks experts for a token: the `num_used` likeliest, weighted by their probabilities.
+    """How a router picks experts for a token: the `num_used` of the highest scores, which weigh them.
 
-    normalize: the weights are divided by their sum.
+    normalize: the weights are divided by their sum. scale: then multiplied by this.
     """
 
     num_used: int
     normalize: bool
     activation: Activation
+    scoring: Scoring = "softmax"  # over all experts
+    scale: float = 1.0
 
 
 ExpertBiases = tuple[RawTensor, RawTensor, RawTensor]  # of gate and up (N, F), of down (N, E)

@@ -16,6 +16,9 @@ COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
     "columns": lambda arguments: int(arguments["count"]),
     "linear": lambda arguments: int(arguments["weight"].shape[0]),
     "logits": lambda arguments: int(arguments["weight"].shape[0]),
+    "mix_streams": lambda arguments: int(
+        arguments["coefficients"].columns // arguments["streams"] * (arguments["x"].columns // arguments["streams"])
+    ),
     "delta_rule": lambda arguments: int(arguments["spec"].num_v_heads * arguments["spec"].v_dim),
     "selective_scan": lambda arguments: int(arguments["spec"].inner_size),
 }

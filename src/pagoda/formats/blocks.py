@@ -82,6 +82,8 @@ BLOCK_TYPES: dict[str, BlockType] = {
 # Types that are read, and not written.
 READ_ONLY = frozenset({"MXFP4", *grid_blocks.DECODERS})
 
+NVFP4 = BlockType(64, 36, 40)  # whose factor lies apart: `nvfp4_blocks.py` makes quantized tensors of it
+
 # ggml's other types: their size is known, and nothing more.
 UNREAD_TYPES: dict[str, BlockType] = {
     "Q8_1": BlockType(32, 36, 9),
@@ -91,7 +93,6 @@ UNREAD_TYPES: dict[str, BlockType] = {
     "I32": BlockType(1, 4, 26),
     "I64": BlockType(1, 8, 27),
     "F64": BlockType(1, 8, 28),
-    "NVFP4": BlockType(64, 36, 40),
     "Q1_0": BlockType(128, 18, 41),
 }
 

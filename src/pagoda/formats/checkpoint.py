@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from pagoda.errors import FormatError, PagodaError, UnsupportedError
+from pagoda.formats import nvfp4_blocks
 from pagoda.formats.gguf import MAGIC, GGUFHeader, parse_gguf
 from pagoda.formats.mapped import MappedFile, TensorInfo, Version
 from pagoda.formats.quant_methods import fold
@@ -196,7 +197,12 @@ def _open_gguf(path: Path, any_type: bool) -> Checkpoint:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise FormatError("general.architecture is missing; this is not a model", path=str(path))
-    return Checkpoint("gguf", path, architecture, metadata, [(file, header.tensors) for file, header in parts])
+    checkpoint = Checkpoint("gguf", path, architecture, metadata, [(file, header.tensors) for file, header in parts])
+    try:
+        checkpoint.tensors = nvfp4_blocks.fold(checkpoint.tensors)
+    except FormatError as error:
+        raise FormatError(str(error), path=str(path)) from error
+    return checkpoint
 
 
 def _open_split(path: Path, count: Any, any_type: bool) -> list[tuple[MappedFile, GGUFHeader]]:

@@ -20,7 +20,7 @@ from math import prod
 from typing import Any
 
 from pagoda.errors import UnsupportedError
-from pagoda.formats.blocks import BLOCK_TYPES, UNREAD_TYPES, BlockType
+from pagoda.formats.blocks import BLOCK_TYPES, NVFP4, UNREAD_TYPES, BlockType
 from pagoda.formats.gguf_fields import ARRAY, SCALARS, STRING, Cursor
 from pagoda.formats.mapped import Buffer, TensorInfo, check_apart
 
@@ -32,7 +32,7 @@ MAX_DIMENSIONS = 4
 MIN_KEY_BYTES = 8 + 4 + 1  # empty key, type, one byte of value
 MIN_TENSOR_BYTES = 8 + 4 + 4 + 8  # empty name, no dimensions, type, offset
 
-_TENSOR_TYPES = {block.id: (name, block) for name, block in BLOCK_TYPES.items()}
+_TENSOR_TYPES = {block.id: (name, block) for name, block in {**BLOCK_TYPES, "NVFP4": NVFP4}.items()}
 _OTHER_TYPES = {block.id: (name, block) for name, block in UNREAD_TYPES.items()}
 
 
@@ -193,7 +193,7 @@ def _place(
         other = _OTHER_TYPES[row.type][0] if row.type in _OTHER_TYPES else f"number {row.type}"
         raise UnsupportedError(
             f"{cursor.path}: tensor {row.name!r} has the type {other}, which is not supported; "
-            f"supported: {', '.join(BLOCK_TYPES)}"
+            f"supported: {', '.join(name for name, _ in _TENSOR_TYPES.values())}"
         )
     type, block = types[row.type]
     shape = row.extents[::-1] or (1,)

@@ -92,6 +92,10 @@ class GroupedWeight:
         )
         return replace(first, codes=codes, scales=scales, zeros=zeros)
 
+    def pick(self, rows: npt.NDArray[np.integer]) -> GroupedWeight:
+        """Its rows of these numbers."""
+        return replace(self, codes=self.codes[rows], scales=self.scales[rows], zeros=self.zeros[rows])
+
     def cut(self, rows: slice, columns: slice) -> GroupedWeight:
         """Some of its rows and columns."""
         codes, groups = self.codes[rows, columns], self.groups[columns]

@@ -45,7 +45,19 @@ class QuantizedTensor(RawTensor):
         )
 
     def run(self, i: int, of: int, groups: int) -> QuantizedTensor:
-        raise UnsupportedError(f"{self.name!r} holds rows of several matrices by turns, which {self.type} cannot here")
+        """As `RawTensor.run`."""
+        rows = np.arange(self.shape[0]).reshape(groups, of, -1)[:, i].reshape(-1)
+        return replace(self.picked(rows), name=f"{self.name}[{i} of {of}]")
+
+    def picked(self, rows: npt.NDArray[np.integer]) -> QuantizedTensor:
+        """A matrix of these rows; the layer is unpacked whole, and they are picked then."""
+        whole = self.unpacker
+
+        def unpack(parts: Mapping[str, npt.NDArray[Any]]) -> GroupedWeight:
+            return whole(parts).pick(rows)
+
+        shape, name = (len(rows), self.shape[1]), f"{self.name}[{rows[0]}…]"
+        return replace(self, name=name, shape=shape, unpacker=unpack, part_of=self.part_of or self.name)
 
     def cut(self, rows: slice = slice(None), columns: slice = slice(None)) -> QuantizedTensor:
         """Some rows and columns under the same name; the layer is unpacked whole, and cut then."""

@@ -1,17 +1,18 @@
 """Command R, R7B and A, Aya: attention and feed-forward side by side on one layer norm, logits times a constant.
 
-Command R7B and A slide in three layers of four, and do not turn queries and keys in the fourth. Command R+ normalizes
-heads in a way of its own, and is refused.
+Command R7B and A slide in three layers of four, and do not turn queries and keys in the fourth. Command R+ has a layer
+norm of each head of queries and keys, with weights of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pagoda.formats.gguf_writer import Value, f32
 from pagoda.models.family import Family, ModelFile
-from pagoda.models.layers import Decoder
+from pagoda.models.layers import Decoder, Norm
 from pagoda.models.reader import DecoderReader, LayerKind, read_sizes, read_window, sliding_layers
 from pagoda.models.rope import read_rope
 from pagoda.models.source import Checkpoint, Settings
@@ -27,7 +28,16 @@ def build(file: ModelFile) -> Decoder:
         full = LayerKind(None)
         kinds = [turned if sliding else full for sliding in sliding_layers(file, sizes.num_layers)]
     scale = file.optional_number("logit_scale")
-    return DecoderReader(file, sizes).decoder(kinds, logit_scale=LOGIT_SCALE if scale is None else scale)
+    return _Reader(file, sizes).decoder(kinds, logit_scale=LOGIT_SCALE if scale is None else scale)
+
+
+class _Reader(DecoderReader):
+    def qk_norm(self, role: str, layer: int, size: int) -> Norm | None:
+        stated = not self.file.is_gguf and self.file.settings.flag("use_qk_norm")
+        if not stated and not any(self.file.has_tensor(one, layer) for one in ("attn_q_norm", "attn_k_norm")):
+            return None
+        weight = self.file.tensor(role, (size // self.sizes.head_dim, self.sizes.head_dim), layer)
+        return Norm(replace(weight, shape=(size,)), self.sizes.norm_eps, centered=True)
 
 
 def _context(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -37,7 +47,7 @@ def _context(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _extra_config(checkpoint: Checkpoint, decoder: Decoder) -> dict[str, Any]:
-    return {"logit_scale": decoder.logit_scale}
+    return {"logit_scale": decoder.logit_scale, "use_qk_norm": decoder.attention.q_norm is not None}
 
 
 def _extra_values(settings: Settings, decoder: Decoder) -> dict[str, Value]:
@@ -50,7 +60,7 @@ FAMILY = Family(
     hf_class="CohereForCausalLM",
     build=build,
     compared=("llama.cpp 0.3.36: greedy tokens",),
-    not_covered="Command R+",
+    not_covered="training of Command R+",
     adapt_config=_context,
     defaults={"tie_word_embeddings": True, "rope_theta": 500_000.0},
     usual_context=8192,

@@ -6,13 +6,14 @@ how they are built. Loading, converting, quantizing and planning read it here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pagoda.backends.specs import Activation, RopeStyle
+from pagoda.backends.specs import Activation, RopeStyle, Scoring
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.gguf_writer import Value
@@ -70,6 +71,7 @@ class Family:
     # Layers
     qkv_bias: bool = False
     output_bias: bool = False
+    bias_of_output: bool = True  # whether config.json's attention_bias is said of attention's output, too
     layer_norm: bool = False  # norms take the mean out, too
     norm_bias: bool = False
     head_bias: bool = False
@@ -84,6 +86,8 @@ class Family:
     activation: Activation = "silu"  # where files do not say
     dense_beside: bool = False  # a feed-forward beside the experts
     expert_bias: bool = False  # of experts and of what picks them
+    scoring: Scoring = "softmax"  # of experts, where files do not say
+    stacks_transposed: bool = False  # Hugging Face's stacks of experts may hold (in, out) matrices
     learned_positions: bool = False
     extra_tensors: Callable[[Settings], Iterable[tuple[str, tuple[int, ...]]]] | None = None  # GGUF names and shapes
     parallel: bool = False  # attention and feed-forward read the same norm
@@ -170,6 +174,10 @@ class ModelFile:
         stem = self.family.tensors[role][self._column].format(i=layer, e=expert)
         return f"{stem}.{suffix}" if suffix else stem
 
+    def has_role(self, role: str) -> bool:
+        """Whether the family's files of this kind can have such tensors."""
+        return bool(self.family.tensors.get(role, ("", ""))[self._column])
+
     def has_tensor(self, role: str, layer: int | None = None, *, suffix: str = "weight") -> bool:
         return self.tensor_name(role, layer, suffix=suffix) in self._tensors
 
@@ -192,7 +200,9 @@ class ModelFile:
         self._read.add(name)
         return found
 
-    def expert_tensors(self, role: str, count: int, shape: tuple[int, int], layer: int) -> tuple[RawTensor, ...]:
+    def expert_tensors(
+        self, role: str, count: int, shape: tuple[int, int], layer: int | None = None
+    ) -> tuple[RawTensor, ...]:
         """The matrix of each expert: a tensor of its own, or its part of their stack."""
         if self.is_gguf:
             stack = self.tensor(role, (count, *shape), layer)
@@ -208,10 +218,11 @@ class ModelFile:
         """Count a tensor as read although it is not needed."""
         self._read.add(name)
 
-    def skip_layers(self, first: int) -> None:
-        """Count GGUF's blocks from `first` on as read."""
-        blocks = ((name, name.split(".")) for name in self._tensors if name.startswith("blk."))
-        self._read.update(name for name, parts in blocks if parts[1].isdecimal() and int(parts[1]) >= first)
+    def skip_layers(self, first: int, count: int) -> None:
+        """Count the tensors of so many layers from `first` on as read."""
+        start = "blk." if self.is_gguf else "model.layers."
+        numbers = ((name, name.removeprefix(start).split(".")[0]) for name in self._tensors if name.startswith(start))
+        self._read.update(name for name, number in numbers if number.isdecimal() and 0 <= int(number) - first < count)
 
     def check_all_read(self) -> None:
         """UnsupportedError that names the tensors which nothing asked for."""
@@ -258,11 +269,22 @@ def negative_exp(raw: RawTensor) -> RawTensor:
     return RawTensor(raw.name, "F32", raw.shape, values.view(np.uint8).reshape(-1))
 
 
+def joined(name: str, parts: Sequence[RawTensor]) -> RawTensor:
+    """Vectors one after the other, in float32."""
+    return floats(name, np.concatenate([dequantize(part.data, part.type, part.shape) for part in parts]))
+
+
+def floats(name: str, values: npt.ArrayLike) -> RawTensor:
+    """Numbers that no file holds."""
+    held = np.ascontiguousarray(values, "<f4")
+    return RawTensor(name, "F32", held.shape, held.view(np.uint8).reshape(-1))
+
+
 def ones(size: int) -> RawTensor:
     """A vector that no file holds."""
-    return RawTensor(f"ones.{size}", "F32", (size,), np.ones(size, "<f4").view(np.uint8))
+    return floats(f"ones.{size}", np.ones(size))
 
 
 def zeros(name: str, size: int) -> RawTensor:
     """A vector that no file holds: of 0 for each of `size` columns."""
-    return RawTensor(name, "F32", (size,), np.zeros(4 * size, np.uint8))
+    return floats(name, np.zeros(size))

@@ -44,7 +44,7 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class PerLayer:
-    """The embedding that a layer adds: x += norm(projection(gelu(gate(x)) * inputs))."""
+    """The embedding that a layer adds: norm(projection(gelu(gate(x)) * inputs))."""
 
     gate: Linear  # (P, E)
     projection: Linear  # (E, P)
@@ -52,7 +52,7 @@ class PerLayer:
 
     def forward(self, ops: Ops, x: Handle, inputs: Handle) -> Handle:
         gated = ops.gated(self.gate.forward(ops, x), inputs, "gelu_tanh")  # [T, P]
-        return ops.add(x, self.norm.forward(ops, self.projection.forward(ops, gated)))
+        return self.norm.forward(ops, self.projection.forward(ops, gated))  # [T, E]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Gemma4Block(Block):
             fed = self.beside.forward(ops, x, fed)
         x = ops.add(x, _norm(ops, self.ffn_post_norm, fed))
         if self.per_layer is not None:
-            x = self.per_layer.forward(ops, x, inputs)
+            x = ops.add(x, self.per_layer.forward(ops, x, inputs))
         return x if self.scale == 1.0 else ops.columns(x, 0, self.width, self.scale)
 
     @property
@@ -98,17 +98,24 @@ def _norm(ops: Ops, norm: AnyNorm | None, x: Handle) -> Handle:
 class PerLayerInputs:
     """What `PerLayer` reads, of all layers side by side: norm(projection(embedding)) + table's rows, over sqrt(2).
 
-    The scales of either part are in the norm and in `scale`.
+    The scales of either part are in the norm and in `scale`. Tokens that the table lacks, which stand for what was seen
+    or heard, read its first row.
     """
 
-    table: RawTensor  # (V, N * P) of N layers
+    table: RawTensor  # (V or fewer, N * P) of N layers
     scale: float
     projection: Linear  # (N * P, E)
     norm: Norm  # over each layer's (P,)
 
     def forward(self, ops: Ops, embedding: Handle, num_layers: int) -> Handle:
         projected = self.projection.forward(ops, embedding)
-        return ops.add(self.norm.forward_heads(ops, projected, num_layers), ops.embed(self.table, self.scale))
+        own = ops.embed(self.table, self.scale, by="known_tokens")
+        return ops.add(self.norm.forward_heads(ops, projected, num_layers), own)
+
+    def of_layer(self, ops: Ops, inputs: Handle, layer: int) -> Handle:
+        """The layer's part of what `forward` gives. → [T, P]"""
+        size = self.norm.weight.shape[0]
+        return ops.columns(inputs, layer * size, size)
 
 
 @dataclass(frozen=True)
@@ -124,13 +131,8 @@ class Gemma4(Decoder):
             inputs = self.per_layer.forward(ops, embedding, len(self.blocks))  # [T, N * P]
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Gemma4Block)
-            x = block.forward(ops, layer, x, self._of_layer(ops, inputs, layer))
+            own = None if self.per_layer is None else self.per_layer.of_layer(ops, inputs, layer)
+            x = block.forward(ops, layer, x, own)
         x = self.output_norm.forward(ops, x)
         ops.logits(x, self.output, scale=self.logit_scale, softcap=self.logit_softcap)  # [R, V]
         ops.hidden_states(x)  # [R2, E]
-
-    def _of_layer(self, ops: Ops, inputs: Handle | None, layer: int) -> Handle | None:
-        if self.per_layer is None or inputs is None:
-            return None
-        size = self.per_layer.norm.weight.shape[0]
-        return ops.columns(inputs, layer * size, size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -17,7 +17,16 @@ from pagoda.models.gemma2 import POST_NORMS
 from pagoda.models.gemma4 import Beside, Gemma4, Gemma4Block, PerLayer, PerLayerInputs
 from pagoda.models.layers import Attention, Decoder, FeedForward, Linear, Norm
 from pagoda.models.names import TENSORS
-from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_activation, read_each, read_norm_eps, read_window
+from pagoda.models.reader import (
+    DecoderReader,
+    LayerKind,
+    Sizes,
+    read_activation,
+    read_each,
+    read_norm_eps,
+    read_window,
+    sliding_layers,
+)
 from pagoda.models.rope import context_limit, read_local_rope, read_rope
 from pagoda.models.source import Settings
 from pagoda.types import RawTensor
@@ -62,11 +71,15 @@ class Layer:
 def build(file: ModelFile) -> Decoder:
     if file.settings.get("use_bidirectional_attention") == "all":
         raise UnsupportedError("use_bidirectional_attention: embedding models are not supported")
-    hidden_size, num_layers = file.integer("hidden_size", high=1 << 20), file.integer("num_layers", high=1 << 12)
-    layers = read_layers(file, num_layers)
-    sizes = Sizes(
-        num_layers=num_layers,
-        hidden_size=hidden_size,
+    layers = read_layers(file)
+    return _Reader(file, read_common(file, layers), layers).whole()
+
+
+def read_common(file: ModelFile, layers: Sequence[Layer]) -> Sizes:
+    """The sizes of all layers, or where they differ of the first."""
+    return Sizes(
+        num_layers=len(layers),
+        hidden_size=file.integer("hidden_size", high=1 << 20),
         ffn_size=layers[0].ffn_size,
         num_heads=file.integer("num_heads", high=1 << 12),
         num_kv_heads=layers[0].num_kv_heads,
@@ -74,13 +87,17 @@ def build(file: ModelFile) -> Decoder:
         max_context=context_limit(file),
         norm_eps=read_norm_eps(file),
     )
-    return _Reader(file, sizes, layers).whole()
 
 
-def read_layers(file: ModelFile, num_layers: int) -> list[Layer]:
-    """FormatError where a layer's kind has no layer of its own to read from."""
-    slides = _slides(file, num_layers)
-    shared = file.integer("kv_shared", 0, low=0, high=num_layers)
+def read_layers(file: ModelFile, usual_own: int | None = None) -> list[Layer]:
+    """usual_own: how many layers have keys of their own where files do not say; None: all.
+
+    FormatError where a layer's kind has no layer of its own to read from.
+    """
+    num_layers = file.integer("num_layers", high=1 << 12)
+    slides = sliding_layers(file, num_layers)
+    usual = 0 if usual_own is None else max(num_layers - usual_own, 0)
+    shared = file.integer("kv_shared", usual, low=0, high=num_layers)
     first = num_layers - shared
     head_dims, kv_heads = _head_dims(file, slides), read_each(file, "num_kv_heads", num_layers)
     widths = read_each(file, "ffn_size", num_layers)
@@ -96,16 +113,11 @@ def read_layers(file: ModelFile, num_layers: int) -> list[Layer]:
     return layers
 
 
-def _slides(file: ModelFile, num_layers: int) -> list[bool]:
-    if file.is_gguf:
-        return [bool(sliding) for sliding in file.settings.sequence(file.key("window_pattern"), num_layers)]
-    return [kind == "sliding_attention" for kind in file.settings.sequence("layer_types", num_layers)]
-
-
 def _head_dims(file: ModelFile, slides: list[bool]) -> list[int]:
     if not file.is_gguf:
         return read_each(file, "head_dims", len(slides))
-    local, full = (file.integer(key, low=2, high=1 << 12) for key in ("attention.key_length_swa", "head_dim"))
+    full = file.integer("head_dim", low=2, high=1 << 12)
+    local = file.integer("attention.key_length_swa", full, low=2, high=1 << 12)
     return [local if sliding else full for sliding in slides]
 
 
@@ -119,7 +131,9 @@ def _ropes(file: ModelFile, head_dims: Mapping[bool, int]) -> dict[bool, RopeSpe
     return found
 
 
-class _Reader(DecoderReader):
+class Reader(DecoderReader):
+    """Reads what Gemmas with embeddings of layers' own and shared keys have in common."""
+
     def __init__(self, file: ModelFile, sizes: Sizes, layers: list[Layer]) -> None:
         activation = read_activation(file, "hidden_activation", "gelu_tanh")
         super().__init__(file, sizes, activation=activation, attention_scale=1.0)
@@ -130,24 +144,6 @@ class _Reader(DecoderReader):
         stated = not file.is_gguf and file.settings.flag("attention_k_eq_v")
         self.keys_are_values = stated or (file.is_gguf and not any(file.has_tensor("attn_v", i) for i in full))
         self.has_scales = not file.is_gguf or any(file.has_tensor("layer_scale", i) for i in range(len(layers)))
-
-    def whole(self) -> Gemma4:
-        plain = self.decoder([layer.kind for layer in self.layers])
-        scale = _rounded(sqrt(self.sizes.hidden_size), plain.embedding)
-        fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
-        return Gemma4(**{**fields, "embedding_scale": scale}, per_layer=self.inputs)
-
-    def block(self, layer: int, kind: LayerKind) -> Gemma4Block:
-        if layer == 0:  # before it is checked that everything was read
-            self.inputs = self._inputs() if self.inputs_size else None
-        plain = super().block(layer, kind)
-        fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
-        return Gemma4Block(
-            **fields,
-            beside=self._beside(layer) if self.experts is not None else None,
-            per_layer=self._per_layer(layer) if self.inputs_size else None,
-            scale=self._layer_scale(layer),
-        )
 
     def attention(self, layer: int, kind: LayerKind) -> Attention:
         of = self.layers[layer]
@@ -177,31 +173,52 @@ class _Reader(DecoderReader):
         gate, up = (self.linear(role, f, e, layer, bias=False) for role in ("ffn_gate", "ffn_up"))
         return FeedForward(gate, up, self.linear("ffn_down", e, f, layer, bias=False), self.activation)
 
-    def _layer_scale(self, layer: int) -> float:
-        if not self.has_scales:
-            return 1.0
-        raw = self.file.tensor("layer_scale", (1,), layer, suffix="weight" if self.file.is_gguf else "")
-        return float(_floats(raw)[0])
-
-    def _inputs(self) -> PerLayerInputs:
+    def inputs(self) -> PerLayerInputs:
         size, hidden = self.inputs_size, self.sizes.hidden_size
         width = size * self.sizes.num_layers
         norm = scaled(self.file.tensor("inputs_norm", (size,)), sqrt(0.5))
-        vocab = self.file.tensor("embedding", (None, hidden)).shape[0]
         return PerLayerInputs(
-            table=self.file.tensor("inputs_table", (vocab, width)),
+            table=self.file.tensor("inputs_table", (None, width)),
             scale=sqrt(size / 2),
             projection=Linear(self.file.tensor("inputs_projection", (width, hidden))),
             norm=Norm(norm, self.sizes.norm_eps * hidden),  # of what is divided by sqrt(hidden)
         )
 
-    def _per_layer(self, layer: int) -> PerLayer:
+    def own_input(self, layer: int) -> PerLayer:
         size, hidden = self.inputs_size, self.sizes.hidden_size
         return PerLayer(
             gate=self.linear("inputs_gate", size, hidden, layer, bias=False),
             projection=self.linear("inputs_output", hidden, size, layer, bias=False),
             norm=self.rms_norm("inputs_post_norm", layer),
         )
+
+
+class _Reader(Reader):
+    """Reads what only Gemma 4 has, too."""
+
+    def whole(self) -> Gemma4:
+        plain = self.decoder([layer.kind for layer in self.layers])
+        scale = rounded(sqrt(self.sizes.hidden_size), plain.embedding)
+        fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
+        return Gemma4(**{**fields, "embedding_scale": scale}, per_layer=self.of_layers)
+
+    def block(self, layer: int, kind: LayerKind) -> Gemma4Block:
+        if layer == 0:  # before it is checked that everything was read
+            self.of_layers = self.inputs() if self.inputs_size else None
+        plain = super().block(layer, kind)
+        fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
+        return Gemma4Block(
+            **fields,
+            beside=self._beside(layer) if self.experts is not None else None,
+            per_layer=self.own_input(layer) if self.inputs_size else None,
+            scale=self._layer_scale(layer),
+        )
+
+    def _layer_scale(self, layer: int) -> float:
+        if not self.has_scales:
+            return 1.0
+        raw = self.file.tensor("layer_scale", (1,), layer, suffix="weight" if self.file.is_gguf else "")
+        return float(_floats(raw)[0])
 
     def _beside(self, layer: int) -> Beside:
         assert self.experts is not None
@@ -228,7 +245,7 @@ def _floats(raw: RawTensor) -> Any:
     return np.frombuffer(scaled(raw, 1.0).data, "<f4")
 
 
-def _rounded(scale: float, table: RawTensor) -> float:
+def rounded(scale: float, table: RawTensor) -> float:
     """The embedding's scale in the type of its weights, as the publisher's code computes with it."""
     if table.type == "F16":
         return float(np.float16(scale))

@@ -94,7 +94,7 @@ class _Reader(DecoderReader):
             return stack.matrix
         if stack.type not in FLOAT_TYPES:
             raise UnsupportedError(f"tensor {name!r} has type {stack.type}; experts of gpt-oss are MXFP4 or floats")
-        return lambda i: _transposed(stack.matrix(i))
+        return lambda i: stack.matrix(i).transposed()
 
 
 _Matrices = tuple[RawTensor, ...]
@@ -102,12 +102,6 @@ _Parts = tuple[tuple[_Matrices, _Matrices, _Matrices], ExpertBiases]
 
 
 # Views of floats: an element's bytes are the last dimension, and what reads them copies a matrix at a time.
-
-
-def _transposed(raw: RawTensor) -> RawTensor:
-    rows, columns = raw.shape
-    data = raw.data.reshape(rows, columns, -1).transpose(1, 0, 2)
-    return replace(raw, name=f"{raw.name}.T", shape=(columns, rows), data=data)
 
 
 def _every_second_row(raw: RawTensor, first: int) -> RawTensor:

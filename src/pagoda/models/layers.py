@@ -31,16 +31,17 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMS norm with weight (E,), or (D,) over each head."""
+    """RMS norm with weight (E,), or over each head with (D,) or (H * D,), perhaps `centered` as a layer norm is."""
 
     weight: RawTensor
     eps: float
+    centered: bool = False
 
     def forward(self, ops: Ops, x: Handle) -> Handle:
         return ops.rms_norm(x, self.weight, self.eps)
 
     def forward_heads(self, ops: Ops, x: Handle, num_heads: int) -> Handle:
-        return ops.head_norm(x, self.weight, self.eps, num_heads)
+        return ops.head_norm(x, self.weight, self.eps, num_heads, centered=self.centered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,11 @@ class LayerNorm:
 
 
 AnyNorm = Norm | LayerNorm
+
+
+def same_row(ops: Ops, row: RawTensor) -> Handle:
+    """`row` (1, n) for each token: the embedding of the one type that all tokens of a decoder have. → [T, n]"""
+    return ops.embed(row, by="types")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +136,7 @@ class FeedForward:
     up: Linear
     down: Linear
     activation: Activation
+    deviations: float | None = None  # of a gate, only what lies so many standard deviations above the mean counts
 
     @property
     def linears(self) -> dict[str, Linear]:
@@ -144,7 +151,10 @@ class FeedForward:
         if self.gate is None:
             hidden = ops.gated(self.up.forward(ops, x), None, self.activation)  # [T, F]
         else:
-            hidden = ops.gated(self.gate.forward(ops, x), self.up.forward(ops, x), self.activation)
+            gate = self.gate.forward(ops, x)
+            if self.deviations is not None:
+                gate = ops.gaussian_topk(gate, self.deviations)
+            hidden = ops.gated(gate, self.up.forward(ops, x), self.activation)
         return self.down.forward(ops, hidden)  # [T, E]
 
 
@@ -163,6 +173,7 @@ class Experts:
     shared: FeedForward | None = None
     shared_gate: Linear | None = None
     biases: ExpertBiases | None = None
+    corrections: RawTensor | None = None  # (N,): of the scores that experts are picked by
 
     @property
     def matrices(self) -> tuple[RawTensor, ...]:
@@ -170,8 +181,8 @@ class Experts:
         return (*self.gate, *self.up, *self.down, *(() if self.shared is None else self.shared.matrices))
 
     def forward(self, ops: Ops, x: Handle) -> Handle:
-        router = self.router.forward(ops, x)  # [T, N]
-        out = ops.experts(x, router, self.gate, self.up, self.down, self.spec, biases=self.biases)  # [T, E]
+        router, experts = self.router.forward(ops, x), (self.gate, self.up, self.down)  # [T, N]
+        out = ops.experts(x, router, *experts, self.spec, biases=self.biases, corrections=self.corrections)  # [T, E]
         if self.shared is None:
             return out
         shared = self.shared.forward(ops, x)

@@ -1,4 +1,5 @@
-"""LFM2 and LFM2.5, dense: gated short convolutions, and attention in some layers, with norms of query and key heads.
+"""LFM2 and LFM2.5: gated short convolutions, and attention in some layers, with norms of query and key heads. Dense, or
+from a layer on a mixture of experts, picked by corrected sigmoids.
 
 Files say which layers have attention; in GGUF files those have KV heads.
 """
@@ -6,6 +7,7 @@ Files say which layers have attention; in GGUF files those have KV heads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pagoda.models.family import Family, ModelFile
@@ -89,6 +91,12 @@ def _ffn_size(config: Settings) -> int:
     return -(-size // multiple) * multiple
 
 
+def _mixture_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Its dense layers are as wide as they say."""
+    dense = Settings(config).integer("num_dense_layers", 2, low=0, high=1 << 12)
+    return {**_config({**config, "block_auto_adjust_ff_dim": False}), "first_k_dense_replace": dense}
+
+
 def _extra_tensors(settings: Settings) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The tensors of convolutions, but for the matrix that stands where attention's output does."""
     hidden = settings.integer("hidden_size", high=1 << 20)
@@ -105,7 +113,7 @@ FAMILY = Family(
     hf_class="Lfm2ForCausalLM",
     build=build,
     compared=("llama.cpp 0.3.36: greedy tokens",),
-    not_covered="training; conversion; mixtures of experts",
+    not_covered="training; conversion",
     tensors=TENSORS | NAMES,
     adapt_config=_config,
     defaults={
@@ -119,4 +127,33 @@ FAMILY = Family(
     extra_tensors=_extra_tensors,
     qk_norm=True,
     windows=False,
+)
+
+_FFN = "model.layers.{i}.feed_forward"
+MIXTURE = replace(
+    FAMILY,
+    name="lfm2_moe",
+    gguf="lfm2moe",
+    hf_class="Lfm2MoeForCausalLM",
+    compared=(),
+    tensors=TENSORS
+    | NAMES
+    | {
+        "ffn_router": ("blk.{i}.ffn_gate_inp", f"{_FFN}.gate"),
+        "expert_corrections": ("blk.{i}.exp_probs_b", f"{_FFN}.expert_bias"),
+        "ffn_gate_exps": ("blk.{i}.ffn_gate_exps", f"{_FFN}.experts.{{e}}.w1"),
+        "ffn_up_exps": ("blk.{i}.ffn_up_exps", f"{_FFN}.experts.{{e}}.w3"),
+        "ffn_down_exps": ("blk.{i}.ffn_down_exps", f"{_FFN}.experts.{{e}}.w2"),
+        "ffn_gate_up_exps": ("blk.{i}.ffn_gate_up_exps", f"{_FFN}.experts.gate_up_proj"),
+        "ffn_down_stack": ("", f"{_FFN}.experts.down_proj"),
+    },
+    adapt_config=_mixture_config,
+    defaults={
+        **FAMILY.defaults,
+        "intermediate_size": 7168,
+        "moe_intermediate_size": 1792,
+        "num_experts": 32,
+        "num_experts_per_tok": 4,
+    },
+    scoring="sigmoid",
 )

@@ -23,11 +23,16 @@ GGUF_ORIGINAL = "rope.scaling.original_context_length"
 
 def build(file: ModelFile) -> Decoder:
     decoder = mistral.build(file)
-    beta, original = _beta(file)
-    if not beta or (file.max_context or decoder.max_context) <= original:
+    growth = read_growth(file)
+    if growth is None or (file.max_context or decoder.max_context) <= growth.length:
         return decoder
-    growth = QueryGrowth(beta, original)
     return replace(decoder, blocks=tuple(_growing(block, growth) for block in decoder.blocks))
+
+
+def read_growth(file: ModelFile) -> QueryGrowth | None:
+    """How queries grow with their position; None: they do not."""
+    beta, original = _beta(file)
+    return QueryGrowth(beta, original) if beta else None
 
 
 def _growing(block: Block, growth: QueryGrowth) -> Block:

@@ -28,6 +28,8 @@ FIELDS: dict[str, tuple[str, str]] = {
     "window_pattern": ("attention.sliding_window_pattern", "sliding_window_pattern"),
     "kv_shared": ("attention.shared_kv_layers", "num_kv_shared_layers"),
     "inputs_size": ("embedding_length_per_layer_input", "hidden_size_per_layer_input"),
+    "streams": ("altup.num_inputs", "altup_num_inputs"),
+    "active_stream": ("altup.active_idx", "altup_active_idx"),
     "num_experts_used": ("expert_used_count", "num_experts_per_tok"),
     "logit_scale": ("logit_scale", "logit_scale"),
     "logit_softcap": ("final_logit_softcapping", "final_logit_softcapping"),

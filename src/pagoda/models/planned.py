@@ -85,51 +85,9 @@ def _nas_width(multiplier: float, width: int) -> int:
     return -(-int(2 * multiplier * width / 3) // 256) * 256
 
 
-def _gemma3n_tensors(settings: Settings) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Embeddings of a layer's own, alternating updates of several residual streams, and a low-rank residual."""
-    size = {key: settings.integer(key, high=1 << 24) for key in GEMMA3N}
-    layers, hidden = settings.integer("num_hidden_layers", high=1 << 12), settings.integer("hidden_size", high=1 << 24)
-    own, streams, rank = size["hidden_size_per_layer_input"], size["altup_num_inputs"], size["laurel_rank"]
-    yield "per_layer_token_embd.weight", (size["vocab_size_per_layer_input"], layers * own)
-    yield "per_layer_model_proj.weight", (layers * own, hidden)
-    yield "per_layer_proj_norm.weight", (own,)
-    yield "altup_proj.weight", (streams - 1, hidden, hidden)
-    yield "altup_unembd_proj.weight", (streams - 1, hidden, hidden)
-    for layer in range(layers):
-        for name, shape in {
-            "altup_correct_coef": (streams, streams),
-            "altup_correct_scale": (hidden,),
-            "altup_predict_coef": (streams * streams, streams),
-            "altup_router": (streams, hidden),
-            "altup_router_norm": (hidden,),
-            "laurel_l": (rank, hidden),
-            "laurel_r": (hidden, rank),
-            "laurel_post_norm": (hidden,),
-            "inp_gate": (own, hidden),
-            "proj": (hidden, own),
-            "post_norm": (hidden,),
-        }.items():
-            yield f"blk.{layer}.{name}.weight", shape
-
-
-GEMMA3N = {
-    "vocab_size_per_layer_input": 262_144,
-    "hidden_size_per_layer_input": 256,
-    "altup_num_inputs": 4,
-    "laurel_rank": 64,
-}
-
 TIED = {"tie_word_embeddings": True}
 
 PLANNED: tuple[Family, ...] = (
-    Family(
-        name="qwen2_moe",
-        gguf="qwen2moe",
-        hf_class="Qwen2MoeForCausalLM",
-        defaults={"num_experts": 60, "num_experts_per_tok": 4},
-        qkv_bias=True,
-        windows=False,
-    ),
     Family(
         name="phimoe",
         gguf="phimoe",
@@ -153,25 +111,6 @@ PLANNED: tuple[Family, ...] = (
         },
         adapt_config=_llama4,
         window_pattern=4,
-    ),
-    Family(
-        name="gemma3n",
-        gguf="gemma3n",
-        hf_class="Gemma3nForCausalLM",
-        model_type="gemma3n_text",
-        defaults={
-            **TIED,
-            **GEMMA3N,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 2,
-            "head_dim": 256,
-            "sliding_window": 512,
-            "num_kv_shared_layers": 15,
-        },
-        extra_tensors=_gemma3n_tensors,
-        post_norms=True,
-        qk_norm=True,
-        window_pattern=5,
     ),
     Family(
         name="gpt2",

@@ -14,10 +14,11 @@ import numpy as np
 
 from pagoda.backends.specs import DeltaSpec
 from pagoda.errors import FormatError
+from pagoda.models.experts import shared_expert
 from pagoda.models.family import Family, ModelFile, negative_exp
-from pagoda.models.layers import Attention, Decoder, Experts, FeedForward, Linear, Norm
+from pagoda.models.layers import Attention, Decoder, Linear, Norm
 from pagoda.models.names import TENSORS
-from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_sizes
+from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_sizes, without_extra
 from pagoda.models.recurrent import DeltaNet
 from pagoda.models.rope import read_rope
 from pagoda.types import RawTensor
@@ -25,7 +26,6 @@ from pagoda.types import RawTensor
 MAX_HEADS, MAX_SIZE = 1 << 12, 1 << 14
 
 _LINEAR = "model.layers.{i}.linear_attn"
-_SHARED = "model.layers.{i}.mlp.shared_expert"
 DELTA_TENSORS = {
     "ffn_norm": ("blk.{i}.post_attention_norm", "model.layers.{i}.post_attention_layernorm"),
     "attn_qkv": ("blk.{i}.attn_qkv", f"{_LINEAR}.in_proj_qkv"),
@@ -38,20 +38,11 @@ DELTA_TENSORS = {
     "delta_decay": ("blk.{i}.ssm_a", f"{_LINEAR}.A_log"),
     "delta_dt_bias": ("blk.{i}.ssm_dt.bias", f"{_LINEAR}.dt_bias"),
 }
-SHARED_EXPERT_TENSORS = {
-    "ffn_gate_shexp": ("blk.{i}.ffn_gate_shexp", f"{_SHARED}.gate_proj"),
-    "ffn_up_shexp": ("blk.{i}.ffn_up_shexp", f"{_SHARED}.up_proj"),
-    "ffn_down_shexp": ("blk.{i}.ffn_down_shexp", f"{_SHARED}.down_proj"),
-    "ffn_gate_inp_shexp": ("blk.{i}.ffn_gate_inp_shexp", "model.layers.{i}.mlp.shared_expert_gate"),
-}
+SHARED_EXPERT_TENSORS = shared_expert("mlp.shared_expert", "mlp.shared_expert_gate")
 
 
 def build(file: ModelFile) -> Decoder:
-    sizes = read_sizes(file)
-    if file.is_gguf:  # blocks of the head that predicts several tokens come last
-        extra = file.integer("nextn_predict_layers", 0, low=0, high=sizes.num_layers - 1)
-        sizes = replace(sizes, num_layers=sizes.num_layers - extra)
-        file.skip_layers(sizes.num_layers)
+    sizes = without_extra(file, read_sizes(file)) if file.is_gguf else read_sizes(file)
     reader_class = PackedReader if "delta_ba" in file.family.tensors else HybridReader
     reader = reader_class(file, sizes, read_delta(file), recurrent_layers(file, sizes.num_layers))
     kind = LayerKind(read_rope(file, sizes.head_dim))
@@ -169,16 +160,6 @@ class HybridReader(DecoderReader):
     def decay(self, layer: int) -> RawTensor:
         raw = self.file.tensor("delta_decay", (self.delta.num_v_heads,), layer, suffix="")
         return raw if self.file.is_gguf else negative_exp(raw)
-
-    def ffn(self, layer: int) -> FeedForward | Experts | None:
-        ffn = super().ffn(layer)
-        if not isinstance(ffn, Experts) or not self.file.has_tensor("ffn_up_shexp", layer):
-            return ffn
-        hidden, name = self.sizes.hidden_size, "ffn_gate_inp_shexp"
-        size = self.file.tensor("ffn_up_shexp", (None, hidden), layer).shape[0]
-        counts = self.file.tensor(name, (hidden,) if self.file.is_gguf else (1, hidden), layer)
-        shared_gate = Linear(replace(counts, shape=(1, hidden)))
-        return replace(ffn, shared=self.feed_forward(layer, size, "_shexp"), shared_gate=shared_gate)
 
 
 class PackedReader(HybridReader):

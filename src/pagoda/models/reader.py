@@ -90,6 +90,16 @@ def read_sizes(file: ModelFile, *, num_kv_heads: int | None = None, ffn_size: in
     )
 
 
+def without_extra(file: ModelFile, sizes: Sizes) -> Sizes:
+    """Without the layers that predict several tokens (MTP), which come last and are left out: GGUF counts them."""
+    if not file.is_gguf:
+        file.skip_layers(sizes.num_layers, file.integer("num_nextn_predict_layers", 0, low=0, high=1 << 12))
+        return sizes
+    extra = file.integer("nextn_predict_layers", 0, low=0, high=sizes.num_layers - 1)
+    file.skip_layers(sizes.num_layers - extra, extra)
+    return replace(sizes, num_layers=sizes.num_layers - extra)
+
+
 def read_each(file: ModelFile, field: str, num_layers: int, *, low: int = 1) -> list[int]:
     """One number a layer; files may state a single one for all."""
     key = file.key(field)
@@ -186,7 +196,9 @@ class DecoderReader:
         self.attention_scale = 1 / sqrt(sizes.head_dim) if attention_scale is None else attention_scale
         attention_bias = not file.is_gguf and file.settings.flag("attention_bias")
         self.qkv_bias = self.family.qkv_bias or attention_bias
-        self.output_bias = self.family.output_bias or (attention_bias and not self.family.qkv_bias)
+        self.output_bias = self.family.output_bias or (
+            attention_bias and self.family.bias_of_output and not self.family.qkv_bias
+        )
         self.experts = read_experts(file, sizes.num_layers, sizes.ffn_size)
         self.parallel = self.family.parallel
         self.fused_ffn = self.family.fused or self.family.fused_ffn

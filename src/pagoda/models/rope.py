@@ -211,7 +211,7 @@ def _read_config(file: ModelFile, head_dim: int, kind: str, theta: float | None)
 def _scaled(file: ModelFile, scaling: Settings, base: Frequencies, theta: float) -> RopeSpec:
     style = file.rope_style
     method = scaling.text("rope_type", scaling.text("type", "default"))
-    if method == "default":
+    if method in ("default", "mrope"):  # positions in text move all parts of mrope alike
         return _spec(style, base)
     if method == "linear":
         return _spec(style, base / _read_factor(scaling))

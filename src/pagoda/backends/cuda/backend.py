@@ -131,7 +131,7 @@ class CudaBackend:
 def _check_ops(nodes: list[Node]) -> None:
     """UnsupportedError names what only the CPU backend computes."""
     for node in nodes:
-        if (node.op == "embed" and node["by"] != "tokens") or (node.op == "attention" and not node["spec"].causal):
+        if (node.op == "embed" and node["by"] == "positions") or (node.op == "attention" and not node["spec"].causal):
             raise UnsupportedError("encoders are computed on CPUs alone; use --device cpu")
         if not is_computed(node.op):
             raise UnsupportedError(f"{node.op} is computed on CPUs alone; use --device cpu")

@@ -30,9 +30,10 @@ from pagoda.backends.trace import Node
 from pagoda.types import RawTensor
 
 FUSED = ("embed", "rms_norm", "layer_norm", "attention", "logits", "hidden_states")  # in nodes, under other names
-STREAMS = ("columns", "short_conv", "delta_rule", "selective_scan")  # whose values are new, and float32
+STREAMS = ("columns", "mix_streams", "short_conv", "delta_rule", "selective_scan")  # whose values are new, and float32
 FLOATS = ("weight", "biases")  # weights of other ops than linears: float32, whatever their shape
-COMPUTED = ("experts", "head_norm", "multiply", "rope", "scale_rows")  # whose values are of the compute type
+# whose values are of the compute type
+COMPUTED = ("experts", "gaussian_topk", "head_norm", "multiply", "rope", "scale_rows")
 
 
 def is_computed(op: str) -> bool:
@@ -101,7 +102,12 @@ class ProgramCompiler:
         self.streams.add(out)
 
         def act(run: Run) -> None:
-            run.values[out] = ops.embed(table, run.step.tokens, scale)
+            tokens = run.step.tokens
+            if node.by == "types":  # of which decoders have one
+                tokens = torch.zeros_like(tokens)
+            elif node.by == "known_tokens":
+                tokens = torch.where(tokens < rows, tokens, 0)
+            run.values[out] = ops.embed(table, tokens, scale)
 
         def act_on_part(run: Run) -> None:
             """The table's rows are shared out: others hold the rest, and the sum is whole."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from pagoda.backends.arithmetic import SWIGLU_ALPHA, SWIGLU_LIMIT
+from pagoda.backends.arithmetic import LEAST_TOTAL, SWIGLU_ALPHA, SWIGLU_LIMIT
 from pagoda.backends.cuda.adapters import Factors, Site, StepAdapters
 from pagoda.backends.cuda.elementwise import sigmoid, silu, softplus
 from pagoda.backends.cuda.kv import KVLayer
@@ -66,10 +66,14 @@ class EagerOps:
         normed = rms_norm(values, weight, eps) if bias is None else layer_norm(values, weight, bias, eps)
         return normed.to(self.dtype)[None]
 
-    def head_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, num_heads: int) -> torch.Tensor:
-        """The RMS norm of each head of x [S, T, H * D], weight [D] or [H * D]. → [1, T, H * D]"""
+    def head_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, num_heads: int, *, centered: bool = False
+    ) -> torch.Tensor:
+        """See `base.Ops`. x [S, T, H * D], weight [D] or [H * D]. → [1, T, H * D]"""
         heads = whole(x).unflatten(1, (num_heads, -1))
-        return rms_norm(heads, weight.view(-1, heads.shape[-1]), eps).flatten(1).to(self.dtype)[None]
+        if centered:
+            heads = heads - heads.mean(-1, keepdim=True)
+        return rms_norm(heads, weight.view(-1, heads.shape[2]), eps).flatten(1).to(self.dtype)[None]
 
     def rope(self, x: torch.Tensor, num_heads: int, rotation: Rotation, step: Step) -> torch.Tensor:
         """Turn each head of x [S, T, H * D]. → [1, T, H * D]"""
@@ -205,6 +209,21 @@ class EagerOps:
         """scale * x[:, start : start + count] of x [S, T, E], a tensor of its own. → [1, T, count] float32"""
         return (whole(x[:, :, start : start + count]) * scale)[None]
 
+    def gaussian_topk(self, x: torch.Tensor, deviations: float) -> torch.Tensor:
+        """See `base.Ops`. x [S, T, F] → [1, T, F]"""
+        values = whole(x)
+        away = values - values.mean(-1, keepdim=True)
+        return self._rounded((away - deviations * away.square().mean(-1, keepdim=True).sqrt()).clamp_min(0))
+
+    def mix_streams(self, x: torch.Tensor, coefficients: torch.Tensor, streams: int) -> torch.Tensor:
+        """See `base.Ops`. x [S, T, M * E], coefficients [S, T, N * M] → [1, T, N * E] float32"""
+        held = whole(x).unflatten(1, (streams, -1))
+        each = whole(coefficients).unflatten(1, (-1, streams))
+        out = torch.zeros((len(held), each.shape[1], held.shape[2]), dtype=torch.float32, device=held.device)
+        for j in range(streams):  # in one order, whatever the number of tokens
+            out += each[:, :, j, None] * held[:, None, j]
+        return out.flatten(1)[None]
+
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, N] in the compute type, within its range: infinities would spread. → [1, T, N]"""
         if self.dtype == torch.float16:
@@ -266,9 +285,10 @@ class EagerOps:
         spec: ExpertsSpec,
         scales: torch.Tensor | None = None,
         biases: Sequence[torch.Tensor] | None = None,
+        corrections: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `base.Ops`. x [S, T, E], router [S, T, N]. One expert after the other, with its tokens. → [1, T, E]"""
-        values, weights = whole(x).to(self.dtype), expert_weights(whole(router), spec)  # [T, E], [T, N]
+        values, weights = whole(x).to(self.dtype), expert_weights(whole(router), spec, corrections)  # [T, E], [T, N]
         weights = weights if scales is None else weights * scales
         expert, token = weights.t().nonzero(as_tuple=True)
         out, end = torch.zeros_like(values, dtype=torch.float32), 0
@@ -343,13 +363,15 @@ def beside_gate(up: torch.Tensor, activation: Activation) -> torch.Tensor:
     return up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT) + 1 if activation == "clamped_swiglu" else up
 
 
-def expert_weights(router: torch.Tensor, spec: ExpertsSpec) -> torch.Tensor:
-    """How much each expert counts for each token, 0 for those not picked. router [T, N] → [T, N]"""
-    picked = torch.sort(router, dim=-1, descending=True, stable=True).indices[:, : spec.num_used]
-    chosen = router.softmax(-1).gather(-1, picked)
+def expert_weights(router: torch.Tensor, spec: ExpertsSpec, corrections: torch.Tensor | None = None) -> torch.Tensor:
+    """How much each expert counts for each token, 0 for those not picked. router [T, N], corrections [N] → [T, N]"""
+    scores = router.softmax(-1) if spec.scoring == "softmax" else router.sigmoid()
+    ranked = router if corrections is None else scores + corrections
+    picked = torch.sort(ranked, dim=-1, descending=True, stable=True).indices[:, : spec.num_used]
+    chosen = scores.gather(-1, picked)
     if spec.normalize:
-        chosen = chosen / chosen.sum(-1, keepdim=True)
-    return torch.zeros_like(router).scatter(-1, picked, chosen)
+        chosen = chosen / (chosen.sum(-1, keepdim=True) + LEAST_TOTAL)
+    return torch.zeros_like(router).scatter(-1, picked, chosen * spec.scale)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

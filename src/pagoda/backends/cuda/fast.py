@@ -71,9 +71,11 @@ class FastOps(EagerOps):
     ) -> torch.Tensor:
         return norm.norm(x, y, weight, eps, bias, self.dtype)
 
-    def head_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, num_heads: int) -> torch.Tensor:
-        if len(weight) == x.shape[2]:  # each head has numbers of its own
-            return super().head_norm(x, weight, eps, num_heads)
+    def head_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, num_heads: int, *, centered: bool = False
+    ) -> torch.Tensor:
+        if centered or weight.shape[0] * num_heads != x.shape[2]:
+            return super().head_norm(x, weight, eps, num_heads, centered=centered)
         return rope_and_store_kv.turned(x, num_heads, weight, eps, Rotation(), None, self.dtype)[None]
 
     def rope(self, x: torch.Tensor, num_heads: int, rotation: Rotation, step: Step) -> torch.Tensor:

@@ -84,10 +84,11 @@ class _TensorList:
             keys_alone = layer.kind == "full" and self.settings.flag("attention_k_eq_v")
             for role in () if layer.shares_kv else ("attn_k",) if keys_alone else ("attn_k", "attn_v"):
                 yield from self._linear(prefix + role, kv, self.hidden, bias)
-        output_bias = self.family.output_bias or (bias and not self.family.qkv_bias)
+        output_bias = self.family.output_bias or (bias and self.family.bias_of_output and not self.family.qkv_bias)
         yield from self._linear(prefix + "attn_output", self.hidden, q, output_bias)
-        if self.family.qk_norm or self.family.whole_qk_norm:
-            whole = self.family.whole_qk_norm
+        own = any(self.settings.flag(key) for key in ("use_qk_norm", "qk_layernorm"))  # of each head, or of all alike
+        if self.family.qk_norm or self.family.whole_qk_norm or own:
+            whole = self.family.whole_qk_norm or (own and self.family.layer_norm)
             yield TensorShape(f"{prefix}attn_q_norm.weight", (q if whole else head_dim,))
             if not layer.shares_kv:
                 yield TensorShape(f"{prefix}attn_k_norm.weight", (kv if whole else head_dim,))
@@ -155,7 +156,7 @@ class _TensorList:
         count, hidden = self.sizes.experts, self.hidden
         size = self.sizes.count("moe_intermediate_size") or layer.ffn_size
         yield from self._linear(prefix + "ffn_gate_inp", count, hidden, self.family.expert_bias)
-        if self.settings.get("topk_method") == "noaux_tc":
+        if self.settings.get("topk_method") == "noaux_tc" or "expert_corrections" in self.family.tensors:
             yield TensorShape(prefix + "exp_probs_b.bias", (count,))
         for role, rows, columns in (("gate", size, hidden), ("up", size, hidden), ("down", hidden, size)):
             yield TensorShape(f"{prefix}ffn_{role}_exps.weight", (count, rows, columns))

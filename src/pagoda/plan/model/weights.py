@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from pagoda.errors import ConfigError
-from pagoda.formats.blocks import BLOCK_TYPES, UNREAD_TYPES
+from pagoda.formats.blocks import BLOCK_TYPES, NVFP4, UNREAD_TYPES
 from pagoda.plan.model.shapes import EMBEDDING, OUTPUT, ModelShape, TensorShape
 from pagoda.quantize.gguf.mixes import MIXES, choose_types, is_quantizable
 
 GROUP = 128  # of GPTQ and AWQ
 STORED = "stored"  # as the file has it
-ALL_TYPES = {**BLOCK_TYPES, **UNREAD_TYPES}
+ALL_TYPES = {**BLOCK_TYPES, **UNREAD_TYPES, "NVFP4": NVFP4}
 # Of other things than weights.
 INTERNAL = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
 NAMED_TYPES = [name for name in ALL_TYPES if name not in INTERNAL]

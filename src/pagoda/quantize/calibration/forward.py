@@ -18,7 +18,16 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.backends.arithmetic import ACTIVATIONS, delta_rule, expert_weights, selective_scan, short_conv
+from pagoda.backends.arithmetic import (
+    ACTIVATIONS,
+    delta_rule,
+    expert_weights,
+    gaussian_topk,
+    head_norm,
+    mix_streams,
+    selective_scan,
+    short_conv,
+)
 from pagoda.backends.specs import (
     Activation,
     AttentionSpec,
@@ -90,11 +99,14 @@ class WindowOps:
         self.num_chunks = len(self.token_chunks)
 
     def embed(self, table: RawTensor, scale: float = 1.0, by: EmbedBy = "tokens", offset: int = 0) -> SampleValue:
-        if by != "tokens" or offset:
+        if by == "positions" or offset:
             raise UnsupportedError(NO_ENCODERS)
 
         def compute(i: int) -> Array:
-            used, place = np.unique(self.token_chunks[i], return_inverse=True)
+            ids = np.zeros_like(self.token_chunks[i]) if by == "types" else self.token_chunks[i]
+            if by == "known_tokens":
+                ids = np.where(ids < table.shape[0], ids, 0)
+            used, place = np.unique(ids, return_inverse=True)
             return self.arithmetic.place(table_rows(table, used)[place.reshape(-1)] * np.float32(scale))
 
         return SampleValue(self, compute, dear=False)
@@ -108,7 +120,12 @@ class WindowOps:
         w, b = self._placed(weight), self._placed(bias)
         return SampleValue(self, lambda i: self.arithmetic.layer_norm(x.chunk(i), w, b, eps), dear=x.dear)
 
-    def head_norm(self, x: SampleValue, weight: RawTensor, eps: float, num_heads: int) -> SampleValue:
+    def head_norm(
+        self, x: SampleValue, weight: RawTensor, eps: float, num_heads: int, *, centered: bool = False
+    ) -> SampleValue:
+        if centered:
+            compute = partial(head_norm, weight=decoded(weight), eps=eps, num_heads=num_heads, centered=True)
+            return self._in_numpy(compute, x)
         w = self._placed(weight)
         return SampleValue(self, lambda i: self.arithmetic.rms_norm(x.chunk(i), w, eps, num_heads), dear=x.dear)
 
@@ -181,6 +198,7 @@ class WindowOps:
         spec: ExpertsSpec,
         scales: RawTensor | None = None,
         biases: ExpertBiases | None = None,
+        corrections: RawTensor | None = None,
     ) -> SampleValue:
         if biases is not None:
             raise UnsupportedError("experts with biases are not calibrated; take a method without a sample")
@@ -188,7 +206,8 @@ class WindowOps:
 
         def compute(i: int) -> Array:
             if not made:
-                made.extend(_mixture(self, x, router, list(zip(gate, up, down, strict=True)), spec, scales))
+                experts = list(zip(gate, up, down, strict=True))
+                made.extend(_mixture(self, x, router, experts, spec, (scales, corrections)))
             return made[i]
 
         return SampleValue(self, compute, dear=True)
@@ -198,6 +217,12 @@ class WindowOps:
 
     def multiply(self, x: SampleValue, y: SampleValue) -> SampleValue:
         return SampleValue(self, lambda i: x.chunk(i) * y.chunk(i), dear=True)
+
+    def gaussian_topk(self, x: SampleValue, deviations: float) -> SampleValue:
+        return self._in_numpy(partial(gaussian_topk, deviations=deviations), x)
+
+    def mix_streams(self, x: SampleValue, coefficients: SampleValue, streams: int) -> SampleValue:
+        return self._in_numpy(partial(mix_streams, streams=streams), x, coefficients)
 
     def short_conv(
         self, layer: int, x: SampleValue, weight: RawTensor, bias: RawTensor | None = None, *, silu: bool
@@ -274,15 +299,17 @@ def _mixture(
     router: SampleValue,
     experts: Sequence[ExpertMatrices],
     spec: ExpertsSpec,
-    scales: RawTensor | None,
+    vectors: tuple[RawTensor | None, RawTensor | None],
 ) -> list[Array]:
-    """A mixture's value of each chunk, [T, E]: one expert after the other, each on the tokens that its router sends
-    there, so that what its linears read is what they are calibrated on, and one expert's weights are in memory.
+    """A mixture's value of each chunk, [T, E]; `vectors` are its scales and corrections. One expert after the other,
+    each on the tokens that its router sends there, so that what its linears read is what they are calibrated on, and
+    one expert's weights are in memory.
 
     An expert that no token is sent to is calibrated on all of them, and adds nothing.
     """
-    factors = None if scales is None else decoded(scales)
-    weights = [expert_weights(ops.arithmetic.fetch(chunk), spec, factors) for chunk in router.chunks()]  # of [T, N]
+    factors, added = (None if vector is None else decoded(vector) for vector in vectors)
+    routers = (ops.arithmetic.fetch(chunk) for chunk in router.chunks())  # of [T, N]
+    weights = [expert_weights(chunk, spec, factors, added) for chunk in routers]
     inputs = x.keep()
     outputs = [0 * chunk for chunk in inputs]
     for e, matrices in enumerate(experts):
