@@ -28,6 +28,7 @@ from tiny_blocks import encode, noise
 N, E, F, F32 = 12, 64, 96, torch.float32
 SPEC = ExpertsSpec(3, normalize=True, activation="silu")
 PLAIN = ExpertsSpec(2, normalize=False, activation="clamped_swiglu")
+SIGMOID = ExpertsSpec(3, normalize=True, activation="silu", scoring="sigmoid", scale=2.5)
 
 
 def numbers(*shape: int, name: str) -> torch.Tensor:
@@ -52,12 +53,14 @@ def mixture(type: str, spec: ExpertsSpec, *, biased: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 17])
-@pytest.mark.parametrize("spec", [SPEC, PLAIN], ids=["normalized", "plain"])
-def test_the_likeliest_experts_are_picked(tokens: int, spec: ExpertsSpec) -> None:
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("spec", [SPEC, PLAIN, SIGMOID], ids=["normalized", "plain", "sigmoid"])
+def test_the_likeliest_experts_are_picked(tokens: int, spec: ExpertsSpec, corrected: bool) -> None:
     scores, scales = numbers(2, tokens, N, name="scores"), numbers(N, name="scales")
     scores[:, 0, 3] = scores[:, 0, 7] = 3.0  # the lower index of equals
-    pairs = experts.route(scores, spec, scales, invariant=False)
-    right = expert_weights(scores.sum(0), spec) * scales
+    corrections = numbers(N, name="corrections") if corrected else None
+    pairs = experts.route(scores, spec, scales, corrections, invariant=False)
+    right = expert_weights(scores.sum(0), spec, corrections) * scales
     got, places = torch.zeros_like(right), torch.arange(pairs.count)
     of = pairs.tiles if pairs.order is None else torch.zeros(pairs.count, dtype=torch.int32)
     if pairs.order is not None and pairs.places is not None:

@@ -317,8 +317,7 @@ class EagerOps:
     ) -> torch.Tensor:
         """`experts`, whose matrices are stacks: gate and up [N * F, E], down [N * E, F]."""
         gates, ups, downs = (self._apart(weight, router.shape[2]) for weight in (gate, up, down))
-        others = {} if corrections is None else {"corrections": corrections}
-        return self.experts(x, router, gates, ups, downs, spec, scales, biases, **others)
+        return self.experts(x, router, gates, ups, downs, spec, scales, biases, corrections)
 
     def _apart(self, stack: Weight, count: int) -> list[Weight]:
         if id(stack) not in self._split:

@@ -151,8 +151,6 @@ class FastOps(EagerOps):
         return self._scratch
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor | None, activation: Activation) -> torch.Tensor:
-        if activation not in gated.KINDS:
-            return super().gated(gate, up, activation)
         return gated.gated(gate, up, activation, self.dtype)
 
     def multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from pagoda.backends.arithmetic import LEAST_TOTAL
 from pagoda.backends.cuda.kernels.common import load_parts, power_of_two
 from pagoda.backends.cuda.kernels.dense import sum_over_columns
 from pagoda.backends.cuda.kernels.grouped import kinds, shares, sum_by_lanes, sum_over_runs, tensors
@@ -30,7 +31,7 @@ COLUMNS = 1024  # of a program of `_combine`
 def _route(
     scores_ptr, scales_ptr, corrections_ptr, experts_ptr, weights_ptr, part, row, factor,
     N: tl.constexpr, USED: tl.constexpr, PARTS: tl.constexpr, SIGMOID: tl.constexpr, NORMALIZE: tl.constexpr,
-    SCALED: tl.constexpr, CORRECTED: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    SCALED: tl.constexpr, CORRECTED: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """One token's experts in ascending order, and how much each counts. Where scores are no numbers fewer are picked;
     their places name expert 0, which then counts nothing."""
@@ -54,7 +55,7 @@ def _route(
         score = tl.where(n == first, float("-inf"), score)
     weight = tl.where(picked == 1, weight, 0.0)
     if NORMALIZE:
-        weight = weight / (tl.sum(weight, axis=0) + 1e-20)
+        weight = weight / (tl.sum(weight, axis=0) + LEAST)
     weight = weight * factor
     if SCALED:
         weight *= tl.load(scales_ptr + n, mask=inside, other=0.0)
@@ -211,9 +212,9 @@ def route(
     weights = torch.empty(count, dtype=torch.float32, device=scores.device)
     _route[(tokens,)](
         scores, weights if scales is None else scales, weights if corrections is None else corrections,
-        picked, weights, scores.stride(0), scores.stride(1), float(getattr(spec, "scale", 1.0)),
-        N=experts, USED=used, PARTS=scores.shape[0], SIGMOID=getattr(spec, "scoring", "softmax") == "sigmoid",
-        NORMALIZE=spec.normalize, SCALED=scales is not None, CORRECTED=corrections is not None,
+        picked, weights, scores.stride(0), scores.stride(1), spec.scale,
+        N=experts, USED=used, PARTS=scores.shape[0], SIGMOID=spec.scoring == "sigmoid",
+        NORMALIZE=spec.normalize, SCALED=scales is not None, CORRECTED=corrections is not None, LEAST=LEAST_TOTAL,
         BLOCK=power_of_two(experts), SLOTS=power_of_two(used), num_warps=1,
     )  # fmt: skip
     if count <= experts // 2:
