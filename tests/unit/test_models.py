@@ -53,7 +53,9 @@ def test_forward_states_ops_on_opaque_handles_and_uses_every_tensor(name: str) -
     given += [matrix for value in given if isinstance(value, tuple) for matrix in value]
     used = [value for value in given if isinstance(value, RawTensor)]
     names = {tensor.part_of or tensor.name for tensor in used}
-    made = {name for name in names if name.startswith(("ones.", "streams.")) or name.endswith(".no_bias")}
+    made = {
+        name for name in names if name.startswith(("ones.", "streams.")) or name.endswith((".no_bias", ".weight.bias"))
+    }
     joined = {name.split(".norms.")[0] for name in names if name.endswith("+")}  # of a tensor a head
     heads = {name for name in checkpoint.tensors if name.split(".norms.")[0] in joined}
     unused = (".layer_scalar",) if TINY[name].config.get("altup_correct_scale", True) else ("correct_output_scale",)
@@ -182,3 +184,14 @@ def test_fused_experts_are_not_converted_but_refused() -> None:
         as_hugging_face(fused_experts("gguf"))  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="all experts in one: save the model"):
         FolderSource(fused_experts("safetensors"), 1)  # type: ignore[arg-type]
+
+
+def test_a_gguf_file_may_hold_a_vector_as_one_row() -> None:
+    checkpoint = memory_checkpoint(TINY["qwen2moe"], kind="gguf")
+    gates = {name: tensor for name, tensor in checkpoint.tensors.items() if "ffn_gate_inp_shexp" in name}
+    assert gates
+    for name, tensor in gates.items():  # as llama.cpp's converter writes them
+        checkpoint.tensors[name] = replace(tensor, shape=(1, *tensor.shape[-1:]))
+    runs = [reference_run(load_model(one)) for one in (checkpoint, memory_checkpoint(TINY["qwen2moe"], kind="gguf"))]
+    first, second = (run.step({"a": list(range(1, 12))}) for run in runs)
+    assert np.array_equal(first["a"], second["a"])

@@ -7,7 +7,7 @@ how they are built. Loading, converting, quantizing and planning read it here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -195,6 +195,8 @@ class ModelFile:
         if name not in self._tensors:
             raise FormatError(f"tensor {name!r} is missing")
         found = self._tensors[name]
+        if self.is_gguf and found.shape[:-1] == (1,) and len(shape) == 1:  # one row, and a vector, are one there
+            found = replace(found, shape=found.shape[1:])
         if len(found.shape) != len(shape) or any(w not in (None, n) for w, n in zip(shape, found.shape, strict=True)):
             raise FormatError(f"tensor {name!r} has shape {found.shape}, but the settings say {shape}")
         self._read.add(name)
