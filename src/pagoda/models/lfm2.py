@@ -135,7 +135,6 @@ MIXTURE = replace(
     name="lfm2_moe",
     gguf="lfm2moe",
     hf_class="Lfm2MoeForCausalLM",
-    compared=(),
     tensors=TENSORS
     | NAMES
     | {

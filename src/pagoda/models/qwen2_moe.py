@@ -27,4 +27,5 @@ FAMILY = Family(
     is_trained=False,
     qkv_bias=True,
     windows=False,
+    compared=("llama.cpp 0.3.36: greedy tokens",),
 )
