@@ -80,7 +80,7 @@ void Workspace::copy_blocks(int group, const int32_t *pairs, int64_t n) {
 
 int64_t Workspace::block_bytes(int group) const {
     const auto g = static_cast<size_t>(group);
-    return g == group_bytes.size() ? 4 * state_floats : group_bytes.at(g);
+    return g == group_bytes.size() && state_floats > 0 ? 4 * state_floats : group_bytes.at(g);
 }
 
 uint8_t *Workspace::block(int group, int32_t index) const {

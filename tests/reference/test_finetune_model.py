@@ -30,7 +30,7 @@ UNTRAINED = [
     for name in TINY
     if name.startswith(("stablelm", "nemotron", "gemma4", "gemma3n", "qwen2vl", "qwen25vl", "qwen3vl"))
 ]
-FAMILIES = [name for name in TINY if name not in (*MIXTURES, *HYBRIDS, *UNTRAINED, "cohere_plus")]
+FAMILIES = [name for name in TINY if name not in (*MIXTURES, *HYBRIDS, *UNTRAINED, "cohere_plus", "granite4_attention")]
 LENGTHS = (7, 12, 20)  # the last is longer than the windows of families that slide
 LOSS, GRADIENT = 2e-4, 5e-3  # relative: 16-bit codes of activations
 

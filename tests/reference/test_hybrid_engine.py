@@ -99,7 +99,8 @@ def test_a_restart_finds_keys_values_and_states(folder: Path, tmp_path: Path) ->
         assert answers(again, PROMPTS) == expected
 
 
-def test_rejected_drafts_leave_no_trace(folder: Path) -> None:
+def test_rejected_drafts_leave_no_trace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pagoda.engine.load.Pacer", lambda: None)  # drafts whether they pay or not
     llm = opened(folder, speculation=("ngram",))
     assert answers(llm, REPEATING) == alone(folder, REPEATING)
     usages = [output.outputs[0].usage for output in llm.generate(REPEATING, GREEDY)]

@@ -76,7 +76,6 @@ def test_what_is_added_is_scaled_but_for_what_mamba_normalizes() -> None:
         (changed(layer_types=["mamba"] * 4 + ["conv"]), FormatError, "must be of mamba and attention"),
         (changed(layer_types=["mamba"] * 4), FormatError, "must be a list of 5"),
         (changed(kind="gguf", attention__head_count_kv=[0, 0, 2, 0, 1]), UnsupportedError, "differs between layers"),
-        (changed(kind="gguf", expert_shared_feed_forward_length=0), UnsupportedError, "shexp"),
     ],
 )
 def test_what_cannot_be_is_refused(checkpoint: MemoryCheckpoint, error: type[PagodaError], match: str) -> None:

@@ -71,7 +71,9 @@ class _Lowering:
         attentions = [node for node in nodes if node.op == "attention"]
         self.chains = {node: qk_chains(node) for node in attentions}
         self.folded = {op for chains in self.chains.values() for chain in chains for op in chain.ops}
-        self.rules: dict[str, Callable[[Node], list[FusedNode]]] = {
+
+    def run(self) -> Iterator[FusedNode]:
+        rules: dict[str, Callable[[Node], list[FusedNode]]] = {
             "embed": self._embed,
             "rms_norm": self._norm_or_gated,
             "layer_norm": self._norm_or_gated,
@@ -84,11 +86,9 @@ class _Lowering:
             "logits": self._logits,
             "hidden_states": self._hidden_states,
         }
-
-    def run(self) -> Iterator[FusedNode]:
         for node in self.nodes:
             if node not in self.done:
-                yield from self.rules.get(node.op, self._call)(node)
+                yield from rules.get(node.op, self._call)(node)
 
     def _make(self, node: Node) -> None:
         self.made.add(node)
