@@ -34,6 +34,7 @@ def answer(engine: Engine, prompt: tuple[int, ...] = PROMPT, **fields: Any) -> t
     deltas: list[Delta] = []
     while engine.has_work:
         deltas += engine.step().deltas
+    assert engine.offload is None or engine.offload.wait_written(30.0)
     assert deltas[-1].usage is not None
     return [token for delta in deltas for token in delta.token_ids], deltas[-1].usage.cached_tokens
 

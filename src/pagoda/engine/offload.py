@@ -87,6 +87,11 @@ class KVOffload:
             num_bytes += self._model.moved_bytes(block[0])
         self._copy(chosen)
 
+    def wait_written(self, timeout: float) -> bool:
+        """Wait until all that was copied out is in the store. False: it took longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._queued, timeout)
+
     def restore(self, blocks: Sequence[Block]) -> Future[Restored]:
         """Read blocks on another thread. → of each prefix as much as can be believed"""
         return self._readers.submit(self._read, list(blocks))
