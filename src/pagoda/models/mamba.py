@@ -15,11 +15,9 @@ from pagoda.errors import FormatError, UnsupportedError
 from pagoda.models.family import ModelFile, negative_exp
 from pagoda.models.layers import Attention, Norm
 from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_norm_eps
-from pagoda.models.recurrent import Mamba
+from pagoda.models.recurrent import MAX_HEADS, MAX_SIZE, Mamba, gguf_heads
 from pagoda.models.source import Settings
 from pagoda.types import RawTensor
-
-MAX_HEADS, MAX_SIZE = 1 << 12, 1 << 14
 
 
 def mamba_tensors(block: str) -> dict[str, tuple[str, str]]:
@@ -38,13 +36,7 @@ def mamba_tensors(block: str) -> dict[str, tuple[str, str]]:
 def read_scan(file: ModelFile) -> ScanSpec:
     """The heads of Mamba layers. FormatError where they cannot share their groups evenly."""
     if file.is_gguf:
-        heads = file.integer("ssm.time_step_rank", high=MAX_HEADS)
-        groups = file.integer("ssm.group_count", high=MAX_HEADS)
-        state_dim = file.integer("ssm.state_size", high=MAX_SIZE)
-        inner = file.integer("ssm.inner_size", high=MAX_HEADS * MAX_SIZE)
-        if inner % heads:
-            raise FormatError(f"{file.key('ssm.inner_size')} is {inner}, which does not divide into {heads} heads")
-        head_dim = inner // heads
+        heads, groups, state_dim, head_dim = gguf_heads(file)
     else:
         heads, groups = (file.integer(f"mamba_n_{of}", high=MAX_HEADS) for of in ("heads", "groups"))
         state_dim, head_dim = (file.integer(f"mamba_d_{of}", high=MAX_SIZE) for of in ("state", "head"))

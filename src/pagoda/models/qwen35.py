@@ -19,11 +19,9 @@ from pagoda.models.family import Family, ModelFile, negative_exp
 from pagoda.models.layers import Attention, Decoder, Linear, Norm
 from pagoda.models.names import TENSORS
 from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_sizes, without_extra
-from pagoda.models.recurrent import DeltaNet
+from pagoda.models.recurrent import MAX_HEADS, MAX_SIZE, DeltaNet, gguf_heads
 from pagoda.models.rope import read_rope
 from pagoda.types import RawTensor
-
-MAX_HEADS, MAX_SIZE = 1 << 12, 1 << 14
 
 _LINEAR = "model.layers.{i}.linear_attn"
 DELTA_TENSORS = {
@@ -77,13 +75,7 @@ def _recurrent_layers(file: ModelFile, num_layers: int) -> list[bool]:
 def read_delta(file: ModelFile) -> DeltaSpec:
     """The heads of the delta nets. FormatError where value heads cannot share key heads evenly."""
     if file.is_gguf:
-        k_heads = file.integer("ssm.group_count", high=MAX_HEADS)
-        v_heads = file.integer("ssm.time_step_rank", high=MAX_HEADS)
-        k_dim = file.integer("ssm.state_size", high=MAX_SIZE)
-        inner = file.integer("ssm.inner_size", high=MAX_HEADS * MAX_SIZE)
-        if inner % v_heads:
-            raise FormatError(f"{file.key('ssm.inner_size')} is {inner}, which does not divide into {v_heads} heads")
-        v_dim = inner // v_heads
+        v_heads, k_heads, k_dim, v_dim = gguf_heads(file)
     else:
         k_heads, v_heads = (file.integer(f"linear_num_{of}_heads", high=MAX_HEADS) for of in ("key", "value"))
         k_dim, v_dim = (file.integer(f"linear_{of}_head_dim", high=MAX_SIZE) for of in ("key", "value"))

@@ -6,8 +6,26 @@ from dataclasses import dataclass
 
 from pagoda.backends.base import Handle, Ops
 from pagoda.backends.specs import DeltaSpec, ScanSpec
+from pagoda.errors import FormatError
+from pagoda.models.family import ModelFile
 from pagoda.models.layers import Linear, Norm
 from pagoda.types import RawTensor
+
+MAX_HEADS, MAX_SIZE = 1 << 12, 1 << 14
+
+
+def gguf_heads(file: ModelFile) -> tuple[int, int, int, int]:
+    """What a GGUF file says of recurrent heads: (heads, groups, state size, size of a head's values).
+
+    FormatError where heads do not divide the layer's width evenly.
+    """
+    heads = file.integer("ssm.time_step_rank", high=MAX_HEADS)
+    groups = file.integer("ssm.group_count", high=MAX_HEADS)
+    state_dim = file.integer("ssm.state_size", high=MAX_SIZE)
+    inner = file.integer("ssm.inner_size", high=MAX_HEADS * MAX_SIZE)
+    if inner % heads:
+        raise FormatError(f"{file.key('ssm.inner_size')} is {inner}, which does not divide into {heads} heads")
+    return heads, groups, state_dim, inner // heads
 
 
 @dataclass(frozen=True, slots=True)
