@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     options = parser.parse_args()
     with open_checkpoint(options.vocabulary) as checkpoint:
-        words = {key: value for key, value in GGUFSource(checkpoint).values.items() if key.startswith("tokenizer.")}
+        values = GGUFSource(checkpoint, threads=1).values
+        words = {key: value for key, value in values.items() if key.startswith("tokenizer.")}
         tokens = len(checkpoint.metadata["tokenizer.ggml.tokens"])
     rng = np.random.default_rng(1)
     every = list(rows(options.layers, tokens))

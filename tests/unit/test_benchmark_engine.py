@@ -102,6 +102,14 @@ def test_the_least_work(tied: bool) -> None:
     assert work.kv_bytes(10) == 10 * 100 + 4 * 10
 
 
+@pytest.mark.parametrize("name", ["blk.0.ffn_up_exps.weight", "layers.0.mlp.experts.3.up_proj.weight"])
+def test_of_experts_only_those_count_that_a_token_uses(name: str) -> None:
+    shared = tensor("layers.0.mlp.shared_experts.up_proj.weight", 16, 8)
+    work = model_work([tensor("output.weight", 100, 8), tensor(name, 8, 32, 8), shared], [], [], experts_share=2 / 8)
+    assert work.layer_weights == 2 * 32 * 8 + 16 * 8
+    assert work.weight_bytes == 2 * (2 * 32 * 8 + 16 * 8 + 100 * 8)
+
+
 def test_the_report_is_the_median_beside_the_ceilings() -> None:
     work = model_work([tensor("token_embd.weight", 100, 8), tensor("up.weight", 32, 8)], [None], [16 * 1000])
     runs = [BatchTimes(prefill, (0.1, 0.2), decode, 0.9 * decode, 0.01) for prefill, decode in ((1, 4), (2, 2), (9, 1))]

@@ -5,7 +5,8 @@ sequences that all decode, `gen` steps at contexts from `prompt` on. Greedy, no 
 
 Shares of the ceiling count the least that must be done: the file's bytes of all weight matrices once a step and the
 KV of all sequences (bandwidth_share, of decode), and two operations for each weight and token (compute_share, of
-prefill; decode_compute_share). What a step does besides is not counted, so a share never flatters.
+prefill; decode_compute_share). Of a mixture's experts, as many count as one token uses, also where the tokens of a
+step share out more among them. What a step does besides is not counted, so a share never flatters.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pagoda.benchmark.stats import median
 from pagoda.config import EngineSettings
 from pagoda.engine.engine import Engine
 from pagoda.errors import CapacityError
+from pagoda.plan.model.shapes import is_expert
 from pagoda.types import BLOCK_SIZE, RawTensor, Request, SamplingParams, StepResult
 
 EMBEDDINGS = ("token_embd.weight", "model.embed_tokens.weight", "embed_tokens.weight")
@@ -30,8 +32,8 @@ HEADS = ("output.weight", "lm_head.weight")
 class ModelWork:
     """The least work that a forward pass of a model needs."""
 
-    weight_bytes: int  # read in each step: all matrices of the layers, and the output head
-    layer_weights: int  # in matrices that each token is multiplied with
+    weight_bytes: float  # read in each step: the matrices of the layers that a token uses, and the output head
+    layer_weights: float  # in matrices that each token is multiplied with
     head_weights: int  # in the output head, which only sampled tokens need
     kv_token_bytes: tuple[tuple[int | None, float], ...]  # a KV group each: window, bytes that a token takes
 
@@ -40,16 +42,23 @@ class ModelWork:
         return sum(size * min(context, window or context) for window, size in self.kv_token_bytes)
 
 
-def model_work(tensors: Iterable[RawTensor], windows: Iterable[int | None], block_bytes: Iterable[int]) -> ModelWork:
+def model_work(
+    tensors: Iterable[RawTensor],
+    windows: Iterable[int | None],
+    block_bytes: Iterable[int],
+    experts_share: float = 1.0,
+) -> ModelWork:
     """The work of a model with these tensors. `windows` and `block_bytes` (bytes of one block) have an entry for each
-    KV group."""
+    KV group; `experts_share` of the experts of a layer are used for a token."""
     by_name = {tensor.name: tensor for tensor in tensors if len(tensor.shape) >= 2}
     embeddings = [by_name[name] for name in EMBEDDINGS if name in by_name]
     heads = [by_name[name] for name in HEADS if name in by_name] or embeddings  # none of its own: they are tied
     layers = [tensor for name, tensor in by_name.items() if name not in (*EMBEDDINGS, *HEADS)]
+    used = [experts_share if is_expert(tensor.name) else 1.0 for tensor in layers]
     return ModelWork(
-        weight_bytes=sum(tensor.num_bytes for tensor in (*layers, *heads)),
-        layer_weights=sum(_size(tensor) for tensor in layers),
+        weight_bytes=sum(share * tensor.num_bytes for share, tensor in zip(used, layers, strict=True))
+        + sum(tensor.num_bytes for tensor in heads),
+        layer_weights=sum(share * _size(tensor) for share, tensor in zip(used, layers, strict=True)),
         head_weights=sum(_size(tensor) for tensor in heads),
         kv_token_bytes=tuple((window, size / BLOCK_SIZE) for window, size in zip(windows, block_bytes, strict=True)),
     )

@@ -15,7 +15,12 @@ from pathlib import Path
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 _LAYER = re.compile(r"(?:blk|layers)\.(\d+)\.")
-_EXPERT = re.compile(r"_exps\b|\.experts\.\d+\.")
+_EXPERT = re.compile(r"_exps\b|\.experts\.")
+
+
+def is_expert(name: str) -> bool:
+    """Whether the tensor of this name holds experts, of which a token uses only those that the router picks."""
+    return _EXPERT.search(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +42,7 @@ class TensorShape:
 
     @property
     def is_expert(self) -> bool:
-        """Whether this holds experts, of which a token uses only those that the router picks."""
-        return _EXPERT.search(self.name) is not None
+        return is_expert(self.name)
 
     @property
     def is_matrix(self) -> bool:
