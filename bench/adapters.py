@@ -34,6 +34,7 @@ from pagoda.adapters.adapter import Delta
 from pagoda.adapters.gguf import write_gguf_adapter
 from pagoda.adapters.peft import write_peft
 from pagoda.adapters.place import Base, base_names
+from pagoda.engine.engine import Engine
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.registry import family_of, load_model
 from pagoda.sources import resolve
@@ -67,10 +68,10 @@ def write_adapters(folder: Path, count: int, rank: int) -> None:
         names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
                  "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
                  "ffn_down": "mlp.down_proj"}  # fmt: skip
-        shapes = {}
+        shapes: dict[str, tuple[int, int]] = {}
         for layer, block in enumerate(decoder.blocks):
             for matrix in block.matrices:
-                shapes[f"model.layers.{layer}.{names[matrix.name.split('.')[2]]}"] = matrix.shape
+                shapes[f"model.layers.{layer}.{names[matrix.name.split('.')[2]]}"] = (matrix.shape[0], matrix.shape[1])
         for i in range(count):
             made = deltas(shapes, i, rank)
             write_peft(folder / str(i), made, {})
@@ -81,6 +82,7 @@ def write_adapters(folder: Path, count: int, rank: int) -> None:
 def decode(llm: LLM, streams: int, tokens: int, adapters: list[str | None]) -> list[float]:
     """Seconds of each step in which all of so many streams get a token."""
     core = llm.loaded.core
+    assert isinstance(core, Engine)
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
     ids = llm.tokenize(PROMPT)
     for i in range(streams):

@@ -110,7 +110,8 @@ def latency(store: Store, name: str, entries: int, lookups: int, embedder: Embed
         embedded = time.perf_counter()
         assert vector is not None
         near = store.nearest(PARTITION, embedder.digest, vector, 4)
-        verifier.log_odds(text, vector, [e.question for _, e in near], np.stack([e.vector for _, e in near]))
+        vectors = [entry.vector for _, entry in near if entry.vector is not None]
+        verifier.log_odds(text, vector, [e.question for _, e in near], np.stack(vectors))
         alike.append(time.perf_counter() - embedded)
         same.append(found_same - start)
         embedding.append(embedded - found_same)

@@ -99,7 +99,7 @@ def main() -> None:
             rate(served.client, questions(args.streams), args.streams, 8, "on")  # warm
             throughput(served, args.streams, args.rounds, args.tokens)
             first_tokens(served, args.pairs)
-            reasons = served.server.service.model().metrics.cache
+            reasons = served.model.metrics.cache
             print(f"misses: {dict(reasons.misses.values)}, bypassed: {dict(reasons.bypasses.values)}")
     loaded.close()
 

@@ -99,7 +99,7 @@ def main() -> None:
             before, started = figures(served), time.monotonic()
             asyncio.run(load(served.url, 60 * args.minutes))
             served.ok("/v1/completions", prompt="The end", max_tokens=2)  # a step after the last that was given up
-            wait_for(lambda: figures(served)["pagoda_num_requests_running"] == 0, 60)
+            wait_for(lambda: figures(served)["pagoda_num_requests_running"] == 0)
             found, ended = figures(served), time.monotonic()
         report = json.loads(CliRunner().invoke(app, ["cost", "report", str(log), "--json"]).output)
     loaded.close()

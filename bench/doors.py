@@ -12,13 +12,14 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 from fake_engine import FakeEngine, FakeLoaded
 from serving import serving
 
 STREAMS, TOKENS = 16, 400
 MESSAGES = [{"role": "user", "content": "Once upon a time there was a server with several doors."}]
-DOORS = {
+DOORS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": TOKENS}),
     "responses": ("/v1/responses", {"input": MESSAGES, "max_output_tokens": TOKENS}),
     "messages": ("/v1/messages", {"messages": MESSAGES, "max_tokens": TOKENS}),

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ class Peer:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def seconds(self, texts: list[str]) -> float:
+        return self.run(texts)[0]
+
     def run(self, texts: list[str], *, vectors: bool = False) -> tuple[float, np.ndarray | None]:
         """→ (seconds, the vectors where they are wanted)"""
         assert self.process.stdin is not None
@@ -93,14 +97,14 @@ def main() -> None:
     texts, folder = short_texts(args.texts), resolve(DEFAULT_EMBEDDER).path
     ours = {name: loaded(name, args.threads) for name in ("file", "q8_0", "q8_0 int8")}
     runs: dict[str, Callable[[list[str]], float]] = {
-        f"pagoda {weights}": lambda some, one=one: timed(one, some) for weights, one in ours.items()
+        f"pagoda {weights}": partial(timed, one) for weights, one in ours.items()
     }
     peers = {}
     if args.peers:
         peers = {
             kind: Peer(args.peers, kind, folder, args.threads) for kind in ("sentence-transformers", "onnxruntime")
         }
-        runs |= {kind: lambda some, peer=peer: peer.run(some)[0] for kind, peer in peers.items()}
+        runs |= {kind: peer.seconds for kind, peer in peers.items()}
     num_tokens = sum(len(ours["file"].tokenize(text).token_ids) for text in texts)
     print(f"{len(texts)} texts, {num_tokens} tokens, {args.threads} threads")
     for run in runs.values():

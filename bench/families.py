@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from tiny_gemma3n import FULL, SLIDING
+from tiny_gemma4 import FULL, SLIDING
 from tiny_models import TINY, VOCAB, hf_config, write_gguf, write_safetensors
 
 PROMPTS = [[(a * i * i + 7 * i + b) % VOCAB for i in range(n)] for a, b, n in ((31, 11, 47), (3, 5, 33), (17, 90, 21))]

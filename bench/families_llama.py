@@ -75,7 +75,7 @@ def rounded(x: FloatArray) -> FloatArray:
     largest = np.abs(blocks).max(-1, keepdims=True)
     codes = np.rint(blocks * np.where(largest > 0, 127 / np.maximum(largest, 1e-30), 0))
     scales = (largest / np.float32(127)).astype(np.float16).astype(np.float32)
-    return (codes.astype(np.float32) * scales).reshape(x.shape)
+    return np.asarray((codes.astype(np.float32) * scales).reshape(x.shape), np.float32)
 
 
 class RoundedModel(ReferenceModel):

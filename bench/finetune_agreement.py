@@ -23,7 +23,9 @@ from pagoda.types import SamplingParams
 
 def settings_of(record: dict[str, Any]) -> FinetuneSettings:
     """The run's settings, paths as paths."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in record["settings"].items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in record["settings"].items()
+    }
     for key in ("data", "held_out_data"):
         values[key] = tuple(Path(path) for path in values[key])
     return FinetuneSettings(**values)

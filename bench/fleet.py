@@ -17,9 +17,10 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gateway import WORDS, gateway_command
@@ -100,16 +101,16 @@ async def _ask(url: str, body: dict[str, object]) -> None:
     client.close()
 
 
+def on_core(core: str, model: str, flags: Sequence[str], port: int) -> list[str]:
+    """The command of a replica that runs on one core."""
+    return ["taskset", "-c", core, *pagoda_command(model, port, *flags)]
+
+
 def record(model: str, seconds: float, folder: Path) -> None:
     """Logs of each traffic, and of a calibration before each, by the same two replicas."""
     flags = ("--threads", "1", "--kv-memory", KV, "--speculation", "off", "--log-level", "warning")
     with ExitStack() as stack:
-        urls = [
-            stack.enter_context(
-                serving(lambda port, c=core: ["taskset", "-c", c, *pagoda_command(model, port, *flags)], "/ready")
-            ).url
-            for core in ("0", "1")
-        ]
+        urls = [stack.enter_context(serving(partial(on_core, core, model, flags), "/ready")).url for core in ("0", "1")]
         for make in TRAFFIC:
             name = make.__name__
             _log(urls, folder / f"mixed-{name}.jsonl", list(mixed(random.Random(f"mixed {name}"), seconds / 3)))
@@ -126,7 +127,7 @@ def errors(folder: Path, model: str) -> float:
     calibration = ",".join(str(path) for path in sorted(folder.glob("mixed*.jsonl")))
     command = [sys.executable, "-m", "pagoda", "plan", model, "--fleet-calibration", calibration, "--json"]
     command += ["--fleet-replicas", "2", "--ttft", "100000", "--fleet-kv-tokens", str(KV_TOKENS)]
-    found = []
+    found: list[float] = []
     for make in TRAFFIC:
         log = folder / f"{make.__name__}.jsonl"
         told = subprocess.run(

@@ -18,7 +18,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ def gateway_command(port: int, upstreams: Sequence[str], *flags: str) -> list[st
     named = [part for one in upstreams for part in ("--upstream", one)]
     quiet = ("--log-level", "warning", "--max-connections", "1000")
     return [sys.executable, "-m", "pagoda", "gateway", "--port", str(port), *named, *quiet, *flags]
+
+
+def gateway_on(upstreams: Sequence[str], *flags: str) -> Callable[[int], list[str]]:
+    """Its command on a port that is yet to be known."""
+    return lambda port: gateway_command(port, upstreams, *flags)
 
 
 # Overhead
@@ -130,7 +135,8 @@ def cpu_of(pid: int) -> float:
 async def ask(url: str, body: dict[str, Any]) -> tuple[float, dict[str, Any], str]:
     """TTFT in seconds, usage, and the answer."""
     client = HttpClient(url)
-    start, first, usage, text = time.perf_counter(), 0.0, {}, ""
+    usage: dict[str, Any] = {}
+    start, first, text = time.perf_counter(), 0.0, ""
     async for data in client.events("/v1/chat/completions", json.dumps(body).encode()):
         event = json.loads(data)
         assert "error" not in event, event
@@ -180,7 +186,7 @@ def affinity(model: str) -> bool:
         ]
         urls = [one.url for one in replicas]
         for routing in ("random", "affinity", "load"):
-            with serving(lambda port, r=routing: gateway_command(port, urls, "--routing", r), "/ready") as gate:
+            with serving(gateway_on(urls, "--routing", routing), "/ready") as gate:
                 before = [one.metrics()["pagoda_request_success_total"] for one in replicas]
                 ttfts, tokens, cached = asyncio.run(talk(gate.url, routing))
                 after = [one.metrics()["pagoda_request_success_total"] for one in replicas]

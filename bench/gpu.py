@@ -79,7 +79,7 @@ class Book:
         if "error" in row:
             return False
         if row.get("most") is not None or row.get("least") is not None:
-            return row.get("least", 0) <= row["value"] <= (row.get("most") or 1)
+            return bool(row.get("least", 0) <= row["value"] <= (row.get("most") or 1))
         if not self.device.is_gpu or "batch-invariant" in row["case"]:
             return None
         if part == "peer":

@@ -141,7 +141,7 @@ def in_half(model: Decoder) -> Decoder:
             return made[x.name]
         if isinstance(x, tuple):
             return tuple(convert(part) for part in x)
-        if dataclasses.is_dataclass(x) and type(x).__module__ == Decoder.__module__:
+        if dataclasses.is_dataclass(x) and not isinstance(x, type) and type(x).__module__ == Decoder.__module__:
             return dataclasses.replace(x, **{f.name: convert(getattr(x, f.name)) for f in dataclasses.fields(x)})
         return x
 

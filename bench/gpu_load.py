@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from pagoda.engine.limits import EngineLimits
 from pagoda.plan.measured.engine_probe import NoText
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.top_k import TopKSampler
-from pagoda.types import BLOCK_SIZE, Request, SamplingParams
+from pagoda.types import BLOCK_SIZE, Int32Array, Request, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Load:
 
     def prompts(self, vocab: int) -> list[list[int]]:
         rng = np.random.default_rng(1)
-        return rng.integers(1, vocab, (self.requests, self.prompt)).tolist()
+        return [[int(token) for token in row] for row in rng.integers(1, vocab, (self.requests, self.prompt))]
 
     def floor_s(self, cost: Cost, rates: Rates) -> float:
         per_step = max(1, self.max_batch_tokens // self.prompt)
@@ -85,19 +86,19 @@ class Busy:
 
     def __init__(self, model: LoadedModel, device: Device) -> None:
         self._device = device
-        self._marks: list[tuple[object, object]] = []
-        self._launch = model.launch  # type: ignore[attr-defined]
-        model.launch = self._marked  # type: ignore[attr-defined]
+        self._marks: list[tuple[Any, Any]] = []
+        self._launch = model.launch
+        model.launch = self._marked  # type: ignore[method-assign]
 
     def clear(self) -> None:
         self._marks.clear()
 
-    def _marked(self, tokens: object) -> None:
+    def _marked(self, tokens: Int32Array) -> None:
         start = self._mark()
         self._launch(tokens)
         self._marks.append((start, self._mark()))
 
-    def _mark(self) -> object:
+    def _mark(self) -> Any:
         if not self._device.is_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -108,8 +109,8 @@ class Busy:
         busy = sum(self._between(start, end) for start, end in self._marks)
         return 1 - busy / self._between(self._marks[0][0], self._marks[-1][1])
 
-    def _between(self, start: object, end: object) -> float:
-        return 1e-3 * start.elapsed_time(end) if self._device.is_gpu else end - start  # type: ignore[attr-defined, operator]
+    def _between(self, start: Any, end: Any) -> float:
+        return float(1e-3 * start.elapsed_time(end) if self._device.is_gpu else end - start)
 
 
 def measure_load(

@@ -16,6 +16,7 @@ from pagoda.backends.base import run_batch
 from pagoda.backends.cuda.backend import CudaBackend
 from pagoda.backends.cuda.model import CudaModel
 from pagoda.backends.cuda.options import CudaOptions
+from pagoda.backends.specs import KVType
 from pagoda.models.layers import Decoder
 from pagoda.types import BLOCK_SIZE, Batch
 
@@ -74,7 +75,7 @@ def ceilings(device: Device) -> Rates:
     return Rates(copy, max(copy, read), product)
 
 
-def load(device: Device, model: Decoder, *, invariant: bool, tokens: int, seqs: int, kv_type: str) -> CudaModel:
+def load(device: Device, model: Decoder, *, invariant: bool, tokens: int, seqs: int, kv_type: KVType) -> CudaModel:
     backend = CudaBackend(device.options(invariant=invariant))
     return backend.load(model, max_batch_tokens=tokens, max_batch_seqs=seqs, kv_type=kv_type)
 

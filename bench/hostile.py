@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,9 +243,14 @@ def main() -> None:
 
 async def _measure_and_drain(log: Any, port: int, only: str | None, copies: int) -> None:
     """Measure, and take in what the server logs meanwhile, so that it never waits for us."""
-    draining = asyncio.create_task(asyncio.to_thread(lambda: [_say(line) for line in log]))
+    draining = asyncio.create_task(asyncio.to_thread(_say_all, log))
     await measure(port, only, copies)
     draining.cancel()
+
+
+def _say_all(log: Iterable[bytes]) -> None:
+    for line in log:
+        _say(line)
 
 
 def _say(line: bytes) -> None:

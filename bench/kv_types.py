@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from pagoda.backends.base import run_batch
+from pagoda.backends.specs import KVType
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.types import BLOCK_SIZE, Batch
@@ -31,7 +32,7 @@ STEPS = {  # sequences, tokens of each, context before them
 MOST = 2048 + BLOCK_SIZE
 
 
-def load(options: argparse.Namespace, kv_type: str) -> LoadedEngine:
+def load(options: argparse.Namespace, kv_type: KVType) -> LoadedEngine:
     settings = replace(
         EngineSettings(),
         model=options.model,
@@ -102,7 +103,7 @@ def main() -> None:
     print(f"{options.activation_type} activations; milliseconds" + "".join(f"{kv_type:>10}" for kv_type in engines))
     for name in options.steps:
         plans = {kv_type: batches(loaded, *STEPS[name]) for kv_type, loaded in engines.items()}
-        times = {kv_type: [] for kv_type in engines}
+        times: dict[KVType, list[float]] = {kv_type: [] for kv_type in engines}
         for _ in range(options.rounds * (5 if STEPS[name][1] == 1 else 1)):
             for kv_type, loaded in engines.items():
                 times[kv_type].append(seconds(loaded, plans[kv_type]))

@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -43,7 +45,12 @@ def write(path: Path, gigabytes: float, kind: str) -> None:
         if isinstance(value, list):
             writer.add_array(key, value)
         elif key != "general.architecture":
-            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
+            add: dict[type, Callable[[str, Any], None]] = {
+                int: writer.add_uint32,
+                float: writer.add_float32,
+                str: writer.add_string,
+                bool: writer.add_bool,
+            }
             add[type(value)](key, value)
     vocab = spec.config["vocab_size"]
     rng = np.random.default_rng(0)
@@ -107,7 +114,7 @@ def pagoda(path: Path) -> dict[str, float]:
     )
     assert process.stdout is not None
     assert process.stdin is not None
-    found = json.loads(process.stdout.readline()) | memory(process.pid)
+    found: dict[str, float] = json.loads(process.stdout.readline()) | memory(process.pid)
     process.stdin.close()
     process.wait()
     return found
@@ -148,7 +155,7 @@ def llama_server(path: Path, server: str, port: int = 18099) -> dict[str, float]
 def _get(url: str) -> bool:
     try:
         with urllib.request.urlopen(url) as answer:
-            return answer.status == 200
+            return bool(answer.status == 200)
     except OSError:
         return False
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
@@ -88,11 +89,12 @@ def outside(loaded: LoadedEngine) -> None:
     thread = threading.Thread(target=lambda: server.run(sockets=[sock]))
     thread.start()
     loading.set_result(loaded)
-    while not server.service.ready:
+    service: Any = server.service
+    while not service.ready:
         time.sleep(0.05)
     asked = Load(url(sock), concurrency=4, prompt=64, output=64, requests=32, model=loaded.model_name, vocab_size=30000)
     answers, errors = parse_all(asyncio.run(run_load(asked))[0])
-    series = server.service.model().metrics.engine
+    series = service.model().metrics.engine
     first, gap = series.time_to_first_token, series.time_per_output_token
     server.stop()
     thread.join()

@@ -67,11 +67,11 @@ def quick_awq(kept: Path) -> Any:
             count = sum(original.numel() for original in originals)
             if self._gram is not None:
                 change = quantized.weight - self._original
-                return (change @ self._gram).mul_(change).sum().item() / count
-            error = 0.0
+                return float((change @ self._gram).mul_(change).sum().item() / count)
+            error: float = 0.0
             for original, output in zip(originals, quantized, strict=True):
                 error += torch.nn.functional.mse_loss(original, output, reduction="sum").item() / count
-                if error > self._least:
+                if self._least is not None and error > self._least:
                     return error
             self._least = error
             return error

@@ -25,7 +25,8 @@ class Clock(TrainerCallback):
     """Seconds of steps alone, and the losses."""
 
     def __init__(self) -> None:
-        self.seconds, self.losses, self._start = 0.0, [], 0.0
+        self.losses: list[float] = []
+        self.seconds, self._start = 0.0, 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._start = time.perf_counter()

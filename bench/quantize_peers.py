@@ -140,7 +140,7 @@ class Nearest:
     def rounded(self, w: FloatArray) -> FloatArray:
         groups = w.T.reshape(-1, self.size, len(w))
         grid = groupwise(full_range(groups, BITS, symmetric=self.symmetric))
-        return grid.rounded(groups).reshape(w.T.shape).T
+        return np.asarray(grid.rounded(groups).reshape(w.T.shape).T, np.float32)
 
 
 @dataclass(slots=True)

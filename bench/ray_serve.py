@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -287,7 +287,7 @@ async def on_disk_alone(url: str) -> list[str]:
     return [card["id"] for card in cards if card.get("status") == {"value": "unloaded"}]
 
 
-PARTS: dict[str, Callable[[], Awaitable[bool]]] = {
+PARTS: dict[str, Callable[[], Coroutine[Any, Any, bool]]] = {
     "disconnect": disconnect, "killed": killed, "rolled": rolled, "scaled": scaled, "adapters": adapters,
 }  # fmt: skip
 
@@ -295,7 +295,7 @@ PARTS: dict[str, Callable[[], Awaitable[bool]]] = {
 def main(*wanted: str) -> int:
     ray.init(num_cpus=2 * ENGINES, include_dashboard=False, namespace="pagoda", log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    found = {}
+    found: dict[str, bool] = {}
     for name in wanted or PARTS:
         found[name] = asyncio.run(PARTS[name]())
     stop("pagoda")

@@ -76,7 +76,10 @@ def main() -> None:
     for vocab_size in VOCABULARIES:
         for num_rows in NUM_ROWS:
             logits = model_like_logits(num_rows, vocab_size)
-            samplers = [*(Sampler(vocab_size, isa=isa) for isa in isas), ReferenceSampler()]
+            samplers: list[Sampler | ReferenceSampler] = [
+                *(Sampler(vocab_size, isa=isa) for isa in isas),
+                ReferenceSampler(),
+            ]
             for name, params in KINDS.items():
                 steps = [stepper(sampler, params, logits) for sampler in samplers]
                 *native, plain = [1e6 * s / num_rows for s in paired_medians(steps, runs)]

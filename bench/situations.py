@@ -185,11 +185,13 @@ def play(name: str, scene: Scene, model: str, ceilings: tuple[float, float], sec
         served = stack.enter_context(serving(loaded, **options))
         if scene.store:
             process.kill()
-        history = served.server.service.model().history
-        wait_for(lambda: history.roofline is not None, 60)
-        history.roofline = replace(history.roofline, bandwidth=ceilings[0], peak=ceilings[1], source="measured now")
+        history = served.model.history
+        history.roofline = replace(
+            wait_for(lambda: history.roofline), bandwidth=ceilings[0], peak=ceilings[1], source="measured now"
+        )
         if busy and not scene.threads:
-            history._read_cpu = lambda read=history._read_cpu: replace(read(), machine=None)
+            read_cpu = history._read_cpu
+            history._read_cpu = lambda: replace(read_cpu(), machine=None)
         stack.enter_context(others(scene.threads))
         if scene.mask_s:
             stack.enter_context(slow_masks(scene.mask_s))

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from serving import HANG_S
+
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -62,7 +64,7 @@ class Page:
 
     def _next(self) -> Any:
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._read], [], [], 60)
+            ready, _, _ = select.select([self._read], [], [], HANG_S)
             assert ready, "the browser says nothing"
             data = os.read(self._read, 1 << 20)
             assert data, "the browser has ended"
@@ -85,9 +87,9 @@ class Page:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, script: str, holds: Callable[[Any], object] = bool, seconds: float = 30.0) -> Any:
+    def wait(self, script: str, holds: Callable[[Any], object] = bool) -> Any:
         """Until the expression's value is as wanted. → it"""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + HANG_S
         while not holds(value := self.run(script)):
             assert time.monotonic() < deadline, f"{script} is still {value!r}"
             time.sleep(0.1)
@@ -103,7 +105,7 @@ class Page:
 
     def __exit__(self, *error: object) -> None:
         self._popen.terminate()
-        self._popen.wait(20)
+        self._popen.wait(HANG_S)
         os.close(self._read)
         os.close(self._write)
         self._folder.cleanup()

@@ -23,7 +23,7 @@ from pagoda.gateway.settings import GatewaySettings, UpstreamSettings
 from pagoda.observe.cost import CostSettings
 from pagoda.server.listen import bind, url
 from pagoda.server.run import PagodaServer, server_of
-from serving import wait_for
+from serving import HANG_S, wait_for
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Gated:
     def kept(self) -> None:
         """Wait until answers are in the cache."""
         assert self.gateway.caching is not None
-        self.gateway.caching._writer.submit(lambda: None).result(10)
+        self.gateway.caching._writer.submit(lambda: None).result(HANG_S)
 
 
 @contextmanager
@@ -68,14 +68,14 @@ def gating(
     server = server_of(app, server_settings, loading, lambda _: None)
     thread = threading.Thread(target=lambda: server.run(sockets=[sock]))
     thread.start()
-    gated = Gated(url(sock), server, httpx.Client(base_url=url(sock), timeout=30))
+    gated = Gated(url(sock), server, httpx.Client(base_url=url(sock), timeout=HANG_S))
     try:
         wait_for(lambda: server.service.ready or not thread.is_alive())  # type: ignore[attr-defined]
         yield gated
     finally:
         gated.client.close()
         server.stop()
-        thread.join(20)
+        thread.join(HANG_S)
         assert not thread.is_alive(), "the gateway does not end"
         assert server.failure is None, server.failure
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from serving import HANG_S
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -27,7 +29,7 @@ class Answer:
 @contextmanager
 def connected(url: str) -> Iterator[socket.socket]:
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as sock:
+    with socket.create_connection((host, int(port)), timeout=HANG_S) as sock:
         yield sock
 
 

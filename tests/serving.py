@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,7 +22,10 @@ from pagoda.config import ServerSettings
 from pagoda.observe.cost import CostSettings
 from pagoda.server.listen import bind, url
 from pagoda.server.run import PagodaServer, make_server
-from pagoda.server.service import Loaded
+from pagoda.server.service import Loaded, Model
+
+T = TypeVar("T")
+HANG_S = 180.0  # what takes longer hangs: tests wait for what is to happen, however slow the machine
 
 
 @dataclass
@@ -49,6 +52,13 @@ class Served:
         assert set(error) == {"message", "type", "param", "code"}
         return error
 
+    @property
+    def model(self) -> Model:
+        """The one that is served, with its metrics and all."""
+        service: Any = self.server.service
+        model: Model = service.model()
+        return model
+
     def stop(self) -> None:
         """As SIGTERM does; a second one would end this process."""
         self.server.handle_exit(signal.SIGTERM, None)
@@ -63,7 +73,7 @@ def serving(loaded: Loaded, *, cost: CostSettings | None = None, **settings: Any
     thread = threading.Thread(target=lambda: server.run(sockets=[sock]))
     thread.start()
     loading.set_result(loaded)
-    served = Served(url(sock), server, loaded, httpx.Client(base_url=url(sock), timeout=30))
+    served = Served(url(sock), server, loaded, httpx.Client(base_url=url(sock), timeout=HANG_S))
     try:
         wait_for(lambda: server.service.ready or not thread.is_alive())
         yield served
@@ -72,17 +82,18 @@ def serving(loaded: Loaded, *, cost: CostSettings | None = None, **settings: Any
         if not server._stop_asked:
             served.stop()
         loaded.engine.stop()
-        thread.join(20)
+        thread.join(HANG_S)
         assert not thread.is_alive(), "the server does not end"
         assert server.failure is None, server.failure
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Until `condition` holds; fails when it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
+def wait_for(condition: Callable[[], T | None], what: str = "it") -> T:
+    """Until `condition` holds. → its value; AssertionError, which names `what`, after `HANG_S`."""
+    deadline = time.monotonic() + HANG_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited too long for {what}"
         time.sleep(0.002)
+    return found
 
 
 def series_sums(text: str, **labels: str) -> dict[str, float]:
@@ -111,13 +122,13 @@ class Process:
         command = [sys.executable, "-m", "pagoda", "serve", str(model), "--port", "0", "--log-format", "json"]
         with log.open("wb") as stderr:
             self.popen = subprocess.Popen([*command, "--max-context", "1024", *flags], stderr=stderr)
-        self.client = httpx.Client(timeout=60)
+        self.client = httpx.Client(timeout=HANG_S)
 
     def lines(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def wait_ready(self) -> None:
-        wait_for(lambda: self.popen.poll() is not None or self.announced(), 60)
+        wait_for(lambda: self.popen.poll() is not None or self.announced())
         assert self.popen.poll() is None, self.log.read_text()
         self.client.base_url = httpx.URL(str(self.announced()).removesuffix("/v1"))
 
@@ -125,7 +136,7 @@ class Process:
         return next((line["url"] for line in self.lines() if line["message"] == "listening"), None)
 
     def wait_end(self) -> int:
-        return self.popen.wait(120)
+        return self.popen.wait(HANG_S)
 
 
 @contextmanager

@@ -5,17 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from socket import socket
 
 import pytest
 
 import pagoda
+from serving import HANG_S, process, wait_for
 
 SMALL = ("--max-context", "512", "--max-num-seqs", "8")
 
@@ -34,7 +30,7 @@ def command(*args: str) -> list[str]:
 def run(environ: dict[str, str], *args: str, given: str = "") -> str:
     """Standard output of the command, which must succeed."""
     done = subprocess.run(
-        command(*args), input=given, capture_output=True, text=True, env=environ, timeout=120, check=False
+        command(*args), input=given, capture_output=True, text=True, env=environ, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -69,9 +65,7 @@ def test_generate_killed_in_the_middle_goes_on_to_the_same_answers(environ: dict
     process = subprocess.Popen(
         command("generate", str(source), "-o", str(broken), *SMALL), env=environ, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
-    while not (broken.exists() and broken.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_for(lambda: broken.exists() and broken.stat().st_size)
     process.kill()
     process.wait()
     left = broken.read_bytes()
@@ -117,22 +111,13 @@ def test_bench(environ: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(environ: dict[str, str]) -> Iterator[str]:
-    with socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    process = subprocess.Popen(command("serve", "--port", str(port), *SMALL), env=environ, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        with suppress(urllib.error.URLError, ConnectionError), urllib.request.urlopen(f"{url}/ready") as answer:
-            if answer.status == 200:
-                break
-        time.sleep(0.05)
-    assert process.poll() is None
-    yield url
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+def server(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of one, which ends well when it is asked to."""
+    with process(default_model, tmp_path_factory.mktemp("server") / "log", *SMALL) as server:
+        wait_for(lambda: server.client.get("/ready").is_success)
+        yield str(server.client.base_url).rstrip("/")
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.wait_end() == 0
 
 
 def test_bench_serve(environ: dict[str, str], server: str) -> None:
@@ -163,7 +148,7 @@ def test_errors_are_one_line(environ: dict[str, str], tmp_path: Path) -> None:
         (("chat", "--isa", "neon" if sys.platform != "darwin" else "avx2"), 2),
         (("generate", "missing", "-o", str(tmp_path / "x")), 2),
     ):
-        done = subprocess.run(command(*args), capture_output=True, text=True, env=environ, timeout=60, check=False)
+        done = subprocess.run(command(*args), capture_output=True, text=True, env=environ, timeout=HANG_S, check=False)
         assert done.returncode == code, (args, done.stderr)
         assert done.stderr.startswith("error: "), done.stderr
         assert "Traceback" not in done.stderr

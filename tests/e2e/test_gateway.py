@@ -17,10 +17,9 @@ import pytest
 
 from gateways import Gated, gating
 from pagoda.gateway.settings import UpstreamSettings
-from serving import Process, process, wait_for
+from serving import HANG_S, Process, process, wait_for
 
 LIMITS = ("--max-num-seqs", "2", "--threads", "1", "--kv-memory", "100MiB")
-LATE_S = 20.0  # where the gateway waits 600 s for what is silent; on a quiet machine it takes a tenth of a second
 STORY = "The lighthouse keeper wrote down every ship that passed. " * 40
 
 
@@ -75,7 +74,7 @@ class Client:
     def run(self, gated: Gated, number: int) -> None:
         body = {"prompt": f"{number}: Once upon a time", "max_tokens": 100, "ignore_eos": True, "temperature": 0}
         with (
-            httpx.Client(base_url=gated.url, timeout=120) as client,
+            httpx.Client(base_url=gated.url, timeout=HANG_S) as client,
             client.stream("POST", "/v1/completions", json=body | {"stream": True}) as response,
         ):
             for line in response.iter_lines():
@@ -99,15 +98,15 @@ def test_a_replica_killed_under_load(replicas: list[Process]) -> None:
         for thread in threads:
             thread.start()
         busy = gated.gateway.metrics.gateway.requests.values
-        wait_for(lambda: sum(busy.values()) == 12 and sum(one.first is not None for one in clients) >= 3, 60)
+        wait_for(lambda: sum(busy.values()) == 12 and sum(one.first is not None for one in clients) >= 3)
         killed = time.monotonic()
         replicas[0].popen.send_signal(signal.SIGKILL)
         for thread in threads:
-            thread.join(120)
+            thread.join(HANG_S)
         failed = [one for one in clients if one.error is not None]
         for one in failed:
             assert one.first is not None
-            assert one.ended - killed < LATE_S
+            assert one.ended - killed < HANG_S  # 0.1 s on a quiet machine; the gateway waits 600 s for who is silent
             assert one.error is not None
             assert one.error["code"] == "upstream_failed"
         whole = [one for one in clients if one.error is None]

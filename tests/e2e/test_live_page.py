@@ -15,7 +15,7 @@ from pagoda.config import EngineSettings
 from pagoda.engine.load import load_engine
 from pagoda.observe.cost import CostSettings
 from pagoda.observe.roofline import Roofline
-from serving import Served, serving, wait_for
+from serving import HANG_S, Served, serving, wait_for
 
 pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="no chromium: apt-get install chromium")
 
@@ -29,7 +29,7 @@ def served() -> Iterator[Served]:
     with serving(loaded, cost=CostSettings(price=0.12), **KEYS) as served:
         served.client.headers["Authorization"] = "Bearer client"
         model = served.server.service.model()
-        wait_for(lambda: model.history.roofline is not None, 30)
+        wait_for(lambda: model.history.roofline is not None)
         model.history.roofline = Roofline(77e6, 23040, 0.27e9, bandwidth=36e9, peak=915e9, source="a test")
         yield served
     loaded.close()
@@ -42,7 +42,7 @@ def load(served: Served) -> Iterator[list[int]]:
     over = threading.Event()
 
     def client(number: int) -> None:
-        with httpx.Client(base_url=served.url, headers={"Authorization": "Bearer client"}, timeout=60) as http:
+        with httpx.Client(base_url=served.url, headers={"Authorization": "Bearer client"}, timeout=HANG_S) as http:
             while not over.is_set():
                 body = {"prompt": PROMPT + str(number), "max_tokens": 200, "ignore_eos": True}
                 statuses.append(http.post("/v1/completions", json=body).status_code)
@@ -56,11 +56,11 @@ def load(served: Served) -> Iterator[list[int]]:
     for id in [row["id"] for row in _state(served)["requests"]]:
         model.engine.abort(id)
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_S)
 
 
 def _state(served: Served) -> dict[str, Any]:
-    state: dict[str, Any] = httpx.get(f"{served.url}/live/state", headers={"X-Api-Key": "admin"}, timeout=30).json()
+    state: dict[str, Any] = httpx.get(f"{served.url}/live/state", headers={"X-Api-Key": "admin"}, timeout=HANG_S).json()
     return state
 
 
@@ -83,7 +83,7 @@ def _pixels(page: chromium.Page, id: str) -> int:
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_what_the_page_shows(served: Served, load: list[int], tmp_path: Path, width: int, dark: bool) -> None:
-    wait_for(lambda: sum(row["phase"] == "decode" for row in _state(served)["requests"]) == 3, 60)
+    wait_for(lambda: sum(row["phase"] == "decode" for row in _state(served)["requests"]) == 3)
     with chromium.Page(width, dark=dark) as page:
         _enter(page, served)
         rows = page.wait("document.querySelectorAll('#requests tr').length", lambda n: n == 3)
@@ -102,7 +102,7 @@ def test_what_the_page_shows(served: Served, load: list[int], tmp_path: Path, wi
 
 
 def test_a_request_is_stopped_from_the_page(served: Served, load: list[int]) -> None:
-    wait_for(lambda: len(_state(served)["requests"]) == 3, 60)
+    wait_for(lambda: len(_state(served)["requests"]) == 3)
     with chromium.Page(1280) as page:
         _enter(page, served)
         page.wait("document.querySelectorAll('#requests button').length", lambda n: n == 3)

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving import Process, process, series_sums
+from serving import HANG_S, Process, process, series_sums
 
 SECONDS = float(os.environ.get("PAGODA_TEST_LOAD_SECONDS", "20"))
 CLIENTS = 64
@@ -68,7 +68,7 @@ def test_64_clients(server: Process) -> None:
 
     async def scenario() -> None:
         limits = httpx.Limits(max_connections=CLIENTS + 4)
-        async with httpx.AsyncClient(base_url=server.client.base_url, timeout=120, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=server.client.base_url, timeout=HANG_S, limits=limits) as client:
             alone = [await answer(client, kind) for kind in range(len(KINDS))]
             start = time.monotonic()
             users = [user(client, alone, start + SECONDS) for _ in range(CLIENTS)]

@@ -7,6 +7,7 @@ import random
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -36,6 +37,14 @@ def states(server: Process) -> dict[str, str]:
     return {one["id"]: one["status"]["value"] for one in server.client.get("/v1/models").json()["data"]}
 
 
+def is_running(pid: int) -> bool:
+    """Also false of a process that has ended, and that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def children(server: Process) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{server.popen.pid}/task/{server.popen.pid}/children").read_text().split()]
 
@@ -43,6 +52,11 @@ def children(server: Process) -> list[int]:
 def ask(server: Process, name: str) -> httpx.Response:
     body = {"model": name, "prompt": "Once upon a time", "max_tokens": 3, "temperature": 0}
     return server.client.post("/v1/completions", json=body)
+
+
+def live_state(server: Process, name: str) -> dict[str, Any]:
+    shown: dict[str, Any] = server.client.get("/live/state", params={"model": name}, headers=ADMIN).json()
+    return shown
 
 
 def test_three_models_in_room_for_two(models: list[Path], tmp_path: Path) -> None:
@@ -69,18 +83,18 @@ def test_three_models_in_room_for_two(models: list[Path], tmp_path: Path) -> Non
         assert server.client.post("/v1/models/unload", json={"model": loaded[0]}).status_code == 403
         server.client.post("/v1/models/unload", json={"model": loaded[0]}, headers=ADMIN).raise_for_status()
         assert states(server)[loaded[0]] == "unloaded"
-        metrics = server.client.get("/metrics").text
-        assert f'pagoda_kv_blocks_total{{model_name="{loaded[1]}"}}' in metrics
-        shown = server.client.get("/live/state", params={"model": loaded[1]}, headers=ADMIN).json()
+        # the server waits for a model's own figures for two seconds, and goes on without them
+        series = f'pagoda_kv_blocks_total{{model_name="{loaded[1]}"}}'
+        wait_for(lambda: series in server.client.get("/metrics").text)
+        shown = wait_for(lambda: state if "sentence" in (state := live_state(server, loaded[1])) else {})
         assert shown["model"] == loaded[1]
         assert [one["chosen"] for one in shown["models"]] == [name == loaded[1] for name in NAMES]
-        assert "sentence" in shown
-        assert "facts" not in server.client.get("/live/state", params={"model": loaded[0]}, headers=ADMIN).json()
+        assert "facts" not in live_state(server, loaded[0])
         assert server.client.get("/live/state").status_code == 403
         pids = children(server)
         server.popen.send_signal(signal.SIGTERM)
         assert server.wait_end() == 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert not any(map(is_running, pids))
     finally:
         server.client.close()
         server.popen.kill()
@@ -99,7 +113,7 @@ def test_no_model_outlives_its_server(models: list[Path], tmp_path: Path) -> Non
         server.client.close()
         server.popen.kill()
         server.popen.wait()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 60)
+    wait_for(lambda: not any(map(is_running, pids)))
 
 
 def test_a_model_that_is_not_there_is_said_to_be(models: list[Path], tmp_path: Path) -> None:

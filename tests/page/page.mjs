@@ -10,7 +10,7 @@ const browser = await chromium.launch({ executablePath: process.env.CHROMIUM || 
 async function fresh({ width = 1280, height = 800, scheme = "light", withKey = true, path = "/" } = {}) {
   const context = await browser.newContext({ viewport: { width, height }, colorScheme: scheme });
   const page = await context.newPage();
-  page.setDefaultTimeout(20000);
+  page.setDefaultTimeout(180000);
   page.asked = [];
   page.complaints = [];
   page.on("request", (request) => page.asked.push(request.url()));

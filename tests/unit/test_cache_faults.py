@@ -106,7 +106,7 @@ class Clients:
     def wait_for(self, start: str, count: int) -> None:
         """Until so many more requests had this outcome."""
         before = len(self.outcomes)
-        wait_for(lambda: sum(one.startswith(start) for one in self.outcomes[before:]) >= count, 60)
+        wait_for(lambda: sum(one.startswith(start) for one in self.outcomes[before:]) >= count)
 
     def stop(self) -> None:
         self._over.set()
@@ -195,7 +195,7 @@ def write_until(store: Store, crash: Callable[[], None]) -> set[str]:
 
 def check_all_there(store: Store, questions: set[str]) -> None:
     """Entries and their vectors."""
-    wait_for(lambda: is_there(store), 30)
+    wait_for(lambda: is_there(store))
     kept = {one.question: one for one in store.entries(Selector())}
     assert questions <= set(kept)
     for question in list(questions)[:50]:

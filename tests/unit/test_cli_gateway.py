@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from gateways import Scripted, respond, whole
-from serving import wait_for
+from serving import HANG_S, wait_for
 
 
 def started(folder: Path, *flags: str, **environ: str) -> tuple[subprocess.Popen[bytes], Path]:
@@ -35,9 +35,9 @@ def test_start_answer_end(tmp_path: Path) -> None:
     config.write_text(rows)
     popen, log = started(tmp_path, "--config", str(config), U_KEY="sk-u")
     try:
-        wait_for(lambda: any(line["message"] == "listening" for line in lines(log)) or popen.poll() is not None, 60)
+        wait_for(lambda: any(line["message"] == "listening" for line in lines(log)) or popen.poll() is not None)
         (listening,) = [line for line in lines(log) if line["message"] == "listening"]
-        with httpx.Client(base_url=listening["url"], timeout=30) as client:
+        with httpx.Client(base_url=listening["url"], timeout=HANG_S) as client:
             wait_for(lambda: client.get("/models").status_code == 200)
             asked = {"messages": [{"role": "user", "content": "Hi"}]}
             answer = client.post("/chat/completions", json=asked)
@@ -45,7 +45,7 @@ def test_start_answer_end(tmp_path: Path) -> None:
         assert float(answer.headers["x-cost-usd"]) == pytest.approx(14e-6)
         assert "Authorization: Bearer sk-u" in upstream.heads[0]
         popen.send_signal(signal.SIGTERM)
-        assert popen.wait(30) == 0
+        assert popen.wait(HANG_S) == 0
     finally:
         popen.kill()
         popen.wait()
@@ -64,6 +64,6 @@ def test_start_answer_end(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
     popen, log = started(tmp_path, *flags)
-    assert popen.wait(60) != 0
+    assert popen.wait(HANG_S) != 0
     assert said in log.read_text()
     assert "Traceback" not in log.read_text()
