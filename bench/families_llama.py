@@ -21,7 +21,8 @@ from families import PROMPTS
 from paged_run import PagedRun
 from pagoda.backends.base import Backend, ForwardModel
 from pagoda.backends.cpu import CpuBackend
-from pagoda.backends.reference import ReferenceBackend, ReferenceModel, ReferenceOps
+from pagoda.backends.reference import ReferenceBackend, ReferenceModel
+from pagoda.backends.reference_ops import ReferenceOps
 from pagoda.backends.specs import KVType
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.registry import load_model

@@ -36,7 +36,8 @@ from pagoda.formats.quantized import as_floats
 from pagoda.models.registry import load_model
 from pagoda.quantize.algorithms.awq import groupwise
 from pagoda.quantize.algorithms.grid import full_range
-from pagoda.quantize.calibration.forward import LinearSource, PlainWeights, WindowOps
+from pagoda.quantize.calibration.forward import WindowOps
+from pagoda.quantize.calibration.linear_source import LinearSource, PlainWeights
 from pagoda.quantize.calibration.sample import model_sample
 from pagoda.quantize.calibration.values import LinearCall, SampleValue
 from pagoda.quantize.settings import QuantizeSettings

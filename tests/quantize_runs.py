@@ -15,8 +15,9 @@ from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.hugging_face import as_hugging_face
 from pagoda.models.registry import load_model
 from pagoda.quantize.calibration.arithmetic import Arithmetic
-from pagoda.quantize.calibration.forward import PlainWeights, WindowOps
+from pagoda.quantize.calibration.forward import WindowOps
 from pagoda.quantize.calibration.layers import InputStatistics, Store
+from pagoda.quantize.calibration.linear_source import PlainWeights
 from pagoda.quantize.calibration.sample import read_documents, read_sample
 from pagoda.quantize.calibration.values import LinearCall, SampleValue
 from pagoda.quantize.job import Job

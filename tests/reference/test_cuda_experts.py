@@ -16,7 +16,8 @@ if NO_GPU is None:
 
 import torch
 
-from pagoda.backends.cuda.eager import EagerOps, expert_weights
+from pagoda.backends.cuda.arithmetic import expert_weights
+from pagoda.backends.cuda.eager import EagerOps
 from pagoda.backends.cuda.fast import FastOps
 from pagoda.backends.cuda.kernels import experts
 from pagoda.backends.cuda.planes import Weight

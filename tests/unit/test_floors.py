@@ -1,7 +1,7 @@
 """Imports point down the floors of docs/structure.md only, in no circles, and none is hidden in a string."""
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -26,9 +26,16 @@ FLOORS: dict[str, float] = {
 TABLE_OF_VERBS = "cli/main.py"  # imports a verb when it is called, by a string of its own part
 
 
-def imports(path: Path) -> Iterator[tuple[str, ...]]:
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
+def imports(path: Path) -> set[tuple[str, ...]]:
     """What the file imports of pagoda, wherever the import stands: (part, module, …, perhaps a name)."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    found: set[tuple[str, ...]] = set()
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -36,9 +43,11 @@ def imports(path: Path) -> Iterator[tuple[str, ...]]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from (tuple(name.split(".")[1:]) for name in names if name.startswith("pagoda."))
+        found.update(tuple(name.split(".")[1:]) for name in names if name.startswith("pagoda."))
+    return found
 
 
+@cache
 def file_of(name: tuple[str, ...]) -> Path | None:
     """The file behind an import: of a name that stands in a module, the module's. None for the extension."""
     for length in range(len(name), 0, -1):
@@ -67,13 +76,18 @@ def test_imports_point_down(path: Path) -> None:
             assert FLOORS[other] < floor, f"{part} (floor {floor}) imports {other} (floor {FLOORS[other]})"
 
 
+def called(function: ast.expr) -> str:
+    """The last part of a function's name, empty of what is no name."""
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
 @each_file
 def test_no_import_is_hidden(path: Path) -> None:
     """`import_module` is for packages that may not be installed, named as they are."""
     if path == SOURCE / TABLE_OF_VERBS:
         return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+    for node in nodes(path):
+        if isinstance(node, ast.Call) and called(node.func) in ("import_module", "__import__"):
             name = node.args[0]
             assert isinstance(name, ast.Constant), f"{path}:{node.lineno} imports what only running it would tell"
             assert not str(name.value).startswith("pagoda"), f"{path}:{node.lineno} hides an import in a string"

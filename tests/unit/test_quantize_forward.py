@@ -9,8 +9,9 @@ from pagoda.backends.base import run_batch
 from pagoda.backends.reference import ReferenceBackend
 from pagoda.models.registry import load_model
 from pagoda.quantize.calibration.arithmetic import make_arithmetic
-from pagoda.quantize.calibration.forward import PlainWeights, WindowOps
+from pagoda.quantize.calibration.forward import WindowOps
 from pagoda.quantize.calibration.layers import InputStatistics, column_sums
+from pagoda.quantize.calibration.linear_source import PlainWeights
 from pagoda.quantize.calibration.values import LinearCall, SampleValue
 from pagoda.types import Batch, FloatArray
 from quantize_runs import WINDOWS, logits, need_torch

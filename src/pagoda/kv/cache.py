@@ -14,20 +14,17 @@ is published for a draft and no window moves past what may still be needed; `tru
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.kv.group import GIVEN_BACK, KVGroupBlocks
+from pagoda.kv.group import CopyBlocks, KVGroupBlocks
 from pagoda.kv.prefix import PrefixCache, extend_keys, first_needed_block, longest_match
-from pagoda.kv.published import Outside, PublishedPool
+from pagoda.kv.published import Outside, PublishedPool, WriteBlocks
 from pagoda.kv.states import NoStates, StatePool
-from pagoda.kv.table import BlockTable, blocks_for, peak_blocks
+from pagoda.kv.table import BlockTable, blocks_for
 from pagoda.types import BLOCK_SIZE, Int32Array
-
-WriteBlocks = Callable[[int, Int32Array, npt.NDArray[np.uint8]], None]  # `MovableBlocks.write_blocks`
-CopyBlocks = Callable[[int, Int32Array], None]  # (group, pairs [N, 2] of source and destination)
 
 
 class KVCache:
@@ -145,19 +142,8 @@ class KVCache:
         write: WriteBlocks,
     ) -> None:
         """Publish blocks that came from elsewhere, of the prefix with these keys, as far as there are free ones."""
-        for g, group in enumerate(self._published):
-            held = [group.prefix.block(key) for key in keys if group.prefix.has(key)]
-            for block in held:  # not to be given up for what comes after them
-                group.pool.share(block)
-            given = [(key, data) for (of, key), data in contents if of == g and not group.prefix.has(key)]
-            given = given[: group.pool.num_free]
-            taken = [group.take() for _ in given]
-            if taken:
-                write(g, np.array(taken, np.int32), np.stack([data for _, data in given]))
-            for (key, _), block in zip(given, taken, strict=True):
-                group.prefix.publish(key, block)
-            group.release(reversed(taken))
-            group.release(reversed(held))
+        for g, one in enumerate(self._published):
+            one.restore(keys, [(key, data) for (of, key), data in contents if of == g], write)
 
     def can_open(
         self, keys: Sequence[bytes], num_cached: int, num_tokens: int, chunk: int, reserved: Sequence[int]
@@ -168,14 +154,10 @@ class KVCache:
         """
         if not self._free_rows or not self.states.can_open(reserved[-1]):
             return False
-        for group, num_reserved in zip(self._groups, reserved[:-1], strict=True):
-            first = first_needed_block(num_cached * BLOCK_SIZE, group.window)
-            revived = sum(group.pool.refs(block) == 0 for block in self._cached(group, keys, first, num_cached))
-            held = num_cached - first
-            needed = max(0, min(blocks_for(num_tokens) - first, peak_blocks(num_tokens, group.window, chunk)) - held)
-            if group.pool.num_free - revived - num_reserved < needed:
-                return False
-        return True
+        return all(
+            group.can_open(keys, num_cached, num_tokens, chunk, num_reserved)
+            for group, num_reserved in zip(self._groups, reserved[:-1], strict=True)
+        )
 
     def open(self, prefix_root: bytes, keys: list[bytes], num_cached: int, prompt_len: int = 0) -> BlockTable:
         """A table whose first num_cached blocks come from the prefix cache."""
@@ -184,26 +166,16 @@ class KVCache:
         table.num_blocks = table.num_published = num_cached
         table.num_tokens = num_cached * BLOCK_SIZE
         table.states = self.states.open(keys, num_cached, prompt_len)
-        for g, group in enumerate(self._groups):
-            first = table.first[g] = first_needed_block(num_cached * BLOCK_SIZE, group.window)
-            shared = self._cached(group, keys, first, num_cached)
-            for block in shared:
-                group.pool.share(block)
-            table.blocks[g] = shared
-            group.rows[table.row, :first] = GIVEN_BACK
-            group.rows[table.row, first:num_cached] = shared
+        for group in self._groups:
+            group.open(table, num_cached)
         return table
 
     # Growing: num_missing / can_grow / grow, then commit
 
     def num_missing(self, table: BlockTable, num_tokens: int, chunk: int) -> list[int]:
         """Blocks a group, and states, that the table still has to take to get to num_tokens."""
-        missing, copied = blocks_for(num_tokens) - table.num_blocks, int(self._must_copy(table))
-        blocks = [
-            max(0, min(missing, peak_blocks(num_tokens, group.window, chunk) - (table.num_blocks - table.first[g])))
-            + copied
-            for g, group in enumerate(self._groups)
-        ]
+        copied = any(group.must_copy(table) for group in self._groups)
+        blocks = [group.num_missing(table, num_tokens, chunk) + copied for group in self._groups]
         return [*blocks, self.states.num_missing(table.states)]
 
     def can_grow(self, table: BlockTable, num_tokens: int) -> bool:
@@ -213,11 +185,7 @@ class KVCache:
         needed = blocks_for(num_tokens) - table.num_blocks
         if needed <= 0 and not table.tail_shared:
             return True
-        for g, group in enumerate(self._groups):
-            copied = table.tail_shared and group.pool.refs(table.blocks[g][-1]) > 1
-            if group.pool.num_free < needed + copied:
-                return False
-        return True
+        return all(group.pool.num_free >= needed + group.must_copy(table) for group in self._groups)
 
     def grow(self, table: BlockTable, num_tokens: int, *, num_drafts: int = 0) -> None:
         """Take the blocks that `can_grow` promised; a last block shared with a fork is copied.
@@ -227,15 +195,14 @@ class KVCache:
         self.states.grow(table.states, table.num_tokens, num_tokens, num_drafts)
         needed = blocks_for(num_tokens) - table.num_blocks
         if table.tail_shared:
-            self._own_tail(table)
+            for group in self._groups:
+                group.own_tail(table, self._copy)
+            table.tail_shared = False
         if needed <= 0:
             return
-        start, end = table.num_blocks, table.num_blocks + needed
-        for g, group in enumerate(self._groups):
-            taken = [group.take() for _ in range(needed)]
-            table.blocks[g].extend(taken)
-            group.rows[table.row, start:end] = taken
-        table.num_blocks = end
+        for group in self._groups:
+            group.grow(table, needed)
+        table.num_blocks += needed
 
     def commit(self, table: BlockTable, tokens: array[int], num_computed: int) -> None:
         """tokens[:num_computed] are in the cache: publish full blocks, give back those out of the window."""
@@ -243,9 +210,8 @@ class KVCache:
         if self.prefix_caching and num_computed // BLOCK_SIZE > table.num_published:
             self._publish(table, tokens, num_computed)
         self.states.commit(table.states, table.keys, num_computed)
-        for g, group in enumerate(self._groups):
-            if group.window is not None:
-                self._give_back(g, table, first_needed_block(num_computed, group.window))
+        for group in self._groups:
+            group.give_back(table, num_computed)
 
     # Shrinking: can_truncate / truncate
 
@@ -253,9 +219,7 @@ class KVCache:
         """Whether the table still holds all that tokens from position num_tokens on can see."""
         if not self.states.can_truncate(num_tokens, table.num_tokens):
             return False
-        return all(
-            table.first[g] <= first_needed_block(num_tokens, group.window) for g, group in enumerate(self._groups)
-        )
+        return all(table.first[group.index] <= first_needed_block(num_tokens, group.window) for group in self._groups)
 
     def truncate(self, table: BlockTable, num_tokens: int) -> None:
         """Drop what is after the first num_tokens tokens, computed or only allocated, and give its blocks back.
@@ -266,10 +230,8 @@ class KVCache:
         assert self.can_truncate(table, num_tokens)
         num_blocks, num_full = blocks_for(num_tokens), num_tokens // BLOCK_SIZE
         if num_blocks < table.num_blocks:
-            for g, group in enumerate(self._groups):
-                kept = num_blocks - table.first[g]
-                group.release(reversed(table.blocks[g][kept:]))
-                del table.blocks[g][kept:]
+            for group in self._groups:
+                group.truncate(table, num_blocks)
             table.num_blocks = num_blocks
             table.tail_shared = False
         if num_tokens < table.num_tokens:
@@ -287,70 +249,28 @@ class KVCache:
             return None
         child = BlockTable(self._free_rows.pop(), len(self._groups), table.prefix_root, list(table.keys))
         self._tables[child.row] = child
-        child.num_blocks, child.num_published, child.num_tokens = (
-            table.num_blocks,
-            table.num_published,
-            table.num_tokens,
-        )
+        child.num_blocks, child.num_tokens = table.num_blocks, table.num_tokens
+        child.num_published = table.num_published
         child.states = self.states.fork(table.states)
-        child.first = list(table.first)
-        child.blocks = [list(blocks) for blocks in table.blocks]
-        for g, group in enumerate(self._groups):
-            for block in table.blocks[g]:
-                group.pool.share(block)
-            group.rows[child.row, : table.num_blocks] = group.rows[table.row, : table.num_blocks]
+        for group in self._groups:
+            group.fork(table, child)
         table.tail_shared = child.tail_shared = table.num_tokens % BLOCK_SIZE != 0
         return child
 
     def free(self, table: BlockTable) -> None:
         """Release the row and all blocks; of a prefix, the tail is to be evicted first."""
-        for g, group in enumerate(self._groups):
-            group.release(reversed(table.blocks[g]))
+        for group in self._groups:
+            group.release(reversed(table.blocks[group.index]))
         self.states.free(table.states)
         del self._tables[table.row]
         self._free_rows.append(table.row)
 
-    # Inside
-
-    def _cached(self, group: KVGroupBlocks, keys: Sequence[bytes], first: int, end: int) -> list[int]:
-        return [group.prefix.block(key) for key in keys[first:end]]
-
-    def _must_copy(self, table: BlockTable) -> bool:
-        return table.tail_shared and any(
-            group.pool.refs(table.blocks[g][-1]) > 1 for g, group in enumerate(self._groups)
-        )
-
-    def _own_tail(self, table: BlockTable) -> None:
-        """Copy-on-write of the last block: nobody else holds it then, and nobody finds it in the prefix cache."""
-        table.tail_shared = False
-        for g, group in enumerate(self._groups):
-            shared = table.blocks[g][-1]
-            if group.pool.refs(shared) > 1:
-                own = group.take()
-                self._copy(g, np.array([[shared, own]], np.int32))
-                group.release([shared])
-                table.blocks[g][-1] = own
-                group.rows[table.row, table.num_blocks - 1] = own
-            elif shared in group.prefix:
-                group.forget(shared)
-
     def _publish(self, table: BlockTable, tokens: array[int], num_computed: int) -> None:
         extend_keys(table.keys, table.prefix_root, tokens, num_computed)
-        start, end = table.num_published, num_computed // BLOCK_SIZE
-        for g, group in enumerate(self._groups):
-            for i in range(max(start, table.first[g]), end):
-                group.prefix.publish(table.keys[i], table.blocks[g][i - table.first[g]])
+        end = num_computed // BLOCK_SIZE
+        for group in self._groups:
+            group.publish(table, end)
         table.num_published = end
-
-    def _give_back(self, g: int, table: BlockTable, first: int) -> None:
-        start = table.first[g]
-        if first <= start:
-            return
-        group, blocks = self._groups[g], table.blocks[g]
-        group.release(reversed(blocks[: first - start]))
-        del blocks[: first - start]
-        group.rows[table.row, start:first] = GIVEN_BACK
-        table.first[g] = first
 
     def check(self, tables: Sequence[BlockTable]) -> None:
         """`tables` are all there are, reference counts are exactly their entries, rows say what they say, and no block

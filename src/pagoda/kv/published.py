@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from pagoda.kv.blocks import BlockPool
 from pagoda.kv.prefix import PrefixCache
+from pagoda.types import Int32Array
+
+WriteBlocks = Callable[[int, Int32Array, npt.NDArray[np.uint8]], None]  # `MovableBlocks.write_blocks`
 
 
 class Outside(Protocol):
@@ -52,3 +58,22 @@ class PublishedPool:
             pool.release(block, keep=is_published)
             if is_published and self.outside is not None and not pool.refs(block):
                 self.outside.idle(self.index, prefix.key(block), block)
+
+    def restore(
+        self, keys: Sequence[bytes], contents: Sequence[tuple[bytes, npt.NDArray[np.uint8]]], write: WriteBlocks
+    ) -> None:
+        """Publish blocks whose contents came from elsewhere, as far as there are free ones.
+
+        keys: of the whole prefix, whose blocks that are there already are not given up for those that come.
+        """
+        held = [self.prefix.block(key) for key in keys if self.prefix.has(key)]
+        for block in held:
+            self.pool.share(block)
+        given = [(key, data) for key, data in contents if not self.prefix.has(key)][: self.pool.num_free]
+        taken = [self.take() for _ in given]
+        if taken:
+            write(self.index, np.array(taken, np.int32), np.stack([data for _, data in given]))
+        for (key, _), block in zip(given, taken, strict=True):
+            self.prefix.publish(key, block)
+        self.release(reversed(taken))
+        self.release(reversed(held))

@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
-from pagoda.backends.arithmetic import LEAST_TOTAL, SWIGLU_ALPHA, SWIGLU_LIMIT
 from pagoda.backends.cuda.adapters import Factors, Site, StepAdapters
-from pagoda.backends.cuda.elementwise import sigmoid, silu, softplus
+from pagoda.backends.cuda.arithmetic import (
+    activated,
+    beside_gate,
+    expert_weights,
+    gaussian_topk,
+    layer_norm,
+    mix_streams,
+    rms_norm,
+)
+from pagoda.backends.cuda.elementwise import sigmoid, softplus
 from pagoda.backends.cuda.kv import KVLayer
 from pagoda.backends.cuda.layer import AttentionLayer, Rotation
 from pagoda.backends.cuda.metadata import Step, TileSizes
@@ -211,18 +218,11 @@ class EagerOps:
 
     def gaussian_topk(self, x: torch.Tensor, deviations: float) -> torch.Tensor:
         """See `base.Ops`. x [S, T, F] → [1, T, F]"""
-        values = whole(x)
-        away = values - values.mean(-1, keepdim=True)
-        return self._rounded((away - deviations * away.square().mean(-1, keepdim=True).sqrt()).clamp_min(0))
+        return self._rounded(gaussian_topk(whole(x), deviations))
 
     def mix_streams(self, x: torch.Tensor, coefficients: torch.Tensor, streams: int) -> torch.Tensor:
         """See `base.Ops`. x [S, T, M * E], coefficients [S, T, N * M] → [1, T, N * E] float32"""
-        held = whole(x).unflatten(1, (streams, -1))
-        each = whole(coefficients).unflatten(1, (-1, streams))
-        out = torch.zeros((len(held), each.shape[1], held.shape[2]), dtype=torch.float32, device=held.device)
-        for j in range(streams):  # in one order, whatever the number of tokens
-            out += each[:, :, j, None] * held[:, None, j]
-        return out.flatten(1)[None]
+        return mix_streams(whole(x), whole(coefficients), streams)[None]
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, N] in the compute type, within its range: infinities would spread. → [1, T, N]"""
@@ -342,40 +342,3 @@ def _decoded(weight: PlaneWeight) -> torch.Tensor:
     """Some rows at a time, so that what is needed in between stays in the cache."""
     rows = torch.arange(weight.rows, device=weight.device).split(max(1, (1 << 19) // weight.columns))
     return torch.cat([dequantize(weight, some) for some in rows])
-
-
-def activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
-    if activation == "silu":
-        return silu(x)
-    if activation == "relu2":
-        return F.relu(x).square()
-    if activation == "sigmoid":
-        return sigmoid(x)
-    if activation == "clamped_swiglu":
-        x = x.clamp(max=SWIGLU_LIMIT)
-        return x * sigmoid(SWIGLU_ALPHA * x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
-def beside_gate(up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """What the activated gate is multiplied by."""
-    return up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT) + 1 if activation == "clamped_swiglu" else up
-
-
-def expert_weights(router: torch.Tensor, spec: ExpertsSpec, corrections: torch.Tensor | None = None) -> torch.Tensor:
-    """How much each expert counts for each token, 0 for those not picked. router [T, N], corrections [N] → [T, N]"""
-    scores = router.softmax(-1) if spec.scoring == "softmax" else router.sigmoid()
-    ranked = router if corrections is None else scores + corrections
-    picked = torch.sort(ranked, dim=-1, descending=True, stable=True).indices[:, : spec.num_used]
-    chosen = scores.gather(-1, picked)
-    if spec.normalize:
-        chosen = chosen / (chosen.sum(-1, keepdim=True) + LEAST_TOTAL)
-    return torch.zeros_like(router).scatter(-1, picked, chosen * spec.scale)
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * weight
-
-
-def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-    return rms_norm(x - x.mean(-1, keepdim=True), weight, eps) + bias

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pagoda.formats.checkpoint import Checkpoint
 from pagoda.models.registry import load_model
-from pagoda.quantize.calibration.forward import PlainWeights, run_sample
+from pagoda.quantize.calibration.forward import run_sample
 from pagoda.quantize.calibration.imatrix import Entry, Imatrix
 from pagoda.quantize.calibration.layers import column_sums
+from pagoda.quantize.calibration.linear_source import PlainWeights
 from pagoda.quantize.calibration.sample import model_sample
 from pagoda.quantize.calibration.values import LinearCall, SampleValue
 from pagoda.quantize.settings import QuantizeSettings

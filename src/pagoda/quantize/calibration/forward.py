@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +44,7 @@ from pagoda.formats.quantized import as_floats as decoded
 from pagoda.models.layers import Decoder
 from pagoda.quantize.arrays import Array
 from pagoda.quantize.calibration.arithmetic import Arithmetic, NumpyArithmetic, make_arithmetic
+from pagoda.quantize.calibration.linear_source import LinearSource
 from pagoda.quantize.calibration.values import LinearCall, Origin, SampleValue
 from pagoda.types import FloatArray, Int32Array, RawTensor
 
@@ -52,20 +52,7 @@ CHUNK_TOKENS = 4096
 NO_ENCODERS = "encoders are not calibrated, only models that go on with a text are"
 
 ExpertMatrices = tuple[RawTensor, RawTensor, RawTensor]  # gate, up, down
-
-
-class LinearSource(Protocol):
-    """Where `WindowOps` get the weights of linears from."""
-
-    def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
-        """The weights, [out, in] float32, of all linears that read x."""
-
-
-class PlainWeights:
-    """A `LinearSource`: the model as it is."""
-
-    def weights(self, x: SampleValue, calls: Sequence[LinearCall]) -> list[FloatArray]:
-        return [decoded(call.weight) for call in calls]
+Scored = Callable[[int, FloatArray], None]  # told of chunk i's logits [T, V]
 
 
 def table_rows(table: RawTensor, ids: Int32Array) -> FloatArray:
@@ -73,9 +60,6 @@ def table_rows(table: RawTensor, ids: Int32Array) -> FloatArray:
     if isinstance(table, QuantizedTensor):
         return decoded(table)[ids]
     return dequantize(table.rows()[ids], table.type, (len(ids), table.shape[1]))
-
-
-Scored = Callable[[int, FloatArray], None]  # told of chunk i's logits [T, V]
 
 
 class WindowOps:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pagoda.backends.arithmetic import rope_angles
-from pagoda.backends.cuda.eager import activated, rms_norm
+from pagoda.backends.cuda.arithmetic import activated, rms_norm
 from pagoda.backends.cuda.paged import attention, rotate
 from pagoda.backends.specs import Activation, AttentionSpec, RopeSpec
 from pagoda.quantize.arrays import Doubles
