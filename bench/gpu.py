@@ -19,7 +19,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -173,7 +173,7 @@ class Run:
         measure_steps(self.device, SHAPES["smollm2-135m"], "default", self.rates, add, model=model)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run; all by default")
     parser.add_argument("--shape", choices=SHAPES, default="llama3-8b", help="of the random weights")
@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--model", default="smollm2-135m", help="the default model's name, or its file")
     parser.add_argument("--out", type=Path, help="OUT.json and OUT.md; bench/results/gpu on a GPU, else nowhere")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU; --device cpu --shape tiny tests the script itself")
     device = Device(args.device)

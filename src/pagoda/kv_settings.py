@@ -16,7 +16,7 @@ class KVSettings(Settings):
         Literal["auto", "f16", "bf16", "f32", "int16", "int8", "fp8"],
         Setting(
             "Number type of the KV cache. int16: codes with a scale for each token, on CPUs alone; fp8 on GPUs alone. "
-            "auto: int16 where a CPU multiplies such codes fastest (AVX-512), f16 elsewhere."
+            "auto: int16 on CPUs with AVX2 or AVX-512, f16 elsewhere."
         ),
     ] = "auto"
     kv_memory_bytes: Annotated[

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,23 +15,29 @@ if importlib.util.find_spec("torch") is None:
     pytest.skip("torch is not installed: pip install -e '.[cuda]'", allow_module_level=True)
 
 
-def bench(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCH), "--device", "cpu", "--shape", "tiny", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Runs the script with these flags, in this process, since importing torch takes longer. → its exit status"""
+    import torch
+
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    from gpu import main
+
+    threads = torch.get_num_threads()
+    yield lambda *flags: main(["--device", "cpu", "--shape", "tiny", *flags])
+    torch.set_num_threads(threads)
 
 
-def test_every_part_that_needs_no_model_file(tmp_path: Path) -> None:
+def test_every_part_that_needs_no_model_file(bench: Callable[..., int], tmp_path: Path) -> None:
     out = tmp_path / "gpu"
-    done = bench("--only", "check", "steps", "--types", "W4-g128", "--out", str(out))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert bench("--only", "check", "steps", "--types", "W4-g128", "--out", str(out)) == 0
     found = json.loads(out.with_suffix(".json").read_text())["parts"]
     assert [(row["weights"], row["ok"]) for row in found["check"]] == [("W4-g128", True)] * 2
     assert all(1e-5 < row["value"] < 2e-2 for row in found["check"])
     assert len(found["steps"]) == 4
     assert sum("times the time without" in row["note"] for row in found["steps"]) == 2
 
-    done = bench("--only", "load", "--types", "BF16", "--out", str(out))  # the parts before stay
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert bench("--only", "load", "--types", "BF16", "--out", str(out)) == 0  # the parts before stay
     data = json.loads(out.with_suffix(".json").read_text())
     assert set(data["parts"]) == {"check", "steps", "load"}
     assert all(row["tokens_s"] > 0 and row["note"].startswith("host gaps") for row in data["parts"]["load"])
@@ -41,11 +46,12 @@ def test_every_part_that_needs_no_model_file(tmp_path: Path) -> None:
     assert data["rates"].keys() == {"copy", "read", "product"}
 
 
-def test_a_part_that_fails_is_said_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_part_that_fails_is_said_and_the_others_go_on(
+    bench: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "gpu"
-    done = bench("--only", "default", "check", "--model", "no-such-model", "--types", "BF16", "--out", str(out))
-    assert done.returncode == 1
-    assert "no-such-model" in done.stdout
+    assert bench("--only", "default", "check", "--model", "no-such-model", "--types", "BF16", "--out", str(out)) == 1
+    assert "no-such-model" in capsys.readouterr().out
     found = json.loads(out.with_suffix(".json").read_text())["parts"]
     assert found["default"][0]["ok"] is False
     assert len(found["check"]) == 2

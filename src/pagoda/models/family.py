@@ -71,7 +71,7 @@ class Family:
     # Layers
     qkv_bias: bool = False
     output_bias: bool = False
-    bias_of_output: bool = True  # whether config.json's attention_bias is said of attention's output, too
+    attention_bias_of_output: bool = True  # config.json's attention_bias means the output projection, too
     layer_norm: bool = False  # norms take the mean out, too
     norm_bias: bool = False
     head_bias: bool = False
@@ -102,6 +102,10 @@ class Family:
         """Whether GGUF metadata of this architecture are of this family, not of another that shares it."""
         value = metadata.get(f"{self.gguf}.{self.gguf_key}")
         return not self.gguf_key or (value is not None and not (isinstance(value, (int, float)) and value == 0))
+
+    def output_has_bias(self, attention_bias: bool) -> bool:
+        """Whether attention's output projection has a bias, by what config.json says of attention."""
+        return self.output_bias or (attention_bias and self.attention_bias_of_output and not self.qkv_bias)
 
     def check_converted(self) -> None:
         """UnsupportedError for a family whose files are not turned into those of the other kind."""

@@ -17,10 +17,10 @@ from pagoda.models import gemma4_reader
 from pagoda.models.family import SENSES, Family, ModelFile, floats, scaled
 from pagoda.models.gemma2 import POST_NORMS
 from pagoda.models.gemma3n import AltUp, Gemma3n, Gemma3nBlock, Laurel, Streams
-from pagoda.models.gemma4_reader import NAMES, read_common, read_layers, rounded
+from pagoda.models.gemma4_reader import NAMES, Layer, read_common, read_layers, rounded
 from pagoda.models.layers import Decoder, FeedForward, Linear, Norm
 from pagoda.models.names import TENSORS
-from pagoda.models.reader import LayerKind
+from pagoda.models.reader import LayerKind, Sizes
 from pagoda.models.source import Settings
 from pagoda.types import RawTensor
 
@@ -47,11 +47,14 @@ def build(file: ModelFile) -> Decoder:
 
 
 class _Reader(gemma4_reader.Reader):
-    def whole(self) -> Gemma3n:
+    def __init__(self, file: ModelFile, sizes: Sizes, layers: list[Layer]) -> None:
+        super().__init__(file, sizes, layers)
         self.count = self.file.integer("streams", 4, low=2, high=64)
         self.active = self.file.integer("active_stream", 0, low=0, high=self.count - 1)
         self.has_altup_scales = self.file.is_gguf or self.file.settings.flag("altup_correct_scale", True)
         self.deviations = read_deviations(self.file, self.sizes.num_layers)
+
+    def whole(self) -> Gemma3n:
         hidden = self.sizes.hidden_size
         ends = {role: self.file.expert_tensors(role, self.count - 1, (hidden, hidden)) for role in ("spread", "merge")}
         per_layer = self.inputs()
@@ -104,7 +107,7 @@ class _Reader(gemma4_reader.Reader):
 
 
 def _of_tanh(raw: RawTensor, bias: npt.NDArray[np.float64]) -> Linear:
-    """What makes weight @ tanh(z) + bias of sigmoid(2 z)."""
+    """A linear for which f(sigmoid(2 z)) = weight @ tanh(z) + bias, since tanh(z) = 2 sigmoid(2 z) - 1."""
     weight = as_floats(raw)
     return Linear(scaled(raw, 2.0), floats(f"{raw.name}.bias", bias - weight.sum(-1)))
 

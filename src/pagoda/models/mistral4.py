@@ -92,10 +92,8 @@ def build(file: ModelFile) -> Decoder:
     latent, sizes = _read_sizes(file)
     rope = read_rope(file, latent.rotary)
     scale = 1 / sqrt(sizes.head_dim) * _stretch(file) ** 2
-    reader = _Reader(file, sizes, attention_scale=scale)
-    reader.latent = latent
     kind = LayerKind(replace(rope, scale=1.0) if file.is_gguf else rope)
-    return reader.decoder([kind] * sizes.num_layers)
+    return _Reader(file, sizes, latent, scale).decoder([kind] * sizes.num_layers)
 
 
 def _read_sizes(file: ModelFile) -> tuple[Latent, Sizes]:
@@ -142,7 +140,9 @@ def _stretch(file: ModelFile) -> float:
 
 
 class _Reader(DecoderReader):
-    latent: Latent
+    def __init__(self, file: ModelFile, sizes: Sizes, latent: Latent, attention_scale: float) -> None:
+        super().__init__(file, sizes, attention_scale=attention_scale)
+        self.latent = latent
 
     def attention(self, layer: int, kind: LayerKind) -> LatentAttention:
         s, of, file = self.sizes, self.latent, self.file
@@ -172,7 +172,7 @@ class _Reader(DecoderReader):
         return down, Linear(self._turned_first(file.tensor("q_up", (s.q_size, rank), layer))), norm
 
     def _turned_first(self, raw: RawTensor) -> RawTensor:
-        """Rows of heads whose turned part stands last, with that first."""
+        """The matrix with each head's rows reordered: its turned part, which files have last, comes first."""
         heads = np.arange(raw.shape[0]).reshape(self.sizes.num_heads, -1)
         return _picked(raw, np.roll(heads, self.latent.rotary, axis=1).reshape(-1))
 
@@ -196,7 +196,7 @@ class _Reader(DecoderReader):
 
 
 def _picked(raw: RawTensor, rows: Rows) -> RawTensor:
-    """A matrix of these rows of another."""
+    """The matrix of these rows of `raw`, in this order."""
     if isinstance(raw, QuantizedTensor):
         return raw.picked(rows)
     name, part_of = f"{raw.name}[{rows[0]}…]", raw.part_of or raw.name
@@ -206,7 +206,7 @@ def _picked(raw: RawTensor, rows: Rows) -> RawTensor:
 
 
 def _with_zeros(raw: RawTensor, count: int) -> RawTensor:
-    """With so many rows more. Bytes of 0 stand for 0 in every block type."""
+    """The matrix and below it `count` rows of 0. Bytes of 0 stand for 0 in every block type."""
     if isinstance(raw, QuantizedTensor):
         return floats(f"{raw.name}+", np.pad(as_floats(raw), ((0, count), (0, 0))))
     data = np.pad(raw.rows(), ((0, count), (0, 0))).reshape(-1)

@@ -196,9 +196,7 @@ class DecoderReader:
         self.attention_scale = 1 / sqrt(sizes.head_dim) if attention_scale is None else attention_scale
         attention_bias = not file.is_gguf and file.settings.flag("attention_bias")
         self.qkv_bias = self.family.qkv_bias or attention_bias
-        self.output_bias = self.family.output_bias or (
-            attention_bias and self.family.bias_of_output and not self.family.qkv_bias
-        )
+        self.output_bias = self.family.output_has_bias(attention_bias)
         self.experts = read_experts(file, sizes.num_layers, sizes.ffn_size)
         self.parallel = self.family.parallel
         self.fused_ffn = self.family.fused or self.family.fused_ffn

@@ -84,8 +84,7 @@ class _TensorList:
             keys_alone = layer.kind == "full" and self.settings.flag("attention_k_eq_v")
             for role in () if layer.shares_kv else ("attn_k",) if keys_alone else ("attn_k", "attn_v"):
                 yield from self._linear(prefix + role, kv, self.hidden, bias)
-        output_bias = self.family.output_bias or (bias and self.family.bias_of_output and not self.family.qkv_bias)
-        yield from self._linear(prefix + "attn_output", self.hidden, q, output_bias)
+        yield from self._linear(prefix + "attn_output", self.hidden, q, self.family.output_has_bias(bias))
         own = any(self.settings.flag(key) for key in ("use_qk_norm", "qk_layernorm"))  # of each head, or of all alike
         if self.family.qk_norm or self.family.whole_qk_norm or own:
             whole = self.family.whole_qk_norm or (own and self.family.layer_norm)
