@@ -27,23 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from tiny_gemma4 import FULL, SLIDING
 from tiny_models import TINY, VOCAB, hf_config, write_gguf, write_safetensors
 
 PROMPTS = [[(a * i * i + 7 * i + b) % VOCAB for i in range(n)] for a, b, n in ((31, 11, 47), (3, 5, 33), (17, 90, 21))]
 SPECS = {  # with what llama.cpp takes for granted
     **TINY,
-    "gemma3n": TINY["gemma3n"].with_config(
-        num_hidden_layers=25,
-        num_kv_shared_layers=5,
-        layer_types=[*[SLIDING] * 4, FULL] * 5,
-        activation_sparsity_pattern=[0.95] * 10 + [0.0] * 15,
-        hidden_size_per_layer_input=256,
-        laurel_rank=64,
-        final_logit_softcapping=30.0,
-        vocab_size_per_layer_input=VOCAB,
-        keep_shared=True,
-    ),
+    "gemma3n": TINY["gemma3n_deep"].with_config(hidden_size_per_layer_input=256, laurel_rank=64, keep_shared=True),
     "cohere_plus": TINY["cohere_plus"].with_config(num_hidden_layers=64),
 }
 CONTINUED = 64

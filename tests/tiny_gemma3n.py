@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import tiny_gemma4
+from tiny_blocks import FloatArray, noise
 from tiny_gemma4 import FULL, SLIDING, shares
 
 Shapes = dict[str, tuple[int, ...]]
@@ -36,6 +37,23 @@ BASE: dict[str, Any] = {
 }
 SECOND = {"altup_num_inputs": 3, "altup_active_idx": 1, "altup_correct_scale": False}  # what published ones are not
 
+DEEP = {  # layers as the larger published one has them
+    "num_hidden_layers": 35,
+    "layer_types": [*[SLIDING] * 4, FULL] * 7,
+    "num_kv_shared_layers": 15,
+    "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 25,
+    "final_logit_softcapping": 30.0,
+    "branch_scale": 0.1,
+}
+BRANCHES = (  # what decides how much a layer adds to the streams, and how much it mixes them
+    "post_attention_layernorm.weight",
+    "post_feedforward_layernorm.weight",
+    "post_laurel_norm.weight",
+    "post_per_layer_input_norm.weight",
+    "modality_router.weight",
+    "ion_coefs.weight",
+)
+
 PARTS = {  # names in GGUF that only this family has
     "altup.correction_coefs.weight": "altup_correct_coef.weight",
     "altup.correct_output_scale": "altup_correct_scale.weight",
@@ -53,6 +71,20 @@ def gguf_name(name: str) -> str | None:
     """None where it is as in other families."""
     _, _, layer, part = [*name.split(".", 3), "", "", ""][:4]
     return f"blk.{layer}.{PARTS[part]}" if part in PARTS else tiny_gemma4.gguf_name(name)
+
+
+def calmed(c: Mapping[str, Any], name: str, values: FloatArray) -> FloatArray:
+    """A tensor as it is in deep models.
+
+    With large random branches what is rounded grows layer by layer, until transformers' own logits in float32 and in
+    float64 have nothing in common. With small ones a tied head would repeat the last token, if the last norm's weights
+    were not of either sign.
+    """
+    if "branch_scale" not in c:
+        return values
+    if name == "model.norm.weight":
+        return noise(name, values.shape)
+    return values * np.float32(c["branch_scale"]) if name.endswith(BRANCHES) else values
 
 
 def global_shapes(c: Mapping[str, Any]) -> Shapes:

@@ -45,7 +45,7 @@ from tiny_tokenizer import MERGES, TOKENS, tokenizer_json
 def weights(spec: TinyModel) -> dict[str, FloatArray]:
     """All tensors by their Hugging Face names."""
     shapes = tensor_shapes(spec)
-    return {name: _weight(spec, name, shape) for name, shape in shapes.items()}
+    return {name: tiny_gemma3n.calmed(spec.config, name, _weight(spec, name, shape)) for name, shape in shapes.items()}
 
 
 def _weight(spec: TinyModel, name: str, shape: tuple[int, ...]) -> FloatArray:

@@ -185,6 +185,9 @@ TINY: dict[str, TinyModel] = {
     "gemma3n_second": _tiny(
         "gemma3n", "gemma3n_text", **tiny_gemma3n.BASE | tiny_gemma3n.SECOND, vocab_size_per_layer_input=VOCAB
     ),
+    "gemma3n_deep": _tiny(
+        "gemma3n", "gemma3n_text", **tiny_gemma3n.BASE | tiny_gemma3n.DEEP, vocab_size_per_layer_input=VOCAB
+    ),
     "gemma4": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.SMALL, vocab_size_per_layer_input=VOCAB),
     "gemma4_dense": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.DENSE),
     "gemma4_experts": _tiny("gemma4", "gemma4_text", **tiny_gemma4.BASE | tiny_gemma4.EXPERTS),

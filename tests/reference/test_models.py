@@ -102,6 +102,7 @@ WITHOUT: dict[str, TinyModel] = {
     "nemotron_h": TINY["nemotron_h"].with_config(mlp_hidden_act="silu"),
     "gemma3n": TINY["gemma3n"].with_config(activation_sparsity_pattern=[0.0] * 7),
     "gemma3n_second": TINY["gemma3n_second"].with_config(altup_active_idx=0),
+    "gemma3n_deep": TINY["gemma3n_deep"].with_config(num_kv_shared_layers=14),
     "gemma4": TINY["gemma4"].with_config(final_logit_softcapping=None),
     "gemma4_dense": TINY["gemma4_dense"].with_config(sliding_window=256),
     "gemma4_experts": TINY["gemma4_experts"].with_config(top_k_experts=1),
