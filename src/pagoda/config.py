@@ -157,6 +157,9 @@ ReasoningFormat = Literal[
 ]
 
 
+KeysFile = Annotated[Path | None, Setting("SQLite file of clients' keys and budgets; see `pagoda keys`.")]
+
+
 @dataclass(frozen=True, slots=True)
 class ServerSettings(CacheSettings):
     """What the HTTP server needs besides the engine."""
@@ -167,7 +170,7 @@ class ServerSettings(CacheSettings):
     api_keys: Annotated[
         tuple[str, ...], Setting("Key that clients must send; repeat for several.", flag="api-key", secret=True)
     ] = ()
-    keys_file: Annotated[Path | None, Setting("SQLite file of clients' keys and budgets; see `pagoda keys`.")] = None
+    keys_file: KeysFile = None
     admin_key: Annotated[
         str | None, Setting("Key for what changes the server; it opens all the rest, too.", secret=True)
     ] = None

@@ -136,6 +136,24 @@ def test_refuses_a_split_count_that_is_no_number(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        ({"config.json": b"{}"}, "but no weights.*download it again"),
+        ({"config.json": b"{}", "pytorch_model.bin": b"PK"}, "pickled.*save_pretrained"),
+        ({"model.safetensors": b"x"}, r"no config\.json: copy"),
+        ({"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}, "LoRA adapter.*--lora NAME=FOLDER"),
+        ({"model.gguf": b"version https://git-lfs.github.com/spec/v1\noid"}, "git lfs pull"),
+        ({"model.gguf": b"<!DOCTYPE html><html>"}, "a web page"),
+    ],
+)
+def test_a_folder_that_is_no_model_says_what_to_do(tmp_path: Path, files: dict[str, bytes], remedy: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(FormatError, match=remedy):
+        open_checkpoint(tmp_path)
+
+
 def test_refuses_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="holds neither config"):
         open_checkpoint(tmp_path)

@@ -145,6 +145,24 @@ def test_every_verb_has_help(name: str) -> None:
     assert "Example: " in text
 
 
+def test_every_group_of_verbs_is_listed() -> None:
+    groups = {name.split()[0] for name in VERBS if " " in name}
+    overview = invoke("--help")
+    for group in groups - {"verb"}:
+        assert f"\n  {group} " in overview
+        listed = invoke(group, "--help")
+        assert all(f"\n  pagoda {name} " in listed for name in VERBS if name.startswith(f"{group} "))
+    for group in ("adapter", "cache", "cost", "deploy", "eval"):
+        assert all(f"pagoda {name} " in invoke(group) for name in VERBS if name.startswith(f"{group} "))
+
+
+def test_keys_have_the_flags_of_their_file_and_limits_alone() -> None:
+    text = invoke("keys", "create", "--help")
+    assert "--keys-file" in text
+    assert "--tokens-per-day" in text
+    assert "--port" not in text
+
+
 def test_a_verb_of_two_words() -> None:
     assert runner.invoke(app, ["verb", "again"]).exit_code == 130
     assert seen == []

@@ -60,6 +60,13 @@ def test_each_situation_gets_its_sentence(situation: str) -> None:
     assert "\n" not in found.sentence
 
 
+def test_one_thread_is_not_told_to_be_fewer() -> None:
+    found = explain(replace(DECODE, num_threads=1, cpu_share=0.23, other_cpus=1.8, bandwidth_share=0.08))
+    assert found.situation == "thread stolen"
+    assert "one thread got 23% of the time it wanted; stop those programs" in found.sentence
+    assert "--threads" not in found.sentence
+
+
 def test_more_streams_cost_what_the_roofline_says() -> None:
     """One stream reads 76.9 MB, eight read 83.2 MB and compute 1.6 G operations: 2.31 ms against 2.14 ms."""
     assert more_streams_cost(DECODE, 7) == pytest.approx(83.2 / 76.9 - 1)

@@ -179,7 +179,22 @@ def test_unknown_routes_have_the_same_shape(api: Served) -> None:
     response = api.client.get("/v1/completions")
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
-    assert "message" in response.json()["error"]
+    assert response.json()["error"]["message"] == "/v1/completions takes POST, not GET"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/v1/v1/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/v1/chat/completion", "did you mean /v1/chat/completions?"),
+        ("/v1/images/generations", "/docs lists what there is"),
+    ],
+)
+def test_a_path_that_there_is_not_says_which_may_be_meant(api: Served, path: str, says: str) -> None:
+    response = api.client.post(path, json={})
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == f"there is no {path} here; {says}"
 
 
 def test_model_without_template() -> None:

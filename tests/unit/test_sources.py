@@ -22,8 +22,12 @@ def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
     file.touch()
     assert resolve(str(file)) == LocalModel(file, "My.Model-Q4_0")
     assert resolve(str(tmp_path)).name == tmp_path.name
-    with pytest.raises(SourceError, match="there is no model"):
-        resolve(str(tmp_path / "absent.gguf"))
+    for absent in (str(tmp_path / "absent.gguf"), "./absent", "models/absent.gguf"):
+        with pytest.raises(SourceError, match=r"no file or folder .*relative paths begin at /") as caught:
+            resolve(absent)
+        assert "hf:" not in str(caught.value)
+    with pytest.raises(SourceError, match="write 'hf:owner/absent'"):
+        resolve("owner/absent")
 
 
 def test_a_cached_alias_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,7 @@ import typer
 
 def overview() -> None:
     """Look into the semantic cache of `pagoda serve --cache sqlite`; train and measure what decides in it."""
-    from pagoda.cli.main import VERBS
+    from pagoda.cli.main import verbs_of
 
-    for name, verb in VERBS.items():
-        if name.startswith("cache "):
-            typer.echo(f"pagoda {name:<15} {verb.help}")
+    typer.echo(verbs_of("cache"))
     typer.echo("\nExample: pagoda cache evaluate pairs.jsonl.gz --plot curve.svg")

@@ -10,11 +10,9 @@ from pagoda.evals.evaluators import EVALUATORS
 
 def overview() -> None:
     """Measure the quality of answers, and stop a change that makes them worse."""
-    from pagoda.cli.main import VERBS
+    from pagoda.cli.main import verbs_of
 
-    for name, verb in VERBS.items():
-        if name.startswith("eval "):
-            typer.echo(f"pagoda {name:<15} {verb.help}")
+    typer.echo(verbs_of("eval"))
     typer.echo(f"\nMetrics with a judge: {_names(judged=True)}\nWithout: {_names(judged=False)}")
     typer.echo("\nExample: pagoda eval run qa.jsonl --metrics faithfulness,context_recall -o current.json")
 

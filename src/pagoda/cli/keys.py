@@ -15,12 +15,19 @@ from rich.console import Console
 from rich.table import Table
 
 from pagoda.cli.options import with_settings
-from pagoda.config import ServerSettings
+from pagoda.config import KeysFile
 from pagoda.errors import ConfigError
 from pagoda.server.key_store import Key, KeyStore, Limits
 from pagoda.settings import Setting, Settings
 
 Name = Annotated[str, typer.Argument(help="Name of the key: the tenant in logs and series.")]
+
+
+@dataclass(frozen=True, slots=True)
+class FileSettings(Settings):
+    """What these verbs and `pagoda serve` have in common."""
+
+    keys_file: KeysFile = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +49,31 @@ class LimitSettings(Settings):
 
 
 @with_settings
-def create(name: Name, server: ServerSettings, limits: LimitSettings) -> None:
+def create(name: Name, file: FileSettings, limits: LimitSettings) -> None:
     """Make a key and print it: it is shown only now, and the file holds its hash alone."""
     values = {field.name: getattr(limits, field.name) for field in fields(Limits)}
-    with _store(server) as store:
+    with _store(file) as store:
         typer.echo(store.create(name, Limits(**values | {"models": limits.models or None})))
 
 
 @with_settings
-def rotate(name: Name, server: ServerSettings) -> None:
+def rotate(name: Name, file: FileSettings) -> None:
     """Give a key a new secret and print it; the old one is worth nothing from now on. Limits and use stay."""
-    with _store(server) as store:
+    with _store(file) as store:
         typer.echo(store.rotate(name))
 
 
 @with_settings
-def revoke(name: Name, server: ServerSettings) -> None:
+def revoke(name: Name, file: FileSettings) -> None:
     """Make a key worth nothing, from the next request on."""
-    with _store(server) as store:
+    with _store(file) as store:
         store.revoke(name)
 
 
 @with_settings
-def show(server: ServerSettings, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def show(file: FileSettings, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the keys, their limits and what they have used today and this month."""
-    with _store(server) as store:
+    with _store(file) as store:
         now = time.time()
         used = {key.name: [store.used(key.name, period, now) for period in ("day", "month")] for key in store.all()}
         if as_json:
@@ -92,9 +99,9 @@ def _limits(key: Key) -> str:
 
 
 @contextmanager
-def _store(server: ServerSettings) -> Iterator[KeyStore]:
-    if server.keys_file is None:
+def _store(file: FileSettings) -> Iterator[KeyStore]:
+    if file.keys_file is None:
         raise ConfigError("--keys-file is missing: the file that holds the keys, the same that pagoda serve is given")
-    path: Path = server.keys_file
+    path: Path = file.keys_file
     with closing(KeyStore(path)) as store:
         yield store

@@ -46,6 +46,7 @@ VERBS = {
         "Put cache, keys, budgets, routing and metrics before other servers.",
         "pagoda gateway --upstream http://127.0.0.1:8001 --cache sqlite",
     ),
+    "deploy": Verb("pagoda.cli.overview:deploy", "Spread engines over a cluster: `deploy ray`.", "pagoda deploy ray"),
     "deploy ray": Verb(
         "pagoda.cli.deploy_ray:deploy_ray",
         "Run engines on a Ray cluster, with gateways before them.",
@@ -78,6 +79,11 @@ VERBS = {
         "pagoda.cli.convert:convert",
         "Turn GGUF files into Hugging Face folders and back.",
         "pagoda convert smollm2-135m -o smollm2-bf16",
+    ),
+    "adapter": Verb(
+        "pagoda.cli.overview:adapter",
+        "Swap a running server's LoRA adapters, and back; convert them.",
+        "pagoda adapter history sql",
     ),
     "adapter deploy": Verb(
         "pagoda.cli.adapter_deploy:deploy",
@@ -185,6 +191,9 @@ VERBS = {
     "top": Verb(
         "pagoda.cli.top:top", "Show what a server does now, in the terminal.", "pagoda top --url http://127.0.0.1:8000"
     ),
+    "cost": Verb(
+        "pagoda.cli.overview:cost", "Sum up what requests have cost: `cost report`.", "pagoda cost report log.jsonl"
+    ),
     "cost report": Verb(
         "pagoda.cli.cost_report:cost_report",
         "Sum up what requests have cost.",
@@ -242,10 +251,20 @@ class Verbs(TyperGroup):
         return name, _load(name), args[words:]
 
 
+def verbs_of(group: str) -> str:
+    """A line for each verb of two words that begins with `group`, as `cache stats` with `cache`: name and help."""
+    names = [name for name in VERBS if name.startswith(f"{group} ")]
+    width = max(map(len, names), default=0)
+    return "\n".join(f"pagoda {name:<{width}}  {VERBS[name].help}" for name in names)
+
+
 def _load(name: str) -> Any:
     module, function = VERBS[name].target.split(":")
+    listed = verbs_of(name)
+    # \b keeps the lines of a paragraph as they are.
+    epilog = (f"\b\n{listed}\n\n" if listed else "") + f"Example: {VERBS[name].example}"
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(name, epilog=f"Example: {VERBS[name].example}")(getattr(importlib.import_module(module), function))
+    single.command(name, epilog=epilog)(getattr(importlib.import_module(module), function))
     return typer.main.get_command(single)
 
 

@@ -182,7 +182,23 @@ def _open_folder(path: Path, any_type: bool) -> Checkpoint:
     if models:
         names = ", ".join(file.name for file in ggufs)
         raise FormatError(f"the folder holds several GGUF models, name one of them: {names}", path=str(path))
-    raise FormatError("the folder holds neither config.json with *.safetensors nor a .gguf file", path=str(path))
+    raise FormatError(_what_is_missing(path), path=str(path))
+
+
+def _what_is_missing(path: Path) -> str:
+    """Why the folder is no model, and what to do about it."""
+    if (path / "adapter_config.json").is_file():
+        return "the folder holds a LoRA adapter: serve the model that it was made for, with --lora NAME=FOLDER"
+    if any(path.glob("*.safetensors")):
+        return "the folder holds *.safetensors, but no config.json: copy the one that was published beside them"
+    if not (path / CONFIG).is_file():
+        return "the folder holds neither config.json with *.safetensors nor a .gguf file"
+    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+        return (
+            "the folder's weights are pickled, which Pagoda does not read, since unpickling may run any code: "
+            "load them with transformers and save them with save_pretrained, which writes *.safetensors"
+        )
+    return "the folder holds config.json, but no weights: *.safetensors or a .gguf file is missing; download it again"
 
 
 # GGUF

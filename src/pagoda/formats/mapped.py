@@ -86,10 +86,17 @@ def _mapping(view: npt.NDArray[np.uint8]) -> mmap.mmap | None:
     return mapped if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") else None
 
 
+# What is found in the place of a model's file, by how it begins.
+STAND_INS = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file that it stands for: `git lfs pull` fetches that",
+    b"<!doctype html": "a web page, not a model: the link leads to a page about the file, take the one to download it",
+}
+
+
 class MappedFile:
     """`buffer` for parsers, `view` for tensors. The mapping lives until the last view of it is gone.
 
-    Raises FormatError if the file cannot be read or is empty.
+    Raises FormatError if the file cannot be read, is empty, or is known to be something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,6 +110,9 @@ class MappedFile:
             raise FormatError("the file is empty", path=str(path), offset=0) from error
         except OSError as error:
             raise FormatError(f"cannot be read: {error.strerror or error}", path=str(path)) from error
+        for start, remedy in STAND_INS.items():
+            if self.buffer[: len(start)].lower() == start:
+                raise FormatError(remedy, path=str(path), offset=0)
         self.size = len(self.buffer)
         self._bytes = np.frombuffer(self.buffer, np.uint8)
 

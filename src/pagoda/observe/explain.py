@@ -104,6 +104,11 @@ def _thread_stolen(facts: Facts) -> str | None:
     if facts.cpu_share >= STOLEN_SHARE or facts.other_cpus < STOLEN_CPUS:
         return None
     fewer = max(1, facts.num_threads - round(max(1.0, facts.other_cpus)))
+    if facts.num_threads == 1:
+        return (
+            f"other programs keep {facts.other_cpus:.1f} CPUs busy: Pagoda's one thread got {facts.cpu_share:.0%} of "
+            "the time it wanted; stop those programs"
+        )
     return (
         f"other programs keep {facts.other_cpus:.1f} CPUs busy: Pagoda's {facts.num_threads} threads got "
         f"{facts.cpu_share:.0%} of the time they wanted, and every step waits for the slowest of them; stop those "

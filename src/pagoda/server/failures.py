@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from pagoda.errors import (
     BudgetError,
@@ -119,7 +121,22 @@ async def answer_error(request: Request, error: Exception) -> Response:
         return Response(status_code=204, headers={"Allow": f"{headers.get('Allow', '')}, OPTIONS"})
     if status == 500:
         logger.error("unexpected error", exc_info=error)
+    if status in (404, 405) and isinstance(error, HTTPException) and error.detail == HTTPStatus(status).phrase:
+        body = error_body(_where_to(request, headers.get("Allow")), status)
     return json_response(in_dialect(request.scope["path"], status, body), status, headers)
+
+
+def _where_to(request: Request, allowed: str | None) -> str:
+    """What to ask for in place of a path that there is not, or that does not take the request's method."""
+    path = request.scope["path"].rstrip("/")
+    if allowed is not None:
+        return f"{path} takes {allowed}, not {request.method}"
+    known = {route.path for route in request.app.routes if isinstance(route, Route)}
+    near = [place for place in (f"/v1{path}", path.removeprefix("/v1")) if place in known]  # a base URL with or without
+    near = near or difflib.get_close_matches(path, known, 1, cutoff=0.8)
+    if near:
+        return f"there is no {path} here; did you mean {near[0]}?"
+    return f"there is no {path or '/'} here" + ("; /docs lists what there is" if "/docs" in known else "")
 
 
 def _retry(seconds: float) -> dict[str, str]:

@@ -94,6 +94,8 @@ def parse_name(name: str) -> Source:
 def unknown_name(name: str) -> SourceError:
     """The error for a name that is neither a path nor anything else, with what may have been meant."""
     close = difflib.get_close_matches(name, ALIASES, n=1)
+    if re.match(r"[~/\\]|\.{1,2}/", name) or name.endswith((".gguf", ".safetensors")):
+        return SourceError(f"there is no file or folder {name!r}; relative paths begin at {Path.cwd()}")
     if close:
         hint = f"did you mean {close[0]!r}?"
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
