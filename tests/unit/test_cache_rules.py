@@ -1,8 +1,9 @@
-"""What is never kept, what not for long, and what is the same question in other clothes. English and German."""
+"""What is never kept, what not for long, and what is the same question in other clothes, in three languages."""
 
 from __future__ import annotations
 
 import time
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -47,12 +48,32 @@ NEVER = [
     ("Give me a random number", "anew"),
     ("Noch einen Witz", "anew"),
     ("As I said, what is it?", "earlier talk"),
+    ("Email của tôi là gì?", "own things, Vietnamese"),
+    ("Đơn hàng mới của em đâu?", "own things, Vietnamese"),
+    ("Sếp của tôi là ai?", "own things, Vietnamese"),
+    ("Tôi tên là Lan.", "own state, Vietnamese"),
+    ("Giá vàng hôm nay", "now, Vietnamese"),
+    ("Bây giờ là mấy giờ?", "now, Vietnamese"),
+    ("Giá vàng bao nhiêu?", "market, Vietnamese"),
+    ("Tỷ giá USD?", "market, Vietnamese"),
+    ("Thời tiết Hà Nội", "news, Vietnamese"),
+    ("iPhone mới nhất là gì?", "news, Vietnamese"),
+    ("Quán phở gần đây?", "news, Vietnamese"),
+    ("Hiệu thuốc quanh đây", "where I am, Vietnamese"),
+    ("Cho một số ngẫu nhiên", "anew, Vietnamese"),
+    ("Bạn vừa nói gì?", "earlier talk, Vietnamese"),
+    (unicodedata.normalize("NFD", "Giá vàng hôm nay"), "now, Vietnamese"),
+    (unicodedata.normalize("NFD", "Wie wird das Wetter für Köln übermorgen?"), "now, German"),
 ]
 KEPT = [
     "What is rust?", "How do I earn money online?", "How can I recover my deleted files?",
     "Was ist Rost?", "Wie funktioniert ein Motor?",
     "How do transformers work?", "Who wrote Faust?", "What is a stock option?", "Can I mine gold?",
     "Why did the Roman Empire fall in 476?", "What is 123456 * 7?", "Was bedeutet Kontext?",
+    "Thủ đô của Pháp là gì?", "Rust là gì?", "Làm thế nào để nấu phở?", "Vì sao bầu trời màu xanh?",
+    "Viết hàm Python sắp xếp một danh sách", "Giải thích PagedAttention", "Vàng có ký hiệu hóa học là gì?",
+    "Làm sao để đổi mật khẩu Gmail?", "Giá trị của pi là gì?", "Đánh giá của bạn về Rust?",
+    "Đánh giá vàng bạc thế nào?",
 ]  # fmt: skip
 
 
@@ -74,6 +95,9 @@ def test_what_is_kept_a_day(text: str) -> None:
     [
         ("Who is the president of France?", HOUR),
         ("Wer ist die Bundeskanzlerin?", HOUR),
+        ("Ai là thủ tướng Đức?", HOUR),
+        ("Thủ tướng Đức là ai?", HOUR),
+        ("Dân số Hà Nội?", 6 * HOUR),
         ("Which version of Python has match?", 6 * HOUR),
         ("How many people live in Rome?", 6 * HOUR),
         ("What changed in 2025?", 6 * HOUR),
@@ -93,7 +117,10 @@ def test_every_rule_has_a_reason_and_a_name_of_its_own() -> None:
     assert all(rule.reason for rule in RULES)
 
 
-@pytest.mark.parametrize("piece", ["a", "a.", "1 ", "how much is ", "my x ", "nearest ", "@a", "+1", "\n", "aa11 "])
+@pytest.mark.parametrize(
+    "piece",
+    ["a", "a.", "1 ", "how much is ", "my x ", "nearest ", "@a", "+1", "\n", "aa11 ", "tôi có bị ", "ceo ", "đơn x "],
+)
 def test_rules_take_a_bounded_time(piece: str) -> None:
     """Texts of 20,000 characters that make patterns try again and again."""
     text = piece * (20_000 // len(piece))

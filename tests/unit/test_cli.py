@@ -47,7 +47,11 @@ def verb(
 @with_settings
 def failing(engine: EngineSettings) -> None:
     """Fail."""
-    raise {"format": FormatError("bad magic", path="x.gguf", offset=0), "config": ConfigError("no")}[engine.model]
+    raise {
+        "format": FormatError("bad magic", path="x.gguf", offset=0),
+        "config": ConfigError("no"),
+        "disk": OSError(28, "No space left on device", "out.json"),
+    }[engine.model]
 
 
 @with_settings
@@ -176,6 +180,11 @@ def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert run_main(monkeypatch, "failing", "config") == 2
     assert run_main(monkeypatch, "failing", "config", "--threads", "x") == 2
     assert "--threads: 'x' is not a whole number" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(monkeypatch, "failing", "disk") == 1
+    assert capsys.readouterr().err == "error: out.json: No space left on device\n"
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,34 @@ def test_exit_status_of_the_process(tmp_path: Path, now: Results, status: int) -
     assert "Quality gate" in (tmp_path / "m.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--current", "none.json"), "none.json: cannot be read"),
+        (("--baseline", "broken.json"), "broken.json: is not JSON"),
+        (("--junit", "no/j.xml"), "no/j.xml: cannot be written"),
+        (("--markdown", "no/m.md"), "no/m.md: cannot be written"),
+    ],
+)
+def test_without_its_files_the_gate_cannot_tell(tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    done = gate(tmp_path, BEFORE, WORSE, *flags)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_interval_says_more_than_a_whole_score() -> None:
+    verdict = judge_change(results([1.0] * 4), results([0.0, 0.1, 0.0, 0.9]), Rule()).verdicts[0]
+    assert verdict.change is not None
+    assert verdict.change.low == -1
+    assert "to 100.0)" in verdict.sentence or "cannot tell" in verdict.sentence
+
+
+def test_a_fall_by_just_the_threshold_counts_alone_too() -> None:
+    assert judge_change(results([0.5] * 3), results([0.25] * 3), Rule("threshold", 0.25)).outcome == "fail"
+
+
 def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
     write_results(WORSE, tmp_path / "r.json")
     assert read_results(tmp_path / "r.json") == WORSE

@@ -152,6 +152,11 @@ def test_overrides_win_in_order_and_fall_back_too() -> None:
     assert types("q4_k_m", shapes(576), overrides=overrides)["blk.0.attn_q.weight"] == TypeChoice("Q8_0", wanted="Q6_K")
 
 
+def test_an_override_that_meets_nothing_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'atn_v' matches no matrix of the model, such as blk\.0\.attn_k\.weight"):
+        types("q4_k_m", overrides=parse_overrides(["attn_v=q8_0", "atn_v=q8_0"]))
+
+
 def test_a_comma_may_stand_in_an_override() -> None:
     (pattern, type), second = parse_overrides([r"blk\.\d{1", r"2}\.=q8_0", "x=f32"])
     assert (pattern.pattern, type, second[1]) == (r"blk\.\d{1,2}\.", "Q8_0", "F32")

@@ -1,7 +1,8 @@
-"""What is never kept, and what not for long: a table of rules, each with its reason. English and German.
+"""What is never kept, and what not for long: a table of rules, each with its reason. English, German and Vietnamese.
 
-A rule looks at what the user said, in small letters and with single spaces. The first rule that fits decides; those
-that forbid stand before those that shorten. `pagoda.toml` adds rules of the operator's before all of these:
+A rule looks at what the user said, in small letters and with single spaces, accents as part of their letters (NFC). The
+first rule that fits decides; those that forbid stand before those that shorten. `pagoda.toml` adds rules of the
+operator's before all of these:
 
     [cache]
     never = ["internal-project=\\\\bproject (apollo|zeus)\\\\b"]
@@ -11,6 +12,7 @@ that forbid stand before those that shorten. `pagoda.toml` adds rules of the ope
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +42,12 @@ _OWNED_DE = (
     "zahlung|lieferung|paket|buchung|reservierung|termin|ticket|profil|name|karte|kreditkarte|bank|arzt|diagnose|rezept|"
     "befund|versicherung|police|steuer|steuern|antrag|ausweis"
 )
+_I_VI = "tôi|tui|mình|tớ|em|con|chúng tôi|chúng mình|chúng em|bọn mình"
+_OWNED_VI = (
+    "e?mail|tài khoản|mật khẩu|đơn hàng|đơn|hóa đơn|hoá đơn|số dư|địa chỉ|số điện thoại|điện thoại|lương|hợp đồng|"
+    "thanh toán|gói hàng|vé|lịch hẹn|lịch|hồ sơ|tên|thẻ|ngân hàng|bác sĩ|đơn thuốc|kết quả|bảo hiểm|thuế|hộ chiếu|"
+    "căn cước|sinh nhật"
+)
 _TIMES = "minutes?|hours?|days?|weeks?|months?|years?"
 
 RULES = (
@@ -64,6 +72,13 @@ RULES = (
          r"insured|eligible|registered|subscribed)|was i\b|have i (?:paid|got|been)|did i\b|i(?: am|'m) \d+)|"
          r"\b(?:habe ich|bin ich|wurde ich|ich (?:schulde|bestellte|habe (?:bestellt|gekauft|bezahlt|gebucht)|wiege|"
          r"bin \d+))\b", "about the user's own state"),
+    Rule("own things, Vietnamese", rf"\b(?:{_OWNED_VI})(?: \w+)? của (?:{_I_VI})\b|"
+         rf"\bcủa (?:{_I_VI}) (?:là (?:gì|ai|bao nhiêu|khi nào)|ở đâu|đâu|khi nào|bao giờ|còn bao nhiêu|bao nhiêu)\b",
+         "about what the user owns, or whom the user knows"),
+    Rule("own state, Vietnamese", r"\b(?:(?:tôi|mình|em) tên(?: là)?|tên (?:tôi|mình|em) là|(?:tôi|mình) (?:sống|ở|"
+         r"làm việc|làm) (?:ở|tại|cho)|tôi sinh (?:năm|ngày|ra)|tôi (?:nợ|đã (?:đặt|mua|trả|thanh toán|đăng ký|ký)|"
+         r"nặng|đang mang thai|\d+ tuổi)|tôi (?:có|đã) (?:được|bị)\b.{0,40}\b(?:không|chưa))\b",
+         "about the user's own state"),
     Rule("earlier talk", r"\b(?:you (?:just )?(?:said|told|mentioned)|as (?:i|we) (?:said|discussed)|"
          r"remember (?:when|me|"
          r"that)|last time we|hast du (?:eben |vorhin )?gesagt|wie (?:gesagt|besprochen)|erinnerst du dich)\b",
@@ -81,6 +96,24 @@ RULES = (
          r"montag|dienstag|mittwoch|donnerstag|freitag|samstag|sonntag)|vor (?:\d+|zwei|drei|einigen|einem|einer) "
          r"(?:minuten?|stunden?|tage?n?|wochen?|monate?n?|jahre?n?)|wie (?:spät|viel uhr)|welcher tag|wie alt ist)\b",
          "the answer depends on when it is asked"),
+    Rule("now, Vietnamese", r"\b(?:hôm (?:nay|qua|kia)|ngày (?:mai|kia)|(?:sáng|trưa|chiều|tối|đêm) (?:nay|mai|qua)|"
+         r"bây giờ|lúc này|hiện (?:nay|tại|giờ)|đang là|mấy giờ|(?:tuần|tháng|quý) (?:này|trước|sau|tới|vừa rồi)|"
+         r"năm (?:nay|ngoái|tới|sau)|(?:\d+|một|hai|ba|vài|mấy) (?:phút|giờ|tiếng|ngày|tuần|tháng|năm) (?:trước|nữa|"
+         r"tới|qua)|"
+         r"thứ mấy|ngày mấy|ngày bao nhiêu|bao nhiêu tuổi)\b", "the answer depends on when it is asked"),
+    Rule("market, Vietnamese", r"\b(?:(?<!đánh )giá (?:vàng|bạc|xăng|dầu|điện|đất|nhà|vé|cả|bán|bitcoin|btc|usd|đô|"
+         r"cổ phiếu|của|hiện|thị trường)|bao nhiêu tiền|giá (?:là )?bao nhiêu|tỷ giá|tỉ giá|chứng khoán|cổ phiếu|"
+         r"vn-?index|giảm giá|khuyến mãi|khuyến mại|còn hàng|rẻ nhất)\b", "prices and stocks change"),
+    Rule("news, Vietnamese", r"\b(?:mới nhất|gần đây|tin tức|tin nóng|thời sự|thời tiết|dự báo|có mưa|trời mưa|"
+         r"nhiệt độ (?:ở|tại|ngoài)|tỷ số|tỉ số|xổ số|kết quả (?:trận|bóng đá|bầu cử)|lịch thi đấu|giờ mở cửa|"
+         r"đang mở cửa|tắc đường|kẹt xe)\b", "the answer ages within hours"),
+    Rule("where I am, Vietnamese", r"\b(?:gần (?:tôi|mình|đây|chỗ)|quanh đây|(?:chỗ|nơi) (?:tôi|mình)|(?:tôi|mình) đang"
+         r" ở đâu|ở đây)\b", "the answer depends on where it is asked"),
+    Rule("anew, Vietnamese", r"\b(?:ngẫu nhiên|bất kỳ một|tung (?:đồng xu|xúc xắc)|làm (?:tôi|mình) bất ngờ|"
+         r"(?:câu|chuyện|ý tưởng|ví dụ|bài|cái|gì đó) khác)\b", "the user wants another answer each time"),
+    Rule("earlier talk, Vietnamese", r"\b(?:(?:bạn|anh|chị|cậu) (?:vừa|đã|mới) (?:nói|bảo|nhắc)|như (?:tôi|mình|đã|"
+         r"vừa) (?:đã )?(?:nói|bàn|hỏi)|(?:bạn )?còn nhớ|lần trước|câu trên|ở trên)\b",
+         "refers to what was said elsewhere"),
     Rule("news", r"\b(?:latest|newest|most recent|breaking news|in the news|(?:today's|the|any) news|news (?:about|"
          r"on|from)|up to date|updates? (?:on|about)|neueste[nrs]?|"
          r"jüngste[nrs]?|nachrichten|kürzlich|neulich|auf dem neuesten stand)\b", "the answer ages within hours"),
@@ -109,11 +142,17 @@ RULES = (
     Rule("offices", r"\b(?:who is the (?:current )?(?:president|prime minister|chancellor|ceo|king|queen|pope|mayor|"
          r"governor|minister|head|champion)|wer ist (?:der|die) (?:präsident\w*|kanzler\w*|bundeskanzler\w*|"
          r"ministerpräsident\w*|bürgermeister\w*|minister\w*|papst|könig\w*))\b", "who holds an office changes", HOUR),
+    Rule("offices, Vietnamese", r"\bai (?:là|đang là|làm|đang làm) (?:tân )?(?:tổng thống|thủ tướng|chủ tịch|"
+         r"tổng bí thư|bộ trưởng|vua|giáo hoàng|thị trưởng|giám đốc|ceo)\b|\b(?:tổng thống|thủ tướng|chủ tịch|"
+         r"tổng bí thư|bộ trưởng|vua|giáo hoàng|thị trưởng|giám đốc|ceo)\b.{0,40}\blà ai\b",
+         "who holds an office changes", HOUR),
     Rule("versions", r"\b(?:version|release[ds]?|changelog|roadmap|deprecated|end of life|eol|veröffentlicht\w*|"
          r"neue[nrs]? version)\b", "software moves on", 6 * HOUR),
     Rule("records", r"\b(?:population of|how many (?:people|users|employees|members|followers)|richest|tallest|fastest|"
          r"biggest|largest|world record|net worth|best \w+ (?:of|in) 20\d\d|einwohner\w*|wie viele (?:menschen|nutzer|"
          r"mitarbeiter)|reichste[nrs]?|weltrekord|vermögen von)\b", "records and counts change", 6 * HOUR),
+    Rule("records, Vietnamese", r"\b(?:phiên bản|phát hành|bản cập nhật|dân số|(?:giàu|cao|lớn|nhanh|đông dân) nhất|"
+         r"kỷ lục|bao nhiêu (?:người|nhân viên|thành viên))\b", "records and counts change", 6 * HOUR),
     Rule("year", r"\b20[2-9]\d\b", "what is said of these years still changes", 6 * HOUR),
 )  # fmt: skip
 
@@ -143,7 +182,7 @@ class Rules:
         return best
 
     def _of_text(self, text: str) -> Rule | None:
-        plain = " ".join(text.replace("’", "'").lower().split())
+        plain = " ".join(unicodedata.normalize("NFC", text).replace("’", "'").lower().split())
         return next((rule for rule, pattern in self._rules if pattern.search(plain)), None)
 
 

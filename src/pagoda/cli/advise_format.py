@@ -79,7 +79,8 @@ def explain(shape: ModelShape, where: Device, format: str, batch: int) -> Utiliz
 
 def _print(model: str, found: FormatAdvice, busy: Utilization | None) -> None:
     console = Console(highlight=False)
-    console.print(f"{model} on {found.device}, as a {found.place}: [bold green]{found.pick or 'nothing fits'}[/]\n")
+    place = f"{'an' if found.place[0] in 'aeiou' else 'a'} {found.place}"
+    console.print(f"{model} on {found.device}, as {place}: [bold green]{found.pick or 'nothing fits'}[/]\n")
     table = Table("format", box=None, pad_edge=False)
     for heading in ("GB", "of memory", "ms/token", "perplexity"):
         table.add_column(heading, justify="right")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from pagoda.cli.options import with_settings
+from pagoda.errors import ConfigError, FormatError
 from pagoda.evals import builtin  # noqa: F401  the rows of the table
 from pagoda.evals.gate import GateReport, Rule, judge_change
 from pagoda.evals.results import Results, read_results
@@ -43,17 +44,27 @@ def gate(settings: EvalGateSettings) -> None:
     """Compare an evaluation with its baseline, case by case, and fail if answers got worse.
 
     Exit status 0: they did not; 1: they did; 2: it cannot be told, since too many cases have no score or the two runs
-    asked different questions or judges.
+    asked different questions or judges, or a file is missing or cannot be written.
     """
-    baseline, current = read_results(settings.baseline), read_results(settings.current)
+    try:
+        baseline, current = read_results(settings.baseline), read_results(settings.current)
+    except FormatError as error:
+        raise ConfigError(str(error)) from error  # exit status 2: nothing is known of the answers
     report = judge_change(baseline, current, Rule(settings.fail_on, settings.threshold, settings.max_unjudged))
+    try:
+        _write_summaries(report, baseline, current, settings)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    typer.echo(_json(report) if settings.json else _text(report, baseline, current))
+    raise typer.Exit(report.exit_code)
+
+
+def _write_summaries(report: GateReport, baseline: Results, current: Results, settings: EvalGateSettings) -> None:
     if settings.markdown is not None:
         with settings.markdown.open("a") as file:
             file.write(markdown(report, baseline, current))
     if settings.junit is not None:
         settings.junit.write_text(junit(report))
-    typer.echo(_json(report) if settings.json else _text(report, baseline, current))
-    raise typer.Exit(report.exit_code)
 
 
 def _text(report: GateReport, baseline: Results, current: Results) -> str:

@@ -306,5 +306,11 @@ def main() -> NoReturn:
             raise
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:  # a full disk, a folder that is not there
+        if show_tracebacks or not isinstance(error.filename, str | None):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        typer.secho(f"error: {where}{error.strerror or error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

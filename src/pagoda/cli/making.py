@@ -10,6 +10,7 @@ import typer
 
 from pagoda.cli.progress import download_progress, step_progress
 from pagoda.config import EngineSettings
+from pagoda.quantize.methods import find_method
 from pagoda.quantize.run import quantize
 from pagoda.quantize.settings import QuantizeSettings
 from pagoda.sources import LocalModel, resolve
@@ -39,7 +40,10 @@ def make(
     """Run the job, and print what was made and how large it is. `objection` is as in `quantize`."""
     with step_progress() as (steps, say):
         quantize(found.path, target, settings, progress=steps, say=say, objection=objection)
-    typer.echo(f"{target}  {total_bytes(target) / 1e6:,.1f} MB, from {total_bytes(found.path) / 1e6:,.1f} MB")
+    made, source = total_bytes(target), total_bytes(found.path)
+    typer.echo(f"{target}  {made / 1e6:,.1f} MB, from {source / 1e6:,.1f} MB")
+    if find_method(settings.to).largest_kld is None and made > source:
+        typer.echo("It is larger than its source, which loses nothing: serve that, or take fewer bits.", err=True)
 
 
 def total_bytes(path: Path) -> int:

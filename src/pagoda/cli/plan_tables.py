@@ -99,7 +99,7 @@ ROWS: tuple[Row, ...] = (
     ("users at once", _users),
     ("  TTFT", lambda p: _ms(p["operating_point"]["ttft_ms"])),
     ("  TPOT", lambda p: _ms(p["operating_point"]["tpot_ms"])),
-    ("  output tokens/s", lambda p: f"{p['operating_point']['output_tokens_per_s']:,.0f}"),
+    ("  output tokens/s", lambda p: _rate(p["operating_point"]["output_tokens_per_s"])),
     ("  price an hour", lambda p: f"${p['cost']['price_usd_per_h']:,.2f}"),
     ("  1M output tokens", lambda p: _usd(p, "output")),
     ("  1M input tokens", lambda p: _usd(p, "input")),
@@ -124,8 +124,8 @@ def _throughput(one: dict[str, Any]) -> Table:
             f"{row['concurrency']:,}",
             _ms(row["ttft_ms"]),
             _ms(row["tpot_ms"]),
-            f"{row['output_tokens_per_s']:,.0f}",
-            f"{row['input_tokens_per_s']:,.0f}",
+            _rate(row["output_tokens_per_s"]),
+            _rate(row["input_tokens_per_s"]),
             row["bound"],
             "" if row["fits"] else "does not fit",
             style=None if row["fits"] else "dim",
@@ -174,10 +174,8 @@ def _lost(found: dict[str, Any]) -> str:
     return f"{100 * found['static_reservation_share']:.0f} % → {100 * found['paged_share']:.1f} %"
 
 
-def _side(roofline: dict[str, Any], phase: str) -> str:
-    intensity = roofline[f"{phase}_flops_per_byte"]
-    number = f"{intensity:,.0f}" if intensity >= 10 else f"{intensity:,.1f}"
-    return f"{number} {roofline[f'{phase}_bound']}"
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
 def _count(number: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pagoda.cli.answers_gate import GateSettings, answers_gate
 from pagoda.cli.making import DEFAULT_MODEL, ModelArgument, OutputOption, find, make
 from pagoda.cli.options import with_settings
-from pagoda.quantize.methods import METHODS
+from pagoda.quantize.methods import METHODS, check_settings
 from pagoda.quantize.run import default_output
 from pagoda.quantize.settings import QuantizeSettings
 
@@ -17,6 +17,7 @@ def quantize(
     model: ModelArgument = DEFAULT_MODEL,
     output: OutputOption = None,
 ) -> None:
+    check_settings(quantize)
     found = find(model)
     make(
         found,

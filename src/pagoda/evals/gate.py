@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pagoda.evals.results import Results, differences, lower_is_better
@@ -85,7 +85,8 @@ def _change(baseline: Results, current: Results, metric: str) -> Change | None:
         return None
     sign = -1.0 if lower_is_better(metric) else 1.0
     noise = max(baseline.noise.get(metric, 0.0), current.noise.get(metric, 0.0))
-    return compare_pairs([sign * before[i] for i in ids], [sign * now[i] for i in ids], noise=noise)
+    change = compare_pairs([sign * before[i] for i in ids], [sign * now[i] for i in ids], noise=noise)
+    return replace(change, low=max(-1.0, change.low), high=min(1.0, change.high))  # no mean can change by more
 
 
 def _verdict(
@@ -112,7 +113,7 @@ def _outcome(change: Change, p: float, rule: Rule) -> Outcome:
     if rule.fail_on == "worse":
         return "fail" if fall > 0 else "pass"
     if rule.fail_on == "threshold":
-        return "fail" if fall > rule.threshold else "pass"
+        return "fail" if fall >= rule.threshold else "pass"
     return "fail" if p < 1 - CONFIDENCE and fall >= rule.threshold else "pass"
 
 

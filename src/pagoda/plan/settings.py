@@ -58,7 +58,7 @@ class PlanSettings(Settings):
         str | None, Setting("Model that guesses for this one, as in `pagoda serve`: what it takes of memory.")
     ] = None
     max_batch_tokens: Annotated[
-        int | None, Setting("Token budget of one step; 512 on CPUs, 2048 on GPUs by default.", minimum=1)
+        int | None, Setting("Token budget of one step; 512 on CPUs, 4096 on GPUs by default.", minimum=1)
     ] = None
     memory_utilization: Annotated[float, Setting("Share of the memory that may be taken.", minimum=0.01, maximum=1)] = (
         0.9

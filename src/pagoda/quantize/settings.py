@@ -11,7 +11,7 @@ from pagoda.settings import Setting, Settings
 
 @dataclass(frozen=True, slots=True)
 class QuantizeSettings(Settings):
-    """Flags of `pagoda quantize`. A method reads those that mean something to it."""
+    """Flags of `pagoda quantize`. `methods.py` says which a method reads."""
 
     table = "quantize"
 

@@ -165,7 +165,15 @@ def choose_types(
     has_imatrix: bool = False,
     overrides: Sequence[Override] = (),
 ) -> dict[str, TypeChoice]:
-    """The type of each tensor of a model, by its GGUF name. `types` is what tensors have that are not quantized."""
+    """The type of each tensor of a model, by its GGUF name. `types` is what tensors have that are not quantized.
+
+    Raises ConfigError for an override that no tensor which is quantized matches.
+    """
+    matrices = [name for name, shape in shapes.items() if is_quantizable(name, shape)]
+    for pattern, _ in overrides:
+        if not any(map(pattern.search, matrices)):
+            example = min(matrices, default="none")
+            raise ConfigError(f"--tensor-type: {pattern.pattern!r} matches no matrix of the model, such as {example}")
     num_layers = 1 + max((layer for name in shapes if (layer := layer_of(name)) is not None), default=0)
     num_experts = next((shape[0] for name, shape in shapes.items() if "_exps." in name), 0)
     tied = OUTPUT not in shapes
