@@ -259,9 +259,9 @@ def test_ci_files_run_the_gate_and_overwrite_nothing(tmp_path: Path) -> None:
 def test_run_verb_writes_results_that_the_gate_reads(tmp_path: Path) -> None:
     lines = [{"question": f"q{i}", "answer": "Paris", "reference": "Paris" if i else "Rome"} for i in range(4)]
     (tmp_path / "t.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)))
-    command = [sys.executable, "-m", "pagoda", "eval", "run", "t.jsonl", "--metrics", "exact_match", "-o", "c.json"]
+    command = [sys.executable, "-m", "pagoda", "eval", "run", "t.jsonl", "--metrics", "exact_match", "-o", "m/c.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = read_results(tmp_path / "c.json")
+    found = read_results(tmp_path / "m" / "c.json")
     assert found.summary()["exact_match"]["mean"] == 0.75
     assert found.setup.judge == "none"

@@ -103,6 +103,7 @@ def _setup(asked: Testset, settings: EvalRunSettings, judge: JudgeSettings, open
 
 def _evaluate_all(plan: Plan, cases: list[Case], setup: Setup, output: Path, *, keep: bool) -> list[CaseResult]:
     """With a progress bar, each finished case kept in a file beside the output until all are."""
+    output.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(output.with_name(output.name + ".cases"), f"{setup}")
     finished = dict(journal.finished)
     whole = False
