@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
@@ -64,7 +65,7 @@ def finished(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder, run(model, folder, settings(data))
 
 
-def test_it_learns_and_leaves_an_adapter(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_it_learns_and_leaves_an_adapter(finished: tuple[Path, dict[str, Any]], model: Path) -> None:
     folder, record = finished
     first, *_, last = (value for _, value in record["held_out_loss"])
     assert last < first
@@ -78,6 +79,7 @@ def test_it_learns_and_leaves_an_adapter(finished: tuple[Path, dict[str, Any]]) 
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8.0, "LORA")
     said = json.loads((folder / "pagoda_finetune.json").read_text())
     assert said["settings"]["rank"] == 4
+    assert said["model_parameters"] == sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(model).tensors)
     assert said["versions"].keys() >= {"pagoda", "torch", "peft"}
     assert all(len(digest) == 64 for digest in said["data"]["sha256"].values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from pagoda.finetune.prepare import Prepared
 from pagoda.finetune.progress import Watch
 from pagoda.finetune.schedule import Schedule
 from pagoda.finetune.trainer import EVAL_LOSS, AdapterTrainer
+from pagoda.formats.checkpoint import Checkpoint
 from pagoda.models.registry import family_of
 
 Say = Callable[[str], None]
@@ -79,11 +81,17 @@ def start(
     watch = Watch(line, say, best, settings.patience)
     trainer = AdapterTrainer(adapted, model.head, prepared.data, settings, schedule, folder / "checkpoints", [watch])
     watch.tokens = lambda: trainer.tokens_seen
+    trained, all_parameters = num_parameters(adapted), model_parameters(prepared.checkpoint)
     say(
-        f"{num_parameters(adapted):,} parameters in adapters on {', '.join(modules)}; "
-        f"base {model.packed_bytes / 1e6:,.0f} MB"
+        f"{trained:,} parameters in adapters, {trained / all_parameters:.2%} of the model's {all_parameters:,}, on "
+        f"{', '.join(modules)}; base {model.packed_bytes / 1e6:,.0f} MB"
     )
     return Session(prepared, schedule, model, adapted, trainer, watch, best, alpha)
+
+
+def model_parameters(checkpoint: Checkpoint) -> int:
+    """The numbers in all tensors of the model."""
+    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
 def train(session: Session, checkpoint: Path | None) -> dict[str, Any]:
@@ -99,6 +107,7 @@ def train(session: Session, checkpoint: Path | None) -> dict[str, Any]:
     return {
         "steps": trainer.state.global_step,
         "parameters": num_parameters(session.adapted),
+        "model_parameters": model_parameters(session.prepared.checkpoint),
         "alpha": session.alpha,
         "loss": losses(log, "loss"),
         "held_out_loss": evaluations,
