@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from serving import HANG_S
+
 
 def free_port() -> int:
     with socket.socket() as sock:
@@ -56,7 +58,7 @@ def redis_server(folder: Path, port: int | None = None, *flags: str) -> Iterator
         yield f"redis://127.0.0.1:{port}/0", process
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(HANG_S)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from pagoda.server.run import PagodaServer, make_server
 from pagoda.server.service import Loaded, Model
 
 T = TypeVar("T")
-HANG_S = 180.0  # what takes longer hangs: tests wait for what is to happen, however slow the machine
+HANG_S = 300.0  # what takes longer hangs: tests wait for what is to happen, however slow the machine
 
 
 @dataclass

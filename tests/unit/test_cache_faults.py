@@ -25,7 +25,7 @@ from pagoda.cache.store import Selector, Store, StoreError
 from pagoda.cache.stores import open_store
 from pagoda.cache.stores.sqlite import SqliteStore
 from pagoda.client import HttpClient
-from serving import Served, serving, wait_for
+from serving import HANG_S, Served, serving, wait_for
 
 KINDS = ("memory", "sqlite", "redis", "postgres")
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")  # a Redis that keeps what it has acknowledged
@@ -68,7 +68,7 @@ def test_a_thousand_writers(kind: str, tmp_path: Path) -> None:
             keep, acknowledged = caching.cache.keep, set()
             caching.cache.keep = lambda *args: acknowledged.add(keep(*args).question)
             asyncio.run(ask_all(served.url))
-            caching._writer.submit(lambda: None).result(60)
+            caching._writer.submit(lambda: None).result(HANG_S)
             entries = list(caching.cache.store.entries(Selector()))
             assert caching.series.lost_writes.value == 0
     assert {one.question for one in entries} == acknowledged
@@ -90,7 +90,7 @@ class Clients:
             thread.start()
 
     def _ask(self, url: str, key: str, number: int) -> None:
-        with httpx.Client(base_url=url, timeout=60, headers={"Authorization": f"Bearer {key}"}) as http:
+        with httpx.Client(base_url=url, timeout=HANG_S, headers={"Authorization": f"Bearer {key}"}) as http:
             while not self._over.is_set():
                 number = (number + 1) % 20
                 answer = http.post("/v1/chat/completions", json=body(f"What is thing number {number}?"))
@@ -111,7 +111,7 @@ class Clients:
     def stop(self) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(HANG_S)
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def test_redis_dies_and_comes_back_under_load(tmp_path: Path) -> None:
         address, process = stack.enter_context(redis_server(tmp_path, port))
         clients = stack.enter_context(under_load(address))
         process.kill()
-        process.wait(10)
+        process.wait(HANG_S)
         clients.wait_for("miss; store", 20)
         stack.enter_context(redis_server(tmp_path, port))
 
@@ -152,7 +152,7 @@ def test_redis_keeps_what_it_acknowledged(tmp_path: Path) -> None:
     port = free_port()
     with redis_server(tmp_path, port, *DURABLE) as (address, process):
         acknowledged = write_until(open_store(address, tmp_path), process.kill)
-        process.wait(10)
+        process.wait(HANG_S)
     with redis_server(tmp_path, port, *DURABLE):
         store = open_store(address, tmp_path)
         check_all_there(store, acknowledged)
@@ -186,7 +186,7 @@ def write_until(store: Store, crash: Callable[[], None]) -> set[str]:
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    assert enough.wait(60)
+    assert enough.wait(HANG_S)
     crash()
     for thread in threads:
         thread.join()
@@ -281,7 +281,7 @@ def test_a_full_disk_fails_no_request(tmp_path: Path, monkeypatch: pytest.Monkey
             question = f"What is thing number {number}? " + "Tell me all. " * 3
             answer = served.post("/v1/chat/completions", **body(question) | {"stop_token_ids": [ord("T")]})
             assert answer.status_code == 200
-            caching._writer.submit(lambda: None).result(30)
+            caching._writer.submit(lambda: None).result(HANG_S)
             return str(answer.headers["x-pagoda-cache"])
 
         ask(0)

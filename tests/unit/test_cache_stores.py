@@ -19,6 +19,7 @@ from pagoda.cache.stores import open_store
 from pagoda.cache.stores.sqlite import SqliteStore
 from pagoda.crypt import Cipher
 from pagoda.errors import ConfigError
+from serving import HANG_S
 
 Open = Callable[[], Store]
 KINDS = ("memory", "sqlite", "redis", "postgres")
@@ -275,7 +276,7 @@ def test_redis_killed_and_started_again(tmp_path: Path) -> None:
         store = open_store(address, tmp_path)
         store.put(entry("before", vector=unit(1)))
         process.kill()
-        process.wait(10)
+        process.wait(HANG_S)
         for attempt in (lambda: store.put(entry("q")), lambda: store.nearest("p", "s", unit(1), 3)):
             with pytest.raises(StoreError):
                 attempt()

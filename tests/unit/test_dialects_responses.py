@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from door_machines import ADD_PARAMETERS, CALL, Echo, follow_responses, named_events, said
 from fake_engine import FakeEngine, FakeLoaded
-from serving import Served, serving, wait_for
+from serving import HANG_S, Served, serving, wait_for
 
 PATH = "/v1/responses"
 TEMPLATE = Echo()
@@ -184,13 +183,15 @@ def test_a_background_response_is_ended(how: str) -> None:
 
 
 def test_a_shutdown_waits_for_the_background() -> None:
-    engine = FakeEngine(step_s=0.002)
-    with serving(FakeLoaded(engine), shutdown_timeout=5) as served:
+    engine = FakeEngine()
+    with serving(FakeLoaded(engine), shutdown_timeout=HANG_S) as served:
+        engine.gate.clear()
         served.ok(PATH, input="one", max_output_tokens=100, background=True)
-        stopping = threading.Thread(target=served.stop)
-        stopping.start()
-        stopping.join()
-        wait_for(lambda: not engine.running)
+        served.stop()
+        wait_for(lambda: served.server.service.phase == "draining")
+        engine.gate.set()
+        wait_for(lambda: engine.num_steps == 100)
+        wait_for(lambda: not served.server.service.num_active)
         assert not engine.aborted
 
 

@@ -17,7 +17,7 @@ from fake_engine import FakeLoaded
 from gateways import Gated, Scripted, begin_stream, end_stream, gating, reset, respond, said, send_event, whole
 from pagoda.gateway.settings import UpstreamSettings
 from pagoda.observe.cost import CostSettings
-from serving import Served, events, serving, wait_for
+from serving import HANG_S, Served, events, serving, wait_for
 
 CACHE = "x-pagoda-cache"
 UPSTREAM = "x-pagoda-upstream"
@@ -104,7 +104,7 @@ def test_events_come_as_they_are_sent() -> None:
     def behave(sock: socket.socket, body: bytes) -> None:
         begin_stream(sock)
         send_event(sock, said("One"))
-        assert told.wait(10)
+        assert told.wait(HANG_S)
         send_event(sock, said(finish="stop"))
         end_stream(sock)
 
@@ -132,7 +132,7 @@ def test_a_client_that_goes_away_ends_the_upstreams_work() -> None:
         body = {"messages": [{"role": "user", "content": "Count."}], "stream": True}
         with gated.client.stream("POST", "/v1/chat/completions", json=body) as response:
             next(response.iter_lines())
-        assert gone.wait(5)
+        assert gone.wait(HANG_S)
 
 
 def test_other_doors_pass_through(served: Served) -> None:
@@ -227,7 +227,7 @@ def test_an_answer_ends_where_it_says_so() -> None:
         send_event(sock, said("One"))
         send_event(sock, said(finish="stop"))
         send_event(sock, b"data: [DONE]\n\n")
-        told.wait(60)
+        told.wait(HANG_S)
 
     with gating(Scripted(behave).url) as gated:
         assert len(events(gated.chat(stream=True))) == 2
@@ -266,8 +266,11 @@ def test_a_wrong_key_is_the_gateways_fault() -> None:
         assert "key-env" in response.json()["error"]["message"]
 
 
+hanging = threading.Event()  # never set: upstreams that take a request and say nothing
+
+
 def test_silence_and_deadlines_end() -> None:
-    hang = Scripted(lambda sock, body: time.sleep(3))
+    hang = Scripted(lambda sock, body: hanging.wait(HANG_S))
     with gating(hang.url, told={"timeout": 0.3}) as gated:
         response = gated.chat()
         assert (response.status_code, "nothing came for 0.3 s" in response.text) == (502, True)
@@ -277,7 +280,7 @@ def test_silence_and_deadlines_end() -> None:
 
 
 def test_an_upstream_that_hangs_is_left_while_there_is_no_token() -> None:
-    hang, good = Scripted(lambda sock, body: time.sleep(5)), answering("Good.")
+    hang, good = Scripted(lambda sock, body: hanging.wait(HANG_S)), answering("Good.")
     with gating(*first(hang, good)) as gated:
         upstream = gated.gateway.router.replicas[0]
 
@@ -450,7 +453,7 @@ def test_equal_questions_at_once_are_asked_once() -> None:
     told = threading.Event()
 
     def behave(sock: socket.socket, body: bytes) -> None:
-        assert told.wait(10)
+        assert told.wait(HANG_S)
         respond(sock, whole())
 
     upstream = Scripted(behave)
@@ -462,7 +465,7 @@ def test_equal_questions_at_once_are_asked_once() -> None:
         wait_for(lambda: gated.gateway.metrics.cache.hits.values)
         told.set()
         for thread in threads:
-            thread.join(10)
+            thread.join(HANG_S)
     assert len(upstream.bodies) == 1
     assert sorted(response.json()["usage"].get("cached", False) for response in responses) == [False, True, True]
 
@@ -492,7 +495,7 @@ def test_upstreams_come_and_go() -> None:
     told = threading.Event()
 
     def behave(sock: socket.socket, body: bytes) -> None:
-        assert told.wait(10)
+        assert told.wait(HANG_S)
         respond(sock, whole())
 
     old, new = Scripted(behave), answering("New.")
@@ -504,9 +507,9 @@ def test_upstreams_come_and_go() -> None:
         thread.start()
         wait_for(lambda: old.bodies)
         rows = [UpstreamSettings(new.url, "new")]
-        asyncio.run_coroutine_threadsafe(gateway.set_upstreams(rows), loop).result(10)
+        asyncio.run_coroutine_threadsafe(gateway.set_upstreams(rows), loop).result(HANG_S)
         assert [one.name for one in gateway.router.replicas] == ["new"]
         assert gated.chat().headers[UPSTREAM] == "new"
         told.set()
-        thread.join(10)
+        thread.join(HANG_S)
         assert responses[0].headers[UPSTREAM] == "old"

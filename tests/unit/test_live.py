@@ -21,7 +21,7 @@ from pagoda.observe.readings import CpuTimes
 from pagoda.observe.roofline import Roofline
 from pagoda.types import Request, SamplingParams, SequenceWork, StepResult
 from raw_http import connected, post
-from serving import serving, wait_for
+from serving import HANG_S, serving, wait_for
 
 
 def request(id: str, prompt: tuple[int, ...], **params: object) -> Request:
@@ -63,9 +63,9 @@ def test_the_thread_is_asked_between_steps_whether_it_works_or_not() -> None:
     with pytest.raises(Exception, match="does not run"):
         thread.ask(take_snapshot).result(1)
     thread.start()
-    assert thread.ask(take_snapshot).result(10).sequences == ()
+    assert thread.ask(take_snapshot).result(HANG_S).sequences == ()
     with pytest.raises(ZeroDivisionError):
-        thread.ask(lambda engine: 1 / 0).result(10)
+        thread.ask(lambda engine: 1 / 0).result(HANG_S)
     assert thread.alive
     thread.stop()
     with pytest.raises(Exception, match="does not run"):

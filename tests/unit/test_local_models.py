@@ -20,6 +20,7 @@ from pagoda.gateway.local.settings import LocalSettings, flags_of, models_of, sh
 from pagoda.gateway.local.upstream import LocalUpstream
 from pagoda.gateway.upstream import UpstreamFailure
 from pagoda.observe.cost import CostSettings
+from serving import HANG_S
 
 
 class Fake(LocalUpstream):
@@ -67,13 +68,15 @@ def run(
     async def main() -> None:
         models = []
         for name in names:
-            model = Fake(LocalSettings(EngineSettings(name), name, pinned=name in pinned), load_timeout=5, timeout=5)
+            model = Fake(
+                LocalSettings(EngineSettings(name), name, pinned=name in pinned), load_timeout=HANG_S, timeout=HANG_S
+            )
             model.events = events
             models.append(model)
         pool = ModelPool(models, most, **options)
         await pool.start()
         try:
-            await asyncio.wait_for(scenario(pool, *models), 10)
+            await asyncio.wait_for(scenario(pool, *models), HANG_S)
         finally:
             kept = list(events)
             await pool.close()
@@ -243,7 +246,7 @@ def test_a_line_without_end_does_not_stop_a_process() -> None:
             stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=LINE_BYTES,
         )  # fmt: skip
         served = ServeProcess("m", process)
-        url = await asyncio.wait_for(served.url(), 60)
+        url = await asyncio.wait_for(served.url(), HANG_S)
         await served.stop(5)
         return url
 

@@ -19,6 +19,7 @@ from pagoda.sampling.reference import ReferenceSampler
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.top_k import TopKSampler
 from pagoda.types import Batch, Delta, FloatArray, Request, SamplingParams, StepResult, UInt32Array
+from serving import HANG_S
 
 PROMPT = (5, 9, 20, 11, 30)
 SEEDS = (1, 4, 5, 8, 13)
@@ -214,7 +215,7 @@ def test_masks_are_computed_while_the_model_computes(model: type[FakeModel]) -> 
     class Waiting(model):  # type: ignore[misc, valid-type]
         def answer(self, batch: Batch) -> FloatArray:
             if len(batch.logit_rows):
-                assert filled.acquire(timeout=20)
+                assert filled.acquire(timeout=HANG_S)
             return super().answer(batch)
 
     engine = fake_engine(model=Waiting((None,)))

@@ -29,7 +29,7 @@ from pagoda.server.cache_parts import load_cache
 from pagoda.server.call import Call
 from pagoda.server.question import Bypass
 from pagoda.types import FloatArray, Request, SamplingParams
-from serving import Served, events, series_sums, serving, wait_for
+from serving import HANG_S, Served, events, series_sums, serving, wait_for
 
 HEADER = "x-pagoda-cache"
 ASKED = "What is rust?"
@@ -58,7 +58,7 @@ def chat(served: Served, text: str = ASKED, headers: dict[str, str] | None = Non
 def kept(served: Served) -> None:
     caching = served.server.service.loaded.caching
     if caching is not None:
-        caching._writer.submit(lambda: None).result(10)
+        caching._writer.submit(lambda: None).result(HANG_S)
 
 
 def content(response: Any) -> str:

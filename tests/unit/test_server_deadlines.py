@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -91,9 +90,7 @@ def test_an_unreachable_deadline_is_a_429() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_is_late_is_dropped(stream: bool) -> None:
     with serving(FakeLoaded(engine=FakeEngine(step_s=0.02))) as served:
-        start = time.monotonic()
         response = served.post("/v1/completions", prompt="ab", max_tokens=400, deadline_ms=400, stream=stream)
-        assert time.monotonic() - start < 4
         if stream:
             error = events(response)[-1]["error"]
         else:

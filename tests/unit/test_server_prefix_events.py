@@ -17,7 +17,7 @@ from pagoda.routing.prefixes import HEADER, pieces_header, prefix_hashes
 from pagoda.server import prefix_events
 from pagoda.server.prefix_events import Listener
 from raw_http import connected, get
-from serving import Served, serving, wait_for
+from serving import HANG_S, Served, serving, wait_for
 from watched import prompt, watched
 
 ADMIN = {"Authorization": "Bearer root"}
@@ -27,7 +27,7 @@ class Heard:
     """A connection that is read event by event."""
 
     def __init__(self, served: Served, headers: dict[str, str] | None = None) -> None:
-        self._stream = httpx.stream("GET", f"{served.url}/v1/kv_events", headers=headers, timeout=10)
+        self._stream = httpx.stream("GET", f"{served.url}/v1/kv_events", headers=headers, timeout=HANG_S)
         self.response = self._stream.__enter__()
         self._lines = self.response.iter_lines()
         self.blocks: set[str] = set()

@@ -22,7 +22,7 @@ from pagoda.server import readers as places
 from pagoda.server.failures import DescribedError
 from pagoda.server.readers import INLINE_BYTES, PROCESS_BYTES, THREAD_BYTES, Readers
 from pagoda.server.reading import Reader, ReaderLimits, Reading
-from serving import serving, wait_for
+from serving import HANG_S, serving, wait_for
 
 LIMITS = ReaderLimits("fake", 512, 10_000)
 MESSAGE = {"role": "user", "content": "Hi"}
@@ -133,7 +133,7 @@ def test_an_idle_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         await readers.read("completion", padded(THREAD_BYTES + 1, prompt=[1], max_tokens=1))
         worker = readers._lanes[0]._worker
         assert worker is not None
-        await asyncio.wait_for(worker, 10)
+        await asyncio.wait_for(worker, HANG_S)
         assert (await readers.read("completion", padded(THREAD_BYTES + 1, prompt=[1], max_tokens=1))).prompts
         readers.close()
 

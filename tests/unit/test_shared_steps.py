@@ -11,6 +11,7 @@ import pytest
 from pagoda.engine.shared_steps import SharedSteps
 from pagoda.text.framing import TokenizedText
 from pagoda.types import FloatArray
+from serving import HANG_S
 
 
 def text(number: int, length: int = 1) -> TokenizedText:
@@ -28,7 +29,7 @@ class Model:
     def __call__(self, texts: Sequence[TokenizedText]) -> list[FloatArray]:
         self.steps.append([one.token_ids[0] for one in texts])
         self.started.set()
-        self.gate.wait(10)
+        self.gate.wait(HANG_S)
         if any(one.token_ids[0] == 13 for one in texts):
             raise ValueError("thirteen")
         return [np.array(one.token_ids[:1], np.float32) for one in texts]
@@ -59,13 +60,13 @@ def test_who_comes_while_a_step_runs_is_served_by_the_next(length: int, steps: l
     model, got = Model(), {}
     shared = SharedSteps(model, max_tokens=10, max_texts=8)
     threads = [ask(shared, [1], got, length)]
-    model.started.wait(10)
+    model.started.wait(HANG_S)
     for number in (2, 3, 4):
         threads.append(ask(shared, [number], got, length))
         waiting(shared, number - 1)
     model.gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(HANG_S)
     assert model.steps == steps
     assert got == {n: [n] for n in (1, 2, 3, 4)}
 
@@ -74,13 +75,13 @@ def test_a_step_that_breaks_is_told_to_all_that_are_in_it_and_to_no_others() -> 
     model, got = Model(), {}
     shared = SharedSteps(model, max_tokens=10, max_texts=2)
     threads = [ask(shared, [1], got)]
-    model.started.wait(10)
+    model.started.wait(HANG_S)
     for place, number in enumerate((13, 2, 3), start=1):
         threads.append(ask(shared, [number], got))
         waiting(shared, place)
     model.gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(HANG_S)
     assert got == {1: [1], 13: "thirteen", 2: "thirteen", 3: [3]}
     assert [int(vector[0]) for vector in shared.run([text(5), text(6)])] == [5, 6]
 
@@ -91,7 +92,7 @@ def test_many_threads_get_their_own() -> None:
     shared, got = SharedSteps(model, max_tokens=7, max_texts=5), {}
     threads = [ask(shared, [100 * i + 20, 100 * i + 21], got) for i in range(1, 40)]
     for thread in threads:
-        thread.join(10)
+        thread.join(HANG_S)
     assert got == {100 * i + 20: [100 * i + 20, 100 * i + 21] for i in range(1, 40)}
     assert sum(len(step) for step in model.steps) == 78
     assert max(len(step) for step in model.steps) <= 5

@@ -13,8 +13,9 @@ from fake_backend import FakeModel, fake_engine
 from pagoda.engine.thread import EngineThread
 from pagoda.errors import EngineError, RequestError
 from pagoda.types import Batch, Delta, FloatArray, Request, SamplingParams, StepResult
+from serving import HANG_S
 
-TIMEOUT = 20.0
+TIMEOUT = HANG_S
 
 
 class Gate(FakeModel):
