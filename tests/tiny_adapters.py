@@ -29,6 +29,8 @@ class TinyAdapter:
     config: Mapping[str, Any]
 
 
+OF_FOLDERS = {"mamba_beside", "mamba_turned"}  # whose models' GGUF files hold other matrices, or cannot be served
+
 ADAPTERS: dict[str, TinyAdapter] = {
     "q_v": TinyAdapter("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}),
     "all_linear": TinyAdapter("llama", {"r": 3, "lora_alpha": 5, "target_modules": "all-linear"}),
@@ -59,7 +61,21 @@ ADAPTERS: dict[str, TinyAdapter] = {
     ),
     "fused": TinyAdapter("phi3", {"r": 4, "target_modules": ["qkv_proj", "gate_up_proj", "o_proj"]}),
     "layers": TinyAdapter("llama", {"r": 4, "target_modules": ["q_proj"], "layers_to_transform": [1]}),
+    # attention and feed-forward of models whose other layers keep a state
+    "delta_net": TinyAdapter("qwen35", {"r": 4, "lora_alpha": 8, "target_modules": LINEARS}),
+    "delta_net_dora": TinyAdapter("qwen35", {"r": 4, "use_dora": True, "target_modules": ["q_proj", "down_proj"]}),
+    "short_conv": TinyAdapter(
+        "lfm2", {"r": 4, "target_modules": r".*(q_proj|k_proj|v_proj|self_attn\.out_proj|w1|w2|w3)"}
+    ),
+    "mamba": TinyAdapter(
+        "granite4_dense", {"r": 4, "lora_alpha": 6, "target_modules": [*LINEARS[:4], "input_linear", "output_linear"]}
+    ),
+    "mamba_beside": TinyAdapter("falcon_h1", {"r": 4, "target_modules": LINEARS}),
+    "mamba_turned": TinyAdapter("bamba", {"r": 4, "target_modules": LINEARS}),
 }
+
+
+HYBRIDS = {"delta_net", "delta_net_dora", "short_conv", "mamba", *OF_FOLDERS}
 
 
 def value(key: str, shape: tuple[int, ...]) -> FloatArray:

@@ -19,11 +19,14 @@ from pagoda.backends.reference import ReferenceBackend
 from pagoda.errors import UnsupportedError
 from pagoda.models.registry import family_of, load_model
 from pagoda.types import FloatArray
-from tiny_adapters import ADAPTERS, golden, write_adapter
+from tiny_adapters import ADAPTERS, HYBRIDS, OF_FOLDERS, golden, write_adapter, write_peft
 from tiny_models import TINY, memory_checkpoint
 
 MERGED_ONLY = {"whole_head", "whole_norms", "embedding"}
+KINDS = ("safetensors", "gguf")
 SERVED = sorted(ADAPTERS.keys() - MERGED_ONLY)
+ON_KINDS = [(name, kind) for name in SERVED for kind in KINDS if name not in OF_FOLDERS or kind == "safetensors"]
+MERGED = [(name, kind) for name in sorted(ADAPTERS) for kind in KINDS if name not in HYBRIDS or kind == "safetensors"]
 BACKENDS: dict[str, Callable[[], Backend]] = {"reference": ReferenceBackend, "cpu": lambda: CpuBackend(threads=2)}
 
 
@@ -46,8 +49,7 @@ def cosine(a: FloatArray, b: FloatArray) -> float:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize(("name", "kind"), ON_KINDS)
 def test_logits_with_the_adapter_are_pefts(name: str, kind: str, backend: str, tmp_path: Path) -> None:
     found = logits(name, base_of(name, kind), tmp_path, BACKENDS[backend]())
     expected = np.array(golden(name)["logits"], np.float32)
@@ -61,8 +63,37 @@ def test_what_cannot_be_served_apart_is_refused_by_name(name: str, tmp_path: Pat
         place(read_adapter(write_adapter(tmp_path, name)), base_of(name))
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
+@pytest.mark.parametrize("name", sorted(HYBRIDS))
+def test_bits_beside_states_do_not_depend_on_the_batch(name: str, tmp_path: Path) -> None:
+    """Alone in one step, and in chunks beside a sequence without the adapter."""
+    base, tokens = base_of(name), golden(name)["tokens"]
+    weights = place(read_adapter(write_adapter(tmp_path, name)), base)
+    loaded = BACKENDS["cpu"]().load(base.decoder, max_batch_tokens=64, max_batch_seqs=64, kv_type="f32")
+    adapters = {"s": loaded.place_adapter(weights, type="f32")}
+    alone = PagedRun(base.decoder, loaded).step({"s": tokens}, adapters=adapters)["s"]
+    run = PagedRun(base.decoder, loaded, seed=1)
+    chunks = [{"t": tokens[:5], "s": tokens[:9]}, {"s": tokens[9:10], "t": tokens[5:20]}, {"s": tokens[10:]}]
+    mixed = np.concatenate([run.step(chunk, adapters=adapters)["s"] for chunk in chunks])
+    np.testing.assert_array_equal(mixed, alone)
+
+
+def test_adapters_of_multiplied_matrices_are_refused_on_the_other_kind_of_file(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="multiplied already"):
+        place(read_adapter(write_adapter(tmp_path, "mamba_beside")), base_of("mamba_beside", "gguf"))
+
+
+@pytest.mark.parametrize(("name", "module"), [("delta_net", "linear_attn.out_proj"), ("short_conv", "conv.in_proj")])
+def test_adapters_of_recurrent_layers_are_refused_by_name(name: str, module: str, tmp_path: Path) -> None:
+    base = base_of(name)
+    start, (rows, columns) = f"base_model.model.model.layers.0.{module}", (64, 64)
+    values = {"lora_A": np.zeros((2, columns), np.float32), "lora_B": np.zeros((rows, 2), np.float32)}
+    config = {**golden(name)["config"], "r": 2, "target_modules": [module.split(".")[1]]}
+    folder = write_peft(tmp_path, config, {f"{start}.{part}.weight": held for part, held in values.items()})
+    with pytest.raises(UnsupportedError, match=module):
+        place(read_adapter(folder), base)
+
+
+@pytest.mark.parametrize(("name", "kind"), MERGED)
 def test_logits_of_the_merged_model_are_pefts(name: str, kind: str, tmp_path: Path) -> None:
     checkpoint: Any = memory_checkpoint(TINY[ADAPTERS[name].base], kind=kind)
     merged: Any = MergedView(checkpoint, read_adapter(write_adapter(tmp_path, name)))

@@ -76,7 +76,7 @@ def answers(backend: CudaBackend | ReferenceBackend, model: Decoder, type: LoraT
     return {name: np.concatenate(rows) for name, rows in found.items()}
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "mixtral", "qwen35", "falcon_h1"])
 def test_models_with_adapters(name: str) -> None:
     model = model_of(name)
     expected = answers(ReferenceBackend(), model)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pagoda.adapters.adapter import Adapter, Delta
 from pagoda.backends.specs import AdapterWeights, LoraDelta
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.quantized import as_floats
 from pagoda.models.family import Family
-from pagoda.models.layers import Block, Decoder, Experts, Linear
+from pagoda.models.layers import Attention, Block, Decoder, Experts, FeedForward, Linear
 from pagoda.models.names import GGUF, HUGGING_FACE
 from pagoda.types import FloatArray
 
@@ -65,23 +66,36 @@ class Base:
         if layer is None or not role.startswith(("attn_", "ffn_")) or role.endswith("norm"):
             raise UnsupportedError(f"adapters of {module!r} cannot be served; {MERGE}")
         block = self.block(module, layer)
-        ffn = block.ffn
-        if block.attention is None or ffn is None or self.decoder.is_hybrid:
-            raise UnsupportedError(f"adapters of models with recurrent layers, as of {module!r}, cannot be served")
-        roles = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
-        found: dict[str, tuple[Linear, ...]] = {
-            roles[name]: (linear,) for name, linear in block.attention.linears.items()
-        }
-        found["attn_qkv"] = tuple(linear for name, linear in block.attention.linears.items() if name != "o")
-        if isinstance(ffn, Experts):
-            found["ffn_router"] = (ffn.router,)
-        else:
-            found |= {f"ffn_{name}": (linear,) for name, linear in ffn.linears.items()}
-            if ffn.gate is not None and (self.family.fused or self.family.fused_ffn):
-                found["ffn_up"] = (ffn.gate, ffn.up)
+        found = {**_of_attention(block.attention), **self._of_ffn(block.ffn)}
         if role not in found:
-            raise UnsupportedError(f"adapters of experts, as of {module!r}, cannot be served")
+            raise UnsupportedError(f"adapters of experts and of recurrent layers, as of {module!r}, cannot be served")
         return found[role]
+
+    def _of_ffn(self, ffn: FeedForward | Experts | None) -> dict[str, tuple[Linear, ...]]:
+        """By role. Folders may hold a gate and its up in one matrix, and name dense layers after the shared expert."""
+        if ffn is None:
+            return {}
+        if isinstance(ffn, Experts):
+            return {"ffn_router": (ffn.router,)}
+        found: dict[str, tuple[Linear, ...]] = {f"ffn_{name}": (linear,) for name, linear in ffn.linears.items()}
+        if ffn.gate is not None and (self.family.fused or self.family.fused_ffn):
+            found["ffn_up"] = (ffn.gate, ffn.up)
+        if ffn.gate is not None and self.names_after_shared:
+            found |= {"ffn_up_shexp": (ffn.gate, ffn.up), "ffn_down_shexp": (ffn.down,)}
+        return found
+
+    @property
+    def names_after_shared(self) -> bool:
+        return not self.family.tensors["ffn_up"][HUGGING_FACE]
+
+    def rows(self, role: str, linears: tuple[Linear, ...]) -> list[npt.NDArray[np.intp]]:
+        """Which rows of the module are each linear's: the next ones, but of each head its query's, then its gate's."""
+        sizes = [linear.weight.shape[0] for linear in linears]
+        rows = np.arange(sum(sizes))
+        if role == "attn_q":
+            heads = rows.reshape(self.decoder.attention.spec.num_heads, len(linears), -1)
+            return [heads[:, i].reshape(-1) for i in range(len(linears))]
+        return np.split(rows, np.cumsum(sizes)[:-1])
 
     def reorder(self, role: str, from_gguf: bool) -> Callable[[FloatArray], FloatArray]:
         """Brings rows [out, …] of a module from the order of a file of that kind into this model's."""
@@ -90,6 +104,19 @@ class Base:
         if heads is None or not self.family.interleaved or from_gguf == self.is_gguf:
             return lambda rows: rows
         return to_half_split(heads) if from_gguf else to_interleaved(heads)
+
+
+def _of_attention(attention: Attention | None) -> dict[str, tuple[Linear, ...]]:
+    """By role."""
+    if attention is None:
+        return {}
+    roles = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
+    named = attention.linears
+    found: dict[str, tuple[Linear, ...]] = {roles[name]: (linear,) for name, linear in named.items() if name in roles}
+    found["attn_qkv"] = tuple(named[name] for name in ("q", "k", "v") if name in named)
+    if attention.gate is not None:
+        found["attn_q"] = (attention.q, attention.gate)
+    return found
 
 
 def to_interleaved(heads: int) -> Callable[[FloatArray], FloatArray]:
@@ -116,6 +143,7 @@ def place(adapter: Adapter, base: Base) -> AdapterWeights:
             f"the adapter was made for {adapter.architecture!r}, but the model is {base.architecture!r}",
             path=str(adapter.path),
         )
+    _check_kinds(base, adapter.is_gguf, base.is_gguf)
     weights: dict[str, LoraDelta] = {}
     biases = {name.removesuffix(".bias"): values for name, values in adapter.whole.items() if name.endswith(".bias")}
     for name in adapter.whole:
@@ -129,6 +157,14 @@ def place(adapter: Adapter, base: Base) -> AdapterWeights:
     return weights
 
 
+def _check_kinds(base: Base, from_gguf: bool, to_gguf: bool) -> None:
+    if base.family.multiplied and from_gguf != to_gguf:
+        raise UnsupportedError(
+            f"GGUF files of {base.family.name} hold weights that are multiplied already: adapters for such a file and "
+            "for a Hugging Face folder are not the same"
+        )
+
+
 def _placed(
     module: str, delta: Delta | None, bias: FloatArray | None, adapter: Adapter, base: Base
 ) -> Iterator[tuple[Linear, LoraDelta]]:
@@ -140,10 +176,7 @@ def _placed(
     rows, columns = sum(linear.weight.shape[0] for linear in linears), linears[0].weight.shape[1]
     _check_shapes(module, delta, bias, (rows, columns), adapter)
     reorder = base.reorder(role, adapter.is_gguf)
-    start = 0
-    for linear in linears:
-        part = slice(start, start + linear.weight.shape[0])
-        start = part.stop
+    for linear, part in zip(linears, base.rows(role, linears), strict=True):
         a = np.zeros((0, columns), np.float32) if delta is None else delta.a
         b = np.zeros((rows, 0), np.float32) if delta is None else delta.b * np.float32(delta.scale)
         added = LoraDelta(a, reorder(b)[part], _bias(delta, bias, linear, reorder, part))
@@ -183,7 +216,7 @@ def _bias(
     bias: FloatArray | None,
     linear: Linear,
     reorder: Callable[[FloatArray], FloatArray],
-    part: slice,
+    part: npt.NDArray[np.intp],
 ) -> FloatArray | None:
     """What is added to the linear's bias: the trained one less its own, and `lora_bias`."""
     total: FloatArray | None = None
@@ -208,11 +241,13 @@ def unwrapped(module: str) -> str:
 def base_names(deltas: Mapping[str, Delta], base: Base, *, from_gguf: bool, to_gguf: bool) -> dict[str, Delta]:
     """The deltas under the names, and in the order of rows, of the other kind of file. UnsupportedError for what that
     cannot say."""
+    _check_kinds(base, from_gguf, to_gguf)
     renamed: dict[str, Delta] = {}
     for module, delta in deltas.items():
         role, layer = base.find(unwrapped(module), from_gguf)
         spelled = base.family.tensors[role][GGUF if to_gguf else HUGGING_FACE]
-        if not spelled or delta.magnitude is not None or delta.bias is not None or delta.is_embedding:
+        joined = role == "ffn_up_shexp" and base.names_after_shared  # with its gate, in folders alone
+        if not spelled or joined or delta.magnitude is not None or delta.bias is not None or delta.is_embedding:
             raise UnsupportedError(f"the other format cannot say what the adapter changes of {module!r}")
         target = Base(base.decoder, base.family, to_gguf, base.architecture)
         b = target.reorder(role, from_gguf)(delta.b)

@@ -169,6 +169,7 @@ FAMILY = Family(
         "tie_word_embeddings": False,
     },
     usual_context=8192,
+    multiplied=True,
     is_converted=False,
     is_trained=False,
     windows=False,

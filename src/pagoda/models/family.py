@@ -58,6 +58,7 @@ class Family:
     is_converted: bool = True  # from folders to GGUF files and back
     gguf_whole_yarn: bool = True  # whether YaRN's blend begins and ends at whole pairs, where GGUF does not say it
     is_trained: bool = True  # whether adapters are trained
+    multiplied: bool = False  # whether GGUF files hold matrices times what config.json states apart
     gguf_norm_topk: bool = True  # whether a token's weights are divided by their sum, where GGUF does not say it
     chat_template: str | None = None  # of models that bring none
     left_out: Mapping[str, str] = field(
