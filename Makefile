@@ -32,7 +32,7 @@ test: .venv-dev/.installed .venv-dev/.torch .venv-dev/.servers .venv-clients/com
 # of the native ones needs another install; without build isolation that one compiles what has changed, and no more.
 define install
 	@command -v $${CXX:-c++} > /dev/null || { echo "a C++20 compiler is needed: apt install g++ or xcode-select --install"; exit 1; }
-	@echo "installing into $(1), which takes a minute or two the first time"
+	@echo "installing into $(1), which compiles for some ten minutes of CPU time the first time"
 	@$(PYTHON) -m venv $(1)
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(BUILD_TOOLS)
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \

@@ -12,8 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from gateways import Scripted, respond, whole
+from pagoda.cli.main import app
 from serving import HANG_S, wait_for
 
 
@@ -26,6 +28,15 @@ def started(folder: Path, *flags: str, **environ: str) -> tuple[subprocess.Popen
 
 def lines(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+
+
+def test_flags_that_a_gateway_does_not_read_are_no_flags_of_it() -> None:
+    text = CliRunner().invoke(app, ["gateway", "--help"]).output
+    for flag in ("--upstream", "--max-queue-requests", "--token-price"):
+        assert f"  {flag} " in text
+    for flag in ("--price", "--models-max", "--tool-call-format", "--served-model-name"):
+        assert f"  {flag} " not in text
+    assert "No such option: --models-max" in CliRunner().invoke(app, ["gateway", "--models-max", "2"]).output
 
 
 def test_start_answer_end(tmp_path: Path) -> None:

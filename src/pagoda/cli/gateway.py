@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 from pagoda.cli.options import with_settings
@@ -15,7 +16,14 @@ from pagoda.observe.cost import CostSettings
 logger = logging.getLogger("pagoda.gateway")
 
 
-@with_settings
+# What `pagoda serve` reads: a gateway loads no model, and prices tokens instead of its machine.
+OF_SERVERS = (
+    "served_model_name", "tool_call_format", "reasoning_format", "models_max", "idle_unload", "load_timeout",
+    "price", "price_of", "decode_weight", "kv_weight",
+)  # fmt: skip
+
+
+@partial(with_settings, without=OF_SERVERS)
 def gateway(gateway: GatewaySettings, server: ServerSettings, cost: CostSettings, config: Path | None = None) -> None:
     """Stand before OpenAI-compatible servers: semantic cache, keys and budgets, routing, retries, metrics and costs.
 

@@ -10,7 +10,7 @@ settings stay what typer makes of them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,10 +23,11 @@ from pagoda.settings import Field, Settings, fields
 CONFIG_HELP = "TOML file with settings, a line each: threads = 4. By default ./pagoda.toml, if there is one."
 
 
-def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_settings(function: Callable[..., Any], *, without: Collection[str] = ()) -> Callable[..., Any]:
     """Give a command the flags of every settings class among its parameters, and `--config`.
 
-    A parameter called `config` gets the file that was named.
+    A parameter called `config` gets the file that was named. The fields `without` get no flag: the command does not
+    read them, though a file that it shares with another command may hold them.
     """
     # Not typing.get_type_hints: Python 3.10's hides what is annotated in an Optional where the default is None.
     parameters = inspect.signature(function, eval_str=True).parameters
@@ -38,7 +39,7 @@ def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
         for field in positional:
             values[field.name] = values.pop(_also(field)) or values[field.name]
         settings = {
-            name: load_settings(cls, {f.name: values.pop(f.name) for f in fields(cls)}, config=config)
+            name: load_settings(cls, {f.name: values.pop(f.name, None) for f in fields(cls)}, config=config)
             for name, cls in classes.items()
         }
         for warning in check_environment(classes.values()):
@@ -47,7 +48,7 @@ def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
             values["config"] = config
         return function(**settings, **values)
 
-    listed = [field for cls in classes.values() for field in fields(cls)]
+    listed = [field for cls in classes.values() for field in fields(cls) if field.name not in without]
     positional = [field for field in listed if field.about.positional]
     options = [_parameter(field) for field in listed] + [_hidden_flag(field) for field in positional]
     first = [p for p in kept if not _takes_the_rest(p)]

