@@ -51,7 +51,7 @@ def test_a_second_signal_stops_at_once(default_model: Path, tmp_path: Path) -> N
             lines = answer.iter_lines()
             next(lines)
             server.popen.send_signal(signal.SIGTERM)
-            wait_for(lambda: "shutting down" in server.log.read_text())
+            wait_for(lambda: "shutting down; a second Ctrl-C stops at once" in server.log.read_text())
             server.popen.send_signal(signal.SIGTERM)
             with pytest.raises(httpx.RemoteProtocolError):
                 list(lines)

@@ -97,6 +97,16 @@ def test_the_history_is_shown(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["adapter", "history", "--history", str(file)])
     assert shown.exit_code == 0, shown.output
     assert "score 1" in shown.output
+    long = {
+        "name": "sql",
+        "time": "2026-11-30T11:06:13+00:00",
+        "digest": "0123456789abcdef",
+        "path": "/models/" + 60 * "x",
+    }
+    file.write_text(json.dumps(long) + "\n")
+    shown = CliRunner().invoke(app, ["adapter", "history", "--history", str(file)])
+    assert "…" not in shown.output
+    assert shown.output.count("x") == 60
     file.write_text("nonsense\n")
     with pytest.raises(ConfigError, match="line 1"):
         read_history(file)

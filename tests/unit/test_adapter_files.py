@@ -130,6 +130,8 @@ def test_damaged_and_missing_files_are_said(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"GGUF")
     with pytest.raises(FormatError):
         read_adapter(tmp_path / "no.gguf")
+    with pytest.raises(FormatError, match="no adapter: there is no such file or folder"):
+        read_adapter(tmp_path / "absent")
 
 
 def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from pagoda.config import EngineSettings
 from pagoda.engine.embedder import Embedder, load_embedder
 from pagoda.engine.load import load_served
+from pagoda.engine.vectors import cosine
 from serving import Served, serving
 from tiny_bert import BERT, CLS, SEP, VOCAB, weights, write_encoder
 from tiny_blocks import noise
@@ -141,6 +142,13 @@ def test_an_encoder_says_why_it_does_not_chat(served: Served) -> None:
         assert "makes embeddings" in served.refused(path, **body)["message"]
     assert served.refused("/v1/embeddings", 404, model="other", input="a")["code"] == "model_not_found"
     assert served.client.get("/metrics").status_code == 200
+
+
+def test_a_cosine_is_never_above_one() -> None:
+    vectors = np.random.default_rng(0).standard_normal((200, 384)).astype(np.float32)
+    for vector in vectors:
+        assert 1 - 1e-6 < cosine(vector, 2 * vector) <= 1
+        assert -1 <= cosine(vector, -vector) < -1 + 1e-6
 
 
 def test_an_embedding_model_ranks_by_cosine(served: Served, embedder: Embedder) -> None:

@@ -21,6 +21,8 @@ def read_adapter(path: Path | str) -> Adapter:
     elif path.is_file():
         adapter = read_gguf_adapter(path)
     else:
+        if not path.exists():
+            raise FormatError("no adapter: there is no such file or folder", path=str(path))
         raise FormatError(f"no adapter: neither a folder with {CONFIG} nor a .gguf file", path=str(path))
     adapter.check()
     return adapter

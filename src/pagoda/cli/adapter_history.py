@@ -19,11 +19,18 @@ def history(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of one adapter; of all by default.")] = None,
 ) -> None:
     """Show the history of deployments, oldest first."""
-    table = Table("when", "who", "what", "name", "version", "path", "figures", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
+    for title in ("when", "who", "what", "name", "version", "path", "figures"):
+        table.add_column(title, overflow="fold")  # a path that ends in … is good for nothing
     for line in read_history(adapter.history, name):
         figures = ", ".join(f"{key} {value}" for key, value in (line.get("figures") or {}).items())
-        keys = ("time", "who", "action", "name")
+        when = str(line.get("time", ""))[:16].replace("T", " ")  # to the minute: one line, or two
+        keys = ("who", "action", "name")
         table.add_row(
-            *(str(line.get(key, "")) for key in keys), str(line.get("digest"))[:12], str(line.get("path")), figures
+            when,
+            *(str(line.get(key, "")) for key in keys),
+            str(line.get("digest"))[:12],
+            str(line.get("path")),
+            figures,
         )
     Console().print(table)

@@ -36,5 +36,5 @@ def probability(scores: FloatArray) -> float:
 
 
 def cosine(first: FloatArray, second: FloatArray) -> float:
-    """The cosine of the angle between two vectors."""
-    return float(unit(first).astype(np.float64) @ unit(second))
+    """The cosine of the angle between two vectors: from -1 to 1, also where rounding would lead beyond."""
+    return min(1.0, max(-1.0, float(unit(first).astype(np.float64) @ unit(second))))

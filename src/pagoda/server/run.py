@@ -137,7 +137,8 @@ class PagodaServer(uvicorn.Server):
     async def _drain(self) -> None:
         service = self.service
         deadline = time.monotonic() + service.settings.shutdown_timeout
-        logger.info("shutting down", extra={"facts": {"unfinished_requests": service.num_active}})
+        says = "shutting down; a second Ctrl-C stops at once" if service.num_active else "shutting down"
+        logger.info(says, extra={"facts": {"unfinished_requests": service.num_active}})
         service.drain()
         while service.num_active and time.monotonic() < deadline:
             await asyncio.sleep(POLL_S)
