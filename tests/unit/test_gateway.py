@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -308,6 +309,14 @@ def test_models_are_mapped_by_name() -> None:
         unknown = gated.chat(model="gpt-4o-mini")
         assert unknown.status_code == 404
         assert "The upstreams have small" in unknown.json()["error"]["message"]
+
+
+def test_the_live_page_has_all_that_it_loads() -> None:
+    with gating(UpstreamSettings(answering().url, "a")) as gated:
+        html = gated.client.get("/live").text
+        loaded = re.findall(r'(?:href|src)="([^"#]+)"', html)
+        assert "page/icon.svg" in loaded
+        assert {name: gated.client.get(f"/{name}").status_code for name in loaded} == dict.fromkeys(loaded, 200)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from pagoda.server.app import exception_handlers, middleware
 from pagoda.server.bodies import body_of
 from pagoda.server.failures import error_body, json_response
 from pagoda.server.generation import cache_options, open_stream, write_answer
+from pagoda.server.pages import page_file
 from pagoda.server.record import record_of
 
 INLINE_BYTES = 256 * 1024  # of a body that is read on the event loop: a millisecond
@@ -118,6 +119,7 @@ def create_gateway(settings: ServerSettings, cost: CostSettings) -> Starlette:
             Route("/v1/models/{model_id:name}", show_model),
             *model_routes.ROUTES,
             *live_routes.ROUTES,
+            Route("/page/{name}", page_file),  # the live page's icon
             *cache_routes.ROUTES,
             Route("/health", health),
             Route("/ready", ready),
