@@ -245,6 +245,13 @@ def test_unknown_addresses_are_named(tmp_path: Path) -> None:
         open_store("mysql://x", tmp_path)
 
 
+@pytest.mark.parametrize("address", ["rediss:host", "redis://host:port/0"])
+def test_an_address_that_no_redis_has_is_a_wrong_setting(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("redis", reason="the client of the Redis store")
+    with pytest.raises(ConfigError, match=r"is not redis://HOST\[:PORT\]\[/DB\]: "):
+        open_store(address, tmp_path)
+
+
 def test_encrypted_stores_show_no_text(tmp_path: Path) -> None:
     pytest.importorskip("cryptography")
     path = tmp_path / "answers.sqlite"

@@ -95,7 +95,7 @@ def _cache_away(facts: Facts) -> str | None:
 def _idle(facts: Facts) -> str | None:
     if facts.num_steps or facts.num_running or facts.num_waiting:
         return None
-    return f"idle: nothing was asked for in the last {facts.seconds:.0f} s"
+    return f"nothing was asked for in the last {facts.seconds:.0f} s"
 
 
 def _thread_stolen(facts: Facts) -> str | None:

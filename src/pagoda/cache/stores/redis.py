@@ -38,14 +38,19 @@ return 1
 
 class RedisStore:
     def __init__(self, address: str, cipher: Cipher | None = None) -> None:
-        """Raises ConfigError without the package, StoreError where no Redis with vector sets answers."""
+        """Raises ConfigError without the package and for an address that none has, StoreError where no Redis with
+        vector sets answers."""
         try:
             import redis
         except ImportError:
             raise ConfigError("--cache redis://… needs the package redis: pip install 'pagoda-llm[cache]'") from None
         self._error: type[Exception] = redis.RedisError
         self._cipher = cipher
-        self._redis: Any = redis.Redis.from_url(address, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+        limits = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
+        try:
+            self._redis: Any = redis.Redis.from_url(address, **limits)
+        except ValueError as error:
+            raise ConfigError(f"--cache {address!r} is not redis://HOST[:PORT][/DB]: {error}") from None
         with self._errors():
             try:
                 self._redis.execute_command("VCARD", f"{PREFIX}:none")
