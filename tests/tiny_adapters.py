@@ -29,7 +29,8 @@ class TinyAdapter:
     config: Mapping[str, Any]
 
 
-OF_FOLDERS = {"mamba_beside", "mamba_turned"}  # whose models' GGUF files hold other matrices, or cannot be served
+# Whose models' GGUF files hold other matrices or rows in another order, or cannot be served.
+OF_FOLDERS = {"all_beside", "all_delta", "mamba_beside", "mamba_turned"}
 
 ADAPTERS: dict[str, TinyAdapter] = {
     "q_v": TinyAdapter("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}),
@@ -70,12 +71,26 @@ ADAPTERS: dict[str, TinyAdapter] = {
     "mamba": TinyAdapter(
         "granite4_dense", {"r": 4, "lora_alpha": 6, "target_modules": [*LINEARS[:4], "input_linear", "output_linear"]}
     ),
+    "all_delta": TinyAdapter("qwen35", {"r": 4, "target_modules": "all-linear"}),
+    "all_conv": TinyAdapter("lfm2", {"r": 4, "target_modules": "all-linear"}),
+    "all_mamba": TinyAdapter("granite4_dense", {"r": 4, "target_modules": "all-linear"}),
+    "all_beside": TinyAdapter("falcon_h1", {"r": 4, "target_modules": [*LINEARS, "in_proj"]}),
     "mamba_beside": TinyAdapter("falcon_h1", {"r": 4, "target_modules": LINEARS}),
     "mamba_turned": TinyAdapter("bamba", {"r": 4, "target_modules": LINEARS}),
 }
 
 
-HYBRIDS = {"delta_net", "delta_net_dora", "short_conv", "mamba", *OF_FOLDERS}
+HYBRIDS = {
+    "all_delta",
+    "all_conv",
+    "all_mamba",
+    "all_beside",
+    "delta_net",
+    "delta_net_dora",
+    "short_conv",
+    "mamba",
+    *OF_FOLDERS,
+}
 
 
 def value(key: str, shape: tuple[int, ...]) -> FloatArray:

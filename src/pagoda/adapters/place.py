@@ -18,13 +18,15 @@ from pagoda.backends.specs import AdapterWeights, LoraDelta
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.quantized import as_floats
 from pagoda.models.family import Family
-from pagoda.models.layers import Attention, Block, Decoder, Experts, FeedForward, Linear
+from pagoda.models.layers import Attention, Block, Decoder, Experts, FeedForward, Linear, Recurrent
 from pagoda.models.names import GGUF, HUGGING_FACE
+from pagoda.models.recurrent import DeltaNet, Mamba, ShortConv
 from pagoda.types import FloatArray
 
 ROWS_AT_ONCE = 1024  # of a weight whose rows' lengths are computed
 MERGE = "merge it into the model: pagoda merge"
 # Modules of models that wrap the decoder in another, with its own name in between.
+MULTIPLIES = ("attn_", "ffn_", "delta_", "mamba_", "conv_")  # roles of linears begin so
 WRAPPINGS = ("language_model.", "text_model.")
 
 
@@ -63,12 +65,12 @@ class Base:
 
     def linears(self, module: str, role: str, layer: int | None) -> tuple[Linear, ...]:
         """The linears whose rows, one after the other, are the module's. UnsupportedError: it is none."""
-        if layer is None or not role.startswith(("attn_", "ffn_")) or role.endswith("norm"):
+        if layer is None or not role.startswith(MULTIPLIES) or role.endswith("norm"):
             raise UnsupportedError(f"adapters of {module!r} cannot be served; {MERGE}")
         block = self.block(module, layer)
-        found = {**_of_attention(block.attention), **self._of_ffn(block.ffn)}
+        found = {**_of_attention(block.attention), **_of_recurrent(block.recurrent), **self._of_ffn(block.ffn)}
         if role not in found:
-            raise UnsupportedError(f"adapters of experts and of recurrent layers, as of {module!r}, cannot be served")
+            raise UnsupportedError(f"adapters of {module!r}, of an expert or packed, cannot be served")
         return found[role]
 
     def _of_ffn(self, ffn: FeedForward | Experts | None) -> dict[str, tuple[Linear, ...]]:
@@ -119,6 +121,19 @@ def _of_attention(attention: Attention | None) -> dict[str, tuple[Linear, ...]]:
     return found
 
 
+def _of_recurrent(recurrent: Recurrent | None) -> dict[str, tuple[Linear, ...]]:
+    """By role."""
+    match recurrent:
+        case DeltaNet(qkv, gate, alpha, beta, output):
+            named = {"gate": gate, "alpha": alpha, "beta": beta, "output": output}
+            return {"attn_qkv": (qkv,), **{f"delta_{name}": (linear,) for name, linear in named.items()}}
+        case ShortConv(b, c, x, output):
+            return {"conv_input": (b, c, x), "conv_output": (output,)}
+        case Mamba(gate, xbc, dt, output):
+            return {"mamba_input": (gate, xbc, dt), "mamba_output": (output,)}
+    return {}
+
+
 def to_interleaved(heads: int) -> Callable[[FloatArray], FloatArray]:
     """Rows of each head from pairs half a head apart to pairs side by side."""
     return lambda rows: np.ascontiguousarray(
@@ -143,7 +158,6 @@ def place(adapter: Adapter, base: Base) -> AdapterWeights:
             f"the adapter was made for {adapter.architecture!r}, but the model is {base.architecture!r}",
             path=str(adapter.path),
         )
-    _check_kinds(base, adapter.is_gguf, base.is_gguf)
     weights: dict[str, LoraDelta] = {}
     biases = {name.removesuffix(".bias"): values for name, values in adapter.whole.items() if name.endswith(".bias")}
     for name in adapter.whole:
@@ -157,11 +171,19 @@ def place(adapter: Adapter, base: Base) -> AdapterWeights:
     return weights
 
 
-def _check_kinds(base: Base, from_gguf: bool, to_gguf: bool) -> None:
-    if base.family.multiplied and from_gguf != to_gguf:
+def _check_kinds(base: Base, role: str, from_gguf: bool, to_gguf: bool) -> None:
+    """UnsupportedError where the two kinds of file hold other matrices, or heads of delta nets in another order."""
+    if from_gguf == to_gguf:
+        return
+    if base.family.multiplied:
         raise UnsupportedError(
             f"GGUF files of {base.family.name} hold weights that are multiplied already: adapters for such a file and "
             "for a Hugging Face folder are not the same"
+        )
+    if base.family.tiled_heads and (role == "attn_qkv" or role.startswith("delta_")):
+        raise UnsupportedError(
+            f"GGUF files of {base.family.name} have the heads of recurrent layers in another order: adapters of these "
+            "layers for such a file and for a Hugging Face folder are not the same"
         )
 
 
@@ -170,6 +192,7 @@ def _placed(
 ) -> Iterator[tuple[Linear, LoraDelta]]:
     """The linears of one module, each with its rows of what the adapter adds."""
     role, layer = base.find(unwrapped(module), adapter.is_gguf)
+    _check_kinds(base, role, adapter.is_gguf, base.is_gguf)
     linears = base.linears(module, role, layer)
     if delta is not None and delta.is_embedding:
         raise UnsupportedError(f"{adapter.path}: {module!r} is an embedding, which cannot be served apart; {MERGE}")
@@ -241,10 +264,10 @@ def unwrapped(module: str) -> str:
 def base_names(deltas: Mapping[str, Delta], base: Base, *, from_gguf: bool, to_gguf: bool) -> dict[str, Delta]:
     """The deltas under the names, and in the order of rows, of the other kind of file. UnsupportedError for what that
     cannot say."""
-    _check_kinds(base, from_gguf, to_gguf)
     renamed: dict[str, Delta] = {}
     for module, delta in deltas.items():
         role, layer = base.find(unwrapped(module), from_gguf)
+        _check_kinds(base, role, from_gguf, to_gguf)
         spelled = base.family.tensors[role][GGUF if to_gguf else HUGGING_FACE]
         joined = role == "ffn_up_shexp" and base.names_after_shared  # with its gate, in folders alone
         if not spelled or joined or delta.magnitude is not None or delta.bias is not None or delta.is_embedding:
