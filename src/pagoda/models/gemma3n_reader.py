@@ -170,6 +170,7 @@ FAMILY = Family(
     hf_class="Gemma3nForCausalLM",
     model_type="gemma3n_text",
     build=build,
+    compared=("llama.cpp 0.3.36: files of its converter",),
     not_covered="training; conversion",
     usual_context=32_768,
     tensors=TENSORS | POST_NORMS | NAMES | ALTUP_NAMES,
