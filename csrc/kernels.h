@@ -96,7 +96,7 @@ struct AttendArgs {
 constexpr int64_t attend_part_floats(int64_t rows, int64_t head_dim) { return rows * (round_up(head_dim, 16) + 2); }
 
 constexpr int kAttendRows = 24;     // query rows (tokens * group) of one call at most
-constexpr int kMaxHeadDim = 512;
+constexpr int kMaxHeadDim = 640;  // latent attention keeps 576 numbers
 constexpr size_t kAttendScratch =
     sizeof(float) * (kAttendRows * (kMaxHeadDim * 3 + kAttendChunk * 3 / 2 + 64) + 2 * kAttendChunk) + 4096;
 

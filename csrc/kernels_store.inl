@@ -35,7 +35,7 @@ PAGODA_INLINE void store_kv_half(const float *k, const float *v, int head_dim, i
 }
 
 // Bounds that keep sums of products of codes within 32 bits: see kernels_attend_codes.inl.
-constexpr float kLongest = 46300.0f;         // (kLongest + sqrt(512) / 2)^2 < 2^31
+constexpr float kLongest = 46300.0f;         // (kLongest + sqrt(kMaxHeadDim) / 2)^2 < 2^31
 constexpr float kLargest16 = 32767.0f;
 constexpr float kLargestValue = 16383.0f;
 constexpr float kLargestSum = 130000.0f;     // (kLargestSum + 256 / 2) * kLargestValue < 2^31

@@ -102,14 +102,18 @@ void MultiplyStage::run(Workspace &w, const Step &, int64_t token, uint8_t *) co
 // ---- columns --------------------------------------------------------------------------------------------------
 
 void ColumnsStage::admit(Workspace &w) {
-    if (start < 0 || count < 1 || start > w.buffer(x).columns - count || w.buffer(out).columns != count)
+    const int64_t held = w.buffer(x).columns;
+    if (heads < 1 || held % heads || start < 0 || count < 1 || start > held / heads - count ||
+        w.buffer(out).columns != heads * count)
         throw std::invalid_argument("columns that the value does not have");
 }
 
 void ColumnsStage::run(Workspace &w, const Step &, int64_t token, uint8_t *) const {
+    const int64_t size = w.buffer(x).columns / heads;
     const float *from = w.buffer(x).row(token) + start;
     float *to = w.buffer(out).row(token);
-    for (int64_t i = 0; i < count; ++i) to[i] = scale * from[i];
+    for (int h = 0; h < heads; ++h, from += size, to += count)
+        for (int64_t i = 0; i < count; ++i) to[i] = scale * from[i];
 }
 
 // ---- linear ---------------------------------------------------------------------------------------------------

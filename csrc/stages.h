@@ -158,6 +158,24 @@ struct LinearStage {
     std::vector<int64_t> chunk_starts_;  // the first item of each chunk of routed rows, and their number
 };
 
+// Each head of out = its first `kept` numbers of x, then the rest of it times the matrix of the head.
+struct HeadLinearStage {
+    static constexpr const char *kKind = "head_linear";
+    int x, kept;
+    LinearPart part;  // as many weights as heads, of a float type; to part.out
+
+    template <class F>
+    void fields(F &field) {
+        field("x", x);
+        field("part", part);
+        field("kept", kept);
+    }
+    void admit(Workspace &w);
+    int64_t items(const Workspace &w, const Step &step) const;
+    void run(Workspace &w, const Step &step, int64_t item, uint8_t *scratch) const;
+    Cost describe(const Workspace &w, const Step &step) const;
+};
+
 // hidden = A x, for the tokens with adapters and the linears at `sites`, which read x. The linear stage that follows
 // reads the same value, so nobody waits between the two.
 struct LoraShrinkStage {
@@ -317,11 +335,12 @@ struct MultiplyStage {
     Cost describe(const Workspace &, const Step &) const { return {"multiply"}; }
 };
 
-// out = scale * columns [start, start + count) of x.
+// out = scale * columns [start, start + count) of each head of x.
 struct ColumnsStage {
     static constexpr const char *kKind = "columns";
     int x, out, start, count;
     float scale = 1;
+    int heads = 1;
 
     template <class F>
     void fields(F &field) {
@@ -330,6 +349,7 @@ struct ColumnsStage {
         field("start", start);
         field("count", count);
         field("scale", scale, kOptional);
+        field("heads", heads, kOptional);
     }
     void admit(Workspace &w);
     int64_t items(const Workspace &, const Step &step) const { return step.tokens; }
@@ -370,6 +390,7 @@ struct AttendStage {
 
 using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, RouteStage, CombineStage,
                            RopeAndStoreKVStage, HeadNormStage, RopeStage, ColumnsStage, MultiplyStage, AttendStage, ShortConvStage,
-                           DeltaRuleStage, SelectiveScanStage, ScaleRowsStage, GaussianTopkStage, MixStreamsStage>;
+                           DeltaRuleStage, SelectiveScanStage, ScaleRowsStage, GaussianTopkStage, MixStreamsStage,
+                           HeadLinearStage>;
 
 }  // namespace pagoda

@@ -114,8 +114,21 @@ class Graph:
 
     def _columns(self, ops: Ops, name: str, step: Step) -> None:
         x, width = self._pick(step.pick[0])
-        start, count = (32, width - 32) if step.flag and width > 32 else (0, 32)
-        self.live.append((ops.columns(x, start, count, 1.5), count))
+        heads = 1 + step.pick[1] % 2
+        each, least = width // heads, 32 // heads
+        start, count = (least, each - least) if step.flag and width > 32 else (0, least)
+        self.live.append((ops.columns(x, start, count, 1.5, heads=heads), heads * count))
+
+    def _head_linear(self, ops: Ops, name: str, step: Step) -> None:
+        x, width = self._pick(step.pick[0])
+        heads = 2 if width > 32 else 1
+        each = width // heads
+        kept, rows = each % 32, 32 - each % 32
+        values = noise(name, (heads, rows, each - kept), (each - kept) ** -0.5)
+        type = "F16" if step.flag else "F32"
+        self.live.append(
+            (ops.head_linear(x, RawTensor(name, type, values.shape, encoded(values, type)), kept=kept), heads * 32)
+        )
 
     def _head_norm(self, ops: Ops, name: str, step: Step) -> None:
         x, width = self._pick(step.pick[0])
@@ -188,7 +201,7 @@ def joined(first: list[Step], attention: Step, second: list[Step], another: Step
 # and ops that not every backend has
 ENCODER_OTHERS = st.lists(
     steps_of(
-        *("layer_norm", "activated", "columns", "head_norm", "rope", "gaussian_topk", "mix_streams"),
+        *("layer_norm", "activated", "columns", "head_linear", "head_norm", "rope", "gaussian_topk", "mix_streams"),
         *("norm", "linear", "linear", "gated", "add"),
     ),
     max_size=8,

@@ -1,4 +1,4 @@
-"""What tiny models of Mistral 4 have: latent attention, in folders and in GGUF files."""
+"""What tiny models of Mistral 4 and DeepSeek have: latent attention, in folders and in GGUF files."""
 
 from __future__ import annotations
 
@@ -25,6 +25,24 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "pad_token_id": 0,
 }
+DEEPSEEK = CONFIG | {"head_dim": 32, "v_head_dim": 32, "num_hidden_layers": 3, "n_group": 1, "topk_group": 1}
+LITE = DEEPSEEK | {  # queries come out of the input itself
+    "q_lora_rank": None,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "topk_method": "greedy",
+    "scoring_func": "softmax",
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.707,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
+}
+ARCHITECTURES = ("mistral4", "deepseek2")
 NAMES = {
     "self_attn.q_a_proj": "attn_q_a",
     "self_attn.q_a_layernorm": "attn_q_a_norm",
@@ -39,10 +57,11 @@ def attention_shapes(c: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Of a layer, without their endings."""
     e, heads, rank, q_rank = c["hidden_size"], c["num_attention_heads"], c["kv_lora_rank"], c["q_lora_rank"]
     plain, turned, value = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "q_a_proj": (q_rank, e),
-        "q_a_layernorm": (q_rank,),
-        "q_b_proj": (heads * (plain + turned), q_rank),
+    queries = heads * (plain + turned)
+    shapes: dict[str, tuple[int, ...]] = {"q_proj": (queries, e)}
+    if q_rank:
+        shapes = {"q_a_proj": (q_rank, e), "q_a_layernorm": (q_rank,), "q_b_proj": (queries, q_rank)}
+    shapes |= {
         "kv_a_proj_with_mqa": (rank + turned, e),
         "kv_a_layernorm": (rank,),
         "kv_b_proj": (heads * (plain + value), rank),
@@ -65,9 +84,8 @@ def split(c: Mapping[str, Any], name: str, values: np.ndarray) -> dict[str, np.n
 def metadata(c: Mapping[str, Any]) -> dict[str, Any]:
     """GGUF's keys, without the architecture."""
     turned = c["qk_rope_head_dim"]
-    return {
+    return ({"attention.q_lora_rank": c["q_lora_rank"]} if c["q_lora_rank"] else {}) | {
         "attention.head_count_kv": 1,
-        "attention.q_lora_rank": c["q_lora_rank"],
         "attention.kv_lora_rank": c["kv_lora_rank"],
         "attention.key_length": c["kv_lora_rank"] + turned,
         "attention.value_length": c["kv_lora_rank"],

@@ -15,10 +15,16 @@ EXPERT_NAMES = {  # of the block, and of an expert's gate, up and down
     "qwen2_moe": ("mlp", *_GATED),
     "qwen3_moe": ("mlp", *_GATED),
     "glm4_moe": ("mlp", *_GATED),
+    "deepseek_v2": ("mlp", *_GATED),
+    "deepseek_v3": ("mlp", *_GATED),
+    "glm4_moe_lite": ("mlp", *_GATED),
     "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),
     "lfm2_moe": ("feed_forward", "w1", "w3", "w2"),
 }
-SHARED = {"glm4_moe": "mlp.shared_experts", "mistral4": "mlp.shared_experts", "qwen2_moe": "mlp.shared_expert"}
+SHARED = {
+    **dict.fromkeys(("glm4_moe", "mistral4", "deepseek_v2", "deepseek_v3", "glm4_moe_lite"), "mlp.shared_experts"),
+    "qwen2_moe": "mlp.shared_expert",
+}
 STACKED = ("qwen3_vl_moe_text", "mistral4")  # whose folders hold experts in stacks
 NAMES = {
     "mlp.gate": "ffn_gate_inp",
@@ -65,8 +71,9 @@ def expert_shapes(c: Mapping[str, Any]) -> Shapes:
 def vector_shapes(c: Mapping[str, Any]) -> Shapes:
     """Of the tensors of such a layer whose names have no ending."""
     e, f, n = c["hidden_size"], c.get("moe_intermediate_size", 0), count(c)
+    corrections = {"mlp.gate.e_score_correction_bias": (n,)}
     return {
-        "glm4_moe": {"mlp.gate.e_score_correction_bias": (n,)},
+        **dict.fromkeys(("glm4_moe", "deepseek_v3", "glm4_moe_lite"), corrections),
         "lfm2_moe": {"feed_forward.expert_bias": (n,)},
         "mistral4": {"mlp.experts.gate_up_proj": (n, 2 * f, e), "mlp.experts.down_proj": (n, e, f)},
         "qwen3_vl_moe_text": {"mlp.experts.gate_up_proj": (n, e, 2 * f), "mlp.experts.down_proj": (n, f, e)},
@@ -114,11 +121,11 @@ def metadata(c: Mapping[str, Any]) -> dict[str, Any]:
         found["expert_shared_feed_forward_length"] = c["shared_expert_intermediate_size"]
     if c["model_type"] == "lfm2_moe":
         found |= {"leading_dense_block_count": c["num_dense_layers"], "expert_gating_func": 2}
-    if c["model_type"] == "glm4_moe":
+    if c["model_type"] in ("glm4_moe", "deepseek_v2", "deepseek_v3", "glm4_moe_lite"):
         found |= {
             "expert_shared_count": c["n_shared_experts"],
             "leading_dense_block_count": c["first_k_dense_replace"],
-            "expert_gating_func": 2,
+            "expert_gating_func": 1 if c["model_type"] == "deepseek_v2" else 2,
             "expert_weights_scale": c["routed_scaling_factor"],
             "expert_weights_norm": c["norm_topk_prob"],
         }

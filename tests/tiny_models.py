@@ -114,7 +114,7 @@ def _layer_shapes(spec: TinyModel, layer: int) -> dict[str, tuple[int, ...]]:
     e, f, d = c["hidden_size"], c["intermediate_size"], c["head_dim"]
     q, kv = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
     matrices = {"self_attn.o_proj": (e, q), "mlp.down_proj": (e, f)}
-    if arch == "mistral4":
+    if arch in tiny_mistral4.ARCHITECTURES:
         matrices |= tiny_mistral4.attention_shapes(c)
     elif arch == "phi3":
         matrices |= {"self_attn.qkv_proj": (q + 2 * kv, e)}
@@ -235,6 +235,9 @@ HF_CLASSES = {
     "granite": "GraniteForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral4": "Mistral4ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "gemma3n_text": "Gemma3nForCausalLM",
     "gemma4_text": "Gemma4ForCausalLM",
@@ -365,7 +368,7 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
     sizes |= {key: c[name] for name, key in SAME_IN_GGUF.items() if name in c}
     sizes |= tiny_gemma3n.metadata(c) if arch == "gemma3n" else {}
     sizes |= tiny_gemma4.metadata(c) if arch == "gemma4" else {}
-    sizes |= tiny_mistral4.metadata(c) if arch == "mistral4" else {}
+    sizes |= tiny_mistral4.metadata(c) if arch in tiny_mistral4.ARCHITECTURES else {}
     sizes |= tiny_lfm2.metadata(c) if "lfm2" in arch else {}
     sizes |= tiny_hybrid.gguf_sizes(c) if arch in HYBRIDS else {}
     sizes |= tiny_mamba.metadata(c) if c["model_type"] in tiny_mamba.MODELS else {}
@@ -381,9 +384,12 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
             "attention.temperature_scale": scaling["llama_4_scaling_beta"],
             "rope.scaling.yarn_log_multiplier": 0.1 if arch == "mistral4" else 1.0,  # which has a unit of its own
         }
-    if scaling.get("rope_type") in ("linear", "yarn"):
-        sizes |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": scaling["factor"]}
-    if scaling.get("rope_type") == "yarn":
+    if "mscale_all_dim" in scaling and arch == "deepseek2":
+        sizes["rope.scaling.yarn_log_multiplier"] = 0.1 * scaling["mscale_all_dim"]
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind in ("linear", "yarn"):
+        sizes |= {"rope.scaling.type": kind, "rope.scaling.factor": scaling["factor"]}
+    if kind == "yarn":
         sizes["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
     if scaling.get("rope_type") == "longrope":
         original = c["original_max_position_embeddings"]

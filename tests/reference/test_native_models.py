@@ -151,7 +151,7 @@ def test_linears_that_read_one_value_in_bytes_and_in_sixteen_bits() -> None:
     [
         *("qwen2", "qwen3", "qwen2_windowed", "gemma3", "mistral", "smollm2", "llama3", "glm4", "hunyuan", "cohere2"),
         *("stablelm", "nemotron", "gemma4", "gemma4_dense"),
-        *("gemma3n", "cohere_plus", "stablelm_12b", "mistral4", "qwen3vl"),
+        *("gemma3n", "cohere_plus", "stablelm_12b", "mistral4", "deepseek2", "qwen3vl"),
     ],
 )
 def test_quantized_families(name: str) -> None:

@@ -30,7 +30,7 @@ FAMILY_MODELS = [
         "bamba",
         "nemotron_h",
     ),
-    *("cohere_plus", "stablelm_12b", "qwen2moe", "lfm2moe"),
+    *("cohere_plus", "stablelm_12b", "qwen2moe", "lfm2moe", "deepseek2", "deepseek3"),
 ]
 KINDS = ["gguf", "safetensors"]
 

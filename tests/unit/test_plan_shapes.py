@@ -56,6 +56,7 @@ PUBLISHED = {
     "phi-3.5-moe": 41_873_153_344,
     "phi-4": 14_659_507_200,
     "phi-4-mini": 3_836_021_760,
+    "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_419_200,
     "smollm2-135m": 134_515_008,
     "smollm2-360m": 361_821_120,
@@ -81,6 +82,7 @@ def test_every_builtin_name_has_a_shape() -> None:
         ("llama-3-8b", 128 * 1024),  # 32 layers × 8 heads × 128 × K and V × 2 bytes
         ("llama-2-7b", 512 * 1024),  # without grouped queries: four times as much
         ("deepseek-v3", 61 * (512 + 64) * 2),  # latent attention keeps rank + rotary of each layer
+        ("deepseek-v2-lite", 27 * (512 + 64) * 2 * 2),  # which is served here: as keys and as values
     ],
 )
 def test_kv_of_a_token_in_f16(name: str, kv_bytes: int) -> None:

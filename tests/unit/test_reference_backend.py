@@ -119,6 +119,13 @@ def test_gated_activations_at_known_points(activation: str, at_one: float, at_mi
     np.testing.assert_allclose(out, [at_one, at_minus_two, 0, far, 0], atol=1e-6)
 
 
+def test_each_head_is_multiplied_by_its_own_matrix() -> None:
+    x = np.array([[9.0, 1.0, 2.0, 8.0, 3.0, 4.0]], np.float32)  # two heads, of which a number stays
+    weight = np.array([[[1, 0], [1, 1], [0, 2]], [[0, 1], [1, -1], [2, 0]]], np.float32)
+    assert arithmetic.head_linear(x, weight, kept=1).tolist() == [[9, 1, 3, 4, 8, 4, -1, 6]]
+    assert arithmetic.head_linear(x[:, [1, 2, 4, 5]], weight).tolist() == [[1, 3, 4, 4, -1, 6]]
+
+
 def test_gaussian_topk_of_known_numbers() -> None:
     """Mean 2, variance 4: one deviation above the mean is 4."""
     x = np.array([[0.0, 0.0, 2.0, 5.0, 3.0, 2.0]], np.float32)

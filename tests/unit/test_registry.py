@@ -13,7 +13,11 @@ from pagoda.models.registry import FAMILIES, family_of, find_family, known_famil
 from tiny_models import TINY, memory_checkpoint
 
 KNOWN = (*FAMILIES, *PLANNED)
-TWINS = {"qwen2_5_vl": "qwen2_vl"}  # whose text models are the same, and so are their GGUF files
+TWINS = {  # whose GGUF files are read as the same family
+    "qwen2_5_vl": "qwen2_vl",
+    "deepseek_v3": "deepseek_v2",
+    "glm4_moe_lite": "deepseek_v2",
+}
 
 
 def named(family: Family) -> str:

@@ -50,6 +50,15 @@ def fast_linear(x: FloatArray, weight: FloatArray, bias: FloatArray | None = Non
     return out if bias is None else out + bias
 
 
+def head_linear(
+    x: FloatArray, weight: FloatArray, kept: int = 0, product: Callable[..., FloatArray] = linear
+) -> FloatArray:
+    """Each head of x [T, H * (kept + C)] @ its matrix [R, C].T, of weight [H, R, C]; its first `kept` numbers stay."""
+    heads = x.reshape(len(x), len(weight), -1)
+    made = [product(np.ascontiguousarray(heads[:, h, kept:]), each) for h, each in enumerate(weight)]
+    return np.concatenate([heads[:, :, :kept], np.stack(made, axis=1)], axis=2).reshape(len(x), -1)
+
+
 def rope_angles(positions: Int32Array, spec: RopeSpec) -> tuple[FloatArray, FloatArray]:
     """cos and sin, times the spec's scale, of each token and pair. → two of [T, rotary_dim / 2]"""
     angles = positions.astype(np.float64)[:, None] * spec.inv_freq.astype(np.float64)

@@ -64,14 +64,20 @@ class Ops(Protocol):
     def linear(self, x: Handle, weight: RawTensor, bias: RawTensor | None = None) -> Handle:
         """x @ weight.T + bias, and for tokens of sequences with an adapter what that adds. → [T, out]"""
 
+    def head_linear(self, x: Handle, weight: RawTensor, *, kept: int = 0) -> Handle:
+        """Each head of x by a matrix of its own, but for its first `kept` numbers, which stay as they are.
+
+        x [T, H * (kept + C)], weight (H, R, C), of a float type. → [T, H * (kept + R)]
+        """
+
     def rope(self, x: Handle, num_heads: int, spec: RopeSpec) -> Handle:
         """Rotate the first rotary_dim of each head of x [T, num_heads * D] by the tokens' positions."""
 
     def multiply(self, x: Handle, y: Handle) -> Handle:
         """x * y, number by number."""
 
-    def columns(self, x: Handle, start: int, count: int, scale: float = 1.0) -> Handle:
-        """scale * x[:, start : start + count]. → [T, count]"""
+    def columns(self, x: Handle, start: int, count: int, scale: float = 1.0, *, heads: int = 1) -> Handle:
+        """scale * columns [start, start + count) of each of so many heads of x [T, heads * D]. → [T, heads * count]"""
 
     def attention(
         self,

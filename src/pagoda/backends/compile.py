@@ -240,6 +240,9 @@ class Compiler:
         if node.op == "experts":
             self._experts(node, **node.arguments)
             return
+        if node.op == "head_linear":
+            self._head_linear(node, **node.arguments)
+            return
         fields = {name: self._field(value) for name, value in stage_arguments(node.op, node.arguments).items()}
         self._add(node.op, **fields, out=self.buffers.allocate(node.out))
         for value in fused.values_read(node):
@@ -253,6 +256,12 @@ class Compiler:
         if isinstance(argument, RawTensor):
             return self.weights.vector(argument) if len(argument.shape) == 1 else self.weights[argument]
         return argument
+
+    def _head_linear(self, node: fused.Call, x: Node, weight: RawTensor, kept: int) -> None:
+        weights = self.weights.all([weight.matrix(head) for head in range(weight.shape[0])])
+        part = _native.LinearPart(weights, self.buffers.allocate(node.out))
+        self._add(node.op, x=self.buffers[x], part=part, kept=kept)
+        self.buffers.read(x)
 
     def _experts(
         self,

@@ -16,6 +16,7 @@ from pagoda.backends.arithmetic import (
     gated,
     gaussian_topk,
     grown,
+    head_linear,
     head_norm,
     layer_norm,
     linear,
@@ -114,11 +115,15 @@ class ReferenceOps:
                     out[begin:end] *= delta.row_scale
                 out[begin:end] += self.product(self.product(x[begin:end], delta.a), delta.b, delta.bias)
 
+    def head_linear(self, x: FloatArray, weight: RawTensor, *, kept: int = 0) -> FloatArray:
+        return head_linear(x, self.weights[weight], kept, self.product)
+
     def rope(self, x: FloatArray, num_heads: int, spec: RopeSpec) -> FloatArray:
         return rope(x, self.batch.positions, num_heads, spec)
 
-    def columns(self, x: FloatArray, start: int, count: int, scale: float = 1.0) -> FloatArray:
-        return x[:, start : start + count] * np.float32(scale)
+    def columns(self, x: FloatArray, start: int, count: int, scale: float = 1.0, *, heads: int = 1) -> FloatArray:
+        each = x.reshape(len(x), heads, -1)[:, :, start : start + count]
+        return each.reshape(len(x), -1) * np.float32(scale)
 
     def attention(
         self,

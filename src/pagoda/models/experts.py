@@ -114,7 +114,8 @@ def _read_routed(file: ModelFile, layer: int, sizes: ExpertSizes, hidden_size: i
     router = Linear(file.tensor("ffn_router", (n, e), layer))
     spec = ExpertsSpec(sizes.used, sizes.normalize, activation, sizes.scoring, sizes.scale)
     corrections = None
-    if "expert_corrections" in file.family.tensors and (file.is_gguf or file.settings.flag("use_expert_bias", True)):
+    corrected = "expert_corrections" in file.family.tensors and sizes.scoring == "sigmoid"
+    if corrected and (file.is_gguf or file.settings.flag("use_expert_bias", True)):
         corrections = file.tensor("expert_corrections", (n,), layer, suffix="bias" if file.is_gguf else "")
     suffix = "weight" if file.is_gguf else ""  # of stacks that hold gates and ups in one, as transformers 5 computes
     if file.has_tensor("ffn_gate_up_exps", layer, suffix=suffix):

@@ -97,8 +97,6 @@ PLANNED: tuple[Family, ...] = (
         norm_bias=True,
         head_bias=True,
     ),
-    Family(name="deepseek_v2", gguf="deepseek2", hf_class="DeepseekV2ForCausalLM"),
-    Family(name="deepseek_v3", gguf="deepseek2", hf_class="DeepseekV3ForCausalLM"),
     Family(
         name="llama4",
         gguf="llama4",

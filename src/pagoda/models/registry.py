@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pagoda.errors import UnsupportedError
 from pagoda.models import (
     cohere,
+    deepseek,
     falcon_h1,
     gemma2,
     gemma3,
@@ -68,6 +69,9 @@ FAMILIES: tuple[Family, ...] = (
     phi3.FAMILY,
     ministral3.FAMILY,
     mistral4.FAMILY,
+    deepseek.SECOND,  # before the others, whose architecture its files state
+    deepseek.THIRD,
+    deepseek.GLM_LITE,
     olmo3.FAMILY,  # before OLMo 2, whose architecture its files state
     olmo2.FAMILY,
     smollm3.FAMILY,

@@ -30,7 +30,8 @@ from pagoda.backends.trace import Node
 from pagoda.types import RawTensor
 
 FUSED = ("embed", "rms_norm", "layer_norm", "attention", "logits", "hidden_states")  # in nodes, under other names
-STREAMS = ("columns", "mix_streams", "short_conv", "delta_rule", "selective_scan")  # whose values are new, and float32
+# whose values are new, and float32
+STREAMS = ("columns", "head_linear", "mix_streams", "short_conv", "delta_rule", "selective_scan")
 FLOATS = ("weight", "biases")  # weights of other ops than linears: float32, whatever their shape
 # whose values are of the compute type
 COMPUTED = ("experts", "gaussian_topk", "head_norm", "multiply", "rope", "scale_rows")

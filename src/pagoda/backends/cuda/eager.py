@@ -212,9 +212,15 @@ class EagerOps:
         """Σ x [S, T, E] * activation(Σ gate [S, T, 1]). → [1, T, E]"""
         return self._rounded(whole(x) * activated(whole(gate), activation))
 
-    def columns(self, x: torch.Tensor, start: int, count: int, scale: float) -> torch.Tensor:
-        """scale * x[:, start : start + count] of x [S, T, E], a tensor of its own. → [1, T, count] float32"""
-        return (whole(x[:, :, start : start + count]) * scale)[None]
+    def head_linear(self, x: torch.Tensor, weight: torch.Tensor, kept: int) -> torch.Tensor:
+        """See `base.Ops`. x [S, T, H * (kept + C)], weight [H, R, C] → [1, T, H * (kept + R)] float32"""
+        heads = whole(x).unflatten(-1, (len(weight), -1))
+        made = torch.einsum("thc,hrc->thr", heads[..., kept:], weight)
+        return torch.cat([heads[..., :kept], made], dim=-1).flatten(-2)[None]
+
+    def columns(self, x: torch.Tensor, start: int, count: int, scale: float, heads: int = 1) -> torch.Tensor:
+        """See `base.Ops`; a tensor of its own. x [S, T, heads * D] → [1, T, heads * count] float32"""
+        return (whole(x.unflatten(-1, (heads, -1))[..., start : start + count].flatten(-2)) * scale)[None]
 
     def gaussian_topk(self, x: torch.Tensor, deviations: float) -> torch.Tensor:
         """See `base.Ops`. x [S, T, F] → [1, T, F]"""

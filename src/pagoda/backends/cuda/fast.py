@@ -33,12 +33,14 @@ from pagoda.backends.cuda.metadata import Step, TileSizes
 from pagoda.backends.cuda.parts import whole
 from pagoda.backends.cuda.planes import PlaneWeight, Weight
 from pagoda.backends.specs import Activation, DeltaSpec, ExpertsSpec, ScanSpec
+from pagoda.errors import UnsupportedError
 
 # Tokens up to which a kernel serves. Estimates from bytes and operations, not yet measured.
 DENSE_SKINNY = 1  # beyond it the library's product
 GROUPED_SKINNY = 2  # beyond it tensor cores, whose least tile is 16 tokens
 GROUPED_TILED = 256  # beyond it decoding the whole weight costs less than it wins
 MOST_SHORT = 16  # tokens of a sequence in a step whose keys are split over programs: decoding, verifying drafts
+MOST_HEAD_DIM = 512  # of keys and values that the kernels attend to
 INVARIANT_ROWS = 256  # tokens whose chunks are kept at once
 
 
@@ -52,6 +54,11 @@ class FastOps(EagerOps):
         self._scratch: torch.Tensor | None = None
 
     def tile_sizes(self, queries_per_kv_head: int, head_dim: int, kv_bits: int) -> TileSizes:
+        if head_dim > MOST_HEAD_DIM:
+            raise UnsupportedError(
+                f"attention to vectors of {head_dim} numbers, as latent attention keeps them, is not supported on "
+                "GPUs; use --device cpu"
+            )
         short = attend.short_shape(queries_per_kv_head, head_dim, kv_bits).rows // queries_per_kv_head
         long = attend.long_shape(queries_per_kv_head, head_dim, kv_bits).rows // queries_per_kv_head
         return TileSizes(short, long, 1 << 30 if self.batch_invariant else MOST_SHORT)

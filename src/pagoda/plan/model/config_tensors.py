@@ -155,7 +155,7 @@ class _TensorList:
         count, hidden = self.sizes.experts, self.hidden
         size = self.sizes.count("moe_intermediate_size") or layer.ffn_size
         yield from self._linear(prefix + "ffn_gate_inp", count, hidden, self.family.expert_bias)
-        if self.settings.get("topk_method") == "noaux_tc" or "expert_corrections" in self.family.tensors:
+        if self.family.scoring == "sigmoid" and "expert_corrections" in self.family.tensors:
             yield TensorShape(prefix + "exp_probs_b.bias", (count,))
         for role, rows, columns in (("gate", size, hidden), ("up", size, hidden), ("down", hidden, size)):
             yield TensorShape(f"{prefix}ffn_{role}_exps.weight", (count, rows, columns))

@@ -21,7 +21,9 @@ from pagoda.backends.arithmetic import (
     ACTIVATIONS,
     delta_rule,
     expert_weights,
+    fast_linear,
     gaussian_topk,
+    head_linear,
     head_norm,
     mix_streams,
     selective_scan,
@@ -139,8 +141,15 @@ class WindowOps:
     def rope(self, x: SampleValue, num_heads: int, spec: RopeSpec) -> SampleValue:
         return SampleValue(self, lambda i: self.arithmetic.rope(x.chunk(i), self.length, num_heads, spec), dear=x.dear)
 
-    def columns(self, x: SampleValue, start: int, count: int, scale: float = 1.0) -> SampleValue:
-        return SampleValue(self, lambda i: x.chunk(i)[:, start : start + count] * scale, dear=x.dear)
+    def head_linear(self, x: SampleValue, weight: RawTensor, *, kept: int = 0) -> SampleValue:
+        return self._in_numpy(partial(head_linear, weight=decoded(weight), kept=kept, product=fast_linear), x)
+
+    def columns(self, x: SampleValue, start: int, count: int, scale: float = 1.0, *, heads: int = 1) -> SampleValue:
+        def part(i: int) -> Array:
+            whole = x.chunk(i)
+            return whole.reshape(len(whole), heads, -1)[:, :, start : start + count].reshape(len(whole), -1) * scale
+
+        return SampleValue(self, part, dear=x.dear)
 
     def attention(
         self,
