@@ -25,7 +25,14 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "pad_token_id": 0,
 }
-DEEPSEEK = CONFIG | {"head_dim": 32, "v_head_dim": 32, "num_hidden_layers": 3, "n_group": 1, "topk_group": 1}
+DEEPSEEK = CONFIG | {
+    "head_dim": 32,
+    "v_head_dim": 32,
+    "num_hidden_layers": 3,
+    "n_group": 1,
+    "topk_group": 1,
+    "scoring_func": "sigmoid",
+}
 LITE = DEEPSEEK | {  # queries come out of the input itself
     "q_lora_rank": None,
     "n_shared_experts": 2,

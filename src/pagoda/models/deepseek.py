@@ -47,6 +47,7 @@ THIRD = replace(
     SECOND,
     name="deepseek_v3",
     hf_class="DeepseekV3ForCausalLM",
+    compared=("llama.cpp 0.3.36: greedy tokens",),
     not_covered="conversion; training; experts that are picked by groups (V3 and R1); the layer that predicts several "
     "tokens (MTP)",
     defaults={
