@@ -53,6 +53,7 @@ ADAPTERS: dict[str, TinyAdapter] = {
     "lora_bias": TinyAdapter("qwen2", {"r": 4, "lora_alpha": 6, "target_modules": ["v_proj"], "lora_bias": True}),
     "dora": TinyAdapter("llama", {"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": LINEARS}),
     "dora_biased": TinyAdapter("qwen2", {"r": 4, "use_dora": True, "use_rslora": True, "target_modules": LINEARS}),
+    "latent": TinyAdapter("deepseek2", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]}),
     "whole_head": TinyAdapter(
         "llama", {"r": 4, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}
     ),

@@ -26,7 +26,8 @@ MERGED_ONLY = {"whole_head", "whole_norms", "embedding"}
 KINDS = ("safetensors", "gguf")
 SERVED = sorted(ADAPTERS.keys() - MERGED_ONLY)
 ON_KINDS = [(name, kind) for name in SERVED for kind in KINDS if name not in OF_FOLDERS or kind == "safetensors"]
-MERGED = [(name, kind) for name in sorted(ADAPTERS) for kind in KINDS if name not in HYBRIDS or kind == "safetensors"]
+NOT_CONVERTED = HYBRIDS | {"latent"}
+MERGED = [(name, kind) for name in sorted(ADAPTERS) for kind in KINDS if name not in NOT_CONVERTED or kind == KINDS[0]]
 BACKENDS: dict[str, Callable[[], Backend]] = {"reference": ReferenceBackend, "cpu": lambda: CpuBackend(threads=2)}
 
 

@@ -18,6 +18,7 @@ from pagoda.backends.specs import AdapterWeights, LoraDelta
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.quantized import as_floats
 from pagoda.models.family import Family
+from pagoda.models.latent import LatentAttention
 from pagoda.models.layers import Attention, Block, Decoder, Experts, FeedForward, Linear, Recurrent
 from pagoda.models.names import GGUF, HUGGING_FACE
 from pagoda.models.recurrent import DeltaNet, Mamba, ShortConv
@@ -91,11 +92,17 @@ class Base:
         return not self.family.tensors["ffn_up"][HUGGING_FACE]
 
     def rows(self, role: str, linears: tuple[Linear, ...]) -> list[npt.NDArray[np.intp]]:
-        """Which rows of the module are each linear's: the next ones, but of each head its query's, then its gate's."""
+        """Which rows of the module are each linear's, in its order.
+
+        The next ones, but of each head its query's, then its gate's; of latent attention a query's turned part first.
+        """
         sizes = [linear.weight.shape[0] for linear in linears]
         rows = np.arange(sum(sizes))
         if role == "attn_q":
-            heads = rows.reshape(self.decoder.attention.spec.num_heads, len(linears), -1)
+            attention = self.decoder.attention
+            if isinstance(attention, LatentAttention):
+                return [attention.turned_first(rows)]
+            heads = rows.reshape(attention.spec.num_heads, len(linears), -1)
             return [heads[:, i].reshape(-1) for i in range(len(linears))]
         return np.split(rows, np.cumsum(sizes)[:-1])
 

@@ -82,6 +82,10 @@ class LatentAttention(Attention):
     def linears(self) -> dict[str, Linear]:
         return super(LatentAttention, self).linears | ({} if self.q_down is None else {"q_down": self.q_down})
 
+    def turned_first(self, rows: Rows) -> Rows:
+        """Rows of all heads of queries as files order them, in the order of `q`."""
+        return turned_first(rows, self.spec.num_heads, self.latent.rotary)
+
     def forward(self, ops: Ops, layer: int, x: Handle) -> Handle:
         assert self.k is not None
         assert self.v is not None
@@ -194,8 +198,7 @@ class _Reader(DecoderReader):
 
     def _turned_first(self, raw: RawTensor) -> RawTensor:
         """The matrix with each head's rows reordered: its turned part, which files have last, comes first."""
-        heads = np.arange(raw.shape[0]).reshape(self.sizes.num_heads, -1)
-        return _picked(raw, np.roll(heads, self.latent.rotary, axis=1).reshape(-1))
+        return _picked(raw, turned_first(np.arange(raw.shape[0]), self.sizes.num_heads, self.latent.rotary))
 
     def _latent_norm(self, layer: int) -> Norm:
         """Of a vector with zeros before it, which its mean counts."""
@@ -229,6 +232,11 @@ def _floats_of(raw: RawTensor, values: FloatArray, part: str = "") -> RawTensor:
         return RawTensor(name, "BF16", values.shape, halves.view(np.uint8).reshape(-1), part_of=raw.part_of or raw.name)
     halves = np.ascontiguousarray(values, "<f2")
     return RawTensor(name, "F16", values.shape, halves.view(np.uint8).reshape(-1), part_of=raw.part_of or raw.name)
+
+
+def turned_first(rows: Rows, heads: int, rotary: int) -> Rows:
+    """Rows of so many heads, the last `rotary` of each before the others."""
+    return np.roll(rows.reshape(heads, -1), rotary, axis=1).reshape(-1)
 
 
 def _picked(raw: RawTensor, rows: Rows) -> RawTensor:
