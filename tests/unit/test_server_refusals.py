@@ -20,6 +20,13 @@ def api() -> Iterator[Served]:
         yield served
 
 
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
+def test_parts_that_are_no_text_are_refused_as_such(api: Served, kind: str) -> None:
+    part = {"type": kind, kind: {"url": "https://example.org/a"}}
+    error = api.refused("/v1/chat/completions", messages=[{"role": "user", "content": [part]}])
+    assert error["message"] == f"Invalid 'messages[0].content[0].type': models get text here, no {kind!r}"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

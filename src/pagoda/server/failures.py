@@ -41,6 +41,7 @@ TYPES = {
 }
 MAX_MESSAGE, MAX_PARAM = 2000, 200  # characters: an error that repeats what was sent is not as long as that
 # parts of a pydantic location that name a branch of a union, not a field
+OTHER_PARTS = ("image_url", "image", "input_image", "input_audio", "audio_url", "video_url", "file", "document")
 BRANCHES = {"str", "int", "float", "bool", "list", "dict"}
 
 
@@ -157,6 +158,9 @@ def _invalid(errors: Any) -> dict[str, Any]:
         return error_body("the body must be a JSON object")
     if kind == "missing":
         return error_body(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    if kind == "literal_error" and first["input"] in OTHER_PARTS:
+        message = f"Invalid '{param}': models get text here, no {first['input']!r}"
+        return error_body(message, param=param, code="invalid_value")
     expected = "; or ".join(dict.fromkeys(e["msg"] for e in errors if _path(e["loc"]) == param))
     return error_body(f"Invalid '{param}': {expected}", param=param, code="invalid_value")
 

@@ -58,6 +58,8 @@ class RedisStore:
                 if "unknown command" in str(error):
                     raise StoreError("this Redis has no vector sets: version 8 or later is needed") from None
                 raise
+            except redis.ConnectionError as error:
+                raise StoreError(f"no Redis answers: {error} Start one, or see to the address of --cache") from None
             self._renew: Any = self._redis.register_script(RENEW)
 
     def put(self, entry: Entry, *, renew: bool = False) -> None:
