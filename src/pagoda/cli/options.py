@@ -96,7 +96,8 @@ def _metavar(field: Field) -> str:
         return field.key.upper()
     if field.choices:
         return "|".join(field.choices)
-    kind = "SIZE" if field.about.size else {int: "INT", float: "NUMBER", Path: "FILE"}.get(field.type, "TEXT")
+    path = "FOLDER" if field.name.endswith("dir") else "FILE"
+    kind = "SIZE" if field.about.size else {int: "INT", float: "NUMBER", Path: path}.get(field.type, "TEXT")
     return f"{kind},..." if field.many and field.type is not str else kind
 
 
