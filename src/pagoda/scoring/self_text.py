@@ -29,7 +29,7 @@ VERSION = 1  # of the tables below: another one writes other text
 CALIBRATION_SEED, HELD_OUT_SEED = 1, 2  # what calibrates is not what measures
 DOCUMENT_TOKENS = 512  # of one text at most
 SURPLUS = 1.1  # cut into windows, and tokenized again, a text comes out a little shorter
-ROUND = 64  # documents written at once
+ROUND, LEAST_ROUND = 64, 8  # documents written at once
 CHAT_SHARE = 0.5  # of the documents, where the model has a chat template
 
 
@@ -173,23 +173,26 @@ def plain_text(documents: list[Document]) -> str:
 
 def _write(model: Path, num_tokens: int, seed: int, threads: int, progress: Progress) -> Iterator[Document]:
     wanted, written, number = int(num_tokens * SURPLUS), 0, 0
+    progress("writing text", 0, wanted)
     with LLM(str(model), threads=threads, max_num_seqs=ROUND) as llm:
         languages = languages_of(llm.loaded.tokenizer)
         while written < wanted:
-            prompts = _prompts(languages, chats=llm.loaded.chat_template is not None, seed=seed + number)
+            count = max(LEAST_ROUND, min(ROUND, 2 * (wanted - written) // DOCUMENT_TOKENS))  # most texts end early
+            chats = llm.loaded.chat_template is not None
+            prompts = _prompts(languages, count, chats=chats, seed=seed + number)
             for prompt, text, tokens in _continue(llm, prompts, seed + number):
                 written += tokens
                 yield prompt + text if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": text}]
-            number += ROUND
+            number += count
             progress("writing text", min(written, wanted), wanted)
 
 
-def _prompts(languages: list[str], *, chats: bool, seed: int) -> list[Document]:
+def _prompts(languages: list[str], count: int, *, chats: bool, seed: int) -> list[Document]:
     """What one round continues or answers: languages in turn, English and code as often as all others together."""
     rng = random.Random(seed)
     weights = [max(1, len(languages) - 2) if name in ("English", "code") else 1 for name in languages]
     prompts: list[Document] = []
-    for register in (REGISTERS[name] for name in rng.choices(languages, weights, k=ROUND)):
+    for register in (REGISTERS[name] for name in rng.choices(languages, weights, k=count)):
         if chats and register.questions and rng.random() < CHAT_SHARE:
             prompts.append([{"role": "user", "content": rng.choice(register.questions)}])
         else:
