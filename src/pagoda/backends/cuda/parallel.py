@@ -79,7 +79,7 @@ class ParallelBackend:
             raise
 
 
-@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+@dataclass(frozen=True, eq=False)  # no slots: they take weak references from Python 3.11 on
 class ParallelAdapter:
     """A `PlacedAdapter` of which every process has its part; the others know it by its number."""
 
