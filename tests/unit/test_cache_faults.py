@@ -121,6 +121,7 @@ def under_load(address: str) -> Iterator[Clients]:
         clients = Clients(served)
         try:
             clients.wait_for("hit", 50)
+            wait_for(lambda: all(clients.given[key] for key in ("one", "two")))
             yield clients
             clients.wait_for("hit", 50)
         finally:

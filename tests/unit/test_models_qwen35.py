@@ -119,8 +119,8 @@ def test_inspect_says_which_layers_have_a_state_and_what_is_left_out() -> None:
     assert found["left_out"] == ["the head that predicts several tokens (MTP)"]
 
 
-def test_adapters_of_such_models_are_refused_by_name() -> None:
+def test_adapters_of_queries_meet_their_gates_too() -> None:
     model = load_model(memory_checkpoint(TINY["qwen35"]))
     base = Base(model, qwen35.DENSE, False, "qwen35")
-    with pytest.raises(UnsupportedError, match=r"recurrent layers, as of 'model\.layers\.3\.self_attn\.q_proj'"):
-        base.linears("model.layers.3.self_attn.q_proj", "attn_q", 3)
+    attention = model.blocks[3].attention
+    assert base.linears("model.layers.3.self_attn.q_proj", "attn_q", 3) == (attention.q, attention.gate)

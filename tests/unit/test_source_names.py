@@ -84,4 +84,5 @@ def test_refuses(name: str) -> None:
 def test_unknown_names_get_a_hint() -> None:
     assert "did you mean 'smollm2-135m'?" in str(unknown_name("smolm2-135"))
     assert "write 'hf:Qwen/Qwen3-0.6B'" in str(unknown_name("Qwen/Qwen3-0.6B"))
-    assert "pypi:package==version/path" in str(unknown_name("nonsense.gguf"))
+    assert "pypi:package==version/path" in str(unknown_name("nonsense"))
+    assert "there is no file or folder 'nonsense.gguf'" in str(unknown_name("nonsense.gguf"))

@@ -21,7 +21,7 @@ from pagoda.benchmark.stats import median
 from pagoda.config import EngineSettings
 from pagoda.engine.engine import Engine
 from pagoda.errors import CapacityError
-from pagoda.plan.model.shapes import is_expert
+from pagoda.models.experts import is_expert
 from pagoda.types import BLOCK_SIZE, RawTensor, Request, SamplingParams, StepResult
 
 EMBEDDINGS = ("token_embd.weight", "model.embed_tokens.weight", "embed_tokens.weight")

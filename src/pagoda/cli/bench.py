@@ -26,7 +26,9 @@ from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
 from pagoda.engine.memory import peak_memory
 from pagoda.hardware.host import Hardware, int8_peak, read_bandwidth, read_hardware
-from pagoda.plan.model.models import shape_of_file
+from pagoda.models.experts import used_share
+from pagoda.models.family import ModelFile
+from pagoda.models.registry import family_of
 from pagoda.settings import Setting, Settings
 
 
@@ -95,8 +97,7 @@ def measure(engine: EngineSettings, bench: BenchSettings) -> dict[str, Any]:
 
 def _measure_batches(loaded: LoadedEngine, bench: BenchSettings, ceilings: Ceilings) -> list[dict[str, Any]]:
     block_bytes = loaded.kv_plan.footprint.block_bytes
-    shape = shape_of_file(loaded.checkpoint.path)
-    share = shape.experts_used / shape.num_experts if shape.num_experts else 1.0
+    share = used_share(ModelFile(loaded.checkpoint, family_of(loaded.checkpoint)))
     work = model_work(loaded.checkpoint.tensors.values(), loaded.kv_plan.footprint.windows, block_bytes, share)
     runner = _runner(loaded, bench)
     results = []

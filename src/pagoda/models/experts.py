@@ -6,6 +6,7 @@ corrected or not; alone or beside a shared one.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from pagoda.backends.specs import Activation, ExpertsSpec, Scoring
@@ -18,6 +19,7 @@ from pagoda.types import RawTensor
 
 MAX_EXPERTS = 1 << 12
 COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")  # of config.json, the first that is there
+_EXPERT = re.compile(r"_exps\b|\.experts\.")
 SCORINGS: dict[int, Scoring] = {1: "softmax", 2: "sigmoid"}  # by GGUF's numbers; 0: it does not say
 
 
@@ -41,6 +43,17 @@ class ExpertSizes:
     layers: frozenset[int]  # that have experts
     scoring: Scoring = "softmax"
     scale: float = 1.0
+
+
+def is_expert(tensor: str) -> bool:
+    """Whether the tensor of this name holds experts, of which a token uses only those that the router picks."""
+    return _EXPERT.search(tensor) is not None
+
+
+def used_share(file: ModelFile) -> float:
+    """Which share of a layer's experts a token uses; 1 where there are none."""
+    count = file.integer("expert_count", 0, low=0, high=MAX_EXPERTS) if file.is_gguf else num_experts(file.settings)
+    return file.integer("num_experts_used", high=MAX_EXPERTS) / count if count else 1.0
 
 
 def num_experts(config: Settings) -> int:

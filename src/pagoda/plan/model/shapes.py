@@ -12,15 +12,11 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
+from pagoda.models.experts import is_expert
+
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 _LAYER = re.compile(r"(?:blk|layers)\.(\d+)\.")
-_EXPERT = re.compile(r"_exps\b|\.experts\.")
-
-
-def is_expert(name: str) -> bool:
-    """Whether the tensor of this name holds experts, of which a token uses only those that the router picks."""
-    return _EXPERT.search(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +38,7 @@ class TensorShape:
 
     @property
     def is_expert(self) -> bool:
+        """See `models.experts.is_expert`."""
         return is_expert(self.name)
 
     @property
