@@ -52,8 +52,17 @@ def is_expert(tensor: str) -> bool:
 
 def used_share(file: ModelFile) -> float:
     """Which share of a layer's experts a token uses; 1 where there are none."""
+    count, used = _counts(file)
+    return used / count if count else 1.0
+
+
+def _counts(file: ModelFile) -> tuple[int, int]:
+    """Experts of a layer, and how many of them a token uses; both 0 where there are none. FormatError for more."""
     count = file.integer("expert_count", 0, low=0, high=MAX_EXPERTS) if file.is_gguf else num_experts(file.settings)
-    return file.integer("num_experts_used", high=MAX_EXPERTS) / count if count else 1.0
+    used = file.integer("num_experts_used", high=MAX_EXPERTS) if count else 0
+    if used > count:
+        raise FormatError(f"{file.key('num_experts_used')} is {used}, but there are {count} experts")
+    return count, used
 
 
 def num_experts(config: Settings) -> int:
@@ -64,12 +73,9 @@ def num_experts(config: Settings) -> int:
 
 def read_experts(file: ModelFile, num_layers: int, ffn_size: int) -> ExpertSizes | None:
     """None where the file has none. FormatError for settings that no model could have."""
-    count = file.integer("expert_count", 0, low=0, high=MAX_EXPERTS) if file.is_gguf else num_experts(file.settings)
+    count, used = _counts(file)
     if not count:
         return None
-    used = file.integer("num_experts_used", high=MAX_EXPERTS)
-    if used > count:
-        raise FormatError(f"{file.key('num_experts_used')} is {used}, but there are {count} experts")
     groups = file.integer("expert_group_count" if file.is_gguf else "n_group", 1, low=0, high=MAX_EXPERTS)
     if groups > 1:
         raise UnsupportedError(f"experts that are picked by groups, here of {groups}, are not supported")

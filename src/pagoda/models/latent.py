@@ -224,14 +224,15 @@ class _Reader(DecoderReader):
 
 def _floats_of(raw: RawTensor, values: FloatArray, part: str = "") -> RawTensor:
     """`values` of `raw` as floats: of its type, or, where that is none, in 16 bits."""
-    name = raw.name + part
+    name, of = raw.name + part, raw.part_of or raw.name
     if raw.type == "F32":
-        return replace(floats(name, values), part_of=raw.part_of or raw.name)
+        return replace(floats(name, values), part_of=of)
     if raw.type == "BF16":  # each is the upper half of a float32
-        halves = np.ascontiguousarray(np.ascontiguousarray(values, "<f4").view("<u2")[..., 1::2])
-        return RawTensor(name, "BF16", values.shape, halves.view(np.uint8).reshape(-1), part_of=raw.part_of or raw.name)
-    halves = np.ascontiguousarray(values, "<f2")
-    return RawTensor(name, "F16", values.shape, halves.view(np.uint8).reshape(-1), part_of=raw.part_of or raw.name)
+        type, halves = "BF16", np.ascontiguousarray(values, "<f4").view("<u2")[..., 1::2]
+    else:
+        type, halves = "F16", values.astype("<f2")
+    data = np.ascontiguousarray(halves).view(np.uint8).reshape(-1)
+    return RawTensor(name, type, values.shape, data, part_of=of)
 
 
 def turned_first(rows: Rows, heads: int, rotary: int) -> Rows:
