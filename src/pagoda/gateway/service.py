@@ -195,7 +195,7 @@ class Gateway:
         if self.caching is not None:
             self.caching.close()
         for one in self.router.replicas:
-            one.close()
+            one.retire()
 
 
 class GatewayService:

@@ -172,6 +172,9 @@ class Upstream:
             client.close()
             self.failed(f"no answer: {_reason(error)}")
             return
+        except asyncio.CancelledError:
+            client.close()
+            raise
         self.keep(client)
         if head.status >= 500:
             self.failed(f"answered {head.status}")
