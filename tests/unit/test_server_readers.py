@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +124,24 @@ def test_a_body_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch)
             readers.close()
 
     asyncio.run(scenario())
+
+
+def test_a_process_that_is_not_waited_for_any_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    class Begun(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            begun.append(self)
+
+    async def given_up(**kwargs: Any) -> Any:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(places.subprocess, "Popen", Begun)
+    monkeypatch.setattr(places.asyncio, "open_connection", given_up)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(places.ReaderProcess.start((fake_text, LIMITS)))
+    assert begun[0].returncode is not None
 
 
 def test_an_idle_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:

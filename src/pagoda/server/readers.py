@@ -156,7 +156,13 @@ class ReaderProcess:
             command = [sys.executable, "-c", BOOT, str(theirs.fileno()), *sys.path]
             popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         ours.setblocking(False)
-        process = cls(popen, await asyncio.open_connection(sock=ours, limit=STREAM_BYTES))
+        try:
+            process = cls(popen, await asyncio.open_connection(sock=ours, limit=STREAM_BYTES))
+        except BaseException:
+            popen.kill()
+            popen.wait()
+            ours.close()
+            raise
         try:
             await process.exchange(pack(setup))
         except BaseException:
