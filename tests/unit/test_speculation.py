@@ -12,7 +12,7 @@ from fake_backend import fake_engine
 from pagoda.engine.drafters import DraftQuery, Proposal
 from pagoda.engine.engine import Engine
 from pagoda.engine.speculation.choose import choose_drafters
-from pagoda.engine.speculation.matching import NgramIndex, best_match
+from pagoda.engine.speculation.matching import MOST_PLACES, NgramIndex, best_match
 from pagoda.engine.speculation.ngram import NgramDrafter
 from pagoda.engine.speculation.pacing import Pacer, StepTimes
 from pagoda.engine.speculation.prediction import PredictionDrafter
@@ -61,6 +61,18 @@ def test_matches_are_right_on_random_texts() -> None:
         if found is not None:
             end, length = found
             assert tokens[end - length : end] == tokens[-length:]
+
+
+def test_an_index_that_has_grown_has_the_places_of_the_whole_text() -> None:
+    rng = random.Random(1)
+    for base in (0, 2**21 - 3):
+        for _ in range(100):
+            text = array("i", [base + rng.randrange(3) for _ in range(rng.randrange(3, 80))])
+            index = NgramIndex()
+            for stop in sorted(rng.randrange(len(text) + 1) for _ in range(4)):
+                index.extend(text, stop)
+                ends = [end for end in range(stop, 2, -1) if text[end - 3 : end] == text[-3:]]
+                assert index.places(text) == ends[:MOST_PLACES]
 
 
 def test_ngram_follows_what_came_after() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pagoda.engine.drafters import DraftQuery, Key, Proposal
 from pagoda.engine.speculation.matching import Match, NgramIndex, best_match
 
-MOST_TOKENS = 200_000  # of all answers that are kept: with their indexes some 40 MB
+MOST_TOKENS = 200_000  # of all answers that are kept: with their indexes some 4 MB
 LONGEST_ANSWER = 4096
 LEAST_TOKENS = 12  # shorter answers say nothing
 MOST_ANSWERS = 8  # of a scope, that are compared in one step
