@@ -33,7 +33,9 @@ PROMPTS = [[(a * i * i + 7 * i + b) % VOCAB for i in range(n)] for a, b, n in ((
 SPECS = {  # with what llama.cpp takes for granted
     **TINY,
     "gemma3n": TINY["gemma3n_deep"].with_config(hidden_size_per_layer_input=256, laurel_rank=64, keep_shared=True),
-    "deepseek2": TINY["deepseek2"].with_config(num_hidden_layers=27),  # fewer, and it wants queries of low rank
+    "deepseek2": TINY["deepseek2"].with_config(  # with another number of layers it wants queries of low rank
+        num_hidden_layers=26, first_k_dense_replace=23
+    ),
     "cohere_plus": TINY["cohere_plus"].with_config(num_hidden_layers=64),
 }
 CONTINUED = 64

@@ -197,12 +197,14 @@ struct LoraShrinkStage {
 };
 
 // Scores of each token's experts are the softmax of what the router says of them all, or its sigmoid. Chooses the top_k by
-// score, or by score + correction, equals by number, and weighs them by their scores; `normalize`: divided by the sum of
+// score, or by score + correction, equals by number, among the `used_groups` of `groups` groups of neighbours whose `best`
+// (1 or 2) highest add up to the most; and weighs them by their scores; `normalize`: divided by the sum of
 // those chosen; then times `scale`, and the expert's own where there are any. Says which rows are routed.
 struct RouteStage {
     static constexpr const char *kKind = "route";
     int scores, num_experts, top_k;
     bool normalize, sigmoid = false;
+    int groups = 1, used_groups = 1, best = 1;
     float scale = 1;
     std::vector<float> scales, corrections;  // of experts; empty: none
 
@@ -213,6 +215,9 @@ struct RouteStage {
         field("top_k", top_k);
         field("normalize", normalize);
         field("sigmoid", sigmoid, kOptional);
+        field("groups", groups, kOptional);
+        field("used_groups", used_groups, kOptional);
+        field("best", best, kOptional);
         field("scale", scale, kOptional);
         field("scales", scales, kOptional);
         field("corrections", corrections, kOptional);
@@ -224,6 +229,7 @@ struct RouteStage {
 
   private:
     void score_experts(const float *given, std::vector<float> &score, std::vector<float> &rank) const;
+    void leave_groups(const std::vector<float> &by, std::vector<float> &rank) const;
 };
 
 // out = the weighted sum of a token's routed rows, in the order of their experts.

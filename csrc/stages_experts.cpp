@@ -15,9 +15,21 @@ constexpr float kLeastTotal = 1e-20f;  // scores that are all 0 stay so
 void RouteStage::admit(Workspace &w) {
     if (num_experts < 1 || top_k < 1 || top_k > num_experts || num_experts > w.buffer(scores).stride)
         throw std::invalid_argument("experts are chosen from those that have scores");
+    if (groups < 1 || num_experts % groups || used_groups < 1 || used_groups > groups || best < 1 || best > 2 ||
+        best > num_experts / groups || top_k > num_experts / groups * used_groups)
+        throw std::invalid_argument("groups must have as many experts each, and those used enough of them");
     for (const auto *each : {&scales, &corrections})
         if (!each->empty() && static_cast<int>(each->size()) != num_experts)
             throw std::invalid_argument("each expert has a scale or correction, or none has");
+}
+
+// The numbers of `rank`, the first `count` of them in order of what they are ranked by, equals by number.
+static void order_by_rank(const std::vector<float> &rank, std::vector<int32_t> &order, size_t count) {
+    std::iota(order.begin(), order.end(), 0);
+    std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(), [&](int32_t a, int32_t b) {
+        const float left = rank[static_cast<size_t>(a)], right = rank[static_cast<size_t>(b)];
+        return left > right || (left == right && a < b);
+    });
 }
 
 // The scores of one token's experts, and what they are picked by.
@@ -33,6 +45,29 @@ void RouteStage::score_experts(const float *given, std::vector<float> &score, st
         const float corrected = score[e] + corrections[e];
         rank[e] = std::isnan(corrected) ? -std::numeric_limits<float>::infinity() : corrected;
     }
+    if (groups > 1) leave_groups(corrections.empty() ? score : rank, rank);
+}
+
+// Ranks experts of the groups that are not used last. What is no number is nobody's best.
+void RouteStage::leave_groups(const std::vector<float> &by, std::vector<float> &rank) const {
+    constexpr float kLow = -std::numeric_limits<float>::infinity();
+    const size_t size = rank.size() / static_cast<size_t>(groups);
+    std::vector<float> total(static_cast<size_t>(groups));
+    for (size_t g = 0; g < total.size(); ++g) {
+        float first = kLow, second = kLow;
+        for (size_t e = g * size; e < (g + 1) * size; ++e) {
+            if (by[e] > first)
+                second = first, first = by[e];
+            else if (by[e] > second)
+                second = by[e];
+        }
+        total[g] = best == 2 ? first + second : first;
+        if (std::isnan(total[g])) total[g] = kLow;
+    }
+    std::vector<int32_t> order(total.size());
+    order_by_rank(total, order, static_cast<size_t>(used_groups));
+    for (size_t g = static_cast<size_t>(used_groups); g < order.size(); ++g)
+        std::fill_n(rank.begin() + static_cast<std::ptrdiff_t>(order[g]) * static_cast<std::ptrdiff_t>(size), size, kLow);
 }
 
 // One thread does it: a token's scores are few, and who works for whom is to be known before any product.
@@ -47,11 +82,7 @@ void RouteStage::run(Workspace &w, const Step &step, int64_t, uint8_t *) const {
         score_experts(w.buffer(scores).row(t), score, rank);
         int32_t *chosen = routing.experts.data() + t * top_k;
         float *weight = routing.weights.data() + t * top_k, total = 0.0f;
-        std::iota(order.begin(), order.end(), 0);
-        std::partial_sort(order.begin(), order.begin() + top_k, order.end(), [&](int32_t a, int32_t b) {
-            const float left = rank[static_cast<size_t>(a)], right = rank[static_cast<size_t>(b)];
-            return left > right || (left == right && a < b);
-        });
+        order_by_rank(rank, order, static_cast<size_t>(top_k));
         std::copy_n(order.begin(), top_k, chosen);
         std::sort(chosen, chosen + top_k);
         for (int k = 0; k < top_k; ++k) total += weight[k] = score[static_cast<size_t>(chosen[k])];

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from paged_run import PagedRun, reference_run
 from pagoda.backends.base import Backend, Handle, LoadedModel, Ops, run_batch
-from pagoda.backends.specs import Activation, AttentionSpec, ExpertsSpec, KVGroup, RopeSpec
+from pagoda.backends.specs import Activation, AttentionSpec, ExpertGroups, ExpertsSpec, KVGroup, RopeSpec
 from pagoda.types import Batch, RawTensor
 from tiny_blocks import encode, noise
 
 WIDTHS = (32, 64)
-HEADS, KV_HEADS, HEAD_DIM, VOCAB, EXPERTS = 2, 1, 32, 40, 5
+HEADS, KV_HEADS, HEAD_DIM, VOCAB, EXPERTS = 2, 1, 32, 40, 6
 SPEC = AttentionSpec(HEADS, KV_HEADS, HEAD_DIM, HEAD_DIM**-0.5)
 ROPE = RopeSpec("neox", (0.1 ** np.arange(HEAD_DIM // 2)).astype(np.float32))
 
@@ -166,6 +166,8 @@ class Graph:
         spec = ExpertsSpec(EXPERTS if step.flag else 2, normalize=not step.flag, activation=activation)
         if step.pick[2] % 3:
             spec = replace(spec, scoring="sigmoid", scale=1.5)
+        if not step.flag and step.pick[0] % 3 == 0:
+            spec = replace(spec, groups=ExpertGroups(EXPERTS // 2, 2, 1 + step.pick[1] % 2))
         corrections = vector(f"{name}c", EXPERTS) if step.pick[2] % 4 > 1 else None
         scales = vector(f"{name}s", EXPERTS) if step.flag else None
         sizes = {"gb": up[0], "ub": up[0], "db": down[0]}

@@ -49,6 +49,7 @@ LITE = DEEPSEEK | {  # queries come out of the input itself
         "beta_slow": 1,
     },
 }
+GROUPS = {"n_routed_experts": 12, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2}  # experts picked from them
 ARCHITECTURES = ("mistral4", "deepseek2")
 NAMES = {
     "self_attn.q_a_proj": "attn_q_a",

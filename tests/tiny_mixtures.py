@@ -117,6 +117,8 @@ def metadata(c: Mapping[str, Any]) -> dict[str, Any]:
     if not count(c):
         return found
     found |= {"expert_count": count(c), "expert_used_count": c["num_experts_per_tok"]}
+    if c.get("n_group"):
+        found |= {"expert_group_count": c["n_group"], "expert_group_used_count": c["topk_group"]}
     if "shared_expert_intermediate_size" in c:
         found["expert_shared_feed_forward_length"] = c["shared_expert_intermediate_size"]
     if c["model_type"] == "lfm2_moe":

@@ -167,6 +167,15 @@ TINY: dict[str, TinyModel] = {
     "mistral4": _tiny("mistral4", **tiny_mistral4.CONFIG, rope_parameters=MINISTRAL_ROPE),
     "deepseek2": _tiny("deepseek2", "deepseek_v2", **tiny_mistral4.LITE),
     "deepseek3": _tiny("deepseek2", "deepseek_v3", **tiny_mistral4.DEEPSEEK),
+    "deepseek2_groups": _tiny(
+        "deepseek2",
+        "deepseek_v2",
+        **{**tiny_mistral4.DEEPSEEK, "norm_topk_prob": False, "scoring_func": "softmax", **tiny_mistral4.GROUPS},
+        topk_method="group_limited_greedy",
+    ),
+    "deepseek3_groups": _tiny(
+        "deepseek2", "deepseek_v3", **{**tiny_mistral4.DEEPSEEK, **tiny_mistral4.GROUPS}, topk_method="noaux_tc"
+    ),
     "glm4lite": _tiny("deepseek2", "glm4_moe_lite", **tiny_mistral4.DEEPSEEK | {"v_head_dim": 64}),
     "olmo3": _tiny(
         "olmo2", "olmo3", num_hidden_layers=5, rope_parameters=OLMO3_ROPE, sliding_window=20, pad_token_id=0

@@ -3,6 +3,7 @@ other."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,15 @@ from pagoda.backends.cuda.fast import FastOps
 from pagoda.backends.cuda.kernels import experts
 from pagoda.backends.cuda.planes import Weight
 from pagoda.backends.cuda.weights import WeightLoader
-from pagoda.backends.specs import ExpertsSpec
+from pagoda.backends.specs import ExpertGroups, ExpertsSpec
 from pagoda.types import RawTensor
 from tiny_blocks import encode, noise
 
 N, E, F, F32 = 12, 64, 96, torch.float32
 SPEC = ExpertsSpec(3, normalize=True, activation="silu")
 PLAIN = ExpertsSpec(2, normalize=False, activation="clamped_swiglu")
+BY_BEST = replace(PLAIN, groups=ExpertGroups(4, 2, 1))
+BY_TWO = ExpertsSpec(3, normalize=True, activation="silu", scoring="sigmoid", groups=ExpertGroups(3, 1, 2))
 SIGMOID = ExpertsSpec(3, normalize=True, activation="silu", scoring="sigmoid", scale=2.5)
 
 
@@ -55,7 +58,9 @@ def mixture(type: str, spec: ExpertsSpec, *, biased: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("tokens", [1, 4, 17])
 @pytest.mark.parametrize("corrected", [False, True])
-@pytest.mark.parametrize("spec", [SPEC, PLAIN, SIGMOID], ids=["normalized", "plain", "sigmoid"])
+@pytest.mark.parametrize(
+    "spec", [SPEC, PLAIN, SIGMOID, BY_BEST, BY_TWO], ids=["normalized", "plain", "sigmoid", "by best", "by two"]
+)
 def test_the_likeliest_experts_are_picked(tokens: int, spec: ExpertsSpec, corrected: bool) -> None:
     scores, scales = numbers(2, tokens, N, name="scores"), numbers(N, name="scales")
     scores[:, 0, 3] = scores[:, 0, 7] = 3.0  # the lower index of equals

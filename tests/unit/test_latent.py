@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from paged_run import reference_run
-from pagoda.errors import UnsupportedError
+from pagoda.backends.specs import ExpertGroups
+from pagoda.errors import FormatError, UnsupportedError
 from pagoda.models.latent import latent_copies
+from pagoda.models.layers import Experts
 from pagoda.models.registry import load_model
 from tiny_models import TINY, MemoryCheckpoint, memory_checkpoint
 
@@ -51,9 +53,42 @@ def test_no_vector_is_shared_by_more_heads_than_kernels_take(heads: int, copies:
     assert latent_copies(heads) == copies
 
 
+GROUPS = ("expert_group_count", "expert_group_used_count", "n_group", "topk_group")
+
+
 @pytest.mark.parametrize("kind", ["gguf", "safetensors"])
-def test_experts_picked_by_groups_are_refused(kind: str) -> None:
-    checkpoint = memory_checkpoint(TINY["deepseek3"], kind=kind)
-    key = "deepseek2.expert_group_count" if kind == "gguf" else "n_group"
-    with pytest.raises(UnsupportedError, match="picked by groups, here of 2"):
-        load_model(replace(checkpoint, metadata={**checkpoint.metadata, key: 2}))
+@pytest.mark.parametrize(
+    ("name", "groups"), [("deepseek2_groups", ExpertGroups(4, 2, 1)), ("deepseek3_groups", ExpertGroups(4, 2, 2))]
+)
+def test_groups_of_experts_are_read_from_either_kind_of_file(name: str, groups: ExpertGroups, kind: str) -> None:
+    experts = load_model(memory_checkpoint(TINY[name], kind=kind)).blocks[1].ffn
+    assert isinstance(experts, Experts)
+    assert experts.spec.groups == groups
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+@pytest.mark.parametrize(
+    ("count", "used", "error"),
+    [
+        (5, 2, "3 of 12 experts cannot be picked from 5 groups"),
+        (6, 1, "3 of 12 experts cannot be picked from 6 groups"),
+        (12, 3, "3 of 12 experts cannot be picked from 12 groups"),  # whose two best are not there
+        (4, 5, "is 5, "),
+        (13, 1, "is 13, "),
+    ],
+)
+def test_groups_that_no_model_could_have(kind: str, count: int, used: int, error: str) -> None:
+    checkpoint = memory_checkpoint(TINY["deepseek3_groups"], kind=kind)
+    keys = [key if kind == "safetensors" else f"deepseek2.{key}" for key in GROUPS[2 * (kind == "safetensors") :][:2]]
+    metadata = {**checkpoint.metadata, keys[0]: count, keys[1]: used}
+    with pytest.raises(FormatError, match=error):
+        load_model(replace(checkpoint, metadata=metadata))
+
+
+def test_a_method_of_picking_that_is_not_the_familys() -> None:
+    checkpoint = memory_checkpoint(TINY["deepseek2_groups"], kind="safetensors")
+    greedy = load_model(replace(checkpoint, metadata={**checkpoint.metadata, "topk_method": "greedy"})).blocks[1].ffn
+    assert isinstance(greedy, Experts)
+    assert greedy.spec.groups is None
+    with pytest.raises(UnsupportedError, match="topk_method 'noaux_tc'"):
+        load_model(replace(checkpoint, metadata={**checkpoint.metadata, "topk_method": "noaux_tc"}))

@@ -12,7 +12,7 @@ from op_graphs import Encoder, hidden_states_of
 from paged_run import PagedRun, move_blocks, reference_run
 from pagoda.backends import arithmetic, reference
 from pagoda.backends.base import run_batch
-from pagoda.backends.specs import AttentionSpec, ExpertsSpec, RopeSpec, RopeStyle, Scoring
+from pagoda.backends.specs import AttentionSpec, ExpertGroups, ExpertsSpec, RopeSpec, RopeStyle, Scoring
 from pagoda.models.registry import load_model
 from tiny_models import TINY, VOCAB, memory_checkpoint
 
@@ -177,6 +177,40 @@ def test_experts_are_picked_by_corrected_scores_and_weighed_by_their_own(scoring
         expected = [scores[e] / total * 2.5 * scales[e] if e in picked else 0 for e in range(6)]
         np.testing.assert_allclose(got, expected, atol=1e-5)
     assert moved > 5
+
+
+def picked_from_groups(scores: list[float], count: int, groups: ExpertGroups) -> set[int]:
+    """Experts as deepseek-ai/DeepSeek-V3's inference/model.py picks them, one token in Python."""
+    size = len(scores) // groups.count
+    parts = [scores[g * size : (g + 1) * size] for g in range(groups.count)]
+    of_group = [sum(sorted(part)[-groups.best :]) for part in parts]
+    used = sorted(range(groups.count), key=lambda g: (-of_group[g], g))[: groups.num_used]
+    allowed = [e for e in range(len(scores)) if e // size in used]
+    return set(sorted(allowed, key=lambda e: (-scores[e], e))[:count])
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("best", [1, 2])
+@pytest.mark.parametrize("lowered", [None, 0.0, 2.0], ids=["plain", "corrected", "below zero"])
+def test_experts_are_picked_from_the_best_groups(scoring: Scoring, best: int, lowered: float | None) -> None:
+    """Also where corrections make all scores negative: experts of other groups do not count as zero."""
+    router, corrections = random(60, 12), None if lowered is None else random(12) / 4 - np.float32(lowered)
+    groups = ExpertGroups(4, 2, best)
+    out = arithmetic.expert_weights(router, ExpertsSpec(3, False, "silu", scoring, groups=groups), None, corrections)
+    everywhere = arithmetic.expert_weights(router, ExpertsSpec(3, False, "silu", scoring), None, corrections)
+    for logits, got in zip(router.astype(np.float64), out, strict=True):
+        scores = 1 / (1 + np.exp(-logits)) if scoring == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
+        corrected = scores if corrections is None else scores + corrections
+        expected = picked_from_groups(corrected.tolist(), 3, groups)
+        assert set(np.flatnonzero(got)) == expected
+        np.testing.assert_allclose(got[list(expected)], scores[list(expected)], rtol=1e-5)
+    assert (out != everywhere).any(axis=1).sum() > 5
+
+
+def test_of_equal_groups_the_first_is_picked() -> None:
+    spec = ExpertsSpec(2, False, "silu", "sigmoid", groups=ExpertGroups(3, 1, 2))
+    out = arithmetic.expert_weights(np.array([[0, 0, 1, -1, 1, -1, 1, -1, 0]], np.float32), spec)
+    assert np.flatnonzero(out[0]).tolist() == [0, 2]  # 0.5 and sigmoid(1) in the first and in the last
 
 
 def test_scores_that_are_all_nothing_weigh_nothing() -> None:

@@ -6,8 +6,18 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
-from pagoda.backends.specs import Activation, AttentionSpec, DeltaSpec, ExpertsSpec, QueryGrowth, RopeSpec, ScanSpec
+from pagoda.backends.specs import (
+    Activation,
+    AttentionSpec,
+    DeltaSpec,
+    ExpertGroups,
+    ExpertsSpec,
+    QueryGrowth,
+    RopeSpec,
+    ScanSpec,
+)
 from pagoda.types import FloatArray, Int32Array
 
 SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # of clamped_swiglu
@@ -111,6 +121,9 @@ def expert_weights(
     → [T, N]"""
     scores = softmax(router) if spec.scoring == "softmax" else sigmoid(router)
     ranked = router if corrections is None else scores + corrections
+    if spec.groups is not None:
+        allowed = _in_best_groups(scores if corrections is None else ranked, spec.groups)
+        ranked = np.where(allowed, ranked, np.float32(-np.inf))
     picked = np.argsort(-ranked, axis=-1, kind="stable")[:, : spec.num_used]
     weights = np.zeros_like(scores)
     np.put_along_axis(weights, picked, np.take_along_axis(scores, picked, -1), -1)
@@ -118,6 +131,16 @@ def expert_weights(
         weights = weights / (weights.sum(-1, keepdims=True) + LEAST_TOTAL)
     weights = weights * np.float32(spec.scale)
     return np.asarray(weights if scales is None else weights * scales, np.float32)
+
+
+def _in_best_groups(scores: FloatArray, groups: ExpertGroups) -> npt.NDArray[np.bool_]:
+    """Which experts belong to a token's groups, of equals the first. scores [T, N] → [T, N]"""
+    each = scores.reshape(len(scores), groups.count, -1)
+    of_group = np.sort(each, axis=-1)[..., -groups.best :].sum(-1)
+    used = np.argsort(-of_group, axis=-1, kind="stable")[:, : groups.num_used]
+    allowed = np.zeros(of_group.shape, np.bool_)
+    np.put_along_axis(allowed, used, True, -1)
+    return np.repeat(allowed, each.shape[-1], axis=-1)
 
 
 def grown(q: FloatArray, positions: Int32Array, growth: QueryGrowth | None) -> FloatArray:

@@ -18,7 +18,7 @@ from pagoda.backends import fused_nodes as fused
 from pagoda.backends import lowering as low
 from pagoda.backends.buffers import Buffers
 from pagoda.backends.packed_weights import FLOAT_TYPES, PackedWeights
-from pagoda.backends.specs import ExpertBiases, ExpertsSpec, RopeSpec
+from pagoda.backends.specs import ExpertBiases, ExpertGroups, ExpertsSpec, RopeSpec
 from pagoda.backends.states import stage_arguments
 from pagoda.backends.trace import Node
 from pagoda.errors import UnsupportedError
@@ -279,6 +279,7 @@ class Compiler:
         """A token gets a row for each of its experts. Rows of one expert stand together: a step reads its weights
         once."""
         used, (ffn, hidden) = spec.num_used, gate[0].shape
+        groups = spec.groups or ExpertGroups(1, 1, 1)
         self._add(
             StageKind.ROUTE,
             scores=self.buffers[router],
@@ -286,6 +287,9 @@ class Compiler:
             top_k=used,
             normalize=spec.normalize,
             sigmoid=spec.scoring == "sigmoid",
+            groups=groups.count,
+            used_groups=groups.num_used,
+            best=groups.best,
             scale=spec.scale,
             scales=None if scales is None else self.weights.vector(scales),
             corrections=None if corrections is None else self.weights.vector(corrections),

@@ -65,10 +65,23 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertGroups:
+    """Experts in groups of as many neighbours, of which a token uses `num_used`: those of the highest scores.
+
+    best: a group's score is the sum of its so many highest, corrections included, 1 or 2.
+    """
+
+    count: int
+    num_used: int
+    best: int
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertsSpec:
     """How a router picks experts for a token: the `num_used` of the highest scores, which weigh them.
 
-    normalize: the weights are divided by their sum. scale: then multiplied by this.
+    normalize: the weights are divided by their sum. scale: then multiplied by this. groups: experts are picked from
+    the token's groups alone.
     """
 
     num_used: int
@@ -76,6 +89,7 @@ class ExpertsSpec:
     activation: Activation
     scoring: Scoring = "softmax"  # over all experts
     scale: float = 1.0
+    groups: ExpertGroups | None = None
 
 
 ExpertBiases = tuple[RawTensor, RawTensor, RawTensor]  # of gate and up (N, F), of down (N, E)

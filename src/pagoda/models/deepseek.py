@@ -1,9 +1,9 @@
 """DeepSeek V2 and V3, and those built like them (Moonlight, GLM-4.7 Flash): latent attention (`latent.py`) in all
 layers, and from a layer on a mixture of experts beside shared ones. V2 picks experts by softmax, the others by
-corrected sigmoids.
+corrected sigmoids. The largest pick them from groups: V2 scores a group by its best, the others by the sum of its two
+best, corrections included, as in deepseek-ai's own inference code.
 
-Where experts are picked by groups, as in the largest ones, files are refused. The layer that predicts several tokens
-(MTP) is left out.
+The layer that predicts several tokens (MTP) is left out.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ SECOND = Family(
     gguf="deepseek2",  # of the others, too: their files say how experts are scored
     hf_class="DeepseekV2ForCausalLM",
     build=build_latent,
-    not_covered="conversion; training; experts that are picked by groups (V2, not Lite)",
+    not_covered="conversion; training",
     tensors=TENSORS
     | LATENT_TENSORS
     | shared_expert("mlp.shared_experts")
     | {"expert_corrections": ("blk.{i}.exp_probs_b", "model.layers.{i}.mlp.gate.e_score_correction_bias")},
-    defaults={"first_k_dense_replace": 0, "norm_topk_prob": False},
+    defaults={"first_k_dense_replace": 0, "norm_topk_prob": False, "topk_method": "greedy"},
+    group_method="group_limited_greedy",
     gguf_norm_topk=False,
     is_converted=False,
     is_trained=False,
@@ -48,8 +49,7 @@ THIRD = replace(
     name="deepseek_v3",
     hf_class="DeepseekV3ForCausalLM",
     compared=("llama.cpp 0.3.36: greedy tokens",),
-    not_covered="conversion; training; experts that are picked by groups (V3 and R1); the layer that predicts several "
-    "tokens (MTP)",
+    not_covered="conversion; training; the layer that predicts several tokens (MTP)",
     defaults={
         "num_attention_heads": 128,
         "kv_lora_rank": 512,
@@ -62,6 +62,7 @@ THIRD = replace(
         "num_experts_per_tok": 8,
         "n_shared_experts": 1,
         "n_group": 8,
+        "topk_group": 4,
         "first_k_dense_replace": 3,
         "routed_scaling_factor": 2.5,
         "num_nextn_predict_layers": 1,
@@ -84,6 +85,7 @@ GLM_LITE = replace(
         "n_routed_experts": 64,
         "num_experts_per_tok": 4,
         "n_group": 1,
+        "topk_group": 1,
         "first_k_dense_replace": 1,
         "routed_scaling_factor": 1.8,
         "rms_norm_eps": 1e-5,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from pagoda.backends.specs import Activation, ExpertsSpec, Scoring
+from pagoda.backends.specs import Activation, ExpertGroups, ExpertsSpec, Scoring
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.quantized import FLOAT_TYPES
 from pagoda.models.family import ModelFile
@@ -20,6 +20,7 @@ from pagoda.types import RawTensor
 MAX_EXPERTS = 1 << 12
 COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")  # of config.json, the first that is there
 _EXPERT = re.compile(r"_exps\b|\.experts\.")
+GROUP_METHODS = {"group_limited_greedy": 1, "noaux_tc": 2}  # config.json's topk_method: see `ExpertGroups.best`
 SCORINGS: dict[int, Scoring] = {1: "softmax", 2: "sigmoid"}  # by GGUF's numbers; 0: it does not say
 
 
@@ -43,6 +44,7 @@ class ExpertSizes:
     layers: frozenset[int]  # that have experts
     scoring: Scoring = "softmax"
     scale: float = 1.0
+    groups: ExpertGroups | None = None
 
 
 def is_expert(tensor: str) -> bool:
@@ -76,23 +78,42 @@ def read_experts(file: ModelFile, num_layers: int, ffn_size: int) -> ExpertSizes
     count, used = _counts(file)
     if not count:
         return None
-    groups = file.integer("expert_group_count" if file.is_gguf else "n_group", 1, low=0, high=MAX_EXPERTS)
-    if groups > 1:
-        raise UnsupportedError(f"experts that are picked by groups, here of {groups}, are not supported")
+    scoring = _read_scoring(file)
+    groups = _read_groups(file, count, used, scoring)
     scale = file.optional_number("expert_weights_scale" if file.is_gguf else "routed_scaling_factor") or 1.0
     if file.is_gguf:
         size = file.integer("expert_feed_forward_length", ffn_size, high=1 << 22)
         first = file.integer("leading_dense_block_count", 0, low=0, high=num_layers)
         normalize = file.settings.flag(file.key("expert_weights_norm"), file.family.gguf_norm_topk)
         layers = frozenset(range(first, num_layers))
-        return ExpertSizes(count, used, size, normalize, layers, _read_scoring(file), scale)
+        return ExpertSizes(count, used, size, normalize, layers, scoring, scale, groups)
     size = file.settings.integer("moe_intermediate_size", ffn_size, high=1 << 22)
     layers = frozenset(layer for layer in range(num_layers) if has_experts(file.settings, layer))
     normalize = file.settings.flag("norm_topk_prob", True)
-    return ExpertSizes(count, used, size, normalize, layers, file.family.scoring, scale)
+    return ExpertSizes(count, used, size, normalize, layers, scoring, scale, groups)
+
+
+def _read_groups(file: ModelFile, count: int, used: int, scoring: Scoring) -> ExpertGroups | None:
+    """None where experts are picked from all. GGUF does not say what a group's score is: what the family's does."""
+    groups = file.integer("expert_group_count" if file.is_gguf else "n_group", 1, low=0, high=count)
+    if groups <= 1:
+        return None
+    method = "noaux_tc" if scoring == "sigmoid" else file.family.group_method
+    if not file.is_gguf and (stated := file.settings.text("topk_method", method)) != method:
+        if stated == "greedy":  # which pays groups no heed
+            return None
+        raise UnsupportedError(f"topk_method {stated!r} of {groups} groups of experts, here {method!r} is supported")
+    key = file.key("expert_group_used_count" if file.is_gguf else "topk_group")
+    allowed = ExpertGroups(groups, file.settings.integer(key, low=1, high=groups), GROUP_METHODS[method])
+    size, rest = divmod(count, groups)
+    if rest or size < allowed.best or used > size * allowed.num_used:
+        raise FormatError(f"{key} {allowed.num_used}: {used} of {count} experts cannot be picked from {groups} groups")
+    return allowed
 
 
 def _read_scoring(file: ModelFile) -> Scoring:
+    if not file.is_gguf:
+        return file.family.scoring
     number = file.integer("expert_gating_func", 0, low=0, high=255)
     if number and number not in SCORINGS:
         raise UnsupportedError(f"{file.key('expert_gating_func')} is {number}, which scores experts in an unknown way")
@@ -131,7 +152,7 @@ def read_layer(file: ModelFile, layer: int, sizes: ExpertSizes, hidden_size: int
 def _read_routed(file: ModelFile, layer: int, sizes: ExpertSizes, hidden_size: int, activation: Activation) -> Experts:
     n, f, e = sizes.count, sizes.ffn_size, hidden_size
     router = Linear(file.tensor("ffn_router", (n, e), layer))
-    spec = ExpertsSpec(sizes.used, sizes.normalize, activation, sizes.scoring, sizes.scale)
+    spec = ExpertsSpec(sizes.used, sizes.normalize, activation, sizes.scoring, sizes.scale, sizes.groups)
     corrections = None
     corrected = "expert_corrections" in file.family.tensors and sizes.scoring == "sigmoid"
     if corrected and (file.is_gguf or file.settings.flag("use_expert_bias", True)):

@@ -88,6 +88,7 @@ class Family:
     dense_beside: bool = False  # a feed-forward beside the experts
     expert_bias: bool = False  # of experts and of what picks them
     scoring: Scoring = "softmax"  # of experts, where files do not say
+    group_method: str = "noaux_tc"  # of experts that softmax scores, as config.json's topk_method
     stacks_transposed: bool = False  # Hugging Face's stacks of experts may hold (in, out) matrices
     learned_positions: bool = False
     extra_tensors: Callable[[Settings], Iterable[tuple[str, tuple[int, ...]]]] | None = None  # GGUF names and shapes

@@ -48,6 +48,7 @@ FAMILY = Family(
         "num_experts_per_tok": 8,
         "n_routed_experts": 128,
         "n_shared_experts": 1,
+        "topk_group": 1,
         "first_k_dense_replace": 1,
         "num_nextn_predict_layers": 1,
     },

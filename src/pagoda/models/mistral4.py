@@ -43,6 +43,7 @@ FAMILY = Family(
         "n_routed_experts": 128,
         "num_experts_per_tok": 4,
         "n_shared_experts": 1,
+        "topk_group": 1,
     },
     gguf_norm_topk=False,
     is_converted=False,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from pagoda.backends.arithmetic import LEAST_TOTAL, SWIGLU_ALPHA, SWIGLU_LIMIT
 from pagoda.backends.cuda.elementwise import sigmoid, silu
-from pagoda.backends.specs import Activation, ExpertsSpec
+from pagoda.backends.specs import Activation, ExpertGroups, ExpertsSpec
 
 
 def activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -33,11 +33,23 @@ def expert_weights(router: torch.Tensor, spec: ExpertsSpec, corrections: torch.T
     """How much each expert counts for each token, 0 for those not picked. router [T, N], corrections [N] → [T, N]"""
     scores = router.softmax(-1) if spec.scoring == "softmax" else router.sigmoid()
     ranked = router if corrections is None else scores + corrections
+    if spec.groups is not None:
+        allowed = _in_best_groups(scores if corrections is None else ranked, spec.groups)
+        ranked = ranked.masked_fill(~allowed, float("-inf"))
     picked = torch.sort(ranked, dim=-1, descending=True, stable=True).indices[:, : spec.num_used]
     chosen = scores.gather(-1, picked)
     if spec.normalize:
         chosen = chosen / (chosen.sum(-1, keepdim=True) + LEAST_TOTAL)
     return torch.zeros_like(router).scatter(-1, picked, chosen * spec.scale)
+
+
+def _in_best_groups(scores: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
+    """Which experts belong to a token's groups, of equals the first. scores [T, N] → [T, N]"""
+    each = scores.unflatten(-1, (groups.count, -1))
+    of_group = each.topk(groups.best, -1).values.sum(-1)
+    used = torch.sort(of_group, dim=-1, descending=True, stable=True).indices[:, : groups.num_used]
+    allowed = torch.zeros_like(of_group, dtype=torch.bool).scatter(-1, used, True)
+    return allowed.repeat_interleave(each.shape[-1], -1)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

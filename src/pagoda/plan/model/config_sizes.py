@@ -60,8 +60,7 @@ class ConfigSizes:
             self.rank, self.rotary = size("kv_lora_rank"), size("qk_rope_head_dim")
             self.key_dim = size("qk_nope_head_dim") + self.rotary
             self.value_dim = size("v_head_dim")
-            grouped = settings.integer("n_group", 1, low=0, high=MAX_EXPERTS) > 1
-            self.is_served = family.build is not None and not grouped  # and so keeps latents as `models/latent.py` does
+            self.is_served = family.build is not None  # and so keeps latents as `models/latent.py` does
         else:
             if settings.get("head_dim") is None and self.hidden % heads:
                 raise FormatError(f"a hidden size of {self.hidden} does not divide into {heads} heads")

@@ -99,7 +99,7 @@ class _GGUFReader:
             latent = self.integer("attention.kv_lora_rank") + self.integer("rope.dimension_count")
             key_dim = self.integer("attention.key_length_mla", key_dim)
             value_dim = self.integer("attention.value_length_mla", value_dim)
-            if self._family and self._family.build and self.integer("expert_group_count", 1, low=0) <= 1:
+            if self._family and self._family.build:
                 key_dim = value_dim = latent  # which is how `models/latent.py` keeps them
                 kv_heads, latent = [latent_copies(n) if n else 0 for n in heads], None
         local_dims = (

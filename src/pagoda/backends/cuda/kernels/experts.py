@@ -21,17 +21,41 @@ from pagoda.backends.cuda.kernels.common import load_parts, power_of_two
 from pagoda.backends.cuda.kernels.dense import sum_over_columns
 from pagoda.backends.cuda.kernels.grouped import kinds, shares, sum_by_lanes, sum_over_runs, tensors
 from pagoda.backends.cuda.planes import PlaneWeight, Weight
-from pagoda.backends.specs import ExpertsSpec
+from pagoda.backends.specs import ExpertGroups, ExpertsSpec
 
 FEWEST_ROWS, MOST_ROWS = 16, 64  # of a tile: what tensor cores take at least, and what shared memory has room for
 COLUMNS = 1024  # of a program of `_combine`
 
 
 @triton.jit
+def _in_best_groups(
+    score, n, N: tl.constexpr, GROUPS: tl.constexpr, USED_GROUPS: tl.constexpr, BEST: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Which experts belong to the groups of the highest scores, of equals the first. score [BLOCK] → [BLOCK]"""
+    low = float("-inf")
+    of_group = tl.full([BLOCK], low, tl.float32)  # of each expert's group
+    for g in tl.static_range(GROUPS):
+        member = n // (N // GROUPS) == g
+        own = tl.where(member, score, low)
+        total = tl.max(own, axis=0)
+        if BEST == 2:
+            first = tl.min(tl.where(member & (own == total), n, BLOCK), axis=0)
+            total += tl.max(tl.where(n == first, low, own), axis=0)
+        of_group = tl.where(member, total, of_group)
+    allowed = n < 0
+    for _ in tl.static_range(USED_GROUPS):
+        best = tl.max(tl.where(allowed, low, of_group), axis=0)
+        first = tl.min(tl.where((n < N) & (allowed == 0) & (of_group == best), n, BLOCK), axis=0)
+        allowed = allowed | ((n // (N // GROUPS) == first // (N // GROUPS)) & (first < N))
+    return allowed
+
+
+@triton.jit
 def _route(
     scores_ptr, scales_ptr, corrections_ptr, experts_ptr, weights_ptr, part, row, factor,
     N: tl.constexpr, USED: tl.constexpr, PARTS: tl.constexpr, SIGMOID: tl.constexpr, NORMALIZE: tl.constexpr,
-    SCALED: tl.constexpr, CORRECTED: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    SCALED: tl.constexpr, CORRECTED: tl.constexpr, GROUPS: tl.constexpr, USED_GROUPS: tl.constexpr,
+    BEST: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """One token's experts in ascending order, and how much each counts. Where scores are no numbers fewer are picked;
     their places name expert 0, which then counts nothing."""
@@ -47,6 +71,9 @@ def _route(
     if CORRECTED:
         score = weight + tl.load(corrections_ptr + n, mask=inside, other=0.0)
         score = tl.where(inside, score, float("-inf"))
+    if GROUPS > 1:
+        by = score if CORRECTED else tl.where(inside, weight, float("-inf"))
+        score = tl.where(_in_best_groups(by, n, N, GROUPS, USED_GROUPS, BEST, BLOCK), score, float("-inf"))
     picked = tl.zeros([BLOCK], tl.int32)
     for _ in tl.static_range(USED):
         best = tl.max(score, axis=0)
@@ -207,6 +234,7 @@ def route(
     """scores [S, T, N], scales and corrections [N]. `invariant`: tiles of one shape, so that a row's bits do not depend
     on how many there are."""
     tokens, experts = scores.shape[1:]
+    groups = spec.groups or ExpertGroups(1, 1, 1)
     count, used = tokens * spec.num_used, spec.num_used
     picked = torch.empty(count, dtype=torch.int32, device=scores.device)
     weights = torch.empty(count, dtype=torch.float32, device=scores.device)
@@ -214,7 +242,8 @@ def route(
         scores, weights if scales is None else scales, weights if corrections is None else corrections,
         picked, weights, scores.stride(0), scores.stride(1), spec.scale,
         N=experts, USED=used, PARTS=scores.shape[0], SIGMOID=spec.scoring == "sigmoid",
-        NORMALIZE=spec.normalize, SCALED=scales is not None, CORRECTED=corrections is not None, LEAST=LEAST_TOTAL,
+        NORMALIZE=spec.normalize, SCALED=scales is not None, CORRECTED=corrections is not None,
+        GROUPS=groups.count, USED_GROUPS=groups.num_used, BEST=groups.best, LEAST=LEAST_TOTAL,
         BLOCK=power_of_two(experts), SLOTS=power_of_two(used), num_warps=1,
     )  # fmt: skip
     if count <= experts // 2:
