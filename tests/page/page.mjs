@@ -122,6 +122,28 @@ const cases = {
     await page.keyboard.press("Enter");
     await page.getByText("done", { exact: true }).waitFor();
   },
+  async offers_several_models() {
+    const page = await fresh({ withKey: false, path: "/docs" }); // with what follows in place before the page asks
+    const listed = [{ id: "fake", owned_by: "pagoda-gateway" }, { id: "other", owned_by: "pagoda-gateway" }];
+    await page.route("**/v1/models", (route) => route.fulfill({ json: { data: listed } }));
+    const asked = [];
+    await page.route("**/v1/chat/completions", (route) => {
+      asked.push(route.request().postDataJSON().model);
+      const body = `data: ${JSON.stringify({ choices: [{ index: 0, delta: { content: "yes" } }] })}\n\n`;
+      route.fulfill({ contentType: "text/event-stream", body: `${body}data: [DONE]\n\n` });
+    });
+    await page.goto(url);
+    await page.getByLabel("Model").selectOption("other");
+    await ask(page, "one");
+    await answered(page);
+    check((await page.locator("article.assistant h2").textContent()) === "other", "who answered is not said");
+    await page.reload(); // the choice stays
+    await page.waitForFunction(() => document.getElementById("models").value === "other");
+    await page.getByRole("button", { name: "Regenerate" }).click();
+    await page.waitForFunction(() => !document.querySelector("article[aria-busy]"));
+    check(asked.join() === "other,other", `asked ${asked}`);
+    check(!(await page.getByRole("link", { name: "Live" }).isVisible()), "a gateway over upstreams has no live page");
+  },
   async works_from_the_keyboard() {
     const page = await fresh();
     check(await page.evaluate(() => document.activeElement.id === "input"), "the field has no focus");
@@ -142,8 +164,8 @@ const cases = {
     const worst = await page.evaluate(async () => {
       const { LiveMessage } = await import("./page/render.js");
       const log = document.getElementById("log");
-      const live = new LiveMessage(log);
-      const message = { content: "", reasoning: "", calls: [] };
+      const message = { role: "assistant", content: "", reasoning: "", calls: [] };
+      const live = new LiveMessage(log, message);
       let changes = 0;
       new MutationObserver((records) => (changes += records.filter((r) => r.type === "childList").length))
         .observe(live.article, { childList: true, subtree: true });

@@ -311,12 +311,27 @@ def test_models_are_mapped_by_name() -> None:
         assert "The upstreams have small" in unknown.json()["error"]["message"]
 
 
-def test_the_live_page_has_all_that_it_loads() -> None:
+@pytest.mark.parametrize("path", ["/", "/docs", "/live"])
+def test_pages_have_all_that_they_load(path: str) -> None:
     with gating(UpstreamSettings(answering().url, "a")) as gated:
-        html = gated.client.get("/live").text
-        loaded = re.findall(r'(?:href|src)="([^"#]+)"', html)
+        loaded = re.findall(r'(?:href|src)="([^"#]+)"', gated.client.get(path).text)
         assert "page/icon.svg" in loaded
         assert {name: gated.client.get(f"/{name}").status_code for name in loaded} == dict.fromkeys(loaded, 200)
+
+
+def test_the_document_lists_what_is_passed_on_and_its_shapes() -> None:
+    with gating(UpstreamSettings(answering().url, "a")) as gated:
+        document = gated.client.get("/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/messages", "/v1/models"} < set(document["paths"])
+    assert not {"/api/chat", "/tokenize", "/v1/load_lora_adapter"} & set(document["paths"])
+    named = set(re.findall(r'#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert named == set(document["components"]["schemas"])
+
+
+def test_models_are_listed_in_the_order_of_the_upstreams() -> None:
+    rows = [UpstreamSettings(answering().url, name, models={name: name}) for name in ("small", "big")]
+    with gating(*rows) as gated:
+        assert [one["id"] for one in gated.client.get("/v1/models").json()["data"]] == ["small", "big"]
 
 
 @pytest.mark.parametrize(

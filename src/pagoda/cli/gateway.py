@@ -42,7 +42,7 @@ def gateway(gateway: GatewaySettings, server: ServerSettings, cost: CostSettings
     names = ", ".join(one.name for one in upstreams)
 
     def greet(url: str) -> None:
-        logger.info("listening", extra={"facts": {"url": f"{url}/v1", "upstreams": names}})
+        logger.info("listening", extra={"facts": {"url": f"{url}/v1", "upstreams": names, "page": url}})
         if server.log_format == "text":
             sys.stderr.write(f"\nPoint OpenAI clients at {url}/v1; {url}/health says how upstreams are.\n\n")
 

@@ -95,7 +95,7 @@ def serve_models(models: tuple[LocalSettings, ...], server: ServerSettings, cost
 
     def greet(url: str) -> None:
         names = ", ".join(one.name for one in models)
-        logger.info("listening", extra={"facts": {"url": f"{url}/v1", "models": names, "in memory": most}})
+        logger.info("listening", extra={"facts": {"url": f"{url}/v1", "models": names, "in memory": most, "page": url}})
 
     run_gateway(GatewaySettings(), server, cost, greet, models=shared(models, most, usable_cores(), cost, server))
 

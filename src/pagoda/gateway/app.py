@@ -24,12 +24,11 @@ from pagoda.gateway.local import routes as model_routes
 from pagoda.gateway.local.routes import all_series
 from pagoda.gateway.service import GatewayService, upstream_states
 from pagoda.observe.cost import CostSettings
-from pagoda.server import cache_routes
-from pagoda.server.app import exception_handlers, middleware
+from pagoda.server import cache_routes, pages
+from pagoda.server.app import exception_handlers, middleware, openapi_document
 from pagoda.server.bodies import body_of
 from pagoda.server.failures import error_body, json_response
 from pagoda.server.generation import cache_options, open_stream, write_answer
-from pagoda.server.pages import page_file
 from pagoda.server.record import record_of
 
 INLINE_BYTES = 256 * 1024  # of a body that is read on the event loop: a millisecond
@@ -119,12 +118,13 @@ def create_gateway(settings: ServerSettings, cost: CostSettings) -> Starlette:
             Route("/v1/models/{model_id:name}", show_model),
             *model_routes.ROUTES,
             *live_routes.ROUTES,
-            Route("/page/{name}", page_file),  # the live page's icon
+            *pages.ROUTES,
             *cache_routes.ROUTES,
             Route("/health", health),
             Route("/ready", ready),
             Route("/version", version),
             Route("/metrics", metrics),
+            Route("/openapi.json", openapi_document),
         ],
         middleware=middleware(settings, service, service.key_store),
         exception_handlers=exception_handlers(),

@@ -62,8 +62,9 @@ class Upstreams:
         return stream
 
     def models(self) -> list[str]:
-        """Names that clients can ask for, as far as they are known."""
-        return sorted({name for one in self.router.replicas for name in one.settings.models or one.listed or ()})
+        """Names that clients can ask for, as far as they are known, in the order of the upstreams."""
+        names = (name for one in self.router.replicas for name in one.settings.models or one.listed or ())
+        return list(dict.fromkeys(names))
 
     def unknown(self, model: str | None) -> PagodaError:
         """Nobody has the model, or nobody is there."""

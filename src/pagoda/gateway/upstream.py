@@ -51,7 +51,7 @@ class Upstream:
         self.healthy = True  # until it has been found not to be
         self.why = ""  # it is not
         self.fallen = asyncio.Event()  # set while it is not
-        self.listed: frozenset[str] | None = None  # its models, as it lists them; None: it never has
+        self.listed: tuple[str, ...] | None = None  # its models, as it lists them; None: it never has
         self.unloaded: set[str] = set()  # of them, adapters that it would have to read from its disk first
         self.in_flight = 0  # requests that are being answered
         self.prefixes: Prefixes = PrefixIndex()  # what it holds: a guess, or what it says
@@ -189,7 +189,7 @@ class Upstream:
 
     def took_list(self, cards: Mapping[str, Mapping[str, Any]]) -> None:
         """It has listed its models, and what it says of each."""
-        self.listed = frozenset(cards)
+        self.listed = tuple(cards)
         self.unloaded = {name for name, card in cards.items() if card.get("status") == UNLOADED}
 
     async def _models(self, client: HttpClient) -> tuple[Head, bytes]:

@@ -60,7 +60,7 @@ def create_app(loaded: Loaded | None, settings: ServerSettings, cost: CostSettin
             *system.ROUTES,
             *live.ROUTES,
             *pages.ROUTES,
-            Route("/openapi.json", _document),
+            Route("/openapi.json", openapi_document),
         ],
         middleware=middleware(settings, service, service.key_store),
         exception_handlers=exception_handlers(),
@@ -121,11 +121,14 @@ async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _document(request: Request) -> Response:
+async def openapi_document(request: Request) -> Response:
+    """The OpenAPI document of the application's routes."""
+
     def made() -> dict[str, Any]:
         from pagoda.server.openapi import document
 
         servers = [{"url": request.scope["root_path"]}] if request.scope["root_path"] else []
-        return document() | ({"servers": servers} if servers else {})
+        paths = frozenset(route.path_format for route in request.app.routes)
+        return document(paths) | ({"servers": servers} if servers else {})
 
     return json_response(await asyncio.to_thread(made))  # the import takes half a second

@@ -5,6 +5,7 @@ FastAPI draws the frame. Imported when the document is asked for, so that the se
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -108,25 +109,27 @@ REF = "#/components/schemas/{model}"
 
 
 @cache
-def document() -> dict[str, Any]:
-    """The OpenAPI document."""
+def document(paths: frozenset[str] | None = None) -> dict[str, Any]:
+    """The OpenAPI document, of all paths of the server or of those among them that are given."""
     api = FastAPI(title="Pagoda", version=pagoda.__version__, description=DESCRIPTION)
     own = (*adapter_routes.ROUTES, *cache_routes.ROUTES, *system.ROUTES)
     for route in (*routes.ROUTES, *dialects.ROUTES, *vectors.ROUTES, *own):
         methods = sorted((route.methods or set()) - {"HEAD"})
         tag = _by_prefix(dialects.TAGS, route.path) or TAGS.get(route.path, "system")
         api.add_api_route(route.path, route.endpoint, methods=methods, tags=[tag])
-    return _complete(api.openapi())
+    drawn = api.openapi()
+    if paths is not None:
+        drawn["paths"] = {path: operations for path, operations in drawn["paths"].items() if path in paths}
+    return _complete(drawn)
 
 
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
-    """The document of the routes, with what they take and answer."""
+    """The document of the routes, with what they take and answer, and the shapes of that."""
     given = [(model, "validation") for models in TAKES.values() for model in models]
     made = [(model, "serialization") for model, _ in ANSWERS.values() if model is not None]
     errors = [(model, "serialization") for model in (ErrorBody, *dialects.ERRORS.values())]
     pairs: Any = [*given, *made, *errors]
     _, definitions = models_json_schema(pairs, ref_template=REF)
-    document["components"] = {"schemas": _with_limits(definitions["$defs"])}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             operation["responses"] = _responses(method, path)
@@ -136,7 +139,21 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
                 operation["parameters"] = [{"name": name, "in": "query"} | TEXT for name in QUERIES[path]]
             if path in TAKES:
                 operation["requestBody"] = {"required": True, "content": _json(*TAKES[path])}
+    document["components"] = {"schemas": _named(document["paths"], _with_limits(definitions["$defs"]))}
     return document
+
+
+def _named(paths: Any, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Those of `shapes` that the paths name, or that such shapes name."""
+    names, new = set(), _refs(paths)
+    while new:
+        names |= new
+        new = {name for found in new for name in _refs(shapes[found])} - names
+    return {name: shape for name, shape in shapes.items() if name in names}
+
+
+def _refs(part: Any) -> set[str]:
+    return set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(part)))
 
 
 def _with_limits(schema: Any) -> Any:

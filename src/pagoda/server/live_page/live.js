@@ -40,6 +40,7 @@ async function watch() {
     const body = await response.json().catch(() => null);
     return askForKey(body ? body.error.message : "");
   }
+  if (response.status === 404) return link((await response.json()).error.message, "off"); // and will stay so
   if (!response.ok) return again();
   $("ask").hidden = true;
   $("page").hidden = false;

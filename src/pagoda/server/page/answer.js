@@ -4,10 +4,11 @@ import { streamChat } from "./api.js";
 
 const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
 
-/** The body of a request for the answer to `messages`. */
-export function requestBody(messages, settings) {
+/** The body of a request for the answer to `messages`. `model`: null leaves the choice to the server. */
+export function requestBody(messages, settings, model) {
   const system = settings.system?.trim() ? [{ role: "system", content: settings.system }] : [];
   const body = { messages: [...system, ...messages.map(asSent)] };
+  if (model !== null) body.model = model;
   for (const name of NUMBERS) if (settings[name]) body[name] = Number(settings[name]);
   if (settings.tools?.trim()) body.tools = JSON.parse(settings.tools);
   return body;

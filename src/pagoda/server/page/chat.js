@@ -2,11 +2,14 @@
 
 import { ApiError, getJson, key } from "./api.js";
 import { openCalls, readAnswer, requestBody } from "./answer.js";
+import { Models } from "./models.js";
 import { LiveMessage, element, messageElement, scrollDown } from "./render.js";
 import * as store from "./store.js";
 
 const SAVE_MS = 1000; // between savings of an answer that is being written
+const RETRY_MS = 2000; // until a server that is starting is asked again
 const at = (id) => document.getElementById(id);
+const models = new Models();
 const [log, input, notice, form] = ["log", "input", "notice", "composer"].map(at);
 
 let settings = store.loadSettings();
@@ -98,19 +101,19 @@ function setRunning(controller) {
 /** Let the model answer what the conversation holds. */
 async function answer() {
   const mine = conversation;
-  const message = { role: "assistant", content: "", reasoning: "", calls: [], facts: {} };
+  const message = { role: "assistant", model: models.chosen, content: "", reasoning: "", calls: [], facts: {} };
   const controller = new AbortController();
   let saved = performance.now();
   tell("");
   setRunning(controller);
   showConversation();
-  const live = new LiveMessage(log);
+  const live = new LiveMessage(log, message);
   const keepPartly = () => {
     if (message.content || message.calls.length) store.save({ ...mine, messages: [...mine.messages, message] });
   };
   addEventListener("pagehide", keepPartly);
   try {
-    await readAnswer(message, requestBody(mine.messages, settings), controller.signal, () => {
+    await readAnswer(message, requestBody(mine.messages, settings, message.model), controller.signal, () => {
       live.show(message);
       if (performance.now() - saved > SAVE_MS) {
         saved = performance.now();
@@ -205,18 +208,20 @@ function saveSettings(event) {
   settings = others;
   store.saveSettings(settings);
   key.set(newKey.trim());
-  tell("");
-  showModel();
+  showModels();
   return undefined;
 }
 
-async function showModel() {
+async function showModels() {
   try {
-    at("model").textContent = (await getJson("v1/models")).data[0].id;
+    await models.show();
   } catch (error) {
+    if (error.status === 503) setTimeout(showModels, RETRY_MS);
     tell(error.message);
     if (error.status === 401) openSettings("key");
+    return;
   }
+  if (!running) tell("");
 }
 
 form.addEventListener("submit", (event) => {
@@ -241,4 +246,4 @@ at("settings-form").addEventListener("submit", saveSettings);
 
 showList();
 showConversation();
-showModel();
+showModels();

@@ -11,8 +11,7 @@ export function element(tag, properties = {}, ...children) {
 /** A message that is complete. `actions`: buttons for below it. */
 export function messageElement(message, actions = []) {
   const article = element("article", { className: message.role });
-  const name = message.role === "tool" ? `Result of ${message.name || "a tool"}` : NAMES[message.role];
-  article.append(element("h2", { textContent: name }));
+  article.append(element("h2", { textContent: nameOf(message) }));
   if (message.reasoning) article.append(folded("Reasoning", message.reasoning));
   if (message.content) article.append(textElement(message.content));
   for (const call of message.calls || []) article.append(folded(`Calls ${call.name}`, pretty(call.arguments)));
@@ -20,6 +19,12 @@ export function messageElement(message, actions = []) {
   const facts = factsOf(message);
   if (facts || actions.length) article.append(element("footer", {}, element("span", { textContent: facts }), ...actions));
   return article;
+}
+
+/** Who speaks. */
+function nameOf(message) {
+  if (message.role === "tool") return `Result of ${message.name || "a tool"}`;
+  return message.model || NAMES[message.role];
 }
 
 /** Text with its fenced code in blocks. */
@@ -61,20 +66,20 @@ function factsOf(message) {
   return parts.join(" · ");
 }
 
-/** An answer that is being written: `show` takes what has come, and the screen follows once a frame. */
+/** The answer `message` while it is written: `show` takes what has come, and the screen follows once a frame. */
 export class LiveMessage {
-  constructor(log) {
+  constructor(log, message) {
     this.log = log;
     this.text = document.createTextNode("");
     this.thought = document.createTextNode("");
     this.thoughts = element("details", { hidden: true }, element("summary", { textContent: "Reasoning…" }));
     this.thoughts.append(element("pre", {}, this.thought));
     this.calls = element("p", { hidden: true });
-    this.article = element("article", { className: "assistant" }, element("h2", { textContent: NAMES.assistant }));
+    this.article = element("article", { className: "assistant" }, element("h2", { textContent: nameOf(message) }));
     this.article.append(this.thoughts, element("div", { className: "text" }, this.text), this.calls);
     this.article.setAttribute("aria-busy", "true");
     log.append(this.article);
-    this.message = null;
+    this.message = message;
     this.frame = 0;
     scrollDown(log);
   }

@@ -2,6 +2,7 @@
 
 const PREFIX = "pagoda.chat.";
 const SETTINGS = "pagoda.settings";
+const MODEL = "pagoda.model";
 
 /** A conversation that is not stored yet: one without messages is not worth keeping. */
 export function newConversation() {
@@ -49,4 +50,12 @@ export function loadSettings() {
 
 export function saveSettings(settings) {
   localStorage.setItem(SETTINGS, JSON.stringify(settings));
+}
+
+export function loadModel() {
+  return localStorage.getItem(MODEL);
+}
+
+export function saveModel(name) {
+  localStorage.setItem(MODEL, name);
 }
