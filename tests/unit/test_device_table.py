@@ -8,7 +8,7 @@ from pagoda.hardware.device import FLOP_TYPES, KINDS, Device
 from pagoda.hardware.devices import device, devices
 
 TABLE = devices()
-DERIVED = {"id", "name", "kind", "efficiency", "sources"}
+DERIVED = {"id", "name", "kind", "isa", "efficiency", "sources"}
 
 
 def by_id(name: str) -> Device:

@@ -56,6 +56,33 @@ def test_bounds_give_a_concurrency_flags_and_a_price() -> None:
     assert spent * 3600 / 1e6 == pytest.approx(2.0, rel=0.01)  # the two prices share the whole hour
 
 
+@pytest.mark.parametrize(
+    ("on", "kv_type"), [("aws-c7i-4xlarge", "int16"), ("aws-c7g-4xlarge", "f16"), ("a100-80gb", "f16")]
+)
+def test_kv_is_kept_as_serve_would(on: str, kv_type: str) -> None:
+    found = one("qwen2.5-0.5b", on)
+    assert found["memory"]["kv_type"] == found["serve"]["flags"]["--kv-type"] == kv_type
+    assert one("qwen2.5-0.5b", on, kv_type="f32")["serve"]["flags"]["--kv-type"] == "f32"
+
+
+@pytest.mark.parametrize(("prompt", "figure", "usual"), [(4096, "ttft", 10_000), (1024, "tpot", 250)])
+def test_without_bounds_nobody_waits_longer_than_people_do(prompt: int, figure: str, usual: float) -> None:
+    options = {"model": "qwen2.5-1.5b", "on": "aws-c7i-4xlarge", "prompt": prompt, "output": 4096}
+    found = one(**options)
+    users = found["operating_point"]["concurrency"]
+    more = one(**options, concurrency=users + 1)["operating_point"]
+    assert found["operating_point"][f"{figure}_ms"] <= usual < more[f"{figure}_ms"]
+    assert found["reasons"]["concurrency"].endswith("(--ttft and --tpot set another)")
+    assert one(**options, **{figure: 4 * usual})["operating_point"]["concurrency"] > users
+
+
+def test_one_user_who_waits_long_alone_is_told() -> None:
+    found = one("qwen2.5-7b", "aws-c7i-4xlarge", prompt=30_000)
+    assert found["operating_point"]["concurrency"] == 1
+    assert "one alone, with " in found["reasons"]["concurrency"]
+    assert found["meets_bounds"]
+
+
 def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
     found = one("llama-3-70b", format="fp16")
     refusal = found["does_not_fit"]

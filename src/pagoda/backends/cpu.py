@@ -13,7 +13,7 @@ from pagoda.backends.compile import Compiler, fusions
 from pagoda.backends.cores import usable_cores
 from pagoda.backends.lowering import kv_layers, lower
 from pagoda.backends.packed_weights import EmptyWeights, PackedWeights
-from pagoda.backends.specs import AdapterWeights, KVType, LoraType
+from pagoda.backends.specs import AdapterWeights, KVType, LoraType, kv_type_for
 from pagoda.backends.trace import record
 from pagoda.errors import CapacityError, ConfigError, EngineError, UnsupportedError
 from pagoda.types import Batch, FloatArray, Int32Array
@@ -48,7 +48,7 @@ class CpuBackend:
 
     @property
     def kv_type(self) -> KVType:
-        return "int16" if self.isa in ("avx512", "avx2") else "f16"
+        return kv_type_for(self.isa)
 
     def available_memory(self) -> int | None:
         return None

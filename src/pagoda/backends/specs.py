@@ -19,6 +19,11 @@ LoraType = Literal["f32", "bf16", "int8"]  # of an adapter's numbers in memory
 KVType = Literal["f16", "bf16", "f32", "int16", "int8", "fp8"]  # int16: on CPUs alone; fp8 (e4m3): on CUDA alone
 
 
+def kv_type_for(isa: str | None) -> KVType:
+    """What the KV cache holds where nobody says: of a CPU with that instruction set; None: of a GPU."""
+    return "int16" if isa in ("avx512", "avx2") else "f16"
+
+
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
     """Rotary embedding of one layer kind: pair i turns by position * inv_freq[i]; q and k are scaled by `scale`."""

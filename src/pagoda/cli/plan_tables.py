@@ -27,7 +27,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(
         f"[bold]{shape.name}[/] ({shape.architecture}): {_count(shape.parameters)} parameters{active}, "
         f"{shape.num_layers} layers, context {shape.max_context:,}.\nPrompt {settings.prompt:,}, "
-        f"output {settings.output:,} tokens, KV in {settings.kv_type}."
+        f"output {settings.output:,} tokens."
     )
     for assumption in shape.assumptions:
         console.print(f"assumed: {assumption}", style="yellow")
@@ -83,6 +83,7 @@ ROWS: tuple[Row, ...] = (
     ("fits", _fits),
     ("weights", lambda p: _gb(p["memory"]["weights_bytes"])),
     ("buffers and runtime", lambda p: _gb(p["memory"]["buffers_bytes"] + p["memory"]["runtime_bytes"])),
+    ("KV in", lambda p: str(p["memory"]["kv_type"])),
     ("KV a token", lambda p: _size(p["memory"]["kv_bytes_per_token"])),
     ("KV a request", lambda p: _size(p["memory"]["kv_bytes_per_request"])),
     ("requests at once, at most", lambda p: f"{p['memory']['max_concurrent_requests']:,}"),

@@ -9,8 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pagoda.backends.specs import kv_type_for
 from pagoda.benchmark.verify import Prediction, verify
 from pagoda.cli.progress import download_progress
+from pagoda.hardware.host import isa_paths
 from pagoda.plan.settings import PlanSettings
 from pagoda.sources import resolve
 
@@ -24,7 +26,7 @@ def verify_and_print(settings: PlanSettings) -> None:
     with console.status("") as status:
         found = verify(
             path,
-            settings.kv_type,
+            kv_type_for(isa_paths()[-1]) if settings.kv_type == "auto" else settings.kv_type,
             activation_type=settings.activation_type,
             figures=settings.figures,
             seconds=settings.verify_seconds,

@@ -48,4 +48,5 @@ class Device:
     interconnect_bytes_s: float | None  # to a neighbour, one direction
     efficiency: Efficiency
     sources: Mapping[str, str]  # figure → where it stands
+    isa: str | None = None  # of CPUs: the best of their instruction sets that Pagoda has kernels for
     doubts: tuple[str, ...] = ()  # why its measurement should not be believed, a sentence each

@@ -76,4 +76,5 @@ def _device(id: str, row: Mapping[str, Any]) -> Device:
         interconnect_bytes_s=row.get("interconnect_bytes_s"),
         efficiency=Efficiency(**row["efficiency"]),
         sources=dict(row["sources"]),
+        isa=row.get("isa"),
     )

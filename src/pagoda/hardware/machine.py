@@ -135,6 +135,7 @@ def this_device(found: Measurement, hardware: Hardware) -> Device:
         efficiency=_efficiency(found, bandwidth),
         sources=dict.fromkeys(("bandwidth_bytes_s", "flops", "caches"), found.source)
         | {"memory_bytes": "the operating system, now"},
+        isa=found.isa,
         doubts=found.doubts,
     )
 

@@ -97,7 +97,7 @@ def _shorter_context(target: Target) -> Iterator[Change]:
 
 
 def _smaller_kv(target: Target) -> Iterator[Change]:
-    kv_type = target.settings.kv_type
+    kv_type = target.kv_type
     if kv_type in ("f16", "bf16", "f32", "int16"):
         smaller = "fp8" if target.device.kind == "gpu" else "int8"
         if target.with_settings(kv_type=smaller).meets:

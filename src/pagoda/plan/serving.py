@@ -50,7 +50,7 @@ def _flags(target: Target, point: Speed) -> dict[str, str]:
         "--max-num-seqs": str(point.concurrency),
         "--max-context": str(target.context),
         "--max-batch-tokens": str(target.chunk),
-        "--kv-type": settings.kv_type,
+        "--kv-type": target.kv_type,
         **({"--activation-type": settings.activation_type} if device == "cpu" else {}),
         "--kv-memory": f"{-(-point.concurrency * target.memory.kv_context_bytes // 2**20)}MiB",
         **({"--draft-model": _name(target.draft)} if target.draft else {}),

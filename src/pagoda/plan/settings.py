@@ -12,6 +12,8 @@ from pagoda.routing.router import Routing
 from pagoda.settings import Setting, Settings
 
 MAX_TOKENS = 1 << 26
+# Bounds where none is given: who would wait longer for a first token, and a slow reader's pace.
+USUAL_TTFT_MS, USUAL_TPOT_MS = 10_000.0, 250.0
 Figure = Literal["memory", "ttft", "tpot"]
 FIGURES: tuple[Figure, ...] = ("memory", "ttft", "tpot")
 
@@ -41,15 +43,21 @@ class PlanSettings(Settings):
         Path | None, Setting("File of your own requests' lengths, a line each: PROMPT OUTPUT; shows what paging saves.")
     ] = None
     concurrency: Annotated[int | None, Setting("Users at once.", minimum=1)] = None
-    ttft: Annotated[float | None, Setting("Bound on the time to the first token, in ms.")] = None
-    tpot: Annotated[float | None, Setting("Bound on the time between tokens, in ms.")] = None
+    ttft: Annotated[
+        float | None,
+        Setting(f"Bound on the time to the first token, in ms; {USUAL_TTFT_MS:g} where one user alone keeps that."),
+    ] = None
+    tpot: Annotated[
+        float | None, Setting(f"Bound on the time between tokens, in ms; {USUAL_TPOT_MS:g} where one alone keeps that.")
+    ] = None
     price: Annotated[float | None, Setting("USD an hour for one device; the table's list price by default.")] = None
     gpus: Annotated[int, Setting("Devices together; split by tensors where heads allow it.", minimum=1)] = 1
     tp: Annotated[int | None, Setting("Devices that share every layer (tensor parallel).", minimum=1)] = None
     pp: Annotated[int | None, Setting("Stages of layers (pipeline parallel).", minimum=1)] = None
     kv_type: Annotated[
-        Literal["f16", "bf16", "f32", "fp8", "int16", "int8"], Setting("Number type of the KV cache.")
-    ] = "f16"
+        Literal["auto", "f16", "bf16", "f32", "fp8", "int16", "int8"],
+        Setting("Number type of the KV cache; auto: what `pagoda serve` takes on the device."),
+    ] = "auto"
     activation_type: Annotated[
         Literal["int16", "int8"],
         Setting("Codes of activations, as in `pagoda serve`; this machine is measured with them."),

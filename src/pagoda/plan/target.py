@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from pagoda.backends.specs import KVType, kv_type_for
 from pagoda.config import CPU_LIMITS, GPU_LIMITS
 from pagoda.engine.load import MIN_ROWS
 from pagoda.errors import ConfigError, UnsupportedError
@@ -25,7 +26,7 @@ from pagoda.plan.cost.work import Workload, decode_step, prefill_steps
 from pagoda.plan.model.models import find_shape
 from pagoda.plan.model.shapes import ModelShape
 from pagoda.plan.model.weights import ModelWeights, default_format, weights_in
-from pagoda.plan.settings import PlanSettings
+from pagoda.plan.settings import USUAL_TPOT_MS, USUAL_TTFT_MS, PlanSettings
 
 Say = Callable[[str], None]
 
@@ -69,7 +70,7 @@ class Target:
 
     @cached_property
     def workload(self) -> Workload:
-        return Workload(self.shape, self.weights, self.settings.kv_type)
+        return Workload(self.shape, self.weights, self.kv_type)
 
     @cached_property
     def costs(self) -> Costs:
@@ -83,8 +84,13 @@ class Target:
     # Memory
 
     @cached_property
+    def kv_type(self) -> KVType:
+        """Number type of the KV cache: the one asked for, or else what `pagoda serve` takes on the device."""
+        return kv_type_for(self.device.isa) if self.settings.kv_type == "auto" else self.settings.kv_type
+
+    @cached_property
     def memory(self) -> Memory:
-        kv_type, tokens = self.settings.kv_type, self.settings.prompt + self.settings.output
+        kv_type, tokens = self.kv_type, self.settings.prompt + self.settings.output
         shards = self.kv_shards
         weights, buffers, runtime = self._fixed()
         own = Memory(
@@ -120,9 +126,9 @@ class Target:
         from pagoda.backends.cores import usable_cores
         from pagoda.plan.cost.resident import embedding_bytes, engine_bytes
 
-        if self.settings.kv_type == "fp8":
+        if self.kv_type == "fp8":
             return None
-        kv_type, threads = self.settings.kv_type, usable_cores()
+        kv_type, threads = self.kv_type, usable_cores()
         sizes = engine_bytes(self.shape, self.weights, kv_type, batch_tokens=self.chunk, rows=rows, threads=threads)
         if sizes is None:
             return None
@@ -184,13 +190,21 @@ class Target:
     @cached_property
     def users(self) -> int:
         """The concurrency to run at: what was asked for, what the bounds allow, else what memory holds, up to where
-        decode turns compute-bound and more users only wait. 0: none."""
-        if self.settings.concurrency:
-            return self.settings.concurrency
+        decode turns compute-bound and more users only wait. 0: none.
+
+        Where a bound is not given, it is USUAL_TTFT_MS or USUAL_TPOT_MS, if one user alone keeps them.
+        """
+        told = self.settings
+        if told.concurrency:
+            return told.concurrency
         most = min(self.memory.max_requests, MOST_USERS)
-        if self.settings.ttft is None and self.settings.tpot is None:
-            return min(most, self.compute_bound_batch or most)
-        ttft, tpot = (None if ms is None else ms / 1000 for ms in (self.settings.ttft, self.settings.tpot))
+        if told.ttft is None and told.tpot is None:
+            most = min(most, self.compute_bound_batch or most)
+        usual = self._users_within(most, told.ttft or USUAL_TTFT_MS, told.tpot or USUAL_TPOT_MS)
+        return usual or self._users_within(min(most, 1), told.ttft, told.tpot)
+
+    def _users_within(self, most: int, *bounds_ms: float | None) -> int:
+        ttft, tpot = (None if ms is None else ms / 1000 for ms in bounds_ms)
         return largest_concurrency(self.costs, self.load, most, ttft, tpot)
 
     @property
@@ -271,7 +285,7 @@ def make_target(
     from pagoda.plan.measured.measured_costs import measured_costs  # needs the extension and its probes
 
     try:
-        costs = measured_costs(shape, weights, device, settings.kv_type, settings.activation_type, say=say, probe=probe)
+        costs = measured_costs(shape, weights, device, target.kv_type, settings.activation_type, say=say, probe=probe)
     except UnsupportedError:
         return target  # the engine here does not run it: the device's own efficiency stands
     return replace(target, measured=costs)

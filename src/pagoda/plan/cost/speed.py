@@ -4,15 +4,17 @@ Continuous batching, N users at once, each sending a prompt of P tokens and read
 one answer every other user's prompt passes through the same steps once:
 
     TPOT(N) = t_decode(N) + (N − 1) · t_prompt(N) / O
-    TTFT(N) = t_prompt(N) + wait,    wait = ρ t_prompt / (2 (1 − ρ)),    ρ = N t_prompt / (N t_prompt + O t_decode)
+    TTFT(N) = t_prompt(N) + S t_decode(N) + wait
+    wait    = ρ t_prompt / (2 (1 − ρ)),    ρ = N t_prompt / (N t_prompt + O t_decode)
 
-where t_prompt(N) is what the prompt's chunks add to steps that decode the others, and the wait is that of a queue with
-one server, even service and random arrivals (Pollaczek–Khinchine). Throughput is N O tokens in the time of one answer.
+where t_prompt(N) is what the prompt's chunks add to the S steps that decode the others meanwhile, and the wait is that
+of a queue with one server, even service and random arrivals (Pollaczek–Khinchine). Throughput is N O tokens in the time
+of one answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pagoda.plan.cost.roofline import Costs
@@ -50,11 +52,12 @@ def speed(costs: Costs, load: RequestLoad, concurrency: int) -> Speed:
     """Speed with `concurrency` users who always have one request under way."""
     context = load.prompt + load.output / 2
     decode = costs.step(decode_step(concurrency, context))
-    prompt_s = _prompt_s(costs, load, concurrency, decode.seconds)
+    chunks = prefill_steps(load.prompt, max(1, load.chunk - (concurrency - 1)))
+    prompt_s = _prompt_s(costs, load, chunks, concurrency - 1, decode.seconds)
     tpot = decode.seconds + (concurrency - 1) * prompt_s / load.output
     busy = concurrency * prompt_s / (concurrency * prompt_s + load.output * decode.seconds)
-    wait = busy * prompt_s / (2 * (1 - busy)) if concurrency > 1 else 0.0
-    ttft = prompt_s + wait + (decode.seconds if concurrency > 1 else 0.0)
+    wait = busy * prompt_s / (2 * (1 - busy)) + len(chunks) * decode.seconds if concurrency > 1 else 0.0
+    ttft = prompt_s + wait
     answer_s = ttft + load.output * tpot
     return Speed(
         concurrency=concurrency,
@@ -67,15 +70,13 @@ def speed(costs: Costs, load: RequestLoad, concurrency: int) -> Speed:
     )
 
 
-def _prompt_s(costs: Costs, load: RequestLoad, concurrency: int, decode_s: float) -> float:
-    """Seconds that prefilling one prompt adds to the steps that decode the other users' answers."""
-    others = concurrency - 1
+def _prompt_s(costs: Costs, load: RequestLoad, chunks: Sequence[StepShape], others: int, decode_s: float) -> float:
+    """Seconds that prefilling one prompt in `chunks` adds to the steps that decode the answers of `others`."""
     if not others:
         return prefill_s(costs, load.prompt, load.chunk)
-    room = max(1, load.chunk - others)
     context = load.prompt + load.output / 2
     total = 0.0
-    for step in prefill_steps(load.prompt, room):
+    for step in chunks:
         mixed = StepShape((*step.chunks, Chunk(others, 1, context)), step.rows + others)
         total += max(0.0, costs.step(mixed).seconds - decode_s)
     return total

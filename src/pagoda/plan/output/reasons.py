@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pagoda.plan.cost.work import decode_step
 from pagoda.plan.model.shapes import AttentionShape
-from pagoda.plan.settings import PlanSettings
+from pagoda.plan.settings import USUAL_TPOT_MS, USUAL_TTFT_MS, PlanSettings
 from pagoda.plan.target import MOST_USERS, Target
 from pagoda.types import BLOCK_SIZE
 
@@ -27,7 +27,7 @@ def _memory(target: Target) -> dict[str, str]:
         "weights_bytes": f"{shape.parameters:,} parameters in {target.weights.format} ({target.weights.about}), {here}"
         + (f", on each of {target.num_devices} devices" if target.num_devices > 1 else "")
         + (f"; with {target.draft.shape.name}, which drafts, its KV counted as well" if target.draft else ""),
-        "kv_bytes_per_token": f"{each} in {settings.kv_type}{split}",
+        "kv_bytes_per_token": f"{each} in {target.kv_type}{split}",
         "kv_bytes_per_request": f"{tokens:,} tokens in blocks of {BLOCK_SIZE}"
         + (f", and a state of {shape.state_elements:,} numbers in 32 bits" if shape.state_elements else ""),
         "buffers_bytes": f"values of {target.chunk} tokens of one step, and logits in 32 bits",
@@ -85,14 +85,35 @@ def _concurrency(target: Target) -> str:
         return "as asked for"
     if users < 1:
         return "not even one"
-    bounds = " and ".join(f"--{name} {ms:g}" for name, ms in _bounds(settings).items())
+    given = " and ".join(f"--{name} {ms:g}" for name, ms in _bounds(settings).items())
     if users == target.memory.max_requests:
-        return "as many as memory holds" + (f"; {bounds} would allow more" if bounds else "")
+        return "as many as memory holds" + (f"; {given} would allow more" if given else "")
     if users == MOST_USERS:
         return f"{MOST_USERS}, the most that is planned into one server; memory holds {target.memory.max_requests:,}"
-    if bounds:
-        return f"the most that keep {bounds}"
+    if late := _late(target, users):
+        return f"one alone, with {late}; more would wait longer"
+    if _late(target, users + 1) or given:
+        usual = _usual(settings)
+        flags = " and ".join(f"--{name}" for name in usual)
+        others = f" ({flags} set{'' if len(usual) > 1 else 's'} another)" if usual else ""
+        return f"the most that keep {' and '.join((*filter(None, [given]), *usual.values()))}{others}"
     return "from there on decode is bound by arithmetic: more users would only wait longer"
+
+
+def _usual(settings: PlanSettings) -> dict[str, str]:
+    """The bounds that are not given, in words."""
+    words = {"ttft": f"{USUAL_TTFT_MS / 1000:g} s to the first token", "tpot": f"{USUAL_TPOT_MS:g} ms between tokens"}
+    return {name: text for name, text in words.items() if name not in _bounds(settings)}
+
+
+def _late(target: Target, users: int) -> str:
+    """Which of the usual bounds so many users miss; empty: none."""
+    found = target.at(users)
+    misses = {
+        "ttft": f"{found.ttft_s:,.1f} s to the first token" if 1000 * found.ttft_s > USUAL_TTFT_MS else "",
+        "tpot": f"{1000 * found.tpot_s:,.0f} ms between tokens" if 1000 * found.tpot_s > USUAL_TPOT_MS else "",
+    }
+    return " and ".join(text for name, text in misses.items() if text and name not in _bounds(target.settings))
 
 
 def _bounds(settings: PlanSettings) -> dict[str, float]:

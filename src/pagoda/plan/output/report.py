@@ -94,6 +94,7 @@ def _device(target: Target) -> dict[str, Any]:
 def _memory(target: Target) -> dict[str, Any]:
     memory = target.memory
     return {
+        "kv_type": target.kv_type,
         "weights_bytes": memory.weight_bytes,
         "kv_bytes_per_token": round(memory.kv_token_bytes, 1),
         "kv_bytes_per_request": memory.kv_request_bytes,
