@@ -14,6 +14,7 @@ from pagoda.cache.question_log import is_question_log, read_question_log
 from pagoda.cache.report import log_report, pairs_report
 from pagoda.cache.training import train
 from pagoda.cache.verifier import load_verifier
+from pagoda.cli.stopped import LOST, when_stopped
 from pagoda.engine.embedder import DEFAULT_EMBEDDER, load_embedder
 from pagoda.errors import ConfigError, OutputError
 
@@ -30,7 +31,8 @@ def train_verifier(
     rows = read_pairs(pairs)
     model = load_embedder(embedder, weights="q8_0")  # as the server computes
     about = f"{len(rows)} pairs of {pairs.name}; embedder {embedder}"
-    verifier = train(rows, model, seed=seed, about=about, progress=lambda text: typer.echo(text, err=True))
+    with when_stopped(LOST):
+        verifier = train(rows, model, seed=seed, about=about, progress=lambda text: typer.echo(text, err=True))
     try:
         output.write_text(json.dumps(verifier.to_json(), separators=(",", ":")) + "\n", encoding="utf-8")
     except OSError as error:

@@ -19,6 +19,7 @@ import pagoda
 from pagoda.cli.eval_judge import JudgeSettings, OpenJudge, open_judge
 from pagoda.cli.options import with_settings
 from pagoda.cli.progress import step_progress
+from pagoda.cli.stopped import GOES_ON, LOST, when_stopped
 from pagoda.config import EngineSettings
 from pagoda.evals import builtin, prompts  # noqa: F401  rows of the table
 from pagoda.evals.cases import Case, Testset, read_testset
@@ -82,10 +83,13 @@ def run(
         answer = stack.enter_context(open_target(settings.target)) if settings.target else None
         plan = Plan(tuple(rows), None if opened is None else opened.judge, answer)
         setup = _setup(asked, settings, judge, opened)
-        done = _evaluate_all(plan, cases, setup, output, keep=settings.on_interrupt == "keep")
+        keep = settings.on_interrupt == "keep"
+        journal = stack.enter_context(_journal(output, setup, keep=keep))
+        stack.enter_context(when_stopped(GOES_ON if keep else LOST))
+        done = _evaluate_all(plan, cases, journal)
         noise = asyncio.run(measure_noise(plan, cases[: settings.noise_cases], done[: settings.noise_cases]))
-    results = Results(setup, tuple(done), noise, elapsed(start), *_spent(opened, settings))
-    write_results(results, output)
+        results = Results(setup, tuple(done), noise, elapsed(start), *_spent(opened, settings))
+        write_results(results, output)
     print_results(results, Console())
 
 
@@ -101,26 +105,30 @@ def _setup(asked: Testset, settings: EvalRunSettings, judge: JudgeSettings, open
     )
 
 
-def _evaluate_all(plan: Plan, cases: list[Case], setup: Setup, output: Path, *, keep: bool) -> list[CaseResult]:
-    """With a progress bar, each finished case kept in a file beside the output until all are."""
+@contextmanager
+def _journal(output: Path, setup: Setup, *, keep: bool) -> Iterator[Journal]:
+    """Finished cases in a file beside the output, until that is written. `keep`: whatever ends the run leaves it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(output.with_name(output.name + ".cases"), f"{setup}")
-    finished = dict(journal.finished)
     whole = False
     try:
-        with _counting(len(cases), len(finished)) as count:
-
-            def done(result: CaseResult) -> None:
-                journal.add(result)
-                count()
-
-            for result in asyncio.run(evaluate(plan, (case for case in cases if case.id not in finished), done)):
-                finished[result.id] = result
+        yield journal
         whole = True
     finally:
         journal.close(delete=whole or not keep)
-        if not whole and keep:
-            typer.echo("stopped; the same command goes on from there", err=True)
+
+
+def _evaluate_all(plan: Plan, cases: list[Case], journal: Journal) -> list[CaseResult]:
+    """With a progress bar, all cases that are not in the journal."""
+    finished = dict(journal.finished)
+    with _counting(len(cases), len(finished)) as count:
+
+        def done(result: CaseResult) -> None:
+            journal.add(result)
+            count()
+
+        for result in asyncio.run(evaluate(plan, (case for case in cases if case.id not in finished), done)):
+            finished[result.id] = result
     return [finished[case.id] for case in cases]
 
 

@@ -11,10 +11,11 @@ import typer
 from pagoda.cli.making import DEFAULT_MODEL, ModelArgument, find
 from pagoda.cli.options import with_settings
 from pagoda.cli.progress import step_progress
+from pagoda.cli.stopped import when_stopped
 from pagoda.errors import ConfigError
 from pagoda.finetune.data.show import show
 from pagoda.finetune.prepare import Prepared, prepare
-from pagoda.finetune.run import check_packages
+from pagoda.finetune.run import check_packages, last_checkpoint
 from pagoda.finetune.run import finetune as train
 from pagoda.finetune.settings import FinetuneSettings
 
@@ -43,9 +44,18 @@ def finetune(finetune: FinetuneSettings, model: ModelArgument = DEFAULT_MODEL, o
         _show(prepared, finetune.show)
         return
     assert output is not None
-    record = train(prepared, output, line=_line, say=_say)
+    with when_stopped(lambda: _left(output)):
+        record = train(prepared, output, line=_line, say=_say)
     _say(_summary(record))
     typer.echo(f"{output}  rank {finetune.rank}, {record['parameters']:,} parameters")
+
+
+def _left(output: Path) -> str:
+    """What an interrupted run has left."""
+    found = last_checkpoint(output)
+    if found is None:
+        return "no checkpoint was written yet (--save-every): the same command begins anew"
+    return f"the same command goes on from step {found.name.removeprefix('checkpoint-')}"
 
 
 def _about(prepared: Prepared) -> list[str]:

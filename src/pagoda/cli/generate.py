@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pagoda.cli.batch_file import Task, read_tasks, record_of, repair
 from pagoda.cli.endpoint import open_endpoints, served_model
 from pagoda.cli.options import with_settings
+from pagoda.cli.stopped import GOES_ON, when_stopped
 from pagoda.client import Endpoint, HttpError
 from pagoda.config import EngineSettings
 from pagoda.errors import ConfigError, EngineError, OutputError
@@ -76,11 +77,8 @@ def generate(
     ):
         tasks = _without_done(read_tasks(file, defaults), done, tally)
         run = Run(open_endpoint, model, concurrency, generate.ordered, engine.seed)
-        try:
+        with when_stopped(GOES_ON):
             asyncio.run(_write_all(run, tasks, out, tally))
-        except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on from there", err=True)
-            raise
     if tally.failed:
         raise typer.Exit(1)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pagoda.cli.progress import download_progress, step_progress
+from pagoda.cli.stopped import GOES_ON, LOST, when_stopped
 from pagoda.config import EngineSettings
 from pagoda.quantize.methods import find_method
 from pagoda.quantize.run import quantize
@@ -38,7 +39,7 @@ def make(
     objection: Callable[[Path], str | None] = lambda made: None,
 ) -> None:
     """Run the job, and print what was made and how large it is. `objection` is as in `quantize`."""
-    with step_progress() as (steps, say):
+    with when_stopped(GOES_ON if find_method(settings.to).goes_on else LOST), step_progress() as (steps, say):
         quantize(found.path, target, settings, progress=steps, say=say, objection=objection)
     made, source = total_bytes(target), total_bytes(found.path)
     typer.echo(f"{target}  {made / 1e6:,.1f} MB, from {source / 1e6:,.1f} MB")

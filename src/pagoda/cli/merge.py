@@ -17,6 +17,7 @@ from pagoda.cli.compare import print_report
 from pagoda.cli.making import find, total_bytes
 from pagoda.cli.options import with_settings
 from pagoda.cli.progress import step_progress
+from pagoda.cli.stopped import LOST, when_stopped
 from pagoda.quantize.merge import merge as merge_models
 from pagoda.quantize.merge import write_merged
 from pagoda.quantize.settings import QuantizeSettings
@@ -65,11 +66,15 @@ def merge(
     settings = QuantizeSettings(
         to=merge.to, dtype=merge.dtype, threads=merge.threads, force=merge.force, verify=merge.to != "safetensors"
     )
-    with step_progress() as (steps, say):
+    with when_stopped(LOST), step_progress() as (steps, say):
         merge_models(found.path, adapter, output, settings, progress=steps, say=say)
     typer.echo(f"{output}  {total_bytes(output) / 1e6:,.1f} MB")
     if merge.windows:
-        with step_progress() as (steps, _), tempfile.TemporaryDirectory(dir=output.parent) as work:
+        with (
+            when_stopped(f"{output} is whole, but was not measured"),
+            step_progress() as (steps, _),
+            tempfile.TemporaryDirectory(dir=output.parent) as work,
+        ):
             measured, left = measure(found.path, read_adapter(adapter), output, merge, Path(work), progress=steps)
         if merge.json:
             survived = {name: asdict(survival) for name, survival in left.items()}

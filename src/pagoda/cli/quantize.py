@@ -29,8 +29,8 @@ def quantize(
 
 DOC = """Make a model smaller: GGUF files by block formats, folders by GPTQ, AWQ and the like.
 
-Tensors whose rows a format's blocks do not divide get the nearest format that fits, said aloud. After an interrupt the
-same command goes on where it was.
+Tensors whose rows a format's blocks do not divide get the nearest format that fits, said aloud. After an interrupt
+the same command goes on where it was, but for nf4, int8 and safetensors, which begin anew.
 
 Formats and methods for --to:
 

@@ -74,7 +74,7 @@ def _train(prepared: Prepared, folder: Path, line: Say, say: Say, progress: Prog
         warnings.filterwarnings("ignore", module="torch|transformers|accelerate|peft")
         predicted = predict(prepared, measure_rates(prepared))
         made = session.start(prepared, folder, line=line, say=say, progress=progress)
-        result = session.train(made, _last_checkpoint(folder / CHECKPOINTS))
+        result = session.train(made, last_checkpoint(folder))
     record = {
         "base": {"name": prepared.model.name, "path": str(prepared.model.path), "sha256": prepared.model.sha256},
         "settings": asdict(settings),
@@ -127,10 +127,11 @@ def _fingerprint(prepared: Prepared) -> dict[str, str]:
     return {"digest": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The latest whole one. Its state is written last, so one without a readable state was interrupted."""
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest whole one of the run in `folder`; None: there is none. One without a readable state, which is written
+    last, was cut off, and is removed."""
     found = []
-    for path in folder.glob("checkpoint-*"):
+    for path in (folder / CHECKPOINTS).glob("checkpoint-*"):
         with suppress(OSError, ValueError):
             found.append((int(json.loads((path / "trainer_state.json").read_text())["global_step"]), path))
             continue

@@ -45,12 +45,12 @@ def merge(
     find_method(settings.to)
     read = read_adapter(adapter)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as work:
-        folder = write_merged(model, read, Path(work), settings, progress, say)
+        made = write_merged(model, read, Path(work), settings, progress, say)
         if settings.to.lower() != "safetensors":
-            return quantize(folder, output, settings, progress=progress, say=say)
+            made = quantize(made, Path(work) / "quantized" / output.name, settings, progress=progress, say=say)
         if output.exists():
             shutil.rmtree(output) if output.is_dir() else output.unlink()
-        shutil.move(folder, output)
+        shutil.move(made, output)
     return output
 
 

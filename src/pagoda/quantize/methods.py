@@ -24,6 +24,7 @@ class Method:
     suffix: str = ""
     largest_kld: float | None = None  # of a conversion: what rounding explains; None: the method is meant to lose
     reads: frozenset[str] = frozenset()  # those of METHOD_SETTINGS that mean something to it
+    goes_on: bool = True  # after an interrupt, from where it was
 
 
 CALIBRATION = frozenset({"calibration", "calibration_samples", "calibration_tokens"})
@@ -47,11 +48,12 @@ METHODS: dict[str, Method] = {
         "",
         FLOAT_KLD["bf16"],
         frozenset({"dtype"}),
+        goes_on=False,
     ),
     "gptq": Method(quantized.gptq, "GPTQ folder: 2, 3, 4 or 8 bits, errors made up for on a text", reads=GPTQ_SETTINGS),
     "awq": Method(quantized.awq, "AutoAWQ folder: 4 bits, columns scaled by what they meet", reads=AWQ_SETTINGS),
-    "nf4": Method(quantized.nf4, "bitsandbytes folder: 4 bits on uneven levels, for QLoRA"),
-    "int8": Method(quantized.int8, "compressed-tensors folder: W8A8, 8 bits a row"),
+    "nf4": Method(quantized.nf4, "bitsandbytes folder: 4 bits on uneven levels, for QLoRA", goes_on=False),
+    "int8": Method(quantized.int8, "compressed-tensors folder: W8A8, 8 bits a row", goes_on=False),
 }
 
 
