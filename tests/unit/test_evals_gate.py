@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 
 import orjson
 import pytest
+import yaml
 
 from pagoda.errors import ConfigError, FormatError, PagodaError
 from pagoda.evals import builtin  # noqa: F401
 from pagoda.evals.cases import Case, read_testset
-from pagoda.evals.ci_files import FILES, Pipeline, write_files
+from pagoda.evals.ci_files import FILES, Pipeline, install_command, write_files
 from pagoda.evals.evaluators import find
 from pagoda.evals.gate import Rule, judge_change
 from pagoda.evals.report_page import page
@@ -254,6 +255,40 @@ def test_ci_files_run_the_gate_and_overwrite_nothing(tmp_path: Path) -> None:
         assert "pagoda eval gate --baseline metrics/baseline.json" in text
     with pytest.raises(ConfigError, match="is there already"):
         write_files(tmp_path, Pipeline())
+
+
+def test_ci_files_install_pagoda_or_say_what_to_set(tmp_path: Path) -> None:
+    write_files(tmp_path / "told", Pipeline(install="pip install pagoda.whl"))
+    write_files(tmp_path / "asks", Pipeline())
+    for name in (".github/workflows/rag-eval.yml", ".gitlab/rag-eval.yml"):
+        assert "pip install pagoda.whl" in (tmp_path / "told" / name).read_text()
+        assert "PAGODA" not in (tmp_path / "told" / name).read_text()
+        text = (tmp_path / "asks" / name).read_text()
+        (line,) = [line for line in text.splitlines() if "pip install" in line]
+        command = f"pip() {{ echo $2; }}; {line.partition('pip')[1]}{line.partition('pip')[2]}"
+        unset = subprocess.run(["sh", "-c", command], env={}, capture_output=True, text=True, check=False)
+        assert unset.returncode != 0
+        assert "PAGODA: set this variable" in unset.stderr
+        given = subprocess.run(["sh", "-c", command], env={"PAGODA": "a b"}, capture_output=True, text=True, check=True)
+        assert given.stdout == "a b\n"
+    github = yaml.safe_load((tmp_path / "asks" / ".github/workflows/rag-eval.yml").read_text())
+    assert github["jobs"]["evaluate"]["env"] == {"PAGODA": "${{ vars.PAGODA }}"}
+
+
+@pytest.mark.parametrize(
+    ("direct_url", "command"),
+    [
+        (None, "pip install pagoda-llm==1.2"),
+        ('{"url": "https://host/p.whl", "archive_info": {}}', "pip install https://host/p.whl"),
+        (
+            '{"url": "https://host/p.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}}',
+            "pip install git+https://host/p.git@abc",
+        ),
+        ('{"url": "file:///home/me/pagoda", "dir_info": {"editable": true}}', ""),
+    ],
+)
+def test_a_job_installs_what_is_installed_here(direct_url: str | None, command: str) -> None:
+    assert install_command(direct_url, "1.2") == command
 
 
 def test_run_verb_writes_results_that_the_gate_reads(tmp_path: Path) -> None:

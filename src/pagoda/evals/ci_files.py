@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,13 @@ class Pipeline:
     metrics: str = "context_precision,context_recall,faithfulness,answer_relevancy"
     judge: str = "smollm2-135m"
     target: str = ""  # a URL or module:function, where answers do not stand in the test set
-    install: str = "pip install pagoda-llm"
+    install: str = ""  # the command that installs Pagoda in the job; empty: of what the job's variable PAGODA says
     paths: tuple[str, ...] = ("prompts/**", "chunking/**", "embedding_model")
+
+    @property
+    def install_line(self) -> str:
+        """The command; without one, the shell's own refusal tells which variable to set."""
+        return self.install or 'pip install "${PAGODA:?set this variable to what pip installs Pagoda from}"'
 
     @property
     def run(self) -> str:
@@ -33,6 +39,7 @@ class Pipeline:
 
 def github(pipeline: Pipeline) -> str:
     paths = "".join(f"      - '{path}'\n" for path in pipeline.paths)
+    variable = "" if pipeline.install else "    env:\n      PAGODA: ${{ vars.PAGODA }}\n"
     return f"""name: RAG quality gate
 
 on:
@@ -43,12 +50,12 @@ jobs:
   evaluate:
     runs-on: ubuntu-latest
     timeout-minutes: 30
-    steps:
+{variable}    steps:
       - uses: actions/checkout@v4
       - uses: actions/setup-python@v5
         with:
           python-version: '3.12'
-      - run: {pipeline.install}
+      - run: {pipeline.install_line}
       - name: Evaluate
         run: {pipeline.run}
       - name: Quality gate
@@ -70,7 +77,7 @@ def gitlab(pipeline: Pipeline) -> str:
   rules:
     - changes:
 {changes}  script:
-    - {pipeline.install}
+    - {pipeline.install_line}
     - {pipeline.run}
     - {pipeline.gate} --junit metrics/gate.xml
   artifacts:
@@ -100,6 +107,20 @@ FILES = {
     ".gitlab/rag-eval.yml": gitlab,
     ".pre-commit-rag-eval.yaml": pre_commit,
 }
+
+
+def install_command(direct_url: str | None, version: str) -> str:
+    """How a job installs what is installed here. Empty: from a folder or file of this machine, which no job has.
+
+    direct_url: of the installed package (PEP 610), None where it came from an index.
+    """
+    if direct_url is None:
+        return f"pip install pagoda-llm=={version}"
+    found = json.loads(direct_url)
+    url, vcs = found["url"], found.get("vcs_info")
+    if not url.startswith("https://"):
+        return ""
+    return f"pip install {vcs['vcs']}+{url}@{vcs['commit_id']}" if vcs else f"pip install {url}"
 
 
 def write_files(folder: Path, pipeline: Pipeline) -> list[Path]:
