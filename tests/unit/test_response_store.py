@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,3 +45,13 @@ def test_nothing_is_kept_beyond_its_lifetime() -> None:
     store.put("", "new", StoredResponse(b""))
     assert store.get("", "new") is not None
     assert store.get("", "old") is None
+
+
+def test_what_is_kept_takes_the_room_of_its_bytes() -> None:
+    store = ResponseStore()
+    tracemalloc.start()
+    for number in range(100):
+        store.put("", str(number), StoredResponse(orjson.dumps(["short", number]), orjson.dumps([number])))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 100 * 1000
