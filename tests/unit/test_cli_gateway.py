@@ -70,6 +70,7 @@ def test_start_answer_end(tmp_path: Path) -> None:
     [
         ((), "no upstream: say which server to stand before"),
         (("--upstream", "ftp://x"), "is not the address of a server"),
+        (("http://x", "--upstream", "http://x"), "two upstreams are called 'x'"),
         (("--upstream", "http://x", "--token-price", "x"), "is not MODEL=PROMPT/ANSWER"),
     ],
 )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from pagoda.cli.options import with_settings
 from pagoda.config import ServerSettings
@@ -24,21 +28,28 @@ OF_SERVERS = (
 
 
 @partial(with_settings, without=OF_SERVERS)
-def gateway(gateway: GatewaySettings, server: ServerSettings, cost: CostSettings, config: Path | None = None) -> None:
+def gateway(
+    gateway: GatewaySettings,
+    server: ServerSettings,
+    cost: CostSettings,
+    urls: Annotated[
+        list[str] | None, typer.Argument(metavar="URL", help="Servers to stand before, as --upstream names them.")
+    ] = None,
+    config: Path | None = None,
+) -> None:
     """Stand before OpenAI-compatible servers: semantic cache, keys and budgets, routing, retries, metrics and costs.
 
     Any server or provider with an OpenAI API will do: llama-server, vLLM, pagoda serve, a paid API. Bodies and answers
     pass through as they are, streams as they come; a client that goes away ends the upstream's work, too.
 
-    pagoda gateway --upstream http://127.0.0.1:8001 --cache sqlite: one server, and repeated questions answered from a
-    cache.
+    pagoda gateway http://127.0.0.1:8001 --cache sqlite: one server, and repeated questions answered from a cache.
 
-    pagoda gateway --upstream http://gpu1:8000=2 --upstream http://gpu2:8000: two replicas, the first with twice the
-    share; conversations stay where their beginning is in memory, and one that fails is replaced by the other.
+    pagoda gateway http://gpu1:8000=2 http://gpu2:8000: two replicas, the first with twice the share; conversations stay
+    where their beginning is in memory, and one that fails is replaced by the other.
 
     Keys for providers, other names for models and fallbacks are [[upstreams]] in pagoda.toml; see docs/gateway.md.
     """
-    upstreams = upstreams_of(gateway, config)
+    upstreams = upstreams_of(replace(gateway, upstream=(*gateway.upstream, *(urls or ()))), config)
     names = ", ".join(one.name for one in upstreams)
 
     def greet(url: str) -> None:

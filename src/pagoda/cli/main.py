@@ -44,7 +44,7 @@ VERBS = {
     "gateway": Verb(
         "pagoda.cli.gateway:gateway",
         "Put cache, keys, budgets, routing and metrics before other servers.",
-        "pagoda gateway --upstream http://127.0.0.1:8001 --cache sqlite",
+        "pagoda gateway http://127.0.0.1:8001 --cache sqlite",
     ),
     "deploy": Verb("pagoda.cli.overview:deploy", "Spread engines over a cluster: `deploy ray`.", "pagoda deploy ray"),
     "deploy ray": Verb(

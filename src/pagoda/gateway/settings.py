@@ -1,6 +1,6 @@
 """What `pagoda gateway` is told: the servers that it stands before, and how it treats them.
 
-    pagoda gateway --upstream http://10.0.0.1:8000 --upstream http://10.0.0.2:8000=2
+    pagoda gateway http://10.0.0.1:8000 http://10.0.0.2:8000=2
 
 An upstream of which there is more to say is a table of pagoda.toml:
 
@@ -87,7 +87,7 @@ def upstreams_of(settings: GatewaySettings, config: Path | None) -> tuple[Upstre
     found = [_from_flag(text, settings.upstream_key) for text in settings.upstream]
     found += [_from_row(row, f"{path}: [[upstreams]] number {number}") for number, row in enumerate(rows, 1)]
     if not found:
-        raise ConfigError("no upstream: say which server to stand before, as --upstream http://127.0.0.1:8000")
+        raise ConfigError("no upstream: say which server to stand before, as `pagoda gateway http://127.0.0.1:8000`")
     names = [one.name for one in found]
     for i, name in enumerate(names):
         if name in names[:i]:
