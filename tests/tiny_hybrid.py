@@ -62,7 +62,7 @@ def layer_shapes(c: Mapping[str, Any], layer: int) -> dict[str, tuple[int, ...]]
     """By Hugging Face's names."""
     e, d = c["hidden_size"], c["head_dim"]
     shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (e,), "post_attention_layernorm.weight": (e,)}
-    if c["layer_types"][layer] == "linear_attention":
+    if layer < len(c["layer_types"]) and c["layer_types"][layer] == "linear_attention":
         heads, values = c["linear_num_value_heads"], c["linear_num_value_heads"] * c["linear_value_head_dim"]
         mixed = 2 * c["linear_num_key_heads"] * c["linear_key_head_dim"] + values
         shapes |= {
@@ -107,7 +107,10 @@ def gguf_sizes(c: Mapping[str, Any]) -> dict[str, Any]:
         "ssm.group_count": c["linear_num_key_heads"],
         "ssm.time_step_rank": c["linear_num_value_heads"],
         "ssm.inner_size": c["linear_num_value_heads"] * c["linear_value_head_dim"],
-        "attention.recurrent_layers": [kind == "linear_attention" for kind in c["layer_types"]],
+        "attention.recurrent_layers": [
+            *(kind == "linear_attention" for kind in c["layer_types"]),
+            *[False] * c.get("num_nextn_predict_layers", 0),
+        ],
         "full_attention_interval": c["full_attention_interval"],
     }
     if "num_experts" in c:

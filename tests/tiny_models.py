@@ -81,10 +81,23 @@ def tensor_shapes(spec: TinyModel) -> dict[str, tuple[int, ...]]:
         shapes |= tiny_gemma3n.global_shapes(c)
     if not c["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (c["vocab_size"], c["hidden_size"])
-    for layer in range(c["num_hidden_layers"]):
+    for layer in range(c["num_hidden_layers"] + num_heads(c)):
         start = f"{LAYERS.get(c['model_type'], 'model.layers')}.{layer}"
         shapes |= {f"{start}.{name}": shape for name, shape in _layer_shapes(spec, layer).items()}
+        if layer >= c["num_hidden_layers"]:
+            shapes |= {f"{start}.{name}.weight": shape for name, shape in head_shapes(c["hidden_size"]).items()}
     return shapes
+
+
+def num_heads(config: Mapping[str, Any]) -> int:
+    """Layers after the last that predict several tokens."""
+    return int(config.get("num_nextn_predict_layers", 0))
+
+
+def head_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
+    """What such a layer has besides."""
+    norms = dict.fromkeys(("enorm", "hnorm", "shared_head.norm"), (hidden,))
+    return {"eh_proj": (hidden, 2 * hidden), **norms}
 
 
 EMBEDDINGS = {"nemotron_h": "backbone.embeddings"}
@@ -190,7 +203,33 @@ def _has_bias(spec: TinyModel, matrix: str) -> bool:
 
 def folder_weights(spec: TinyModel) -> dict[str, FloatArray]:
     """All tensors by the names that a folder holds them by."""
-    return {tiny_vision.name_in_folder(spec.config, name): values for name, values in weights(spec).items()}
+    return {_name_in_folder(spec, name): values for name, values in weights(spec).items()}
+
+
+def _name_in_folder(spec: TinyModel, name: str) -> str:
+    start = f"model.layers.{spec.config['num_hidden_layers']}."
+    if name.startswith(start) and spec.config["model_type"] in OWN_HEADS:
+        names, inside = OWN_HEADS[spec.config["model_type"]], name.removeprefix(start)
+        stem, _, suffix = inside.rpartition(".")
+        return f"{names[stem]}.{suffix}" if stem in names else f"{names['']}.{inside}"
+    return tiny_vision.name_in_folder(spec.config, name)
+
+
+QWEN_HEAD = {
+    "": "mtp.layers.0",
+    "eh_proj": "mtp.fc",
+    "enorm": "mtp.pre_fc_norm_embedding",
+    "hnorm": "mtp.pre_fc_norm_hidden",
+    "shared_head.norm": "mtp.norm",
+}
+MIMO_HEAD = {
+    "": "model.mtp_layers.0",
+    "eh_proj": "model.mtp_layers.0.input_proj",
+    "enorm": "model.mtp_layers.0.token_layernorm",
+    "hnorm": "model.mtp_layers.0.hidden_layernorm",
+    "shared_head.norm": "model.mtp_layers.0.final_layernorm",
+}
+OWN_HEADS = {**dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), QWEN_HEAD), "mimo": MIMO_HEAD}
 
 
 def write_safetensors(folder: Path, spec: TinyModel, *, type: str = "F32") -> Path:
@@ -288,6 +327,10 @@ HF_TO_GGUF |= (
     | tiny_mixtures.NAMES
     | tiny_mistral4.NAMES
     | {
+        "eh_proj": "nextn.eh_proj",
+        "enorm": "nextn.enorm",
+        "hnorm": "nextn.hnorm",
+        "shared_head.norm": "nextn.shared_head_norm",
         "model.final_layernorm": "output_norm",
         "backbone.norm_f": "output_norm",
         "backbone.embeddings": "token_embd",
@@ -350,7 +393,7 @@ SAME_IN_GGUF = {
 def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
     c, arch = spec.config, spec.architecture
     sizes = {
-        "block_count": c["num_hidden_layers"],
+        "block_count": c["num_hidden_layers"] + num_heads(c),
         "context_length": c["max_position_embeddings"],
         "embedding_length": c["hidden_size"],
         "feed_forward_length": c["intermediate_size"],
@@ -364,6 +407,7 @@ def gguf_metadata(spec: TinyModel) -> dict[str, Any]:
     }
     if c.get("sliding_window") and "use_sliding_window" not in c:
         sizes["attention.sliding_window"] = c["sliding_window"]
+    sizes |= {"nextn_predict_layers": num_heads(c)} if num_heads(c) else {}
     sizes |= tiny_mixtures.metadata(c)
     sizes |= {key: c[name] for name, key in SAME_IN_GGUF.items() if name in c}
     sizes |= tiny_gemma3n.metadata(c) if arch == "gemma3n" else {}

@@ -104,7 +104,8 @@ class EngineSettings(AdapterSettings):
         tuple[str, ...],
         Setting(
             "Who guesses tokens ahead, which never changes an answer: auto, off, or a list of prediction, ngram, "
-            "shared_suffix and draft. auto: all on a CPU, as far as they pay; on a GPU a draft model alone, if given."
+            "shared_suffix, mtp (the model's own head) and draft. auto: all on a CPU, as far as they pay, mtp where no "
+            "draft model is given; on a GPU a draft model alone, if given."
         ),
     ] = ("auto",)
     draft_model: Annotated[

@@ -159,6 +159,7 @@ class Batch:
     adapter_of: Int32Array | None = None  # [B] which of them, -1: none; None: no sequence uses any
     state_starts: Int32Array | None = None  # [B]; None: the model has no state
     state_saves: Int32Array | None = None  # [T]
+    given: FloatArray | None = None  # [T, columns] what a model reads besides tokens (`Ops.given`)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,9 @@ class Ops(Protocol):
     def embed(self, table: RawTensor, scale: float = 1.0, by: EmbedBy = "tokens", offset: int = 0) -> Handle:
         """Rows `number + offset` of `table` (V, E), times scale, by each token's id, position or type. → [T, E]"""
 
+    def given(self, columns: int) -> Handle:
+        """What the batch brings for each token besides its id, `Batch.given`. → [T, columns]"""
+
     def rms_norm(self, x: Handle, weight: RawTensor, eps: float) -> Handle:
         """x / sqrt(mean(x²) + eps) * weight, over the last dimension. → [T, E]"""
 
@@ -301,6 +304,22 @@ class LoadedModel(Protocol):
 
     def close(self) -> None:
         """Free everything. Idempotent."""
+
+
+@runtime_checkable
+class SharingBackend(Protocol):
+    """A backend that puts a model beside another, of which it has some weights."""
+
+    def load_beside(
+        self,
+        model: ForwardModel,
+        target: LoadedModel,
+        *,
+        max_batch_tokens: int,
+        max_batch_seqs: int,
+        kv_type: KVType,
+    ) -> LoadedModel:
+        """As `Backend.load`; weights that `target` has, by their names, are not put in place again, nor counted."""
 
 
 @runtime_checkable

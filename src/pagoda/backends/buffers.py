@@ -40,6 +40,11 @@ class Buffers:
         """One that was taken, and holds no value."""
         self._free[columns, rows].append(buffer)
 
+    def add(self, out: Node) -> int:
+        """A new buffer for a value that is there before the first stage."""
+        self._of[out] = self._program.add_buffer(out.columns, 1)
+        return self._of[out]
+
     def allocate(self, out: Node, residual: Node | None = None) -> int:
         """A buffer for the value: the residual's, where it is added to that."""
         if residual is None:

@@ -74,6 +74,7 @@ class Compiler:
         self.buffers = Buffers(program, self.nodes)
         self.ropes: dict[tuple[str, float, bytes], int] = {}
         self.hidden_states: int | None = None  # the buffer that has them
+        self.given: int | None = None  # the buffer that a step's `Batch.given` is to be put into
         self.lora_sites: dict[str, tuple[int, ...]] = {}  # of a weight, the linears that an adapter of it adds to
 
     def compile(self) -> None:
@@ -242,6 +243,9 @@ class Compiler:
             return
         if node.op == "head_linear":
             self._head_linear(node, **node.arguments)
+            return
+        if node.op == "given":  # into a buffer that no stage has written before
+            self.given = self.buffers.add(node.out)
             return
         fields = {name: self._field(value) for name, value in stage_arguments(node.op, node.arguments).items()}
         self._add(node.op, **fields, out=self.buffers.allocate(node.out))

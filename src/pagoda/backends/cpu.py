@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from pagoda import _native
-from pagoda.backends.base import ForwardModel, check_ends
+from pagoda.backends.base import ForwardModel, LoadedModel, check_ends
 from pagoda.backends.compile import Compiler, fusions
 from pagoda.backends.cores import usable_cores
 from pagoda.backends.lowering import kv_layers, lower
@@ -58,9 +59,27 @@ class CpuBackend:
 
         UnsupportedError names a tensor whose type or width no kernel takes; CapacityError where memory runs out.
         """
-        weights = PackedWeights(self.runtime)
-        program, results, sites = self._compiled(model, weights, max_batch_tokens, max_batch_seqs, kv_type)
-        return CpuModel(program, weights.num_bytes, results, sites)
+        return self._load(model, PackedWeights(self.runtime), max_batch_tokens, max_batch_seqs, kv_type)
+
+    def load_beside(
+        self,
+        model: ForwardModel,
+        target: LoadedModel,
+        *,
+        max_batch_tokens: int,
+        max_batch_seqs: int,
+        kv_type: KVType,
+    ) -> CpuModel:
+        """As `load`; matrices that `target`, a model of this backend, has packed are the same memory."""
+        assert isinstance(target, CpuModel)
+        return self._load(model, target.weights, max_batch_tokens, max_batch_seqs, kv_type)
+
+    def _load(
+        self, model: ForwardModel, weights: PackedWeights, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
+    ) -> CpuModel:
+        before = weights.num_bytes
+        program, ends, sites = self._compiled(model, weights, max_batch_tokens, max_batch_seqs, kv_type)
+        return CpuModel(program, weights, weights.num_bytes - before, ends, sites)
 
     def sizes(
         self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
@@ -75,8 +94,8 @@ class CpuBackend:
 
     def _compiled(
         self, model: ForwardModel, weights: PackedWeights, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
-    ) -> tuple[_native.Program, dict[str, FloatArray], dict[str, tuple[int, ...]]]:
-        """The program of the model's forward pass, what it ends in and where adapters add to it (see `CpuModel`)."""
+    ) -> tuple[_native.Program, _Ends, dict[str, tuple[int, ...]]]:
+        """The program of the model's forward pass, its ends and where adapters add to it (see `CpuModel`)."""
         if kv_type == "fp8":
             raise ConfigError("--kv-type fp8 needs a GPU; on CPUs, int8 takes as little")
         nodes = record(model)
@@ -97,13 +116,22 @@ class CpuBackend:
         results = {} if compiler.hidden_states is None else {"hidden_states": program.buffer(compiler.hidden_states)}
         if any(node.op == "logits" for node in nodes):
             results["logits"] = program.logits()
-        return program, results, compiler.lora_sites
+        given = None if compiler.given is None else program.buffer(compiler.given)
+        return program, _Ends(results, given), compiler.lora_sites
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """A program's own memory: what its passes end in, by op, all the rows that a step may want; and what a step gives
+    it besides tokens, if it reads such."""
+
+    results: Mapping[str, FloatArray]
+    given: FloatArray | None
 
 
 class CpuModel:
     """A program with its weights; a `LoadedModel`.
 
-    results: what its passes end in, by op, as the program's own memory: all the rows that a step may want.
     lora_sites: by weight, the program's numbers of the linears that have it.
     """
 
@@ -114,15 +142,17 @@ class CpuModel:
     def __init__(
         self,
         program: _native.Program,
+        weights: PackedWeights,
         weight_bytes: int,
-        results: Mapping[str, FloatArray],
+        ends: _Ends,
         lora_sites: Mapping[str, tuple[int, ...]],
     ) -> None:
         self._program: _native.Program | None = program
+        self.weights = weights
         self._lora_sites = lora_sites
         self.weight_bytes = weight_bytes
         self.buffer_bytes = program.buffer_bytes
-        self._results = results
+        self._results, self._given = ends.results, ends.given
         self._staged: Batch | None = None
         self._num_rows = {"logits": 0, "hidden_states": 0}  # of the step that was launched last
 
@@ -166,6 +196,10 @@ class CpuModel:
             raise ValueError("a launch before a step was staged")
         program = self.program
         check_ends(batch, self._results)
+        if self._given is not None:
+            if batch.given is None:
+                raise ValueError("the step lacks what the model reads besides tokens")
+            self._given[: len(tokens)] = batch.given
         tables, rows = list(batch.block_tables), (batch.logit_rows, batch.hidden_rows)
         adapters = [adapter for adapter in batch.adapters if isinstance(adapter, _native.Adapter)]
         step = (tokens, batch.positions, batch.seq_starts, tables, *rows, batch.token_types)
@@ -199,4 +233,5 @@ class CpuModel:
 
     def close(self) -> None:
         """Weights, buffers and KV go with the last reference to the program: whoever still holds logits holds one."""
-        self._program, self._results = None, {}
+        self.weights.clear()
+        self._program, self._results, self._given = None, {}, None

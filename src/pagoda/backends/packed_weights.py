@@ -80,6 +80,11 @@ class PackedWeights:
         self._vector_bytes += values.nbytes
         return values
 
+    def clear(self) -> None:
+        """Forget all weights; programs that have them keep them."""
+        self._packed.clear()
+        self._orders.clear()
+
     def order(self, tensor: RawTensor) -> Ints | None:
         """The order of columns that the packed weight wants its activations in; None: as they are."""
         if not isinstance(tensor, QuantizedTensor):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from pagoda.backends.base import ForwardModel, check_ends
+from pagoda.backends.base import ForwardModel, LoadedModel, check_ends
 from pagoda.backends.lowering import kv_layers
 from pagoda.backends.paged_kv import PagedKV
 from pagoda.backends.reference_ops import ReferenceAdapter, ReferenceOps, Weights
@@ -125,3 +125,14 @@ class ReferenceBackend:
         self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
     ) -> ReferenceModel:
         return ReferenceModel(model, max_batch_seqs, batch_invariant=self._batch_invariant)
+
+    def load_beside(
+        self,
+        model: ForwardModel,
+        target: LoadedModel,
+        *,
+        max_batch_tokens: int,
+        max_batch_seqs: int,
+        kv_type: KVType,
+    ) -> ReferenceModel:
+        return self.load(model, max_batch_tokens=max_batch_tokens, max_batch_seqs=max_batch_seqs, kv_type=kv_type)

@@ -86,6 +86,12 @@ class ReferenceOps:
         rows: FloatArray = self.weights[table][numbers + offset]
         return rows * np.float32(scale)
 
+    def given(self, columns: int) -> FloatArray:
+        given = self.batch.given
+        if given is None or given.shape != (len(self.batch.tokens), columns):
+            raise ValueError(f"the step lacks {columns} numbers for each of its tokens")
+        return given
+
     def rms_norm(self, x: FloatArray, weight: RawTensor, eps: float) -> FloatArray:
         return rms_norm(x, self.weights[weight], eps)
 

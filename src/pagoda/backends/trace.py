@@ -13,6 +13,7 @@ from pagoda.types import RawTensor
 # How wide an op's value is, by its arguments; of others it is as wide as their first input.
 COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
     "embed": lambda arguments: int(arguments["table"].shape[1]),
+    "given": lambda arguments: int(arguments["columns"]),
     "columns": lambda arguments: int(arguments["heads"] * arguments["count"]),
     "head_linear": lambda arguments: int(
         arguments["weight"].shape[0] * (arguments["kept"] + arguments["weight"].shape[1])

@@ -17,7 +17,8 @@ from pagoda.cli.progress import download_progress
 from pagoda.cli.servable import obstacles
 from pagoda.errors import PagodaError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
-from pagoda.models.registry import family_of, load_model
+from pagoda.models.layers import Decoder
+from pagoda.models.registry import family_of, load_head, load_model
 from pagoda.sources import resolve
 from pagoda.types import RawTensor
 
@@ -75,7 +76,8 @@ def describe(checkpoint: Checkpoint, *, full: bool) -> dict[str, Any]:
 
 
 def layers_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """How many layers have attention and how many a state, the bytes of one, and what of the file is not served.
+    """How many layers have attention and how many a state, the bytes of one, what of the file is not served, and
+    whether it has a head that predicts one token more.
 
     Empty where the family is not known, or the file is not one that it could be.
     """
@@ -86,14 +88,22 @@ def layers_of(checkpoint: Checkpoint) -> dict[str, Any]:
         return {}
     recurrent = [block.recurrent for block in model.blocks if block.recurrent is not None]
     left_out = [what for start, what in family.left_out.items() if any(n.startswith(start) for n in checkpoint.tensors)]
-    if any(".nextn." in name for name in checkpoint.tensors):
-        left_out.append(family.left_out.get("mtp.", "nextn"))
     return {
         "attention_layers": len(model.attentions),
         "recurrent_layers": len(recurrent),
         "state_bytes": 4 * sum(net.state_elements for net in recurrent),
         "left_out": left_out,
+        "head": _head_of(checkpoint, model),
     }
+
+
+def _head_of(checkpoint: Checkpoint, model: Decoder) -> str | None:
+    """What becomes of the head that predicts one token more; None: the model has none."""
+    try:
+        head = load_head(checkpoint, model)
+    except PagodaError as error:
+        return f"not used: {error}"
+    return None if head is None else "guesses tokens ahead on a CPU (--speculation mtp)"
 
 
 def type_totals(tensors: Mapping[str, RawTensor]) -> dict[str, TypeTotal]:
@@ -154,6 +164,8 @@ def _summary_table(checkpoint: Checkpoint, totals: dict[str, TypeTotal]) -> Tabl
         table.add_row("layers", f"{kinds}, whose state takes {layers['state_bytes'] / 1e6:,.1f} MB a sequence")
     if layers.get("left_out"):
         table.add_row("not served", ", ".join(layers["left_out"]))
+    if layers.get("head"):
+        table.add_row("MTP head", _text(layers["head"]))
     found = obstacles(checkpoint)
     table.add_row("can be served", _text("yes" if not found else "no: " + "; ".join(found)))
     return table

@@ -13,7 +13,9 @@ from pagoda.config import EngineSettings
 from pagoda.errors import ConfigError
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.models.base_names import with_base_names
-from pagoda.models.registry import load_model
+from pagoda.models.layers import Decoder
+from pagoda.models.mtp import MtpHead
+from pagoda.models.registry import load_head, load_model
 from pagoda.models.rope_override import override_rope
 from pagoda.sources import resolve
 
@@ -119,6 +121,13 @@ def open_forward_model(checkpoint: Checkpoint, settings: EngineSettings) -> Forw
     longest = settings.max_context
     named = with_base_names(checkpoint)
     return load_model(override_rope(named, settings.rope_scaling, settings.rope_theta, longest), longest)
+
+
+def open_head(checkpoint: Checkpoint, settings: EngineSettings, model: Decoder) -> MtpHead | None:
+    """The head beside such a `model` that predicts one token more; None: it has none. Raises as `load_head` does."""
+    longest = settings.max_context
+    named = with_base_names(checkpoint)
+    return load_head(override_rope(named, settings.rope_scaling, settings.rope_theta, longest), model, longest)
 
 
 BACKENDS: dict[str, Callable[[EngineSettings], Backend]] = {

@@ -11,12 +11,12 @@ from array import array
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pagoda.constraint import TokenConstraint
 from pagoda.engine.sequence import Sequence
 from pagoda.sampling.base import SamplerState
-from pagoda.types import Request
+from pagoda.types import FloatArray, Request
 
 SURE = 3  # the strength of a proposal beside which no other is asked for
 LONGEST_PRICED = 16  # tokens that a drafter whose guesses cost something is asked for
@@ -105,6 +105,20 @@ class Drafter(Protocol):
         """The sequence has ended."""
 
 
+@runtime_checkable
+class HiddenReader(Protocol):
+    """A `Drafter` that reads what the model computed of each token: its last hidden state, after the final norm."""
+
+    def take(self, key: Key, request: Request, tokens: array[int], first: int, hidden: FloatArray) -> None:
+        """The hidden states [T, E] of certain tokens from position `first` on, valid during the call.
+
+        tokens: the sequence's, which grow: a reference may be kept. The one after the last of these is there.
+        """
+
+    def forked(self, parent: Key, child: Key, tokens: array[int]) -> None:
+        """`child`, whose tokens these are, begins with all that was computed of `parent`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """Tokens proposed for one sequence, by whom, and how much they are trusted."""
@@ -121,6 +135,7 @@ class Drafting:
 
     def __init__(self, drafters: Seq[Drafter], vocab_size: int, pace: Pace | None = None) -> None:
         self._drafters = tuple(drafters)
+        self._readers = tuple(drafter for drafter in drafters if isinstance(drafter, HiddenReader))
         self._vocab_size = vocab_size
         self._pace = pace
         self._seconds = 0.0
@@ -208,6 +223,19 @@ class Drafting:
         draft.drafter.verified(key, len(draft.tokens), num_accepted)
         if self._pace is not None:
             self._pace.verified(key, draft.drafter.name, draft.strength, len(draft.tokens), num_accepted)
+
+    def follows(self, seq: Sequence) -> bool:
+        """Whether the hidden states of its tokens are wanted."""
+        return bool(self._readers) and not seq.request.pooled and seq.request.max_draft_tokens != 0
+
+    def take(self, seq: Sequence, first: int, hidden: FloatArray) -> None:
+        """What the model computed of a sequence's tokens from position `first` on, hidden states [T, E]."""
+        start = time.perf_counter()
+        for reader in self._readers:
+            reader.take(_key(seq), seq.request, seq.tokens, first, hidden)
+            for child in seq.children if first + len(hidden) >= seq.prompt_len else ():  # they fork off after this step
+                reader.forked(_key(seq), _key(child), child.tokens)
+        self._seconds += time.perf_counter() - start
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """A step in which sequences decode took so long."""

@@ -98,7 +98,7 @@ class Engine:
             max_loras=limits.max_loras,
             drafting=self._drafting,
         )
-        self._runner = Runner(model, self.kv, pooling.kind, limits)
+        self._runner = Runner(model, self.kv, pooling.kind, limits, self._drafting)
         self._reader = LogitsReader(model, sampler)
         secret = PROCESS_SECRET if offload is None else offload.store.secret
         self._opener = SequenceOpener(
@@ -206,6 +206,7 @@ class Engine:
         if all(count == 1 for count in running.plan.counts.values()):
             self._drafting.observe(running.plan.num_tokens, self._recorder.forward_s + self._recorder.sample_s)
         ended, num_accepted = self._append(plan, runs, unscored)
+        self._runner.follow(running, num_accepted, {seq for seq, _ in ended})
         if not ahead:
             self._commit(running, num_accepted)
         for seq, reason in ended:

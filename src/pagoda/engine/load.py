@@ -23,8 +23,8 @@ from pagoda.engine.engine import Engine
 from pagoda.engine.limits import EngineLimits
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
 from pagoda.engine.offload import KVOffload, open_offload
-from pagoda.engine.speculation.choose import check_speculation, choose_drafters, wants_draft_model
-from pagoda.engine.speculation.draft_load import LoadedDraft, load_draft
+from pagoda.engine.speculation.choose import check_speculation, choose_drafters
+from pagoda.engine.speculation.draft_load import LoadedDraft, load_guessing
 from pagoda.engine.speculation.pacing import Pacer
 from pagoda.engine.thread import EngineThread
 from pagoda.errors import ConfigError
@@ -110,7 +110,7 @@ class LoadedEngine:
 
     def changed(self) -> str | None:
         """What has become of the model's files since they were opened; None: nothing that could be seen here."""
-        drafts = None if self.draft is None else self.draft.checkpoint.changed()
+        drafts = None if self.draft is None else self.draft.changed()
         return self.checkpoint.changed() or drafts
 
     def content_digest(self) -> str:
@@ -194,8 +194,8 @@ def _load(
         tokenizer = tokenizer_job.result()
         chat_template, no_chat_reason = chat_template_or_reason(checkpoint, tokenizer, fallback_template(checkpoint))
         pooling = _pooling(checkpoint, forward_model, tokenizer, source.name)
-        if drafters is None and wants_draft_model(settings):
-            draft = load_draft(settings, backend, tokenizer, progress)
+        if drafters is None:
+            draft = load_guessing(settings, backend, tokenizer, progress, (checkpoint, forward_model, model))
         adapters = _adapters(settings, checkpoint, forward_model, model)
         kv_plan = plan_kv(
             Footprint.of(forward_model, model, None if draft is None else draft.footprint, adapters.reserved_bytes),

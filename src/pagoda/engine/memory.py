@@ -39,9 +39,10 @@ class Footprint:
     windows: tuple[int | None, ...]  # of the KV groups
     block_bytes: tuple[int, ...]
     graph_bytes: int = 0  # of buffer_bytes, on a GPU
-    draft: Footprint | None = None  # of a draft model beside it
+    draft: Footprint | None = None  # of what guesses beside it, a draft model or the model's own head
     adapter_bytes: int = 0  # of adapters that are there from the start, or that room is kept for
     state_bytes: int = 0  # of one state of recurrent layers
+    name: str = "draft model"  # of what stands beside a model
 
     @classmethod
     def of(
@@ -94,7 +95,7 @@ class KVPlan:
     def __str__(self) -> str:
         taken = f"weights {_mib(self.footprint.weight_bytes)} + {self._buffers()}"
         if draft := self.footprint.draft:
-            taken += f" + draft model {_mib(draft.weight_bytes + draft.buffer_bytes)}"
+            taken += f" + {draft.name} {_mib(draft.weight_bytes + draft.buffer_bytes)}"
         if self.footprint.adapter_bytes:
             taken += f" + adapters {_mib(self.footprint.adapter_bytes)}"
         return (

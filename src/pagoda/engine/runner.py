@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pagoda.backends.base import LoadedModel
-from pagoda.engine.drafters import Draft
+from pagoda.engine.drafters import Draft, Drafting
+from pagoda.engine.followed import FollowedRows, followed_rows
 from pagoda.engine.limits import EngineLimits
 from pagoda.engine.logits import LogitsPlan, PromptRows
 from pagoda.engine.masks import StepMasks
@@ -35,6 +36,7 @@ class StagedStep:
     pending: Int32Array  # [N] places in tokens
     sources: Int32Array  # [N] places among the sampled tokens of the step before
     pooled: list[PooledRows]
+    followed: list[FollowedRows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class RunningStep:
     logits_plan: LogitsPlan
     launched: float  # time.perf_counter() seconds
     pooled: list[PooledRows]
+    followed: list[FollowedRows]
     masks: StepMasks | None = None  # None: no sequence is constrained
 
     def up_to_date(self) -> RunningStep:
@@ -62,8 +65,11 @@ class RunningStep:
 class Runner:
     """Builds batches in arrays that are allocated once, and hands them to the model."""
 
-    def __init__(self, model: LoadedModel, kv: KVCache, pooling: PoolingKind, limits: EngineLimits) -> None:
+    def __init__(
+        self, model: LoadedModel, kv: KVCache, pooling: PoolingKind, limits: EngineLimits, drafting: Drafting
+    ) -> None:
         self._model = model
+        self._drafting = drafting
         self._kv = kv
         self._pooling = pooling
         self._tokens = np.empty(limits.max_batch_tokens, np.int32)
@@ -98,15 +104,16 @@ class Runner:
             self._context_lens[i] = last
         prompt = self._prompt_rows(plan, rows)
         pooled, hidden_rows = pooled_rows(plan, self._starts, self._pooling)
+        followed = followed_rows(plan, self._starts, self._drafting.follows, hidden_rows)
         batch = self._batch(plan, end, rows, hidden_rows)
         self._model.stage(batch)
         logits_plan = self._logits_plan(sequences, first_rows, prompt, len(rows), drafts)
         if previous is None:
-            return StagedStep(plan, logits_plan, batch.tokens, _NOWHERE, _NOWHERE, pooled)
+            return StagedStep(plan, logits_plan, batch.tokens, _NOWHERE, _NOWHERE, pooled, followed)
         place = {seq: i for i, seq in enumerate(previous.sequences)}
         pending = [(rows[row], place[seq]) for seq, row in zip(sequences, first_rows, strict=True) if seq.num_pending]
         places, sources = np.array(pending, np.int32).reshape(-1, 2).T
-        return StagedStep(plan, logits_plan, batch.tokens, places, sources, pooled)
+        return StagedStep(plan, logits_plan, batch.tokens, places, sources, pooled, followed)
 
     def _put(self, start: int, seq: Sequence, count: int) -> None:
         """Write the sequence's next `count` owed tokens; 0 stands for a pending one."""
@@ -133,7 +140,7 @@ class Runner:
             staged.tokens[staged.pending] = found[staged.sources]
         launched = time.perf_counter()
         self._model.launch(staged.tokens)
-        return RunningStep(staged.plan, staged.logits_plan, launched, staged.pooled, masks)
+        return RunningStep(staged.plan, staged.logits_plan, launched, staged.pooled, staged.followed, masks)
 
     def pool(self, running: RunningStep) -> None:
         """Wait for the launched step, and give pooled sequences what it computed of them."""
@@ -141,6 +148,15 @@ class Runner:
             hidden_states = self._model.hidden_states()
             for part in running.pooled:
                 part.take(hidden_states)
+
+    def follow(self, running: RunningStep, num_accepted: Mapping[Sequence, int], ended: Collection[Sequence]) -> None:
+        """Give drafters that read hidden states those of the step's certain tokens: what was owed, and accepted."""
+        if running.followed:
+            hidden_states = self._model.hidden_states()
+            for part in running.followed:
+                if part.seq not in ended and part.seq.status is not Status.FINISHED:
+                    rows = part.certain(hidden_states, num_accepted.get(part.seq, 0))
+                    self._drafting.take(part.seq, part.position, rows)
 
     def _logits_plan(
         self,

@@ -3,7 +3,7 @@ layers, and from a layer on a mixture of experts beside shared ones. V2 picks ex
 corrected sigmoids. The largest pick them from groups: V2 scores a group by its best, the others by the sum of its two
 best, corrections included, as in deepseek-ai's own inference code.
 
-The layer that predicts several tokens (MTP) is left out.
+The layer that predicts several tokens (MTP) is a head beside the model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pagoda.models.experts import shared_expert
 from pagoda.models.family import Family
-from pagoda.models.latent import LATENT_TENSORS, build_latent
+from pagoda.models.latent import LATENT_TENSORS, build_latent, latent_head
 from pagoda.models.names import TENSORS
 
 
@@ -31,6 +31,7 @@ SECOND = Family(
     gguf="deepseek2",  # of the others, too: their files say how experts are scored
     hf_class="DeepseekV2ForCausalLM",
     build=build_latent,
+    head=latent_head,
     not_covered="conversion; training",
     tensors=TENSORS
     | LATENT_TENSORS
@@ -49,7 +50,7 @@ THIRD = replace(
     name="deepseek_v3",
     hf_class="DeepseekV3ForCausalLM",
     compared=("llama.cpp 0.3.36: greedy tokens",),
-    not_covered="conversion; training; the layer that predicts several tokens (MTP)",
+    not_covered="conversion; training",
     defaults={
         "num_attention_heads": 128,
         "kv_lora_rank": 512,
@@ -74,7 +75,7 @@ GLM_LITE = replace(
     THIRD,
     name="glm4_moe_lite",
     hf_class="Glm4MoeLiteForCausalLM",
-    not_covered="conversion; training; the layer that predicts several tokens (MTP)",
+    not_covered="conversion; training",
     defaults={
         **THIRD.defaults,
         "num_attention_heads": 20,

@@ -18,9 +18,10 @@ from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.blocks import dequantize
 from pagoda.formats.gguf_writer import Value
 from pagoda.models.layers import Decoder
+from pagoda.models.mtp import MTP_TENSORS, MtpHead
 from pagoda.models.names import FIELDS, REDUNDANT_SUFFIXES, TENSORS
 from pagoda.models.source import Checkpoint, Settings
-from pagoda.types import RawTensor
+from pagoda.types import FloatArray, RawTensor
 
 NESTED = "text_config"  # config.json's language part, of models that see or hear, too
 OUTER = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
@@ -64,6 +65,9 @@ class Family:
     left_out: Mapping[str, str] = field(
         default_factory=dict
     )  # how names of tensors begin that are not served, and what
+    head: Callable[[ModelFile, Decoder], MtpHead] | None = None  # reads what predicts one token more (`mtp.py`)
+    head_names: Mapping[str, str] = field(default_factory=dict)  # how its names begin, and what they are in a layer
+    hidden_first: bool = False  # its projection takes the hidden state before the token
 
     # For docs/models.md
     compared: tuple[str, ...] = ()  # with what, besides the goldens of transformers
@@ -136,6 +140,7 @@ class ModelFile:
         self.max_context = max_context
         self._prefix = f"{checkpoint.architecture}." if self.is_gguf else ""
         self._column = 0 if self.is_gguf else 1
+        self._spellings = MTP_TENSORS | dict(family.tensors)
         usual = {f"{self._prefix}{key}": value for key, value in family.gguf_defaults.items()}
         metadata = {**usual, **checkpoint.metadata} if usual else checkpoint.metadata
         self.settings = Settings(metadata) if self.is_gguf else family.settings(checkpoint.metadata)
@@ -177,7 +182,7 @@ class ModelFile:
     def tensor_name(
         self, role: str, layer: int | None = None, *, expert: int | None = None, suffix: str = "weight"
     ) -> str:
-        stem = self.family.tensors[role][self._column].format(i=layer, e=expert)
+        stem = self._spellings[role][self._column].format(i=layer, e=expert)
         return f"{stem}.{suffix}" if suffix else stem
 
     def has_role(self, role: str) -> bool:
@@ -245,11 +250,10 @@ class ModelFile:
 
 def _text_tensors(tensors: Mapping[str, RawTensor], family: Family) -> Mapping[str, RawTensor]:
     """The language part's by the names that they have where there is no other part."""
-    if not family.left_out:
+    others = (*family.left_out, *family.head_names)
+    if not others:
         return tensors
-    return {
-        _inner_name(name): tensor for name, tensor in tensors.items() if not name.startswith(tuple(family.left_out))
-    }
+    return {_inner_name(name): tensor for name, tensor in tensors.items() if not name.startswith(others)}
 
 
 def _inner_name(name: str) -> str:
@@ -286,6 +290,19 @@ def floats(name: str, values: npt.ArrayLike) -> RawTensor:
     """Numbers that no file holds."""
     held = np.ascontiguousarray(values, "<f4")
     return RawTensor(name, "F32", held.shape, held.view(np.uint8).reshape(-1))
+
+
+def floats_of(raw: RawTensor, values: FloatArray, part: str = "") -> RawTensor:
+    """`values` of `raw` as floats: of its type, or, where that is none, in 16 bits."""
+    name, of = raw.name + part, raw.part_of or raw.name
+    if raw.type == "F32":
+        return replace(floats(name, values), part_of=of)
+    if raw.type == "BF16":  # each is the upper half of a float32
+        type, halves = "BF16", np.ascontiguousarray(values, "<f4").view("<u2")[..., 1::2]
+    else:
+        type, halves = "F16", values.astype("<f2")
+    data = np.ascontiguousarray(halves).view(np.uint8).reshape(-1)
+    return RawTensor(name, type, values.shape, data, part_of=of)
 
 
 def ones(size: int) -> RawTensor:

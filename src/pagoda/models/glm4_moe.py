@@ -1,6 +1,6 @@
 """GLM-4.5, 4.6 and 4.7: from a layer on a mixture of experts beside a shared one, picked by corrected sigmoids; half of
 each head is turned. Large ones normalize heads of queries and keys. The layer that predicts several tokens (MTP) is
-left out.
+a head beside the model.
 """
 
 from __future__ import annotations
@@ -8,14 +8,25 @@ from __future__ import annotations
 from pagoda.models.experts import shared_expert
 from pagoda.models.family import Family, ModelFile
 from pagoda.models.layers import Decoder, Norm
+from pagoda.models.mtp import MtpHead
+from pagoda.models.mtp_reader import read_head
 from pagoda.models.names import TENSORS
 from pagoda.models.reader import DecoderReader, LayerKind, read_sizes, without_extra
 from pagoda.models.rope import read_rope
 
 
 def build(file: ModelFile) -> Decoder:
+    reader, kind = _open(file)
+    return reader.decoder([kind] * reader.sizes.num_layers)
+
+
+def head(file: ModelFile, decoder: Decoder) -> MtpHead:
+    return read_head(*_open(file), decoder)
+
+
+def _open(file: ModelFile) -> tuple[DecoderReader, LayerKind]:
     sizes = without_extra(file, read_sizes(file))
-    return _Reader(file, sizes).decoder([LayerKind(read_rope(file, sizes.head_dim))] * sizes.num_layers)
+    return _Reader(file, sizes), LayerKind(read_rope(file, sizes.head_dim))
 
 
 class _Reader(DecoderReader):
@@ -31,8 +42,9 @@ FAMILY = Family(
     gguf="glm4moe",
     hf_class="Glm4MoeForCausalLM",
     build=build,
+    head=head,
     compared=("llama.cpp 0.3.36: greedy tokens",),
-    not_covered="conversion; training; the layer that predicts several tokens (MTP)",
+    not_covered="conversion; training",
     tensors=TENSORS
     | shared_expert("mlp.shared_experts")
     | {

@@ -18,13 +18,15 @@ from pagoda.backends.base import Handle, Ops
 from pagoda.backends.specs import AttentionSpec
 from pagoda.errors import UnsupportedError
 from pagoda.formats.quantized import QuantizedTensor, as_floats
-from pagoda.models.family import ModelFile, floats
+from pagoda.models.family import ModelFile, floats, floats_of
 from pagoda.models.layers import Attention, Decoder, Linear, Norm, same_row
 from pagoda.models.ministral3 import read_growth
+from pagoda.models.mtp import MtpHead
+from pagoda.models.mtp_reader import read_head
 from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_norm_eps, without_extra
 from pagoda.models.rope import context_limit, read_rope, yarn_attention_factor
 from pagoda.models.source import Settings
-from pagoda.types import FloatArray, RawTensor
+from pagoda.types import RawTensor
 
 _BLK, _ATTENTION = "blk.{i}", "model.layers.{i}.self_attn"
 LATENT_TENSORS = {
@@ -107,11 +109,21 @@ class LatentAttention(Attention):
 
 def build_latent(file: ModelFile) -> Decoder:
     """A decoder all of whose layers attend so."""
+    reader, kind = _open(file)
+    return reader.decoder([kind] * reader.sizes.num_layers)
+
+
+def latent_head(file: ModelFile, decoder: Decoder) -> MtpHead:
+    """The head of such a decoder, whose layer attends so, too."""
+    return read_head(*_open(file), decoder)
+
+
+def _open(file: ModelFile) -> tuple[DecoderReader, LayerKind]:
     latent, sizes = _read_sizes(file)
     rope = read_rope(file, latent.rotary)
     scale = 1 / sqrt(latent.query_dim) * _stretch(file) ** 2
     kind = LayerKind(replace(rope, scale=1.0) if file.is_gguf else rope)
-    return _Reader(file, sizes, latent, scale).decoder([kind] * sizes.num_layers)
+    return _Reader(file, sizes, latent, scale), kind
 
 
 def _read_sizes(file: ModelFile) -> tuple[Latent, Sizes]:
@@ -213,26 +225,13 @@ class _Reader(DecoderReader):
         if file.is_gguf and any(file.has_tensor(role, layer) for role in ("k_up", "v_up")):
             keys = file.tensor("k_up", (s.num_heads, of.rank, of.plain), layer)
             values = file.tensor("v_up", (s.num_heads, of.values, of.rank), layer)
-            return _floats_of(keys, as_floats(keys)), _floats_of(values, as_floats(values))
+            return floats_of(keys, as_floats(keys)), floats_of(values, as_floats(values))
         both = file.tensor("kv_up", (s.num_heads * (of.plain + of.values), of.rank), layer)
         heads = as_floats(both).reshape(s.num_heads, -1, of.rank)
         return (
-            _floats_of(both, heads[:, : of.plain].swapaxes(1, 2), "[keys]"),
-            _floats_of(both, heads[:, of.plain :], "[values]"),
+            floats_of(both, heads[:, : of.plain].swapaxes(1, 2), "[keys]"),
+            floats_of(both, heads[:, of.plain :], "[values]"),
         )
-
-
-def _floats_of(raw: RawTensor, values: FloatArray, part: str = "") -> RawTensor:
-    """`values` of `raw` as floats: of its type, or, where that is none, in 16 bits."""
-    name, of = raw.name + part, raw.part_of or raw.name
-    if raw.type == "F32":
-        return replace(floats(name, values), part_of=of)
-    if raw.type == "BF16":  # each is the upper half of a float32
-        type, halves = "BF16", np.ascontiguousarray(values, "<f4").view("<u2")[..., 1::2]
-    else:
-        type, halves = "F16", values.astype("<f2")
-    data = np.ascontiguousarray(halves).view(np.uint8).reshape(-1)
-    return RawTensor(name, type, values.shape, data, part_of=of)
 
 
 def turned_first(rows: Rows, heads: int, rotary: int) -> Rows:

@@ -2,8 +2,8 @@
 and values; the others are attention whose output is gated. Dense, or with a mixture of experts beside a shared one.
 
 Norms multiply by 1 + w, but for those of delta nets' heads; GGUF files hold that sum, and -exp(A_log) as `ssm_a`. Where
-there are more value heads than key heads, GGUF files have them in another order (`DeltaSpec.tiled`). The vision model
-and the head that predicts several tokens (MTP) are left out.
+there are more value heads than key heads, GGUF files have them in another order (`DeltaSpec.tiled`). The head that
+predicts several tokens (MTP) has attention. The vision model is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pagoda.errors import FormatError
 from pagoda.models.experts import shared_expert
 from pagoda.models.family import Family, ModelFile, negative_exp
 from pagoda.models.layers import Attention, Decoder, Linear, Norm
+from pagoda.models.mtp import MtpHead
+from pagoda.models.mtp_reader import read_head
 from pagoda.models.names import TENSORS
 from pagoda.models.reader import DecoderReader, LayerKind, Sizes, read_sizes, without_extra
 from pagoda.models.recurrent import MAX_HEADS, MAX_SIZE, DeltaNet, gguf_heads
@@ -36,15 +38,33 @@ DELTA_TENSORS = {
     "delta_decay": ("blk.{i}.ssm_a", f"{_LINEAR}.A_log"),
     "delta_dt_bias": ("blk.{i}.ssm_dt.bias", f"{_LINEAR}.dt_bias"),
 }
+HEAD_NAMES = {  # as a layer after the last has them, the first one's
+    "mtp.fc.": "eh_proj.",
+    "mtp.pre_fc_norm_embedding.": "enorm.",
+    "mtp.pre_fc_norm_hidden.": "hnorm.",
+    "mtp.norm.": "shared_head.norm.",
+    "mtp.layers.0.": "",
+    "mtp.": "others.",
+}
 SHARED_EXPERT_TENSORS = shared_expert("mlp.shared_expert", "mlp.shared_expert_gate")
 
 
 def build(file: ModelFile) -> Decoder:
+    reader, kind = _open(file)
+    return reader.decoder([kind] * reader.sizes.num_layers)
+
+
+def head(file: ModelFile, decoder: Decoder) -> MtpHead:
+    reader, kind = _open(file)
+    reader.recurs.append(False)
+    return read_head(reader, kind, decoder)
+
+
+def _open(file: ModelFile) -> tuple[HybridReader, LayerKind]:
     sizes = without_extra(file, read_sizes(file)) if file.is_gguf else read_sizes(file)
     reader_class = PackedReader if "delta_ba" in file.family.tensors else HybridReader
     reader = reader_class(file, sizes, read_delta(file), recurrent_layers(file, sizes.num_layers))
-    kind = LayerKind(read_rope(file, sizes.head_dim))
-    return reader.decoder([kind] * sizes.num_layers)
+    return reader, LayerKind(read_rope(file, sizes.head_dim))
 
 
 def recurrent_layers(file: ModelFile, num_layers: int) -> list[bool]:
@@ -199,7 +219,9 @@ DENSE = Family(
         "linear_num_value_heads": 32,
     },
     norm_offset=1.0,
-    left_out={"model.visual.": "the vision model", "mtp.": "the head that predicts several tokens (MTP)"},
+    left_out={"model.visual.": "the vision model"},
+    head=head,
+    head_names={f"{outer}{name}": of_layer for outer in ("", "model.") for name, of_layer in HEAD_NAMES.items()},
     qk_norm=True,
     gated_queries=True,
     tiled_heads=True,

@@ -43,6 +43,8 @@ from pagoda.models import (
 from pagoda.models.bert import is_encoder
 from pagoda.models.family import NESTED, Family, ModelFile
 from pagoda.models.layers import Decoder
+from pagoda.models.mtp import MtpHead
+from pagoda.models.mtp_reader import head_file
 from pagoda.models.planned import PLANNED
 from pagoda.models.source import Checkpoint
 
@@ -109,6 +111,18 @@ def load_model(checkpoint: Checkpoint, max_context: int | None = None) -> Decode
     family = family_of(checkpoint)
     assert family.build is not None
     return family.build(ModelFile(checkpoint, family, max_context))
+
+
+def load_head(checkpoint: Checkpoint, decoder: Decoder, max_context: int | None = None) -> MtpHead | None:
+    """The head that predicts one token more, of a checkpoint whose model is `decoder`; None: it has none.
+
+    UnsupportedError or FormatError says what is wrong with it; the model itself is served all the same.
+    """
+    family = family_of(checkpoint)
+    if family.head is None:
+        return None
+    file = head_file(checkpoint, family, decoder, max_context)
+    return None if file is None else family.head(file, decoder)
 
 
 def family_of(checkpoint: Checkpoint) -> Family:

@@ -1,7 +1,8 @@
-"""Puts a draft model in place beside the model that it guesses for."""
+"""Puts a draft model, or the model's own head, in place beside the model that it guesses for."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,40 +10,58 @@ from typing import Any
 import numpy as np
 
 from pagoda import _native
-from pagoda.backends.base import Backend, ForwardModel, LoadedModel
+from pagoda.backends.base import Backend, ForwardModel, LoadedModel, SharingBackend
 from pagoda.backends.cores import usable_cores
 from pagoda.config import EngineSettings
+from pagoda.engine.device import open_head
 from pagoda.engine.memory import Footprint, KVPlan
+from pagoda.engine.speculation.choose import wants_draft_model, wants_head
 from pagoda.engine.speculation.draft_model import DraftModelDrafter
-from pagoda.errors import ConfigError, UnsupportedError
+from pagoda.engine.speculation.mtp import STEPS_WAITING, MtpDrafter
+from pagoda.errors import ConfigError, FormatError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.formats.quantized import QuantizedTensor
+from pagoda.models.layers import Decoder
+from pagoda.models.mtp import MtpHead
 from pagoda.models.registry import load_model
 from pagoda.sampling.base import SamplerProtocol
 from pagoda.sources import Progress, resolve
 from pagoda.text.tokenizer import Tokenizer, load_tokenizer
 from pagoda.types import RawTensor
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedDraft:
-    """A draft model with what belongs to it."""
+    """A draft model with what belongs to it, or a head, which has no files of its own.
+
+    waiting_bytes: of what a head keeps of tokens that it has not computed.
+    """
 
     name: str
     forward_model: ForwardModel
     model: LoadedModel
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
+    drafts: type[DraftModelDrafter] | type[MtpDrafter] = DraftModelDrafter
+    waiting_bytes: int = 0
 
     @property
     def footprint(self) -> Footprint:
-        return Footprint.of(self.forward_model, self.model)
+        alone = Footprint.of(self.forward_model, self.model)
+        name = "draft model" if self.checkpoint is not None else "MTP head"
+        return replace(alone, name=name, buffer_bytes=alone.buffer_bytes + self.waiting_bytes)
+
+    def changed(self) -> str | None:
+        """What has become of its files since they were opened; None: nothing that could be seen here."""
+        return None if self.checkpoint is None else self.checkpoint.changed()
 
     def drafter(
         self, sampler: SamplerProtocol, vocab_size: int, plan: KVPlan, settings: EngineSettings
-    ) -> DraftModelDrafter:
+    ) -> DraftModelDrafter | MtpDrafter:
         """The drafter. `sampler` and vocab_size are the target's."""
-        return DraftModelDrafter(
+        return self.drafts(
             self.model,
             sampler,
             vocab_size=vocab_size,
@@ -56,7 +75,58 @@ class LoadedDraft:
     def close(self) -> None:
         """Free everything. Idempotent."""
         self.model.close()
-        self.checkpoint.close()
+        if self.checkpoint is not None:
+            self.checkpoint.close()
+
+
+def load_guessing(
+    settings: EngineSettings,
+    backend: Backend,
+    tokenizer: Tokenizer,
+    progress: Progress | None,
+    target: tuple[Checkpoint, ForwardModel, LoadedModel],
+) -> LoadedDraft | None:
+    """What guesses beside the target, as far as the settings want it and there is one. `tokenizer` is the target's."""
+    if wants_draft_model(settings):
+        return load_draft(settings, backend, tokenizer, progress)
+    return load_own_head(settings, backend, *target) if wants_head(settings) else None
+
+
+def load_own_head(
+    settings: EngineSettings, backend: Backend, checkpoint: Checkpoint, decoder: ForwardModel, model: LoadedModel
+) -> LoadedDraft | None:
+    """The target's own head in place. None: it has none that can be used, as the log says; ConfigError if it was named.
+
+    CapacityError where memory runs out.
+    """
+    missing: str | None = None
+    try:
+        head = open_head(checkpoint, settings, decoder) if isinstance(decoder, Decoder) else None
+        if head is not None and isinstance(backend, SharingBackend):
+            return _placed_head(settings, backend, head, model)
+        if head is not None:
+            missing = "the layer that predicts several tokens (MTP) is computed on CPUs alone"
+    except (FormatError, UnsupportedError) as error:
+        missing = str(error)
+    if MtpDrafter.name in settings.speculation:
+        missing = missing or "the model has no layer that predicts several tokens (MTP)"
+        raise ConfigError(f"--speculation mtp: {missing}")
+    if missing is not None:
+        log.info("without the model's own head, which would guess tokens ahead: %s", missing)
+    return None
+
+
+def _placed_head(settings: EngineSettings, backend: SharingBackend, head: MtpHead, target: LoadedModel) -> LoadedDraft:
+    assert settings.kv_type != "auto"
+    model = backend.load_beside(
+        head,
+        target,
+        max_batch_tokens=settings.batch_tokens,
+        max_batch_seqs=settings.num_seqs,
+        kv_type=settings.kv_type,
+    )
+    waiting = STEPS_WAITING * settings.batch_tokens * head.hidden_size * 4
+    return LoadedDraft(MtpDrafter.name, head, model, None, MtpDrafter, waiting)
 
 
 def load_draft(

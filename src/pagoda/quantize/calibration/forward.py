@@ -97,6 +97,9 @@ class WindowOps:
 
         return SampleValue(self, compute, dear=False)
 
+    def given(self, columns: int) -> SampleValue:
+        raise UnsupportedError("what a model reads besides tokens has no part in calibration")
+
     def rms_norm(self, x: SampleValue, weight: RawTensor, eps: float) -> SampleValue:
         w = self._placed(weight)
         origin = Origin("norm", weight)

@@ -1,0 +1,188 @@
+"""With the model's own head as drafter answers are those without it, whatever else happens to a sequence."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pagoda import LLM, SamplingParams
+from pagoda.config import EngineSettings
+from pagoda.engine.load import load_engine
+from pagoda.engine.speculation import mtp
+from pagoda.engine.speculation.choose import check_speculation, wants_head
+from pagoda.engine.speculation.mtp import MtpDrafter
+from pagoda.errors import ConfigError
+from pagoda.grammar.source import GrammarSource
+from pagoda.types import Request
+from tiny_heads import PROMPTS, SETTINGS, Recorded, check_as_pays, headed_llm, with_head
+from tiny_models import TINY, weights, write_safetensors
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_safetensors(tmp_path / "model", with_head("glm4moe"))
+
+
+def generated(llm: LLM, params: SamplingParams, **options: Any) -> list[list[list[int]]]:
+    """The tokens of each choice of each prompt."""
+    return [[list(c.token_ids) for c in output.outputs] for output in llm.generate(PROMPTS, params, **options)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_batch_tokens": 16},  # prompts in chunks
+        {"kv_memory_bytes": 1 << 17},  # sequences are preempted, and the head gives some up
+        {"prefix_caching": False},
+        {"kv_type": "int8"},
+    ],
+)
+def test_answers_are_those_without(
+    options: dict[str, Any], temperature: float, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_as_pays(monkeypatch)
+    recorded = Recorded(monkeypatch)
+    params = SamplingParams(temperature=temperature, max_tokens=18, seed=5, n=2, ignore_eos=True)
+    plain = headed_llm(model, speculation=("off",), **options)
+    drafted = headed_llm(model, **options)
+    expected = generated(plain, params)
+    for _ in range(2):  # the second time from the prefix cache
+        assert generated(drafted, params) == expected
+    assert any(draft for _, draft in recorded.drafts)
+    assert drafted.loaded.draft is not None
+
+
+@pytest.mark.parametrize("name", ["qwen35", "glm4lite"])  # states that go back, latent attention
+def test_in_other_families(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_as_pays(monkeypatch)
+    folder = write_safetensors(tmp_path / "model", with_head(name))
+    params = SamplingParams(temperature=0.7, max_tokens=12, seed=5, n=2, ignore_eos=True)
+    plain, drafted = headed_llm(folder, speculation=("off",)), headed_llm(folder, max_batch_tokens=32)
+    expected = generated(plain, params)
+    assert [generated(drafted, params) for _ in range(2)] == [expected, expected]
+
+
+def test_with_a_grammar(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_as_pays(monkeypatch)
+    params = SamplingParams(temperature=0.7, max_tokens=40, seed=2)
+    grammar = GrammarSource("regex", "([a-z]{1,6} ){3,9}[0-9]+[.]")
+    plain = headed_llm(model, speculation=("off",))
+    assert generated(headed_llm(model), params, grammar=grammar) == generated(plain, params, grammar=grammar)
+
+
+@pytest.mark.parametrize("waiting", [4, 256])  # 4: waiting hidden states are computed, or skipped, all the time
+def test_all_drafters_together(waiting: int, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mtp, "FEWEST_WAITING", waiting)
+    monkeypatch.setattr(mtp, "MOST_WAITING", waiting)
+    params = SamplingParams(temperature=0.7, max_tokens=50, seed=5, n=3, ignore_eos=True)
+    plain = headed_llm(model, speculation=("off",))
+    drafted = headed_llm(model, speculation=("auto",))
+    assert drafted.loaded.draft is not None
+    assert generated(drafted, params) == generated(plain, params)
+
+
+def test_what_the_prefix_cache_has_the_head_has_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_as_pays(monkeypatch)
+    recorded = Recorded(monkeypatch)
+    llm = headed_llm(model)
+    params = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
+    drafts = []
+    for _ in range(2):
+        recorded.drafts.clear()
+        llm.generate([PROMPTS[3]], params)
+        drafts.append(list(recorded.drafts))
+    assert drafts[0] == drafts[1]
+
+
+def test_a_head_that_is_right_saves_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next token follows from the last alone, and the head knows how: layers add nothing to what they read."""
+    check_as_pays(monkeypatch)
+    spec = with_head("glm4moe")
+    folder = write_safetensors(tmp_path / "model", spec)
+    held = {name: np.array(values) for name, values in weights(spec).items()}
+    vocab, hidden = held["model.embed_tokens.weight"].shape
+    rng = np.random.default_rng(7)
+    for name, values in held.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            values[:] = 0
+        elif name.endswith("norm.weight"):
+            values[:] = 1
+    held["model.embed_tokens.weight"] = rng.standard_normal((vocab, hidden)).astype(np.float32)
+    held["lm_head.weight"] = held["model.embed_tokens.weight"][rng.permutation(vocab)]
+    held[f"model.layers.{spec.config['num_hidden_layers']}.eh_proj.weight"] = np.eye(
+        hidden, 2 * hidden, dtype=np.float32
+    )
+    save_file(held, folder / "model.safetensors")
+    loaded = load_engine(EngineSettings(model=str(folder), backend="cpu", speculation=("mtp",), **SETTINGS))
+    params = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+    loaded.core.add(Request("r", (5, 9, 20, 11), params, 0.0))
+    steps = drafted = accepted = 0
+    while loaded.core.has_work:
+        steps += 1
+        for count in loaded.core.step().drafts.values():
+            drafted += count.num_draft_tokens
+            accepted += sum(count.accepted_per_position)
+    loaded.close()
+    assert accepted == drafted > 50
+    assert steps < 10
+
+
+def test_the_head_is_named_or_goes_without_saying() -> None:
+    settings = EngineSettings(model="m")
+    assert wants_head(settings)
+    assert not wants_head(replace(settings, draft_model="d"))
+    assert wants_head(replace(settings, speculation=("ngram", "mtp")))
+    assert not wants_head(replace(settings, speculation=("off",)))
+    with pytest.raises(ConfigError, match="draft and mtp"):
+        check_speculation(replace(settings, speculation=("draft", "mtp"), draft_model="d"))
+
+
+def test_settings_that_speak_of_a_head_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_safetensors(tmp_path / "model", TINY["glm4moe"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+    with caplog.at_level(logging.INFO):
+        llm = headed_llm(folder, speculation=("auto",))
+    assert "the files hold none of its tensors" in caplog.text
+    assert generated(llm, params) == generated(headed_llm(folder, speculation=("off",)), params)
+    with pytest.raises(ConfigError, match=r"--speculation mtp: .*none of its tensors"):
+        headed_llm(folder)
+
+
+def test_a_model_without_a_head(tmp_path: Path) -> None:
+    folder = write_safetensors(tmp_path / "model", TINY["llama"])
+    assert headed_llm(folder, speculation=("auto",)).loaded.draft is None
+    with pytest.raises(ConfigError, match="the model has no layer that predicts several tokens"):
+        headed_llm(folder)
+
+
+def test_where_only_the_cpu_computes_heads(model: Path) -> None:
+    pytest.importorskip("torch")
+    assert headed_llm(model, backend="torch-cpu", speculation=("auto",)).loaded.draft is None
+    with pytest.raises(ConfigError, match="on CPUs alone"):
+        headed_llm(model, backend="torch-cpu")
+
+
+def test_memory_counts_what_the_head_adds(model: Path) -> None:
+    settings = EngineSettings(model=str(model), backend="cpu", **SETTINGS)
+    alone, both = load_engine(replace(settings, speculation=("off",))), load_engine(settings)
+    assert both.draft is not None
+    assert both.draft.drafts is MtpDrafter
+    head = both.draft.footprint
+    whole = both.kv_plan.footprint.together
+    assert whole.weight_bytes == alone.model.weight_bytes + head.weight_bytes
+    assert head.weight_bytes < alone.model.weight_bytes / 2  # embedding and output are the model's
+    assert "MTP head" in str(both.kv_plan)
+    assert both.kv_plan.draft_blocks
+    alone.close()
+    both.close()
