@@ -1,6 +1,7 @@
 """The command line without a model: verbs, flags from settings, errors as one line."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -203,6 +204,25 @@ def python(*args: str) -> str:
 def run_main_raw(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
     monkeypatch.setattr(sys, "argv", ["pagoda", *args])
     main_module.main()
+
+
+@pytest.mark.parametrize(
+    ("verb", "reads", "not_read"),
+    [
+        ("doctor", "--threads --isa --host --port --url", "MODEL --lora --cache --api-key --kv-type"),
+        ("bench", "--batch --kv-type --threads", "--lora --kv-offload --draft-model --max-num-seqs --speculation"),
+        ("bench speculation", "--draft-model --speculation", "--lora --kv-offload"),
+        ("eval run", "--judge --threads", "MODEL --lora"),
+        ("cache stats", "--cache-store --cache-key", "--cache-embedder --cache-ttl"),
+        ("cache search", "--cache-store --cache-key --cache-embedder", "--cache-ttl --cache-judge"),
+    ],
+)
+def test_help_lists_what_the_verb_reads(verb: str, reads: str, not_read: str) -> None:
+    text = invoke(*verb.split(), "--help")
+    listed = set(" ".join(re.findall(r"^  ((?:-\w, )?--[\w, -]+)", text, re.MULTILINE)).replace(",", " ").split())
+    listed |= {"MODEL"} if "[MODEL]" in text else set()
+    assert set(reads.split()) <= listed
+    assert not set(not_read.split()) & listed
 
 
 def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

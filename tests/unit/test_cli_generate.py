@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,7 +89,10 @@ def test_openai_batch_lines(tmp_path: Path) -> None:
     good = {"custom_id": "c1", "method": "POST", "url": "/v1/chat/completions", "body": body}
     bad = good | {"custom_id": "c2", "body": body | {"temperature": -1}}
     source = write(tmp_path / "in", good, bad, good | {"custom_id": "c3", "url": "/v1/embeddings"})
-    assert generate(source, tmp_path / "out").exit_code == 1
+    result = generate(source, tmp_path / "out")
+    assert result.exit_code == 1
+    assert re.search(r"^'c2' failed: .*temperature", result.output, re.MULTILINE)
+    assert "'c3' failed: line 3: POST /v1/embeddings cannot be done" in result.output
     answers = by_id(tmp_path / "out")
     assert answers["c1"]["error"] is None
     assert answers["c1"]["response"]["status_code"] == 200
@@ -96,6 +100,13 @@ def test_openai_batch_lines(tmp_path: Path) -> None:
     assert answers["c2"]["response"]["status_code"] == 400
     assert answers["c2"]["response"]["body"]["error"]["param"] == "temperature"
     assert "/v1/embeddings cannot be done" in answers["c3"]["response"]["body"]["error"]["message"]
+
+
+@pytest.mark.usefixtures("engine")
+def test_of_many_failures_the_first_are_shown(tmp_path: Path) -> None:
+    result = generate(write(tmp_path / "in", *["[1]"] * 7), tmp_path / "out")
+    assert len([line for line in result.output.splitlines() if " failed: line " in line]) == 5
+    assert f"2 more failed; {tmp_path / 'out'} says why" in result.output
 
 
 @pytest.mark.usefixtures("engine")

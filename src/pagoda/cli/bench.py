@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ from pagoda.benchmark.engine import (
     result_of,
 )
 from pagoda.benchmark.profile import profile
-from pagoda.cli.options import with_settings
+from pagoda.cli.options import ADAPTERS, OFFLOAD, with_settings
 from pagoda.cli.progress import download_progress
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
@@ -30,6 +31,12 @@ from pagoda.models.experts import used_share
 from pagoda.models.family import ModelFile
 from pagoda.models.registry import family_of
 from pagoda.settings import Setting, Settings
+
+# The engine is measured alone: random prompts, as many as --batch says, each token computed.
+NOT_READ = (
+    *ADAPTERS, *OFFLOAD, "prefix_caching", "state_interval", "speculation", "draft_model", "draft_format",
+    "max_num_seqs", "max_logprobs", "encoder_weights",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class BenchSettings(Settings):
     profile: Annotated[bool, Setting("Print where the time of a step goes, op by op.")] = False
 
 
-@with_settings
+@partial(with_settings, without=NOT_READ)
 def bench(engine: EngineSettings, bench: BenchSettings) -> None:
     """Measure how fast a model runs in this engine, and what share of the machine's limits that is.
 

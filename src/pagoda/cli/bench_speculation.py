@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pagoda.benchmark.speculation import Prompt, SpeculationBench, measure, report
-from pagoda.cli.options import with_settings
+from pagoda.cli.options import ADAPTERS, OFFLOAD, with_settings
 from pagoda.cli.progress import download_progress
 from pagoda.config import EngineSettings
 from pagoda.engine.load import LoadedEngine, load_engine
@@ -39,7 +40,7 @@ class SpeculationBenchSettings(Settings):
     json: Annotated[bool, Setting("Print JSON.")] = False
 
 
-@with_settings
+@partial(with_settings, without=(*ADAPTERS, *OFFLOAD, "seed", "max_logprobs", "encoder_weights"))
 def bench_speculation(engine: EngineSettings, bench: SpeculationBenchSettings) -> None:
     """Measure what speculation gains on your own prompts: tokens a second with and without it, in turn.
 

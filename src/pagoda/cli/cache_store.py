@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from pagoda.crypt import Cipher
 from pagoda.errors import ConfigError
 
 SHOWN_CHARS = 100
+OF_STORES = ("cache_store", "cache_key")  # settings that say where entries are, and in which key
 
 
 def opened(settings: CacheSettings) -> Store:
@@ -32,7 +34,7 @@ def opened(settings: CacheSettings) -> Store:
     return open_store(address, cache_dir() / "answers", cipher)
 
 
-@with_settings
+@partial(with_settings, only=OF_STORES)
 def stats(
     settings: CacheSettings, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
@@ -65,7 +67,7 @@ def stats(
             typer.echo(f"  {what} {name or '(none)'}: {count}")
 
 
-@with_settings
+@partial(with_settings, only=(*OF_STORES, "cache_embedder"))
 def search(
     settings: CacheSettings,
     text: Annotated[str, typer.Argument(help="A question.")],
@@ -87,7 +89,7 @@ def search(
     store.close()
 
 
-@with_settings
+@partial(with_settings, only=OF_STORES)
 def show(settings: CacheSettings, id: Annotated[str, typer.Argument(help="Of the entry, as headers give it.")]) -> None:
     """Show one entry: question, answer, and how long it is kept."""
     store = opened(settings)
@@ -98,7 +100,7 @@ def show(settings: CacheSettings, id: Annotated[str, typer.Argument(help="Of the
     typer.echo(json.dumps(_shape(entry), ensure_ascii=False, indent=2))
 
 
-@with_settings
+@partial(with_settings, only=OF_STORES)
 def delete(
     settings: CacheSettings,
     id: Annotated[str | None, typer.Option(help="Id of the entry.")] = None,

@@ -10,6 +10,7 @@ import platform
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +56,7 @@ class Obstacle:
     remedy: str
 
 
-@with_settings
+@partial(with_settings, only=("threads", "isa", "host", "port"))
 def doctor(
     engine: EngineSettings,
     server: ServerSettings,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
 
-from pagoda.cli.eval_judge import JudgeSettings, open_judge
+from pagoda.cli.eval_judge import NOT_OF_JUDGES, JudgeSettings, open_judge
 from pagoda.cli.options import with_settings
 from pagoda.cli.progress import StepProgress, step_progress
 from pagoda.config import EngineSettings
@@ -21,7 +22,7 @@ from pagoda.evals.cases import Case, read_testset
 from pagoda.evals.judge import Judge
 
 
-@with_settings
+@partial(with_settings, without=NOT_OF_JUDGES)
 def calibrate(
     labels: Annotated[Path, typer.Option("--labels", help="JSONL: question, answer, contexts, label.", metavar="FILE")],
     judge: JudgeSettings,

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import orjson
 
 from pagoda.cli.endpoint import open_endpoints, served_model
+from pagoda.cli.options import ADAPTERS
 from pagoda.cli.progress import download_progress
 from pagoda.config import EngineSettings, cache_dir
 from pagoda.errors import FormatError
@@ -19,6 +20,8 @@ from pagoda.evals.judge import Judge, ResponseCache
 from pagoda.settings import Setting, Settings
 from pagoda.sources import resolve
 from pagoda.sources.files import sha256_of
+
+NOT_OF_JUDGES = ("model", *ADAPTERS)  # of the engine's settings: --judge names the model
 
 
 @dataclass(frozen=True, slots=True)

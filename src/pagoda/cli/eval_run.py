@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import pagoda
-from pagoda.cli.eval_judge import JudgeSettings, OpenJudge, open_judge
+from pagoda.cli.eval_judge import NOT_OF_JUDGES, JudgeSettings, OpenJudge, open_judge
 from pagoda.cli.options import with_settings
 from pagoda.cli.progress import step_progress
 from pagoda.cli.stopped import GOES_ON, LOST, when_stopped
@@ -57,7 +58,7 @@ class EvalRunSettings(Settings):
     on_interrupt: Annotated[Literal["keep", "drop"], Setting("What becomes of cases that were finished.")] = "keep"
 
 
-@with_settings
+@partial(with_settings, without=NOT_OF_JUDGES)
 def run(
     testset: Annotated[Path, typer.Argument(help="JSONL file of cases.", metavar="TESTSET")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where results go, as JSON.", metavar="FILE")],

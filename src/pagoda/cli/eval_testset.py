@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
 
-from pagoda.cli.eval_judge import JudgeSettings, open_judge
+from pagoda.cli.eval_judge import NOT_OF_JUDGES, JudgeSettings, open_judge
 from pagoda.cli.options import with_settings
 from pagoda.cli.progress import StepProgress, step_progress
 from pagoda.config import EngineSettings
@@ -18,7 +19,7 @@ from pagoda.evals.drafts import Draft, draft_cases, read_passages
 from pagoda.evals.judge import Judge
 
 
-@with_settings
+@partial(with_settings, without=NOT_OF_JUDGES)
 def draft_testset(
     documents: Annotated[Path, typer.Argument(help="Folder of .md, .txt or .rst files.", metavar="DOCS")],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSONL file of drafts.", metavar="FILE")],

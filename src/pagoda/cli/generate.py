@@ -28,6 +28,7 @@ from pagoda.errors import ConfigError, EngineError, OutputError
 from pagoda.settings import Setting, Settings
 
 MAX_WAIT_S = 30.0  # between attempts at a server whose queue is full
+SHOWN_FAILURES = 5  # of which the terminal says why; the output says it of all
 WINDOW = 4  # with --ordered, finished answers that wait for an earlier one: this many times the concurrency
 
 
@@ -80,6 +81,11 @@ def generate(
         with when_stopped(GOES_ON):
             asyncio.run(_write_all(run, tasks, out, tally))
     if tally.failed:
+        for reason in tally.reasons:
+            typer.echo(reason, err=True)
+        more = tally.failed - len(tally.reasons)
+        rest = f"{more} more failed; " if more else ""
+        typer.echo(f"{rest}{output} says why: take their lines out of it, and the same command asks again", err=True)
         raise typer.Exit(1)
 
 
@@ -92,12 +98,16 @@ class Tally:
     answered: int = 0
     failed: int = 0
     tokens: int = 0
+    reasons: list[str] = field(default_factory=list)  # why the first that failed did
     start: float = field(default_factory=time.perf_counter)
 
     def count(self, record: Mapping[str, Any]) -> None:
         body = record["response"]["body"] if "response" in record else record
         failed = bool(body.get("error"))
         self.failed += failed
+        if failed and self.failed <= SHOWN_FAILURES:
+            id = record.get("custom_id", record["id"])
+            self.reasons.append(f"{id!r} failed: {body['error']['message']}")
         self.answered += not failed
         self.tokens += 0 if failed else body["usage"]["completion_tokens"]
         self.show(self)

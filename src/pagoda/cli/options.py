@@ -17,17 +17,26 @@ from typing import Annotated, Any
 
 import typer
 
+from pagoda.adapter_settings import AdapterSettings
 from pagoda.config import check_environment, load_settings
+from pagoda.kv_settings import KVSettings
 from pagoda.settings import Field, Settings, fields
 
 CONFIG_HELP = "TOML file with settings, a line each: threads = 4. By default ./pagoda.toml, if there is one."
 
 
-def with_settings(function: Callable[..., Any], *, without: Collection[str] = ()) -> Callable[..., Any]:
+# Settings that a command does not read which asks for no adapter, and one that sends no prompt again.
+ADAPTERS = tuple(name for name in AdapterSettings.__dataclass_fields__ if name not in KVSettings.__dataclass_fields__)
+OFFLOAD = ("kv_offload", "kv_host_memory_bytes", "kv_offload_key")
+
+
+def with_settings(
+    function: Callable[..., Any], *, only: Collection[str] | None = None, without: Collection[str] = ()
+) -> Callable[..., Any]:
     """Give a command the flags of every settings class among its parameters, and `--config`.
 
-    A parameter called `config` gets the file that was named. The fields `without` get no flag: the command does not
-    read them, though a file that it shares with another command may hold them.
+    A parameter called `config` gets the file that was named. Of the fields those alone get a flag that the command
+    reads: `only` these, or all but those `without`. A file that it shares with another command may hold the others.
     """
     # Not typing.get_type_hints: Python 3.10's hides what is annotated in an Optional where the default is None.
     parameters = inspect.signature(function, eval_str=True).parameters
@@ -48,7 +57,8 @@ def with_settings(function: Callable[..., Any], *, without: Collection[str] = ()
             values["config"] = config
         return function(**settings, **values)
 
-    listed = [field for cls in classes.values() for field in fields(cls) if field.name not in without]
+    every = [field for cls in classes.values() for field in fields(cls)]
+    listed = [field for field in every if field.name not in without and (only is None or field.name in only)]
     positional = [field for field in listed if field.about.positional]
     options = [_parameter(field) for field in listed] + [_hidden_flag(field) for field in positional]
     first = [p for p in kept if not _takes_the_rest(p)]
