@@ -239,7 +239,20 @@ def test_tokens_and_back(api: Served) -> None:
     assert answer["tokens"] == [BOS, *"héy".encode()]
     assert (answer["count"], answer["max_model_len"]) == (5, 512)
     assert answer["token_strs"] == ["<bos>", "h", "\ufffd", "\ufffd", "y"]
-    assert api.ok("/detokenize", tokens=answer["tokens"]) == {"prompt": "<bos>héy"}
+    assert api.ok("/detokenize", tokens=answer["tokens"]) == dict.fromkeys(("prompt", "content"), "<bos>héy")
+
+
+def test_tokenize_as_llama_server_is_asked(api: Served) -> None:
+    """Its answers to the same, but for the vocabulary: server-context.cpp's post_tokenize."""
+    assert api.ok("/tokenize", content="a<eos>") == {"tokens": [97, 257]}
+    assert api.ok("/tokenize", content="a", add_special=True) == {"tokens": [256, 97]}
+    assert api.ok("/tokenize", content="<eos>", parse_special=False) == {"tokens": list(b"<eos>")}
+    assert api.ok("/tokenize", content=["a", 7, "b"], add_special=True) == {"tokens": [256, 97, 7, 98]}
+    pieces = [{"id": 104, "piece": "h"}, {"id": 195, "piece": [195]}, {"id": 169, "piece": [169]}]
+    assert api.ok("/tokenize", content="hé", with_pieces=True) == {"tokens": pieces}
+    assert api.ok("/tokenize", content="") == {"tokens": []}
+    assert "vocabulary" in api.refused("/tokenize", content=["a", 10**6])["message"]
+    assert "return_token_strs" in api.refused("/tokenize", content="a", return_token_strs=True)["message"]
 
 
 def test_long_prompts_are_read_off_the_loop(api: Served) -> None:

@@ -86,6 +86,7 @@ def test_null_means_default(api: Served) -> None:
         ({"temprature": 1}, "temprature"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
@@ -228,3 +229,23 @@ def test_context_errors_are_in_openais_words(api: Served, body: dict[str, Any]) 
     assert error["message"].startswith("This model's maximum context length is 512 tokens. However, ")
     assert error["code"] == "context_length_exceeded"
     assert error["type"] == "invalid_request_error"
+
+
+def test_temperature_is_bounded_as_each_api_says() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    with serving(FakeLoaded()) as served:
+        for path, body in [
+            ("/v1/chat/completions", {"messages": messages}),
+            ("/v1/completions", {"prompt": "a"}),
+            ("/v1/responses", {"input": "a"}),
+            ("/v1/messages", {"messages": messages, "max_tokens": 2}),
+        ]:
+            few = {} if path == "/v1/responses" else {"max_tokens": 2}
+            served.ok(path, **{**body, **few, "temperature": 2})
+            response = served.post(path, **{**body, **few, "temperature": 9})
+            assert response.status_code == 400
+            assert "2" in response.json()["error"]["message"]
+        assert "/completion" in served.refused("/v1/completions", prompt="a", temperature=9)["message"]
+        served.ok("/completion", prompt="a", n_predict=2, temperature=9)
+        options = {"temperature": 9, "num_predict": 2}
+        served.ok("/api/chat", model="fake", messages=messages, stream=False, options=options)

@@ -19,6 +19,7 @@ import pagoda
 from pagoda.server import adapter_routes, cache_routes, routes, system, vectors
 from pagoda.server import openapi_dialects as dialects
 from pagoda.server.adapter_routes import AliasBody, LoadBody, UnloadBody
+from pagoda.server.dialects.llama_schema import LlamaTokenizeRequest
 from pagoda.server.openapi_bodies import (
     Aliased,
     ChatCompletion,
@@ -34,7 +35,7 @@ from pagoda.server.openapi_bodies import (
     Plan,
     Reranked,
     Scores,
-    Tokenized,
+    TokenizeAnswer,
     Version,
 )
 from pagoda.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeChat, TokenizeText
@@ -81,7 +82,7 @@ ANSWERS: dict[str, tuple[type[BaseModel] | None, tuple[int, ...]]] = dialects.AN
     "/v1/alias_lora_adapter": (Aliased, (*POSTS, 403)),
     "/v1/cache/entries": (EntriesDeleted, (400, 401, 403, 404, 503)),
     "/v1/cache/entries/{id}/wrong": (EntryDeleted, (401, 404, 503)),
-    "/tokenize": (Tokenized, POSTS),
+    "/tokenize": (TokenizeAnswer, POSTS),
     "/detokenize": (Detokenized, POSTS),
     "/health": (Health, (503,)),
     "/ready": (Health, (401, 503)),
@@ -98,7 +99,7 @@ TAKES: dict[str, list[type[BaseModel]]] = dialects.TAKES | {
     "/v1/load_lora_adapter": [LoadBody],
     "/v1/unload_lora_adapter": [UnloadBody],
     "/v1/alias_lora_adapter": [AliasBody],
-    "/tokenize": [TokenizeText, TokenizeChat],
+    "/tokenize": [TokenizeText, TokenizeChat, LlamaTokenizeRequest],
     "/detokenize": [DetokenizeRequest],
 }
 QUERIES = {"/v1/cache/entries": cache_routes.SELECTED_BY}  # path → names of what its query may say

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 
 class ErrorDetail(BaseModel):
@@ -213,8 +213,22 @@ class Tokenized(BaseModel):
     token_strs: list[str] | None
 
 
+class TokenPiece(BaseModel):
+    id: int
+    piece: str | list[int]
+
+
+class TokenizedContent(BaseModel):
+    tokens: list[int] | list[TokenPiece]
+
+
+class TokenizeAnswer(RootModel[Tokenized | TokenizedContent]):
+    """vLLM's where a prompt or messages came, llama-server's where a content came."""
+
+
 class Detokenized(BaseModel):
     prompt: str
+    content: str
 
 
 class Health(BaseModel):

@@ -135,8 +135,19 @@ class Prompts:
 
     def tokens_of_text(self, text: str, *, add_special: bool) -> list[int]:
         """The tokens of a text, which may have more of them than fit."""
-        _check_chars(len(text))
-        return self.tokenizer.encode(text, add_special=add_special, parse_special=True)
+        return self.tokens_of_pieces([text], add_special=add_special, parse_special=True)
+
+    def tokens_of_pieces(self, pieces: Sequence[str | int], *, add_special: bool, parse_special: bool) -> list[int]:
+        """The tokens of texts and ids mixed; special ones are added to the first, if it is a text."""
+        _check_chars(sum(len(piece) if isinstance(piece, str) else 1 for piece in pieces))
+        self.check_ids([piece for piece in pieces if not isinstance(piece, str)], "content")
+        ids: list[int] = []
+        for place, piece in enumerate(pieces):
+            if isinstance(piece, str):
+                ids += self.tokenizer.encode(piece, add_special=add_special and not place, parse_special=parse_special)
+            else:
+                ids.append(piece)
+        return ids
 
     def first_tokens(self, text: str, count: int) -> list[int]:
         """At most `count` tokens of a text's beginning, without BOS."""

@@ -14,6 +14,7 @@ import orjson
 from pydantic import BaseModel
 
 from pagoda.errors import ContextLengthError, ModelNotFoundError, RequestError
+from pagoda.server.dialects.llama_schema import LlamaTokenizeRequest
 from pagoda.server.dialects.table import TRANSLATIONS
 from pagoda.server.dialects.translated import Translated
 from pagoda.server.infill import Infill
@@ -30,11 +31,13 @@ from pagoda.server.schema import (
     TokenizeChat,
     TokenizeText,
 )
+from pagoda.server.schema_base import HOTTEST
 from pagoda.server.schema_embeddings import EmbeddingRequest, RerankRequest, ScoreRequest
 from pagoda.server.vector_reading import VectorReader, VectorReading
 from pagoda.text.framing import NO_VECTORS, VectorTraits
 
 M = TypeVar("M", bound=BaseModel)
+G = TypeVar("G", bound=Generation)
 
 MAX_FIELDS = 256
 LENGTH = 8  # bytes of the number that says how long a conversation before a body is
@@ -179,10 +182,10 @@ class Reader:
         return replace(reading, spec=replace(spec, options=replace(spec.options, extra=asked.extra)))
 
     def chat(self, data: bytes) -> Reading:
-        return self._chat(self._body(data, ChatRequest))
+        return self._chat(_as_openai(self._body(data, ChatRequest)))
 
     def completion(self, data: bytes) -> Reading:
-        return self._completion(self._body(data, CompletionRequest))
+        return self._completion(_as_openai(self._body(data, CompletionRequest)))
 
     def _chat(self, body: ChatRequest) -> Reading:
         spec = chat_spec(body)
@@ -219,8 +222,12 @@ class Reader:
         return self._vectors.rerank(self._vector_body(data, RerankRequest))
 
     def tokenize(self, data: bytes) -> bytes:
-        """The JSON that answers /tokenize."""
+        """The JSON that answers /tokenize: vLLM's, or where a `content` comes llama-server's."""
         parsed = self._parsed(data)
+        if isinstance(parsed, dict) and "content" in parsed:
+            if isinstance(parsed["content"], list):
+                self._check_count(len(parsed["content"]))
+            return self._tokenize_content(self._checked(LlamaTokenizeRequest.model_validate(parsed)))
         body: TokenizeChat | TokenizeText
         if isinstance(parsed, dict) and "messages" in parsed:
             body = self._checked(TokenizeChat.model_validate(parsed))
@@ -233,11 +240,27 @@ class Reader:
         shape = {"count": len(ids), "max_model_len": self._limits.max_context, "tokens": ids, "token_strs": texts}
         return orjson.dumps(shape)
 
+    def _tokenize_content(self, body: LlamaTokenizeRequest) -> bytes:
+        pieces = [body.content] if isinstance(body.content, str) else body.content
+        special = {"add_special": bool(body.add_special), "parse_special": body.parse_special is not False}
+        ids = self._prompts.tokens_of_pieces(pieces, **special)
+        shown = [{"id": id, "piece": self._piece(id)} for id in ids] if body.with_pieces else ids
+        return orjson.dumps({"tokens": shown})
+
+    def _piece(self, token_id: int) -> str | list[int]:
+        """The token's text, or its bytes where they are no whole characters."""
+        piece = self._tokenizer.token_bytes(token_id)
+        try:
+            return piece.decode()
+        except UnicodeDecodeError:
+            return list(piece)
+
     def detokenize(self, data: bytes) -> bytes:
-        """The JSON that answers /detokenize."""
+        """The JSON that answers /detokenize. vLLM and llama-server take the same: each finds its own field."""
         body = self._body(data, DetokenizeRequest)
         self._prompts.check_ids(body.tokens, "tokens")
-        return orjson.dumps({"prompt": self._tokenizer.decode(body.tokens, skip_special=False)})
+        text = self._tokenizer.decode(body.tokens, skip_special=False)
+        return orjson.dumps({"prompt": text, "content": text})
 
     def _predicted(self, body: Generation) -> tuple[int, ...] | None:
         """The prediction's tokens, as far as an answer can be long."""
@@ -284,6 +307,17 @@ class Reader:
         if name is not None:
             self._names.check(name)
         return body
+
+
+def _as_openai(body: G) -> G:
+    """The body, within bounds that are the API's and not the sampler's: other dialects have none. RequestError."""
+    if body.temperature is not None and body.temperature > HOTTEST:
+        raise RequestError(
+            f"temperature is {body.temperature:g}, but at most {HOTTEST:g} here, as in OpenAI's API; POST /completion, "
+            "which is llama-server's, takes more",
+            param="temperature",
+        )
+    return body
 
 
 def infill_of(body: CompletionRequest) -> Infill:

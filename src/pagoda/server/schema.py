@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pagoda.cache.policy import MAX_TAG_CHARS, MAX_TAGS, MAX_TTL, MIN_TTL, CacheOptions, Mode
-from pagoda.server.schema_base import MAX_TOKENS, Int, Int64, Strict, Text, TokenIds
+from pagoda.server.schema_base import HOTTEST, MAX_TOKENS, Int, Int64, Strict, Text, TokenIds
 from pagoda.server.schema_messages import Message
 from pagoda.server.schema_output import Structured, Tools
 from pagoda.server.unsupported_fields import NEUTRAL_IN_COMPLETION, without_neutral
@@ -119,7 +119,8 @@ class Generation(Harmless, Structured):
     deadline_ms: Annotated[Int, Field(ge=1, le=86_400_000)] | None = None  # after which the answer is of no use
     include_cost: bool | None = None  # usage.cost_usd, where the machine has a price
 
-    temperature: Annotated[float, Field(ge=0)] | None = None
+    # The maximum is that of these paths (`reading.py`), not of the dialects that become such a body.
+    temperature: Annotated[float, Field(ge=0, json_schema_extra={"maximum": HOTTEST})] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[Int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None

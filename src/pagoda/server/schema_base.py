@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_TOKENS = 2**31 - 1
+HOTTEST = 2.0  # temperature of the APIs of OpenAI and those like it
 
 
 def _whole(value: object) -> object:

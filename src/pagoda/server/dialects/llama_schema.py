@@ -107,6 +107,16 @@ class LlamaExtra(Strict):
     text: str = ""
 
 
+class LlamaTokenizeRequest(Strict):
+    """POST /tokenize, as llama-server takes it: `content` is a text, or texts and ids mixed."""
+
+    model: str | None = None
+    content: str | list[str | Int]
+    add_special: bool | None = None  # before a first text alone
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
 class InfillRequest(LlamaSampling):
     """POST /infill."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pagoda.server.schema_base import MAX_TOKENS, Int, Strict, without_marks
+from pagoda.server.schema_base import HOTTEST, MAX_TOKENS, Int, Strict, without_marks
 from pagoda.server.schema_output import MAX_TOOLS
 
 
@@ -126,7 +126,7 @@ class MessagesRequest(CountTokensRequest):
     """POST /v1/messages."""
 
     max_tokens: Annotated[Int, Field(ge=1, le=MAX_TOKENS)]
-    temperature: Annotated[float, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=HOTTEST)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[Int, Field(ge=0, le=MAX_TOKENS)] | None = None
     stop_sequences: Annotated[list[str], Field(max_length=128)] | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from pagoda.server.dialects.messages_schema import Marked
-from pagoda.server.schema_base import MAX_TOKENS, Int, Strict
+from pagoda.server.schema_base import HOTTEST, MAX_TOKENS, Int, Strict
 from pagoda.server.schema_output import MAX_TOOLS, FunctionName
 
 
@@ -118,7 +118,7 @@ class ResponsesRequest(Marked):
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: Annotated[Int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=HOTTEST)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
