@@ -13,7 +13,7 @@ from pagoda.engine.drafters import DraftQuery, Proposal
 from pagoda.engine.speculation.mtp import MtpDrafter
 from tiny_models import TINY, TinyModel
 
-HEADED = ("glm4moe", "deepseek3", "glm4lite", "qwen35", "qwen35moe", "qwen3next")
+HEADED = ("glm4moe", "deepseek3", "glm4lite", "qwen35", "qwen35moe", "qwen3next", "mimo")
 PROMPTS = [[(37 * i + 11 + 7 * j) % 200 for i in range(20 + 17 * j)] for j in range(4)]
 SETTINGS: dict[str, Any] = {"kv_memory_bytes": 1 << 22, "max_context": 128}
 

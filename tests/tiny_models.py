@@ -195,7 +195,7 @@ def _has_bias(spec: TinyModel, matrix: str) -> bool:
         and "o_proj" not in matrix
     ):
         return spec.config.get("use_qkv_bias", spec.architecture != "stablelm")
-    return bool(spec.config.get("attention_bias")) and spec.architecture not in ("glm4", "glm4moe", "seed_oss")
+    return bool(spec.config.get("attention_bias")) and spec.architecture not in ("qwen2", "glm4", "glm4moe", "seed_oss")
 
 
 # Hugging Face folders
@@ -260,6 +260,7 @@ HF_CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "mimo": "Qwen2ForCausalLM",  # which is what transformers has of it
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "phi3": "Phi3ForCausalLM",

@@ -126,6 +126,7 @@ TINY: dict[str, TinyModel] = {
     "llama_biased": _tiny("llama", attention_bias=True, mlp_bias=True),
     "mistral": _tiny("llama", "mistral", sliding_window=20),
     "qwen2": _tiny("qwen2"),
+    "mimo": _tiny("qwen2", "mimo", attention_bias=True),
     "qwen2_windowed": _tiny("qwen2", use_sliding_window=True, sliding_window=20, max_window_layers=1),
     "qwen3": _tiny("qwen3", head_dim=32, tie_word_embeddings=True),
     "qwen3_yarn": _tiny("qwen3", rope_scaling=YARN_SCALING),

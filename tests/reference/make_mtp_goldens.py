@@ -62,15 +62,17 @@ def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 
-def draft(model: Any, head: Any, own: dict[str, torch.Tensor], eps: float, prompt: list[int]) -> dict[str, list[int]]:
+def draft(model: Any, head: Any, own: dict[str, torch.Tensor], spec: TinyModel, prompt: list[int]) -> dict[str, Any]:
     """The model's next token, and what the head says comes after it."""
+    eps, hidden_first = spec.config["rms_norm_eps"], spec.config["model_type"] == "mimo"
     tokens = torch.tensor([prompt])
     hidden = model.model(tokens).last_hidden_state  # after the final norm
     known = [*prompt, int(model.lm_head(hidden[0, -1]).argmax())]
     said: list[int] = []
     while len(said) < LENGTH:
         following = model.model.embed_tokens(torch.tensor([(known + said)[1:]]))
-        both = torch.cat([normed(following, own["enorm.weight"], eps), normed(hidden, own["hnorm.weight"], eps)], -1)
+        both = [normed(following, own["enorm.weight"], eps), normed(hidden, own["hnorm.weight"], eps)]
+        both = torch.cat(both[::-1] if hidden_first else both, -1)
         out = head.model(inputs_embeds=both @ own["eh_proj.weight"].T).last_hidden_state
         best = head.lm_head(out[0, -1]).topk(2)
         if best.values[0] - best.values[1] < MARGIN:
@@ -87,8 +89,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             write_safetensors(Path(folder), spec)
             model, head, own = opened_pair(Path(folder), spec)
-            eps = spec.config["rms_norm_eps"]
-            drafts = [draft(model, head, own, eps, prompt[:n]) for prompt in PROMPTS for n in range(5, len(prompt), 13)]
+            prompts = [prompt[:n] for prompt in PROMPTS for n in range(5, len(prompt), 13)]
+            drafts = [draft(model, head, own, spec, prompt) for prompt in prompts]
         (GOLDENS / f"{name}.json").write_text(json.dumps({"source": SOURCE, "drafts": drafts}) + "\n")
 
 

@@ -22,6 +22,8 @@ GOLDENS = Path(__file__).parent / "goldens" / "mtp"
 def test_drafts_are_those_of_torch(
     name: str, kind: str, backend: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if (name, kind) == ("mimo", "gguf"):
+        pytest.skip("GGUF has no such files")
     golden = json.loads((GOLDENS / f"{name}.json").read_text())["drafts"]
     check_as_pays(monkeypatch)
     recorded = Recorded(monkeypatch)

@@ -14,6 +14,7 @@ from tiny_models import TINY, memory_checkpoint
 
 KNOWN = (*FAMILIES, *PLANNED)
 TWINS = {  # whose GGUF files are read as the same family
+    "mimo": "qwen2",
     "qwen2_5_vl": "qwen2_vl",
     "deepseek_v3": "deepseek_v2",
     "glm4_moe_lite": "deepseek_v2",
