@@ -91,6 +91,10 @@ class FakeModel:
     def wait(self, rows: Int32Array | None = None) -> FloatArray:
         return self._logits if rows is None else self._logits[rows]
 
+    def hidden_states(self) -> FloatArray:
+        """A hash of all that each token sees, in 24 bits. [R2, 1]"""
+        return self._hidden
+
     def answer(self, batch: Batch) -> FloatArray:
         """Compute a step. → logits [R, V]"""
         counts = np.diff(batch.seq_starts)
@@ -103,6 +107,7 @@ class FakeModel:
             x = self._layer(layer, group, batch, x)
         if self.state_bytes:
             x = self._recurrent_layer(batch, x)
+        self._hidden = (x[batch.hidden_rows] >> np.uint64(40)).astype(np.float32)[:, None]
         rows = x[batch.logit_rows]
         noise = mix(rows[:, None], np.arange(VOCAB_SIZE, dtype=np.uint64)[None, :])
         return ((noise >> np.uint64(44)).astype(np.float32) / np.float32(2**20) * np.float32(6)).copy()

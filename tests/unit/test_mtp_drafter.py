@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from fake_backend import VOCAB_SIZE, FakeModel, fake_engine
+from fake_constraint import FakeGrammar
 from pagoda import LLM, SamplingParams
+from pagoda.backends.base import run_batch
 from pagoda.config import EngineSettings
+from pagoda.engine.engine import Engine
 from pagoda.engine.load import load_engine
 from pagoda.engine.speculation import mtp
 from pagoda.engine.speculation.choose import check_speculation, wants_head
 from pagoda.engine.speculation.mtp import MtpDrafter
 from pagoda.errors import ConfigError
 from pagoda.grammar.source import GrammarSource
-from pagoda.types import Request
+from pagoda.sampling.reference import ReferenceSampler
+from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Request
 from tiny_heads import PROMPTS, SETTINGS, Recorded, check_as_pays, headed_llm, with_head
 from tiny_models import TINY, weights, write_safetensors
 
@@ -69,6 +76,99 @@ def test_in_other_families(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     plain, drafted = headed_llm(folder, speculation=("off",)), headed_llm(folder, max_batch_tokens=32)
     expected = generated(plain, params)
     assert [generated(drafted, params) for _ in range(2)] == [expected, expected]
+
+
+class OracleHead(FakeModel):
+    """A head that knows what follows a hidden state and the token after it, and takes no other two together."""
+
+    def __init__(self) -> None:
+        super().__init__((None,))
+        self.truth: dict[tuple[float, int], tuple[int, float]] = {}  # → the token after, and the hidden state before it
+
+    def answer(self, batch: Batch) -> FloatArray:
+        logits = super().answer(batch)
+        assert batch.given is not None
+        pairs = list(zip(batch.given[:, 0].tolist(), batch.tokens.tolist(), strict=True))
+        assert all(pair in self.truth for pair in pairs)
+        known = [self.truth[pairs[row]] for row in batch.logit_rows]
+        for row, (token, _) in enumerate(known):
+            logits[row, token] += 100.0
+        self._hidden = np.array([[hidden] for _, hidden in known], np.float32).reshape(-1, 1)
+        return logits
+
+    def learn(self, tokens: list[int]) -> None:
+        """What a sequence of these tokens is made of; of its last two the token after is anything."""
+        model, count = FakeModel((None,)), len(tokens)
+        model.allocate_kv((-(-count // BLOCK_SIZE),))
+        places = np.arange(count, dtype=np.int32)
+        blocks = np.arange(-(-count // BLOCK_SIZE), dtype=np.int32)[None]
+        starts, lens = np.array([0, count], np.int32), np.array([count], np.int32)
+        batch = Batch(np.array(tokens, np.int32), places, starts, lens, (blocks,), places[:0], hidden_rows=places)
+        run_batch(model, batch)
+        hidden = model.hidden_states()[:, 0].tolist()
+        for i in range(count - 1):
+            after = tokens[i + 2] if i + 2 < count else 0
+            self.truth[hidden[i], tokens[i + 1]] = (after, hidden[i + 1])
+
+
+def mixed(temperature: float) -> list[Request]:
+    rng = random.Random(7)
+    requests = []
+    for i in range(12):
+        prompt = tuple(rng.randrange(10, 13) for _ in range(rng.randrange(3, 50)))
+        params = {"max_tokens": rng.randrange(1, 40), "seed": i, "n": 1 + i % 3, "temperature": temperature}
+        own = {"constraint": FakeGrammar(i) if i % 4 == 1 else None, "max_draft_tokens": (None, None, 2, 0)[i % 4]}
+        requests.append(Request(str(i), prompt, SamplingParams(**params, ignore_eos=True), 0.0, **own))
+    return requests
+
+
+def answered(engine: Engine, requests: list[Request], drafter: MtpDrafter | None = None, aborted: str = "") -> Any:
+    """→ the tokens of each choice; `aborted` goes after some steps."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for request in requests:
+        engine.add(request)
+    for step in itertools.count():
+        if not engine.has_work:
+            return found
+        if step == 5 and aborted:
+            engine.abort(aborted)
+        for delta in engine.step().deltas:
+            found.setdefault((delta.request_id, delta.index), []).extend(delta.token_ids)
+        engine.check()
+        if drafter is not None:
+            drafter.check()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize(("num_blocks", "chunk"), [(48, 32), (9, 32), (48, 9)])  # 9 blocks: sequences are preempted
+@pytest.mark.parametrize("waiting", [3, 256])
+def test_each_hidden_state_meets_the_token_after_it(
+    temperature: float, num_blocks: int, chunk: int, waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mtp, "FEWEST_WAITING", waiting)
+    monkeypatch.setattr(mtp, "MOST_WAITING", waiting)
+    options: dict[str, Any] = {"num_blocks": [num_blocks], "max_batch_tokens": chunk, "max_rows": 40}
+    head, requests = OracleHead(), mixed(temperature)
+    plain = answered(fake_engine(**options), requests)
+    for request in requests:
+        for index in range(request.params.n):
+            head.learn([*request.prompt_token_ids, *plain[request.id, index]])
+    drafter = MtpDrafter(
+        head,
+        ReferenceSampler(),
+        vocab_size=VOCAB_SIZE,
+        windows=(None,),
+        num_blocks=[num_blocks],
+        max_context=96,
+        max_batch_tokens=chunk,
+        max_num_seqs=8,
+    )
+    engine = fake_engine(**options, drafters=[drafter])
+    assert answered(engine, mixed(temperature), drafter) == plain
+    found = answered(engine, mixed(temperature), drafter, aborted="3")  # from the prefix cache
+    assert all(found[key] == tokens for key, tokens in plain.items() if key[0] != "3")
+    assert drafter.kv.num_used_blocks == 0
+    assert sum(len(batch) for batch in head.batches) > 50
 
 
 def test_with_a_grammar(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
