@@ -20,6 +20,7 @@ Program::Program(std::shared_ptr<Pool> pool, const Kernels *kernels, int64_t max
     workspace.pool = std::move(pool);
     workspace.kernels = kernels;
     workspace.lora_kernels = &lora_kernels(kernels->name);
+    workspace.latent_kernels = &latent_kernels(kernels->name);
     workspace.recurrent_kernels = &recurrent_kernels(kernels->name);
     workspace.max_tokens = max_tokens;
     workspace.max_logit_rows = max_logit_rows;

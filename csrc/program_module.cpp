@@ -258,9 +258,9 @@ void bind_program(nb::module_ &m) {
         .def("add_lora_site", &Program::add_lora_site, "rows"_a, "columns"_a)
         .def("make_adapter", &make_adapter, "deltas"_a, "type"_a)
         .def("set_layers",
-             [](Program &p, const std::vector<std::tuple<int, int, int>> &layers, int groups) {
+             [](Program &p, const std::vector<std::tuple<int, int, int, std::optional<int>>> &layers, int groups) {
                  std::vector<LayerKV> kv;
-                 for (const auto &[group, heads, dim] : layers) kv.push_back({group, heads, dim});
+                 for (const auto &[group, heads, dim, from] : layers) kv.push_back({group, heads, dim, from.value_or(kNone)});
                  p.workspace.set_layers(std::move(kv), groups);
              },
              "layers"_a, "groups"_a)

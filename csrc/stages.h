@@ -392,6 +392,9 @@ struct AttendStage {
 
   private:
     void look_ahead(AttendArgs &a, const Workspace &w, const Step &step, int64_t item) const;
+    int64_t offset_of(const Workspace &w, int64_t group) const;  // of its KV head's keys, in a block
+
+    int groups_ = 1;  // of query heads that go together
 };
 
 using Stage = std::variant<EmbedStage, RowwiseStage, LinearStage, LoraShrinkStage, RouteStage, CombineStage,

@@ -30,7 +30,7 @@ LazyMemory in_small_pages(size_t bytes) {
 }
 
 HeadLayout::HeadLayout(const LayerKV &l, KVType t)
-    : k(round_up(l.head_dim, 2) * kBlockTokens * element_bytes(t)),
+    : k(l.one_vector() ? 0 : round_up(l.head_dim, 2) * kBlockTokens * element_bytes(t)),
       v(round_up(l.head_dim, 16) * kBlockTokens * element_bytes(t)),
       scale(has_scales(t) ? kBlockTokens * 4 : 0) {}
 
@@ -48,6 +48,8 @@ void Workspace::set_layers(std::vector<LayerKV> given, int groups) {
     group_windows.assign(static_cast<size_t>(groups), 1);
     num_blocks.assign(static_cast<size_t>(groups), 0);
     for (const LayerKV &l : layers) {
+        require(!l.one_vector() || (l.values_from >= 0 && l.values_from < l.head_dim && l.head_dim % 16 == 0),
+                "a vector that is key and value has a multiple of 16 numbers, and some are its value");
         int64_t &bytes = group_bytes.at(static_cast<size_t>(l.group));
         layer_offset.push_back(bytes);
         bytes += HeadLayout(l, kv_type).total() * l.kv_heads;
@@ -268,7 +270,7 @@ int32_t AttentionPlan::num_keys(const Step &step, const Tile &t) const {
 
 // Few tiles would leave threads without work, and long contexts make uneven ones: their chunks of keys become items.
 void AttentionPlan::split(const Step &step, int threads) {
-    const bool few = static_cast<int64_t>(tiles.size()) * kv_heads < kAttendItems * threads && threads > 1;
+    const bool few = static_cast<int64_t>(tiles.size()) * groups < kAttendItems * threads && threads > 1;
     pieces.clear();
     splits.assign(tiles.size(), {});
     int64_t floats = 0;
@@ -280,18 +282,18 @@ void AttentionPlan::split(const Step &step, int threads) {
             continue;
         }
         splits[i] = {chunks, floats};
-        floats += kv_heads * chunks * attend_part_floats(t.tokens * group, head_dim);
+        floats += groups * chunks * attend_part_floats(t.tokens * group, head_dim);
         for (int32_t c = 0; c < chunks; ++c) pieces.push_back({static_cast<int32_t>(i), c});
     }
     if (floats == 0) return;
     if (parts.size() < static_cast<size_t>(floats)) parts.resize(static_cast<size_t>(floats));
-    const size_t counts = tiles.size() * static_cast<size_t>(kv_heads);
+    const size_t counts = tiles.size() * static_cast<size_t>(groups);
     if (left_size < counts) {
         left = std::make_unique<std::atomic<int32_t>[]>(counts);
         left_size = counts;
     }
     for (size_t i = 0; i < counts; ++i)
-        left[i].store(splits[i / static_cast<size_t>(kv_heads)].chunks, std::memory_order_relaxed);
+        left[i].store(splits[i / static_cast<size_t>(groups)].chunks, std::memory_order_relaxed);
 }
 
 void Workspace::rotate(const Step &step, int64_t token) {

@@ -7,6 +7,7 @@
 
 #include "adapter.h"
 #include "kernels.h"
+#include "kernels_latent.h"
 #include "kernels_lora.h"
 #include "kernels_recurrent.h"
 #include "pool.h"
@@ -55,12 +56,15 @@ struct RopeTable {
 
 struct LayerKV {
     int group, kv_heads, head_dim;
+    int values_from = kNone;  // values are keys' columns from this one on; kNone: they are kept apart
+    bool one_vector() const { return values_from != kNone; }
+    int value_dim() const { return one_vector() ? head_dim - values_from : head_dim; }
 };
 
 struct HeadLayout {
-    int64_t k, v, scale;  // bytes of one head's K, V, and of the scales of either, in a block
+    int64_t k, v, scale;  // bytes of one head's K, V, and of the scales of either, in a block; k 0: V is both
     HeadLayout(const LayerKV &l, KVType t);
-    int64_t total() const { return round_up(k + v + 2 * scale, 64); }
+    int64_t total() const { return round_up(k + v + (k ? 2 : 1) * scale, 64); }
 };
 
 struct Buffer {
@@ -78,7 +82,7 @@ struct QuantizedBuffer {  // in the codes that the linears reading it take
 
 // How a step's attention is cut into pieces of work; all layers cut it alike.
 struct AttentionPlan {
-    struct Tile {  // consecutive tokens of one sequence, with all the query heads of one KV head
+    struct Tile {  // consecutive tokens of one sequence, with query heads that share a KV head
         int32_t sequence, token, tokens;
     };
     struct Piece {  // one chunk of keys of a tile; chunk kNone: all of them
@@ -86,15 +90,16 @@ struct AttentionPlan {
     };
     struct Split {  // a tile's chunks are worked on by several threads; the last to finish merges
         int32_t chunks = 0;     // 0: it is not split
-        int64_t parts_at = 0;   // floats from the start of `parts`, of KV head 0
+        int64_t parts_at = 0;   // floats from the start of `parts`, of group 0
     };
-    int64_t kv_heads = 1, head_dim = 0, group = 1;  // the most of any layer; group: query heads of a KV head
+    // The most of any layer. group: query heads of one KV head that go together; groups: of all KV heads.
+    int64_t groups = 1, head_dim = 0, group = 1;
     std::optional<bool> causal;                     // whether queries see no keys after them; the same in all layers
     std::vector<Tile> tiles;
     std::vector<Piece> pieces;
     std::vector<Split> splits;  // a tile each
     std::vector<float> parts;
-    std::unique_ptr<std::atomic<int32_t>[]> left;  // [tiles][kv_heads]: chunks that are not done
+    std::unique_ptr<std::atomic<int32_t>[]> left;  // [tiles][groups]: chunks that are not done
     size_t left_size = 0;
 
     void plan(const Step &step, int threads);
@@ -126,6 +131,7 @@ struct Routing {
 struct Workspace {
     std::shared_ptr<Pool> pool;
     const Kernels *kernels;
+    const LatentKernels *latent_kernels;
     const LoraKernels *lora_kernels;
     const RecurrentKernels *recurrent_kernels;
     int64_t max_tokens, max_logit_rows;

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "../kernels.h"
+#include "../kernels_latent.h"
 #include "../kernels_lora.h"
 #include "../kernels_recurrent.h"
 
@@ -68,6 +69,7 @@ int check_rows(const Kernels &k);
 int check_gemm(const Kernels &k);
 int check_attend(const Kernels &k);
 int check_lora(const LoraKernels &k);
+int check_latent(const LatentKernels &k);
 int check_recurrent(const RecurrentKernels &k);
 
 // The 16-bit codes of a row, and the scale that goes with them.

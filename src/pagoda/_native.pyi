@@ -185,8 +185,8 @@ class Program:
         Factors are kept in "f32", "bf16" or "int8".
         """
     def add_rope(self, inv_freq: npt.NDArray[np.float32], scale: float, neox: bool) -> int: ...
-    def set_layers(self, layers: list[tuple[int, int, int]], groups: int) -> None:
-        """(KV group, KV heads, head size) of each layer."""
+    def set_layers(self, layers: list[tuple[int, int, int, int | None]], groups: int) -> None:
+        """(KV group, KV heads, head size, `AttentionSpec.values_from`) of each layer."""
     def add(self, kind: str, **fields: object) -> None:
         """Append a stage of this kind; csrc/stages.h says which kinds there are and what their fields are.
 

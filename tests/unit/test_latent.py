@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from paged_run import reference_run
-from pagoda.backends.specs import ExpertGroups
+from paged_run import PagedRun, reference_run
+from pagoda.backends.cpu import CpuBackend
+from pagoda.backends.reference import ReferenceBackend
+from pagoda.backends.specs import ExpertGroups, KVType
 from pagoda.errors import FormatError, UnsupportedError
-from pagoda.models.latent import latent_copies
 from pagoda.models.layers import Experts
 from pagoda.models.registry import load_model
+from pagoda.types import BLOCK_SIZE
 from tiny_models import TINY, MemoryCheckpoint, memory_checkpoint
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -48,9 +50,15 @@ def test_a_token_keeps_one_vector_for_all_heads() -> None:
     assert (model.num_kv_heads, model.head_dim) == (1, 32 + 32)
 
 
-@pytest.mark.parametrize(("heads", "copies"), [(16, 1), (20, 1), (24, 1), (32, 2), (64, 4), (128, 8), (29, 29)])
-def test_no_vector_is_shared_by_more_heads_than_kernels_take(heads: int, copies: int) -> None:
-    assert latent_copies(heads) == copies
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "int16", "int8"])
+@pytest.mark.parametrize("name", ["deepseek3", "mistral4"])
+def test_which_is_kept_once_as_key_and_value(name: str, kv_type: KVType) -> None:
+    model = load_model(memory_checkpoint(TINY[name]))
+    loaded = CpuBackend(threads=1).load(model, max_batch_tokens=4, max_batch_seqs=1, kv_type=kv_type)
+    each = {"f32": 4, "f16": 2, "int16": 2, "int8": 1}[kv_type] * 64 + (4 if kv_type in ("int16", "int8") else 0)
+    assert loaded.block_bytes(0) == model.num_layers * BLOCK_SIZE * each
+    numpy = ReferenceBackend().load(model, max_batch_tokens=4, max_batch_seqs=1, kv_type=kv_type)
+    assert numpy.block_bytes(0) == model.num_layers * BLOCK_SIZE * 4 * 64
 
 
 GROUPS = ("expert_group_count", "expert_group_used_count", "n_group", "topk_group")
@@ -92,3 +100,15 @@ def test_a_method_of_picking_that_is_not_the_familys() -> None:
     assert greedy.spec.groups is None
     with pytest.raises(UnsupportedError, match="topk_method 'noaux_tc'"):
         load_model(replace(checkpoint, metadata={**checkpoint.metadata, "topk_method": "noaux_tc"}))
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "int16"])
+@pytest.mark.parametrize("heads", [30, 29])
+def test_more_heads_than_kernels_take_at_once_share_a_vector(heads: int, kv_type: KVType) -> None:
+    spec = TINY["deepseek3"].with_config(num_attention_heads=heads, num_key_value_heads=heads)
+    model = load_model(memory_checkpoint(spec))
+    loaded = CpuBackend(threads=2).load(model, max_batch_tokens=64, max_batch_seqs=64, kv_type=kv_type)
+    prompt = [(7 * i) % 90 for i in range(40)]
+    got = PagedRun(model, loaded).step({"a": prompt})["a"]
+    expected = reference_run(model).step({"a": prompt})["a"]
+    np.testing.assert_allclose(got, expected, atol=2e-4 if kv_type == "f32" else 2e-2)

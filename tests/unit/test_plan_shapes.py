@@ -81,8 +81,8 @@ def test_every_builtin_name_has_a_shape() -> None:
     [
         ("llama-3-8b", 128 * 1024),  # 32 layers × 8 heads × 128 × K and V × 2 bytes
         ("llama-2-7b", 512 * 1024),  # without grouped queries: four times as much
-        ("deepseek-v2-lite", 27 * (512 + 64) * 2 * 2),  # rank + rotary of each layer, as keys and as values
-        ("deepseek-v3", 61 * (512 + 64) * 2 * 2 * 8),  # and for 24 heads of queries at most
+        ("deepseek-v2-lite", 27 * (512 + 64) * 2),  # latent attention keeps rank + rotary of each layer
+        ("deepseek-v3", 61 * (512 + 64) * 2),
     ],
 )
 def test_kv_of_a_token_in_f16(name: str, kv_bytes: int) -> None:

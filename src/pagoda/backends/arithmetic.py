@@ -159,7 +159,7 @@ def softcapped(x: FloatArray, cap: float | None) -> FloatArray:
 def attend(
     q: FloatArray, k: FloatArray, v: FloatArray, spec: AttentionSpec, sinks: FloatArray | None = None
 ) -> FloatArray:
-    """One query token q [H * D] over the keys and values that it sees, [N, K, D]; sinks [H]. → [H * D]"""
+    """One query token q [H * D] over the keys [N, K, D] and values [N, K, V] that it sees; sinks [H]. → [H * V]"""
     heads = q.reshape(spec.num_kv_heads, -1, spec.head_dim)  # [K, H / K, D]
     scores = heads @ k.transpose(1, 2, 0) * np.float32(spec.scale)  # [K, H / K, N]
     scores = softcapped(scores, spec.softcap)

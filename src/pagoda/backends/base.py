@@ -91,9 +91,10 @@ class Ops(Protocol):
         spec: AttentionSpec,
         sinks: RawTensor | None = None,
     ) -> Handle:
-        """Store k, v [T, K * D] in the layer's KV blocks, then attend q [T, H * D] to them. → [T, H * D]
+        """Store k, v [T, K * D] in the layer's KV blocks, then attend q [T, H * D] to them. → [T, H * value_dim]
 
-        Without k and v, attend to what the pass has stored for `layer` before: layers may share keys and values.
+        Without v, values are a part of keys: see `AttentionSpec.values_from`. Without k and v, attend to what the pass
+        has stored for `layer` before: layers may share keys and values.
         sinks (H,): a score of each head's own that takes its part of the softmax, and adds nothing.
         """
 

@@ -103,7 +103,8 @@ class CpuBackend:
         program = self.runtime.program(max_batch_tokens, max_rows, kv_type)
         layers = kv_layers(model, nodes)
         program.set_layers(
-            [(group, spec.num_kv_heads, spec.head_dim) for group, spec in layers.values()], len(model.kv_groups)
+            [(group, spec.num_kv_heads, spec.head_dim, spec.values_from) for group, spec in layers.values()],
+            len(model.kv_groups),
         )
         try:
             places = {layer: place for place, layer in enumerate(layers)}

@@ -232,7 +232,7 @@ class _Lowering:
         q, k = chains[0], chains[1] if len(chains) > 1 else None
         self._make(node)
         self._read_all(chain.projection for chain in chains)
-        self._read_all([node["v"]] if k else [])
+        self._read_all([node["v"]] if node["v"] is not None else [])
         return [
             Attention(
                 out=node,

@@ -42,7 +42,9 @@ class ReferenceModel:
         self._results: dict[str, FloatArray] = {}  # of the launched step
         nodes = record(model)
         self._ends = {node.op for node in nodes}
-        heads = {layer: (spec.num_kv_heads, spec.head_dim) for layer, (_, spec) in kv_layers(model, nodes).items()}
+        specs = {layer: spec for layer, (_, spec) in kv_layers(model, nodes).items()}
+        heads = {layer: (spec.num_kv_heads, spec.head_dim) for layer, spec in specs.items()}
+        self._keys_alone = {layer for layer, spec in specs.items() if spec.values_from is not None}
         self._heads = [{layer: heads[layer] for layer in group.layers} for group in model.kv_groups]
         self._state_shapes = state_shapes(nodes)
         self.state_bytes = sum(4 * math.prod(shape) for shape in self._state_shapes.values())
@@ -51,7 +53,10 @@ class ReferenceModel:
         self.buffer_bytes = 4 * max_batch_seqs * model.vocab_size  # logits; the rest comes and goes
 
     def block_bytes(self, group: int) -> int:
-        return sum(2 * 4 * BLOCK_SIZE * heads * size for heads, size in self._heads[group].values())
+        return sum(
+            (1 if layer in self._keys_alone else 2) * 4 * BLOCK_SIZE * heads * size
+            for layer, (heads, size) in self._heads[group].items()
+        )
 
     def place_adapter(self, weights: AdapterWeights, *, type: LoraType) -> ReferenceAdapter:
         return ReferenceAdapter(weights)
@@ -59,7 +64,9 @@ class ReferenceModel:
     def allocate_kv(self, num_blocks: tuple[int, ...], num_states: int = 0) -> None:
         assert not self.kv_pools, "the KV pool is allocated once"
         self.states = {key: np.zeros((num_states, *shape), np.float32) for key, shape in self._state_shapes.items()}
-        self.kv_pools = tuple(PagedKV(heads, n) for heads, n in zip(self._heads, num_blocks, strict=True))
+        self.kv_pools = tuple(
+            PagedKV(heads, n, self._keys_alone) for heads, n in zip(self._heads, num_blocks, strict=True)
+        )
         self._layers = {layer: (g, pool) for g, pool in enumerate(self.kv_pools) for layer in pool.k}
 
     def stage(self, batch: Batch) -> None:

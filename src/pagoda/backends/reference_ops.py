@@ -142,16 +142,19 @@ class ReferenceOps:
     ) -> FloatArray:
         group, pool = self.kv[layer]
         q = grown(q, self.batch.positions, spec.growth)
-        out = np.empty_like(q)
+        out = np.empty((len(q), spec.num_heads * spec.value_dim), np.float32)
         scores_of_sinks = None if sinks is None else self.weights[sinks]
         starts = self.batch.seq_starts
         for table, begin, end in zip(self.batch.block_tables[group], starts[:-1], starts[1:], strict=True):
-            if k is not None and v is not None:
-                pool.store(layer, table, self.batch.positions[begin:end], k[begin:end], v[begin:end])
+            if k is not None:
+                pool.store(
+                    layer, table, self.batch.positions[begin:end], k[begin:end], None if v is None else v[begin:end]
+                )
             for t in range(begin, end):
                 last = int(self.batch.positions[t if spec.causal else end - 1]) + 1
                 first = 0 if spec.window is None else max(last - spec.window, 0)
-                out[t] = attend(q[t], *pool.load(layer, table, first, last), spec, scores_of_sinks)
+                keys, values = pool.load(layer, table, first, last)
+                out[t] = attend(q[t], keys, values[..., spec.values_from or 0 :], spec, scores_of_sinks)
         return out
 
     def gated(self, gate: FloatArray, up: FloatArray | None, activation: Activation) -> FloatArray:

@@ -57,6 +57,8 @@ class AttentionSpec:
 
     Where it is not `causal`, a query sees all keys of its sequence, which then all stand in the step or before it;
     there is no window, and layers may share one layer of the KV blocks, for no later step reads it.
+
+    values_from: values are the numbers of keys from this one on, as latent attention has them, and are not kept apart.
     """
 
     num_heads: int
@@ -67,6 +69,11 @@ class AttentionSpec:
     softcap: float | None = None  # scores become softcap * tanh(scores / softcap)
     causal: bool = True
     growth: QueryGrowth | None = None
+    values_from: int | None = None
+
+    @property
+    def value_dim(self) -> int:
+        return self.head_dim - (self.values_from or 0)
 
 
 @dataclass(frozen=True, slots=True)

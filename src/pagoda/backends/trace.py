@@ -12,6 +12,7 @@ from pagoda.types import RawTensor
 
 # How wide an op's value is, by its arguments; of others it is as wide as their first input.
 COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
+    "attention": lambda arguments: int(arguments["spec"].num_heads * arguments["spec"].value_dim),
     "embed": lambda arguments: int(arguments["table"].shape[1]),
     "given": lambda arguments: int(arguments["columns"]),
     "columns": lambda arguments: int(arguments["heads"] * arguments["count"]),

@@ -78,7 +78,7 @@ def _program(runtime: native.Runtime, weight: native.Weight, tokens: int) -> nat
     """A program that embeds `tokens` tokens and multiplies them by `weight`. It has a KV layer because every program
     must."""
     program = runtime.program(tokens, 1, "f16")
-    program.set_layers([(0, 1, 64)], 1)
+    program.set_layers([(0, 1, 64, None)], 1)
     x, out = program.add_buffer(COLUMNS), program.add_buffer(weight.rows)
     table = np.random.default_rng(0).standard_normal((1, COLUMNS), dtype=np.float32)
     data = table.view(np.uint8).reshape(-1)

@@ -2,8 +2,8 @@
 
 That vector c is what is kept of a token, behind the turned part of keys, which heads share as well. A query q meets a
 head's key W c as W^T q meets c (section 2.1.2), so all heads attend to the same vectors, and the sum that they come to
-becomes the head's value afterwards. Files have the turned part of a head behind the other: here it comes first, and the
-rows of matrices are reordered for that.
+becomes the head's value afterwards. What is kept is key and value at once. Files have the turned part of a head behind
+the other: here it comes first, and the rows of matrices are reordered for that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pagoda.backends.specs import AttentionSpec
 from pagoda.errors import UnsupportedError
 from pagoda.formats.quantized import QuantizedTensor, as_floats
 from pagoda.models.family import ModelFile, floats, floats_of
-from pagoda.models.layers import Attention, Decoder, Linear, Norm, same_row
+from pagoda.models.layers import Attention, Decoder, Linear, Norm
 from pagoda.models.ministral3 import read_growth
 from pagoda.models.mtp import MtpHead
 from pagoda.models.mtp_reader import read_head
@@ -41,7 +41,6 @@ LATENT_TENSORS = {
 }
 LATENT_EPS = 1e-6  # of norms of low rank, whatever files say of the others
 GGUF_YARN_UNIT = 0.1  # by which the converter multiplies what it calls yarn_log_multiplier
-MOST_SHARING = 24  # heads of queries that share a key, in the CPU's kernels
 Rows = npt.NDArray[np.int64]
 
 
@@ -70,7 +69,6 @@ class LatentAttention(Attention):
     """Attention of all heads to vectors of low rank c.
 
     q (H * (rotary + plain), …); k (kept, E): the turned part of keys, then zeros; v (kept, E): zeros, then c.
-    spec.num_kv_heads: how many times each vector is kept, for no kernel takes more heads of queries to one.
     """
 
     latent: Latent
@@ -92,18 +90,14 @@ class LatentAttention(Attention):
         assert self.k is not None
         assert self.v is not None
         assert self.rope is not None
-        of, heads, copies = self.latent, self.spec.num_heads, self.spec.num_kv_heads
+        of, heads = self.latent, self.spec.num_heads
         asked = x
         if self.q_down is not None and self.q_down_norm is not None:
             asked = self.q_down_norm.forward(ops, self.q_down.forward(ops, x))
         q = ops.head_linear(self.q.forward(ops, asked), self.q_out, kept=of.rotary)
-        v = self.latent_norm.forward(ops, self.v.forward(ops, x))
-        k = ops.add(self.k.forward(ops, x), v)
-        if copies > 1:
-            each = same_row(ops, floats(f"ones.1.{copies}", np.ones((1, copies))))
-            k, v = ops.mix_streams(k, each, 1), ops.mix_streams(v, each, 1)
-        k, q = ops.rope(k, copies, self.rope), ops.rope(q, heads, self.rope)
-        attended = ops.columns(ops.attention(layer, q, k, v, self.spec), of.rotary, of.rank, heads=heads)
+        latents = self.latent_norm.forward(ops, self.v.forward(ops, x))
+        k, q = ops.rope(ops.add(self.k.forward(ops, x), latents), 1, self.rope), ops.rope(q, heads, self.rope)
+        attended = ops.attention(layer, q, k, None, self.spec)  # [T, H * rank]
         return self.output.forward(ops, ops.head_linear(attended, self.v_up))
 
 
@@ -147,17 +141,12 @@ def _read_sizes(file: ModelFile) -> tuple[Latent, Sizes]:
         hidden_size=file.integer("hidden_size", high=1 << 20),
         ffn_size=file.integer("ffn_size", high=1 << 22),
         num_heads=heads,
-        num_kv_heads=latent_copies(heads),
+        num_kv_heads=1,
         head_dim=rotary + rank,
         max_context=context_limit(file),
         norm_eps=read_norm_eps(file),
     )
     return Latent(rotary, head_dim - rotary, values, rank, q_rank), without_extra(file, sizes)
-
-
-def latent_copies(heads: int) -> int:
-    """How often a token's vector is kept for so many heads of queries: as keys, and as often again as values."""
-    return next(copies for copies in range(1, heads + 1) if heads % copies == 0 and heads // copies <= MOST_SHARING)
 
 
 def _stretch(file: ModelFile) -> float:
@@ -183,7 +172,9 @@ class _Reader(DecoderReader):
         down, up, norm = self._queries(layer)
         both = file.tensor("kv_down", (of.rank + of.rotary, s.hidden_size), layer)
         q_out, v_up = self._from_latents(layer)
-        spec = AttentionSpec(s.num_heads, s.num_kv_heads, of.kept, self.attention_scale, growth=read_growth(file))
+        spec = AttentionSpec(
+            s.num_heads, 1, of.kept, self.attention_scale, growth=read_growth(file), values_from=of.rotary
+        )
         return LatentAttention(
             q=up,
             k=Linear(_with_zeros(both.part(of.rank, of.rank + of.rotary), behind=of.rank)),

@@ -256,7 +256,8 @@ class ProgramCompiler:
             node.eps,
             self._vector(node.sinks),
         )
-        q, k, v, out, ops, growth = node.q, node.k, node.v, node.out, self.ops, node.spec.growth
+        q, k, out, ops, spec = node.q, node.k, node.out, self.ops, node.spec
+        v = k if node.v is None else node.v  # latents are kept twice here, and the sum over whole ones is cut
         self.computed.add(out)
         self.cut.add(out)
 
@@ -264,9 +265,12 @@ class ProgramCompiler:
             kv = run.caches.kv[layer.layer]
             keys, values = (None if x is None else run.values[x] for x in (k, v))
             queries = ops.rope_and_store_kv(run.values[q], keys, values, layer, kv, run.step)
-            if growth is not None:
-                queries = grown(queries, run.step.positions, growth)
-            run.values[out] = ops.attend(queries, layer, kv, run.step)
+            if spec.growth is not None:
+                queries = grown(queries, run.step.positions, spec.growth)
+            attended = ops.attend(queries, layer, kv, run.step)
+            if spec.values_from:
+                attended = attended.unflatten(-1, (spec.num_heads, -1))[..., spec.values_from :].flatten(-2)
+            run.values[out] = attended
 
         self.actions.append(act)
 

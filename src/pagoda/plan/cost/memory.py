@@ -106,7 +106,8 @@ def buffer_bytes(shape: ModelShape, batch_tokens: int, rows: int, element_bytes:
     Residual, its norm, queries, keys, values, attention's result, gate and up.
     """
     kind = shape.attention[0]
-    heads = kind.num_heads * (kind.key_dim + kind.value_dim) + kind.num_kv_heads * (kind.key_dim + kind.value_dim)
+    each = 2 * kind.latent_dim if kind.latent_dim else kind.key_dim + kind.value_dim
+    heads = (kind.num_heads + kind.num_kv_heads) * each
     widths = 2 * shape.hidden_size + heads + 2 * ffn_width(shape)
     return batch_tokens * widths * element_bytes + rows * shape.vocab_size * 4
 

@@ -115,12 +115,12 @@ class Workload:
 
 
 def _attention_flops(kind: AttentionShape, chunks: Sequence[Chunk]) -> float:
-    return sum(chunk.count * pairs(chunk, kind.window) * _pair_flops(kind, chunk) for chunk in chunks)
+    return sum(chunk.count * pairs(chunk, kind.window) * _pair_flops(kind) for chunk in chunks)
 
 
-def _pair_flops(kind: AttentionShape, chunk: Chunk) -> float:
-    """Latent attention decodes in the space of the latents: wider, but nothing is unpacked (DeepSeek-V2, 2.1.2)."""
-    if kind.latent_dim and chunk.queries == 1:
+def _pair_flops(kind: AttentionShape) -> float:
+    """Latent attention is to the latents: wider, but nothing is unpacked (DeepSeek-V2, 2.1.2)."""
+    if kind.latent_dim:
         rank = kind.latent_dim - (kind.key_dim - kind.value_dim)  # without the rotary part
         return 2 * kind.num_layers * kind.num_heads * (kind.latent_dim + rank)
     return kind.flops_per_pair

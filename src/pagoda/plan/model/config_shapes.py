@@ -13,7 +13,6 @@ from typing import Any
 
 from pagoda.errors import FormatError
 from pagoda.models import llama
-from pagoda.models.latent import latent_copies
 from pagoda.models.registry import known_family
 from pagoda.plan.model.config_sizes import ConfigSizes, LayerSizes
 from pagoda.plan.model.config_tensors import tensor_shapes
@@ -59,7 +58,7 @@ def _attention(sizes: ConfigSizes) -> tuple[AttentionShape, ...]:
         raise FormatError("no layer has attention")
     kinds = Counter(_kind(sizes, layer) for layer in layers)
     sharing = Counter(_kind(sizes, layer) for layer in layers if layer.shares_kv)
-    latent = sizes.rank + sizes.rotary if sizes.latent and not sizes.is_served else None
+    latent = sizes.rank + sizes.rotary if sizes.latent else None
     return tuple(
         AttentionShape(count, *kind, latent, sharing[kind])
         for kind, count in sorted(kinds.items(), key=lambda item: item[0][-1] is not None)
@@ -68,8 +67,5 @@ def _attention(sizes: ConfigSizes) -> tuple[AttentionShape, ...]:
 
 def _kind(sizes: ConfigSizes, layer: LayerSizes) -> tuple[int, int, int, int, int | None]:
     """→ (heads, KV heads, size of a key, of a value, window)"""
-    if sizes.latent and sizes.is_served:
-        kept = sizes.rank + sizes.rotary
-        return layer.heads, latent_copies(layer.heads), kept, kept, sizes.window_of(layer)
     value_dim = sizes.value_dim if sizes.latent else layer.key_dim
     return layer.heads, layer.kv_heads, layer.key_dim, value_dim, sizes.window_of(layer)

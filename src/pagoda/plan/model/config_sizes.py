@@ -60,7 +60,6 @@ class ConfigSizes:
             self.rank, self.rotary = size("kv_lora_rank"), size("qk_rope_head_dim")
             self.key_dim = size("qk_nope_head_dim") + self.rotary
             self.value_dim = size("v_head_dim")
-            self.is_served = family.build is not None  # and so keeps latents as `models/latent.py` does
         else:
             if settings.get("head_dim") is None and self.hidden % heads:
                 raise FormatError(f"a hidden size of {self.hidden} does not divide into {heads} heads")

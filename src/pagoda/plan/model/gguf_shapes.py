@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from pagoda.errors import FormatError
 from pagoda.formats.checkpoint import Checkpoint
-from pagoda.models.latent import latent_copies
 from pagoda.models.planned import PLANNED
 from pagoda.models.registry import FAMILIES, find_family
 from pagoda.models.source import Settings
@@ -99,9 +98,6 @@ class _GGUFReader:
             latent = self.integer("attention.kv_lora_rank") + self.integer("rope.dimension_count")
             key_dim = self.integer("attention.key_length_mla", key_dim)
             value_dim = self.integer("attention.value_length_mla", value_dim)
-            if self._family and self._family.build:
-                key_dim = value_dim = latent  # which is how `models/latent.py` keeps them
-                kv_heads, latent = [latent_copies(n) if n else 0 for n in heads], None
         local_dims = (
             self.integer("attention.key_length_swa", key_dim),
             self.integer("attention.value_length_swa", value_dim),

@@ -164,7 +164,7 @@ class WindowOps:
         sinks: RawTensor | None = None,
     ) -> SampleValue:
         if k is None or v is None:
-            raise UnsupportedError("layers that share keys and values are not calibrated")
+            raise UnsupportedError("layers that share keys and values, or keep latents, are not calibrated")
         if spec.growth is not None and self.length > spec.growth.length:
             raise UnsupportedError(f"this model is calibrated on windows of at most {spec.growth.length} tokens")
         if sinks is not None:
