@@ -27,7 +27,7 @@ from pagoda.engine.speculation.mtp import MtpDrafter
 from pagoda.errors import ConfigError
 from pagoda.grammar.source import GrammarSource
 from pagoda.sampling.reference import ReferenceSampler
-from pagoda.types import BLOCK_SIZE, Batch, FloatArray, Request
+from pagoda.types import BLOCK_SIZE, Batch, FloatArray, LoadedAdapter, Request
 from tiny_heads import PROMPTS, SETTINGS, Recorded, check_as_pays, headed_llm, with_head
 from tiny_models import TINY, weights, write_safetensors
 
@@ -117,7 +117,9 @@ def mixed(temperature: float) -> list[Request]:
     for i in range(12):
         prompt = tuple(rng.randrange(10, 13) for _ in range(rng.randrange(3, 50)))
         params = {"max_tokens": rng.randrange(1, 40), "seed": i, "n": 1 + i % 3, "temperature": temperature}
-        own = {"constraint": FakeGrammar(i) if i % 4 == 1 else None, "max_draft_tokens": (None, None, 2, 0)[i % 4]}
+        own: dict[str, Any] = {"max_draft_tokens": (None, None, 2, 0)[i % 4], "tenant": "ab"[i % 2]}
+        own |= {"constraint": FakeGrammar(i)} if i % 4 == 1 else {}
+        own |= {"adapter": LoadedAdapter("a", "digest", "placed")} if i % 5 == 2 else {}
         requests.append(Request(str(i), prompt, SamplingParams(**params, ignore_eos=True), 0.0, **own))
     return requests
 
