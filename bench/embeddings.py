@@ -26,6 +26,7 @@ import numpy as np
 from pagoda.config import EngineSettings
 from pagoda.engine.embedder import DEFAULT_EMBEDDER, Embedder, load_embedder
 from pagoda.sources import resolve
+from pagoda.types import FloatArray
 
 SUBJECTS = (
     "how do i reset my password account order refund shipping late return cancel change address invoice card payment "
@@ -60,7 +61,7 @@ class Peer:
     def seconds(self, texts: list[str]) -> float:
         return self.run(texts)[0]
 
-    def run(self, texts: list[str], *, vectors: bool = False) -> tuple[float, np.ndarray | None]:
+    def run(self, texts: list[str], *, vectors: bool = False) -> tuple[float, FloatArray | None]:
         """→ (seconds, the vectors where they are wanted)"""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"texts": texts, "vectors": vectors}) + "\n")

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.formats.gguf_writer import GGUFWriter, TensorRow, Value, f32, text, u32
@@ -68,7 +70,7 @@ def rows(layers: int, tokens: int) -> Iterator[TensorRow]:
             yield TensorRow(f"blk.{layer}.{name}.weight", kind, shape)
 
 
-def random_bytes(row: TensorRow, rng: np.random.Generator) -> np.ndarray:
+def random_bytes(row: TensorRow, rng: np.random.Generator) -> npt.NDArray[Any]:
     """Norms of ones, floats of a usual size, blocks of any codes whose scales are small."""
     if row.type == "F32":
         ones = len(row.shape) == 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from families import PROMPTS
 from paged_run import PagedRun
@@ -35,6 +36,8 @@ PLACES = 500  # of a text
 LEAST_ROUNDED = 0.98  # Gemma's activation is a table of 16-bit values in llama.cpp
 EOS = 257
 
+Tokens = npt.NDArray[np.int64]
+
 
 class Run:
     """A model on the CPU backend, or on another."""
@@ -47,7 +50,7 @@ class Run:
         self._run = PagedRun(model, loaded)
         self._count = 0
 
-    def logits(self, tokens: list[int], *chunks: int) -> np.ndarray:
+    def logits(self, tokens: list[int], *chunks: int) -> FloatArray:
         """Of all tokens of a new sequence, in steps of so many and then the rest."""
         name, at, rows = f"s{self._count}", 0, []
         self._count += 1
@@ -125,7 +128,7 @@ class Server:
         self.process.wait()
 
 
-def apart(tokens: list[int], ours: np.ndarray, stated: list[dict[str, Any]]) -> float:
+def apart(tokens: list[int], ours: FloatArray, stated: list[dict[str, Any]]) -> float:
     """The largest difference of log-probabilities, `stated` being of some of the tokens: of those that fit best."""
     least = np.full((len(tokens) + 1, len(stated) + 1), np.inf)
     least[:, 0] = 0
@@ -155,7 +158,7 @@ def answers_of_llama(path: Path) -> list[Answer]:
         server.stop()
 
 
-def likeliest(run: Run, answers: list[Answer]) -> tuple[np.ndarray, float]:
+def likeliest(run: Run, answers: list[Answer]) -> tuple[Tokens, float]:
     """→ (the likeliest token at each place of the answers, the largest difference of a log-probability stated)"""
     found, most = [], 0.0
     for answer in answers:
@@ -199,7 +202,7 @@ def along_text(path: Path) -> tuple[str, bool]:
     return stated_beside_exact(f"{path.name}: top-1 of {len(ids)} places", ours, theirs, exact)
 
 
-def stated_beside_exact(what: str, ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> tuple[str, bool]:
+def stated_beside_exact(what: str, ours: Tokens, theirs: Tokens, exact: Tokens) -> tuple[str, bool]:
     """Pagoda is to give the tokens of unrounded activations, and no fewer of them than llama-server."""
     equal, ours_exact, theirs_exact = ((a == b).mean() for a, b in ((ours, theirs), (ours, exact), (theirs, exact)))
     line = f"{what} {equal:.4f}; of those unrounded, Pagoda {ours_exact:.4f} and llama-server {theirs_exact:.4f}"

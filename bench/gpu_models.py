@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pagoda.backends.specs import AttentionSpec, RopeSpec
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
@@ -110,7 +111,7 @@ class RandomWeights:
         start = int(self._rng.integers(0, (len(self._pool) - size) // block + 1)) * block
         return RawTensor(name, self.type, (rows, columns), self._pool[start : start + size])
 
-    def _data(self, largest: int) -> np.ndarray:
+    def _data(self, largest: int) -> npt.NDArray[np.uint8]:
         if self.type in ("BF16", "F16", "F32"):
             values = self._rng.standard_normal(largest, np.float32) * np.float32(0.02)
             if self.type == "F32":
@@ -124,7 +125,7 @@ class RandomWeights:
             blocks[:, place : place + 2] = scale
         return data
 
-    def _codes(self, largest: int) -> np.ndarray:
+    def _codes(self, largest: int) -> npt.NDArray[np.uint8]:
         return self._rng.integers(0, 16, largest, dtype=np.uint8)
 
     def _grouped(self, name: str, rows: int, columns: int) -> RawTensor:

@@ -22,6 +22,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 from pagoda.formats.blocks import tensor_bytes
 from tiny_blocks import RANDOM_BLOCKS, encode, random_blocks
@@ -81,7 +82,7 @@ def write(path: Path, gigabytes: float, kind: str) -> None:
     writer.close()
 
 
-def _blocks(kind: str, shape: tuple[int, int]) -> np.ndarray:
+def _blocks(kind: str, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     if kind in RANDOM_BLOCKS:
         return random_blocks(kind, shape, "stack", shape[1] ** -0.5)
     values = (np.random.default_rng(1).standard_normal(shape) * shape[1] ** -0.5).astype(np.float32)

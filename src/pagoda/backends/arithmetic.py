@@ -39,7 +39,7 @@ def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, eps: float) 
 
 def head_norm(x: FloatArray, weight: FloatArray, eps: float, num_heads: int, *, centered: bool = False) -> FloatArray:
     """rms_norm over each head of x [T, num_heads * D], its mean taken out before where it is `centered`."""
-    heads = x.reshape(len(x), num_heads, -1)
+    heads: FloatArray = x.reshape(len(x), num_heads, -1)
     weights = weight.reshape(-1, heads.shape[2])  # [1, D] or [num_heads, D]
     if centered:
         heads = heads - np.mean(heads, axis=-1, keepdims=True, dtype=np.float32)
@@ -250,8 +250,9 @@ def delta_heads(qkv: FloatArray, spec: DeltaSpec) -> tuple[FloatArray, FloatArra
     sizes = (spec.k_dim, spec.k_dim, spec.v_dim)
     q, k, v = (part.reshape(len(qkv), -1, size) for part, size in zip(parts, sizes, strict=True))
     heads = [spec.k_head(j) for j in range(spec.num_v_heads)]
-    q, k = (x[:, heads] / np.sqrt(np.square(x[:, heads]).sum(-1, keepdims=True) + np.float32(1e-6)) for x in (q, k))
-    return np.asarray(q * np.float32(spec.k_dim**-0.5), np.float32), np.asarray(k, np.float32), v
+    long = (q[:, heads], k[:, heads])
+    q_unit, k_unit = (x / np.sqrt(np.square(x).sum(-1, keepdims=True) + np.float32(1e-6)) for x in long)
+    return np.asarray(q_unit * np.float32(spec.k_dim**-0.5), np.float32), np.asarray(k_unit, np.float32), v
 
 
 def delta_step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pagoda import _native
 from pagoda.backends import grouped
@@ -68,7 +69,7 @@ class PackedWeights:
             return grouped.pack(self.runtime, tensor)
         return self.runtime.pack(self.table(tensor), tensor.type, rows, columns)
 
-    def table(self, tensor: RawTensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    def table(self, tensor: RawTensor) -> npt.NDArray[np.uint8]:
         """The tensor's bytes as they lie in the file. UnsupportedError where no kernel reads them."""
         check_blocks(tensor)
         return np.ascontiguousarray(tensor.data.reshape(-1))
@@ -115,6 +116,6 @@ class EmptyWeights(PackedWeights):
         check_blocks(tensor)
         return self.runtime.empty_weight(tensor.type, *tensor.shape)
 
-    def table(self, tensor: RawTensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    def table(self, tensor: RawTensor) -> npt.NDArray[np.uint8]:
         check_blocks(tensor)
         return np.zeros(tensor_bytes(tensor.type, tensor.shape), np.uint8)  # which the OS gives when it is touched

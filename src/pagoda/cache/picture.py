@@ -23,11 +23,11 @@ def draw(curves: Sequence[Curve], title: str) -> str:
         f'<text x="{WIDTH / 2}" y="20" text-anchor="middle" font-size="14">{escape(title)}</text>',
     ]
     for share in np.arange(0, 1.01, 0.2):
-        x = _x(share)
+        x = _x(float(share))
         parts.append(f'<line x1="{x}" y1="{_y(0)}" x2="{x}" y2="{_y(MAX_WRONG)}" stroke="#eee"/>')
         parts.append(f'<text x="{x}" y="{_y(0) + 16}" text-anchor="middle">{share:.0%}</text>')
     for share in np.arange(0, MAX_WRONG + 0.01, 0.1):
-        y = _y(share)
+        y = _y(float(share))
         parts.append(f'<line x1="{_x(0)}" y1="{y}" x2="{_x(1)}" y2="{y}" stroke="#eee"/>')
         parts.append(f'<text x="{_x(0) - 6}" y="{y + 4}" text-anchor="end">{share:.0%}</text>')
     for place, curve in enumerate(curves):

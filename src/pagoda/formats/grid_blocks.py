@@ -74,7 +74,8 @@ def _tq1_0(b: Bytes) -> FloatArray:
     powers = np.array([1, 3, 9, 27, 81], np.uint8)[:, None]
     parts = (b[:, None, :32] * powers, b[:, None, 32:48] * powers, b[:, None, 48:52] * powers[:4])
     digits = np.concatenate([part.reshape(len(b), -1) for part in parts], axis=1)
-    return f16(b, 52) * ((digits.astype(np.int32) * 3 >> 8) - 1).astype(np.float32)
+    codes: FloatArray = ((digits.astype(np.int32) * 3 >> 8) - 1).astype(np.float32)
+    return f16(b, 52) * codes
 
 
 def _tq2_0(b: Bytes) -> FloatArray:

@@ -199,7 +199,7 @@ def unpack_awq(parts: Arrays, *, group_size: int | None = None, name: str = "") 
     num_groups, rows = parts["scales"].shape
     columns = parts["qweight"].shape[0]
     _check(name, "qweight", parts["qweight"], (columns, rows // 8))
-    zeros = np.full((rows, num_groups), 8, np.int32)
+    zeros: npt.NDArray[np.int32] = np.full((rows, num_groups), 8, np.int32)
     if "qzeros" in parts:
         _check(name, "qzeros", parts["qzeros"], (num_groups, rows // 8))
         zeros = _unpack_awq_rows(parts["qzeros"]).astype(np.int32)
@@ -249,7 +249,7 @@ def unpack_compressed(parts: Arrays, bits: int, *, group_size: int | None = None
     scales = _scales_of_rows(name, parts["weight_scale"], rows)
     num_groups = scales.shape[1]
     _check(name, "weight_packed", parts["weight_packed"], (rows, -(-columns * bits // 32)))
-    zeros = np.full((rows, num_groups), 1 << (bits - 1), np.int32)
+    zeros: npt.NDArray[np.int32] = np.full((rows, num_groups), 1 << (bits - 1), np.int32)
     if "weight_zero_point" in parts:
         _check(name, "weight_zero_point", parts["weight_zero_point"], (-(-rows * bits // 32), num_groups))
         zeros = _unpack_padded(parts["weight_zero_point"], bits, rows).astype(np.int32)

@@ -23,7 +23,7 @@ from pagoda.models.reader import LayerKind, Sizes, read_sizes
 from pagoda.models.recurrent import Mamba
 from pagoda.models.rope import read_rope
 from pagoda.models.source import Settings
-from pagoda.types import RawTensor
+from pagoda.types import FloatArray, RawTensor
 
 _LAYER = "model.layers.{i}"
 NAMES = {
@@ -137,7 +137,7 @@ class _Reader(MambaReader):
         return replace(plain, gate=gate, down=down)
 
 
-def _multiplied(raw: RawTensor, rows: np.ndarray) -> RawTensor:
+def _multiplied(raw: RawTensor, rows: FloatArray) -> RawTensor:
     """Each row times its number, in float32; `raw` itself where all are 1."""
     if (rows == 1).all():
         return raw

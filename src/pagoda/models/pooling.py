@@ -65,7 +65,7 @@ class Pooling:
         first, last = starts[:-1], starts[1:]
         if self.kind == "mean":
             sums: FloatArray = np.add.reduceat(hidden_states, first, axis=0)
-            pooled = sums / np.asarray(last - first, np.float32)[:, None]
+            pooled = np.asarray(sums / np.asarray(last - first, np.float32)[:, None], np.float32)
         else:
             pooled = np.asarray(hidden_states[first if self.kind == "cls" else last - 1], np.float32)
         if self.head is not None:

@@ -12,7 +12,7 @@ import numpy as np
 from pagoda.errors import FormatError, GenerationError
 from pagoda.scoring.score import KeptPredictions, predictions, scoring
 from pagoda.scoring.self_text import probe_text
-from pagoda.types import Int32Array
+from pagoda.types import FloatArray, Int32Array
 
 TOKENS = 256  # of the text; its second half is predicted
 
@@ -39,7 +39,7 @@ def _window(ids: list[int], max_context: int) -> Int32Array:
     return np.array(ids[: min(TOKENS, max_context)], np.int32)
 
 
-def _finite(logits: np.ndarray) -> np.ndarray:
+def _finite(logits: FloatArray) -> FloatArray:
     if not np.isfinite(logits).all():
         raise GenerationError("its logits are not finite")
     return logits

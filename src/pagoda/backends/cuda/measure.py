@@ -14,7 +14,7 @@ from pagoda.backends.cuda.graphs import DecodeGraphs
 from pagoda.backends.cuda.metadata import Limits
 from pagoda.backends.cuda.model import CudaModel
 from pagoda.errors import CapacityError
-from pagoda.types import BLOCK_SIZE, Batch
+from pagoda.types import BLOCK_SIZE, Batch, Int32Array
 
 
 def measure_buffers(model: CudaModel, limits: Limits, *, graphs: bool) -> tuple[int, int]:
@@ -51,7 +51,7 @@ def _graph_bytes(model: CudaModel, limits: Limits) -> int:
 def largest_step(limits: Limits) -> Batch:
     """As many tokens as fit, of as few sequences as hold them, all in block 0, and all rows of logits."""
     longest = min(limits.tokens, limits.table_width * BLOCK_SIZE)
-    counts = np.full(-(-limits.tokens // longest), longest, np.int32)
+    counts: Int32Array = np.full(-(-limits.tokens // longest), longest, np.int32)
     counts[-1] = limits.tokens - counts[:-1].sum()
     counts = counts[: limits.seqs]
     width = -(-longest // BLOCK_SIZE)
@@ -61,7 +61,7 @@ def largest_step(limits: Limits) -> Batch:
         seq_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
         context_lens=counts,
         block_tables=(np.zeros((len(counts), width), np.int32),) * limits.groups,
-        logit_rows=np.arange(min(limits.rows, counts.sum()), dtype=np.int32),
+        logit_rows=np.arange(min(limits.rows, int(counts.sum())), dtype=np.int32),
         state_starts=np.full(len(counts), -1, np.int32),
         state_saves=np.full(counts.sum(), -1, np.int32),
     )

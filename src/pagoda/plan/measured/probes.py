@@ -229,7 +229,8 @@ class Probe:
         each = -(-context // BLOCK_SIZE)
         places = (self._next_block + np.arange(batch * each)) % self.num_blocks
         self._next_block = int(places[-1] + 1) % self.num_blocks
-        return self._order[places].reshape(batch, each)
+        table: Int32Array = self._order[places].reshape(batch, each)
+        return table
 
 
 def write_all_blocks(model: LoadedModel, group: int, num_blocks: int) -> None:

@@ -136,7 +136,7 @@ def mask(first: int, last: int, seen: int, window: int | None) -> FloatArray:
 def _attend_block(q: FloatArray, k: FloatArray, v: FloatArray, bias: FloatArray, softcap: float | None) -> FloatArray:
     """q [K, G, t, D] times k [K, D, S], softmax, times v [K, S, D]. → [K, G, t, D]"""
     kv_heads, group, queries, dim = q.shape
-    scores = (q.reshape(kv_heads, group * queries, dim) @ k).reshape(kv_heads, group, queries, -1)
+    scores: FloatArray = (q.reshape(kv_heads, group * queries, dim) @ k).reshape(kv_heads, group, queries, -1)
     scores = softcapped(scores, softcap)
     scores += bias
     scores -= scores.max(axis=-1, keepdims=True)

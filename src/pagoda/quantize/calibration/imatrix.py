@@ -49,7 +49,8 @@ class Entry:
 
     def means(self) -> FloatArray:
         """→ [N, in]"""
-        return (self.sums.reshape(len(self.counts), -1) / np.maximum(self.counts, 1.0)[:, None]).astype(np.float32)
+        means: Doubles = self.sums.reshape(len(self.counts), -1) / np.maximum(self.counts, 1.0)[:, None]
+        return means.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
