@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_answers_as_json(log: Path) -> None:
 def test_answers_in_words(log: Path) -> None:
     result = CliRunner().invoke(app, [*ASKED, "--fleet", str(log), "--ttft", "400", "--tpot", "100"])
     assert result.exit_code == 0, result.output
-    for words in ("hold TTFT 400 ms and TPOT 100 ms", "at random", "One replica dies", "4 × this traffic"):
+    for words in ("1 replica holds TTFT 400 ms and TPOT 100 ms", "at random", "One replica dies", "4 × this traffic"):
         assert words in result.stdout
 
 
@@ -57,3 +58,13 @@ def test_objectives_are_asked_for(log: Path) -> None:
     result = CliRunner().invoke(app, [*ASKED, "--fleet", str(log)])
     assert result.exit_code != 0
     assert "give --ttft or --tpot" in str(result.exception)
+
+
+def test_what_no_fleet_holds_is_told_and_why(log: Path) -> None:
+    result = CliRunner().invoke(app, [*ASKED, "--fleet", str(log), "--ttft", "1"])
+    assert result.exit_code == 0, result.output
+    assert "Not even 32 replicas, the most that are simulated, hold TTFT 1 ms" in result.stdout
+    assert "which no replica more helps" in " ".join(result.stdout.split())
+    sizes = re.findall(r"^(\d+) +[\d.,]+ ", result.stdout, re.MULTILINE)
+    assert sizes == ["1", "2", "4", "8", "16", "32"]
+    assert max(map(len, result.stdout.splitlines())) <= 80

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pagoda.cli.eval_calibrate import worth_of
 from pagoda.evals.calibration import Calibration, agreement, auc, cross_validated, fit
 from pagoda.evals.calibration_plot import curve_svg
 
@@ -50,3 +51,10 @@ def test_the_picture_is_svg_without_anything_from_elsewhere() -> None:
     drawn = curve_svg(found, found)
     assert drawn.startswith("<svg")
     assert drawn.count("<circle") == 2 * len(found.curve)
+
+
+@pytest.mark.parametrize(("num_labels", "says"), [(20, "20 labels are too few"), (60, "as a judge it is good")])
+def test_few_labels_say_nothing_of_the_judge(num_labels: int, says: str) -> None:
+    labels = [number % 2 == 0 for number in range(num_labels)]
+    found = agreement([0.9 if label else 0.1 for label in labels], labels)
+    assert says in worth_of(found, found)

@@ -21,6 +21,8 @@ from pagoda.evals.calibration_plot import curve_svg
 from pagoda.evals.cases import Case, read_testset
 from pagoda.evals.judge import Judge
 
+FEW_LABELS = 50  # with 25 of each kind an AUC of 0.75 is known to within 0.14 (95 %; Hanley & McNeil, 1982)
+
 
 @partial(with_settings, without=NOT_OF_JUDGES)
 def calibrate(
@@ -47,7 +49,7 @@ def calibrate(
         raw, fitted = agreement([Calibration().probability(x) for x in logits], truth), cross_validated(logits, truth)
     except ValueError as error:
         raise FormatError(str(error), path=str(labels)) from None
-    typer.echo(_text(raw, fitted))
+    typer.echo(worth_of(raw, fitted))
     if plot is not None:
         plot.write_text(curve_svg(raw, fitted))
     if output is not None:
@@ -83,11 +85,15 @@ async def _logits(judge: Judge, cases: list[Case], show: StepProgress) -> list[f
     return list(await asyncio.gather(*map(one, cases)))
 
 
-def _text(raw: Agreement, fitted: Agreement) -> str:
+def worth_of(raw: Agreement, fitted: Agreement) -> str:
+    """What is printed: figures of the judge as it is and of its calibrated probabilities, and what they mean."""
     rows = [f"{'':14} AUC    kappa  Brier"]
     rows += [
         f"{name:14} {found.auc:.3f}  {found.kappa:5.2f}  {found.brier:.3f}"
         for name, found in (("uncalibrated", raw), ("calibrated", fitted))
     ]
+    if fitted.num_labels < FEW_LABELS:
+        few = f"{fitted.num_labels} labels are too few to say what it is worth as a judge: label {FEW_LABELS} or more"
+        return "\n".join([*rows, few])
     worth = "good" if fitted.auc >= 0.9 else "fair" if fitted.auc >= 0.75 else "poor"
     return "\n".join([*rows, f"{fitted.num_labels} labels; as a judge it is {worth} at telling true from false"])

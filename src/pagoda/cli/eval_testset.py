@@ -13,9 +13,10 @@ import typer
 from pagoda.cli.eval_judge import NOT_OF_JUDGES, JudgeSettings, open_judge
 from pagoda.cli.options import with_settings
 from pagoda.cli.progress import StepProgress, step_progress
+from pagoda.cli.stopped import LOST, when_stopped
 from pagoda.config import EngineSettings
 from pagoda.errors import ConfigError
-from pagoda.evals.drafts import Draft, draft_cases, read_passages
+from pagoda.evals.drafts import Draft, draft_cases, read_passages, tries
 from pagoda.evals.judge import Judge
 
 
@@ -35,10 +36,16 @@ def draft_testset(
     if output.exists():
         raise ConfigError(f"--output: {output} is there already; drafts overwrite nothing")
     passages = read_passages(documents)
-    with open_judge(judge, engine) as opened, step_progress() as (show, _):
+    with open_judge(judge, engine) as opened, when_stopped(LOST), step_progress() as (show, _):
         drafts = asyncio.run(_all(opened.judge, passages, count, show))
     output.write_bytes(b"".join(orjson.dumps(draft.as_line(i)) + b"\n" for i, draft in enumerate(drafts, 1)))
-    typer.echo(f"wrote {len(drafts)} drafts to {output}; review them before they measure anything")
+    if len(drafts) < count:
+        typer.echo(
+            f"of {tries(count)} tries no more could be kept: the others were no question, asked twice, or the judge "
+            "itself did not find their answers in the passages; a larger --judge keeps more",
+            err=True,
+        )
+    typer.echo(f"wrote {len(drafts)} of {count} drafts to {output}; review them before they measure anything")
 
 
 async def _all(judge: Judge, passages: list[str], count: int, show: StepProgress) -> list[Draft]:

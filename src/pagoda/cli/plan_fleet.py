@@ -11,13 +11,14 @@ from rich.table import Table
 from pagoda.cli.progress import download_progress
 from pagoda.errors import ConfigError
 from pagoda.plan.fleet.calibration import Calibration, calibrated
-from pagoda.plan.fleet.questions import FleetReport, Objectives, answer, limits_of
+from pagoda.plan.fleet.questions import MOST_REPLICAS, FleetReport, Objectives, answer, limits_of
 from pagoda.plan.fleet.simulate import Fleet, Outcome, remembered
 from pagoda.plan.fleet.traffic import Arrival, read_traffic
 from pagoda.plan.planner import make_plan
 from pagoda.plan.settings import PlanSettings
 from pagoda.plan.target import Target
 
+MOSTLY_IDLE = 0.5  # of a fleet that more replicas do not help: what is late is not the waiting
 LINK_BYTES_S = 12.5e9  # between machines, where a device names no link of its own: 100 Gbit/s
 
 
@@ -63,8 +64,14 @@ def _print(
         _print_calibration(report.calibration, console)
     wanted = [f"{name} {ms:g} ms" for name, ms in (("TTFT", settings.ttft), ("TPOT", settings.tpot)) if ms is not None]
     goal = " and ".join(wanted) + ", each at p95"
-    console.print(f"\n{_count(report.needed)} hold {goal}")
-    _table(console, "replicas", [(str(size), outcome) for size, outcome in report.sizes])
+    if report.needed is None:
+        console.print(f"\nNot even {MOST_REPLICAS} replicas, the most that are simulated, hold {goal}.")
+        console.print(_why_none(report.sizes[-1][1]))
+    else:
+        console.print(f"\n{_count(report.needed)} {'holds' if report.needed == 1 else 'hold'} {goal}")
+    shown = [(size, found) for size, found in report.sizes if report.needed is not None or size & (size - 1) == 0]
+    console.print("Times in ms; cached: of the prompts; most : least, of the replicas' work.", style="dim")
+    _table(console, "replicas", [(str(size), outcome) for size, outcome in shown])
     console.print(f"\nRouting over {report.at} replicas; at random, {_count(report.needed_random)} would be needed")
     _table(console, "routing", list(report.routings.items()))
     console.print("\nOne replica dies halfway")
@@ -82,6 +89,13 @@ def _print(
             console.print(f"{line}, error {one.error:+.1%}")
 
 
+def _why_none(most: Outcome) -> str:
+    """What to do, by what so many replicas still miss."""
+    if most.utilization < MOSTLY_IDLE:
+        return f"They are {most.utilization:.0%} busy: single requests take so long, which no replica more helps."
+    return "Take a faster device, fewer bits, or other bounds."
+
+
 def _print_calibration(calibration: Calibration, console: Console) -> None:
     found = calibration.overheads
     step, row, request = (1000 * seconds for seconds in (found.step_s, found.row_s, found.request_s))
@@ -92,16 +106,20 @@ def _print_calibration(calibration: Calibration, console: Console) -> None:
 
 
 def _count(replicas: int | None) -> str:
-    return "more replicas than are simulated" if replicas is None else f"{replicas} replica{'s' * (replicas != 1)}"
+    return f"more than {MOST_REPLICAS} replicas" if replicas is None else f"{replicas} replica{'s' * (replicas != 1)}"
 
 
 def _table(console: Console, first: str, rows: list[tuple[str, Outcome]]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    titles = (first, "TTFT p50", "p95", "TPOT p50", "p95", "prompt cached", "busy", "most : least", "broken")
+    titles = (first, "TTFT p50", "p95", "TPOT p50", "p95", "cached", "busy", "most : least", "broken")
     for title in titles:
-        table.add_column(title, justify="left" if title == first else "right")
+        table.add_column(title, justify="left" if title == first else "right", no_wrap=True)
     for name, found in rows:
-        times = [f"{1000 * value:,.1f} ms" for value in (*found.ttft, *found.tpot)]
+        times = [_ms(seconds) for seconds in (*found.ttft, *found.tpot)]
         shares = [f"{found.prefix_hits:.0%}", f"{found.utilization:.0%}", f"{found.balance:.2f}"]
         table.add_row(name, *times, *shares, str(found.num_broken))
     console.print(table)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:,.1f}"

@@ -79,13 +79,18 @@ def split_passages(text: str) -> Iterator[str]:
         yield passage
 
 
+def tries(count: int) -> int:
+    """How often a draft is asked for, at most, so that `count` are kept."""
+    return 4 * count + 5
+
+
 async def draft_cases(judge: Judge, passages: list[str], count: int, seed: int = 0) -> AsyncIterator[Draft]:
     """At most `count` drafts: of five, three of one passage, one of two neighbours, one that is unanswerable."""
     rng = random.Random(seed)
     kinds: list[Kind] = ["one passage", "one passage", "two passages", "one passage", "unanswerable"]
     seen: set[str] = set()
     made = 0
-    for number in range(4 * count + len(kinds)):  # some are dropped
+    for number in range(tries(count)):
         kind = kinds[number % len(kinds)]
         at = rng.randrange(len(passages))
         chosen = tuple(passages[at : at + (2 if kind == "two passages" else 1)])
