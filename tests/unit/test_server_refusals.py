@@ -231,6 +231,15 @@ def test_context_errors_are_in_openais_words(api: Served, body: dict[str, Any]) 
     assert error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("role", ["system", "developer", "user"])
+@pytest.mark.parametrize("message", [{}, {"content": None}])
+def test_who_says_nothing_is_refused(role: str, message: dict[str, Any]) -> None:
+    with serving(FakeLoaded()) as served:
+        refused = served.refused("/v1/chat/completions", messages=[{"role": role, **message}])
+        assert f"role {role} needs a content" in refused["message"]
+        served.ok("/v1/chat/completions", messages=[{"role": role, "content": ""}], max_tokens=1)
+
+
 def test_temperature_is_bounded_as_each_api_says() -> None:
     messages = [{"role": "user", "content": "hi"}]
     with serving(FakeLoaded()) as served:

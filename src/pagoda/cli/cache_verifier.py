@@ -29,9 +29,9 @@ def train_verifier(
 ) -> None:
     """Make a verifier of labelled pairs, for `pagoda serve --cache-verifier`. A minute for 20,000 pairs."""
     rows = read_pairs(pairs)
-    model = load_embedder(embedder, weights="q8_0")  # as the server computes
     about = f"{len(rows)} pairs of {pairs.name}; embedder {embedder}"
     with when_stopped(LOST):
+        model = load_embedder(embedder, weights="q8_0")  # as the server computes
         verifier = train(rows, model, seed=seed, about=about, progress=lambda text: typer.echo(text, err=True))
     try:
         output.write_text(json.dumps(verifier.to_json(), separators=(",", ":")) + "\n", encoding="utf-8")

@@ -106,9 +106,10 @@ ROWS: tuple[Row, ...] = (
     ("  1M input tokens", lambda p: _usd(p, "input")),
 )
 
+WHY_SO_MANY = (("users at once", "concurrency"),)  # said of each of several plans
 REASONS = (
     ("requests at once", "max_concurrent_requests"),
-    ("users at once", "concurrency"),
+    *WHY_SO_MANY,
     ("prefill", "prefill_bound"),
     ("decode", "decode_bound"),
     ("TTFT", "ttft_ms"),
@@ -154,9 +155,9 @@ def _print_sentences(one: dict[str, Any], console: Console, *, alone: bool) -> N
     console.print(Padding(Text(one["serve"]["speculation"]), (0, 0, 0, 2), expand=False))
     if one["serve"]["note"]:
         console.print(Padding(Text(one["serve"]["note"], style="yellow"), (0, 0, 0, 2), expand=False))
+    for label, key in REASONS if alone else WHY_SO_MANY:
+        console.print(Padding(Text(f"{label}: {one['reasons'][key]}", style="dim"), (0, 0, 0, 2), expand=False))
     if alone:
-        for label, key in REASONS:
-            console.print(Padding(Text(f"{label}: {one['reasons'][key]}", style="dim"), (0, 0, 0, 2), expand=False))
         console.print(Padding(Text(f"speeds from: {one['speeds_from']}", style="dim"), (0, 0, 0, 2), expand=False))
 
 

@@ -65,7 +65,9 @@ class Message(Strict):
 
     @model_validator(mode="after")
     def check_role(self) -> Message:
-        """Calls and thoughts are the assistant's."""
+        """Calls and thoughts are the assistant's; who only says something has to say it."""
+        if self.role in ("system", "developer", "user") and self.content is None:
+            raise ValueError(f"a message of the role {self.role} needs a content")
         if self.role != "assistant" and (self.tool_calls or self.reasoning_content or self.reasoning):
             raise ValueError("tool_calls and reasoning_content belong to messages of the assistant")
         return self
