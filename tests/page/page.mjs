@@ -144,6 +144,17 @@ const cases = {
     check(asked.join() === "other,other", `asked ${asked}`);
     check(!(await page.getByRole("link", { name: "Live" }).isVisible()), "a gateway over upstreams has no live page");
   },
+  async waits_for_models() {
+    const page = await fresh({ withKey: false, path: "/docs" });
+    let listed = [];
+    await page.route("**/v1/models", (route) => route.fulfill({ json: { data: listed } }));
+    await page.goto(url);
+    await page.getByRole("alert").filter({ hasText: "No upstream lists a model" }).waitFor();
+    listed = [{ id: "late", owned_by: "pagoda" }];
+    await page.waitForFunction(() => document.getElementById("model").textContent === "late");
+    check(!(await page.getByRole("alert").isVisible()), "the notice stays");
+    check(await page.getByRole("link", { name: "Live" }).isVisible(), "no live page");
+  },
   async works_from_the_keyboard() {
     const page = await fresh();
     check(await page.evaluate(() => document.activeElement.id === "input"), "the field has no focus");

@@ -1,6 +1,6 @@
 // Which model answers: the server's only one, or one of several to choose from.
 
-import { getJson } from "./api.js";
+import { ApiError, getJson } from "./api.js";
 import * as store from "./store.js";
 
 const at = (id) => document.getElementById(id);
@@ -15,9 +15,10 @@ export class Models {
     });
   }
 
-  /** Ask the server for its models. Throws ApiError. */
+  /** Ask the server for its models. Throws ApiError, of status 503 where there may be some later. */
   async show() {
     const all = (await getJson("v1/models")).data;
+    if (!all.length) throw new ApiError("No upstream lists a model: /health of this gateway says how they are.", 503);
     const names = all.map((one) => one.id);
     const wanted = this.chosen ?? store.loadModel();
     this.chosen = names.includes(wanted) ? wanted : (names[0] ?? null);
