@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pagoda.backends.cpu import CpuBackend
+from pagoda.engine.speculation.mtp import waiting_bytes
 from pagoda.formats.checkpoint import open_checkpoint
-from pagoda.models.registry import load_model
+from pagoda.models.registry import load_head, load_model
 from pagoda.plan.cost.memory import cpu_runtime_bytes
 from pagoda.plan.cost.resident import engine_bytes
 from pagoda.plan.model.models import builtin_shape, shape_of_file
 from pagoda.plan.model.weights import STORED, weights_in
+from tiny_heads import with_head
 from tiny_models import TINY, write_gguf
 
 NOT_IN_GGUF = {"qwen2_windowed", "qwen3moe_mixed"}
@@ -31,6 +34,29 @@ def test_bytes_are_the_engines_own(name: str, type: str, tmp_path: Path) -> None
         )
         assert sizes == (loaded.weight_bytes, loaded.buffer_bytes)
         loaded.close()
+
+
+@pytest.mark.parametrize("name", ["glm4moe", "glm4lite", "qwen35"])
+def test_a_head_beside_the_model_is_counted(name: str, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", with_head(name), type="Q8_0")
+    shape = shape_of_file(path)
+    weights = weights_in(shape, STORED)
+    sizes = engine_bytes(shape, weights, "f16", batch_tokens=48, rows=5, threads=2, with_head=True)
+    limits: dict[str, Any] = {"max_batch_tokens": 48, "max_batch_seqs": 5, "kv_type": "f16"}
+    with open_checkpoint(path) as checkpoint:
+        backend, model = CpuBackend(threads=2), load_model(checkpoint)
+        head = load_head(checkpoint, model)
+        assert head is not None
+        target = backend.load(model, **limits)
+        beside = backend.load_beside(head, target, **limits)
+        waiting = waiting_bytes(48, shape.hidden_size)
+        both = (target.weight_bytes + beside.weight_bytes, target.buffer_bytes + beside.buffer_bytes + waiting)
+        assert sizes == both
+        beside.close()
+        target.close()
+    assert shape.has_head
+    assert shape.with_head().attention[0].num_layers == shape.attention[0].num_layers + 1
+    assert not shape_of_file(write_gguf(tmp_path / "without.gguf", TINY[name])).has_head
 
 
 @pytest.mark.parametrize("name", ["gemma-3-270m", "qwen3-30b-a3b", "mixtral-8x7b", "phi-4-mini"])

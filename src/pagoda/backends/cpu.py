@@ -82,15 +82,25 @@ class CpuBackend:
         return CpuModel(program, weights, weights.num_bytes - before, ends, sites)
 
     def sizes(
-        self, model: ForwardModel, *, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType
+        self,
+        model: ForwardModel,
+        *,
+        max_batch_tokens: int,
+        max_batch_seqs: int,
+        kv_type: KVType,
+        beside: ForwardModel | None = None,
     ) -> tuple[int, int]:
-        """(weight_bytes, buffer_bytes) of what `load` would make; no weight is read, and nothing is allocated for long.
+        """(weight_bytes, buffer_bytes) of what `load` would make, and `load_beside` of the other; no weight is read,
+        and nothing is allocated for long.
 
         Raises what `load` raises for models and tensors that it does not take.
         """
-        weights = EmptyWeights(self.runtime)
-        program, *_ = self._compiled(model, weights, max_batch_tokens, max_batch_seqs, kv_type)
-        return weights.num_bytes, program.buffer_bytes
+        weights, buffer_bytes = EmptyWeights(self.runtime), 0
+        for one in (model, beside):
+            if one is not None:
+                program, *_ = self._compiled(one, weights, max_batch_tokens, max_batch_seqs, kv_type)
+                buffer_bytes += program.buffer_bytes
+        return weights.num_bytes, buffer_bytes
 
     def _compiled(
         self, model: ForwardModel, weights: PackedWeights, max_batch_tokens: int, max_batch_seqs: int, kv_type: KVType

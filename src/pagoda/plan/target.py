@@ -93,17 +93,23 @@ class Target:
         kv_type, tokens = self.kv_type, self.settings.prompt + self.settings.output
         shards = self.kv_shards
         weights, buffers, runtime = self._fixed()
+        shape = self.shape.with_head() if self.has_head else self.shape
         own = Memory(
             device_bytes=self.device.memory_bytes,
             usable_bytes=int(self.device.memory_bytes * self.settings.memory_utilization),
             weight_bytes=weights,
             buffer_bytes=buffers,
             runtime_bytes=runtime,
-            kv_token_bytes=sum(kv_token_bytes(kind, kv_type) for kind in self.shape.attention) / shards,
-            kv_request_bytes=-(-kv_request_bytes(self.shape, kv_type, tokens, self.chunk) // shards),
-            kv_context_bytes=-(-kv_request_bytes(self.shape, kv_type, self.context, self.chunk) // shards),
+            kv_token_bytes=sum(kv_token_bytes(kind, kv_type) for kind in shape.attention) / shards,
+            kv_request_bytes=-(-kv_request_bytes(shape, kv_type, tokens, self.chunk) // shards),
+            kv_context_bytes=-(-kv_request_bytes(shape, kv_type, self.context, self.chunk) // shards),
         )
         return own if self.draft is None else own.with_draft(self.draft.memory)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the model's own head guesses: of a file that has it, on a CPU, without a draft model."""
+        return self.device.kind != "gpu" and self.draft is None and self.shape.has_head
 
     @property
     def kv_shards(self) -> int:
@@ -129,7 +135,8 @@ class Target:
         if self.kv_type == "fp8":
             return None
         kv_type, threads = self.kv_type, usable_cores()
-        sizes = engine_bytes(self.shape, self.weights, kv_type, batch_tokens=self.chunk, rows=rows, threads=threads)
+        limits = {"batch_tokens": self.chunk, "rows": rows, "threads": threads}
+        sizes = engine_bytes(self.shape, self.weights, kv_type, **limits, with_head=self.has_head)
         if sizes is None:
             return None
         weights, buffers = sizes

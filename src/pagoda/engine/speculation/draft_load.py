@@ -17,7 +17,7 @@ from pagoda.engine.device import open_head
 from pagoda.engine.memory import Footprint, KVPlan
 from pagoda.engine.speculation.choose import wants_draft_model, wants_head
 from pagoda.engine.speculation.draft_model import DraftModelDrafter
-from pagoda.engine.speculation.mtp import STEPS_WAITING, MtpDrafter
+from pagoda.engine.speculation.mtp import MtpDrafter, waiting_bytes
 from pagoda.errors import ConfigError, FormatError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
@@ -125,7 +125,7 @@ def _placed_head(settings: EngineSettings, backend: SharingBackend, head: MtpHea
         max_batch_seqs=settings.num_seqs,
         kv_type=settings.kv_type,
     )
-    waiting = STEPS_WAITING * settings.batch_tokens * head.hidden_size * 4
+    waiting = waiting_bytes(settings.batch_tokens, head.hidden_size)
     return LoadedDraft(MtpDrafter.name, head, model, None, MtpDrafter, waiting)
 
 

@@ -36,6 +36,11 @@ FEWEST_WAITING, MOST_WAITING = 32, 256  # of one that is decoding
 HEAD = "mtp"
 
 
+def waiting_bytes(batch_tokens: int, hidden_size: int) -> int:
+    """The most that hidden states which wait take, of all sequences together."""
+    return STEPS_WAITING * batch_tokens * hidden_size * 4
+
+
 @dataclass(slots=True, eq=False)
 class _Follower:
     """How far the head has followed a sequence; `table` holds what it made of certain tokens."""

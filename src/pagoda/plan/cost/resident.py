@@ -15,11 +15,13 @@ import numpy as np
 
 from pagoda.backends.cpu import CpuBackend
 from pagoda.backends.specs import KVType
+from pagoda.engine.speculation.mtp import waiting_bytes
 from pagoda.errors import FormatError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.formats.checkpoint import open_checkpoint
 from pagoda.models.layers import Decoder
-from pagoda.models.registry import known_family, load_model
+from pagoda.models.mtp import MtpHead
+from pagoda.models.registry import known_family, load_head, load_model
 from pagoda.plan.model.checkpoints import ShapeCheckpoint, gguf_metadata
 from pagoda.plan.model.shapes import EMBEDDING, ModelShape, TensorShape
 from pagoda.plan.model.weights import ModelWeights
@@ -27,18 +29,29 @@ from pagoda.types import RawTensor
 
 
 def engine_bytes(
-    shape: ModelShape, weights: ModelWeights, kv_type: KVType, *, batch_tokens: int, rows: int, threads: int
+    shape: ModelShape,
+    weights: ModelWeights,
+    kv_type: KVType,
+    *,
+    batch_tokens: int,
+    rows: int,
+    threads: int,
+    with_head: bool = False,
 ) -> tuple[int, int] | None:
     """Bytes of weights, without the embedding table, and of the buffers of steps of `batch_tokens` tokens that want
-    `rows` rows of logits. None where the engine here does not run such a model or format."""
-    model = _model(shape, weights)
+    `rows` rows of logits; with_head: also of the head that predicts one token more, if it has one. None where the
+    engine here does not run such a model or format."""
+    model, head = _model(shape, weights)
     if model is None:
         return None
+    beside = head if with_head else None
+    waiting = 0 if beside is None else waiting_bytes(batch_tokens, beside.hidden_size)
+    sizes = {"max_batch_tokens": batch_tokens, "max_batch_seqs": rows}
     try:
-        backend = _backend(threads)
-        return backend.sizes(model, max_batch_tokens=batch_tokens, max_batch_seqs=rows, kv_type=kv_type)
+        packed, buffers = _backend(threads).sizes(model, **sizes, kv_type=kv_type, beside=beside)
     except UnsupportedError:
         return None
+    return packed, buffers + waiting
 
 
 def embedding_bytes(shape: ModelShape, weights: ModelWeights) -> int:
@@ -51,17 +64,22 @@ def _backend(threads: int) -> CpuBackend:
     return CpuBackend(threads=threads)
 
 
-def _model(shape: ModelShape, weights: ModelWeights) -> Decoder | None:
-    """The model as the engine would build it from a GGUF file of such weights."""
+def _model(shape: ModelShape, weights: ModelWeights) -> tuple[Decoder | None, MtpHead | None]:
+    """The model as the engine would build it from a GGUF file of such weights, and the head beside it."""
     family, types = known_family(shape.architecture), weights.types
     if family is None or family.build is None or types is None or not set(types.values()) <= set(BLOCK_TYPES):
-        return None
+        return None, None
     tensors = {t.name: _empty(t, types[t.name]) if t.is_matrix else _ones(t) for t in shape.tensors}
-    try:
-        with _metadata(shape, family.gguf) as metadata:
-            return load_model(ShapeCheckpoint(family.gguf, metadata, tensors))
-    except (FormatError, UnsupportedError):
-        return None
+    with _metadata(shape, family.gguf) as metadata:
+        checkpoint = ShapeCheckpoint(family.gguf, metadata, tensors)
+        try:
+            model = load_model(checkpoint)
+        except (FormatError, UnsupportedError):
+            return None, None
+        try:
+            return model, load_head(checkpoint, model)
+        except (FormatError, UnsupportedError):
+            return model, None
 
 
 @contextmanager

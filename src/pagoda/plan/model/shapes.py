@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 
 from pagoda.models.experts import is_expert
+from pagoda.models.registry import known_family
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
@@ -121,6 +122,18 @@ class ModelShape:
     def num_layers(self) -> int:
         """Also of layers without attention."""
         return 1 + max((layer for tensor in self.tensors if (layer := tensor.layer) is not None), default=0)
+
+    @cached_property
+    def has_head(self) -> bool:
+        """Whether the file has a layer that predicts one token more, of a family whose is used."""
+        family = known_family(self.architecture)
+        is_used = family is not None and family.head is not None
+        return is_used and any(t.name.endswith(".nextn.eh_proj.weight") for t in self.tensors)
+
+    def with_head(self) -> ModelShape:
+        """With the KV of such a layer, which keeps what the others do."""
+        first, *others = self.attention
+        return replace(self, attention=(replace(first, num_layers=first.num_layers + 1), *others))
 
     @cached_property
     def parameters(self) -> int:
