@@ -24,7 +24,7 @@ from pagoda.engine.load import load_engine
 from pagoda.engine.speculation import mtp
 from pagoda.engine.speculation.choose import check_speculation, wants_head
 from pagoda.engine.speculation.mtp import MtpDrafter
-from pagoda.errors import ConfigError
+from pagoda.errors import CapacityError, ConfigError
 from pagoda.grammar.source import GrammarSource
 from pagoda.sampling.reference import ReferenceSampler
 from pagoda.types import BLOCK_SIZE, Batch, FloatArray, LoadedAdapter, Request
@@ -273,6 +273,23 @@ def test_where_only_the_cpu_computes_heads(model: Path) -> None:
     assert headed_llm(model, backend="torch-cpu", speculation=("auto",)).loaded.draft is None
     with pytest.raises(ConfigError, match="on CPUs alone"):
         headed_llm(model, backend="torch-cpu")
+
+
+def test_the_head_gives_way_where_memory_is_short(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = EngineSettings(model=str(model), backend="cpu", max_context=128, memory_utilization=1.0)
+    alone = load_engine(replace(settings, speculation=("off",)))
+    needed = alone.model.weight_bytes + alone.model.buffer_bytes + 8 * alone.model.block_bytes(0)
+    alone.close()
+    monkeypatch.setattr("pagoda.engine.load.available_memory", lambda: needed)
+    with caplog.at_level(logging.INFO):
+        loaded = load_engine(settings)
+    assert loaded.draft is None
+    assert "without the model's own head" in caplog.text
+    loaded.close()
+    with pytest.raises(CapacityError):
+        load_engine(replace(settings, speculation=("mtp",)))
 
 
 def test_memory_counts_what_the_head_adds(model: Path) -> None:

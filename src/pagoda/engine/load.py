@@ -24,7 +24,7 @@ from pagoda.engine.limits import EngineLimits
 from pagoda.engine.memory import Footprint, KVPlan, available_memory, plan_kv
 from pagoda.engine.offload import KVOffload, open_offload
 from pagoda.engine.speculation.choose import check_speculation, choose_drafters
-from pagoda.engine.speculation.draft_load import LoadedDraft, load_guessing
+from pagoda.engine.speculation.draft_load import LoadedDraft, load_guessing, plan_beside
 from pagoda.engine.speculation.pacing import Pacer
 from pagoda.engine.thread import EngineThread
 from pagoda.errors import ConfigError
@@ -197,13 +197,12 @@ def _load(
         if drafters is None:
             draft = load_guessing(settings, backend, tokenizer, progress, (checkpoint, forward_model, model))
         adapters = _adapters(settings, checkpoint, forward_model, model)
-        kv_plan = plan_kv(
-            Footprint.of(forward_model, model, None if draft is None else draft.footprint, adapters.reserved_bytes),
-            settings,
-            forward_model.max_context,
-            available,
-            fill=device_memory is not None,
-        )
+
+        def plan(beside: Footprint | None) -> KVPlan:
+            footprint = Footprint.of(forward_model, model, beside, adapters.reserved_bytes)
+            return plan_kv(footprint, settings, forward_model.max_context, available, fill=device_memory is not None)
+
+        kv_plan, draft = plan_beside(settings, draft, plan)
         pace = Pacer() if drafters is None else None  # who brings drafters has them checked whole
         if drafters is None:
             drafters = choose_drafters(settings.speculation, asynchronous=model.asynchronous)

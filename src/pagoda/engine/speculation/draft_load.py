@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from pagoda.engine.memory import Footprint, KVPlan
 from pagoda.engine.speculation.choose import wants_draft_model, wants_head
 from pagoda.engine.speculation.draft_model import DraftModelDrafter
 from pagoda.engine.speculation.mtp import MtpDrafter, waiting_bytes
-from pagoda.errors import ConfigError, FormatError, UnsupportedError
+from pagoda.errors import CapacityError, ConfigError, FormatError, UnsupportedError
 from pagoda.formats.blocks import BLOCK_TYPES, tensor_bytes
 from pagoda.formats.checkpoint import Checkpoint, open_checkpoint
 from pagoda.formats.quantized import QuantizedTensor
@@ -90,6 +90,24 @@ def load_guessing(
     if wants_draft_model(settings):
         return load_draft(settings, backend, tokenizer, progress)
     return load_own_head(settings, backend, *target) if wants_head(settings) else None
+
+
+def plan_beside(
+    settings: EngineSettings, draft: LoadedDraft | None, plan: Callable[[Footprint | None], KVPlan]
+) -> tuple[KVPlan, LoadedDraft | None]:
+    """The KV plan with what guesses beside the target, and what that is. A head that nobody has named gives way where
+    memory is short.
+
+    Raises what `plan` does, CapacityError where there is no room.
+    """
+    try:
+        return plan(None if draft is None else draft.footprint), draft
+    except CapacityError as error:
+        if draft is None or draft.drafts is not MtpDrafter or MtpDrafter.name in settings.speculation:
+            raise
+        log.info("without the model's own head, which would guess tokens ahead: %s", error)
+        draft.close()
+        return plan(None), None
 
 
 def load_own_head(
