@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, settings
 from pagoda.sources import resolve
 
 # The same examples in every run, so that what passed once passes elsewhere; `--hypothesis-profile=random` draws others.
-# How fast a busy machine draws them is no fault of the code.
+# How fast a busy machine draws and runs them is no fault of the code.
 SLOW = (HealthCheck.too_slow,)
-settings.register_profile("repeatable", derandomize=True, suppress_health_check=SLOW)
-settings.register_profile("random", derandomize=False, suppress_health_check=SLOW)
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=SLOW)
+settings.register_profile("random", derandomize=False, deadline=None, suppress_health_check=SLOW)
 settings.load_profile("repeatable")
 
 

@@ -20,6 +20,7 @@ from pagoda.cache.stores.sqlite import SqliteStore
 from pagoda.crypt import Cipher
 from pagoda.errors import ConfigError
 from serving import HANG_S
+from sqlite_connections import connections, is_closed
 
 Open = Callable[[], Store]
 KINDS = ("memory", "sqlite", "redis", "postgres")
@@ -227,11 +228,13 @@ def test_damaged_rows_are_dropped(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "answers.sqlite"
     path.write_bytes(b"not a database, but long enough to be looked at" * 50)
+    opened = connections(monkeypatch)
     with pytest.raises(StoreError, match="not a database"):
         SqliteStore(path)
+    assert [is_closed(db) for db in opened] == [True]
 
 
 def test_no_server_is_a_store_error(tmp_path: Path) -> None:

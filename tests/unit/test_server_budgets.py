@@ -27,6 +27,7 @@ from pagoda.server.call import Call, DeltaStream
 from pagoda.server.key_store import KeyStore, Limits, Used, window
 from pagoda.types import Delta, Request, SamplingParams
 from serving import Served, serving, wait_for
+from sqlite_connections import connections, is_closed
 
 NOON = 1790856000.0  # 2026-10-01 12:00 UTC
 
@@ -209,11 +210,13 @@ def test_the_command_line(file: Path) -> None:
     assert "--keys-file is missing" in str(run(app, ["keys", "list"]).exception)
 
 
-def test_what_is_no_key_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_key_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "text"
     text.write_text("no database " * 100)
+    opened = connections(monkeypatch)
     with pytest.raises(ConfigError, match="--keys-file"):
         KeyStore(text)
+    assert [is_closed(db) for db in opened] == [True]
     with pytest.raises(ConfigError, match="--keys-file"):
         KeyStore(tmp_path / "no" / "folder")
 

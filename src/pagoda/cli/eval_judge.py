@@ -72,8 +72,8 @@ def open_judge(settings: JudgeSettings, engine: EngineSettings) -> Iterator[Open
     shown = f"{calibration.slope:.4g} and {calibration.offset:.4g}" if calibration else "uncalibrated"
     identity = f"{name}, {shown}, claims by {settings.claims}, prior {'on' if settings.prior else 'off'}"
     identity += f", words {'on' if settings.words else 'off'}"
-    cache = ResponseCache(cache_dir() / "judge.sqlite", name) if settings.judge_cache else None
     with open_endpoints(replace(engine, model=settings.judge), remote, settings.judge_key) as open_endpoint:
+        cache = ResponseCache(cache_dir() / "judge.sqlite", name) if settings.judge_cache else None
         judge = Judge(
             open_endpoint,
             model,

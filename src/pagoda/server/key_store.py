@@ -12,6 +12,7 @@ import json
 import secrets
 import sqlite3
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -77,12 +78,15 @@ class KeyStore:
     def __init__(self, path: Path) -> None:
         """Raises ConfigError where the file cannot be opened or is no such file."""
         try:
-            path.touch(mode=0o600)  # before SQLite makes it, and its log beside it, readable to others
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.executescript(TABLES)
-            path.chmod(0o600)
+            with ExitStack() as on_error:
+                path.touch(mode=0o600)  # before SQLite makes it, and its log beside it, readable to others
+                self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+                on_error.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                self._db.executescript(TABLES)
+                path.chmod(0o600)
+                on_error.pop_all()
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(f"--keys-file {path}: {error}") from None
 

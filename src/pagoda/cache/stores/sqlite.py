@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pagoda.cache.entry import Entry
@@ -50,9 +50,10 @@ class SqliteStore:
         self._indexes = Indexes()
         self._lock = threading.RLock()
         self._known: set[tuple[str, str]] = set()  # partitions and spaces whose vectors are in memory
-        with self._errors():
+        with self._errors(), ExitStack() as on_error:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            on_error.callback(self._db.close)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -61,6 +62,7 @@ class SqliteStore:
             self._db.executescript(SCHEMA)
             self._db.execute(f"PRAGMA user_version={VERSION}")
             self._seen_changes, self._seen_row = self._changes(), self._last_row()
+            on_error.pop_all()
 
     def put(self, entry: Entry, *, renew: bool = False) -> None:
         row = row_of(entry, self._cipher)
