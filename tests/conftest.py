@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: its threads spin, at a loss on a busy machine
 
@@ -19,6 +20,13 @@ SLOW = (HealthCheck.too_slow,)
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=SLOW)
 settings.register_profile("random", derandomize=False, deadline=None, suppress_health_check=SLOW)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of tests that have one name pytest-xdist runs one, and says nothing of the others."""
+    twice = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
+    if twice:
+        raise pytest.UsageError(f"several tests are called {twice[0]}: give each a name of its own")
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case
 from schemathesis.checks import not_a_server_error
+from schemathesis.schemas import APIOperation
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -25,7 +26,7 @@ from serving import serving
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 
 document = openapi.document()
-schema = schemathesis.openapi.from_dict(document)
+operations = [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,16 @@ def base_url() -> Iterator[str]:
         yield served.url
 
 
-@schema.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
-def test_answers_are_as_documented(case: Case, base_url: str) -> None:
-    case.call_and_validate(base_url=base_url, checks=list(CHECKS))
+@pytest.mark.parametrize("operation", operations, ids=lambda operation: operation.label)
+def test_answers_are_as_documented(operation: APIOperation, base_url: str) -> None:
+    """Not by schemathesis' own parametrize: all its tests have one node id, and pytest-xdist runs one of them."""
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @given(operation.as_strategy())
+    def answers(case: Case) -> None:
+        case.call_and_validate(base_url=base_url, checks=list(CHECKS))
+
+    answers()
 
 
 def test_the_document_is_served(base_url: str) -> None:
