@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# llama.cpp as of llama-cpp-python 0.3.36: a DeepSeek V2 with groups of experts picks other experts than its publisher's code.
+# llama.cpp as of llama-cpp-python 0.3.36: a DeepSeek V2 with groups picks other experts than its publisher's code does.
 #
 # DeepSeek V2 takes the groups whose best expert is best (group_limited_greedy); V3 those whose two best have the largest
 # sum. llama.cpp computes the sum for both: the file says how many groups there are and how many are used, and nothing of
