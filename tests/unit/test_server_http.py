@@ -247,13 +247,17 @@ def test_who_does_not_read_is_cut_off() -> None:
 
 
 def test_who_reads_slowly_gets_all() -> None:
-    with serving(FakeLoaded(), write_timeout=0.3) as served, connected(served.url) as sock:
-        sock.sendall(post("/v1/completions", **LONG | {"n": 32}))
-        data, pause = b"", 0.05
-        while not data.endswith(b"0\r\n\r\n"):
-            time.sleep(pause)
-            data += sock.recv(1 << 20)
-        assert b"data: [DONE]" in data
+    """However long it takes, as long as some of it is read within the time."""
+    with serving(FakeLoaded(), write_timeout=2.0) as served, connected(served.url) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        begun = time.monotonic()
+        sock.sendall(post("/v1/completions", **LONG))
+        data = bytearray()
+        while not data.endswith(b"0\r\n\r\n") and (piece := sock.recv(1 << 16)):
+            data += piece
+            time.sleep(0.02)
+        assert b"data: [DONE]" in data[-100:]
+        assert time.monotonic() > begun + 2
 
 
 def test_an_answer_may_take_longer_than_a_body() -> None:
