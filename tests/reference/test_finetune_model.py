@@ -28,7 +28,7 @@ from tiny_specs import HYBRIDS
 UNTRAINED = [
     name
     for name in TINY
-    if name.startswith(("stablelm", "nemotron", "gemma4", "gemma3n", "qwen2vl", "qwen25vl", "qwen3vl"))
+    if name.startswith(("stablelm", "mimo", "nemotron", "gemma4", "gemma3n", "qwen2vl", "qwen25vl", "qwen3vl"))
 ]
 FAMILIES = [name for name in TINY if name not in (*MIXTURES, *HYBRIDS, *UNTRAINED, "cohere_plus", "granite4_attention")]
 LENGTHS = (7, 12, 20)  # the last is longer than the windows of families that slide

@@ -136,7 +136,7 @@ def test_a_client_that_reads_nothing_is_seen_before_megabytes_wait_for_it() -> N
         sock.sendall(asked)
         bridge = served.server.service.model().bridge
         wait_for(lambda: bridge.num_slow_streams == 1)
-        assert served.client.get("/live/state").json()["situation"] == "slow client"
+        wait_for(lambda: served.client.get("/live/state").json()["situation"] == "slow client")
 
 
 def test_events_come_every_second_and_end_with_the_server() -> None:
