@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -45,6 +46,12 @@ def test_answers_are_as_documented(operation: APIOperation, base_url: str) -> No
         case.call_and_validate(base_url=base_url, checks=list(CHECKS))
 
     answers()
+
+
+def test_numbers_beyond_64_bits_are_refused(base_url: str) -> None:
+    """They are said again in the answer, where JSON's writer would not take them."""
+    body = {"prompt": "a", "t_max_predict_ms": 2**70}
+    assert httpx.post(f"{base_url}/completion", json=body).status_code == 400
 
 
 def test_the_document_is_served(base_url: str) -> None:

@@ -75,14 +75,14 @@ class LlamaSampling(Marked):
     response_fields: Annotated[list[str], Field(max_length=128)] | None = None
     # harmless: where and how, not what
     cache_prompt: bool | None = None
-    id_slot: Int | None = None
-    n_keep: Int | None = None
-    n_discard: Int | None = None
+    id_slot: Int64 | None = None
+    n_keep: Int64 | None = None
+    n_discard: Int64 | None = None
     min_keep: Literal[0] | None = None
     n_indent: Literal[0] | None = None
-    n_cache_reuse: Int | None = None
-    t_max_prompt_ms: Int | None = None
-    t_max_predict_ms: Int | None = None
+    n_cache_reuse: Int64 | None = None
+    t_max_prompt_ms: Int64 | None = None
+    t_max_predict_ms: Int64 | None = None
     post_sampling_probs: Literal[False] | None = None
 
     @model_validator(mode="after")
