@@ -13,15 +13,13 @@ from array import array
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from pagoda.backends.base import LoadedModel, run_batch
+from pagoda.backends.base import run_batch
 from pagoda.engine.drafters import DraftQuery, Key, Price, Proposal
-from pagoda.engine.speculation.followers import Followers, Stretch, batch_of
-from pagoda.engine.speculation.guessing import STRENGTH, Guess, Guesser, price_of
-from pagoda.engine.speculation.pacing import StepTimes
-from pagoda.kv.cache import KVCache
+from pagoda.engine.speculation.computing import ComputingDrafter, proposals
+from pagoda.engine.speculation.followers import Stretch, batch_of
+from pagoda.engine.speculation.guessing import Guess, price_of
 from pagoda.kv.prefix import prefix_root
 from pagoda.kv.table import BlockTable
-from pagoda.sampling.base import SamplerProtocol
 from pagoda.types import FloatArray
 
 
@@ -51,44 +49,10 @@ class _Drafting:
         return len(self.follower.tokens) >= len(self.guess.query.tokens)
 
 
-class DraftModelDrafter:
+class DraftModelDrafter(ComputingDrafter[_Follower]):
     """A `Drafter` over a loaded model that nobody else uses."""
 
     name = "draft"
-    active = True
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        sampler: SamplerProtocol,
-        *,
-        vocab_size: int,
-        windows: Seq[int | None],
-        num_blocks: Seq[int],
-        max_context: int,
-        max_batch_tokens: int,
-        max_num_seqs: int,
-    ) -> None:
-        """`sampler` and vocab_size are the target's; the rest describes the draft model, as `Engine` takes it."""
-        model.allocate_kv(tuple(num_blocks))
-        self._model = model
-        self._guesser = Guesser(sampler, vocab_size)
-        self._max_context = max_context
-        self._max_batch_tokens = max_batch_tokens
-        self._max_num_seqs = min(max_num_seqs, max_batch_tokens)
-        self._followers: Followers[_Follower] = Followers(
-            windows,
-            num_blocks,
-            max_seqs=self._max_num_seqs,
-            max_context=max_context,
-            chunk=max_batch_tokens,
-            copy=model.copy_blocks,
-        )
-        self.times = StepTimes()  # of the draft model
-
-    @property
-    def kv(self) -> KVCache:
-        return self._followers.kv
 
     # What it costs
 
@@ -113,10 +77,7 @@ class DraftModelDrafter:
         finally:
             for one in drafting:
                 one.guess.rewind()
-        proposals = [Proposal()] * len(queries)
-        for one in drafting:
-            proposals[one.guess.place] = Proposal(one.guess.tokens, STRENGTH)
-        return proposals
+        return proposals((one.guess for one in drafting), len(queries))
 
     def _follow(self, queries: Seq[DraftQuery]) -> list[_Drafting]:
         """Those of the sequences that can be followed, brought back to what is certain of them."""
@@ -200,10 +161,3 @@ class DraftModelDrafter:
 
     def verified(self, key: Key, num_proposed: int, num_accepted: int) -> None:
         """The next query says what was kept."""
-
-    def forget(self, key: Key) -> None:
-        self._followers.forget(key)
-
-    def check(self) -> None:
-        """Every block belongs to a sequence that is followed, or to nobody."""
-        self._followers.check()

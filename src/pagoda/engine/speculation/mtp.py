@@ -20,15 +20,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pagoda.backends.base import LoadedModel
 from pagoda.engine.drafters import DraftQuery, Key, Price, Proposal
-from pagoda.engine.speculation.followers import Followers, Stretch, batch_of
-from pagoda.engine.speculation.guessing import STRENGTH, Guess, Guesser, price_of
-from pagoda.engine.speculation.pacing import StepTimes
-from pagoda.kv.cache import KVCache
+from pagoda.engine.speculation.computing import ComputingDrafter, proposals
+from pagoda.engine.speculation.followers import Stretch, batch_of
+from pagoda.engine.speculation.guessing import Guess, price_of
 from pagoda.kv.prefix import prefix_root
 from pagoda.kv.table import BlockTable
-from pagoda.sampling.base import SamplerProtocol
 from pagoda.types import FloatArray, Request
 
 STEPS_WAITING = 4  # steps' worth of hidden states that wait, of all sequences together
@@ -83,44 +80,10 @@ class _Drafting:
     hidden: FloatArray | None = None
 
 
-class MtpDrafter:
+class MtpDrafter(ComputingDrafter[_Follower]):
     """A `Drafter` and `HiddenReader` over a loaded head that nobody else uses."""
 
     name = HEAD
-    active = True
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        sampler: SamplerProtocol,
-        *,
-        vocab_size: int,
-        windows: Seq[int | None],
-        num_blocks: Seq[int],
-        max_context: int,
-        max_batch_tokens: int,
-        max_num_seqs: int,
-    ) -> None:
-        """`sampler` and vocab_size are the target's; the rest describes the head, as `Engine` takes it."""
-        model.allocate_kv(tuple(num_blocks))
-        self._model = model
-        self._guesser = Guesser(sampler, vocab_size)
-        self._max_context = max_context
-        self._max_batch_tokens = max_batch_tokens
-        self._max_num_seqs = min(max_num_seqs, max_batch_tokens)
-        self._followers: Followers[_Follower] = Followers(
-            windows,
-            num_blocks,
-            max_seqs=self._max_num_seqs,
-            max_context=max_context,
-            chunk=max_batch_tokens,
-            copy=model.copy_blocks,
-        )
-        self.times = StepTimes()  # of the head
-
-    @property
-    def kv(self) -> KVCache:
-        return self._followers.kv
 
     # What the model computed
 
@@ -220,10 +183,7 @@ class MtpDrafter:
             for one in drafting:
                 one.guess.rewind()
                 self.kv.truncate(one.follower.table, one.follower.table.num_tokens)
-        proposals = [Proposal()] * len(queries)
-        for one in drafting:
-            proposals[one.guess.place] = Proposal(one.guess.tokens, STRENGTH)
-        return proposals
+        return proposals((one.guess for one in drafting), len(queries))
 
     def _chosen(self, queries: Seq[DraftQuery]) -> list[_Drafting]:
         """Those sequences whose waiting positions fit into a step together, with room for them."""
@@ -293,10 +253,3 @@ class MtpDrafter:
 
     def verified(self, key: Key, num_proposed: int, num_accepted: int) -> None:
         """What was kept comes with the model's hidden states."""
-
-    def forget(self, key: Key) -> None:
-        self._followers.forget(key)
-
-    def check(self) -> None:
-        """Every block belongs to a sequence that is followed, or to nobody."""
-        self._followers.check()
